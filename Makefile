@@ -1,0 +1,31 @@
+# Both `make demo` and `make test` set everything up on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/.installed  ## the whole journey on synthetic videos, about 7 minutes on 2 cores
+	$(BIN)/twostream demo demo
+
+test: .venv/.installed  ## all tests
+	$(BIN)/python -m pytest
+
+check: .venv/.installed  ## formatting, lint, types, arrows, cluster files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -p no:cacheprovider --no-header tests/test_cluster.py
+
+format: .venv/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache

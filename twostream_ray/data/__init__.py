@@ -1,0 +1,1 @@
+"""Labelled videos in, batches of snippets out; importing this package loads nothing heavy."""

@@ -1,0 +1,73 @@
+"""The errors of twostream_ray: each message says what was wanted, what came, where, and the way out.
+
+TwoStreamError
+├── ConfigError            a setting: unknown key, bad value, impossible combination
+├── CatalogError           a data set's folders or lists
+├── VideoError             one video cannot be used; ingest quarantines it
+│   ├── EmptyClipError     it has too few frames
+│   └── DecodeError        its bytes cannot be decoded whole
+├── ShardError             a shard or manifest is missing, damaged or of another version
+├── ContractMismatchError  flow of one kind met a model, shard or checkpoint of another
+├── TooManyBadVideosError  ingest quarantined more than max_bad_fraction allows
+├── StorageError           a path or URI cannot be read or written
+├── CheckpointError        a checkpoint is missing, damaged or of another network
+├── WeightsError           pretrained weights are missing or do not fit
+├── TrainingError          a run cannot go on
+└── RegistryError          MLflow's registry has no such model or version
+"""
+
+
+class TwoStreamError(Exception):
+    """Whatever twostream_ray refuses; the command line prints it in one line and exits with 2."""
+
+
+class ConfigError(TwoStreamError):
+    """A setting has an unknown key, a bad value, or does not go with another."""
+
+
+class CatalogError(TwoStreamError):
+    """A data set's folders or lists are not what its layout says."""
+
+
+class VideoError(TwoStreamError):
+    """One video cannot be used."""
+
+
+class EmptyClipError(VideoError):
+    """A clip has too few frames."""
+
+
+class DecodeError(VideoError):
+    """A video's bytes cannot be decoded, or not whole."""
+
+
+class ShardError(TwoStreamError):
+    """A shard or a manifest is missing, damaged or of another version."""
+
+
+class ContractMismatchError(TwoStreamError):
+    """Flow of one kind met a model, shard or checkpoint made for another."""
+
+
+class TooManyBadVideosError(TwoStreamError):
+    """More videos were quarantined than max_bad_fraction allows."""
+
+
+class StorageError(TwoStreamError):
+    """A path or URI cannot be read or written."""
+
+
+class CheckpointError(TwoStreamError):
+    """A checkpoint is missing, damaged or of another network."""
+
+
+class WeightsError(TwoStreamError):
+    """Pretrained weights are missing or do not fit the network."""
+
+
+class TrainingError(TwoStreamError):
+    """A training run cannot go on."""
+
+
+class RegistryError(TwoStreamError):
+    """The model registry has no such model, version or alias, or cannot be reached."""

@@ -1,0 +1,1 @@
+"""The networks of the two-stream family: tensors in, class scores out."""

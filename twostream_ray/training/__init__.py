@@ -1,0 +1,1 @@
+"""What is minimised, how one step is made, and what is kept of it."""
