@@ -1,0 +1,99 @@
+"""Which frames a sample is made of: snippet times in training and at test time (Feichtenhofer et al. 2016, sec. 3.3)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostream_ray.errors import ConfigError, EmptyClipError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """Which snippets make a sample."""
+
+    num_snippets: int = 5
+    """T: snippets per sample, each one RGB frame and the flow stack centred on it."""
+
+    min_stride_frames: int = 5
+    """Smallest stride tau between snippets, in frames; training draws tau uniformly (5..15 in the official code)."""
+
+    max_stride_frames: int = 15
+    """Largest stride tau between snippets, in frames; the stride at test time."""
+
+    flow_length: int = 10
+    """L: flow fields per snippet; the stack has 2L channels, ordered x1, y1, x2, y2, ..."""
+
+    test_times: int = 4
+    """Samples of a clip at test time, evenly spaced; a video's score is their mean."""
+
+    def __post_init__(self) -> None:
+        if self.num_snippets < 1:
+            raise ConfigError(f"data.sampling.num_snippets must be at least 1, got {self.num_snippets}")
+        if not 1 <= self.min_stride_frames <= self.max_stride_frames:
+            raise ConfigError(
+                "data.sampling.min_stride_frames must be at least 1 and at most max_stride_frames, got "
+                f"{self.min_stride_frames} and {self.max_stride_frames}"
+            )
+        if self.flow_length < 2 or self.flow_length % 2:
+            raise ConfigError(f"data.sampling.flow_length must be even and at least 2, got {self.flow_length}")
+        if self.test_times < 1:
+            raise ConfigError(f"data.sampling.test_times must be at least 1, got {self.test_times}")
+
+
+def chunk_centres(num_frames: int, *, num_chunks: int, stride_frames: int, start: int = 0) -> NDArray[np.int64]:
+    """Centre frame of each chunk: start, start + tau, ... (Feichtenhofer et al. 2016, sec. 3.3).
+
+    A short clip repeats its last frame. Shape (num_chunks,), values in [0, num_frames).
+
+    Raises:
+        EmptyClipError: the clip has no frame.
+    """
+    if num_frames < 1:
+        raise EmptyClipError(f"a clip needs at least 1 frame, got {num_frames}")
+    return np.minimum(start + stride_frames * np.arange(num_chunks), num_frames - 1)
+
+
+def training_times(num_frames: int, *, config: SamplingConfig, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Snippet times of one training sample: stride and start drawn, the window inside the clip where it fits.
+
+    Shape (T,), values in [0, num_frames).
+
+    Raises:
+        EmptyClipError: the clip has no frame.
+    """
+    stride = int(rng.integers(config.min_stride_frames, config.max_stride_frames, endpoint=True))
+    last_start = max(num_frames - 1 - stride * (config.num_snippets - 1), 0)
+    start = int(rng.integers(0, last_start, endpoint=True))
+    return chunk_centres(num_frames, num_chunks=config.num_snippets, stride_frames=stride, start=start)
+
+
+def evaluation_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.int64]:
+    """Snippet times of every test sample of a clip, starts evenly spaced and centred.
+
+    Shape (test_times, T), values in [0, num_frames).
+
+    Raises:
+        EmptyClipError: the clip has no frame.
+    """
+    stride = config.max_stride_frames
+    last_start = max(num_frames - 1 - stride * (config.num_snippets - 1), 0)
+    # Midpoints of equal parts, so that a single test sample looks at the middle of the clip.
+    starts = np.floor((np.arange(config.test_times) + 0.5) / config.test_times * (last_start + 1)).astype(np.int64)
+    return np.stack(
+        [
+            chunk_centres(num_frames, num_chunks=config.num_snippets, stride_frames=stride, start=int(start))
+            for start in starts
+        ]
+    )
+
+
+
+
+def clip_rng(*, seed: int, epoch: int, clip_id: str) -> np.random.Generator:
+    """The generator of every draw made for a clip in an epoch: a function of (seed, epoch, clip id) alone."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{clip_id}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

@@ -1,0 +1,411 @@
+"""Shards of encoded clips with their flow: schema, writing, the manifest over them, reading back.
+
+A shard set is a directory or prefix:
+
+    manifest.json        classes, flow contract, splits, shards with rows, bytes and sha256
+    index.parquet        one row per clip: where it lies, label, splits, frames; no pictures
+    quarantine.csv       videos that could not be used: uri, reason, sha256
+    shards/*.parquet     128 rows a file, 16 rows a row group, one column per stream
+    parts/*.json         one record per finished shard: what a later ingest need not repeat
+
+Names are content-addressed: the same videos and settings give the same files, whoever writes them and in what order.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from twostream_ray import storage
+from twostream_ray.data.catalog import Clip
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.snippets import EncodedClip
+from twostream_ray.errors import ShardError, StorageError
+
+FORMAT = 1
+"""Version of the layout; another one is refused."""
+
+ROWS_PER_GROUP = 16
+"""Rows read together: few requests to an object store, little memory."""
+
+SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("label", pa.int32()),
+        ("class_name", pa.string()),
+        ("splits", pa.list_(pa.string())),
+        ("num_frames", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("fps", pa.float64()),
+        ("source_uri", pa.string()),
+        ("source_sha256", pa.string()),
+        ("video_crc32", pa.uint32()),
+        ("flow_crc32", pa.uint32()),
+        ("video", pa.large_binary()),
+        ("flow", pa.list_(pa.large_binary())),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPlan:
+    """One shard to be written: which clips, in which order."""
+
+    key: str
+    """Content address: 16 hexadecimal digits over the clips' identities and the flow contract."""
+
+    clips: tuple[Clip, ...]
+    """Rows to be, less those that turn out bad."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantined:
+    """A video that could not be used."""
+
+    uri: str
+    clip_id: str
+    reason: str
+    sha256: str
+
+
+def plan_shards(clips: Sequence[Clip], *, contract: FlowContract, rows_per_shard: int) -> list[ShardPlan]:
+    """Clips shuffled by a hash of their name and cut into shards; the same clips always give the same plan.
+
+    Removing whole planned shards from `clips` leaves the plan of the rest unchanged, so an interrupted ingest can be
+    planned again over what is missing.
+    """
+    shuffled = sorted(clips, key=lambda clip: hashlib.blake2b(clip.clip_id.encode(), digest_size=8).digest())
+    return [
+        _planned(shuffled[start : start + rows_per_shard], contract=contract)
+        for start in range(0, len(shuffled), rows_per_shard)
+    ]
+
+
+def _planned(clips: Sequence[Clip], *, contract: FlowContract) -> ShardPlan:
+    identity = json.dumps([FORMAT, contract.hash, [clip_identity(clip) for clip in clips]])
+    return ShardPlan(key=hashlib.sha256(identity.encode()).hexdigest()[:16], clips=tuple(clips))
+
+
+def clip_identity(clip: Clip) -> list[Any]:
+    """What makes a clip the same one in a later ingest: name, size, label and splits."""
+    return [clip.clip_id, clip.size_bytes, clip.label, clip.class_name, list(clip.splits)]
+
+
+class ShardWriter:
+    """Writes one shard, a row group at a time, and its record in parts/ when it is whole."""
+
+    def __init__(self, plan: ShardPlan, *, out: str, contract: FlowContract) -> None:
+        """`out` is the shard set's directory or prefix."""
+        self._plan, self._out, self._contract = plan, out, contract
+        self._buffer = io.BytesIO()
+        self._writer = pq.ParquetWriter(
+            self._buffer,
+            SCHEMA.with_metadata({b"flow_contract": json.dumps(contract.to_dict(), sort_keys=True).encode()}),
+            # Pictures are compressed already: another layer only costs time.
+            compression="none",
+            use_dictionary=["class_name"],
+            write_statistics=["clip_id", "label", "num_frames"],
+        )
+        self._rows: list[dict[str, Any]] = []
+        self._kept: list[dict[str, Any]] = []
+        self._bad: list[Quarantined] = []
+
+    def add(self, clip: Clip, encoded: EncodedClip, *, source_sha256: str) -> None:
+        """Append a clip as the next row."""
+        assert encoded.video is not None and encoded.flow is not None
+        self._rows.append(
+            {
+                "clip_id": clip.clip_id,
+                "label": clip.label,
+                "class_name": clip.class_name,
+                "splits": list(clip.splits),
+                "num_frames": encoded.num_frames,
+                "height": encoded.height,
+                "width": encoded.width,
+                "fps": encoded.fps,
+                "source_uri": clip.uri,
+                "source_sha256": source_sha256,
+                "video_crc32": zlib.crc32(encoded.video),
+                "flow_crc32": fields_crc32(encoded.flow),
+                "video": encoded.video,
+                "flow": list(encoded.flow),
+            }
+        )
+        self._kept.append({"identity": clip_identity(clip), "num_frames": encoded.num_frames})
+        if len(self._rows) == ROWS_PER_GROUP:
+            self._flush()
+
+    def quarantine(self, clip: Clip, *, reason: str, sha256: str) -> None:
+        """Record a clip that cannot be used."""
+        self._bad.append(Quarantined(uri=clip.uri, clip_id=clip.clip_id, reason=reason, sha256=sha256))
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), row_group_size=ROWS_PER_GROUP)
+            self._rows.clear()
+
+    def finish(self) -> dict[str, Any]:
+        """Store the shard, then its record, and return the record.
+
+        The record comes last: a shard without one does not count and is written again.
+
+        Raises:
+            StorageError: the place cannot be written.
+        """
+        self._flush()
+        self._writer.close()
+        content = self._buffer.getvalue()
+        name = f"{self._plan.key}-{len(self._kept)}.parquet" if self._kept else None
+        if name:
+            storage.write_bytes(storage.join(self._out, "shards", name), content)
+        identities = {clip.clip_id: clip_identity(clip) for clip in self._plan.clips}
+        part = {
+            "format": FORMAT,
+            "key": self._plan.key,
+            "flow_contract": self._contract.to_dict(),
+            "shard": name,
+            "bytes": len(content) if name else 0,
+            "sha256": hashlib.sha256(content).hexdigest() if name else None,
+            "clips": self._kept,
+            "quarantined": [
+                {"identity": identities[bad.clip_id], "uri": bad.uri, "reason": bad.reason, "sha256": bad.sha256}
+                for bad in self._bad
+            ],
+        }
+        storage.write_bytes(
+            storage.join(self._out, "parts", f"{self._plan.key}.json"), json.dumps(part, sort_keys=True).encode()
+        )
+        return part
+
+
+def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
+    """Checksum over a clip's flow fields in order."""
+    value = 0
+    for field in fields:
+        value = zlib.crc32(field, value)
+    return value
+
+
+def finished_parts(out: str, *, clips: Sequence[Clip], contract: FlowContract) -> tuple[list[dict[str, Any]], list[str]]:
+    """Records of shards in `out` that hold exactly what the catalog still asks for, and the names of stale files.
+
+    Raises:
+        StorageError: the place cannot be read.
+    """
+    wanted = {clip.clip_id: clip_identity(clip) for clip in clips}
+    try:
+        names = [name for name, _ in storage.list_files(out)]
+    except StorageError:
+        return [], []
+    present = set(names)
+    parts, kept = [], set()
+    for name in names:
+        if not (name.startswith("parts/") and name.endswith(".json")):
+            continue
+        part = json.loads(storage.read_text(storage.join(out, name)))
+        entries = part.get("clips", []) + part.get("quarantined", [])
+        whole = (
+            part.get("format") == FORMAT
+            and FlowContract.from_dict(part["flow_contract"]) == contract
+            and (part["shard"] is None or f"shards/{part['shard']}" in present)
+            and all(wanted.get(entry["identity"][0]) == entry["identity"] for entry in entries)
+        )
+        if whole:
+            parts.append(part)
+            kept |= {name, f"shards/{part['shard']}"}
+    stale = [name for name in names if name.startswith(("parts/", "shards/")) and name not in kept]
+    return parts, stale
+
+
+def write_manifest(out: str, *, parts: Sequence[dict[str, Any]], classes: Sequence[str], contract: FlowContract) -> None:
+    """Write index, quarantine table and manifest over finished shards, in an order that depends on content alone.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    ordered = sorted(parts, key=lambda part: str(part["key"]))
+    with_rows = [part for part in ordered if part["shard"]]
+    rows = [
+        {
+            "clip_id": entry["identity"][0],
+            "label": entry["identity"][2],
+            "splits": entry["identity"][4],
+            "num_frames": entry["num_frames"],
+            "shard": shard,
+            "row": row,
+        }
+        for shard, part in enumerate(with_rows)
+        for row, entry in enumerate(part["clips"])
+    ]
+    index = io.BytesIO()
+    schema = pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("label", pa.int32()),
+            ("splits", pa.list_(pa.string())),
+            ("num_frames", pa.int32()),
+            ("shard", pa.int32()),
+            ("row", pa.int32()),
+        ]
+    )
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), index)
+    bad = [entry for part in ordered for entry in part["quarantined"]]
+    splits = Counter(split for row in rows for split in row["splits"])
+    manifest = {
+        "format": FORMAT,
+        "classes": list(classes),
+        "flow_contract": contract.to_dict(),
+        "flow_contract_hash": contract.hash,
+        "clips": len(rows),
+        "frames": sum(row["num_frames"] for row in rows),
+        "quarantined": len(bad),
+        "splits": dict(sorted(splits.items())),
+        "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
+        "shards": [
+            {"name": part["shard"], "rows": len(part["clips"]), "bytes": part["bytes"], "sha256": part["sha256"]}
+            for part in with_rows
+        ],
+    }
+    storage.write_bytes(storage.join(out, "index.parquet"), index.getvalue())
+    storage.write_bytes(storage.join(out, "quarantine.csv"), _as_csv(bad).encode())
+    storage.write_bytes(storage.join(out, "manifest.json"), (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _as_csv(bad: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, ["clip_id", "uri", "reason", "sha256"], lineterminator="\n")
+    table.writeheader()
+    for entry in sorted(bad, key=lambda entry: str(entry["uri"])):
+        table.writerow(
+            {"clip_id": entry["identity"][0], **{name: entry[name] for name in ("uri", "reason", "sha256")}}
+        )
+    return text.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSet:
+    """A manifest read back: what there is, and where each clip lies."""
+
+    uri: str
+    """Directory or prefix of the set."""
+
+    hash: str
+    """sha256 of manifest.json: names the data exactly."""
+
+    classes: tuple[str, ...]
+    """Class names by label."""
+
+    contract: FlowContract
+    """How the flow was made."""
+
+    shard_names: tuple[str, ...]
+    """File names below shards/."""
+
+    quarantined: int
+    """Videos that could not be used."""
+
+    index: pa.Table
+    """One row per clip: clip_id, label, splits, num_frames, shard, row."""
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of each clip in the index, (num_clips,)."""
+        labels: NDArray[np.int64] = self.index["label"].to_numpy().astype(np.int64)
+        return labels
+
+    def split(self, name: str) -> NDArray[np.int64]:
+        """Index positions of the clips in a split.
+
+        Raises:
+            ShardError: the set has no such split.
+        """
+        members = [position for position, splits in enumerate(self.index["splits"].to_pylist()) if name in splits]
+        if not members:
+            known = sorted({split for splits in self.index["splits"].to_pylist() for split in splits})
+            raise ShardError(f"split {name!r} was wanted of {self.uri}, it has {', '.join(known) or 'no clips'}")
+        return np.asarray(members, dtype=np.int64)
+
+
+def open_shards(uri: str) -> ShardSet:
+    """Read a shard set's manifest and index.
+
+    Raises:
+        ShardError: there is no manifest, it is of another version, or the index is damaged.
+    """
+    place = storage.absolute(uri)
+    manifest_uri = storage.join(place, "manifest.json")
+    if not storage.exists(manifest_uri):
+        raise ShardError(f"shards were wanted at {uri}, there is no manifest.json: run `twostream ingest` first, or check the path")
+    content = storage.read_bytes(manifest_uri)
+    try:
+        manifest = json.loads(content)
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{manifest_uri} is no manifest of shards: ingest again") from error
+    if version != FORMAT:
+        raise ShardError(f"{manifest_uri} has format {version}, this version reads format {FORMAT}: ingest again")
+    index = storage.read_bytes(storage.join(place, "index.parquet"))
+    if hashlib.sha256(index).hexdigest() != manifest["index_sha256"]:
+        raise ShardError(f"{place}/index.parquet does not belong to its manifest: run `twostream ingest` again")
+    return ShardSet(
+        uri=place,
+        hash=hashlib.sha256(content).hexdigest(),
+        classes=tuple(manifest["classes"]),
+        contract=FlowContract.from_dict(manifest["flow_contract"]),
+        shard_names=tuple(shard["name"] for shard in manifest["shards"]),
+        quarantined=manifest["quarantined"],
+        index=pq.read_table(io.BytesIO(index)),
+    )
+
+
+def read_row_group(
+    shard_uri: str, group: int, *, want_rgb: bool, want_flow: bool, rows: Sequence[int]
+) -> Iterator[tuple[str, EncodedClip]]:
+    """Chosen rows of one row group, in the order asked for, as (clip id, encoded clip); unwanted columns are not read.
+
+    Raises:
+        ShardError: the shard is missing or damaged; names shard and row.
+    """
+    columns = ["clip_id", "num_frames", "height", "width", "fps"]
+    columns += ["video", "video_crc32"] * want_rgb + ["flow", "flow_crc32"] * want_flow
+    try:
+        system, path = storage.filesystem(shard_uri)
+        with system.open_input_file(path) as file:
+            table = pq.ParquetFile(file, pre_buffer=True).read_row_group(group, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"{shard_uri}, row group {group}, cannot be read ({' '.join(str(error).split())[:200]}): ingest again") from error
+    for row in rows:
+        video = memoryview(table["video"][row].as_buffer()).cast("B") if want_rgb else None
+        fields = None
+        if want_flow:
+            fields = [memoryview(field.as_buffer()).cast("B") for field in table["flow"][row].values]
+        intact = (video is None or zlib.crc32(video) == table["video_crc32"][row].as_py()) and (
+            fields is None or fields_crc32(fields) == table["flow_crc32"][row].as_py()
+        )
+        if not intact:
+            raise ShardError(f"{shard_uri}, row {group * ROWS_PER_GROUP + row}, is damaged (checksum): delete it and ingest again")
+        yield (
+            table["clip_id"][row].as_py(),
+            EncodedClip(
+                video=video,
+                flow=fields,
+                num_frames=table["num_frames"][row].as_py(),
+                height=table["height"][row].as_py(),
+                width=table["width"][row].as_py(),
+                fps=table["fps"][row].as_py(),
+            ),
+        )

@@ -1,0 +1,201 @@
+"""Clip + flow into snippets and batches of them; training and serving call the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostream_ray.data import clips, flow, sampling, transforms
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.transforms import Crop, TransformConfig
+from twostream_ray.errors import DecodeError, EmptyClipError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedClip:
+    """A clip as shards hold it; a stream that is not wanted is None."""
+
+    video: bytes | memoryview | None
+    """H.264 in mp4 that seeks exactly."""
+
+    flow: Sequence[bytes | memoryview] | None
+    """num_frames - 1 grey JPEGs, x stacked over y; field k lies between frames k and k + 1."""
+
+    num_frames: int
+    """Frames that can be decoded."""
+
+    height: int
+    """Pixels."""
+
+    width: int
+    """Pixels."""
+
+    fps: float
+    """Mean frames per second of the source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """What one sample shows of a clip: the same crop for every frame and field."""
+
+    times: NDArray[np.int64]
+    """Snippet times in frames, shape (T,)."""
+
+    crop: Crop
+    """Rectangle of the stored frame."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Samples side by side, as numpy arrays; a stream that is not wanted is None."""
+
+    rgb: NDArray[np.uint8] | None
+    """(N, T, 3, H, W), levels 0..255."""
+
+    flow: NDArray[np.uint8] | None
+    """(N, T, 2L, H, W), coded displacements, x1 y1 x2 y2 ..."""
+
+    labels: NDArray[np.int64]
+    """(N,), class indices."""
+
+    clips: NDArray[np.int64]
+    """(N,), index of each sample's clip in the manifest."""
+
+
+def prepare_clip(content: bytes, contract: FlowContract, *, name: str) -> EncodedClip:
+    """Decode a raw video once and in order, resize it, compute its flow, and encode both as shards hold them.
+
+    Frames stream through: memory does not grow with the length beyond the encoded result.
+
+    Raises:
+        DecodeError: the video cannot be decoded whole.
+        EmptyClipError: it has fewer than two frames.
+    """
+    import cv2
+
+    frames = clips.FrameStream(content, name=name)
+    compute = flow.flow_function(contract)
+    writer: clips.ClipWriter | None = None
+    previous: NDArray[np.uint8] | None = None
+    fields: list[bytes] = []
+    height = width = 0
+    for frame in frames:
+        if writer is None:
+            height, width = _stored_size(*frame.shape[:2], short_side_px=contract.short_side_px)
+            writer = clips.ClipWriter(width=width, height=height, fps=frames.fps)
+        if frame.shape[:2] != (height, width):
+            shrinks = frame.shape[0] > height
+            frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        writer.write(frame)
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        if previous is not None:
+            fields.append(flow.encode_field(compute(previous, grey), contract))
+        previous = grey
+    if writer is None or not fields:
+        raise EmptyClipError(f"{name}: a clip needs at least {clips.MIN_FRAMES} frames, got {int(writer is not None)}")
+    return EncodedClip(
+        video=writer.finish(),
+        flow=fields,
+        num_frames=len(fields) + 1,
+        height=height,
+        width=width,
+        fps=float(frames.fps),
+    )
+
+
+def _stored_size(height: int, width: int, *, short_side_px: int) -> tuple[int, int]:
+    scale = short_side_px / min(height, width)
+    return 2 * round(height * scale / 2), 2 * round(width * scale / 2)
+
+
+def training_view(
+    clip: EncodedClip,
+    *,
+    sampling_config: SamplingConfig,
+    transform_config: TransformConfig,
+    seed: int,
+    epoch: int,
+    clip_id: str,
+) -> View:
+    """The view a clip is trained on in an epoch: a function of (seed, epoch, clip id) alone."""
+    rng = sampling.clip_rng(seed=seed, epoch=epoch, clip_id=clip_id)
+    return View(
+        times=sampling.training_times(clip.num_frames, config=sampling_config, rng=rng),
+        crop=transforms.training_crop(clip.height, clip.width, config=transform_config, rng=rng),
+    )
+
+
+def evaluation_views(
+    clip: EncodedClip, *, sampling_config: SamplingConfig, transform_config: TransformConfig
+) -> list[View]:
+    """The views whose scores are averaged at test time: evenly spaced times, centre crop."""
+    crop = transforms.centre_crop(clip.height, clip.width, config=transform_config)
+    return [
+        View(times=times, crop=crop)
+        for times in sampling.evaluation_times(clip.num_frames, config=sampling_config)
+    ]
+
+
+def rgb_snippets(clip: EncodedClip, view: View, *, size_px: int) -> NDArray[np.uint8]:
+    """The RGB frames of a sample: (T, 3, size, size) uint8.
+
+    Raises:
+        DecodeError: the clip has no video, or it is damaged.
+    """
+    if clip.video is None:
+        raise DecodeError("RGB frames were wanted of a clip read without its video column")
+    times = [int(time) for time in view.times]
+    distinct = sorted(set(times))
+    frames = clips.fetch_frames(clip.video, distinct, num_frames=clip.num_frames)
+    cropped = {
+        time: transforms.apply_crop(frame, view.crop, size_px=size_px)
+        for time, frame in zip(distinct, frames, strict=True)
+    }
+    return np.stack([cropped[time].transpose(2, 0, 1) for time in times])
+
+
+def flow_snippets(
+    clip: EncodedClip, view: View, *, size_px: int, length: int, contract: FlowContract
+) -> NDArray[np.uint8]:
+    """The flow stacks of a sample: (T, 2L, size, size) uint8; fields shared by overlapping stacks are decoded once.
+
+    Raises:
+        DecodeError: the clip has no flow, or a field is damaged.
+    """
+    if clip.flow is None:
+        raise DecodeError("flow was wanted of a clip read without its flow column")
+    windows = [flow.field_indices(int(time), length=length, num_frames=clip.num_frames) for time in view.times]
+    planes: dict[int, NDArray[np.uint8]] = {}
+    for index in sorted({int(index) for window in windows for index in window}):
+        try:
+            field = flow.decode_field(clip.flow[index])
+        except (ValueError, IndexError) as error:
+            raise DecodeError(f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})") from error
+        x, y = (transforms.apply_crop(plane, view.crop, size_px=size_px) for plane in field)
+        planes[index] = np.stack([flow.flipped(x, contract) if view.crop.mirrored else x, y])
+    return np.stack([np.concatenate([planes[int(index)] for index in window]) for window in windows])
+
+
+def collate(
+    samples: Sequence[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]],
+    *,
+    labels: Sequence[int],
+    clip_indices: Sequence[int],
+) -> Batch:
+    """Samples (rgb, flow) side by side."""
+
+    def stacked(stream: int) -> Any:
+        parts = [sample[stream] for sample in samples]
+        return None if not parts or parts[0] is None else np.stack(parts)  # type: ignore[arg-type]
+
+    return Batch(
+        rgb=stacked(0),
+        flow=stacked(1),
+        labels=np.asarray(labels, dtype=np.int64),
+        clips=np.asarray(clip_indices, dtype=np.int64),
+    )

@@ -1,0 +1,109 @@
+"""One draw of crop, scale and flip for both streams, its application, and the normalisation of pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostream_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RGB_MEAN = (123.675, 116.28, 103.53)
+"""ImageNet's mean in levels 0..255, R G B."""
+
+RGB_STD = (58.395, 57.12, 57.375)
+"""ImageNet's standard deviation in levels, R G B."""
+
+FLOW_MEAN = 128.0
+"""No motion, in levels (official code: 128 on all channels)."""
+
+FLOW_STD = 57.6
+"""Levels that become one unit; near the RGB deviation, so that filters averaged from RGB see inputs of their scale."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformConfig:
+    """How a training crop is drawn; the same crop, scale and flip serve every frame and field of a sample."""
+
+    crop_px: int = 224
+    """Height and width of the network's input in px."""
+
+    size_jitter: float = 0.25
+    """Height and width of the crop vary independently by up to this fraction, then are resized to crop_px
+    (Feichtenhofer et al. 2016: .25); 0 crops exactly crop_px."""
+
+    flip: bool = True
+    """Mirror half of the training samples; the x component of flow changes its sign. Off where left and right are
+    classes."""
+
+    def __post_init__(self) -> None:
+        if self.crop_px < 16:
+            raise ConfigError(f"data.transforms.crop_px must be at least 16 px, got {self.crop_px}")
+        if not 0 <= self.size_jitter < 1:
+            raise ConfigError(f"data.transforms.size_jitter must lie in [0, 1), got {self.size_jitter}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crop:
+    """A rectangle of the stored frame in px, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+def training_crop(height: int, width: int, *, config: TransformConfig, rng: np.random.Generator) -> Crop:
+    """A crop drawn from the whole frame (Simonyan and Zisserman 2014, sec. 4), its size jittered in both directions."""
+    factors = 1 + config.size_jitter * rng.uniform(-1, 1, size=2)
+    crop_height = min(round(config.crop_px * factors[0]), height)
+    crop_width = min(round(config.crop_px * factors[1]), width)
+    return Crop(
+        top=int(rng.integers(0, height - crop_height, endpoint=True)),
+        left=int(rng.integers(0, width - crop_width, endpoint=True)),
+        height=crop_height,
+        width=crop_width,
+        mirrored=bool(rng.random() < 0.5) and config.flip,
+    )
+
+
+def centre_crop(height: int, width: int, *, config: TransformConfig) -> Crop:
+    """The test crop: crop_px in the middle of the frame, smaller where the frame is."""
+    crop_height, crop_width = min(config.crop_px, height), min(config.crop_px, width)
+    return Crop(
+        top=(height - crop_height) // 2,
+        left=(width - crop_width) // 2,
+        height=crop_height,
+        width=crop_width,
+        mirrored=False,
+    )
+
+
+def apply_crop(picture: NDArray[np.uint8], crop: Crop, *, size_px: int) -> NDArray[np.uint8]:
+    """Cut and resize a picture (H, W) or (H, W, 3) to size_px x size_px, mirrored where the crop is.
+
+    Displacements keep their values: like the official code, a resized field is not rescaled.
+    """
+    part = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    if (crop.height, crop.width) != (size_px, size_px):
+        import cv2
+
+        part = cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+    return part[:, ::-1] if crop.mirrored else part
+
+
+def normalise_rgb(rgb: Tensor) -> Tensor:
+    """Levels 0..255, uint8 (..., 3, H, W) -> float32 of about zero mean and unit deviation."""
+    levels = rgb.float()
+    return (levels - levels.new_tensor(RGB_MEAN)[:, None, None]) / levels.new_tensor(RGB_STD)[:, None, None]
+
+
+def normalise_flow(flow: Tensor) -> Tensor:
+    """Coded displacements, uint8 -> float32 of the same shape, 0 where nothing moves."""
+    return (flow.float() - FLOW_MEAN) / FLOW_STD
