@@ -10,6 +10,7 @@ TwoStreamError
 ├── ContractMismatchError  flow of one kind met a model, shard or checkpoint of another
 ├── TooManyBadVideosError  ingest quarantined more than max_bad_fraction allows
 ├── StorageError           a path or URI cannot be read or written
+│   └── AccessError        it is not there, or access is denied
 ├── CheckpointError        a checkpoint is missing, damaged or of another network
 ├── WeightsError           pretrained weights are missing or do not fit
 ├── TrainingError          a run cannot go on
@@ -57,6 +58,10 @@ class StorageError(TwoStreamError):
     """A path or URI cannot be read or written."""
 
 
+class AccessError(StorageError):
+    """A path or URI is not there, or access to it is denied; asking again would not help."""
+
+
 class CheckpointError(TwoStreamError):
     """A checkpoint is missing, damaged or of another network."""
 
@@ -71,3 +76,14 @@ class TrainingError(TwoStreamError):
 
 class RegistryError(TwoStreamError):
     """The model registry has no such model, version or alias, or cannot be reached."""
+
+
+def own_error(error: BaseException) -> TwoStreamError | None:
+    """The package's own error inside the wrappers that a scheduler put around it, or None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "cause", None)
+        if isinstance(seen, TwoStreamError) and not isinstance(inner, TwoStreamError):
+            return seen
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    return None

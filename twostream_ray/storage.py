@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostream_ray.errors import StorageError
+from twostream_ray.errors import AccessError, StorageError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -84,9 +84,9 @@ def _explained(action: str, uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StorageError(f"cannot {action} {uri}: it is not there") from error
+        raise AccessError(f"cannot {action} {uri}: it is not there; check the path") from error
     except PermissionError as error:
-        raise StorageError(
+        raise AccessError(
             f"cannot {action} {uri}: access denied; check the rights of the path, or AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY for s3://"
         ) from error
@@ -156,8 +156,10 @@ def exists(uri: str) -> bool:
         return bool(_s3_for_writing().exists(place)) if is_s3(place) else Path(place).exists()
 
 
-def list_files(uri: str) -> Iterator[tuple[str, int]]:
+def list_files(uri: str, *, empty_directories: bool = False) -> Iterator[tuple[str, int]]:
     """Every file below a directory or prefix, in order of name: (relative posix path, size in bytes).
+
+    A local directory without content is listed as ("path/", 0) when `empty_directories` asks for it.
 
     Raises:
         StorageError: the directory is missing or cannot be read.
@@ -174,8 +176,13 @@ def list_files(uri: str) -> Iterator[tuple[str, int]]:
         root = Path(place)
         if not root.is_dir():
             raise FileNotFoundError(uri)
-        entries = [path for path in root.rglob("*") if path.is_file()]
-        yield from sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in entries)
+        entries = []
+        for folder, folders, files in os.walk(root, followlinks=True):
+            below = Path(folder).relative_to(root)
+            entries += [((below / name).as_posix(), (Path(folder) / name).stat().st_size) for name in files]
+            if empty_directories and not folders and not files:
+                entries.append((f"{below.as_posix()}/", 0))
+        yield from sorted(entries)
 
 
 def delete(uri: str) -> None:

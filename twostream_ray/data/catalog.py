@@ -32,7 +32,7 @@ _UCF101_LIST = re.compile(r"(train|test)list(\d+)\.txt")
 _UCF101_TRAIN_LINE = re.compile(r"(?P<path>.+?)\s+(?P<number>\d+)")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class CatalogConfig:
     """Where a data set's videos and lists are, and in which layout."""
 
@@ -48,13 +48,13 @@ class CatalogConfig:
 
     def __post_init__(self) -> None:
         if self.layout not in ("folder", "ucf101"):
-            raise ConfigError(f"data.layout must be folder or ucf101, got {self.layout!r}")
+            raise ConfigError(f"catalog.layout must be folder or ucf101, got {self.layout!r}")
         if not self.root.strip():
-            raise ConfigError("data.root must name the directory or s3:// prefix of the videos, got an empty string")
+            raise ConfigError("catalog.root must name the directory or s3:// prefix of the videos, got an empty string")
         if self.layout == "ucf101" and not self.lists:
             raise ConfigError(
-                "data.lists must name the directory with classInd.txt, trainlist01.txt and testlist01.txt "
-                "when data.layout is ucf101, got none"
+                "catalog.lists must name the directory with classInd.txt, trainlist01.txt and testlist01.txt "
+                "when catalog.layout is ucf101, got none"
             )
 
 
@@ -133,7 +133,7 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_text: Rea
     if not present:
         raise CatalogError(
             f"none of the {len(by_path)} clips listed in {config.lists} is under {config.root}: wanted for example "
-            f"{min(by_path)}, found for example {min(videos)}; set data.root to the directory that holds the classes"
+            f"{min(by_path)}, found for example {min(videos)}; set catalog.root to the directory that holds the classes"
         )
     labels = {name: label for label, name in enumerate(classes)}
     clips = tuple(
@@ -187,7 +187,7 @@ def _scan(root: str, *, list_files: ListFiles) -> tuple[dict[str, int], list[str
     if not videos:
         raise CatalogError(
             f"no video under {root}: wanted files ending in {' '.join(sorted(VIDEO_SUFFIXES))}, "
-            f"found {len(others)} other files; check data.root"
+            f"found {len(others)} other files; check catalog.root"
         )
     notes = [f"{len(others)} files are no videos and left out, for example {min(others)}"] if others else []
     return videos, directories, notes
@@ -223,7 +223,7 @@ def _memberships_of_folders(
         return memberships, []
     return memberships, [
         'there is neither a split folder nor a split list: every clip is in the split "all"; '
-        "to train, give data.lists a file with lines `class/video split`"
+        "to train, give catalog.lists a file with lines `class/video split`"
     ]
 
 

@@ -18,7 +18,7 @@ _LEVELS = 127
 """Grey levels on either side of zero; 128 is no motion, so that zero is exact."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class FlowContract:
     """How flow was made and coded: one value, stored in every shard, checkpoint and registered model."""
 

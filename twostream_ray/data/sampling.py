@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from twostream_ray.errors import ConfigError, EmptyClipError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """Which snippets make a sample."""
 

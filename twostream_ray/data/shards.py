@@ -145,7 +145,13 @@ class ShardWriter:
                 "flow": list(encoded.flow),
             }
         )
-        self._kept.append({"identity": clip_identity(clip), "num_frames": encoded.num_frames})
+        self._kept.append(
+            {
+                "identity": clip_identity(clip),
+                "num_frames": encoded.num_frames,
+                "seconds": encoded.num_frames / encoded.fps,
+            }
+        )
         if len(self._rows) == ROWS_PER_GROUP:
             self._flush()
 

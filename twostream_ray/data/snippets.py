@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,8 +21,8 @@ class EncodedClip:
     video: bytes | memoryview | None
     """H.264 in mp4 that seeks exactly."""
 
-    flow: Sequence[bytes | memoryview] | None
-    """num_frames - 1 grey JPEGs, x stacked over y; field k lies between frames k and k + 1."""
+    flow: Sequence[bytes | memoryview] | Mapping[int, bytes | memoryview] | None
+    """Grey JPEGs, x stacked over y, by index; field k of num_frames - 1 lies between frames k and k + 1."""
 
     num_frames: int
     """Frames that can be decoded."""
@@ -63,8 +61,14 @@ class Batch:
     labels: NDArray[np.int64]
     """(N,), class indices."""
 
+    weights: NDArray[np.float32]
+    """(N,), 1 for a sample, 0 for padding that must count nowhere."""
+
     clips: NDArray[np.int64]
-    """(N,), index of each sample's clip in the manifest."""
+    """(N,), position of each sample's clip in the shard set's index."""
+
+    total: float
+    """Sum of weights over all workers in this step."""
 
 
 def prepare_clip(content: bytes, contract: FlowContract, *, name: str) -> EncodedClip:
@@ -171,31 +175,39 @@ def flow_snippets(
         raise DecodeError("flow was wanted of a clip read without its flow column")
     windows = [flow.field_indices(int(time), length=length, num_frames=clip.num_frames) for time in view.times]
     planes: dict[int, NDArray[np.uint8]] = {}
-    for index in sorted({int(index) for window in windows for index in window}):
+    for index in needed_fields(view.times, length=length, num_frames=clip.num_frames):
         try:
             field = flow.decode_field(clip.flow[index])
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, KeyError) as error:
             raise DecodeError(f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})") from error
         x, y = (transforms.apply_crop(plane, view.crop, size_px=size_px) for plane in field)
         planes[index] = np.stack([flow.flipped(x, contract) if view.crop.mirrored else x, y])
     return np.stack([np.concatenate([planes[int(index)] for index in window]) for window in windows])
 
 
+def needed_fields(times: NDArray[np.int64], *, length: int, num_frames: int) -> list[int]:
+    """Indices of the flow fields that the stacks at these times share, each once, ascending."""
+    return sorted(
+        {int(index) for time in times for index in flow.field_indices(int(time), length=length, num_frames=num_frames)}
+    )
+
+
 def collate(
     samples: Sequence[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]],
     *,
     labels: Sequence[int],
-    clip_indices: Sequence[int],
+    weights: Sequence[float],
+    clip_positions: Sequence[int],
+    total: float,
 ) -> Batch:
     """Samples (rgb, flow) side by side."""
-
-    def stacked(stream: int) -> Any:
-        parts = [sample[stream] for sample in samples]
-        return None if not parts or parts[0] is None else np.stack(parts)  # type: ignore[arg-type]
-
+    rgb = [sample[0] for sample in samples if sample[0] is not None]
+    flows = [sample[1] for sample in samples if sample[1] is not None]
     return Batch(
-        rgb=stacked(0),
-        flow=stacked(1),
+        rgb=np.stack(rgb) if rgb else None,
+        flow=np.stack(flows) if flows else None,
         labels=np.asarray(labels, dtype=np.int64),
-        clips=np.asarray(clip_indices, dtype=np.int64),
+        weights=np.asarray(weights, dtype=np.float32),
+        clips=np.asarray(clip_positions, dtype=np.int64),
+        total=total,
     )

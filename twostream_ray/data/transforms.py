@@ -26,7 +26,7 @@ FLOW_STD = 57.6
 """Levels that become one unit; near the RGB deviation, so that filters averaged from RGB see inputs of their scale."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformConfig:
     """How a training crop is drawn; the same crop, scale and flip serve every frame and field of a sample."""
 

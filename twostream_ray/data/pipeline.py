@@ -1,0 +1,426 @@
+"""Shards into batches for each worker, in an order that depends on seed and epoch but not on how many workers there are.
+
+Every pass over a split is cut into a fixed number of lanes; a step takes the next few clips of every lane, and a worker
+serves every world_size-th lane. So each clip comes exactly once a pass, each row group is read by one worker (two where
+a lane ends inside it), and the samples of a step are the same for 1, 2 or 3 workers.
+
+Ray Data streams the row groups: its tasks read from disk or object store and cut each clip down to the fields its view
+needs; the worker's threads decode straight into the batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from twostream_ray import storage
+from twostream_ray.data import snippets
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, read_row_group
+from twostream_ray.data.snippets import Batch, EncodedClip, View
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.errors import ConfigError, own_error
+
+_UNITS_PER_EXECUTION = 512
+_UNITS_PER_TASK = 4
+_STEPS_AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shards, which splits, and how samples are drawn from them."""
+
+    shards: str
+    """Directory or s3:// prefix that `ingest` wrote."""
+
+    train_split: str = "train"
+    """Split to train on; the official lists of UCF101 give train1, train2, train3."""
+
+    validation_split: str | None = None
+    """Split scored after each epoch; none by default."""
+
+    test_split: str = "test"
+    """Split that `evaluate` scores."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Which frames."""
+
+    transforms: TransformConfig = field(default_factory=TransformConfig)
+    """Which crops."""
+
+    lanes: int = 8
+    """Parallel reading positions of a pass; at least the number of workers, and a divisor of the global batch."""
+
+    decode_threads: int = 2
+    """Threads per worker that decode samples."""
+
+    def __post_init__(self) -> None:
+        if self.lanes < 1:
+            raise ConfigError(f"data.lanes must be at least 1, got {self.lanes}")
+        if self.decode_threads < 1:
+            raise ConfigError(f"data.decode_threads must be at least 1, got {self.decode_threads}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """One pass over a split."""
+
+    split: str
+    """Name of the split."""
+
+    epoch: int = 0
+    """Epoch, from 0: with the seed it fixes order and draws of a training pass."""
+
+    training: bool = False
+    """Shuffled, one drawn view a clip; otherwise in order of the index, the evenly spaced test views."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """Rows of one row group that a lane needs one after the other."""
+
+    pass_index: int
+    lane: int
+    shard: int
+    group: int
+    rows: tuple[int, ...]
+    """Row numbers within the row group."""
+    clips: tuple[int, ...]
+    """Positions in the index, one per row."""
+
+
+def plan_lanes(
+    shard_set: ShardSet, a_pass: Pass, *, lanes: int, seed: int
+) -> list[NDArray[np.int64]]:
+    """Index positions of a pass's clips, lane by lane, lengths equal to within one clip.
+
+    Training shuffles row groups, and rows inside each; rows were shuffled before sharding.
+
+    Raises:
+        ShardError: the set has no such split.
+    """
+    members = shard_set.split(a_pass.split)
+    shard = shard_set.index["shard"].to_numpy()[members].astype(np.int64)
+    row = shard_set.index["row"].to_numpy()[members].astype(np.int64)
+    if a_pass.training:
+        rng = np.random.Generator(np.random.Philox(key=[seed, a_pass.epoch]))
+        groups, group_of = np.unique(shard << 32 | row // ROWS_PER_GROUP, return_inverse=True)
+        order = np.lexsort((rng.permutation(len(members)), rng.permutation(len(groups))[group_of]))
+    else:
+        order = np.lexsort((row, shard))
+    return np.array_split(members[order], lanes)
+
+
+def plan_units(
+    shard_set: ShardSet, lanes: Sequence[NDArray[np.int64]], *, pass_index: int, rank: int, world_size: int
+) -> list[Unit]:
+    """What a worker has to read for a pass, in the order in which its steps need it."""
+    shard = shard_set.index["shard"].to_numpy()
+    row = shard_set.index["row"].to_numpy()
+    starts: list[tuple[int, int, Unit]] = []
+    for lane in range(rank, len(lanes), world_size):
+        clips = lanes[lane]
+        groups = row[clips] // ROWS_PER_GROUP
+        cuts = np.flatnonzero((np.diff(groups) != 0) | (np.diff(shard[clips]) != 0)) + 1
+        for start, run in zip([0, *cuts.tolist()], np.split(clips, cuts), strict=True):
+            if len(run):
+                unit = Unit(
+                    pass_index=pass_index,
+                    lane=lane,
+                    shard=int(shard[run[0]]),
+                    group=int(groups[start]),
+                    rows=tuple((row[run] % ROWS_PER_GROUP).tolist()),
+                    clips=tuple(run.tolist()),
+                )
+                starts.append((start, lane, unit))
+    return [unit for _, _, unit in sorted(starts, key=lambda entry: entry[:2])]
+
+
+class SnippetLoader:
+    """Batches of one worker over several passes, streamed without a pause between them."""
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        *,
+        config: DataConfig,
+        passes: Sequence[Pass],
+        global_batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        want_rgb: bool = True,
+        want_flow: bool = True,
+        through_ray: bool = True,
+    ) -> None:
+        """`through_ray` False reads in this process, for local mode and as the measure of Ray Data's cost.
+
+        Raises:
+            ConfigError: lanes do not go with the global batch or the number of workers.
+            ShardError: a pass names a split that is not there.
+        """
+        if global_batch % config.lanes:
+            raise ConfigError(f"training.global_batch must be a multiple of data.lanes ({config.lanes}), got {global_batch}")
+        if world_size > config.lanes:
+            raise ConfigError(f"data.lanes must be at least the number of workers ({world_size}), got {config.lanes}")
+        self._shard_set, self._config, self._passes, self._seed = shard_set, config, list(passes), seed
+        self._rank, self._world_size = rank, world_size
+        self._per_lane = global_batch // config.lanes
+        self._want_rgb, self._want_flow, self._through_ray = want_rgb, want_flow, through_ray
+
+    def num_steps(self, a_pass: Pass) -> int:
+        """Steps of a pass: the same on every worker."""
+        members = len(self._shard_set.split(a_pass.split))
+        return -(-(-(-members // self._config.lanes)) // self._per_lane)
+
+    def __iter__(self) -> Iterator[tuple[Pass, Iterator[Batch]]]:
+        """Each pass with its batches; a pass must be consumed before the next is asked for."""
+        stop = threading.Event()
+        rows = self._rows(stop)
+        try:
+            with ThreadPoolExecutor(self._config.decode_threads, thread_name_prefix="decode") as threads:
+                for index, a_pass in enumerate(self._passes):
+                    yield a_pass, self._batches(index, a_pass, rows, threads)
+        finally:
+            stop.set()
+            rows.close()
+
+    def _batches(
+        self, index: int, a_pass: Pass, rows: Iterator[dict[str, Any]], threads: ThreadPoolExecutor
+    ) -> Iterator[Batch]:
+        lanes = plan_lanes(self._shard_set, a_pass, lanes=self._config.lanes, seed=self._seed)
+        mine = range(self._rank, len(lanes), self._world_size)
+        waiting: dict[int, deque[dict[str, Any]]] = {lane: deque() for lane in mine}
+        ahead: deque[tuple[list[tuple[dict[str, Any], Future[Any]]], int]] = deque()
+        spare: tuple[dict[str, Any], list[Any]] | None = None
+        num_steps = self.num_steps(a_pass)
+        for step in range(num_steps + _STEPS_AHEAD):
+            if step < num_steps:
+                taken: list[dict[str, Any]] = []
+                start, end = step * self._per_lane, (step + 1) * self._per_lane
+                for lane in mine:
+                    wanted = len(lanes[lane][start:end])
+                    while len(waiting[lane]) < wanted:
+                        row = next(rows)
+                        assert row["pass_index"] == index
+                        waiting[row["lane"]].append(row)
+                    taken += [waiting[lane].popleft() for _ in range(wanted)]
+                total = sum(len(lane[start:end]) for lane in lanes)
+                ahead.append(([(row, threads.submit(self._decode, a_pass, row)) for row in taken], total))
+            if step >= _STEPS_AHEAD or step >= num_steps:
+                if not ahead:
+                    break
+                decoded, total = ahead.popleft()
+                results = [(row, future.result()) for row, future in decoded]
+                if results:
+                    spare = results[-1]
+                yield self._collated(results, spare=spare, total=total, a_pass=a_pass)
+
+    def _collated(
+        self,
+        results: list[tuple[dict[str, Any], list[Any]]],
+        *,
+        spare: tuple[dict[str, Any], list[Any]] | None,
+        total: int,
+        a_pass: Pass,
+    ) -> Batch:
+        views = 1 if a_pass.training else self._config.sampling.test_times
+        weight = 1.0
+        if not results:
+            # The other workers still have clips: take part in the step with a sample that counts nothing.
+            results, weight = [spare or self._blank(views)], 0.0
+        samples = [sample for _, decoded in results for sample in decoded]
+        return snippets.collate(
+            samples,
+            labels=[int(self._shard_set.labels[row["clip"]]) for row, decoded in results for _ in decoded],
+            weights=[weight] * len(samples),
+            clip_positions=[row["clip"] for row, decoded in results for _ in decoded],
+            total=float(total * views),
+        )
+
+    def _blank(self, views: int) -> tuple[dict[str, Any], list[Any]]:
+        sampling, size = self._config.sampling, self._config.transforms.crop_px
+        rgb = np.zeros((sampling.num_snippets, 3, size, size), np.uint8) if self._want_rgb else None
+        flow = np.full((sampling.num_snippets, 2 * sampling.flow_length, size, size), 128, np.uint8)
+        return {"clip": 0}, [(rgb, flow if self._want_flow else None)] * views
+
+    def _views(self, a_pass: Pass, clip_id: str, clip: EncodedClip) -> list[View]:
+        config = self._config
+        if not a_pass.training:
+            return snippets.evaluation_views(clip, sampling_config=config.sampling, transform_config=config.transforms)
+        return [
+            snippets.training_view(
+                clip,
+                sampling_config=config.sampling,
+                transform_config=config.transforms,
+                seed=self._seed,
+                epoch=a_pass.epoch,
+                clip_id=clip_id,
+            )
+        ]
+
+    def _decode(self, a_pass: Pass, row: dict[str, Any]) -> list[tuple[Any, Any]]:
+        clip: EncodedClip = row["encoded"]
+        size = self._config.transforms.crop_px
+        return [
+            (
+                snippets.rgb_snippets(clip, view, size_px=size) if self._want_rgb else None,
+                snippets.flow_snippets(
+                    clip,
+                    view,
+                    size_px=size,
+                    length=self._config.sampling.flow_length,
+                    contract=self._shard_set.contract,
+                )
+                if self._want_flow
+                else None,
+            )
+            for view in self._views(a_pass, row["clip_id"], clip)
+        ]
+
+    def read_unit(self, unit: Unit) -> pa.Table:
+        """The encoded clips of a unit, flow cut down to the fields that the pass's views need."""
+        shard_uri = storage.join(self._shard_set.uri, "shards", self._shard_set.shard_names[unit.shard])
+        a_pass = self._passes[unit.pass_index]
+        length = self._config.sampling.flow_length
+        encoded = read_row_group(
+            shard_uri, unit.group, want_rgb=self._want_rgb, want_flow=self._want_flow, rows=unit.rows
+        )
+        records = []
+        for position, (clip_id, clip) in zip(unit.clips, encoded, strict=True):
+            fields: list[int] = []
+            if clip.flow is not None:
+                times = np.concatenate([view.times for view in self._views(a_pass, clip_id, clip)])
+                fields = snippets.needed_fields(times, length=length, num_frames=clip.num_frames)
+            records.append(
+                {
+                    "pass_index": unit.pass_index,
+                    "lane": unit.lane,
+                    "clip": position,
+                    "clip_id": clip_id,
+                    "num_frames": clip.num_frames,
+                    "height": clip.height,
+                    "width": clip.width,
+                    "fps": clip.fps,
+                    "video": None if clip.video is None else bytes(clip.video),
+                    "fields": fields,
+                    "flow": None if clip.flow is None else [bytes(clip.flow[index]) for index in fields],
+                }
+            )
+        return pa.Table.from_pylist(records, schema=_ROW_SCHEMA)
+
+    def _rows(self, stop: threading.Event) -> Generator[dict[str, Any], None, None]:
+        """Rows of all passes in order, read ahead by a thread so that no pass waits for the start of the next."""
+        blocks: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=8)
+
+        def put(block: pa.Table | BaseException | None) -> None:
+            while not stop.is_set():
+                try:
+                    return blocks.put(block, timeout=0.2)
+                except queue.Full:
+                    continue
+
+        def read() -> None:
+            try:
+                for units in self._executions():
+                    source = _through_ray(self, units) if self._through_ray else map(self.read_unit, units)
+                    for block in source:
+                        put(block)
+                        if stop.is_set():
+                            return
+                put(None)
+            except BaseException as error:  # noqa: BLE001  whatever it is, the training thread must hear of it
+                put(error)
+
+        thread = threading.Thread(target=read, name="shard-reader", daemon=True)
+        thread.start()
+        try:
+            while (block := blocks.get()) is not None:
+                if isinstance(block, BaseException):
+                    raise own_error(block) or block
+                yield from _rows_of(block)
+        finally:
+            stop.set()
+            thread.join(timeout=30)
+
+    def _executions(self) -> Iterator[list[Unit]]:
+        """Units of whole passes, several small passes together: each execution of Ray Data costs seconds to start."""
+        gathered: list[Unit] = []
+        for index, a_pass in enumerate(self._passes):
+            lanes = plan_lanes(self._shard_set, a_pass, lanes=self._config.lanes, seed=self._seed)
+            gathered += plan_units(
+                self._shard_set, lanes, pass_index=index, rank=self._rank, world_size=self._world_size
+            )
+            if len(gathered) >= _UNITS_PER_EXECUTION:
+                yield gathered
+                gathered = []
+        if gathered:
+            yield gathered
+
+
+_ROW_SCHEMA = pa.schema(
+    [
+        ("pass_index", pa.int32()),
+        ("lane", pa.int32()),
+        ("clip", pa.int64()),
+        ("clip_id", pa.string()),
+        ("num_frames", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("fps", pa.float64()),
+        ("video", pa.large_binary()),
+        ("fields", pa.list_(pa.int32())),
+        ("flow", pa.list_(pa.large_binary())),
+    ]
+)
+
+
+def _rows_of(block: pa.Table) -> Iterator[dict[str, Any]]:
+    scalars = {name: block[name].to_pylist() for name in _ROW_SCHEMA.names if name not in ("video", "flow")}
+    for index in range(block.num_rows):
+        row = {name: values[index] for name, values in scalars.items()}
+        video, fields = block["video"][index], block["flow"][index]
+        row["encoded"] = EncodedClip(
+            video=memoryview(video.as_buffer()).cast("B") if video.is_valid else None,
+            flow={
+                number: memoryview(content.as_buffer()).cast("B")
+                for number, content in zip(row["fields"], fields.values, strict=True)
+            }
+            if fields.is_valid
+            else None,
+            num_frames=row["num_frames"],
+            height=row["height"],
+            width=row["width"],
+            fps=row["fps"],
+        )
+        yield row
+
+
+def _through_ray(loader: SnippetLoader, units: Sequence[Unit]) -> Iterable[pa.Table]:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    # One object for all tasks: the index of a large set is megabytes.
+    shared = ray.put(loader)
+
+    def read(numbers: pa.Table) -> Iterator[pa.Table]:
+        reader: SnippetLoader = ray.get(shared)
+        for number in numbers["item"].to_pylist():
+            yield reader.read_unit(units[number])
+
+    # Reading waits for disk or network most of the time, and train workers hold most of the CPUs.
+    numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=-(-len(units) // _UNITS_PER_TASK))
+    stream = numbers.map_batches(read, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=0.1)
+    batches: Iterable[pa.Table] = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    return batches

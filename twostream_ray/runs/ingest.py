@@ -1,0 +1,201 @@
+"""Labelled raw videos into shards with optical flow, as one Ray Data job whose tasks write a shard each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from twostream_ray import storage
+from twostream_ray.data.catalog import Clip, read_catalog
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards import ROWS_PER_GROUP, ShardPlan, ShardWriter, finished_parts, plan_shards, write_manifest
+from twostream_ray.errors import AccessError, TooManyBadVideosError, VideoError, own_error
+from twostream_ray.runs.config import IngestConfig
+from twostream_ray.runs.session import ray_session
+
+_TASKS_WANTED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestReport:
+    """What an ingest found and wrote."""
+
+    clips: int
+    """Clips in the shards."""
+    frames: int
+    """Frames in the shards."""
+    hours: float
+    """Length of the clips in the shards."""
+    megabytes: float
+    """Size of all shards in 1e6 bytes."""
+    quarantined: int
+    """Videos that could not be used."""
+    reasons: dict[str, int]
+    """Bad videos by kind of error."""
+    done_before: int
+    """Videos that an earlier run had finished."""
+    seconds: float
+    """Wall time of this run."""
+    notes: list[str] = field(default_factory=list)
+    """What the catalog had to say."""
+
+
+Progress = Callable[[int, int, int], None]
+"""Called with (videos done, videos bad, videos in all)."""
+
+
+def ingest(config: IngestConfig, *, progress: Progress | None = None) -> IngestReport:
+    """Bring the shard set at `config.out` up to date with the catalog; finished shards are not written again.
+
+    Raises:
+        CatalogError: folders or lists are not what the layout says.
+        StorageError: a place cannot be read or written.
+        TooManyBadVideosError: more videos are bad than max_bad_fraction allows; shards and quarantine table are kept.
+    """
+    started = time.monotonic()
+    root = storage.absolute(config.catalog.root)
+    out = storage.absolute(config.out)
+    catalog = read_catalog(
+        config.catalog,
+        list_files=lambda uri: storage.list_files(uri, empty_directories=True),
+        read_text=storage.read_text,
+    )
+    parts, stale = finished_parts(out, clips=catalog.clips, contract=config.flow)
+    finished = {entry["identity"][0] for part in parts for entry in part["clips"] + part["quarantined"]}
+    missing = [clip for clip in catalog.clips if clip.clip_id not in finished]
+    if missing:
+        plans = plan_shards(missing, contract=config.flow, rows_per_shard=_rows_per_shard(config, len(catalog.clips)))
+        parts += _write_all(plans, root=root, out=out, contract=config.flow, progress=progress)
+    write_manifest(out, parts=parts, classes=catalog.classes, contract=config.flow)
+    written = {name for part in parts for name in (f"parts/{part['key']}.json", f"shards/{part['shard']}")}
+    for name in stale:
+        if name not in written:
+            storage.delete(storage.join(out, name))
+    report = IngestReport(
+        clips=sum(len(part["clips"]) for part in parts),
+        frames=sum(entry["num_frames"] for part in parts for entry in part["clips"]),
+        hours=sum(entry["seconds"] for part in parts for entry in part["clips"]) / 3600,
+        megabytes=sum(part["bytes"] for part in parts) / 1e6,
+        quarantined=sum(len(part["quarantined"]) for part in parts),
+        reasons=dict(Counter(entry["reason"].split(":")[0] for part in parts for entry in part["quarantined"])),
+        done_before=len(finished),
+        seconds=time.monotonic() - started,
+        notes=list(catalog.notes),
+    )
+    if report.quarantined > config.max_bad_fraction * len(catalog.clips):
+        raise TooManyBadVideosError(
+            f"{report.quarantined} of {len(catalog.clips)} videos could not be used, at most "
+            f"{config.max_bad_fraction:.1%} may: see {storage.join(out, 'quarantine.csv')}, mend them or raise "
+            "max_bad_fraction and run again (finished shards are kept)"
+        )
+    return report
+
+
+def _rows_per_shard(config: IngestConfig, num_clips: int) -> int:
+    """Whole row groups; few enough clips a shard that a small set still keeps every core busy."""
+    groups = max(1, num_clips // (_TASKS_WANTED * ROWS_PER_GROUP))
+    return min(config.rows_per_shard, groups * ROWS_PER_GROUP)
+
+
+def _write_all(
+    plans: list[ShardPlan], *, root: str, out: str, contract: FlowContract, progress: Progress | None
+) -> list[dict[str, Any]]:
+    total = sum(len(plan.clips) for plan in plans)
+    with ray_session():
+        import ray
+
+        counter = ray.remote(_Counter).options(num_cpus=0).remote()
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        plan_rows = ray.data.from_items(
+            [{"key": plan.key, "clips": [asdict(clip) for clip in plan.clips]} for plan in plans],
+            override_num_blocks=len(plans),
+        )
+
+        def write(row: dict[str, Any]) -> dict[str, Any]:
+            clips = tuple(Clip(**{**clip, "splits": tuple(clip["splits"])}) for clip in row["clips"])
+            plan = ShardPlan(key=row["key"], clips=clips)
+            part = write_shard(
+                plan, root=root, out=out, contract=contract, count=lambda bad: counter.add.remote(bad)
+            )
+            return {"part": json.dumps(part)}
+
+        written = plan_rows.map(write, num_cpus=1, memory=512 * 2**20)
+        parts: list[dict[str, Any]] = []
+        try:
+            with _reporting(counter, total=total, progress=progress):
+                parts.extend(json.loads(row["part"]) for row in written.iter_rows())
+        except Exception as error:
+            raise own_error(error) or error from None
+    return parts
+
+
+class _Counter:
+    """Counts videos across all tasks."""
+
+    def __init__(self) -> None:
+        self._done = self._bad = 0
+
+    def add(self, bad: bool) -> None:
+        self._done += 1
+        self._bad += bad
+
+    def read(self) -> tuple[int, int]:
+        return self._done, self._bad
+
+
+@contextmanager
+def _reporting(counter: Any, *, total: int, progress: Progress | None) -> Iterator[None]:
+    """Tell `progress` twice a second how far all tasks have come."""
+    import ray
+
+    ended = threading.Event()
+
+    def report() -> None:
+        while progress and not ended.wait(0.5):
+            progress(*ray.get(counter.read.remote()), total)
+
+    thread = threading.Thread(target=report, name="ingest-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        if progress:
+            progress(*ray.get(counter.read.remote()), total)
+    finally:
+        ended.set()
+        thread.join(timeout=5)
+
+
+def write_shard(
+    plan: ShardPlan, *, root: str, out: str, contract: FlowContract, count: Callable[[bool], Any]
+) -> dict[str, Any]:
+    """Read, decode, compute flow, re-encode, prove seeking, store: every clip of one shard; returns its record.
+
+    A bad video is quarantined; nothing takes its place.
+    """
+    from twostream_ray.data.clips import prove_seeking
+    from twostream_ray.data.snippets import prepare_clip
+
+    writer = ShardWriter(plan, out=out, contract=contract)
+    for clip in plan.clips:
+        sha256 = ""
+        try:
+            content = storage.read_bytes(storage.join(root, clip.clip_id))
+            sha256 = hashlib.sha256(content).hexdigest()
+            encoded = prepare_clip(content, contract, name=clip.clip_id)
+            assert isinstance(encoded.video, bytes)
+            prove_seeking(encoded.video, num_frames=encoded.num_frames)
+        except (VideoError, AccessError) as error:
+            writer.quarantine(clip, reason=f"{type(error).__name__}: {error}", sha256=sha256)
+            count(True)
+        else:
+            writer.add(clip, encoded, source_sha256=sha256)
+            count(False)
+    return writer.finish()

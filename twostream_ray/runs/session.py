@@ -1,0 +1,40 @@
+"""Joining the Ray cluster that is there, or starting one on this machine for as long as a run lasts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to the cluster named by RAY_ADDRESS (set inside a submitted job), or start a local one and stop it again.
+
+    A connection that is already there is used and left alone.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    if not on_cluster:
+        # A private cluster of this process needs no token; without this Ray writes one into the home directory.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Keep idle processes: re-importing costs each pass over the data seconds.
+        os.environ.setdefault("RAY_num_workers_soft_limit", "16")
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS") or "local",
+        logging_level=logging.WARNING,
+        **({} if on_cluster else {"include_dashboard": False}),
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
