@@ -1,0 +1,84 @@
+"""Frozen dataclasses from YAML recipes, JSON and dotted options; errors name the key, the value and the valid ones."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from twostream_ray.errors import ConfigError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Settings = TypeVar("Settings")
+
+
+def parser_for(kind: type[Settings], *, prog: str = "twostream", description: str | None = None) -> ArgumentParser:
+    """An argument parser with one dotted option per field of a settings class, and --config for a YAML recipe."""
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML recipe; options given after it override it.")
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def from_arguments(kind: type[Settings], arguments: Sequence[str], *, prog: str = "twostream") -> Settings:
+    """Settings from the command line.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, a missing one, or a recipe that cannot be read.
+    """
+    parser = parser_for(kind, prog=prog, description=kind.__doc__)
+    try:
+        return _instantiated(kind, parser, parser.parse_args(list(arguments)))
+    except ArgumentError as error:
+        raise ConfigError(_explained(error, parser)) from None
+
+
+def from_mapping(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Settings from nested JSON or YAML values.
+
+    Raises:
+        ConfigError: an unknown key, a bad value or a missing one.
+    """
+    parser = parser_for(kind)
+    try:
+        return _instantiated(kind, parser, parser.parse_object(dict(values)))
+    except ArgumentError as error:
+        raise ConfigError(_explained(error, parser)) from None
+
+
+def _instantiated(kind: type[Settings], parser: ArgumentParser, parsed: Namespace) -> Settings:
+    fields = vars(parser.instantiate(parsed))
+    return kind(**{name: value for name, value in fields.items() if name != "config"})
+
+
+def known_keys(parser: ArgumentParser) -> list[str]:
+    """Dotted names of all settings."""
+    return sorted(
+        {
+            option[2:]
+            for action in parser._actions
+            for option in action.option_strings
+            if option.startswith("--") and option not in ("--help", "--config", "--print_config")
+        }
+    )
+
+
+def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
+    message = " ".join(str(error).split())
+    message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", message).replace("<class '", "").replace("'>", "")
+    unknown = re.search(
+        r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted|Group '([\w.]+)' does not accept option '([\w.]+)'",
+        message,
+    )
+    if unknown is None:
+        return message
+    key = unknown[1] or unknown[2] or f"{unknown[3]}.{unknown[4]}"
+    keys = known_keys(parser)
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
+    siblings = [name for name in keys if name.startswith(key.rpartition(".")[0] + ".")] if "." in key else []
+    valid = near or siblings or [name for name in keys if "." not in name]
+    return f"unknown setting {key!r}; did you mean {', '.join(valid)}? --help lists all"

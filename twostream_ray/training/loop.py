@@ -1,0 +1,195 @@
+"""One step, one pass, over any iterable of batches; works alone and inside a process group, and knows nothing of Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from twostream_ray.data.snippets import Batch
+from twostream_ray.data.transforms import normalise_flow, normalise_rgb
+from twostream_ray.models.networks import Network
+from twostream_ray.training.recipe import (
+    TrainingConfig,
+    learning_rate_at,
+    set_learning_rate,
+    total_loss,
+    tower_losses,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassResult:
+    """What a pass over a split came to, over all workers."""
+
+    losses: dict[str, float]
+    """Mean cross-entropy per sample of each tower."""
+    top1: float
+    """Fraction of samples whose class had the highest score, in [0, 1]."""
+    samples: int
+    """Samples that counted."""
+    seconds: float
+    """Wall time."""
+    data_wait: float
+    """Fraction of the wall time in which this worker waited for data."""
+    step_losses: tuple[float, ...] = ()
+    """Total loss of each training step, over the global batch."""
+
+
+StepReport = Callable[[int, float], None]
+"""Called after each step with (steps done, total loss of the step on this worker, scaled to the global batch)."""
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """A batch's streams, normalised on the device, with labels and weights."""
+
+    def moved(array: NDArray[np.generic] | None) -> Tensor | None:
+        return None if array is None else torch.from_numpy(array).to(device, non_blocking=True)
+
+    rgb, flow = moved(batch.rgb), moved(batch.flow)
+    labels, weights = moved(batch.labels), moved(batch.weights)
+    assert labels is not None and weights is not None
+    return (
+        None if rgb is None else normalise_rgb(rgb),
+        None if flow is None else normalise_flow(flow),
+        labels,
+        weights,
+    )
+
+
+def train_pass(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Iterator[Batch],
+    *,
+    config: TrainingConfig,
+    epoch: int,
+    num_steps: int,
+    seed: int,
+    device: torch.device,
+    report: StepReport | None = None,
+) -> PassResult:
+    """Train one epoch; `model` is a Network, or DistributedDataParallel around one.
+
+    Gradients are those of the mean loss over the global batch, whatever part of it lies on this worker.
+    """
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    network = unwrapped(model)
+    model.train()
+    tally = _Tally(device)
+    step_losses: list[Tensor] = []
+    for step, batch in enumerate(tally.timed(batches)):
+        _seed_dropout(seed=seed, epoch=epoch, step=step)
+        set_learning_rate(optimiser, learning_rate_at(epoch + step / num_steps, config=config))
+        rgb, flow, labels, weights = to_device(batch, device)
+        outputs = model(rgb, flow)
+        losses = tower_losses(outputs, labels, weights=weights)
+        # Workers average their gradients; sums over the global batch are wanted instead.
+        loss = total_loss(losses, config=config) / batch.total
+        optimiser.zero_grad(set_to_none=True)
+        (loss * world_size).backward()
+        if config.clip_gradient_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient_norm)
+        optimiser.step()
+        tally.add(losses, network.scores(outputs).detach(), labels, weights)
+        step_losses.append(loss.detach())
+        if report is not None:
+            report(step + 1, float(loss.detach()) * world_size)
+    synchronise_buffers(model)
+    return tally.result(step_losses)
+
+
+@torch.no_grad()
+def score_pass(
+    model: nn.Module, batches: Iterator[Batch], *, device: torch.device
+) -> tuple[PassResult, dict[int, NDArray[np.float32]]]:
+    """Score a split: the result over all workers, and this worker's clip position -> video score (K,).
+
+    A video's score is the mean of its views' scores. In the result a view counts as a sample.
+    """
+    network = unwrapped(model)
+    network.eval()
+    tally = _Tally(device)
+    sums: dict[int, NDArray[np.float32]] = {}
+    views: dict[int, int] = {}
+    for batch in tally.timed(batches):
+        rgb, flow, labels, weights = to_device(batch, device)
+        outputs = network(rgb, flow)
+        scores = network.scores(outputs).float()
+        tally.add(tower_losses(outputs, labels, weights=weights), scores, labels, weights)
+        for clip, weight, score in zip(batch.clips.tolist(), batch.weights.tolist(), scores.cpu().numpy(), strict=True):
+            if weight:
+                sums[clip] = sums[clip] + score if clip in sums else score
+                views[clip] = views.get(clip, 0) + 1
+    return tally.result(), {clip: total / views[clip] for clip, total in sums.items()}
+
+
+def unwrapped(model: nn.Module) -> Network:
+    """The network inside DistributedDataParallel, or itself."""
+    network = getattr(model, "module", model)
+    assert isinstance(network, Network)
+    return network
+
+
+def synchronise_buffers(model: nn.Module) -> None:
+    """Give every worker rank 0's batch-norm moments, so that all score and store the same network."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in unwrapped(model).buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _seed_dropout(*, seed: int, epoch: int, step: int) -> None:
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{step}/{rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+class _Tally:
+    """Sums over a pass, added up over workers at its end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._started = time.monotonic()
+        self._waited = 0.0
+        self._losses: dict[str, Tensor] = {}
+        self._hits = torch.zeros((), device=device, dtype=torch.float64)
+        self._samples = torch.zeros((), device=device, dtype=torch.float64)
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, losses: dict[str, Tensor], scores: Tensor, labels: Tensor, weights: Tensor) -> None:
+        for tower, loss in losses.items():
+            self._losses[tower] = self._losses.get(tower, 0.0) + loss.detach().double()
+        self._hits += ((scores.argmax(dim=1) == labels) * weights).sum()
+        self._samples += weights.sum()
+
+    def result(self, step_losses: list[Tensor] | None = None) -> PassResult:
+        steps = torch.stack(step_losses).double() if step_losses else torch.zeros(0, device=self._device, dtype=torch.float64)
+        sums = torch.cat([torch.stack([self._hits, self._samples, *self._losses.values()]), steps])
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        seconds = time.monotonic() - self._started
+        hits, samples, *rest = sums.tolist()
+        towers = len(self._losses)
+        return PassResult(
+            losses={tower: loss / max(samples, 1) for tower, loss in zip(self._losses, rest[:towers], strict=True)},
+            top1=hits / max(samples, 1),
+            samples=round(samples),
+            seconds=seconds,
+            data_wait=self._waited / max(seconds, 1e-9),
+            step_losses=tuple(rest[towers:]),
+        )

@@ -1,0 +1,111 @@
+"""What is minimised and how: tower losses, learning rate over time, the optimiser (Feichtenhofer et al. 2016, sec. 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from twostream_ray.errors import ConfigError
+from twostream_ray.models.networks import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Stochastic gradient descent with momentum over the sum of the towers' losses."""
+
+    epochs: int = 30
+    """Passes over the training split."""
+
+    global_batch: int = 96
+    """Clips per step over all workers together: more workers share it, the learning rate stays right."""
+
+    learning_rate: float = 1e-3
+    """Highest learning rate of weights; that of biases is twice as high (official code)."""
+
+    momentum: float = 0.9
+    """SGD momentum."""
+
+    weight_decay: float = 5e-4
+    """L2 penalty of weights; biases and batch norm have none."""
+
+    schedule: Literal["steps", "cosine", "constant"] = "steps"
+    """steps: divided by 10 at each of step_epochs; cosine: to zero over the epochs; constant."""
+
+    step_epochs: tuple[int, ...] = (20, 26)
+    """Epochs (from 0) at which the schedule `steps` divides the learning rate by 10."""
+
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises linearly from 0."""
+
+    clip_gradient_norm: float | None = None
+    """Largest norm of the whole gradient; none by default."""
+
+    temporal_loss_weight: float = 1.0
+    """Weight of the temporal tower's loss in the sum; the other tower's is 1."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"training.epochs must be at least 1, got {self.epochs}")
+        if self.global_batch < 1:
+            raise ConfigError(f"training.global_batch must be at least 1, got {self.global_batch}")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"training.learning_rate must be more than 0, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"training.momentum must lie in [0, 1), got {self.momentum}")
+        if self.weight_decay < 0:
+            raise ConfigError(f"training.weight_decay must be at least 0, got {self.weight_decay}")
+        if self.warmup_epochs < 0:
+            raise ConfigError(f"training.warmup_epochs must be at least 0, got {self.warmup_epochs}")
+        if self.clip_gradient_norm is not None and not self.clip_gradient_norm > 0:
+            raise ConfigError(f"training.clip_gradient_norm must be more than 0, got {self.clip_gradient_norm}")
+        if self.temporal_loss_weight < 0:
+            raise ConfigError(f"training.temporal_loss_weight must be at least 0, got {self.temporal_loss_weight}")
+
+
+def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float:
+    """The learning rate of weights after so many epochs, fractions counted."""
+    rate = config.learning_rate
+    if config.schedule == "steps":
+        rate *= 0.1 ** sum(progress_epochs >= epoch for epoch in config.step_epochs)
+    elif config.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(progress_epochs / config.epochs, 1.0)))
+    if progress_epochs < config.warmup_epochs:
+        rate *= progress_epochs / config.warmup_epochs
+    return rate
+
+
+def build_optimiser(network: Network, *, config: TrainingConfig) -> torch.optim.SGD:
+    """SGD over the parameters that learn; each group keeps its factor on the schedule's learning rate."""
+    groups = network.parameter_groups(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    for group in groups:
+        group["lr_factor"] = group["lr"] / config.learning_rate
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the schedule's learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+
+
+def tower_losses(outputs: Mapping[str, Tensor], labels: Tensor, *, weights: Tensor) -> dict[str, Tensor]:
+    """Sum of weighted cross-entropies per tower, scalars; samples of weight 0 count nothing."""
+    return {
+        tower: (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
+        for tower, logits in outputs.items()
+    }
+
+
+def total_loss(losses: Mapping[str, Tensor], *, config: TrainingConfig) -> Tensor:
+    """The towers' losses added up, the temporal one by its weight (Feichtenhofer et al. 2016, sec. 3.4)."""
+    weighted = [
+        loss * config.temporal_loss_weight if tower == "temporal" and len(losses) > 1 else loss
+        for tower, loss in losses.items()
+    ]
+    return torch.stack(weighted).sum()
