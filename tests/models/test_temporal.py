@@ -1,0 +1,50 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from twostream_ray.models.fusion import mixing_matrix
+from twostream_ray.models.temporal import TimeConv, TimeMaxPool, gaussian_window, mean_scores
+
+
+@pytest.mark.parametrize(("num_snippets", "windows"), [(5, 1), (11, 4), (12, 4), (25, 11)])
+def test_time_pooling_before_pool5_is_the_papers_3d_pooling(num_snippets: int, windows: int) -> None:
+    maps = torch.rand(2 * num_snippets, 3, 14, 14)
+    pooled = F.max_pool2d(TimeMaxPool(window=5, stride=2)(maps, num_samples=2), 2)
+    volume = maps.unflatten(0, (2, -1)).transpose(1, 2)
+    expected = F.max_pool3d(volume, kernel_size=(5, 2, 2), stride=2)
+    assert expected.shape[2] == windows
+    torch.testing.assert_close(pooled.unflatten(0, (2, -1)), expected.transpose(1, 2))
+
+
+def test_a_sample_shorter_than_the_window_is_pooled_whole() -> None:
+    maps = torch.rand(2 * 3, 4, 2, 2)
+    pooled = TimeMaxPool(window=5, stride=2)(maps, num_samples=2)
+    torch.testing.assert_close(pooled, maps.unflatten(0, (2, 3)).amax(dim=1))
+
+
+def test_the_window_of_the_3d_convolution_sums_to_one_and_falls_off_as_a_gaussian() -> None:
+    window = gaussian_window()
+    assert window.sum().item() == pytest.approx(1)
+    assert (window[1, 1, 0] / window[1, 1, 1]).item() == pytest.approx(2.718281828**-0.5)
+    assert (window[0, 0, 0] / window[1, 1, 1]).item() == pytest.approx(2.718281828**-1.5)
+
+
+def test_3d_convolution_starts_out_as_a_blurred_mix_of_both_towers() -> None:
+    mixing = mixing_matrix(4, stacked=2, initialisation="official")
+    conv = TimeConv(8, 4, mixing=mixing)
+    still = torch.rand(1, 8, 1, 1).expand(5, 8, 6, 6)
+    fused = conv(still, num_samples=1)
+    # Inside the volume, a constant stays what it was, mixed 1 to 3.
+    torch.testing.assert_close(fused[1:-1, :, 1:-1, 1:-1], (0.25 * still[:3, :4] + 0.75 * still[:3, 4:])[..., :4, :4])
+
+
+def test_3d_convolution_keeps_samples_apart() -> None:
+    conv = TimeConv(2, 2, mixing=torch.eye(2))
+    first, second = torch.rand(2, 3, 2, 5, 5)
+    together = conv(torch.cat([first, second]), num_samples=2)
+    torch.testing.assert_close(together[:3], conv(first, num_samples=1))
+
+
+def test_mean_scores_average_over_snippets_and_places() -> None:
+    maps = torch.rand(2 * 3, 7, 2, 2)
+    torch.testing.assert_close(mean_scores(maps, num_samples=2)[1], maps[3:].mean(dim=(0, 2, 3)))

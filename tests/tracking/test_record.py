@@ -1,0 +1,192 @@
+import logging
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.figure
+import pytest
+
+from twostream_ray.errors import ConfigError
+from twostream_ray.tracking import (
+    RunHandle,
+    TrackingConfig,
+    finish_run,
+    log_artifacts,
+    log_metrics,
+    log_pictures,
+    resume_run,
+    start_run,
+)
+from twostream_ray.tracking.connection import client_for
+from twostream_ray.tracking.record import flat_parameters
+
+# MLflow 3.17's own tables meet SQLAlchemy 2.1.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+
+def steps_of(handle: RunHandle, metric: str) -> list[tuple[int, float]]:
+    return [(row.step, row.value) for row in client_for(handle.uri).get_metric_history(handle.run_id, metric)]
+
+
+def test_importing_tracking_does_not_load_mlflow() -> None:
+    code = "import sys, twostream_ray.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_run_keeps_parameters_metrics_tags_and_files(tracking: TrackingConfig, tmp_path: Path) -> None:
+    parameters = {"model": {"fusion": {"layers": ["relu5_3"], "method": "conv"}}, "epochs": 3}
+    handle = start_run(tracking, run_name="whole", parameters=parameters, tags={"git_commit": "abc dirty"})
+    handle = pickle.loads(pickle.dumps(handle))
+    log_metrics(handle, {"train/loss": 1.5, "validation/top1": 0.25}, step=0)
+    log_metrics(handle, {"train/loss": 1.25, "validation/top1": 0.5}, step=1)
+    (tmp_path / "table.csv").write_text("a,b\n")
+    log_artifacts(handle, [tmp_path / "table.csv"], folder="tables")
+    figure = matplotlib.figure.Figure()
+    figure.subplots().plot([0, 1])
+    log_pictures(handle, {"curves": figure})
+    finish_run(handle)
+
+    client = client_for(handle.uri)
+    run = client.get_run(handle.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "whole"
+    assert run.data.params == {
+        "model.fusion.layers": '["relu5_3"]',
+        "model.fusion.method": "conv",
+        "epochs": "3",
+    }
+    assert run.data.tags["git_commit"] == "abc dirty"
+    assert run.data.tags["mlflow.source.git.commit"] == "abc"
+    assert steps_of(handle, "train/loss") == [(0, 1.5), (1, 1.25)]
+    assert [file.path for file in client.list_artifacts(handle.run_id, "tables")] == ["tables/table.csv"]
+    assert [file.path for file in client.list_artifacts(handle.run_id, "pictures")] == ["pictures/curves.png"]
+
+
+def test_files_lie_beside_the_database_whatever_the_working_directory(
+    tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    handle = start_run(tracking, run_name="beside", parameters={}, tags={})
+    (tmp_path / "note.txt").write_text("here")
+    log_artifacts(handle, [tmp_path / "note.txt"])
+    beside = Path(tracking.resolved_uri().removeprefix("sqlite:///")).with_name("mlartifacts")
+    assert (beside / handle.run_id / "artifacts" / "note.txt").read_text() == "here"
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_step_logged_before_a_crash_is_not_logged_again(tracking: TrackingConfig) -> None:
+    handle = start_run(tracking, run_name="crashing", parameters={}, tags={})
+    for step in range(4):
+        log_metrics(handle, {"loss": 4.0 - step}, step=step)
+    for step in range(2, 6):  # restarted from the checkpoint of epoch 1; sums differ in the last bit
+        log_metrics(handle, {"loss": 4.0 - step + 1e-9, "late": 1.0}, step=step)
+    assert steps_of(handle, "loss") == [(0, 4.0), (1, 3.0), (2, 2.0), (3, 1.0), (4, 1e-9), (5, -1.0 + 1e-9)]
+    assert [step for step, _ in steps_of(handle, "late")] == [2, 3, 4, 5]
+
+
+def test_step_that_was_left_out_can_be_logged_later(tracking: TrackingConfig) -> None:
+    handle = start_run(tracking, run_name="gap", parameters={}, tags={})
+    for step in (0, 2, 1, 1):
+        log_metrics(handle, {"loss": float(step)}, step=step)
+    assert sorted(steps_of(handle, "loss")) == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_restarted_training_finds_its_unfinished_run(tracking: TrackingConfig) -> None:
+    name = "fused: Ann's run"
+    assert resume_run(tracking, run_name=name) is None
+    started = start_run(tracking, run_name=name, parameters={}, tags={})
+    start_run(tracking, run_name="another", parameters={}, tags={})
+    assert resume_run(tracking, run_name=name) == started
+    finish_run(started, "FAILED")
+    assert resume_run(tracking, run_name=name) == started
+    assert client_for(started.uri).get_run(started.run_id).info.status == "RUNNING"
+    finish_run(started)
+    assert resume_run(tracking, run_name=name) is None
+
+
+def test_parameters_of_any_length_and_alphabet_are_taken(tracking: TrackingConfig) -> None:
+    parameters = {
+        "long": "x" * 10_000,
+        "k" * 300: 1,
+        "k" * 299 + "j": 2,
+        "odd @ % name": None,
+        "../up": 3,
+        "towers": [{"name": "spatial"}, {"name": "temporal"}],
+        **{f"many.{index}": index for index in range(150)},
+    }
+    handle = start_run(tracking, run_name="lengths", parameters=parameters, tags={"t@g": "y" * 10_000})
+    kept = client_for(handle.uri).get_run(handle.run_id).data.params
+    assert len(kept) == 6 + 1 + 150
+    assert len(kept["long"]) == 6000
+    assert kept["towers.1.name"] == "temporal"
+    assert kept["many.149"] == "149"
+
+
+def test_secrets_are_never_logged(tracking: TrackingConfig) -> None:
+    parameters = {
+        "storage": {"uri": "s3://key:hush@bucket/x", "secret_key": "hush"},
+        "servers": ["http://u:hush@h/", "plain"],
+        "nested": [{"password": "hush"}],
+    }
+    handle = start_run(tracking, run_name="secret", parameters=parameters, tags={"hub_token": "hush"})
+    assert handle.run_id
+    stored = client_for(handle.uri).get_run(handle.run_id).data.to_dictionary()
+    assert "hush" not in str(stored)
+    assert "plain" in str(stored)
+    assert "hush" not in repr(RunHandle(uri="http://u:hush@h", experiment_id="1", run_id="2"))
+
+
+def test_flat_parameters_are_dotted() -> None:
+    assert flat_parameters({"a": {"b": {"c": 1}, "d": []}, "e": True, "empty": {}}) == {
+        "a.b.c": "1",
+        "a.d": "[]",
+        "e": "True",
+        "empty": "{}",
+    }
+
+
+def test_absent_server_is_warned_about_once_and_training_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    nobody = "http://ann:hush@127.0.0.1:9"  # the discard port: connections are refused
+    with caplog.at_level(logging.WARNING, "twostream_ray"):
+        handle = start_run(TrackingConfig(uri=nobody), run_name="away", parameters={"a": 1}, tags={})
+        assert handle.run_id == ""
+        log_metrics(handle, {"loss": 1.0}, step=0)
+        known = RunHandle(uri=nobody, experiment_id="1", run_id="0123")
+        log_metrics(known, {"loss": 1.0}, step=0)
+        finish_run(known)
+    warned = [record.getMessage() for record in caplog.records if record.name.startswith("twostream_ray")]
+    assert len(warned) == 1
+    assert "127.0.0.1:9 cannot be reached" in warned[0]
+    assert "hush" not in caplog.text
+
+
+def test_default_patience_with_an_absent_server_is_seconds() -> None:
+    handle = RunHandle(uri="http://127.0.0.1:9", experiment_id="1", run_id="0123")
+    began = time.monotonic()
+    log_metrics(handle, {"loss": 1.0}, step=0)
+    assert time.monotonic() - began < 20
+
+
+def test_store_that_cannot_be_opened_does_not_stop_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/file/mlflow.db")
+    assert start_run(config, run_name="r", parameters={}, tags={}).run_id == ""
+
+
+def test_uri_of_a_plain_folder_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"wants sqlite:///FILE\.db, http\(s\)://HOST.*got './mlruns'"):
+        TrackingConfig(uri="./mlruns")
+
+
+def test_default_store_is_a_file_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert TrackingConfig().resolved_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert TrackingConfig().resolved_uri() == f"sqlite:///{tmp_path}/other.db"
+    assert TrackingConfig(uri="http://server:5000").resolved_uri() == "http://server:5000"

@@ -1,0 +1,336 @@
+"""Towers: one stream's network as a chain of layers under the papers' names.
+
+VGG-M-2048 after Simonyan and Zisserman 2014 (sec. 2, fig. 1), VGG-16 after Feichtenhofer, Pinz and Zisserman 2016
+(sec. 3.4), ResNet-50 after Feichtenhofer, Pinz and Wildes 2016. Every layer gives maps (N, D, H, W), the fully
+connected ones too: so a tower takes frames larger than it was made for (the papers' dense test), and any layer fuses.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostream_ray.errors import ConfigError
+
+Backbone = Literal["vgg16", "vgg_m_2048", "resnet50", "vgg_small"]
+
+RGB_CHANNELS = 3
+CLASSIFIER = "fc8"
+LAST_POOL = "pool5"
+
+_FIRST_STAGE_MAPS: dict[Backbone, int] = {"vgg16": 64, "vgg_m_2048": 96, "resnet50": 64, "vgg_small": 32}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerConfig:
+    """One stream's network."""
+
+    backbone: Backbone = "vgg16"
+    """vgg16, vgg_m_2048 and resnet50 are the papers'; vgg_small is for small frames and few cores."""
+    weights: str | None = None
+    """Where the tower starts: None at random, "imagenet" at torchvision's weights, else a safetensors path or URI."""
+    dropout: float = 0.85
+    """Share of features dropped before each later fully connected layer, 0 <= dropout < 1."""
+    width: int | None = None
+    """Feature maps of the first layer, all others in proportion; None is the paper's width (vgg_small: 32)."""
+    frozen_through: str | None = None
+    """Last layer of the part that does not learn (drop7: only the classifier learns); None lets all learn."""
+
+    def __post_init__(self) -> None:
+        if self.backbone not in get_args(Backbone):
+            raise ConfigError(f"backbone must be one of {', '.join(get_args(Backbone))}, got {self.backbone!r}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.width is not None and self.width < 1:
+            raise ConfigError(f"width must be at least 1, got {self.width}")
+        if self.weights == "imagenet" and self.backbone not in ("vgg16", "resnet50"):
+            raise ConfigError(
+                f"weights=imagenet exists for vgg16 and resnet50, not for {self.backbone}: give a safetensors file"
+            )
+        if self.weights == "imagenet" and self.width is not None:
+            raise ConfigError(f"weights=imagenet needs the full width, got width={self.width}: leave width out")
+        if self.frozen_through is not None and self.frozen_through not in layer_channels(self):
+            raise ConfigError(
+                f"frozen_through names no layer of {self.backbone}: {self.frozen_through!r}; its layers are "
+                + ", ".join(layer_channels(self))
+            )
+
+
+class FullyConnected(nn.Linear):
+    """A fully connected layer over a window of maps; slides over larger maps as a convolution.
+
+    Shape: (N, D, window + a, window + b) -> (N, D', 1 + a, 1 + b).
+    """
+
+    def __init__(self, in_maps: int, out_maps: int, *, window: int = 1, classifies: bool = False) -> None:
+        self.in_maps, self.window, self.classifies = in_maps, window, classifies
+        super().__init__(in_maps * window**2, out_maps)
+
+    def reset_parameters(self) -> None:
+        """A classifier starts at 0.01 randn (the official code), a hidden layer so that ReLU keeps the variance."""
+        if self.classifies:
+            nn.init.normal_(self.weight, std=0.01)
+        else:
+            nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        nn.init.zeros_(self.bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """One matrix product where the maps are exactly one window."""
+        height, width = maps.shape[-2:]
+        if min(height, width) < self.window:
+            raise ConfigError(
+                f"the frames are too small: a fully connected layer wants maps of at least "
+                f"{self.window}x{self.window}, got {height}x{width}; use larger "
+                "frames (224 px for vgg16 and vgg_m_2048) or the vgg_small backbone"
+            )
+        if (height, width) == (self.window, self.window):
+            return super().forward(maps.flatten(1))[:, :, None, None]
+        return F.conv2d(maps, self.weight.unflatten(1, (self.in_maps, self.window, self.window)), self.bias)
+
+
+class Bottleneck(nn.Module):
+    """A residual unit up to its sum, before the ReLU: shortcut(x) + F(x); the stride sits in the 3x3 (torchvision's).
+
+    Shape: (N, D, H, W) -> (N, 4 maps, H / stride, W / stride).
+    """
+
+    def __init__(self, in_maps: int, maps: int, *, stride: int) -> None:
+        super().__init__()
+        self.branch2a = nn.Conv2d(in_maps, maps, 1, bias=False)
+        self.bn2a = _batch_norm(maps)
+        self.branch2b = nn.Conv2d(maps, maps, 3, stride=stride, padding=1, bias=False)
+        self.bn2b = _batch_norm(maps)
+        self.branch2c = nn.Conv2d(maps, 4 * maps, 1, bias=False)
+        self.bn2c = _batch_norm(4 * maps)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_maps != 4 * maps:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_maps, 4 * maps, 1, stride=stride, bias=False), _batch_norm(4 * maps)
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The sum of shortcut and residual branch."""
+        residual = F.relu(self.bn2a(self.branch2a(maps)))
+        residual = F.relu(self.bn2b(self.branch2b(residual)))
+        return self.shortcut(maps) + self.bn2c(self.branch2c(residual))
+
+
+class Tower(nn.Module):
+    """A chain of named layers that can be run in parts.
+
+    Shape: frames (N, C, H, W) -> class scores (N, K, 1 + a, 1 + b), one for each place of the window on larger frames.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], *, channels: Mapping[str, int]) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.names = tuple(layers)
+        """The layers in their order."""
+        self.channels = dict(channels)
+        """D: maps that each layer gives."""
+        self.frozen: tuple[str, ...] = ()
+        """The layers that do not learn, from the first on."""
+
+    def forward(self, maps: Tensor, *, after: str | None = None, upto: str | None = None) -> Tensor:
+        """Run the layers behind `after` (None: from the first) up to and with `upto` (None: to the last)."""
+        start = 0 if after is None else self.names.index(after) + 1
+        stop = len(self.names) if upto is None else self.names.index(upto) + 1
+        for name in self.names[start:stop]:
+            maps = self.get_submodule(name)(maps)
+        return maps
+
+    def freeze(self, upto: str) -> None:
+        """Stop learning from the first layer up to and with `upto`: no gradients, and batch norm keeps its moments."""
+        self.frozen = self.names[: self.names.index(upto) + 1]
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Tower":
+        """Switch modes; batch norm in the frozen part stays in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            for module in self.get_submodule(name).modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+def build_tower(
+    config: TowerConfig,
+    *,
+    in_channels: int,
+    num_classes: int,
+    upto: str | None = None,
+    stacked: Mapping[str, int] | None = None,
+) -> Tower:
+    """Make a tower, initialised from torch's global random numbers.
+
+    Args:
+        config: the tower's settings.
+        in_channels: 3 for RGB, 2L for flow.
+        num_classes: K, the outputs of fc8.
+        upto: the last layer to make; None makes all.
+        stacked: maps that a fusion stacks onto a layer's own, by layer; the next weight layer takes them too.
+    """
+    layers: dict[str, nn.Module] = {}
+    channels: dict[str, int] = {}
+    maps = in_channels
+    for spec in _specs(config, in_channels=in_channels, num_classes=num_classes):
+        layers[spec.name] = spec.make(maps)
+        channels[spec.name] = maps if spec.channels is None else spec.channels
+        maps = channels[spec.name] + (stacked or {}).get(spec.name, 0)
+        if spec.name == upto:
+            break
+    tower = Tower(layers, channels=channels)
+    for module in tower.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if config.frozen_through is not None:
+        tower.freeze(config.frozen_through if config.frozen_through in layers else tower.names[-1])
+    return tower
+
+
+def layer_channels(config: TowerConfig, *, num_classes: int = 1) -> dict[str, int]:
+    """D of every layer of the spatial tower that `config` describes, in order; makes no layer."""
+    channels: dict[str, int] = {}
+    maps = RGB_CHANNELS
+    for spec in _specs(config, in_channels=RGB_CHANNELS, num_classes=num_classes):
+        maps = maps if spec.channels is None else spec.channels
+        channels[spec.name] = maps
+    return channels
+
+
+def counterpart(layer: str, *, among: Sequence[str]) -> str:
+    """The layer of another backbone that stands where `layer` stands: relu5_3 and relu5 and res5c_relu.
+
+    Raises:
+        ConfigError: none stands there.
+    """
+    if layer in among:
+        return layer
+    matches = [name for name in among if _kind_and_stage(name) == _kind_and_stage(layer)]
+    if not matches:
+        raise ConfigError(f"the temporal tower has nothing like layer {layer!r}; its layers are {', '.join(among)}")
+    return matches[-1]
+
+
+def _kind_and_stage(layer: str) -> tuple[str, str]:
+    digits = re.search(r"\d", layer)
+    kind = "relu" if "relu" in layer else re.split(r"\d", layer)[0]
+    return kind, digits.group() if digits else ""
+
+
+class _Spec(NamedTuple):
+    """A layer before it is made: it knows its own width, but not yet how many maps come in."""
+
+    name: str
+    make: Callable[[int], nn.Module]
+    channels: int | None = None
+
+
+def _specs(config: TowerConfig, *, in_channels: int, num_classes: int) -> Iterator[_Spec]:
+    full = _FIRST_STAGE_MAPS[config.backbone]
+
+    def scaled(maps: int) -> int:
+        return max(1, round(maps * (config.width or full) / full))
+
+    if config.backbone == "vgg16":
+        yield from _vgg16(scaled)
+        yield from _classifier(scaled(4096), scaled(4096), num_classes, window=7, dropout=config.dropout)
+    elif config.backbone == "vgg_m_2048":
+        yield from _vgg_m(scaled, normalises_twice=in_channels == RGB_CHANNELS)
+        yield from _classifier(scaled(4096), scaled(2048), num_classes, window=6, dropout=config.dropout)
+    else:
+        yield from _resnet50(scaled) if config.backbone == "resnet50" else _vgg_small(scaled)
+        yield _Spec(LAST_POOL, lambda _: nn.AdaptiveAvgPool2d(1))
+        yield _Spec("drop5", lambda _: nn.Dropout(config.dropout))
+        yield _fc(CLASSIFIER, num_classes, classifies=True)
+
+
+def _vgg16(scaled: Callable[[int], int]) -> Iterator[_Spec]:
+    for stage, (depth, maps) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), start=1):
+        for index in range(1, depth + 1):
+            yield _conv(f"conv{stage}_{index}", scaled(maps), kernel=3, padding=1)
+            yield _relu(f"relu{stage}_{index}")
+        yield _Spec(f"pool{stage}", lambda _: nn.MaxPool2d(2))
+
+
+def _vgg_m(scaled: Callable[[int], int], *, normalises_twice: bool) -> Iterator[_Spec]:
+    """VGG-M-2048; the temporal net leaves out the second normalisation (Simonyan and Zisserman 2014, sec. 2)."""
+    yield _conv("conv1", scaled(96), kernel=7, stride=2)
+    yield _relu("relu1")
+    yield _Spec("norm1", lambda _: _local_response_norm())
+    yield _Spec("pool1", lambda _: nn.MaxPool2d(3, stride=2))
+    yield _conv("conv2", scaled(256), kernel=5, stride=2, padding=1)
+    yield _relu("relu2")
+    if normalises_twice:
+        yield _Spec("norm2", lambda _: _local_response_norm())
+    # Rounding up makes 26 into 13; rounding down would leave 12, and fc6 a third of its weights short.
+    yield _Spec("pool2", lambda _: nn.MaxPool2d(3, stride=2, ceil_mode=True))
+    for stage in (3, 4, 5):
+        yield _conv(f"conv{stage}", scaled(512), kernel=3, padding=1)
+        yield _relu(f"relu{stage}")
+    yield _Spec(LAST_POOL, lambda _: nn.MaxPool2d(3, stride=2))
+
+
+def _vgg_small(scaled: Callable[[int], int]) -> Iterator[_Spec]:
+    for stage, maps in enumerate((32, 64, 64, 64), start=1):
+        yield _conv(f"conv{stage}", scaled(maps), kernel=3, padding=1)
+        yield _Spec(f"bn{stage}", nn.BatchNorm2d)
+        yield _relu(f"relu{stage}")
+        if stage < 4:
+            yield _Spec(f"pool{stage}", lambda _: nn.MaxPool2d(2))
+
+
+def _resnet50(scaled: Callable[[int], int]) -> Iterator[_Spec]:
+    yield _conv("conv1", scaled(64), kernel=7, stride=2, padding=3, bias=False)
+    yield _Spec("bn1", _batch_norm)
+    yield _relu("relu1")
+    yield _Spec("pool1", lambda _: nn.MaxPool2d(3, stride=2, padding=1))
+    for stage, (units, maps) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=2):
+        for unit in "abcdef"[:units]:
+            yield _bottleneck(f"res{stage}{unit}", scaled(maps), stride=2 if unit == "a" and stage > 2 else 1)
+            yield _relu(f"res{stage}{unit}_relu")
+
+
+def _classifier(fc6: int, fc7: int, num_classes: int, *, window: int, dropout: float) -> Iterator[_Spec]:
+    yield _fc("fc6", fc6, window=window)
+    yield _relu("relu6")
+    yield _Spec("drop6", lambda _: nn.Dropout(dropout))
+    yield _fc("fc7", fc7)
+    yield _relu("relu7")
+    yield _Spec("drop7", lambda _: nn.Dropout(dropout))
+    yield _fc(CLASSIFIER, num_classes, classifies=True)
+
+
+def _conv(name: str, maps: int, *, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True) -> _Spec:
+    return _Spec(name, lambda inputs: nn.Conv2d(inputs, maps, kernel, stride, padding, bias=bias), maps)
+
+
+def _bottleneck(name: str, maps: int, *, stride: int) -> _Spec:
+    return _Spec(name, lambda inputs: Bottleneck(inputs, maps, stride=stride), 4 * maps)
+
+
+def _fc(name: str, maps: int, *, window: int = 1, classifies: bool = False) -> _Spec:
+    return _Spec(name, lambda inputs: FullyConnected(inputs, maps, window=window, classifies=classifies), maps)
+
+
+def _relu(name: str) -> _Spec:
+    return _Spec(name, lambda _: nn.ReLU())
+
+
+def _batch_norm(maps: int) -> nn.BatchNorm2d:
+    """Batch norm whose moments move by 0.05 a step (the official ST-ResNet code)."""
+    return nn.BatchNorm2d(maps, momentum=0.05)
+
+
+def _local_response_norm() -> nn.LocalResponseNorm:
+    """Krizhevsky's settings, k = 2, n = 5, alpha = 1e-4, beta = 0.75; torch divides alpha by n."""
+    return nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0)

@@ -1,0 +1,25 @@
+"""Runs, metrics, artefacts, model registry, champion: the only door of MLflow; importing it does not load MLflow."""
+
+from twostream_ray.tracking.connection import TrackingConfig
+from twostream_ray.tracking.lineage import lineage_tags
+from twostream_ray.tracking.record import (
+    RunHandle,
+    finish_run,
+    log_artifacts,
+    log_metrics,
+    log_pictures,
+    resume_run,
+    start_run,
+)
+
+__all__ = [
+    "RunHandle",
+    "TrackingConfig",
+    "finish_run",
+    "lineage_tags",
+    "log_artifacts",
+    "log_metrics",
+    "log_pictures",
+    "resume_run",
+    "start_run",
+]

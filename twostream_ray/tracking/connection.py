@@ -1,0 +1,160 @@
+"""The way to MLflow: where it is, how it is opened, and what its being away means."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twostream_ray.errors import ConfigError, RegistryError
+from twostream_ray.tracking.redaction import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_logger = logging.getLogger(__name__)
+_SQLITE = "sqlite:///"
+_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+_away: set[str] = set()
+"""URIs that failed last time: each is warned about once, until it answers again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where runs and models are recorded."""
+
+    uri: str | None = None
+    """MLflow's tracking URI; none: MLFLOW_TRACKING_URI if set, otherwise SQLite, mlflow.db in the working directory."""
+    experiment: str = "twostream"
+    """Name of the MLflow experiment that runs are filed under; made if missing."""
+    model_name: str = "two-stream"
+    """Name of the registered model."""
+    register: bool = True
+    """Whether a finished training registers a version and contends for `champion`."""
+
+    def __post_init__(self) -> None:
+        if not self.experiment.strip():
+            raise ConfigError("tracking.experiment must be a name, got an empty one")
+        if not self.model_name or set(self.model_name) & set("/:"):
+            raise ConfigError(f"tracking.model_name must be a name without / and :, got {self.model_name!r}")
+        self.resolved_uri()
+
+    def resolved_uri(self) -> str:
+        """The URI in full: no default, environment or working directory is left to guess elsewhere.
+
+        Raises:
+            ConfigError: MLflow has no store of this kind.
+        """
+        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+        if uri.partition("://")[0].partition("+")[0] not in _SCHEMES and uri != "databricks":
+            raise ConfigError(
+                f"tracking.uri wants {_SQLITE}FILE.db, http(s)://HOST or another database, got {redact(uri)!r}: "
+                "MLflow no longer keeps runs in plain folders"
+            )
+        if uri.startswith(_SQLITE):
+            return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
+        return uri
+
+    def artifact_location(self) -> str | None:
+        """Where a new experiment keeps its files: beside a SQLite file; None leaves it to the server."""
+        uri = self.resolved_uri()
+        if not uri.startswith(_SQLITE):
+            return None
+        return Path(uri.removeprefix(_SQLITE)).with_name("mlartifacts").as_uri()
+
+
+def client_for(uri: str) -> MlflowClient:
+    """A client of tracking and registry at this (resolved) URI; telemetry off.
+
+    Raises:
+        Exception: whatever MLflow raises if a database cannot be opened; a server is not asked yet.
+    """
+    _load_mlflow()
+    from mlflow import MlflowClient
+
+    if uri.startswith(_SQLITE):
+        _migrate_once(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@cache
+def _load_mlflow() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow  # noqa: F401
+
+    # Alembic tells every migration of a new SQLite file, some 60 lines, at level INFO.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+
+@cache
+def _migrate_once(uri: str) -> None:
+    """Make the tables of a new SQLite file; one process at a time, as MLflow's migrations do not bear company."""
+    from mlflow import MlflowClient
+
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    lock = Path(tempfile.gettempdir()) / f"twostream-{os.getuid()}-{name}.lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+
+
+@contextlib.contextmanager
+def never_stopping(uri: str, *, what: str) -> Iterator[None]:
+    """Run a block that may fail without harm: an MLflow that is away is told once, then passed over in silence.
+
+    The one place where a journal of what could not be sent would be written.
+    """
+    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    # MLflow's own patience is 4 minutes and 120 s a request: an epoch would wait for a server that is down.
+    hurried = {name: value for name, value in patience.items() if name not in os.environ}
+    os.environ.update(hurried)
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (contract 9: nothing that MLflow or its stores raise ends a training)
+        if uri not in _away:
+            _away.add(uri)
+            _logger.warning(
+                "MLflow at %s cannot be reached, so %s is not recorded; training goes on (%s)",
+                redact(uri),
+                what,
+                redact(first_line(error)),
+            )
+    else:
+        _away.discard(uri)
+    finally:
+        for name in hurried:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def registry_errors(uri: str, *, wanted: str, way_out: str) -> Iterator[None]:
+    """Run a block in which MLflow must answer.
+
+    Raises:
+        RegistryError: it did not; names the URI, what was wanted and the way out.
+    """
+    _load_mlflow()
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        reason = redact(first_line(error))
+        raise RegistryError(f"{wanted} failed at MLflow {redact(uri)} ({reason}): {way_out}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, at most 300 characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

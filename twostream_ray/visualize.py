@@ -1,0 +1,189 @@
+"""Pictures: flow as colour (Baker et al. 2011, the Middlebury flow benchmark), confusion, curves, frames over flow.
+
+Every picture is drawn on a figure of its own, without pyplot's global state, so that any process and thread may draw.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+_WHEEL_KNOTS = (0, 15, 21, 25, 36, 49, 55)
+"""Where red, yellow, green, cyan, blue, magenta and again red stand on the wheel of 55 hues (Baker et al. 2011)."""
+_WHEEL_COLOURS = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)], dtype=float)
+_UNKNOWN_FLOW_PX = 1e9
+"""Middlebury's ground truth marks a pixel of unknown flow with a larger value than this."""
+
+_MOST_COUNTED_CLASSES = 20
+_MOST_NAMED_CLASSES = 120
+_LONGEST_NAME = 40
+_CURVE = re.compile(r"(?P<split>train|val)/((?P<tower>[^/]+)/)?(?P<quantity>loss|top1)")
+_TOWER_COLOURS = {"network": "#222222", "spatial": "#d55e00", "temporal": "#0072b2"}
+_SPARE_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def flow_colour(flow: NDArray[np.floating], *, max_px: float) -> NDArray[np.uint8]:
+    """Flow in Middlebury's colours: hue is the direction, white is no motion, full colour is max_px.
+
+    Motion beyond max_px is darker; unknown flow (not finite, or above 1e9) is black.
+
+    Args:
+        flow: (H, W, 2) displacement in px, x to the right, y down.
+        max_px: length of the displacement that gets the full colour, above 0.
+
+    Returns:
+        (H, W, 3) RGB.
+    """
+    known = np.isfinite(flow).all(axis=-1) & (np.abs(flow) < _UNKNOWN_FLOW_PX).all(axis=-1)
+    x, y = np.moveaxis(np.where(known[..., None], flow, 0.0) / max_px, -1, 0)
+    length = np.hypot(x, y)[..., None]
+    # The wheel starts with red at motion to the right and has 54 steps, as the reference pictures do.
+    place = (np.arctan2(-y, -x) / np.pi + 1) / 2 * 54
+    hue = np.stack([np.interp(place, _WHEEL_KNOTS, channel) for channel in _WHEEL_COLOURS.T], axis=-1)
+    colour = np.where(length <= 1, 1 - length * (1 - hue), 0.75 * hue)
+    return (255 * colour * known[..., None]).astype(np.uint8)
+
+
+def confusion_picture(matrix: NDArray[np.integer], classes: Sequence[str], path: Path) -> None:
+    """Draw a confusion matrix as a PNG: each cell is coloured by its share of the true class's clips.
+
+    Up to 20 classes the clips are written into the cells, up to 120 the classes are named, beyond that numbered.
+
+    Args:
+        matrix: (K, K) clips by true class (row) and predicted class (column).
+        classes: K names.
+        path: the PNG to write.
+    """
+    num_classes = len(classes)
+    counted, named = num_classes <= _MOST_COUNTED_CLASSES, num_classes <= _MOST_NAMED_CLASSES
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    names = (
+        [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in classes] if named else []
+    )
+
+    side = float(np.clip(0.45 * num_classes, 3.2, 11.5))
+    # A class has side * 72 / K points; letters of two thirds of that do not touch and are .6 of their height wide.
+    letters = float(np.clip(0.66 * side * 72 / num_classes, 4, 10))
+    label = max((len(name) for name in names), default=4) * 0.6 * letters / 72
+    figure = Figure(figsize=(side + label + 1.6, side + label + 0.9), dpi=120 if counted else 160)
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    # The square root lets a few confused clips be seen beside a full diagonal.
+    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    axes.set_title(f"{int(matrix.trace())} of {int(matrix.sum())} clips on the diagonal", fontsize=11)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if named:
+        short = label * num_classes < 0.9 * side
+        axes.set_xticks(
+            range(num_classes), labels=names, fontsize=letters, parse_math=False, rotation=0 if short else 90
+        )
+        axes.set_yticks(range(num_classes), labels=names, fontsize=letters, parse_math=False)
+        axes.tick_params(length=0)
+    if counted:
+        axes.set_xticks(np.arange(1, num_classes) - 0.5, minor=True)
+        axes.set_yticks(np.arange(1, num_classes) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1)
+        axes.tick_params(which="minor", length=0)
+        for row, column in np.argwhere(matrix > 0):
+            colour = "white" if share[row, column] > 0.35 else "black"
+            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=9, color=colour)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.set_label("share of the true class's clips")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.savefig(path)
+
+
+def curves_picture(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw loss and top-1 by epoch as a PNG: training dashed, validation solid, each tower in its colour.
+
+    Args:
+        history: one mapping per epoch with `epoch` and any of `SPLIT/loss`, `SPLIT/top1`, `SPLIT/TOWER/loss`,
+            `SPLIT/TOWER/top1`, where SPLIT is train or val; without TOWER it is the whole network. Others are left out.
+        path: the PNG to write.
+    """
+    found = {name: match for epoch in history for name in epoch if (match := _CURVE.fullmatch(name))}
+    figure = Figure(figsize=(10.5, 3.8), dpi=120)
+    figure.set_layout_engine("constrained")
+    panels: dict[str, Axes] = dict(zip(("loss", "top1"), figure.subplots(1, 2), strict=True))
+    colours = dict(_TOWER_COLOURS)
+    legend = {}
+    for name, match in sorted(found.items(), key=lambda item: (item[1]["tower"] or "", item[0])):
+        tower = match["tower"] or "network"
+        colour = colours.setdefault(tower, _SPARE_COLOURS[len(colours) % len(_SPARE_COLOURS)])
+        points = [(epoch["epoch"], epoch[name]) for epoch in history if name in epoch]
+        (legend[f"{tower}, {match['split']}"],) = panels[match["quantity"]].plot(
+            *np.array(points).T,
+            color=colour,
+            linestyle="-" if match["split"] == "val" else "--",
+            marker="o",
+            markersize=3,
+            linewidth=2 if tower == "network" else 1.2,
+        )
+    for quantity, title in (("loss", "loss"), ("top1", "top-1")):
+        axes = panels[quantity]
+        axes.set_xlabel("epoch")
+        axes.set_title(title, fontsize=11)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(bottom=0)
+        if history:
+            axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
+    panels["top1"].set_ylim(0, 1.02)
+    panels["top1"].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if legend:
+        figure.legend(legend.values(), legend.keys(), loc="outside right center", frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def contact_sheet(
+    frames: NDArray[np.uint8],
+    flows: NDArray[np.floating],
+    path: Path,
+    *,
+    max_px: float,
+    captions: Sequence[str] = (),
+    columns: int = 8,
+) -> None:
+    """Draw frames over their flow as a PNG, with the key to the colours, to see what the network is shown.
+
+    Args:
+        frames: (T, H, W, 3) RGB.
+        flows: (T, H, W, 2) displacement in px of each frame; its H and W may differ from the frames'.
+        path: the PNG to write.
+        max_px: displacement that gets the full colour.
+        captions: T lines above the frames, such as "1.2 s"; none are written where there are none.
+        columns: frames side by side.
+    """
+    columns = min(columns, len(frames))
+    bands = -(-len(frames) // columns)
+    width = 1.6
+    height = width * frames.shape[1] / frames.shape[2]
+    figure = Figure(figsize=(width * columns + 1.5, bands * (2 * height + 0.3)), dpi=120)
+    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0.0, hspace=0.0)
+    grid = figure.add_gridspec(2 * bands, columns + 1, width_ratios=[width] * columns + [1.5])
+    for index, (frame, flow) in enumerate(zip(frames, flows, strict=True)):
+        band, column = divmod(index, columns)
+        above, below = (figure.add_subplot(grid[2 * band + row, column]) for row in range(2))
+        above.imshow(frame)
+        below.imshow(flow_colour(flow, max_px=max_px))
+        if captions:
+            above.set_title(captions[index], fontsize=8)
+    key = figure.add_subplot(grid[0:2, columns])
+    reach = np.linspace(-1, 1, 241)
+    disc = np.stack(np.meshgrid(reach, reach), axis=-1)
+    inside = np.hypot(disc[..., 0], disc[..., 1]) <= 1
+    key.imshow(np.where(inside[..., None], flow_colour(disc, max_px=1), 255).astype(np.uint8))
+    key.text(
+        0.5, -0.02, f"motion,\n{max_px:g} px at the rim", transform=key.transAxes, ha="center", va="top", fontsize=8
+    )
+    for axes in figure.axes:
+        axes.set_axis_off()
+    figure.savefig(path)
