@@ -1,6 +1,26 @@
+import os
+
+# Before anything imports Ray or MLflow.
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="disabled",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    RAY_num_workers_soft_limit="16",
+    RAY_idle_worker_killing_time_threshold_ms="600000",
+    MLFLOW_DISABLE_TELEMETRY="true",
+)
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from twostream_ray.data.catalog import CatalogConfig
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards import ShardSet, open_shards
+from twostream_ray.data.synthetic import SyntheticConfig, synthesize
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +30,38 @@ def real() -> Path:
     if not directory.is_dir():
         pytest.skip("real clips: ../shared/real is not there")
     return directory.resolve()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One local Ray cluster for all tests that need one."""
+    from twostream_ray.runs.session import ray_session
+
+    with ray_session():
+        yield
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 + 8 + 20 small moving-shapes videos."""
+    out = tmp_path_factory.mktemp("videos")
+    synthesize(SyntheticConfig(train_clips=48, val_clips=8, test_clips=20, size_px=48), out, workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def shard_set(cluster: None, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """The videos in shards, by the real ingest."""
+    from twostream_ray.runs.config import IngestConfig
+    from twostream_ray.runs.ingest import ingest
+
+    out = tmp_path_factory.mktemp("shards")
+    ingest(
+        IngestConfig(
+            catalog=CatalogConfig(root=str(videos)),
+            out=str(out),
+            flow=FlowContract(short_side_px=48),
+            rows_per_shard=32,
+        )
+    )
+    return open_shards(str(out))

@@ -1,0 +1,125 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from twostream_ray.data import flow
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.errors import ConfigError, ContractMismatchError
+
+
+def textured(height: int = 96, width: int = 128, *, shift: int = 0) -> NDArray[np.uint8]:
+    import cv2
+
+    noise = np.random.default_rng(0).integers(0, 256, (height, width + 32), dtype=np.uint8)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 2)
+    wide = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX)
+    return np.ascontiguousarray(wide[:, 16 - shift : 16 - shift + width])
+
+
+@pytest.mark.parametrize("algorithm", ["dis", "dis+tvl1"])
+def test_a_shift_to_the_right_is_positive_x_and_no_y(algorithm: str) -> None:
+    field = flow.flow_function(FlowContract(algorithm=algorithm))(textured(), textured(shift=3))  # type: ignore[arg-type]
+    inner = field[16:-16, 16:-16]
+    assert np.median(inner[..., 0]) == pytest.approx(3, abs=0.2)
+    assert np.median(inner[..., 1]) == pytest.approx(0, abs=0.2)
+
+
+def test_identical_frames_give_exactly_no_motion() -> None:
+    field = flow.flow_function(FlowContract())(textured(), textured())
+    assert np.abs(field).max() == 0
+    assert (flow.quantise(field, FlowContract()) == 128).all()
+
+
+def test_the_coding_is_exact_at_zero_and_within_half_a_level_elsewhere() -> None:
+    contract = FlowContract(bound_px=20)
+    values = np.linspace(-20, 20, 1001, dtype=np.float32)
+    back = flow.dequantise(flow.quantise(values, contract), contract)
+    assert np.abs(back - values).max() <= 20 / 127 / 2 + 1e-5
+    assert flow.dequantise(np.array([128], np.uint8), contract)[0] == 0
+
+
+def test_motion_beyond_the_bound_is_clipped_to_it() -> None:
+    contract = FlowContract(bound_px=5)
+    levels = flow.quantise(np.array([-50, 50], np.float32), contract)
+    assert levels.tolist() == [1, 255]
+    assert flow.dequantise(levels, contract).tolist() == [-5, 5]
+
+
+def test_legacy_coding_reads_the_papers_linear_images() -> None:
+    contract = FlowContract(coding="legacy255")
+    assert flow.dequantise(np.array([0, 255], np.uint8), contract).tolist() == pytest.approx([-20, 20])
+
+
+@pytest.mark.parametrize("coding", ["signed127", "legacy255"])
+def test_flipping_negates_exactly(coding: str) -> None:
+    contract = FlowContract(coding=coding)  # type: ignore[arg-type]
+    levels = np.arange(1 if coding == "signed127" else 0, 256, dtype=np.uint8)
+    back = flow.dequantise(flow.flipped(levels, contract), contract)
+    np.testing.assert_allclose(back, -flow.dequantise(levels, contract), atol=1e-5)
+
+
+def test_jpeg_keeps_x_over_y_and_adds_little_error() -> None:
+    contract = FlowContract()
+    field = np.stack([np.full((64, 96), 3.0), np.full((64, 96), -2.0)], axis=-1).astype(np.float32)
+    field[20:40, 30:60] = (-6.0, 8.0)
+    x, y = flow.decode_field(flow.encode_field(field, contract))
+    assert np.abs(flow.dequantise(x, contract) - field[..., 0]).mean() < 0.1
+    assert np.abs(flow.dequantise(y, contract) - field[..., 1]).mean() < 0.1
+
+
+def test_the_stack_is_centred_on_the_frame_and_repeats_the_clips_ends() -> None:
+    assert flow.field_indices(20, length=10, num_frames=100).tolist() == list(range(15, 25))
+    assert flow.field_indices(0, length=4, num_frames=100).tolist() == [0, 0, 0, 1]
+    assert flow.field_indices(5, length=4, num_frames=6).tolist() == [3, 4, 4, 4]
+
+
+def test_the_hash_follows_every_setting() -> None:
+    contract = FlowContract()
+    others = [
+        replace(contract, algorithm="tvl1"),
+        replace(contract, bound_px=15),
+        replace(contract, coding="legacy255"),
+        replace(contract, short_side_px=128),
+        replace(contract, jpeg_quality=95),
+    ]
+    assert len({contract.hash, *(other.hash for other in others)}) == 6
+    assert FlowContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
+
+
+def test_a_mismatch_names_both_sides_and_the_way_out() -> None:
+    with pytest.raises(
+        ContractMismatchError, match=r"model m wants flow bound_px 20.0; shards s has bound_px 15: ingest again"
+    ):
+        flow.require_same_contract(
+            FlowContract(), FlowContract(bound_px=15), wanted_by="model m", found_in="shards s"
+        )
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"flow.bound_px must be more than 0 px, got 0"):
+        FlowContract(bound_px=0)
+    with pytest.raises(ConfigError, match="must be even"):
+        FlowContract(short_side_px=97)
+
+
+@pytest.mark.parametrize(("algorithm", "expected"), [("dis", "dis_medium"), ("tvl1", "tvl1_opencv5_default")])
+def test_error_on_middlebury_is_the_published_one(real: Path, algorithm: str, expected: str) -> None:
+    import cv2
+    from matplotlib.image import imread
+
+    # Not cv2.imread: OpenCV's PNG reader fails once decord's own zlib is loaded.
+    colours = [(imread(real / f"flow/rubberwhale/frame0{n}.png")[..., :3] * 255).astype(np.uint8) for n in (4, 5)]
+    frames = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in colours]
+    content = (real / "flow/rubberwhale/flow_gt.flo").read_bytes()
+    width, height = np.frombuffer(content, np.int32, count=2, offset=4)
+    truth = np.frombuffer(content, np.float32, offset=12).reshape(height, width, 2)
+    known = np.abs(truth).max(axis=-1) < 1e9
+    field = flow.flow_function(FlowContract(algorithm=algorithm))(*frames)  # type: ignore[arg-type]
+    error = np.linalg.norm(field - truth, axis=-1)[known].mean()
+    table = json.loads((real / "expected/flow_expected.json").read_text())
+    (figures,) = table.values()
+    assert error == pytest.approx(figures["rubberwhale"][expected][0], rel=0.05)
