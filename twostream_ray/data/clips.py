@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from twostream_ray.errors import DecodeError, EmptyClipError
@@ -31,7 +32,7 @@ GROUP_OF_PICTURES = 12
 MIN_FRAMES = 2
 """A clip with fewer frames has no flow."""
 
-_PROOF_FRAMES = 24
+_PROOF_FRAMES = 10
 _PROOF_TOLERANCE_LEVELS = 3.0
 _MAX_PIXELS = 64_000_000
 
@@ -66,6 +67,11 @@ class FrameStream:
         """Mean frames per second."""
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        convert = _RgbConverter()
+        return (convert(frame) for frame in self.pictures())
+
+    def pictures(self) -> Iterator[av.VideoFrame]:
+        """The same frames before their conversion to RGB, for whoever looks at a few of them only."""
         packets = hidden = decoded = 0
         try:
             for packet in self._container.demux(self._stream):
@@ -76,7 +82,7 @@ class FrameStream:
                     decoded += 1
                     if frame.is_corrupt:
                         raise DecodeError(f"{self._name}: frame {decoded - 1} is damaged")
-                    yield _upright(frame)
+                    yield frame
         except (av.FFmpegError, ValueError, MemoryError) as error:
             raise DecodeError(
                 f"{self._name}: all frames were wanted, decoding broke after {decoded} of {self._stream.frames or '?'} "
@@ -89,10 +95,16 @@ class FrameStream:
             raise DecodeError(f"{self._name}: the file announces {announced} frames, {decoded} could be decoded")
 
 
-def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    picture = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
+class _RgbConverter:
+    """Frames -> upright RGB arrays; keeps the scaler, whose making costs more than a small frame's conversion."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        picture: NDArray[np.uint8] = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        quarter_turns = round(frame.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
 
 
 def _one_line(error: Exception) -> str:
@@ -177,6 +189,7 @@ def fetch_frames_by_seeking(content: bytes | memoryview, indices: Sequence[int],
             if stream.frames != num_frames:
                 raise DecodeError(f"a clip of {num_frames} frames was wanted, its video has {stream.frames}")
             ticks = 1 / (Fraction(stream.average_rate) * stream.time_base)
+            convert = _RgbConverter()
             position = num_frames
             for index in wanted:
                 if not position <= index < position + GROUP_OF_PICTURES:
@@ -186,7 +199,7 @@ def fetch_frames_by_seeking(content: bytes | memoryview, indices: Sequence[int],
                     picture = next(pictures)
                     position = round(picture.pts / ticks)
                     if position in wanted:
-                        found[position] = picture.to_ndarray(format="rgb24")
+                        found[position] = convert(picture)
     except (av.FFmpegError, ValueError, IndexError, StopIteration) as error:
         raise DecodeError(f"frames {list(indices)} of a clip could not be decoded ({_one_line(error)})") from error
     return np.stack([found[index] for index in indices])
@@ -202,10 +215,11 @@ def prove_seeking(content: bytes, *, num_frames: int) -> None:
     indices = list(dict.fromkeys([*draw.tolist(), num_frames - 1, 0]))
     fetched = dict(zip(indices, fetch_frames(content, indices, num_frames=num_frames), strict=True))
     decoded = 0
-    for index, frame in enumerate(FrameStream(content)):
+    convert = _RgbConverter()
+    for index, picture in enumerate(FrameStream(content).pictures()):
         decoded += 1
         if index in fetched:
-            difference = float(np.abs(frame.astype(np.int16) - fetched[index]).mean())
+            difference = float(np.abs(convert(picture).astype(np.int16) - fetched[index]).mean())
             if difference > _PROOF_TOLERANCE_LEVELS:
                 raise DecodeError(f"frame {index} fetched by index differs from the one in order by {difference:.1f} levels")
     if decoded != num_frames:

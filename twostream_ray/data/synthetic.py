@@ -53,7 +53,7 @@ _Window = tuple[slice, slice]
 """Rows and columns of an image."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
     """What the moving-shapes videos show, how many there are, and the seed they are drawn from."""
 

@@ -14,7 +14,7 @@ TemporalFusion = Literal["pool2d", "pool3d", "conv3d"]
 Initialisation = Literal["identity", "official", "gaussian"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class FusionConfig:
     """Where and how the temporal tower is fused into the spatial one (Feichtenhofer et al. 2016, sec. 3)."""
 

@@ -28,7 +28,7 @@ Architecture = Literal["late", "fused"]
 Streams = Literal["both", "spatial", "temporal"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A network of the two-stream family."""
 

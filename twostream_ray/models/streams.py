@@ -24,7 +24,7 @@ LAST_POOL = "pool5"
 _FIRST_STAGE_MAPS: dict[Backbone, int] = {"vgg16": 64, "vgg_m_2048": 96, "resnet50": 64, "vgg_small": 32}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TowerConfig:
     """One stream's network."""
 

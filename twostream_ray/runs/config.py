@@ -1,14 +1,16 @@
-"""The settings of every verb, composed from the parts' own, and how YAML recipes and dotted options become them."""
+"""The settings of every verb, composed from the parts' own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.pipeline import DataConfig
 from twostream_ray.errors import ConfigError
+from twostream_ray.models.networks import ModelConfig
+from twostream_ray.tracking import TrackingConfig
+from twostream_ray.training.recipe import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +37,81 @@ class IngestConfig:
             raise ConfigError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}")
         if self.rows_per_shard < 1:
             raise ConfigError(f"rows_per_shard must be at least 1, got {self.rows_per_shard}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """The processes that train, each with its share of every batch."""
+
+    num_workers: int | None = None
+    """Data-parallel workers; by default one per GPU of the cluster, or 2 where there is none."""
+
+    cpus_per_worker: float | None = None
+    """CPUs a worker reserves; by default its share of half the cluster's CPUs: reading needs the rest."""
+
+    max_failures: int = 3
+    """Restarts from the last checkpoint after a worker or node is lost, before the run fails."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ConfigError(f"workers.num_workers must be at least 1, got {self.num_workers}")
+        if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
+            raise ConfigError(f"workers.cpus_per_worker must be more than 0, got {self.cpus_per_worker}")
+        if self.max_failures < 0:
+            raise ConfigError(f"workers.max_failures must be at least 0, got {self.max_failures}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Shards -> a trained, evaluated and registered network."""
+
+    name: str
+    """Name of the logical run: running the same name again resumes it."""
+
+    data: DataConfig
+    """Shards, splits and how samples are drawn."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Optimisation."""
+
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    """The cluster's share."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+    storage: str = "runs"
+    """Directory or s3:// prefix of checkpoints and reports, in a folder per run; on a cluster all nodes must see it."""
+
+    seed: int = 0
+    """Fixes initial weights, order and every draw."""
+
+    def __post_init__(self) -> None:
+        if not self.name or set(self.name) & set("/\\ "):
+            raise ConfigError(f"name must be a word without blanks and slashes, got {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """A trained model on raw videos."""
+
+    videos: list[str]
+    """Paths or URIs of videos."""
+
+    model: str = "models:/two-stream@champion"
+    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
+
+    top_k: int = 5
+    """Classes to show per video."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, where the model comes from its registry."""
+
+    def __post_init__(self) -> None:
+        if not self.videos:
+            raise ConfigError("at least one video is wanted, got none")
+        if self.top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, got {self.top_k}")

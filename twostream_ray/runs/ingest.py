@@ -127,7 +127,7 @@ def _write_all(
             )
             return {"part": json.dumps(part)}
 
-        written = plan_rows.map(write, num_cpus=1, memory=512 * 2**20)
+        written = plan_rows.map(write, num_cpus=1, memory=768 * 2**20)
         parts: list[dict[str, Any]] = []
         try:
             with _reporting(counter, total=total, progress=progress):

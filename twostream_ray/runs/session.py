@@ -28,12 +28,17 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.init(
         address=os.environ.get("RAY_ADDRESS") or "local",
         logging_level=logging.WARNING,
+        # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
+        log_to_driver=False,
         **({} if on_cluster else {"include_dashboard": False}),
     )
+    # After the import that configures it: our own progress bars say what its lines would.
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
     finally:

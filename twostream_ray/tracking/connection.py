@@ -27,7 +27,7 @@ _away: set[str] = set()
 """URIs that failed last time: each is warned about once, until it answers again."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Where runs and models are recorded."""
 

@@ -1,0 +1,364 @@
+"""Distributed training: Ray Train workers around the loop, checkpoints, one MLflow run across restarts."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import UserCallback
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+
+from twostream_ray import storage, tracking
+from twostream_ray.data.pipeline import Pass, SnippetLoader
+from twostream_ray.data.shards import ShardSet, open_shards
+from twostream_ray.errors import ConfigError, TrainingError, own_error
+from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.runs.session import ray_session
+from twostream_ray.training.checkpoint import ModelPackage, load_state, load_weights, save_model, save_state
+from twostream_ray.training.loop import PassResult, score_pass, train_pass, unwrapped
+from twostream_ray.training.recipe import build_optimiser, learning_rate_at
+
+Progress = Callable[[dict[str, Any]], None]
+"""Called with events: {"kind": "step", "epoch", "epochs", "step", "steps", "loss"} and {"kind": "epoch", **metrics}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a training run left behind."""
+
+    name: str
+    """The logical run."""
+    checkpoint: str
+    """Place of the checkpoint to use: the best on the validation split, or the last without one."""
+    history: list[dict[str, float]]
+    """Metrics of every epoch."""
+    parameters: int
+    """Weights that the network has."""
+    seconds: float
+    """Wall time of training, restarts of this call included."""
+    run: tracking.RunHandle
+    """The MLflow run."""
+    done_before: bool
+    """The run had been finished by an earlier call; nothing was trained."""
+
+
+def run_place(config: ExperimentConfig) -> str:
+    """Where a run keeps its checkpoints and reports."""
+    return storage.join(storage.absolute(config.storage), config.name)
+
+
+def train(config: ExperimentConfig, *, progress: Progress | None = None) -> TrainReport:
+    """Train, or go on with, the run `config.name`.
+
+    Raises:
+        ConfigError: settings do not go together, or an earlier run of this name had others.
+        ShardError: the shards are missing or damaged.
+        TrainingError: the run failed more often than workers.max_failures allows.
+    """
+    shard_set = open_shards(config.data.shards)
+    for split in filter(None, (config.data.train_split, config.data.validation_split)):
+        shard_set.split(split)
+    package = package_for(config, shard_set)
+    network = package.build()
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    place = run_place(config)
+    finished = _earlier_run(config, place)
+    if finished:
+        return TrainReport(**finished | {"run": tracking.RunHandle(**finished["run"]), "done_before": True})
+    storage.write_bytes(storage.join(place, "experiment.json"), _as_json(asdict(config)))
+    handle = tracking.resume_run(config.tracking, run_name=config.name) or tracking.start_run(
+        config.tracking,
+        run_name=config.name,
+        parameters=asdict(config) | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
+        tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
+    )
+    started = time.monotonic()
+    try:
+        checkpoint, history = _fit(config, package, handle=handle, needs_rgb=network.needs_rgb, needs_flow=network.needs_flow, progress=progress)
+    except BaseException as error:
+        tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    report = TrainReport(
+        name=config.name,
+        checkpoint=checkpoint,
+        history=history,
+        parameters=parameters,
+        seconds=time.monotonic() - started,
+        run=handle,
+        done_before=False,
+    )
+    storage.write_bytes(storage.join(place, "report.json"), _as_json(asdict(report)))
+    tracking.finish_run(handle)
+    return report
+
+
+def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:
+    """What the trained model will carry besides its weights."""
+    return ModelPackage(
+        model=config.model,
+        classes=shard_set.classes,
+        contract=shard_set.contract,
+        sampling=config.data.sampling,
+        transforms=config.data.transforms,
+        lineage=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
+    )
+
+
+def _earlier_run(config: ExperimentConfig, place: str) -> dict[str, Any] | None:
+    """The report of a finished run of this name; refuses a run that was started with other settings."""
+    settings = storage.join(place, "experiment.json")
+    if not storage.exists(settings):
+        return None
+    free = ("workers", "tracking", "storage")
+    before = _flat({key: value for key, value in json.loads(storage.read_text(settings)).items() if key not in free})
+    now = _flat({key: value for key, value in json.loads(_as_json(asdict(config))).items() if key not in free})
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"run {config.name!r} was started with {key}={before.get(key)}, now {key}={now.get(key)} is wanted"
+            + (f" (and {len(changed) - 1} other settings differ)" if len(changed) > 1 else "")
+            + f": choose another --name, or delete {place}"
+        )
+    report = storage.join(place, "report.json")
+    return dict(json.loads(storage.read_text(report))) if storage.exists(report) else None
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()}
+
+
+def _as_json(values: Any) -> bytes:
+    return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _fit(
+    config: ExperimentConfig,
+    package: ModelPackage,
+    *,
+    handle: tracking.RunHandle,
+    needs_rgb: bool,
+    needs_flow: bool,
+    progress: Progress | None,
+) -> tuple[str, list[dict[str, float]]]:
+    system, path = storage.filesystem(storage.absolute(config.storage))
+    validates = config.data.validation_split is not None
+    with ray_session():
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        workers = config.workers.num_workers or gpus or 2
+        cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
+        board = ray.remote(_Board).options(num_cpus=0).remote()
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "config": config,
+                "package": package,
+                "needs_rgb": needs_rgb,
+                "needs_flow": needs_flow,
+                "board": board,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})},
+            ),
+            run_config=ray.train.RunConfig(
+                name=config.name,
+                storage_path=path,
+                storage_filesystem=system,
+                failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=2,
+                    checkpoint_score_attribute="val_top1" if validates else "epoch",
+                    checkpoint_score_order="max",
+                ),
+                callbacks=[_LogToMlflow(handle)],
+            ),
+        )
+        try:
+            with _following(board, progress):
+                result = trainer.fit()
+        except Exception as error:
+            raise own_error(error) or TrainingError(_failure(config, error)) from error
+        best = result.get_best_checkpoint("val_top1" if validates else "epoch", "max")
+        if best is None:
+            raise TrainingError(f"run {config.name!r} ended without a checkpoint: look at Ray's logs")
+        with result.checkpoint.as_directory() as directory:
+            history = json.loads((Path(directory) / "state.json").read_text())["history"]
+    place = best.path if path == config.storage or not storage.is_s3(config.storage) else f"s3://{best.path}"
+    return place, history
+
+
+def _failure(config: ExperimentConfig, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (
+        f"run {config.name!r} failed after {config.workers.max_failures} restarts ({(lines or [repr(error)])[-1][:300]}); "
+        "mend the cause and run the same command again to go on from the last checkpoint"
+    )
+
+
+class _LogToMlflow(UserCallback):
+    """Records every epoch once, from the controller, whatever worker dies."""
+
+    def __init__(self, handle: tracking.RunHandle) -> None:
+        self._handle = handle
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        values = {name: value for name, value in metrics[0].items() if name != "epoch"}
+        tracking.log_metrics(self._handle, values, step=int(metrics[0]["epoch"]))
+
+
+class _Board:
+    """Where rank 0 leaves word of its progress for the driver to show."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+
+    def post(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+
+@contextmanager
+def _following(board: Any, progress: Progress | None) -> Iterator[None]:
+    ended = threading.Event()
+
+    def follow() -> None:
+        while progress and not ended.wait(0.3):
+            for event in ray.get(board.take.remote()):
+                progress(event)
+
+    thread = threading.Thread(target=follow, name="train-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        if progress:
+            for event in ray.get(board.take.remote()):
+                progress(event)
+    finally:
+        ended.set()
+        thread.join(timeout=5)
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    """What every training worker runs."""
+    config: ExperimentConfig = arguments["config"]
+    package: ModelPackage = arguments["package"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    shard_set = open_shards(config.data.shards)
+    network = package.build()
+    optimiser = build_optimiser(network, config=config.training)
+    history: list[dict[str, float]] = []
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            load_weights(network, Path(directory))
+            history = load_state(Path(directory), optimiser)["history"]
+    model = prepare_model(network)
+
+    passes = []
+    for epoch in range(len(history), config.training.epochs):
+        passes.append(Pass(split=config.data.train_split, epoch=epoch, training=True))
+        if config.data.validation_split:
+            passes.append(Pass(split=config.data.validation_split, epoch=epoch))
+    loader = SnippetLoader(
+        shard_set,
+        config=config.data,
+        passes=passes,
+        global_batch=config.training.global_batch,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+        want_rgb=arguments["needs_rgb"],
+        want_flow=arguments["needs_flow"],
+    )
+
+    def post(event: dict[str, Any]) -> None:
+        if rank == 0:
+            arguments["board"].post.remote(event)
+
+    metrics: dict[str, float] = {}
+    for a_pass, batches in loader:
+        if a_pass.training:
+            steps, epoch = loader.num_steps(a_pass), a_pass.epoch
+
+            def show(step: int, loss: float, *, steps: int = steps, epoch: int = epoch) -> None:
+                post(
+                    {
+                        "kind": "step",
+                        "epoch": epoch,
+                        "epochs": config.training.epochs,
+                        "step": step,
+                        "steps": steps,
+                        "loss": loss,
+                    }
+                )
+
+            result = train_pass(
+                model,
+                optimiser,
+                batches,
+                config=config.training,
+                epoch=epoch,
+                num_steps=steps,
+                seed=config.seed,
+                device=device,
+                report=show,
+            )
+            metrics = {
+                "epoch": epoch,
+                **_metrics("train", result),
+                "samples_per_second": result.samples / result.seconds,
+                "seconds": result.seconds,
+                "data_wait": result.data_wait,
+                "learning_rate": learning_rate_at(epoch, config=config.training),
+            }
+        else:
+            metrics |= _metrics("val", score_pass(model, batches, device=device)[0])
+        if not a_pass.training or config.data.validation_split is None:
+            history = [*history, metrics]
+            _report(model, optimiser, package, history=history, rank=rank)
+            post({"kind": "epoch", "epochs": config.training.epochs, **metrics})
+
+
+def _metrics(prefix: str, result: PassResult) -> dict[str, float]:
+    losses = {f"{prefix}_loss_{tower}": loss for tower, loss in result.losses.items()}
+    return {f"{prefix}_loss": sum(result.losses.values()), **losses, f"{prefix}_top1": result.top1}
+
+
+def _report(
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    package: ModelPackage,
+    *,
+    history: list[dict[str, float]],
+    rank: int,
+) -> None:
+    """Hand metrics and, from rank 0, the checkpoint to Ray Train; returns when it is stored."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            save_model(Path(folder), unwrapped(model), package)
+            save_state(Path(folder), optimiser, {"history": history})
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        epoch = int(history[-1]["epoch"])
+        ray.train.report(history[-1], checkpoint=checkpoint, checkpoint_dir_name=f"epoch-{epoch:04d}")
