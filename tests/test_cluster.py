@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 import twostream_ray
+from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.settings import from_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
@@ -222,6 +224,14 @@ def test_the_rayjob_trains_on_as_many_workers_as_it_has_gpus(rayjob: dict[str, A
     words = rayjob["spec"]["entrypoint"].split()
     assert words[:2] == ["python", "jobs/train.py"]
     assert words[words.index("--workers.num_workers") + 1] == str(gpus * groups["gpu-workers"]["replicas"])
+
+
+def test_the_rayjob_gives_settings_that_training_has(rayjob: dict[str, Any]) -> None:
+    words = rayjob["spec"]["entrypoint"].split()
+    assert words[2:4] == ["--config", "jobs/recipes/fusion_2016.yaml"]
+    config = from_arguments(ExperimentConfig, words[4:])
+    assert config.data.shards.startswith("s3://example-bucket/")
+    assert config.storage.startswith("s3://example-bucket/")
 
 
 def test_heads_run_no_tasks(launcher: dict[str, Any], rayjob: dict[str, Any]) -> None:
