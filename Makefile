@@ -11,7 +11,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/.installed  ## the whole journey on synthetic videos, about 7 minutes on 2 cores
-	$(BIN)/twostream demo demo
+	$(BIN)/twostream demo --config jobs/recipes/demo.yaml
 
 test: .venv/.installed  ## all tests
 	$(BIN)/python -m pytest

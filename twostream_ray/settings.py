@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -16,21 +17,32 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 Settings = TypeVar("Settings")
 
 
-def parser_for(kind: type[Settings], *, prog: str = "twostream", description: str | None = None) -> ArgumentParser:
-    """An argument parser with one dotted option per field of a settings class, and --config for a YAML recipe."""
+def parser_for(
+    kind: type[Settings], *, prog: str = "twostream", description: str | None = None, positional: str | None = None
+) -> ArgumentParser:
+    """An argument parser with one dotted option per field of a settings class, and --config for a YAML recipe.
+
+    The field named `positional`, a string or a list of them, is given without its name.
+    """
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    if positional is not None:
+        (wanted,) = [field for field in fields(kind) if field.name == positional]  # type: ignore[arg-type]
+        many = "list" in str(wanted.type)
+        parser.add_argument(positional, type=str, metavar=positional.upper(), help="see below", **({"nargs": "+"} if many else {}))
     parser.add_argument("--config", action="config", help="YAML recipe; options given after it override it.")
-    parser.add_class_arguments(kind)
+    parser.add_class_arguments(kind, skip={positional} if positional else set())
     return parser
 
 
-def from_arguments(kind: type[Settings], arguments: Sequence[str], *, prog: str = "twostream") -> Settings:
+def from_arguments(
+    kind: type[Settings], arguments: Sequence[str], *, prog: str = "twostream", positional: str | None = None
+) -> Settings:
     """Settings from the command line.
 
     Raises:
         ConfigError: an unknown key, a bad value, a missing one, or a recipe that cannot be read.
     """
-    parser = parser_for(kind, prog=prog, description=kind.__doc__)
+    parser = parser_for(kind, prog=prog, description=kind.__doc__, positional=positional)
     try:
         return _instantiated(kind, parser, parser.parse_args(list(arguments)))
     except ArgumentError as error:
@@ -51,8 +63,8 @@ def from_mapping(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 def _instantiated(kind: type[Settings], parser: ArgumentParser, parsed: Namespace) -> Settings:
-    fields = vars(parser.instantiate(parsed))
-    return kind(**{name: value for name, value in fields.items() if name != "config"})
+    values = vars(parser.instantiate(parsed))
+    return kind(**{name: value for name, value in values.items() if name != "config"})
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:

@@ -19,7 +19,7 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -271,6 +271,7 @@ def write_manifest(out: str, *, parts: Sequence[dict[str, Any]], classes: Sequen
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), index)
     bad = [entry for part in ordered for entry in part["quarantined"]]
     splits = Counter(split for row in rows for split in row["splits"])
+    bad_splits = Counter(split for entry in bad for split in entry["identity"][4])
     manifest = {
         "format": FORMAT,
         "classes": list(classes),
@@ -280,6 +281,7 @@ def write_manifest(out: str, *, parts: Sequence[dict[str, Any]], classes: Sequen
         "frames": sum(row["num_frames"] for row in rows),
         "quarantined": len(bad),
         "splits": dict(sorted(splits.items())),
+        "quarantined_by_split": dict(sorted(bad_splits.items())),
         "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
         "shards": [
             {"name": part["shard"], "rows": len(part["clips"]), "bytes": part["bytes"], "sha256": part["sha256"]}
@@ -321,8 +323,8 @@ class ShardSet:
     shard_names: tuple[str, ...]
     """File names below shards/."""
 
-    quarantined: int
-    """Videos that could not be used."""
+    quarantined: Mapping[str, int]
+    """Videos of each split that could not be used."""
 
     index: pa.Table
     """One row per clip: clip_id, label, splits, num_frames, shard, row."""
@@ -373,7 +375,7 @@ def open_shards(uri: str) -> ShardSet:
         classes=tuple(manifest["classes"]),
         contract=FlowContract.from_dict(manifest["flow_contract"]),
         shard_names=tuple(shard["name"] for shard in manifest["shards"]),
-        quarantined=manifest["quarantined"],
+        quarantined=manifest["quarantined_by_split"],
         index=pq.read_table(io.BytesIO(index)),
     )
 

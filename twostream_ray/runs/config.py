@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.pipeline import DataConfig
+from twostream_ray.data.synthetic import SyntheticConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.recipe import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig:
+    """Make a small labelled data set of moving shapes, as real mp4 and avi files."""
+
+    out: str
+    """Directory for split/class/video."""
+
+    clips: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """What the videos show, and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +108,43 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """A trained model on a split of shards."""
+
+    model: str
+    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
+
+    shards: str
+    """Directory or s3:// prefix that `ingest` wrote; its flow must be of the model's kind."""
+
+    split: str = "test"
+    """Split to score."""
+
+    out: str = "evaluation"
+    """Directory for report.json, scores.npz and confusion.png."""
+
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    """The cluster's share; scores do not depend on it."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, where the model comes from its registry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Download a registered model for use without MLflow: weights, settings and classes."""
+
+    out: str
+    """Directory for model.safetensors and model.json."""
+
+    model: str = "models:/two-stream@champion"
+    """models:/NAME@champion, models:/NAME/VERSION, or runs:/ID/model."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, whose registry holds the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictConfig:
     """A trained model on raw videos."""
 
@@ -106,6 +156,9 @@ class PredictConfig:
 
     top_k: int = 5
     """Classes to show per video."""
+
+    format: Literal["text", "json"] = "text"
+    """text: a table; json: one JSON object a line, for programs."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow, where the model comes from its registry."""

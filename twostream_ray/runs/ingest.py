@@ -46,6 +46,16 @@ class IngestReport:
     notes: list[str] = field(default_factory=list)
     """What the catalog had to say."""
 
+    def sentence(self) -> str:
+        """The report in one sentence."""
+        new = self.clips + self.quarantined - self.done_before
+        return (
+            f"{self.clips} clips, {self.frames} frames, {self.hours:.2f} h, {self.megabytes:.1f} MB in shards; "
+            f"{self.quarantined} videos quarantined; {new} done now in {self.seconds:.0f} s"
+            + (f" ({new / self.seconds:.1f} clips/s)" if new else "")
+            + (f", {self.done_before} before" if self.done_before else "")
+        )
+
 
 Progress = Callable[[int, int, int], None]
 """Called with (videos done, videos bad, videos in all)."""

@@ -1,0 +1,225 @@
+"""The `twostream` command: parse, call one run, print. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from twostream_ray import __version__
+from twostream_ray.errors import TwoStreamError
+
+USAGE = """\
+usage: twostream VERB [--config RECIPE.yaml] [--SETTING VALUE ...]
+
+Fused appearance and motion networks for action recognition in video: from raw videos to a registered model.
+
+  synthesize OUT      make a small labelled data set of moving shapes
+  ingest              labelled raw videos -> shards with optical flow
+  train               shards -> a trained, evaluated and registered network
+  evaluate            a trained model on a split of shards
+  predict VIDEO ...   classes of raw videos
+  pull OUT            download a registered model for use without MLflow
+  demo                the whole journey on synthetic videos
+
+twostream VERB --help lists the settings of a verb with units and defaults; --version prints the version.
+Exit codes: 0 done, 2 something was refused (one line says what and the way out), 130 interrupted.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; gives the exit code."""
+    verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # Off unless the user switched them on; before anything imports Ray or MLflow.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        match verb:
+            case "-h" | "--help" | "help":
+                print(USAGE, end="")  # noqa: T201
+                return 0
+            case "--version":
+                print(f"twostream_ray {__version__}")  # noqa: T201
+                return 0
+            case "synthesize":
+                return _synthesize(rest)
+            case "ingest":
+                return _ingest(rest)
+            case "train":
+                return _train(rest)
+            case "evaluate":
+                return _evaluate(rest)
+            case "predict":
+                return _predict(rest)
+            case "pull":
+                return _pull(rest)
+            case "demo":
+                return _demo(rest)
+        _complain(f"unknown verb {verb!r}: `twostream --help` lists them")
+        return 2
+    except TwoStreamError as error:
+        _complain(" ".join(str(error).split()), verb=verb)
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted; what was finished is kept, run the same command again to go on", verb=verb)
+        return 130
+
+
+def _complain(text: str, *, verb: str = "") -> None:
+    print(f"twostream {verb}".rstrip() + f": error: {text}", file=sys.stderr)  # noqa: T201
+
+
+def _synthesize(arguments: list[str]) -> int:
+    from pathlib import Path
+
+    from twostream_ray.console import Bar, console
+    from twostream_ray.data.synthetic import synthesize
+    from twostream_ray.runs.config import SynthesizeConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(SynthesizeConfig, arguments, prog="twostream synthesize", positional="out")
+    with Bar("synthesize", unit="clips") as bar:
+        out = synthesize(config.clips, Path(config.out), progress=lambda done, total: bar.show(done, total))
+    console.print(f"videos are in {out}")
+    return 0
+
+
+def _ingest(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, console
+    from twostream_ray.runs.config import IngestConfig
+    from twostream_ray.runs.ingest import ingest
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(IngestConfig, arguments, prog="twostream ingest")
+    with Bar("ingest", unit="clips") as bar:
+        report = ingest(
+            config, progress=lambda done, bad, total: bar.show(done, total, note=f"{bad} bad" if bad else "")
+        )
+    for note in report.notes:
+        console.print(f"note: {note}")
+    for reason, count in report.reasons.items():
+        console.print(f"quarantined: {count} x {reason}, see {config.out}/quarantine.csv")
+    console.print(report.sentence())
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    from twostream_ray.console import TrainingDisplay, console
+    from twostream_ray.runs.config import ExperimentConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
+    from twostream_ray.runs.evaluate import evaluate_run
+    from twostream_ray.runs.session import ray_session
+    from twostream_ray.runs.train import run_place, train
+
+    with ray_session():
+        with TrainingDisplay(config.name) as display:
+            trained = train(config, progress=display.event)
+        if trained.done_before:
+            console.print(f"run {config.name} is finished already: {trained.checkpoint}")
+            return 0
+        published = evaluate_run(config, trained)
+    console.print(published.evaluation.report.to_text())
+    console.print(f"checkpoint: {trained.checkpoint}")
+    console.print(f"pictures and scores: {run_place(config)}/evaluation")
+    if published.version is not None:
+        console.print(f"registered {config.tracking.model_name} version {published.version}: {published.verdict}")
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, console
+    from twostream_ray.runs.config import EvaluateConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(EvaluateConfig, arguments, prog="twostream evaluate")
+    from twostream_ray.runs.evaluate import evaluate
+
+    with Bar("evaluate", unit="clips") as bar:
+        evaluation = evaluate(config, progress=lambda done, total: bar.show(done, total))
+    console.print(evaluation.report.to_text())
+    console.print(f"report.json, scores.npz and confusion.png are in {config.out}")
+    return 0
+
+
+def _predict(arguments: list[str]) -> int:
+    import json
+    from dataclasses import asdict
+
+    from twostream_ray.runs.config import PredictConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(PredictConfig, arguments, prog="twostream predict", positional="videos")
+    from twostream_ray.runs.predict import predict
+
+    failed = False
+    for prediction in predict(config):
+        failed |= prediction.error is not None
+        if config.format == "json":
+            print(json.dumps(asdict(prediction)), flush=True)  # noqa: T201
+        elif prediction.error is None:
+            best = ", ".join(f"{name} {score:.3f}" for name, score in prediction.top)
+            print(f"{prediction.video}: {best}", flush=True)  # noqa: T201
+        if prediction.error is not None:
+            _complain(" ".join(prediction.error.split()), verb="predict")
+    return 2 if failed else 0
+
+
+def _pull(arguments: list[str]) -> int:
+    from twostream_ray.console import console
+    from twostream_ray.runs.config import PullConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(PullConfig, arguments, prog="twostream pull", positional="out")
+    from twostream_ray.runs.predict import pull
+
+    console.print(f"model.safetensors and model.json are in {pull(config)}")
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, TrainingDisplay, console, table
+    from twostream_ray.runs.config import ExperimentConfig, PredictConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(ExperimentConfig, arguments, prog="twostream demo")
+    from twostream_ray.runs import demo
+    from twostream_ray.runs.predict import predict
+    from twostream_ray.runs.session import ray_session
+
+    rows = []
+    with ray_session():
+        with Bar("videos to shards", unit="clips") as bar:
+            videos, ingested = demo.prepare(
+                config, progress=lambda done, _, total: bar.show(done, total)
+            )
+        console.print(ingested.sentence())
+        for network, model in demo.variants(config.model).items():
+            with TrainingDisplay(network) as display:
+                rows.append(demo.run_variant(config, network=network, model=model, progress=display.event))
+    table(
+        "binding: two shapes move, the class is the direction of the red one",
+        ["network", "top-1 on test", "clips", "parameters", "training s"],
+        [
+            [
+                row.network,
+                f"{row.published.evaluation.report.top1:.1%}",
+                row.published.evaluation.report.coverage,
+                f"{row.trained.parameters:,}",
+                f"{row.trained.seconds:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+    fused = rows[-1]
+    name, uri = config.tracking.model_name, config.tracking.resolved_uri()
+    console.print(f"registered {name} version {fused.published.version}: {fused.published.verdict}")
+    video = next(iter(sorted((videos / "test").rglob("*.avi"))))
+    model_uri = f"models:/{name}@champion"
+    for prediction in predict(PredictConfig(videos=[str(video)], model=model_uri, tracking=config.tracking)):
+        best = ", ".join(f"{label} {score:.2f}" for label, score in prediction.top)
+        console.print(f"predicted from raw video: {video.parent.name}/{video.name} -> {best}", soft_wrap=True)
+    console.print(f"pictures: {config.storage}/*/evaluation/*.png", soft_wrap=True)
+    console.print(f"MLflow page: mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+    return 0

@@ -1,0 +1,98 @@
+"""What a person sees while a run goes on: bars with rate and time left, a line per epoch; plain lines where no terminal is."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+console = Console(highlight=False)
+
+
+class Bar:
+    """A progress bar that becomes a line every 15 s where the output is a file or a job's log."""
+
+    def __init__(self, label: str, *, unit: str) -> None:
+        """`unit` is what is counted, in the plural: clips, steps."""
+        self._label, self._unit = label, unit
+        self._started = self._last_line = time.monotonic()
+        self._first: int | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(label, total=None, rate="", note="")
+
+    def __enter__(self) -> Bar:
+        if console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def show(self, done: int, total: int, *, note: str = "") -> None:
+        """So much is done."""
+        now = time.monotonic()
+        if done and self._first is None:
+            self._first, self._started = done, now
+        rate = (done - (self._first or 0)) / max(now - self._started, 1e-9) if self._first is not None else 0.0
+        told = f"{rate:.1f} {self._unit}/s" if rate else ""
+        self._bar.update(self._task, completed=done, total=total, rate=told, note=note)
+        if not console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            left = f", {(total - done) / rate:.0f} s left" if rate else ""
+            console.print(f"{self._label}: {done} of {total} {self._unit}{', ' + told if told else ''}{left} {note}".rstrip())
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(text)
+
+
+class TrainingDisplay(Bar):
+    """A bar over the steps of the whole run, and a line per epoch."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, unit="steps")
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Show what a training worker reports."""
+        if event["kind"] == "step":
+            done = event["epoch"] * event["steps"] + event["step"]
+            self.show(done, event["epochs"] * event["steps"], note=f"loss {event['loss']:.3f}")
+            return
+        towers = ", ".join(
+            f"{name.removeprefix('train_loss_')} {value:.3f}"
+            for name, value in event.items()
+            if name.startswith("train_loss_")
+        )
+        validation = f", val top-1 {event['val_top1']:.1%}" if "val_top1" in event else ""
+        self.line(
+            f"epoch {event['epoch'] + 1}/{event['epochs']}: loss {event['train_loss']:.3f} ({towers}), "
+            f"top-1 {event['train_top1']:.1%}{validation}, {event['samples_per_second']:.0f} samples/s, "
+            f"data wait {event['data_wait']:.0%}"
+        )
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; the first column is text, the others are numbers."""
+    drawn = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        drawn.add_row(*row)
+    console.print(drawn)

@@ -1,0 +1,71 @@
+"""The whole journey on synthetic videos: four networks of one budget, one table, the fused one in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from twostream_ray import storage
+from twostream_ray.data.catalog import CatalogConfig
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.synthetic import SyntheticConfig, synthesize
+from twostream_ray.models.networks import ModelConfig
+from twostream_ray.runs.config import ExperimentConfig, IngestConfig
+from twostream_ray.runs.evaluate import Published, evaluate_run
+from twostream_ray.runs.ingest import IngestReport, ingest
+from twostream_ray.runs.train import Progress, TrainReport, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRow:
+    """One network of the demo's table."""
+
+    network: str
+    """Which streams, how joined."""
+    trained: TrainReport
+    """Its training."""
+    published: Published
+    """Its evaluation on the test split."""
+
+
+def variants(model: ModelConfig) -> dict[str, ModelConfig]:
+    """The recipe's network, and the three it is compared with: each stream alone, and both with scores averaged."""
+    return {
+        "spatial": replace(model, architecture="late", streams="spatial"),
+        "temporal": replace(model, architecture="late", streams="temporal"),
+        "late": replace(model, architecture="late"),
+        "fused": model,
+    }
+
+
+def prepare(
+    config: ExperimentConfig, *, progress: Callable[[int, int, int], None] | None = None
+) -> tuple[Path, IngestReport]:
+    """Write the moving-shapes videos beside the recipe's shards and ingest them; gives the videos' directory."""
+    videos = Path(storage.absolute(config.data.shards)).parent / "videos"
+    clips = SyntheticConfig(group="binding", val_clips=0, seed=config.seed)
+    synthesize(clips, videos)
+    report = ingest(
+        IngestConfig(
+            catalog=CatalogConfig(root=str(videos)),
+            out=config.data.shards,
+            flow=FlowContract(short_side_px=clips.size_px),
+        ),
+        progress=progress,
+    )
+    return videos, report
+
+
+def run_variant(
+    config: ExperimentConfig, *, network: str, model: ModelConfig, progress: Progress | None = None
+) -> DemoRow:
+    """Train and evaluate one variant with the recipe's budget; only the fused one is registered."""
+    experiment = replace(
+        config,
+        name=f"{config.name}-{network}",
+        model=model,
+        tracking=replace(config.tracking, register=network == "fused"),
+    )
+    trained = train(experiment, progress=progress)
+    return DemoRow(network=network, trained=trained, published=evaluate_run(experiment, trained))

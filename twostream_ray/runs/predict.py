@@ -1,0 +1,33 @@
+"""A trained model on raw videos: fetch it, then classify each file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from twostream_ray import tracking
+from twostream_ray.inference import Classifier, Prediction
+from twostream_ray.runs.config import PredictConfig, PullConfig
+from twostream_ray.runs.evaluate import local_model
+
+
+def predict(config: PredictConfig) -> Iterator[Prediction]:
+    """Classify videos one after the other; one that cannot be used gives a prediction with an error.
+
+    Raises:
+        RegistryError, StorageError, CheckpointError: the model cannot be had.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        classifier = Classifier.load(local_model(config.model, config=config.tracking, folder=Path(folder)))
+    for video in config.videos:
+        yield from classifier.predict([video], top_k=config.top_k)
+
+
+def pull(config: PullConfig) -> Path:
+    """Download a registered model's files; gives the directory.
+
+    Raises:
+        RegistryError: the registry has no such model, or cannot be reached.
+    """
+    return tracking.pull(config.model, Path(config.out), config=config.tracking)
