@@ -94,18 +94,19 @@ def test_a_class_without_a_clip_is_drawn_pale(tmp_path: Path) -> None:
 
 def test_each_tower_has_its_own_curve(tmp_path: Path) -> None:
     history: list[dict[str, float]] = [
-        {"epoch": epoch, "train/loss": 1 / epoch, "val/spatial/top1": 0.3, "learning_rate": 0.1} for epoch in (1, 2, 3)
+        {"epoch": epoch, "train_loss": 1 / (1 + epoch), "val_top1_spatial": 0.3, "learning_rate": 0.1}
+        for epoch in range(3)
     ]
     curves_picture(history, tmp_path / "two.png")
     assert num_pixels(tmp_path / "two.png", NETWORK) > 50
     assert num_pixels(tmp_path / "two.png", SPATIAL) > 50
     assert num_pixels(tmp_path / "two.png", TEMPORAL) == 0
-    history[1]["val/temporal/top1"] = 0.5  # known for one epoch only
+    history[1]["val_top1_temporal"] = 0.5  # known for one epoch only
     curves_picture(history, tmp_path / "three.png")
     assert num_pixels(tmp_path / "three.png", TEMPORAL) > 20
 
 
-@pytest.mark.parametrize("history", [[], [{"epoch": 1.0, "train/loss": 0.5, "val/top1": 0.5}]])
+@pytest.mark.parametrize("history", [[], [{"epoch": 0.0, "train_loss": 0.5, "val_top1": 0.5}]])
 def test_curves_can_be_drawn_before_there_is_much_to_draw(tmp_path: Path, history: list[dict[str, float]]) -> None:
     curves_picture(history, tmp_path / "c.png")
     assert imread(tmp_path / "c.png").shape == (456, 1260, 4)

@@ -23,7 +23,7 @@ _UNKNOWN_FLOW_PX = 1e9
 _MOST_COUNTED_CLASSES = 20
 _MOST_NAMED_CLASSES = 120
 _LONGEST_NAME = 40
-_CURVE = re.compile(r"(?P<split>train|val)/((?P<tower>[^/]+)/)?(?P<quantity>loss|top1)")
+_CURVE = re.compile(r"(?P<split>train|val)_(?P<quantity>loss|top1)(_(?P<tower>\w+))?")
 _TOWER_COLOURS = {"network": "#222222", "spatial": "#d55e00", "temporal": "#0072b2"}
 _SPARE_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
@@ -104,8 +104,9 @@ def curves_picture(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw loss and top-1 by epoch as a PNG: training dashed, validation solid, each tower in its colour.
 
     Args:
-        history: one mapping per epoch with `epoch` and any of `SPLIT/loss`, `SPLIT/top1`, `SPLIT/TOWER/loss`,
-            `SPLIT/TOWER/top1`, where SPLIT is train or val; without TOWER it is the whole network. Others are left out.
+        history: one mapping per epoch with `epoch`, counted from 0 and drawn from 1, and any of `SPLIT_loss`,
+            `SPLIT_top1`, `SPLIT_loss_TOWER`, `SPLIT_top1_TOWER`, where SPLIT is train or val; without TOWER it is the
+            whole network. Others are left out.
         path: the PNG to write.
     """
     found = {name: match for epoch in history for name in epoch if (match := _CURVE.fullmatch(name))}
@@ -117,7 +118,7 @@ def curves_picture(history: Sequence[Mapping[str, float]], path: Path) -> None:
     for name, match in sorted(found.items(), key=lambda item: (item[1]["tower"] or "", item[0])):
         tower = match["tower"] or "network"
         colour = colours.setdefault(tower, _SPARE_COLOURS[len(colours) % len(_SPARE_COLOURS)])
-        points = [(epoch["epoch"], epoch[name]) for epoch in history if name in epoch]
+        points = [(epoch["epoch"] + 1, epoch[name]) for epoch in history if name in epoch]
         (legend[f"{tower}, {match['split']}"],) = panels[match["quantity"]].plot(
             *np.array(points).T,
             color=colour,
@@ -135,7 +136,7 @@ def curves_picture(history: Sequence[Mapping[str, float]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
         if history:
-            axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
+            axes.set_xlim(history[0]["epoch"] + 0.5, history[-1]["epoch"] + 1.5)
     panels["top1"].set_ylim(0, 1.02)
     panels["top1"].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if legend:
