@@ -1,0 +1,163 @@
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twostream_ray.data.pipeline import DataConfig, Pass, SnippetLoader, plan_lanes, plan_units
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.snippets import Batch
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.errors import ConfigError, ShardError
+
+TRAINING = [Pass(split="train", epoch=0, training=True), Pass(split="test"), Pass(split="train", epoch=1, training=True)]
+
+
+def data_config(shard_set: ShardSet) -> DataConfig:
+    return DataConfig(
+        shards=shard_set.uri,
+        sampling=SamplingConfig(num_snippets=2, min_stride_frames=1, max_stride_frames=3, test_times=2),
+        transforms=TransformConfig(crop_px=32),
+    )
+
+
+def batches_of(
+    shard_set: ShardSet, *, rank: int = 0, world_size: int = 1, batch: int = 16, passes: list[Pass] | None = None, **options: bool
+) -> list[tuple[Pass, list[Batch]]]:
+    loader = SnippetLoader(
+        shard_set,
+        config=data_config(shard_set),
+        passes=passes or TRAINING,
+        global_batch=batch,
+        seed=7,
+        rank=rank,
+        world_size=world_size,
+        through_ray=options.pop("through_ray", False),
+        **options,
+    )
+    return [(a_pass, list(batches)) for a_pass, batches in loader]
+
+
+def by_clip(passes: list[tuple[Pass, list[Batch]]]) -> dict[tuple[str, int, int], list[bytes]]:
+    found: dict[tuple[str, int, int], list[bytes]] = {}
+    for a_pass, batches in passes:
+        for batch in batches:
+            assert batch.rgb is not None and batch.flow is not None
+            for position in np.flatnonzero(batch.weights):
+                key = (a_pass.split, a_pass.epoch, int(batch.clips[position]))
+                found.setdefault(key, []).append(batch.rgb[position].tobytes() + batch.flow[position].tobytes())
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_clip_comes_once_a_pass_whatever_the_number_of_workers(shard_set: ShardSet, world_size: int) -> None:
+    workers = [batches_of(shard_set, rank=rank, world_size=world_size) for rank in range(world_size)]
+    counts = Counter(key for worker in workers for key, views in by_clip(worker).items() for _ in views)
+    expected = {("train", epoch, int(clip)): 1 for epoch in (0, 1) for clip in shard_set.split("train")}
+    expected |= {("test", 0, int(clip)): 2 for clip in shard_set.split("test")}  # two test views a clip
+    assert counts == expected
+    steps = {tuple(len(batches) for _, batches in worker) for worker in workers}
+    assert len(steps) == 1
+
+
+def test_samples_are_bit_for_bit_the_same_for_1_2_and_3_workers(shard_set: ShardSet) -> None:
+    alone = by_clip(batches_of(shard_set))
+    for world_size in (2, 3):
+        together: dict[tuple[str, int, int], list[bytes]] = {}
+        for rank in range(world_size):
+            together |= by_clip(batches_of(shard_set, rank=rank, world_size=world_size))
+        assert together == alone
+
+
+def test_a_step_holds_the_same_clips_for_any_number_of_workers(shard_set: ShardSet) -> None:
+    def steps(world_size: int) -> list[Counter[int]]:
+        workers = [batches_of(shard_set, rank=rank, world_size=world_size) for rank in range(world_size)]
+        return [
+            Counter(int(clip) for batch in step for clip in batch.clips[batch.weights > 0])
+            for pass_number in range(len(TRAINING))
+            for step in zip(*(worker[pass_number][1] for worker in workers), strict=True)
+        ]
+
+    assert steps(1) == steps(2) == steps(3)
+
+
+def test_ray_data_gives_the_batches_that_reading_in_process_gives(shard_set: ShardSet) -> None:
+    direct = batches_of(shard_set, rank=1, world_size=2)
+    streamed = batches_of(shard_set, rank=1, world_size=2, through_ray=True)
+    for (_, expected), (_, got) in zip(direct, streamed, strict=True):
+        for one, other in zip(expected, got, strict=True):
+            np.testing.assert_array_equal(one.clips, other.clips)
+            np.testing.assert_array_equal(one.rgb, other.rgb)
+            np.testing.assert_array_equal(one.flow, other.flow)
+            np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_epochs_differ_in_order_and_draw_and_repeat_exactly(shard_set: ShardSet) -> None:
+    (_, first), _, (_, second) = batches_of(shard_set)
+    (_, again), _, _ = batches_of(shard_set)
+    assert [batch.clips.tolist() for batch in first] == [batch.clips.tolist() for batch in again]
+    assert [batch.clips.tolist() for batch in first] != [batch.clips.tolist() for batch in second]
+
+
+def test_totals_say_how_many_clips_the_step_has_over_all_workers(shard_set: ShardSet) -> None:
+    workers = [batches_of(shard_set, rank=rank, world_size=3) for rank in range(3)]
+    for number in range(len(TRAINING)):
+        for step in zip(*(worker[number][1] for worker in workers), strict=True):
+            assert {batch.total for batch in step} == {sum(float(batch.weights.sum()) for batch in step)}
+
+
+def test_a_worker_without_clips_takes_part_with_weight_zero(shard_set: ShardSet) -> None:
+    small = replace(shard_set, index=shard_set.index.slice(0, 1))
+    split = small.index["splits"][0].as_py()[0]
+    for rank, weight in ((0, 1.0), (1, 0.0)):
+        ((_, (batch,)),) = batches_of(small, rank=rank, world_size=2, passes=[Pass(split=split, training=True)])
+        assert batch.weights.tolist() == [weight] and batch.total == 1
+
+
+def test_a_one_stream_job_gets_one_stream(shard_set: ShardSet) -> None:
+    ((_, batches),) = batches_of(shard_set, passes=[Pass(split="val")], want_rgb=False)
+    assert all(batch.rgb is None and batch.flow is not None for batch in batches)
+
+
+@given(
+    lanes=st.integers(1, 12),
+    world_size=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+)
+def test_units_cover_each_row_once_over_all_workers(shard_set: ShardSet, lanes: int, world_size: int, epoch: int) -> None:
+    planned = plan_lanes(shard_set, Pass(split="train", epoch=epoch, training=True), lanes=lanes, seed=1)
+    assert max(map(len, planned)) - min(map(len, planned)) <= 1
+    clips = [
+        clip
+        for rank in range(world_size)
+        for unit in plan_units(shard_set, planned, pass_index=0, rank=rank, world_size=world_size)
+        for clip in unit.clips
+    ]
+    assert sorted(clips) == sorted(shard_set.split("train").tolist())
+
+
+def test_lanes_that_do_not_fit_are_refused(shard_set: ShardSet) -> None:
+    with pytest.raises(ConfigError, match=r"training.global_batch must be a multiple of data.lanes \(8\), got 12"):
+        batches_of(shard_set, batch=12)
+    with pytest.raises(ConfigError, match=r"data.lanes must be at least the number of workers \(9\), got 8"):
+        batches_of(shard_set, world_size=9)
+
+
+@pytest.mark.parametrize("through_ray", [False, True])
+def test_damage_in_a_shard_reaches_the_training_thread_as_one_line(
+    shard_set: ShardSet, tmp_path: pytest.TempPathFactory, through_ray: bool
+) -> None:
+    import shutil
+    from pathlib import Path
+
+    copy = Path(str(tmp_path)) / "copy"
+    shutil.copytree(shard_set.uri, copy)
+    for path in (copy / "shards").iterdir():
+        path.write_bytes(path.read_bytes()[:5000])
+    damaged = replace(shard_set, uri=str(copy))
+    with pytest.raises(ShardError, match=r"row group 0, cannot be read .*ingest again") as caught:
+        batches_of(damaged, through_ray=through_ray)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+
+from twostream_ray.data import flow, snippets
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.snippets import EncodedClip, View, prepare_clip
+from twostream_ray.data.transforms import Crop, TransformConfig
+from twostream_ray.errors import DecodeError, EmptyClipError
+
+CONTRACT = FlowContract(short_side_px=64)
+
+
+@pytest.fixture(scope="module")
+def clip() -> EncodedClip:
+    """A bright square that moves 2 px to the right and 1 px down per frame, on texture."""
+    return prepare_clip(moving_square(24), CONTRACT, name="square")
+
+
+def moving_square(num_frames: int) -> bytes:
+    from fractions import Fraction
+
+    from twostream_ray.data.clips import ClipWriter
+
+    import cv2
+
+    def smooth(seed: int, low: int, high: int, *shape: int) -> np.ndarray:
+        noise = cv2.GaussianBlur(np.random.default_rng(seed).random(shape), (0, 0), 1.5)
+        levels = low + (high - low) * (noise - noise.min()) / (noise.max() - noise.min())
+        return levels.astype(np.uint8)[..., None].repeat(3, axis=2)
+
+    texture, patch = smooth(0, 60, 120, 64, 80), smooth(1, 160, 255, 16, 16)
+    writer = ClipWriter(width=80, height=64, fps=Fraction(25))
+    for index in range(num_frames):
+        frame = texture.copy()
+        frame[4 + index : 20 + index, 6 + 2 * index : 22 + 2 * index] = patch
+        writer.write(frame)
+    return writer.finish()
+
+
+def view(*times: int, mirrored: bool = False) -> View:
+    return View(times=np.array(times), crop=Crop(top=0, left=0, height=64, width=64, mirrored=mirrored))
+
+
+def test_a_raw_video_becomes_frames_and_one_field_less(clip: EncodedClip) -> None:
+    assert clip.flow is not None
+    assert (clip.num_frames, clip.height, clip.width, clip.fps) == (24, 64, 80, 25.0)
+    assert len(clip.flow) == 23
+
+
+def test_both_streams_see_the_same_square_at_the_same_place(clip: EncodedClip) -> None:
+    rgb = snippets.rgb_snippets(clip, view(10), size_px=64)[0]
+    stack = snippets.flow_snippets(clip, view(10), size_px=64, length=2, contract=CONTRACT)[0]
+    bright = np.argwhere(rgb.mean(axis=0) > 145).mean(axis=0)
+    moving = np.argwhere(stack[2] > 128 + 5).mean(axis=0)  # x of the field after the centre frame
+    np.testing.assert_allclose(bright, moving, atol=4)
+
+
+def test_channels_are_x_then_y_of_each_field(clip: EncodedClip) -> None:
+    stack = snippets.flow_snippets(clip, view(10), size_px=64, length=10, contract=CONTRACT)[0]
+    assert stack.shape == (20, 64, 64)
+    inside = stack[10:12, 17:27, 29:39].reshape(2, -1)  # field 10 -> 11, inside the square at frame 10
+    x, y = flow.dequantise(np.median(inside, axis=1).astype(np.uint8), CONTRACT)
+    assert x == pytest.approx(2, abs=0.3)
+    assert y == pytest.approx(1, abs=0.3)
+
+
+def test_a_mirror_turns_both_streams_and_negates_x_alone(clip: EncodedClip) -> None:
+    plain = snippets.rgb_snippets(clip, view(10), size_px=64)
+    turned = snippets.rgb_snippets(clip, view(10, mirrored=True), size_px=64)
+    np.testing.assert_array_equal(turned, plain[..., ::-1])
+    fields = snippets.flow_snippets(clip, view(10), size_px=64, length=4, contract=CONTRACT)[0].astype(int)
+    mirrored = snippets.flow_snippets(clip, view(10, mirrored=True), size_px=64, length=4, contract=CONTRACT)[0]
+    np.testing.assert_array_equal(mirrored[0::2], 256 - fields[0::2, :, ::-1])
+    np.testing.assert_array_equal(mirrored[1::2], fields[1::2, :, ::-1])
+
+
+def test_fields_shared_by_snippets_are_decoded_once(clip: EncodedClip, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[object] = []
+    real = flow.decode_field
+    monkeypatch.setattr(flow, "decode_field", lambda content: decoded.append(content) or real(content))
+    snippets.flow_snippets(clip, view(8, 10, 12), size_px=64, length=10, contract=CONTRACT)
+    assert len(decoded) == 14  # fields 3..16
+
+
+def test_the_training_view_is_a_function_of_seed_epoch_and_clip(clip: EncodedClip) -> None:
+    def drawn(**change: object) -> tuple[object, ...]:
+        arguments = {"seed": 0, "epoch": 3, "clip_id": "a"} | change
+        result = snippets.training_view(
+            clip, sampling_config=SamplingConfig(), transform_config=TransformConfig(crop_px=32), **arguments
+        )
+        return (*result.times.tolist(), result.crop)
+
+    assert drawn() == drawn()
+    assert len({drawn(), drawn(seed=1), drawn(epoch=4), drawn(clip_id="b")}) == 4
+
+
+def test_a_stream_that_was_not_read_is_named(clip: EncodedClip) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(DecodeError, match="without its video column"):
+        snippets.rgb_snippets(replace(clip, video=None), view(1), size_px=64)
+    with pytest.raises(DecodeError, match="without its flow column"):
+        snippets.flow_snippets(replace(clip, flow=None), view(1), size_px=64, length=2, contract=CONTRACT)
+
+
+def test_a_damaged_field_is_an_error_not_a_skipped_one(clip: EncodedClip) -> None:
+    from dataclasses import replace
+
+    damaged = replace(clip, flow=[b"no jpeg"] * 23)
+    with pytest.raises(DecodeError, match="flow field 9 of a clip of 24 frames is damaged"):
+        snippets.flow_snippets(damaged, view(10), size_px=64, length=2, contract=CONTRACT)
+
+
+def test_one_frame_is_too_few() -> None:
+    with pytest.raises(EmptyClipError, match="still: a clip needs at least 2 frames, got 1"):
+        prepare_clip(moving_square(1), CONTRACT, name="still")
+
+
+def test_a_batch_without_a_stream_has_none_of_it() -> None:
+    rgb = np.zeros((1, 3, 4, 4), np.uint8)
+    batch = snippets.collate([(rgb, None)] * 3, labels=[0, 1, 2], weights=[1, 1, 0], clip_positions=[4, 5, 6], total=2)
+    assert batch.rgb is not None and batch.rgb.shape == (3, 1, 3, 4, 4)
+    assert batch.flow is None and batch.weights.sum() == batch.total
