@@ -84,6 +84,8 @@ def own_error(error: BaseException) -> TwoStreamError | None:
     while seen is not None:
         inner = getattr(seen, "cause", None)
         if isinstance(seen, TwoStreamError) and not isinstance(inner, TwoStreamError):
-            return seen
+            # Our messages are one line; Ray Data appends advice of its own.
+            message = str(seen).partition("\n")[0]
+            return seen if message == str(seen) else type(seen)(message)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return None

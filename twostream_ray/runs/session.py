@@ -38,7 +38,7 @@ def ray_session() -> Iterator[None]:
     # After the import that configures it: our own progress bars say what its lines would.
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield
     finally:
