@@ -1,9 +1,20 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from twostream_ray.errors import ConfigError
 from twostream_ray.models.fusion import mixing_matrix
-from twostream_ray.models.temporal import TimeConv, TimeMaxPool, gaussian_window, mean_scores
+from twostream_ray.models.temporal import (
+    ResidualInception,
+    StfnConfig,
+    StResNetConfig,
+    TimeConv,
+    TimeMaxPool,
+    TimeResidualConv,
+    gaussian_window,
+    mean_scores,
+)
 
 
 @pytest.mark.parametrize(("num_snippets", "windows"), [(5, 1), (11, 4), (12, 4), (25, 11)])
@@ -48,3 +59,43 @@ def test_3d_convolution_keeps_samples_apart() -> None:
 def test_mean_scores_average_over_snippets_and_places() -> None:
     maps = torch.rand(2 * 3, 7, 2, 2)
     torch.testing.assert_close(mean_scores(maps, num_samples=2)[1], maps[3:].mean(dim=(0, 2, 3)))
+
+
+def test_temporal_residual_filters_start_as_a_third_of_the_2d_filter_on_every_tap() -> None:
+    pointwise = nn.Conv2d(4, 6, 1, bias=False)
+    conv = TimeResidualConv(pointwise)
+    for tap in range(3):
+        torch.testing.assert_close(conv.conv.weight[:, :, tap], pointwise.weight / 3)
+
+
+def test_temporal_residual_convolution_of_a_still_clip_loses_a_third_at_its_ends_only() -> None:
+    pointwise = nn.Conv2d(4, 6, 1, bias=False)
+    frame = torch.rand(1, 4, 3, 3)
+    expected = pointwise(frame)
+    convolved = TimeResidualConv(pointwise)(frame.expand(5, -1, -1, -1), num_samples=1)
+    torch.testing.assert_close(convolved[1:4], expected.expand(3, -1, -1, -1))
+    torch.testing.assert_close(convolved[[0, 4]], expected.expand(2, -1, -1, -1) * 2 / 3)
+
+
+def test_residual_inception_adds_a_scaled_residual_that_sees_two_snippets_to_either_side() -> None:
+    block = ResidualInception(6, branch_maps=4, residual_scale=0.2).eval()
+    features = torch.rand(1, 6, 11)
+    moved = features.clone()
+    moved[:, :, 5] += 1
+    changed = (block(moved) - block(features)).abs().amax(dim=(0, 1)) > 1e-6
+    assert changed.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
+    nn.init.zeros_(block.expansion.weight)
+    torch.testing.assert_close(block(features), features)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (StResNetConfig, {"injection": "concat"}, r"st_resnet\.injection must be one of add, multiply, got 'concat'"),
+        (StfnConfig, {"num_blocks": 0}, r"stfn\.num_blocks .* at least 1, got 0 and 128"),
+        (StfnConfig, {"residual_scale": 0.0}, r"stfn\.residual_scale must be above 0 and at most 1, got 0\.0"),
+    ],
+)
+def test_bad_settings_over_time_are_refused_by_name_and_value(config: type, settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**settings)

@@ -1,10 +1,13 @@
 """The papers' networks, assembled from towers, fusion functions and fusion over time.
 
-late: Simonyan and Zisserman 2014. fused: Feichtenhofer, Pinz and Zisserman 2016 (sec. 3.4).
+late: Simonyan and Zisserman 2014. fused: Feichtenhofer, Pinz and Zisserman 2016 (sec. 3.4). st_resnet: Feichtenhofer,
+Pinz and Wildes 2016, after its official code. stfn: Cho and Foroosh 2018, of which only the abstract is public.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +19,31 @@ from twostream_ray.models.streams import (
     CLASSIFIER,
     LAST_POOL,
     RGB_CHANNELS,
+    Bottleneck,
     FullyConnected,
+    ReadBytes,
+    Tower,
     TowerConfig,
     build_tower,
     counterpart,
     layer_channels,
 )
-from twostream_ray.models.temporal import TimeConv, TimeMaxPool, mean_scores
+from twostream_ray.models.temporal import (
+    ResidualInception,
+    StfnConfig,
+    StResNetConfig,
+    TimeConv,
+    TimeMaxPool,
+    TimeResidualUnit,
+    mean_scores,
+)
 
-Architecture = Literal["late", "fused"]
+Architecture = Literal["late", "fused", "st_resnet", "stfn"]
 Streams = Literal["both", "spatial", "temporal"]
+MakeTower = Callable[..., Tower]
+"""`build_tower` with all but `upto` and `stacked` filled in."""
+
+RESIDUAL_STAGES = (2, 3, 4, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +51,7 @@ class ModelConfig:
     """A network of the two-stream family."""
 
     architecture: Architecture = "fused"
-    """late (scores are averaged), fused (feature maps are)."""
+    """late (scores are averaged), fused (feature maps are), st_resnet (motion enters residual units), stfn."""
     streams: Streams = "both"
     """both towers, or one alone; one alone goes with architecture late."""
     spatial: TowerConfig = field(default_factory=TowerConfig)
@@ -41,11 +59,19 @@ class ModelConfig:
     temporal: TowerConfig = field(default_factory=TowerConfig)
     """The tower that sees stacks of optical flow."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
-    """How a fused network joins its towers; a late one does not read it."""
+    """How a fused network joins its towers; stfn reads the method only, st_resnet the pooling, late nothing."""
+    st_resnet: StResNetConfig = field(default_factory=StResNetConfig)
+    """Read by architecture st_resnet alone."""
+    stfn: StfnConfig = field(default_factory=StfnConfig)
+    """Read by architecture stfn alone."""
     keep_temporal_tower: bool = True
-    """Run the temporal tower to its own scores and loss besides the fused ones; False ends it at the last fusion."""
+    """Run a fused network's temporal tower to its own scores and loss; False ends it at the last fusion layer."""
+    freeze_below_fusion: bool = False
+    """Both towers learn only above the first fusion layer (the official code of 2016); wants pretrained towers."""
     num_classes: int | None = None
     """K; None takes it from the data."""
+    head_classes: tuple[int, ...] = ()
+    """Classes of each data set in multi-task training, which add up to K (Simonyan and Zisserman 2014); () is one."""
 
     def __post_init__(self) -> None:
         for key, value, valid in (
@@ -56,13 +82,25 @@ class ModelConfig:
                 raise ConfigError(f"model.{key} must be one of {', '.join(valid)}, got {value!r}")
         if self.num_classes is not None and self.num_classes < 1:
             raise ConfigError(f"model.num_classes must be at least 1, got {self.num_classes}")
+        if self.head_classes and (min(self.head_classes) < 1 or self.num_classes not in (None, sum(self.head_classes))):
+            raise ConfigError(
+                "model.head_classes must be 1 or more each and add up to model.num_classes, got "
+                f"{list(self.head_classes)} and {self.num_classes}"
+            )
         if self.architecture != "late" and self.streams != "both":
             raise ConfigError(
                 f"model.streams={self.streams} goes with model.architecture=late, got {self.architecture}: "
                 "choose architecture late for one stream alone, or streams both"
             )
+        if self.freeze_below_fusion and self.architecture != "fused":
+            raise ConfigError(
+                f"model.freeze_below_fusion goes with model.architecture=fused, got {self.architecture}: "
+                "name each tower's frozen_through instead"
+            )
         if self.architecture == "fused":
             _check_fusion_layers(self)
+        elif self.architecture in ("st_resnet", "stfn"):
+            _check_equal_towers(self)
 
 
 class Network(nn.Module):
@@ -76,27 +114,70 @@ class Network(nn.Module):
     """Whether forward wants RGB frames."""
     needs_flow: bool = True
     """Whether forward wants stacks of flow."""
+    head_classes: tuple[int, ...]
+    """Classes of each data set; they add up to K."""
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) by tower."""
         raise NotImplementedError
 
-    def scores(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Class scores (N, K) for the decision: the mean of the towers' last layers (Feichtenhofer et al. 2016)."""
-        return torch.stack(list(outputs.values())).mean(dim=0)
+    def scores(self, outputs: dict[str, Tensor], *, head: int = 0) -> Tensor:
+        """Class scores (N, K) for the decision: the mean of the towers' last layers (Feichtenhofer et al. 2016).
+
+        With several data sets, the scores of the classes of data set number `head`.
+        """
+        return torch.stack([self.split_heads(logits)[head] for logits in outputs.values()]).mean(dim=0)
+
+    def split_heads(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Logits (N, K) as one (N, K_i) for each data set of multi-task training."""
+        return logits.split(self.head_classes, dim=1)
+
+    def parameter_groups(self, *, lr: float, weight_decay: float, bias_lr_factor: float = 2.0) -> list[dict[str, Any]]:
+        """What learns, as an optimiser's groups (the official codes of both 2016 papers).
+
+        Weights learn at lr with decay, biases at bias_lr_factor times lr without; batch norm has no decay, and its
+        scales learn as fast as biases do, its shifts at lr. Frozen parameters are in no group.
+        """
+        weights, biases, shifts = [], [], []
+        for module in self.modules():
+            is_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+            for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
+                if is_norm and name == "bias":
+                    shifts.append(parameter)
+                elif is_norm or name == "bias":
+                    biases.append(parameter)
+                else:
+                    weights.append(parameter)
+        groups = [
+            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
+            {"name": "biases", "params": biases, "lr": bias_lr_factor * lr, "weight_decay": 0.0},
+            {"name": "norm shifts", "params": shifts, "lr": lr, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def to_channels_last(self) -> "Network":
+        """Lay convolutions out as GPUs read them best, maps innermost; the maps follow by themselves."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+            elif isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
+        return self
 
 
 class LateNetwork(Network):
     """Towers that meet only in their scores (Simonyan and Zisserman 2014, sec. 2); also one stream alone."""
 
-    def __init__(self, config: ModelConfig, *, num_classes: int, flow_length: int) -> None:
+    def __init__(self, config: ModelConfig, *, spatial_tower: MakeTower, temporal_tower: MakeTower) -> None:
         super().__init__()
         self.needs_rgb = config.streams != "temporal"
         self.needs_flow = config.streams != "spatial"
         if self.needs_rgb:
-            self.spatial = build_tower(config.spatial, in_channels=RGB_CHANNELS, num_classes=num_classes)
+            self.spatial = spatial_tower()
         if self.needs_flow:
-            self.temporal = build_tower(config.temporal, in_channels=2 * flow_length, num_classes=num_classes)
+            self.temporal = temporal_tower()
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) of each tower, averaged over snippets."""
@@ -109,9 +190,10 @@ class LateNetwork(Network):
             outputs["temporal"] = mean_scores(self.temporal(flow.flatten(0, 1)), num_samples=flow.shape[0])
         return outputs
 
-    def scores(self, outputs: dict[str, Tensor]) -> Tensor:
+    def scores(self, outputs: dict[str, Tensor], *, head: int = 0) -> Tensor:
         """The mean of the towers' softmax scores, (N, K)."""
-        return super().scores({tower: F.softmax(logits, dim=1) for tower, logits in outputs.items()})
+        logits = (self.split_heads(outputs[tower])[head] for tower in outputs)
+        return torch.stack([F.softmax(scores, dim=1) for scores in logits]).mean(dim=0)
 
 
 class _Stop(NamedTuple):
@@ -126,7 +208,9 @@ class _Stop(NamedTuple):
 class FusedNetwork(Network):
     """The temporal tower is fused into the spatial one, which goes on as the spatiotemporal stream."""
 
-    def __init__(self, config: ModelConfig, *, num_classes: int, flow_length: int) -> None:
+    def __init__(
+        self, config: ModelConfig, *, num_classes: int, spatial_tower: MakeTower, temporal_tower: MakeTower
+    ) -> None:
         super().__init__()
         fusion = config.fusion
         channels = layer_channels(config.spatial, num_classes=num_classes)
@@ -134,19 +218,15 @@ class FusedNetwork(Network):
         self.keeps_temporal = config.keep_temporal_tower
         self.stops = _stops(config)
         self.conv_layer = _time_conv_layer(config)
-        self.spatial = build_tower(
-            config.spatial,
-            in_channels=RGB_CHANNELS,
-            num_classes=num_classes,
+        temporal_layers = [counterpart(layer, among=list(layer_channels(config.temporal))) for layer in fusion.layers]
+        self.spatial = spatial_tower(
             upto=fusion.layers[-1] if is_bilinear else None,
             stacked={layer: channels[layer] for layer in fusion.layers if fusion.method == "concat"},
         )
-        self.temporal = build_tower(
-            config.temporal,
-            in_channels=2 * flow_length,
-            num_classes=num_classes,
-            upto=None if self.keeps_temporal else [stop.temporal for stop in self.stops if stop.fuses][-1],
-        )
+        self.temporal = temporal_tower(upto=None if self.keeps_temporal else temporal_layers[-1])
+        if config.freeze_below_fusion:
+            self.spatial.freeze(fusion.layers[0])
+            self.temporal.freeze(temporal_layers[0])
         self.fusions = nn.ModuleDict(
             {layer: self._fusion_at(layer, fusion, num_channels=channels[layer]) for layer in fusion.layers}
         )
@@ -195,24 +275,137 @@ class FusedNetwork(Network):
         return outputs
 
 
-def build_network(config: ModelConfig, *, num_classes: int, flow_length: int) -> Network:
+class StResNet(Network):
+    """Residual motion connections into appearance, and temporal filters in both (Feichtenhofer et al. 2016b, code).
+
+    In every stage K, resKb of either tower convolves over snippets, and the branch of the appearance tower's resKb
+    reads its own resKa before the ReLU joined by the motion tower's resKa after the ReLU; the identity stays unfused.
+    """
+
+    def __init__(self, config: ModelConfig, *, spatial_tower: MakeTower, temporal_tower: MakeTower) -> None:
+        super().__init__()
+        self.multiplies = config.st_resnet.injection == "multiply"
+        self.pools_time = config.st_resnet.pools_time
+        self.spatial, self.temporal = spatial_tower(), temporal_tower()
+        for tower in (self.spatial, self.temporal):
+            for stage in RESIDUAL_STAGES:
+                _inflate(tower, f"res{stage}b")
+        if self.pools_time:
+            self.time_pool = TimeMaxPool(window=config.fusion.pool_snippets, stride=config.fusion.pool_stride)
+
+    def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
+        """Logits (N, K) of both towers, each with a loss of its own."""
+        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
+        num_samples = rgb.shape[0]
+        spatial, temporal = rgb.flatten(0, 1), flow.flatten(0, 1)
+        above = None
+        for stage in RESIDUAL_STAGES:
+            fused, unit = f"res{stage}a", f"res{stage}b"
+            unrectified = self.spatial(spatial, after=above, upto=fused)
+            temporal = self.temporal(temporal, after=above, upto=f"{fused}_relu")
+            injected = unrectified * temporal if self.multiplies else unrectified + temporal
+            spatial = self.spatial(unrectified, after=fused, upto=f"{fused}_relu")
+            spatial = self.spatial.get_submodule(unit)(spatial, injected=injected, num_samples=num_samples)
+            temporal = self.temporal.get_submodule(unit)(temporal, injected=temporal, num_samples=num_samples)
+            above = unit
+        outputs = {}
+        for name, tower, maps in (("spatial", self.spatial, spatial), ("temporal", self.temporal, temporal)):
+            last_maps = tower(maps, after=above, upto="res5c_relu")
+            if self.pools_time:
+                last_maps = self.time_pool(last_maps, num_samples=num_samples)
+            outputs[name] = mean_scores(tower(last_maps, after="res5c_relu"), num_samples=num_samples)
+        return outputs
+
+
+class Stfn(Network):
+    """Two sets of residual inception blocks over the whole video, and a fusion connection (Cho and Foroosh 2018).
+
+    The abstract says: blocks for the temporal dynamics of appearance and of motion, over the features of the whole
+    video, a fusion connection between them, end to end, on any base network. Ours is the rest: one set on each
+    tower's features (below fc8, averaged over places), fusion.method as the connection, the mean over time as the
+    video's representation, one classifier; block sizes in `StfnConfig`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, num_classes: int, spatial_tower: MakeTower, temporal_tower: MakeTower
+    ) -> None:
+        super().__init__()
+        channels = layer_channels(config.spatial)[_feature_layer(config.spatial)]
+        self.spatial = spatial_tower(upto=_feature_layer(config.spatial))
+        self.temporal = temporal_tower(upto=_feature_layer(config.temporal))
+        self.appearance, self.motion = (
+            nn.Sequential(
+                *(
+                    ResidualInception(
+                        channels,
+                        branch_maps=config.stfn.branch_maps,
+                        residual_scale=config.stfn.residual_scale,
+                    )
+                    for _ in range(config.stfn.num_blocks)
+                )
+            )
+            for _ in range(2)
+        )
+        self.fusion = build_fusion(config.fusion, num_channels=channels)
+        in_maps = 2 * channels if config.fusion.method == "concat" else channels
+        self.classifier = FullyConnected(in_maps, num_classes, classifies=True)
+
+    def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
+        """Logits (N, K) of the whole video."""
+        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
+        appearance = self.appearance(_over_time(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0]))
+        motion = self.motion(_over_time(self.temporal(flow.flatten(0, 1)), num_samples=rgb.shape[0]))
+        fused = self.fusion(appearance[..., None], motion[..., None])
+        return {"fused": self.classifier(fused.mean(dim=(2, 3), keepdim=True)).flatten(1)}
+
+
+def build_network(
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    flow_length: int,
+    read_bytes: ReadBytes | None = None,
+    pretrained: bool = True,
+) -> Network:
     """The network that `config` describes, initialised from torch's global random numbers.
 
     Args:
         config: the model's settings.
-        num_classes: K.
+        num_classes: K, over all data sets.
         flow_length: L, the flow fields of a snippet.
+        read_bytes: reads the safetensors files that the towers' weights name.
+        pretrained: False leaves out the towers' weights, for a network whose state is loaded next.
 
     Raises:
-        ConfigError: config.num_classes is another number than num_classes.
+        ConfigError: config wants another number of classes than num_classes.
+        WeightsError: a tower's weights cannot be had, or do not fit.
     """
-    if config.num_classes not in (None, num_classes):
+    wanted = sum(config.head_classes) or config.num_classes
+    if wanted not in (None, num_classes):
         raise ConfigError(
-            f"model.num_classes is {config.num_classes}, but the data has {num_classes} classes: "
-            "leave model.num_classes out, or choose other data"
+            f"model.{'head_classes' if config.head_classes else 'num_classes'} is {wanted}, but the data has "
+            f"{num_classes} classes: leave it out, or choose other data"
         )
-    network = LateNetwork if config.architecture == "late" else FusedNetwork
-    return network(config, num_classes=num_classes, flow_length=flow_length)
+    spatial, temporal = (
+        tower if pretrained else replace(tower, weights=None) for tower in (config.spatial, config.temporal)
+    )
+    make = partial(build_tower, num_classes=num_classes, read_bytes=read_bytes)
+    towers: dict[str, MakeTower] = {
+        "spatial_tower": partial(make, spatial, in_channels=RGB_CHANNELS),
+        "temporal_tower": partial(make, temporal, in_channels=2 * flow_length),
+    }
+    network: Network
+    match config.architecture:
+        case "late":
+            network = LateNetwork(config, **towers)
+        case "fused":
+            network = FusedNetwork(config, num_classes=num_classes, **towers)
+        case "st_resnet":
+            network = StResNet(config, **towers)
+        case "stfn":
+            network = Stfn(config, num_classes=num_classes, **towers)
+    network.head_classes = config.head_classes or (num_classes,)
+    return network
 
 
 def _wanted(frames: Tensor | None, stream: str) -> Tensor:
@@ -293,3 +486,43 @@ def _time_conv(fusion: FusionConfig, *, num_channels: int) -> TimeConv:
             else mixing_matrix(num_channels, stacked=stacked, initialisation=fusion.initialisation)
         )
     return TimeConv(stacked * num_channels, out_maps, mixing=mixing)
+
+
+def _inflate(tower: Tower, name: str) -> None:
+    """Replace a residual unit by one that convolves over snippets, starting where the unit stands."""
+    unit = cast(Bottleneck, tower.get_submodule(name))
+    tower.add_module(
+        name,
+        TimeResidualUnit(
+            convolutions=(unit.branch2a, unit.branch2b, unit.branch2c), norms=(unit.bn2a, unit.bn2b, unit.bn2c)
+        ),
+    )
+    if name in tower.frozen:
+        tower.freeze(name)
+
+
+def _check_equal_towers(config: ModelConfig) -> None:
+    """Refuse towers that cannot be joined unit by unit (st_resnet) or feature by feature (stfn)."""
+    for stream, tower in (("spatial", config.spatial), ("temporal", config.temporal)):
+        if config.architecture == "st_resnet" and tower.backbone != "resnet50":
+            raise ConfigError(
+                f"model.architecture=st_resnet wants model.{stream}.backbone=resnet50, got {tower.backbone}"
+            )
+    spatial, temporal = (layer_channels(tower)[_feature_layer(tower)] for tower in (config.spatial, config.temporal))
+    if spatial != temporal:
+        raise ConfigError(
+            f"model.architecture={config.architecture} wants as many features from both towers, got {spatial} from "
+            f"{config.spatial.backbone} and {temporal} from {config.temporal.backbone}: choose one backbone and width"
+        )
+    if config.architecture == "stfn" and config.fusion.method == "bilinear":
+        raise ConfigError("model.architecture=stfn wants model.fusion.method sum, max, concat or conv, got bilinear")
+
+
+def _feature_layer(config: TowerConfig) -> str:
+    """The last layer below the classifier."""
+    return list(layer_channels(config))[-2]
+
+
+def _over_time(maps: Tensor, *, num_samples: int) -> Tensor:
+    """Snippet features, (N * T, D, H, W) -> (N, D, T): the mean over places."""
+    return maps.mean(dim=(2, 3)).unflatten(0, (num_samples, -1)).transpose(1, 2)

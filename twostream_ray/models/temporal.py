@@ -3,9 +3,50 @@
 Towers see snippets one by one, as (N * T, D, H, W); the layers here get N and so find the time axis again.
 """
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from twostream_ray.errors import ConfigError
+
+Injection = Literal["add", "multiply"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StResNetConfig:
+    """What an ST-ResNet has of its own (Feichtenhofer, Pinz and Wildes 2016)."""
+
+    injection: Injection = "add"
+    """How motion enters the appearance units: add, or multiply (the authors' variant of 2017)."""
+    pools_time: bool = False
+    """Take maxima over snippets before pool5, by fusion.pool_snippets and pool_stride (the second training stage)."""
+
+    def __post_init__(self) -> None:
+        if self.injection not in get_args(Injection):
+            raise ConfigError(f"st_resnet.injection must be one of add, multiply, got {self.injection!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StfnConfig:
+    """Sizes of the two sets of residual inception blocks: our reading, as only the paper's abstract is public."""
+
+    num_blocks: int = 2
+    """Residual inception blocks in either set."""
+    branch_maps: int = 128
+    """Feature maps of each of a block's three branches."""
+    residual_scale: float = 0.2
+    """Factor of what a block adds, in (0, 1]; 0.1 to 0.3 steadies wide networks (Szegedy et al. 2016)."""
+
+    def __post_init__(self) -> None:
+        if self.num_blocks < 1 or self.branch_maps < 1:
+            raise ConfigError(
+                f"stfn.num_blocks and stfn.branch_maps must be at least 1, got {self.num_blocks} and {self.branch_maps}"
+            )
+        if not 0 < self.residual_scale <= 1:
+            raise ConfigError(f"stfn.residual_scale must be above 0 and at most 1, got {self.residual_scale}")
 
 
 class TimeMaxPool(nn.Module):
@@ -49,6 +90,85 @@ class TimeConv(nn.Module):
         """Convolve each sample's snippets; zeros stand before the first and after the last."""
         volume = maps.unflatten(0, (num_samples, -1)).transpose(1, 2)
         return F.relu(self.conv(volume)).transpose(1, 2).flatten(0, 1)
+
+
+class TimeResidualConv(nn.Module):
+    """A 1x1 convolution that grew over three snippets: every tap starts at W / 3 (Feichtenhofer et al. 2016b, code).
+
+    On a still clip it is the 1x1 convolution, but for the first and last snippet, where a tap meets zeros.
+
+    Shape: (N * T, D, H, W) -> (N * T, D', H, W).
+    """
+
+    def __init__(self, pointwise: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(
+            pointwise.in_channels, pointwise.out_channels, kernel_size=(3, 1, 1), padding=(1, 0, 0), bias=False
+        )
+        self.conv.weight.data.copy_(pointwise.weight.data[:, :, None].expand(-1, -1, 3, -1, -1) / 3)
+
+    def forward(self, maps: Tensor, *, num_samples: int) -> Tensor:
+        """Convolve each sample's snippets; zeros stand before the first and after the last."""
+        volume = maps.unflatten(0, (num_samples, -1)).transpose(1, 2)
+        return self.conv(volume).transpose(1, 2).flatten(0, 1)
+
+
+class TimeResidualUnit(nn.Module):
+    """A residual unit over time, whose branch may read other maps than its shortcut (Feichtenhofer et al. 2016b, code).
+
+    y = x + F(injected): the maps of the other stream enter the branch only, the identity stays unfused.
+
+    Shape: (N * T, D, H, W) -> (N * T, D, H, W).
+    """
+
+    def __init__(
+        self, convolutions: tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d], norms: tuple[nn.Module, nn.Module, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.branch2a, self.bn2a = TimeResidualConv(convolutions[0]), norms[0]
+        self.branch2b, self.bn2b = convolutions[1], norms[1]
+        self.branch2c, self.bn2c = TimeResidualConv(convolutions[2]), norms[2]
+
+    def forward(self, maps: Tensor, *, injected: Tensor, num_samples: int) -> Tensor:
+        """The sum, before its ReLU; injected is `maps` itself where no other stream enters."""
+        residual = F.relu(self.bn2a(self.branch2a(injected, num_samples=num_samples)))
+        residual = F.relu(self.bn2b(self.branch2b(residual)))
+        return maps + self.bn2c(self.branch2c(residual, num_samples=num_samples))
+
+
+class ResidualInception(nn.Module):
+    """A residual inception block over time: branches that see 1, 3 and 5 snippets (after Szegedy et al. 2016).
+
+    A 1x1 filter expansion without activation matches the depth before the addition; batch norm stands on the
+    branches only, and the residual is scaled down, which steadies wide networks.
+
+    Shape: (N, D, T) -> (N, D, T).
+    """
+
+    def __init__(self, num_channels: int, *, branch_maps: int, residual_scale: float) -> None:
+        super().__init__()
+        self.residual_scale = residual_scale
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                _time_conv_norm(num_channels, branch_maps, taps=1),
+                *(_time_conv_norm(branch_maps, branch_maps, taps=3) for _ in range(depth)),
+            )
+            for depth in range(3)
+        )
+        self.expansion = nn.Conv1d(3 * branch_maps, num_channels, kernel_size=1)
+        nn.init.kaiming_normal_(self.expansion.weight, nonlinearity="linear")
+        nn.init.zeros_(self.expansion.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """ReLU of the features plus what the branches add."""
+        residual = self.expansion(torch.cat([branch(features) for branch in self.branches], dim=1))
+        return F.relu(features + self.residual_scale * residual)
+
+
+def _time_conv_norm(in_maps: int, out_maps: int, *, taps: int) -> nn.Sequential:
+    conv = nn.Conv1d(in_maps, out_maps, kernel_size=taps, padding=taps // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm1d(out_maps), nn.ReLU())
 
 
 def gaussian_window() -> Tensor:

@@ -1,0 +1,98 @@
+"""What a network is made of and what a sample costs, found on torch's meta device without memory or arithmetic."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from twostream_ray.models.networks import ModelConfig, Network, build_network
+from twostream_ray.models.streams import Tower
+
+BYTES_PER_FLOAT = 4
+
+
+def describe(
+    config: ModelConfig, *, num_classes: int, flow_length: int, num_snippets: int, size_px: int
+) -> dict[str, Any]:
+    """Sizes and costs of a network, for one sample of T snippets in 32-bit floats.
+
+    Keys, all JSON: parameters; weight_layers (convolutions and fully connected layers); gflops_forward (a multiply and
+    an add are two); activation_bytes (what a training step keeps for its backward pass); gradient_bytes (what learns);
+    parts, each with parameters and layers, from a layer's name to its output shape, T first.
+
+    Raises:
+        ConfigError: the settings fit neither each other nor frames of this size.
+    """
+    with torch.device("meta"):
+        network = build_network(config, num_classes=num_classes, flow_length=flow_length, pretrained=False)
+        rgb = torch.empty(1, num_snippets, 3, size_px, size_px)
+        flow = torch.empty(1, num_snippets, 2 * flow_length, size_px, size_px)
+    shapes: dict[str, dict[str, list[int]]] = {}
+    hooks = [
+        layer.register_forward_hook(_record(shapes.setdefault(part, {}), name))
+        for part, name, layer in _layers(network)
+    ]
+    kept = _KeptForBackward(network)
+    counter = FlopCounterMode(display=False)
+    with counter, saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+        network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
+    for hook in hooks:
+        hook.remove()
+    return {
+        "parameters": count_parameters(network),
+        "weight_layers": count_weight_layers(network),
+        "gflops_forward": counter.get_total_flops() / 1e9,
+        "activation_bytes": kept.num_bytes,
+        "gradient_bytes": BYTES_PER_FLOAT * sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "parts": {
+            part: {"parameters": count_parameters(network.get_submodule(part)), "layers": layers}
+            for part, layers in shapes.items()
+        },
+    }
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Numbers that a module holds as parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_weight_layers(module: nn.Module) -> int:
+    """Convolutions and fully connected layers of a module, the papers' count of layers."""
+    return sum(isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) for layer in module.modules())
+
+
+class _KeptForBackward:
+    """Sums up the tensors that autograd keeps, each storage once, parameters not at all."""
+
+    def __init__(self, network: Network) -> None:
+        self.num_bytes = 0
+        self._seen: dict[int, Tensor] = {p.untyped_storage()._cdata: p for p in network.parameters()}
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            # The tensor itself is kept, so that no other storage can take its place and pass for it.
+            self._seen[storage._cdata] = tensor
+            self.num_bytes += storage.nbytes()
+        return tensor
+
+
+def _layers(network: Network) -> list[tuple[str, str, nn.Module]]:
+    """(part, layer's name, layer) of every named layer; a part that is no collection is its one layer."""
+    return [
+        (part, name, layer)
+        for part, module in network.named_children()
+        for name, layer in (
+            module.named_children() if isinstance(module, Tower | nn.ModuleDict | nn.Sequential) else [(part, module)]
+        )
+    ]
+
+
+def _record(shapes: dict[str, list[int]], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        shapes[name] = list(output.shape)
+
+    return hook
