@@ -15,7 +15,7 @@ from twostream_ray.errors import ConfigError
 Injection = Literal["add", "multiply"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class StResNetConfig:
     """What an ST-ResNet has of its own (Feichtenhofer, Pinz and Wildes 2016)."""
 
@@ -29,7 +29,7 @@ class StResNetConfig:
             raise ConfigError(f"st_resnet.injection must be one of add, multiply, got {self.injection!r}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class StfnConfig:
     """Sizes of the two sets of residual inception blocks: our reading, as only the paper's abstract is public."""
 

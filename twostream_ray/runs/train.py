@@ -23,6 +23,7 @@ from twostream_ray.data.pipeline import Pass, SnippetLoader
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.models.networks import Network
 from twostream_ray.runs.session import ray_session
 from twostream_ray.training.checkpoint import ModelPackage, load_state, load_weights, save_model, save_state
 from twostream_ray.training.loop import PassResult, score_pass, train_pass, unwrapped
@@ -69,7 +70,8 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
     for split in filter(None, (config.data.train_split, config.data.validation_split)):
         shard_set.split(split)
     package = package_for(config, shard_set)
-    network = package.build()
+    with torch.device("meta"):
+        network = package.build(pretrained=False)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     place = run_place(config)
     finished = _earlier_run(config, place)
@@ -255,8 +257,8 @@ def _following(board: Any, progress: Progress | None) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _worker(arguments: dict[str, Any]) -> None:
-    """What every training worker runs."""
+def _worker(arguments: dict[str, Any]) -> Network:
+    """What every training worker runs; gives its copy of the trained network."""
     config: ExperimentConfig = arguments["config"]
     package: ModelPackage = arguments["package"]
     context = ray.train.get_context()
@@ -265,10 +267,10 @@ def _worker(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     shard_set = open_shards(config.data.shards)
-    network = package.build()
+    checkpoint = ray.train.get_checkpoint()
+    network = package.build(pretrained=checkpoint is None)
     optimiser = build_optimiser(network, config=config.training)
     history: list[dict[str, float]] = []
-    checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             load_weights(network, Path(directory))
@@ -338,6 +340,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             history = [*history, metrics]
             _report(model, optimiser, package, history=history, rank=rank)
             post({"kind": "epoch", "epochs": config.training.epochs, **metrics})
+    return unwrapped(model)
 
 
 def _metrics(prefix: str, result: PassResult) -> dict[str, float]:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from twostream_ray import storage
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
@@ -45,9 +46,19 @@ class ModelPackage:
     lineage: dict[str, str] = field(default_factory=dict)
     """Where it comes from: manifest hash, git commit, job id."""
 
-    def build(self) -> Network:
-        """The network, freshly initialised."""
-        return build_network(self.model, num_classes=len(self.classes), flow_length=self.sampling.flow_length)
+    def build(self, *, pretrained: bool) -> Network:
+        """The network, freshly initialised from torch's random numbers, or from the towers' pretrained weights.
+
+        Raises:
+            WeightsError: pretrained weights cannot be had, or do not fit.
+        """
+        return build_network(
+            self.model,
+            num_classes=len(self.classes),
+            flow_length=self.sampling.flow_length,
+            read_bytes=storage.read_bytes,
+            pretrained=pretrained,
+        )
 
 
 def save_model(directory: Path, network: Network, package: ModelPackage) -> None:
@@ -91,7 +102,7 @@ def load_model(directory: Path) -> tuple[Network, ModelPackage]:
         CheckpointError: a file is missing, damaged, of another version, or the weights are another network's.
     """
     package = read_package(directory)
-    network = package.build()
+    network = package.build(pretrained=False)
     load_weights(network, directory)
     network.eval()
     return network, package

@@ -81,17 +81,11 @@ def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float
 
 
 def build_optimiser(network: Network, *, config: TrainingConfig) -> torch.optim.SGD:
-    """SGD over the parameters that learn: biases at twice the learning rate; biases and batch norm without decay."""
-    learning = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-    biases = [parameter for name, parameter in learning if name.endswith("bias")]
-    scales = [parameter for name, parameter in learning if not name.endswith("bias") and parameter.ndim == 1]
-    weights = [parameter for name, parameter in learning if not name.endswith("bias") and parameter.ndim > 1]
-    groups = [
-        {"params": weights, "lr_factor": 1.0, "weight_decay": config.weight_decay},
-        {"params": scales, "lr_factor": 1.0, "weight_decay": 0.0},
-        {"params": biases, "lr_factor": 2.0, "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD([group for group in groups if group["params"]], lr=config.learning_rate, momentum=config.momentum)
+    """SGD over the parameters that learn; each group keeps its share of the schedule's learning rate."""
+    groups = network.parameter_groups(lr=config.learning_rate, weight_decay=config.weight_decay)
+    for group in groups:
+        group["lr_factor"] = group["lr"] / config.learning_rate
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

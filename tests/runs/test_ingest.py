@@ -1,0 +1,159 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twostream_ray.data.catalog import CatalogConfig
+from twostream_ray.data.clips import FrameStream, fetch_frames
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
+from twostream_ray.errors import AccessError, CatalogError, TooManyBadVideosError
+from twostream_ray.runs.config import IngestConfig
+from twostream_ray.runs.ingest import ingest
+
+SMALL = FlowContract(short_side_px=48)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def config(videos: Path, out: Path, **change: object) -> IngestConfig:
+    return IngestConfig(**{"catalog": CatalogConfig(root=str(videos)), "out": str(out), "flow": SMALL} | change)  # type: ignore[arg-type]
+
+
+def test_every_video_is_in_the_shards_once_with_its_label(shard_set: ShardSet, videos: Path) -> None:
+    ids = shard_set.index["clip_id"].to_pylist()
+    on_disk = [path.relative_to(videos).as_posix() for path in videos.rglob("*") if path.suffix in (".mp4", ".avi")]
+    assert sorted(ids) == sorted(on_disk) and len(ids) == 76
+    for clip_id, label in zip(ids, shard_set.labels, strict=True):
+        assert clip_id.split("/")[1] == shard_set.classes[label]
+    assert {name: len(shard_set.split(name)) for name in ("train", "val", "test")} == {"train": 48, "val": 8, "test": 20}
+
+
+@pytest.fixture
+def some_videos(videos: Path, tmp_path: Path) -> Path:
+    """Copies of the training videos that a test may change."""
+    copy = tmp_path / "videos"
+    for path in sorted(videos.glob("train/*/*")):
+        if path.suffix in (".mp4", ".avi"):
+            (copy / path.relative_to(videos)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy / path.relative_to(videos))
+    return copy
+
+
+def test_an_interrupted_ingest_goes_on_and_ends_byte_identical(cluster: None, some_videos: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    small = {"rows_per_shard": 16}
+    first = ingest(config(some_videos, whole, **small))
+    shutil.copytree(whole, broken)
+    part = sorted((broken / "parts").iterdir())[0]
+    lost = json.loads(part.read_text())
+    part.unlink()
+    (broken / "shards" / lost["shard"]).write_bytes(b"half a shard")
+    for name in ("manifest.json", "index.parquet"):
+        (broken / name).unlink()
+    report = ingest(config(some_videos, broken, **small))
+    assert report.done_before == first.clips - len(lost["clips"])
+    assert files(broken) == files(whole)
+    assert ingest(config(some_videos, broken, **small)).done_before == first.clips
+
+
+def test_a_changed_video_is_taken_again_and_leaves_no_orphan(cluster: None, some_videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ingest(config(some_videos, out))
+    changed, other = sorted(some_videos.rglob("*.mp4"))[:2]
+    shutil.copy(other, changed)
+    added = changed.with_name("added.mp4")
+    shutil.copy(other, added)
+    report = ingest(config(some_videos, out))
+    assert report.clips == len(list(some_videos.rglob("*.*")))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert sorted(path.name for path in (out / "shards").iterdir()) == sorted(s["name"] for s in manifest["shards"])
+
+
+def test_corrupt_videos_are_quarantined_with_reasons_and_the_run_goes_on(
+    cluster: None, real: Path, some_videos: Path, tmp_path: Path
+) -> None:
+    folder = next(path for path in some_videos.rglob("*") if path.is_dir() and list(path.glob("*.mp4")))
+    bad = [path for path in (real / "corrupt").iterdir() if path.suffix in (".mp4", ".gif")]
+    for path in bad:
+        shutil.copy(path, folder / path.name)
+    good = len([path for path in some_videos.rglob("*.*") if path.name not in {b.name for b in bad}])
+    report = ingest(config(some_videos, tmp_path / "out", max_bad_fraction=1.0))
+    assert (report.clips, report.quarantined) == (good, len(bad))
+    with (tmp_path / "out/quarantine.csv").open() as file:
+        table = {Path(row["uri"]).name: row for row in csv.DictReader(file)}
+    assert table.keys() == {path.name for path in bad}
+    assert "a clip needs at least 2 frames, got 1" in table["frame_exceeds_screen.gif"]["reason"]
+    assert "decoding broke after 28 of 50" in table["corrupted.mp4"]["reason"]
+    assert "0 bytes are none" in table["empty.mp4"]["reason"]
+    assert all(len(row["sha256"]) == 64 for row in table.values())
+
+
+def test_too_many_bad_videos_fail_the_ingest_and_name_the_table(cluster: None, some_videos: Path, tmp_path: Path) -> None:
+    for path in sorted(some_videos.rglob("*.mp4"))[:3]:
+        path.write_bytes(b"not a video")
+    with pytest.raises(TooManyBadVideosError, match=r"3 of \d+ videos could not be used, at most 5.0% may: see .*quarantine.csv"):
+        ingest(config(some_videos, tmp_path / "out"))
+    assert (tmp_path / "out/quarantine.csv").is_file()
+
+
+def test_a_missing_root_and_an_empty_class_are_refused(tmp_path: Path, some_videos: Path) -> None:
+    with pytest.raises(AccessError, match=r"cannot list .*nowhere: it is not there"):
+        ingest(config(tmp_path / "nowhere", tmp_path / "out"))
+    (some_videos / "train" / "nothing").mkdir(parents=True)
+    with pytest.raises(CatalogError, match="nothing under .* holds no video"):
+        ingest(config(some_videos, tmp_path / "out"))
+
+
+@pytest.mark.timeout(600)
+def test_every_frame_of_every_real_clip_fetched_in_random_order_is_the_right_one(
+    cluster: None, real: Path, tmp_path: Path
+) -> None:
+    import cv2
+
+    ingest(
+        IngestConfig(
+            catalog=CatalogConfig(
+                layout="ucf101", root=str(real / "ucf101"), lists=str(real / "lists/ucf101_official_crlf")
+            ),
+            out=str(tmp_path),
+            rows_per_shard=16,
+        )
+    )
+    shard_set = open_shards(str(tmp_path))
+    expected = json.loads((real / "expected/decode_expected.json").read_text())
+    thumbs = np.load(real / "expected/frame_thumbs.npz")
+    index = shard_set.index.to_pylist()
+    assert len(index) == 29
+    checked = 0
+    for row in index:
+        name = f"ucf101/{row['clip_id']}"
+        assert row["num_frames"] == expected[name]["pyav18"]["frames"], name
+        uri = f"{tmp_path}/shards/{shard_set.shard_names[row['shard']]}"
+        group, number = divmod(row["row"], ROWS_PER_GROUP)
+        ((clip_id, clip),) = read_row_group(uri, group, want_rgb=True, want_flow=True, rows=[number])
+        assert clip_id == row["clip_id"] and clip.flow is not None and len(clip.flow) == clip.num_frames - 1
+        order = np.random.default_rng(0).permutation(clip.num_frames)
+        frames = fetch_frames(clip.video, order.tolist(), num_frames=clip.num_frames)
+        truth = thumbs[name].astype(float)
+        for position, frame in zip(order, frames, strict=True):
+            seen = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (8, 6), interpolation=cv2.INTER_AREA)
+            distance = np.abs(truth.reshape(len(truth), 6, 8) - seen).mean(axis=(1, 2))
+            # A still scene has frames that are all but equal: the right one may tie with them, not lose to them.
+            assert distance[position] <= distance.min() + 0.35, (name, position, int(distance.argmin()))
+            checked += 1
+    assert checked == sum(row["num_frames"] for row in index) == 4196
+
+
+def test_frames_of_shards_show_what_the_source_shows(shard_set: ShardSet, videos: Path) -> None:
+    row = shard_set.index.to_pylist()[0]
+    uri = f"{shard_set.uri}/shards/{shard_set.shard_names[row['shard']]}"
+    ((clip_id, clip),) = read_row_group(uri, 0, want_rgb=True, want_flow=False, rows=[row["row"]])
+    source = np.stack(list(FrameStream((videos / clip_id).read_bytes())))
+    stored = fetch_frames(clip.video, range(clip.num_frames), num_frames=clip.num_frames)
+    assert np.abs(stored.astype(int) - source).mean() < 4
