@@ -22,9 +22,6 @@ from twostream_ray.tracking import (
 from twostream_ray.tracking.connection import client_for
 from twostream_ray.tracking.record import flat_parameters
 
-# MLflow 3.17's own tables meet SQLAlchemy 2.1.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
 
 def steps_of(handle: RunHandle, metric: str) -> list[tuple[int, float]]:
     return [(row.step, row.value) for row in client_for(handle.uri).get_metric_history(handle.run_id, metric)]

@@ -7,7 +7,9 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -43,8 +45,10 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if not self.experiment.strip():
             raise ConfigError("tracking.experiment must be a name, got an empty one")
-        if not self.model_name or set(self.model_name) & set("/:"):
-            raise ConfigError(f"tracking.model_name must be a name without / and :, got {self.model_name!r}")
+        if not re.fullmatch(r"[\w.\- ]+", self.model_name):
+            raise ConfigError(
+                f"tracking.model_name must be of letters, digits, _ . - and space, got {self.model_name!r}"
+            )
         self.resolved_uri()
 
     def resolved_uri(self) -> str:
@@ -85,6 +89,18 @@ def client_for(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+@contextlib.contextmanager
+def loading_mlflow() -> Iterator[None]:
+    """Run a block in which modules of MLflow are first used: what 3.17 warns of in its own code stays unsaid.
+
+    Its tables meet SQLAlchemy 2.1, and its pyfunc module has hints that it dislikes itself.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
+        yield
+
+
 @cache
 def _load_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -103,9 +119,25 @@ def _migrate_once(uri: str) -> None:
 
     name = hashlib.sha256(uri.encode()).hexdigest()[:16]
     lock = Path(tempfile.gettempdir()) / f"twostream-{os.getuid()}-{name}.lock"
-    with lock.open("w") as held:
+    with lock.open("w") as held, loading_mlflow():
         fcntl.flock(held, fcntl.LOCK_EX)
         MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+
+
+@contextlib.contextmanager
+def hurried() -> Iterator[None]:
+    """Run a block with seconds of patience: MLflow's own is 4 minutes, at 120 s a request, for a server that is down.
+
+    Settings that the environment already has stay.
+    """
+    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    changed = {name: value for name, value in patience.items() if name not in os.environ}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name in changed:
+            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -114,12 +146,9 @@ def never_stopping(uri: str, *, what: str) -> Iterator[None]:
 
     The one place where a journal of what could not be sent would be written.
     """
-    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    # MLflow's own patience is 4 minutes and 120 s a request: an epoch would wait for a server that is down.
-    hurried = {name: value for name, value in patience.items() if name not in os.environ}
-    os.environ.update(hurried)
     try:
-        yield
+        with hurried():
+            yield
     except Exception as error:  # noqa: BLE001  (contract 9: nothing that MLflow or its stores raise ends a training)
         if uri not in _away:
             _away.add(uri)
@@ -131,9 +160,6 @@ def never_stopping(uri: str, *, what: str) -> Iterator[None]:
             )
     else:
         _away.discard(uri)
-    finally:
-        for name in hurried:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,228 @@
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.synthetic import SyntheticConfig, draw_clip, encode
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.inference import Classifier
+from twostream_ray.models.fusion import FusionConfig
+from twostream_ray.models.networks import ModelConfig
+from twostream_ray.models.streams import TowerConfig
+from twostream_ray.tracking import Measurement, TrackingConfig, promote, pull, register, start_run
+from twostream_ray.training.checkpoint import ModelPackage, save_model
+
+# What a stranger does with the registered model: in a process that knows neither this checkout nor pickle, nor any
+# distribution that the model's own requirements do not bring.
+STRANGER = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+from packaging.requirements import Requirement
+
+def canonical(name):
+    return name.lower().replace("_", "-")
+
+lines = next(Path("mlartifacts/models").glob("*/artifacts/requirements.txt")).read_text().splitlines()
+had, wanted = set(), [Requirement(line) for line in lines]
+while wanted:
+    requirement = wanted.pop()
+    for extra in requirement.extras | {""}:
+        if (requirement.name, extra) in had:
+            continue
+        had.add((requirement.name, extra))
+        try:
+            more = [Requirement(line) for line in requires(requirement.name) or []]
+        except PackageNotFoundError:
+            continue
+        wanted += [one for one in more if not one.marker or one.marker.evaluate({"extra": extra})]
+brought = {canonical(name) for name, _ in had}
+absent = {
+    module for module, owners in packages_distributions().items() if not any(canonical(o) in brought for o in owners)
+}
+
+class Brought:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent - {"twostream_ray"}:
+            return None
+        return self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+assert "ray" in absent and "mlflow" not in absent
+sys.meta_path[:] = [Brought(finder) for finder in sys.meta_path]
+
+import mlflow, numpy, pandas
+from mlflow.pyfunc import scoring_server
+
+uri, good, bad, requests = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+model = mlflow.pyfunc.load_model("models:/two-stream@champion")
+raw = open(good, "rb").read()
+
+def served(request):
+    schema = model.metadata.get_input_schema()
+    return json.loads(scoring_server.invocations(request, "application/json", model, schema).response)["predictions"]
+
+import twostream_ray
+answers = {
+    "code": twostream_ray.__file__,
+    "ray": "ray" in sys.modules,
+    "path": model.predict(good),
+    "list": model.predict([good, raw, bad], params={"top_k": 4}),
+    "array": model.predict(numpy.array([good, bad])),
+    "column": model.predict(pandas.DataFrame({"clip": [raw, good]})),
+    "served": [served(json.dumps(request)) for request in json.loads(requests)],
+}
+try:
+    model.predict([1.5])
+except Exception as error:
+    answers["number"] = str(error)
+json.dump(answers, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained fused network, small, as training leaves it."""
+    torch.manual_seed(0)
+    tower = TowerConfig(backbone="vgg_small", width=4)
+    described = ModelPackage(
+        model=ModelConfig(
+            spatial=tower, temporal=tower, fusion=FusionConfig(layers=("relu4",), temporal="pool2d"), num_classes=4
+        ),
+        classes=SyntheticConfig().classes,
+        contract=FlowContract(short_side_px=64),
+        sampling=SamplingConfig(num_snippets=2, test_times=1),
+        transforms=TransformConfig(crop_px=64),
+    )
+    folder = tmp_path_factory.mktemp("package")
+    save_model(folder, described.build(), described)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    encode(draw_clip(SyntheticConfig(size_px=64), "test", 0), path=path, container="mp4", fps=25)
+    return path
+
+
+@pytest.fixture(scope="module")
+def answers(package: Path, video: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("registry")
+    config = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
+    measurement = Measurement(
+        manifest_hash="0a" * 32, split="test", num_evaluated=8, num_clips=8, metrics={"top1": 0.5}
+    )
+    version = register(
+        start_run(config, run_name="served", parameters={}, tags={}),
+        package,
+        name="two-stream",
+        measurement=measurement,
+        protocol="one view",
+        summary="small",
+        classes=SyntheticConfig().classes,
+        flow_contract={"algorithm": "dis"},
+        lineage={},
+    )
+    promote("two-stream", version, config=config, manifest_hash="0a" * 32, split="test")
+    pull("models:/two-stream@champion", folder / "pulled", config=config)
+
+    encoded = base64.b64encode(video.read_bytes()).decode()
+    lines = base64.encodebytes(video.read_bytes()).decode()
+    requests = [
+        {"inputs": [encoded, lines, "bm90IGEgdmlkZW8sIGp1c3Qgd29yZHM="], "params": {"top_k": 4}},
+        {"dataframe_split": {"columns": ["video"], "data": [[encoded]]}, "params": {"top_k": 4}},
+        {"inputs": [str(video)]},
+    ]
+    bad = str(folder / "missing.mp4")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER, config.resolved_uri(), str(video), bad, json.dumps(requests)],
+        cwd=folder,
+        env=os.environ
+        | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout) | {"pulled": folder / "pulled", "bad": bad, "registry": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def expected(package: Path, video: Path) -> dict[str, float]:
+    """Score of each class, from the model's folder and without MLflow."""
+    (prediction,) = Classifier.load(package).predict([video], top_k=4)
+    return dict(prediction.top)
+
+
+def scores(answer: dict[str, Any]) -> dict[str, float]:
+    return dict(zip(answer["classes"], answer["scores"], strict=True))
+
+
+def test_model_brings_its_own_code_and_no_ray(answers: dict[str, Any]) -> None:
+    assert answers["code"].startswith(answers["registry"])
+    assert not answers["ray"]
+
+
+def test_paths_and_bytes_score_as_the_classifier_does(
+    answers: dict[str, Any], expected: dict[str, float], video: Path
+) -> None:
+    by_path, by_bytes, _ = answers["list"]
+    assert len(expected) == 4
+    assert scores(by_path) == pytest.approx(expected, abs=1e-5)
+    assert scores(by_bytes) == pytest.approx(expected, abs=1e-5)
+    assert by_path["scores"] == sorted(by_path["scores"], reverse=True)
+    assert (by_path["video"], by_path["error"]) == (str(video), None)
+
+
+def test_one_bad_video_does_not_spoil_the_others(answers: dict[str, Any]) -> None:
+    good, _, bad = answers["list"]
+    assert good["error"] is None
+    assert bad["classes"] == bad["scores"] == []
+    assert answers["bad"] in bad["error"]
+    assert [answer["error"] is None for answer in answers["array"]] == [True, False]
+
+
+def test_column_may_hold_paths_and_bytes(answers: dict[str, Any], expected: dict[str, float]) -> None:
+    for answer in answers["column"]:
+        assert scores(answer) == pytest.approx(expected, abs=1e-5)
+
+
+def test_single_path_is_enough(answers: dict[str, Any], expected: dict[str, float]) -> None:
+    (answer,) = answers["path"]
+    assert scores(answer) == pytest.approx(expected, abs=1e-5)
+
+
+def test_server_takes_base64_in_every_json_form(answers: dict[str, Any], expected: dict[str, float]) -> None:
+    listed, in_a_table, _ = answers["served"]
+    assert scores(listed[0]) == pytest.approx(expected, abs=1e-5)
+    assert scores(listed[1]) == pytest.approx(expected, abs=1e-5)
+    assert listed[2]["error"]
+    assert scores(in_a_table[0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_json_client_cannot_have_the_server_open_its_files(answers: dict[str, Any], video: Path) -> None:
+    ((answer,),) = answers["served"][2:]
+    assert answer["error"]
+    assert answer["video"] != str(video)
+
+
+def test_number_is_no_video(answers: dict[str, Any]) -> None:
+    assert "binary" in answers["number"]
+
+
+def test_pulled_model_is_the_registered_one(answers: dict[str, Any], package: Path) -> None:
+    for file in ("model.safetensors", "model.json"):
+        assert (answers["pulled"] / file).read_bytes() == (package / file).read_bytes()

@@ -1,0 +1,255 @@
+import contextlib
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from twostream_ray.errors import RegistryError
+from twostream_ray.tracking import Measurement, TrackingConfig, Verdict, promote, record_measurement
+from twostream_ray.tracking.connection import client_for
+
+OLD, NEW = "0a" * 32, "1b" * 32
+
+
+class Model:
+    """A registered model whose versions have scores but no files."""
+
+    def __init__(self, config: TrackingConfig, name: str) -> None:
+        self.config, self.name = config, name
+        self.client = client_for(config.resolved_uri())
+        self.client.create_registered_model(name)
+
+    def version(self, top1: float | None, *, manifest: str = OLD, evaluated: int = 300) -> int:
+        made = self.client.create_model_version(self.name, source="s3://nowhere/model", run_id=None)
+        number = int(made.version)
+        if top1 is not None:
+            self.measure(number, top1, manifest=manifest, evaluated=evaluated)
+        return number
+
+    def measure(self, version: int, top1: float, *, manifest: str = OLD, evaluated: int = 300) -> None:
+        measurement = Measurement(
+            manifest_hash=manifest, split="test", num_evaluated=evaluated, num_clips=300, metrics={"top1": top1}
+        )
+        record_measurement(self.name, version, measurement, config=self.config)
+
+    def promote(self, version: int, *, manifest: str = OLD) -> Verdict:
+        return promote(self.name, version, config=self.config, manifest_hash=manifest, split="test")
+
+    def aliases(self) -> dict[str, int]:
+        return {alias: int(number) for alias, number in self.client.get_registered_model(self.name).aliases.items()}
+
+
+@pytest.fixture
+def model(tracking: TrackingConfig) -> Model:
+    return Model(tracking, f"model {uuid.uuid4()}")
+
+
+def test_first_measured_version_is_champion(model: Model) -> None:
+    verdict = model.promote(model.version(0.25))
+    assert (verdict.alias, verdict.champion) == ("champion", 1)
+    assert verdict.reason == "version 1 is champion: the model had none"
+    assert model.aliases() == {"champion": 1}
+
+
+def test_champion_moves_to_a_version_that_beats_it_on_the_same_manifest(model: Model) -> None:
+    model.promote(model.version(0.5))
+    verdict = model.promote(model.version(0.75))
+    assert verdict.reason == (
+        "version 2 is champion: top1 0.7500 beats 0.5000 of version 1 on 300 of 300 clips, "
+        "split test of manifest 0a0a0a0a0a0a"
+    )
+    assert model.aliases() == {"champion": 2}
+
+
+@pytest.mark.parametrize("top1", [0.5, 0.25])
+def test_version_that_does_not_beat_the_champion_is_challenger(model: Model, top1: float) -> None:
+    model.promote(model.version(0.5))
+    verdict = model.promote(model.version(top1))
+    assert verdict.alias == "challenger"
+    assert f"top1 {top1:.4f} does not beat 0.5000 of version 1" in verdict.reason
+    assert model.aliases() == {"champion": 1, "challenger": 2}
+
+
+def test_scores_on_another_manifest_never_move_the_champion(model: Model) -> None:
+    model.promote(model.version(0.5, manifest=OLD))
+    better = model.version(0.99, manifest=NEW)
+    verdict = model.promote(better, manifest=NEW)
+    assert model.aliases() == {"champion": 1, "challenger": better}
+    assert "version 1, champion, was never measured on split test of manifest 1b1b1b1b1b1b" in verdict.reason
+
+    model.measure(1, 0.6, manifest=NEW)  # the way out that the sentence names
+    assert model.promote(better, manifest=NEW).alias == "champion"
+    assert model.aliases() == {"champion": better}
+
+
+def test_scores_on_fewer_clips_are_not_compared(model: Model) -> None:
+    model.promote(model.version(0.5))
+    verdict = model.promote(model.version(0.75, evaluated=10))
+    assert verdict.alias == "challenger"
+    assert "scored 10 of 300 clips" in verdict.reason
+    assert "300 of 300" in verdict.reason
+
+
+def test_promoting_again_changes_nothing(model: Model) -> None:
+    model.promote(model.version(0.5))
+    assert model.promote(1).reason == "version 1 is champion: it was so before"
+    assert model.aliases() == {"champion": 1}
+
+
+def test_champion_set_by_hand_is_the_one_to_beat(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.promote(model.version(0.5))
+    model.promote(model.version(0.9))
+    model.client.set_registered_model_alias(model.name, "champion", "1")  # 0.9 turned out to be a mistake
+    monkeypatch.setattr("twostream_ray.tracking.champion._CONTEST_SECONDS", 0.0)  # and was so a while ago
+    verdict = model.promote(model.version(0.75))
+    assert "beats 0.5000 of version 1" in verdict.reason
+    assert model.aliases() == {"champion": 3}
+
+
+def test_deleted_champion_is_no_champion(model: Model) -> None:
+    model.promote(model.version(0.9))
+    model.client.delete_model_version(model.name, "1")
+    assert model.promote(model.version(0.5)).champion == 2
+
+
+def test_promotion_without_a_measurement_says_what_to_do(model: Model) -> None:
+    unmeasured = model.version(None)
+    with pytest.raises(RegistryError, match=r"version 1 has no top1 on split test of manifest 0a0a.*evaluate it"):
+        model.promote(unmeasured)
+    with pytest.raises(RegistryError, match=r"has no version 7, only 1"):
+        model.promote(7)
+    assert model.aliases() == {}
+
+
+def test_promotion_of_an_unknown_model_names_the_registry(tracking: TrackingConfig) -> None:
+    with pytest.raises(RegistryError, match=r"promoting nobody version 1 failed at MLflow sqlite:///.*check the name"):
+        promote("nobody", 1, config=tracking, manifest_hash=OLD, split="test")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_measurement_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(RegistryError, match="top1 of split test must be finite"):
+        Measurement(manifest_hash=OLD, split="test", num_evaluated=1, num_clips=1, metrics={"top1": value})
+
+
+# What follows interleaves two promotions at the worst moment: the other's runs whole between this one's reading of the
+# champion and its writing.
+
+
+@pytest.mark.parametrize("top1_of_the_other", [0.9, 0.7])
+def test_late_writer_does_not_displace_a_better_champion(
+    model: Model, monkeypatch: pytest.MonkeyPatch, top1_of_the_other: float
+) -> None:
+    model.promote(model.version(0.5))
+    other, ours = model.version(top1_of_the_other), model.version(0.8)
+    _promote_just_before(monkeypatch, "set_registered_model_alias", lambda: model.promote(other))
+    verdict = model.promote(ours)
+    best = other if top1_of_the_other > 0.8 else ours
+    assert model.aliases()["champion"] == best == verdict.champion
+    assert verdict.alias == ("champion" if best == ours else "challenger")
+
+
+def test_two_first_versions_on_different_manifests_leave_the_older(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, ours = model.version(0.5, manifest=OLD), model.version(0.9, manifest=NEW)
+    _promote_just_before(monkeypatch, "set_registered_model_alias", lambda: model.promote(older, manifest=OLD))
+    verdict = model.promote(ours, manifest=NEW)
+    assert verdict.alias == "challenger"
+    assert model.aliases() == {"champion": older, "challenger": ours}
+
+
+def test_equals_that_race_leave_the_older(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.promote(model.version(0.5))
+    older, ours = model.version(0.8), model.version(0.8)
+    _promote_just_before(monkeypatch, "set_registered_model_alias", lambda: model.promote(older))
+    model.promote(ours)
+    assert model.aliases()["champion"] == older
+
+
+def test_version_that_beats_a_champion_crowned_meanwhile_takes_its_place(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.promote(model.version(0.5, manifest=OLD), manifest=OLD)
+    both = model.version(0.6, manifest=OLD)
+    model.measure(both, 0.7, manifest=NEW)
+    ours = model.version(0.9, manifest=NEW)
+    _promote_just_before(monkeypatch, "set_model_version_tag", lambda: model.promote(both, manifest=OLD))
+    verdict = model.promote(ours, manifest=NEW)
+    assert model.aliases() == {"champion": ours}
+    assert "beats the version that took the place of version 1 meanwhile" in verdict.reason
+
+
+def _promote_just_before(monkeypatch: pytest.MonkeyPatch, method: str, other: object) -> None:
+    from mlflow import MlflowClient
+
+    real = getattr(MlflowClient, method)
+
+    def first_the_other(client: object, *arguments: object) -> object:
+        monkeypatch.undo()
+        other()  # type: ignore[operator]
+        return real(client, *arguments)
+
+    monkeypatch.setattr(MlflowClient, method, first_the_other)
+
+
+PROMOTER = """
+import json, sys
+from twostream_ray.tracking import TrackingConfig, promote
+from twostream_ray.tracking.connection import client_for
+for line in sys.stdin:
+    uri, name, version, manifest = json.loads(line)
+    config = TrackingConfig(uri=uri)
+    if version is None:
+        client_for(uri).search_registered_models(max_results=1)
+        print("ready", flush=True)
+    else:
+        print(promote(name, version, config=config, manifest_hash=manifest, split="test").champion, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def promoters() -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes that promote what they are told, where they are told."""
+    command = [sys.executable, "-c", PROMOTER]
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(2)
+        ]
+
+
+def tell(process: subprocess.Popen[str], *words: object) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(words) + "\n")
+    process.stdin.flush()
+
+
+def hear(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize(("store", "races"), [("tracking", 8), ("server", 4)])
+def test_two_jobs_that_promote_at_once_keep_the_better(
+    promoters: list[subprocess.Popen[str]], store: str, races: int, request: pytest.FixtureRequest
+) -> None:
+    config: TrackingConfig = request.getfixturevalue(store)
+    uri = config.resolved_uri()
+    for process in promoters:
+        tell(process, uri, "", None, "")
+    assert [hear(process) for process in promoters] == ["ready", "ready"]
+    for race in range(races):
+        model = Model(config, f"race {uuid.uuid4()}")
+        if race % 2:  # with and without a champion to beat
+            model.promote(model.version(0.5))
+        good, better = model.version(0.7), model.version(0.8)
+        pair = [good, better] if race % 4 < 2 else [better, good]
+        for process, version in zip(promoters, pair, strict=True):
+            tell(process, uri, model.name, version, OLD)
+        told = [hear(process) for process in promoters]
+        assert model.aliases()["champion"] == better
+        assert told[pair.index(better)] == str(better)

@@ -1,0 +1,72 @@
+"""The registered model: raw videos in, top-k classes out; MLflow runs this file as it lies in the model's folder."""
+
+import base64
+import binascii
+import contextlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+if TYPE_CHECKING:
+    from twostream_ray.inference import Classifier
+
+DEFAULT_TOP_K = 5
+_BASE64_BEGINS = re.compile(rb"[A-Za-z0-9+/]{16}")
+
+
+class ServedClassifier(PythonModel):
+    """A `Classifier` behind MLflow's interface."""
+
+    classifier: "Classifier"
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Build the network from model.safetensors and model.json; `model_config={"device": "cuda"}` moves it."""
+        # Only now: the package's code lies beside this file, on the path since MLflow began to load the model.
+        from twostream_ray.inference import Classifier
+
+        folder = Path(context.artifacts["settings"]).parent
+        self.classifier = Classifier.load(folder, device=context.model_config["device"])
+
+    # The hint keeps MLflow from checking elements against one type: a column may hold paths, URIs and bytes.
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Top-k classes of each video, in the order given; a video that cannot be used has an `error` instead.
+
+        Args:
+            model_input: one column of raw videos, each a path, a URI, or a file's bytes; MLflow makes it of a list or
+                an array. JSON over HTTP carries bytes, base64 encoded.
+            params: `top_k`, how many classes.
+
+        Returns:
+            For each video {"video", "classes" (best first), "scores" (in [0, 1], as many), "error" (or None)}.
+        """
+        top_k = int((params or {}).get("top_k", DEFAULT_TOP_K))
+        predictions = self.classifier.predict([_video(value) for value in model_input.iloc[:, 0]], top_k=top_k)
+        return [
+            {
+                "video": prediction.video,
+                "classes": [name for name, _ in prediction.top],
+                "scores": [float(score) for _, score in prediction.top],
+                "error": prediction.error,
+            }
+            for prediction in predictions
+        ]
+
+
+def _video(value: object) -> str | Path | bytes:
+    if isinstance(value, (str, Path)):
+        return value
+    if not isinstance(value, bytes):
+        raise TypeError(f"a video is a path, a URI or bytes, got {type(value).__name__}")
+    # MLflow decodes the base64 of `dataframe_split` requests, but not of `inputs`. A video file is not base64 to its
+    # end, in any container, so there is no doubt which is which.
+    if _BASE64_BEGINS.match(value):
+        with contextlib.suppress(binascii.Error):
+            return base64.b64decode(value.replace(b"\n", b""), validate=True)
+    return value
+
+
+set_model(ServedClassifier())

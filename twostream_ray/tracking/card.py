@@ -1,0 +1,66 @@
+"""The model card: what a registered version is, does and scored, as its description in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from twostream_ray.tracking.lineage import GIT_COMMIT, JOB_ID, MANIFEST
+from twostream_ray.tracking.measurement import Measurement
+
+_MOST_CLASSES = 20
+
+
+def model_card(
+    name: str,
+    *,
+    summary: str,
+    measurement: Measurement,
+    protocol: str,
+    classes: Sequence[str],
+    flow_contract: Mapping[str, object],
+    lineage: Mapping[str, str],
+) -> str:
+    """Markdown of one screen.
+
+    Args:
+        name: of the registered model.
+        summary: the network in a sentence.
+        measurement: its scores.
+        protocol: how they were taken: views, crops, averaging.
+        classes: in the order of the network's outputs.
+        flow_contract: the settings of the flow that the network sees.
+        lineage: tags as from `lineage_tags`.
+    """
+    scores = [f"| {metric} | {value:.2%} |" for metric, value in measurement.metrics.items()]
+    more = f" … {len(classes)} in all" if len(classes) > _MOST_CLASSES else ""
+    trained = [
+        f"Trained on manifest `{lineage.get(MANIFEST, 'unknown')}`",
+        f"code at git commit `{lineage.get(GIT_COMMIT, 'unknown')}`",
+        f"Ray job `{lineage.get(JOB_ID, 'none')}`",
+    ]
+    return "\n".join(
+        [
+            summary,
+            "",
+            f"| {measurement.split} split | {measurement.n_of_n()} clips |",
+            "|---|---|",
+            *scores,
+            "",
+            f"**Protocol.** {protocol}; manifest `{measurement.manifest_hash}`.",
+            "",
+            "**Input.** Raw videos: paths, URIs or bytes; over HTTP base64 bytes. Decoding, optical flow and test "
+            "views happen inside.",
+            "",
+            "**Flow contract.** " + ", ".join(f"{key} {value}" for key, value in flow_contract.items()) + ".",
+            "",
+            f"**Classes ({len(classes)}).** " + ", ".join(classes[:_MOST_CLASSES]) + more,
+            "",
+            f"**Lineage.** {', '.join(trained)}.",
+            "",
+            "```python",
+            "import mlflow",
+            f'model = mlflow.pyfunc.load_model("models:/{name}@champion")',
+            'model.predict(["video.mp4"], params={"top_k": 5})',
+            "```",
+        ]
+    )

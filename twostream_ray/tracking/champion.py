@@ -1,0 +1,219 @@
+"""The aliases of a registered model: `champion` moves only to a version that beats it, whoever else promotes meanwhile.
+
+MLflow's aliases are last write wins, with no compare-and-set. So each job first declares its version a contender (a
+tag), then works out who should be champion from all recent contenders, writes that, and looks again until what stands
+is what should stand. Whoever writes last has read all declarations made before; a later declarer has read what was
+written. So the better version stays, on SQLite as on a server.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from twostream_ray.errors import RegistryError
+from twostream_ray.tracking.connection import TrackingConfig, client_for, hurried, registry_errors
+from twostream_ray.tracking.measurement import Measurement, measurement_from
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+_CONTENDS = "contends"
+_CONTEST_SECONDS = 600.0
+"""Contenders declared this long before another may still be writing; older ones are settled, and a champion that a
+person has set by hand since then stands."""
+_MOST_ROUNDS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What became of a promotion."""
+
+    version: int
+    """The version that was to be promoted."""
+    alias: str
+    """Its alias now: champion or challenger."""
+    champion: int
+    """The version that is champion now."""
+    reason: str
+    """Why, in a sentence with the numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Terms:
+    """On what a version wants to be compared."""
+
+    manifest_hash: str
+    split: str
+    metric: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Contender:
+    version: int
+    terms: _Terms
+    declared: float
+    """Seconds since the epoch, by the clock of its job."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Registry:
+    """One reading of a registered model."""
+
+    tags: Mapping[int, Mapping[str, str]]
+    """Of each version."""
+    champion: int | None
+
+    def measurement(self, version: int, terms: _Terms) -> Measurement | None:
+        found = measurement_from(self.tags.get(version, {}), manifest_hash=terms.manifest_hash, split=terms.split)
+        return found if found and terms.metric in found.metrics else None
+
+    def contenders(self, *, since: float) -> list[_Contender]:
+        """Those declared since then, oldest version first."""
+        found = []
+        for version, tags in sorted(self.tags.items()):
+            if _CONTENDS in tags:
+                stored = json.loads(tags[_CONTENDS])
+                if stored["declared"] >= since:
+                    terms = _Terms(**stored["terms"])
+                    found.append(_Contender(version=version, terms=terms, declared=stored["declared"]))
+        return found
+
+
+def promote(
+    name: str, version: int, *, config: TrackingConfig, manifest_hash: str, split: str, metric: str = "top1"
+) -> Verdict:
+    """Make a version `champion` if it beats the present one on the same manifest and split, otherwise `challenger`.
+
+    It beats it if its metric is higher and both scored equally many clips of equally many. The first measured version
+    of a model is champion. A champion that was never measured on this manifest stays: evaluate it there
+    (`record_measurement`) and promote again. Of versions promoted at once the best becomes champion, the oldest of
+    equals.
+
+    Args:
+        name: of the registered model.
+        version: the one to promote; it has a measurement.
+        config: the registry.
+        manifest_hash: of the data to compare on.
+        split: of it.
+        metric: higher is better.
+
+    Raises:
+        RegistryError: there is no such version or measurement, or MLflow does not answer.
+    """
+    uri = config.resolved_uri()
+    terms = _Terms(manifest_hash=manifest_hash, split=split, metric=metric)
+    with (
+        hurried(),
+        registry_errors(
+            uri,
+            wanted=f"promoting {name} version {version}",
+            way_out="check the name and tracking.uri, then promote again",
+        ),
+    ):
+        client = client_for(uri)
+        before = _read(client, name)
+        _demand_measurement(before, name, version, terms)
+        now = time.time()
+        declared = {"declared": now, "terms": {"manifest_hash": manifest_hash, "split": split, "metric": metric}}
+        client.set_model_version_tag(name, str(version), _CONTENDS, json.dumps(declared))
+        after = _settle(client, name, incumbent=before.champion, since=now - _CONTEST_SECONDS)
+        verdict = _verdict(before, after, version, terms)
+        if verdict.alias == CHALLENGER:
+            _point(client, name, CHALLENGER, version)
+        elif _alias(client, name, CHALLENGER) == version:
+            client.delete_registered_model_alias(name, CHALLENGER)
+    return verdict
+
+
+def _settle(client: MlflowClient, name: str, *, incumbent: int | None, since: float) -> _Registry:
+    """Write the rightful champion until a reading after the writing agrees; gives that reading."""
+    for _ in range(_MOST_ROUNDS):
+        seen = _read(client, name)
+        rightful = incumbent if incumbent in seen.tags else None
+        for contender in seen.contenders(since=since):
+            if rightful is None or _beats(seen, contender.version, rightful, contender.terms):
+                rightful = contender.version
+        if rightful == seen.champion:
+            return seen
+        _point(client, name, CHAMPION, rightful)
+    raise RegistryError(f"champion of {name} kept moving while {_MOST_ROUNDS} rounds were tried: promote again later")
+
+
+def _beats(seen: _Registry, challenger: int, champion: int, terms: _Terms) -> bool:
+    """True if both were measured on these terms, on equally many clips, and the challenger's metric is higher."""
+    ours, theirs = seen.measurement(challenger, terms), seen.measurement(champion, terms)
+    if ours is None or theirs is None or ours.n_of_n() != theirs.n_of_n():
+        return False
+    return ours.metrics[terms.metric] > theirs.metrics[terms.metric]
+
+
+def _verdict(before: _Registry, after: _Registry, version: int, terms: _Terms) -> Verdict:
+    assert after.champion is not None  # noqa: S101  (the version itself would be champion)
+    alias = CHAMPION if after.champion == version else CHALLENGER
+    rival = before.champion if alias == CHAMPION else after.champion
+    where = f"split {terms.split} of manifest {terms.manifest_hash[:12]}"
+    ours = after.measurement(version, terms)
+    theirs = None if rival is None else after.measurement(rival, terms)
+    assert ours is not None  # noqa: S101  (demanded above)
+    if rival is None:
+        why = "the model had none"
+    elif rival == version:
+        why = "it was so before"
+    elif alias == CHAMPION and theirs is None:
+        why = f"it beats the version that took the place of version {rival} meanwhile, {where}"
+    elif theirs is None:
+        why = f"version {rival}, champion, was never measured on {where}; evaluate it there, then promote again"
+    elif ours.n_of_n() != theirs.n_of_n():
+        why = (
+            f"it scored {ours.n_of_n()} clips of {where}, version {rival}, champion, {theirs.n_of_n()}; "
+            "evaluate both on the same clips"
+        )
+    else:
+        mine, its = ours.metrics[terms.metric], theirs.metrics[terms.metric]
+        verb = "beats" if mine > its else "does not beat"
+        why = f"{terms.metric} {mine:.4f} {verb} {its:.4f} of version {rival} on {ours.n_of_n()} clips, {where}"
+    return Verdict(version=version, alias=alias, champion=after.champion, reason=f"version {version} is {alias}: {why}")
+
+
+def _demand_measurement(seen: _Registry, name: str, version: int, terms: _Terms) -> None:
+    if version not in seen.tags:
+        known = ", ".join(map(str, sorted(seen.tags))) or "none"
+        raise RegistryError(f"{name} has no version {version}, only {known}")
+    if seen.measurement(version, terms) is None:
+        raise RegistryError(
+            f"{name} version {version} has no {terms.metric} on split {terms.split} of manifest "
+            f"{terms.manifest_hash[:12]}: evaluate it there first"
+        )
+
+
+def _read(client: MlflowClient, name: str) -> _Registry:
+    tags: dict[int, Mapping[str, str]] = {}
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        tags.update({int(version.version): version.tags for version in page})
+        token = page.token
+        if not token:
+            return _Registry(tags=tags, champion=_alias(client, name, CHAMPION))
+
+
+def _point(client: MlflowClient, name: str, alias: str, version: int) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(name, alias, str(version))
+    except MlflowException:
+        # Two jobs that make an alias at once both insert its row, and MLflow refuses the second. Now there is a row.
+        client.set_registered_model_alias(name, alias, str(version))
+
+
+def _alias(client: MlflowClient, name: str, alias: str) -> int | None:
+    """The version that has the alias; `search_model_versions` does not tell."""
+    version = client.get_registered_model(name).aliases.get(alias)
+    return None if version is None else int(version)

@@ -1,0 +1,67 @@
+"""What a registered version scored, and on what: n of N clips of one split of one data manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from twostream_ray.errors import RegistryError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """A model's scores on one split."""
+
+    manifest_hash: str
+    """Hash of the data manifest that was evaluated."""
+    split: str
+    """Split of it, such as test."""
+    num_evaluated: int
+    """n: clips that were scored, at least 1."""
+    num_clips: int
+    """N: clips of the split; the others could not be used."""
+    metrics: Mapping[str, float]
+    """Finite values by name, higher is better: top1 and mean_class_accuracy, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_evaluated <= self.num_clips:
+            raise RegistryError(
+                f"a measurement needs 1 to all of its {self.num_clips} clips, got {self.num_evaluated}: "
+                f"evaluate split {self.split} of manifest {self.manifest_hash[:12]} again"
+            )
+        for name, value in self.metrics.items():
+            if not math.isfinite(value):
+                raise RegistryError(f"{name} of split {self.split} must be finite, got {value}: do not register this")
+
+    def n_of_n(self) -> str:
+        """How many clips the scores rest on: "298 of 300"."""
+        return f"{self.num_evaluated} of {self.num_clips}"
+
+    def tags(self) -> dict[str, str]:
+        """Tags of a version: one that programs read, and `test.top1` = "0.9333 (298 of 300 clips)" to be looked at."""
+        whole = {
+            "manifest_hash": self.manifest_hash,
+            "split": self.split,
+            "num_evaluated": self.num_evaluated,
+            "num_clips": self.num_clips,
+            "metrics": dict(self.metrics),
+        }
+        shown = {f"{self.split}.{name}": f"{value:.4f} ({self.n_of_n()} clips)" for name, value in self.metrics.items()}
+        return {measurement_key(self.manifest_hash, self.split): json.dumps(whole)} | shown
+
+
+def measurement_key(manifest_hash: str, split: str) -> str:
+    """Tag key of the measurement on this split of this manifest."""
+    return re.sub(r"[^\w.\-]", "_", f"measured.{split}.{manifest_hash}")[:250]
+
+
+def measurement_from(tags: Mapping[str, str], *, manifest_hash: str, split: str) -> Measurement | None:
+    """What a version's tags say about this split of this manifest; none if it was not measured there."""
+    try:
+        stored = json.loads(tags[measurement_key(manifest_hash, split)])
+        return Measurement(**stored) if stored["manifest_hash"] == manifest_hash else None
+    except (KeyError, TypeError, ValueError):
+        return None

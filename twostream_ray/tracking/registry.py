@@ -1,0 +1,280 @@
+"""The model registry: a version that takes raw video and carries its lineage; and back to a plain folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twostream_ray.errors import RegistryError
+from twostream_ray.tracking.card import model_card
+from twostream_ray.tracking.connection import TrackingConfig, client_for, hurried, loading_mlflow, registry_errors
+from twostream_ray.tracking.measurement import Measurement
+from twostream_ray.tracking.record import RunHandle
+from twostream_ray.tracking.redaction import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+PACKAGE_FILES = ("model.safetensors", "model.json")
+"""The files that make a model; `inference.Classifier` builds the network from a folder that has them."""
+
+_SOURCE = Path(__file__).resolve().parent.parent
+_SERVED = _SOURCE / "served.py"
+_ARTIFACTS = dict(zip(("weights", "settings"), PACKAGE_FILES, strict=True))
+# What `twostream_ray.inference` and `served` import, and what it takes to read URIs: not Ray, not the training.
+_SERVING = (
+    "mlflow",
+    "torch",
+    "numpy",
+    "av",
+    "decord",
+    "opencv-contrib-python-headless",
+    "simplejpeg",
+    "safetensors",
+    "jsonargparse[signatures]",
+    "pyarrow",
+    "s3fs",
+)
+_ONLY_ON = {"decord": "platform_machine == 'x86_64'"}
+
+
+def register(
+    handle: RunHandle,
+    package: Path,
+    *,
+    name: str,
+    measurement: Measurement,
+    protocol: str,
+    summary: str,
+    classes: Sequence[str],
+    flow_contract: Mapping[str, object],
+    lineage: Mapping[str, str],
+) -> int:
+    """Log the model with its run and register a version of it; gives the version's number.
+
+    The version is code and data, nothing pickled: served.py, a copy of this package, model.safetensors, model.json,
+    exact requirements. It loads where the package is not installed.
+
+    Args:
+        handle: the run that trained it.
+        package: folder with model.safetensors and model.json.
+        name: of the registered model, made if missing.
+        measurement: what it scored; `promote` compares by it.
+        protocol: how it was measured, for the model card.
+        summary: the network in a sentence, for the model card.
+        classes: in the order of the network's outputs.
+        flow_contract: settings of the flow that the network sees, for the model card.
+        lineage: tags as from `lineage_tags`.
+
+    Raises:
+        RegistryError: the folder is not a model, the run was not recorded, or MLflow does not answer.
+    """
+    missing = [file for file in PACKAGE_FILES if not (package / file).is_file()]
+    if missing:
+        raise RegistryError(
+            f"a model wants {' and '.join(PACKAGE_FILES)} in {package}, missing {', '.join(missing)}: "
+            "export the checkpoint first"
+        )
+    if not handle.run_id:
+        raise RegistryError(
+            f"no run to register {name} with: MLflow at {redact(handle.uri)} was away when training started; "
+            f"the model itself is in {package}, register it once MLflow is back"
+        )
+    description = model_card(
+        name,
+        summary=summary,
+        measurement=measurement,
+        protocol=protocol,
+        classes=classes,
+        flow_contract=flow_contract,
+        lineage=lineage,
+    )
+    shown = ", ".join(classes)
+    tags = {
+        **lineage,
+        **measurement.tags(),
+        "num_classes": str(len(classes)),
+        "classes": shown if len(shown) <= 1000 else f"{shown[:1000]}…",
+    }
+    with registry_errors(
+        handle.uri,
+        wanted=f"registering {name}",
+        way_out=f"the model is safe in {package}, register it once MLflow is back",
+    ):
+        client = client_for(handle.uri)
+        model_id, location = _log_model(client, handle, package, name=name)
+        _ensure_registered_model(client, name)
+        version = client.create_model_version(
+            name,
+            source=location,
+            run_id=handle.run_id,
+            tags=tags,
+            description=description,
+            model_id=model_id,
+            await_creation_for=0,  # all files are there already
+        )
+    return int(version.version)
+
+
+def record_measurement(name: str, version: int, measurement: Measurement, *, config: TrackingConfig) -> None:
+    """Tag a version with what it scored, for instance a champion that was evaluated on new data.
+
+    Raises:
+        RegistryError: there is no such version, or MLflow does not answer.
+    """
+    uri = config.resolved_uri()
+    with registry_errors(uri, wanted=f"tagging {name} version {version}", way_out="check the name and the version"):
+        client = client_for(uri)
+        for key, value in measurement.tags().items():
+            client.set_model_version_tag(name, str(version), key, value)
+
+
+def pull(model_uri: str, destination: Path, *, config: TrackingConfig) -> Path:
+    """Download a model's safetensors + JSON into a folder, to be used without MLflow; gives the folder.
+
+    Args:
+        model_uri: models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID.
+        destination: made if missing; files of a model that is there are replaced once all of the new are here.
+        config: the registry.
+
+    Raises:
+        RegistryError: no such model, it is not one of ours, or MLflow does not answer.
+    """
+    uri = config.resolved_uri()
+    wanted = f"downloading {model_uri}"
+    with (
+        hurried(),
+        registry_errors(uri, wanted=wanted, way_out="check tracking.uri and the model's name, version or alias"),
+    ):
+        location = _location(client_for(uri), model_uri)
+        with loading_mlflow():
+            from mlflow.artifacts import download_artifacts
+            from mlflow.models import Model
+
+        destination.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination) as scratch:
+            described = Model.load(download_artifacts(f"{location}/MLmodel", dst_path=scratch, tracking_uri=uri))
+            artifacts = described.flavors.get("python_function", {}).get("artifacts", {})
+            if not artifacts.keys() >= _ARTIFACTS.keys():
+                raise RegistryError(
+                    f"{model_uri} is not a model of twostream_ray, it lacks {' and '.join(PACKAGE_FILES)}: "
+                    "name one that `twostream train` registered"
+                )
+            files = [
+                Path(download_artifacts(f"{location}/{artifacts[role]['path']}", dst_path=scratch, tracking_uri=uri))
+                for role in _ARTIFACTS
+            ]
+            for file in files:
+                file.replace(destination / file.name)
+    return destination
+
+
+def serving_requirements() -> list[str]:
+    """Exact pip requirements of a registered model, from what is installed here."""
+    pinned = []
+    for distribution in _SERVING:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # decord has wheels for x86-64 only
+            # A local build such as 2.13.0+cpu is on no index.
+            version = importlib.metadata.version(distribution.partition("[")[0])
+            exact = f"{distribution}=={version.partition('+')[0]}"
+            pinned.append(f"{exact}; {_ONLY_ON[distribution]}" if distribution in _ONLY_ON else exact)
+    return pinned
+
+
+def _log_model(client: MlflowClient, handle: RunHandle, package: Path, *, name: str) -> tuple[str, str]:
+    """Log the model with the run, without MLflow's global state; gives its id and where its files lie."""
+    with loading_mlflow():
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+        from mlflow.pyfunc import save_model
+
+    logged = client.create_logged_model(handle.experiment_id, name=name, source_run_id=handle.run_id)
+    status = "FAILED"  # of a model whose files are not whole; lists leave it out
+    try:
+        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+            code = Path(scratch, "code", _SOURCE.name)
+            shutil.copytree(_SOURCE, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            path = Path(scratch, "model")
+            # MLflow asks for an input example; ours would be a whole video.
+            warnings.filterwarnings("ignore", message=".*An input example was not provided")
+            save_model(
+                path,
+                python_model=str(code / _SERVED.name),
+                artifacts={role: str(package / file) for role, file in _ARTIFACTS.items()},
+                code_paths=[str(code)],
+                pip_requirements=serving_requirements(),
+                signature=_signature(),
+                model_config={"device": "cpu"},
+                mlflow_model=Model(
+                    artifact_path=logged.artifact_location,
+                    run_id=handle.run_id,
+                    model_uuid=logged.model_id,
+                    model_id=logged.model_id,
+                ),
+            )
+            client.log_model_artifacts(logged.model_id, str(path))
+        client.log_outputs(handle.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        status = "READY"
+    finally:
+        client.finalize_logged_model(logged.model_id, status)
+    return logged.model_id, logged.artifact_location
+
+
+def _signature() -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    # A nameless binary column: MLflow passes paths through it untouched when called in Python, and takes only base64
+    # over HTTP.
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "video"),
+                ColSpec(Array(DataType.string), "classes"),
+                ColSpec(Array(DataType.double), "scores"),
+                ColSpec(DataType.string, "error", required=False),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("top_k", DataType.long, default=5)]),
+    )
+
+
+def _location(client: MlflowClient, model_uri: str) -> str:
+    """Where a model's files lie. MLflow resolves such URIs too, but only at its one global tracking URI."""
+    if match := re.fullmatch(r"models:/(?P<model_id>m-[0-9a-f]{32})/?", model_uri):
+        return str(client.get_logged_model(match["model_id"]).artifact_location)
+    if match := re.fullmatch(r"models:/(?P<name>[^/@]+)@(?P<alias>[\w-]+)/?", model_uri):
+        version = client.get_model_version_by_alias(match["name"], match["alias"]).version
+        return str(client.get_model_version_download_uri(match["name"], version))
+    if match := re.fullmatch(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)/?", model_uri):
+        return str(client.get_model_version_download_uri(match["name"], match["version"]))
+    if match := re.fullmatch(r"runs:/(?P<run>\w+)(/.*)?", model_uri):
+        run = client.get_run(match["run"])
+        models = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+        if not models:
+            raise RegistryError(f"run {match['run']} logged no model: name one that registered a version")
+        return str(client.get_logged_model(models[-1]).artifact_location)
+    raise RegistryError(
+        f"a model is models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID, got {model_uri!r}; "
+        "for instance models:/two-stream@champion"
+    )
+
+
+def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, description="Two-stream video classifiers: raw video in, classes out.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
