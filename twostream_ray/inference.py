@@ -31,9 +31,10 @@ class Prediction:
     video: str
     """Path or URI, or the position in the call for bytes."""
     top: tuple[tuple[str, float], ...]
-    """Best classes with their scores, best first; empty where there is an error."""
+    """Best classes with their probabilities in [0, 1], best first; empty where there is an error."""
     scores: tuple[float, ...]
-    """Scores of all classes in the model's order; empty where there is an error."""
+    """The network's scores of all classes in the model's order, as `evaluate` has them; empty where there is an
+    error."""
     error: str | None
     """Why the video could not be used."""
 
@@ -115,9 +116,10 @@ class Classifier:
         except (VideoError, StorageError) as error:
             return Prediction(video=name, top=(), scores=(), error=str(error))
         best = np.argsort(-scores, kind="stable")[:top_k]
+        probabilities = self._network.probabilities(torch.from_numpy(scores)[None])[0]
         return Prediction(
             video=name,
-            top=tuple((self.classes[index], float(scores[index])) for index in best),
+            top=tuple((self.classes[index], float(probabilities[index])) for index in best),
             scores=tuple(float(score) for score in scores),
             error=None,
         )

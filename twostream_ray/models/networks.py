@@ -128,6 +128,10 @@ class Network(nn.Module):
         """
         return torch.stack([self.split_heads(logits)[head] for logits in outputs.values()]).mean(dim=0)
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Scores (N, K), averaged over views or not, as probabilities that add up to 1."""
+        return F.softmax(scores, dim=1)
+
     def split_heads(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Logits (N, K) as one (N, K_i) for each data set of multi-task training."""
         return logits.split(self.head_classes, dim=1)
@@ -189,6 +193,10 @@ class LateNetwork(Network):
             flow = _wanted(flow, "flow")
             outputs["temporal"] = mean_scores(self.temporal(flow.flatten(0, 1)), num_samples=flow.shape[0])
         return outputs
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """The scores themselves: they are means of softmax scores."""
+        return scores
 
     def scores(self, outputs: dict[str, Tensor], *, head: int = 0) -> Tensor:
         """The mean of the towers' softmax scores, (N, K)."""

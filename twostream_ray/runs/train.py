@@ -76,8 +76,9 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
     place = run_place(config)
     finished = _earlier_run(config, place)
     if finished:
-        return TrainReport(**finished | {"run": tracking.RunHandle(**finished["run"]), "done_before": True})
-    storage.write_bytes(storage.join(place, "experiment.json"), _as_json(asdict(config)))
+        run = tracking.RunHandle(uri=config.tracking.resolved_uri(), **finished["run"])
+        return TrainReport(**finished | {"run": run, "done_before": True})
+    storage.write_bytes(storage.join(place, "experiment.json"), _as_json(_fixed(config)))
     handle = tracking.resume_run(config.tracking, run_name=config.name) or tracking.start_run(
         config.tracking,
         run_name=config.name,
@@ -99,7 +100,9 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
         run=handle,
         done_before=False,
     )
-    storage.write_bytes(storage.join(place, "report.json"), _as_json(asdict(report)))
+    # Without the tracking URI, which may hold a password.
+    run = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
+    storage.write_bytes(storage.join(place, "report.json"), _as_json(asdict(report) | {"run": run}))
     tracking.finish_run(handle)
     return report
 
@@ -121,9 +124,8 @@ def _earlier_run(config: ExperimentConfig, place: str) -> dict[str, Any] | None:
     settings = storage.join(place, "experiment.json")
     if not storage.exists(settings):
         return None
-    free = ("workers", "tracking", "storage")
-    before = _flat({key: value for key, value in json.loads(storage.read_text(settings)).items() if key not in free})
-    now = _flat({key: value for key, value in json.loads(_as_json(asdict(config))).items() if key not in free})
+    before = _flat(json.loads(storage.read_text(settings)))
+    now = _flat(json.loads(_as_json(_fixed(config))))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         key = changed[0]
@@ -134,6 +136,11 @@ def _earlier_run(config: ExperimentConfig, place: str) -> dict[str, Any] | None:
         )
     report = storage.join(place, "report.json")
     return dict(json.loads(storage.read_text(report))) if storage.exists(report) else None
+
+
+def _fixed(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share; where it runs and who hears of it may change."""
+    return {key: value for key, value in asdict(config).items() if key not in ("workers", "tracking", "storage")}
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -162,8 +169,13 @@ def _fit(
         workers = config.workers.num_workers or gpus or 2
         cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
         board = ray.remote(_Board).options(num_cpus=0).remote()
+        worker = _worker
+
+        def run(arguments: dict[str, Any]) -> None:
+            worker(arguments)  # Ray Train cannot carry tensors back
+
         trainer = TorchTrainer(
-            _worker,
+            run,
             train_loop_config={
                 "config": config,
                 "package": package,

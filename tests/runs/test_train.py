@@ -1,0 +1,236 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twostream_ray.data.pipeline import DataConfig
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.errors import ConfigError, ContractMismatchError, ShardError, TrainingError
+from twostream_ray.inference import Classifier
+from twostream_ray.models.fusion import FusionConfig
+from twostream_ray.models.networks import ModelConfig
+from twostream_ray.models.streams import TowerConfig
+from twostream_ray.runs import train as train_module
+from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig, WorkersConfig
+from twostream_ray.runs.evaluate import evaluate, evaluate_run
+from twostream_ray.runs.train import train
+from twostream_ray.tracking import TrackingConfig
+from twostream_ray.training.recipe import TrainingConfig
+
+# No batch normalisation and no dropout: then a step does not depend on how the batch is shared out.
+TOWER = TowerConfig(backbone="vgg_m_2048", width=4, dropout=0.0)
+
+
+def experiment(shard_set: ShardSet, folder: Path, **change: Any) -> ExperimentConfig:
+    return replace(
+        ExperimentConfig(
+            name="run",
+            data=DataConfig(
+                shards=shard_set.uri,
+                validation_split="val",
+                sampling=SamplingConfig(
+                    num_snippets=1, min_stride_frames=1, max_stride_frames=1, test_times=2, flow_length=4
+                ),
+                transforms=TransformConfig(crop_px=224, size_jitter=0.0),
+            ),
+            model=ModelConfig(
+                spatial=TOWER,
+                temporal=TOWER,
+                fusion=FusionConfig(method="conv", layers=("relu5",), temporal="pool2d"),
+            ),
+            training=TrainingConfig(epochs=2, global_batch=16, learning_rate=0.01, schedule="constant"),
+            storage=str(folder / "runs"),
+            tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", register=False),
+            seed=5,
+        ),
+        **change,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def two_workers(cluster: None, shard_set: ShardSet, folder: Path) -> tuple[train_module.TrainReport, dict[str, str]]:
+    """A run on 2 workers, and the digest of each rank's weights at its end."""
+    config = experiment(shard_set, folder, name="two")
+    original = train_module._worker
+    digests = folder / "digests"
+    digests.mkdir()
+
+    def probed(arguments: dict[str, Any]) -> None:
+        import ray.train
+
+        network = original(arguments)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        (digests / str(ray.train.get_context().get_world_rank())).write_text(digest.hexdigest())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "_worker", probed)
+        report = train(config)
+    return report, {path.name: path.read_text() for path in digests.iterdir()}
+
+
+def test_both_ranks_end_with_identical_weights(two_workers: tuple[Any, dict[str, str]]) -> None:
+    _, digests = two_workers
+    assert digests.keys() == {"0", "1"}
+    assert digests["0"] == digests["1"]
+
+
+def test_one_worker_with_the_doubled_batch_gives_the_same_losses(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
+) -> None:
+    alone = train(experiment(shard_set, folder, name="one", workers=WorkersConfig(num_workers=1)))
+    for name in ("train_loss", "train_loss_fused", "train_loss_temporal", "val_loss", "train_top1"):
+        expected = [metrics[name] for metrics in two_workers[0].history]
+        assert [metrics[name] for metrics in alone.history] == pytest.approx(expected, abs=1e-4)
+    assert len({metrics["train_loss"] for metrics in alone.history}) == 2
+
+
+def test_a_finished_run_is_not_trained_again(two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path) -> None:
+    again = train(experiment(shard_set, folder, name="two"))
+    assert again.done_before
+    assert (again.checkpoint, again.history) == (two_workers[0].checkpoint, two_workers[0].history)
+
+
+def test_the_same_name_with_other_settings_is_refused(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
+) -> None:
+    with pytest.raises(ConfigError, match="run 'two' was started with seed=5, now seed=6 is wanted: choose another --name"):
+        train(experiment(shard_set, folder, name="two", seed=6))
+
+
+def test_evaluation_is_exact_and_says_n_of_n(two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path) -> None:
+    config = experiment(shard_set, folder, name="two")
+    published = evaluate_run(config, two_workers[0])
+    evaluation = published.evaluation
+    assert evaluation.report.coverage == "20 of 20 clips"
+    assert evaluation.scores.shape == (20, 4)
+    place = Path(config.storage) / "two/evaluation"
+    stored = np.load(place / "scores.npz")
+    assert json.loads((place / "report.json").read_text())["top1"] == evaluation.report.top1
+    assert (stored["scores"].argmax(axis=1) == stored["labels"]).mean() == evaluation.report.top1
+    assert (place / "confusion.png").stat().st_size > 5000 and (place / "curves.png").stat().st_size > 5000
+
+
+def test_scores_do_not_depend_on_the_number_of_workers(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    def scores(workers: int) -> np.ndarray:
+        config = EvaluateConfig(
+            model=two_workers[0].checkpoint,
+            shards=shard_set.uri,
+            out=str(tmp_path / str(workers)),
+            workers=WorkersConfig(num_workers=workers),
+        )
+        return evaluate(config).scores
+
+    np.testing.assert_allclose(scores(1), scores(3), atol=1e-5)
+
+
+def test_raw_video_gets_the_scores_that_evaluation_gives_its_shard(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, videos: Path, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(model=two_workers[0].checkpoint, shards=shard_set.uri, out=str(tmp_path))
+    evaluation = evaluate(config)
+    classifier = Classifier.load(Path(two_workers[0].checkpoint))
+    chosen = range(0, 20, 5)
+    predictions = classifier.predict([videos / evaluation.clip_ids[number] for number in chosen])
+    for number, prediction in zip(chosen, predictions, strict=True):
+        np.testing.assert_allclose(prediction.scores, evaluation.scores[number], atol=1e-5)
+
+
+def test_flow_of_another_kind_is_refused_naming_both(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "shards"
+    shutil.copytree(shard_set.uri, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["flow_contract"]["bound_px"] = 15.0
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    config = EvaluateConfig(model=two_workers[0].checkpoint, shards=str(copy), out=str(tmp_path / "out"))
+    with pytest.raises(ContractMismatchError, match=r"wants flow bound_px 20.0; .* has bound_px 15.0: ingest again"):
+        evaluate(config)
+
+
+def test_mlflow_holds_one_run_with_every_epoch_once(two_workers: tuple[Any, Any], folder: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment_id = client.get_experiment_by_name("twostream").experiment_id
+    runs = [run for run in client.search_runs([experiment_id]) if run.info.run_name == "two"]
+    assert len(runs) == 1 and runs[0].info.status == "FINISHED"
+    assert runs[0].data.params["model.fusion.method"] == "conv"
+    steps = [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train_loss")]
+    assert sorted(steps) == [0, 1]
+
+
+def test_an_unknown_split_is_refused_before_anything_starts(shard_set: ShardSet, folder: Path) -> None:
+    config = experiment(shard_set, folder, name="nosplit")
+    with pytest.raises(ShardError, match="split 'dev' was wanted"):
+        train(replace(config, data=replace(config.data, train_split="dev")))
+
+
+def test_a_run_that_cannot_work_fails_with_one_line(cluster: None, shard_set: ShardSet, folder: Path) -> None:
+    config = experiment(shard_set, folder, name="toosmall", workers=WorkersConfig(max_failures=0))
+    small = replace(config, data=replace(config.data, transforms=TransformConfig(crop_px=32)))
+    with pytest.raises((ConfigError, TrainingError), match="frames are too small") as caught:
+        train(small)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_an_undisturbed_one(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
+) -> None:
+    config = experiment(shard_set, folder, name="killed")
+    script = folder / "killed.py"
+    script.write_text(
+        "import pickle, sys\n"
+        "from twostream_ray.runs.train import train\n"
+        "config = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "train(config, progress=lambda event: event['kind'] == 'epoch' and print('epoch', flush=True))\n"
+    )
+    import pickle
+
+    (folder / "killed.pickle").write_bytes(pickle.dumps(config))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder / "killed.pickle")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    )
+    assert process.stdout is not None
+    assert "epoch" in process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not (Path(config.storage) / "killed/report.json").exists()
+    resumed = train(config)
+    losses = [metrics["train_loss"] for metrics in resumed.history]
+    assert losses == pytest.approx([metrics["train_loss"] for metrics in two_workers[0].history], abs=1e-5)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment_id = client.get_experiment_by_name("twostream").experiment_id
+    runs = [run for run in client.search_runs([experiment_id]) if run.info.run_name == "killed"]
+    assert len(runs) == 1
+    assert sorted(m.step for m in client.get_metric_history(runs[0].info.run_id, "train_loss")) == [0, 1]
