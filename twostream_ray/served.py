@@ -41,7 +41,7 @@ class ServedClassifier(PythonModel):
             params: `top_k`, how many classes.
 
         Returns:
-            For each video {"video", "classes" (best first), "scores" (in [0, 1], as many), "error" (or None)}.
+            For each video {"video", "classes" (best first), "scores" (as many), "error" (or None)}.
         """
         top_k = int((params or {}).get("top_k", DEFAULT_TOP_K))
         predictions = self.classifier.predict([_video(value) for value in model_input.iloc[:, 0]], top_k=top_k)

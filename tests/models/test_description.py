@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from twostream_ray.errors import ConfigError
 from twostream_ray.models.description import count_parameters, count_weight_layers, describe
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig, Network, build_network
@@ -177,3 +178,9 @@ def test_activation_bytes_are_what_autograd_keeps_once_for_each_tensor() -> None
     parameters = {parameter.data_ptr() for parameter in network.parameters()}
     sizes = [tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in parameters]
     assert described(config, num_classes=5, num_snippets=3, size_px=32)["activation_bytes"] == sum(sizes)
+
+
+@pytest.mark.parametrize("size_px", [96, 16])
+def test_frames_too_small_for_a_network_are_refused(size_px: int) -> None:
+    with pytest.raises(ConfigError, match="use larger"):
+        described(ModelConfig(), size_px=size_px)

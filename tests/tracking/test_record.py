@@ -19,7 +19,7 @@ from twostream_ray.tracking import (
     resume_run,
     start_run,
 )
-from twostream_ray.tracking.connection import client_for
+from twostream_ray.tracking.connection import _load_mlflow, client_for
 from twostream_ray.tracking.record import flat_parameters
 
 
@@ -30,6 +30,16 @@ def steps_of(handle: RunHandle, metric: str) -> list[tuple[int, float]]:
 def test_importing_tracking_does_not_load_mlflow() -> None:
     code = "import sys, twostream_ray.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_telemetry_of_mlflow_is_off(tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "")  # so that it is put back afterwards
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+    _load_mlflow.cache_clear()
+    client_for(tracking.resolved_uri())
+    from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
+
+    assert MLFLOW_DISABLE_TELEMETRY.get() is True
 
 
 def test_run_keeps_parameters_metrics_tags_and_files(tracking: TrackingConfig, tmp_path: Path) -> None:

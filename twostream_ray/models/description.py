@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.models.streams import Tower
 
@@ -37,8 +38,13 @@ def describe(
     ]
     kept = _KeptForBackward(network)
     counter = FlopCounterMode(display=False)
-    with counter, saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-        network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
+    try:
+        with counter, saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+            network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"frames of {size_px} px do not go through this network ({error}): use larger ones"
+        ) from error
     for hook in hooks:
         hook.remove()
     return {

@@ -51,7 +51,7 @@ def model_card(
             "**Input.** Raw videos: paths, URIs or bytes; over HTTP base64 bytes. Decoding, optical flow and test "
             "views happen inside.",
             "",
-            "**Flow contract.** " + ", ".join(f"{key} {value}" for key, value in flow_contract.items()) + ".",
+            "**Flow contract.** " + ", ".join(f"{key} {value}" for key, value in flow_contract.items()),
             "",
             f"**Classes ({len(classes)}).** " + ", ".join(classes[:_MOST_CLASSES]) + more,
             "",

@@ -123,6 +123,7 @@ def promote(
         declared = {"declared": now, "terms": {"manifest_hash": manifest_hash, "split": split, "metric": metric}}
         client.set_model_version_tag(name, str(version), _CONTENDS, json.dumps(declared))
         after = _settle(client, name, incumbent=before.champion, since=now - _CONTEST_SECONDS)
+        _demand_measurement(after, name, version, terms)  # it may have been deleted meanwhile
         verdict = _verdict(before, after, version, terms)
         if verdict.alias == CHALLENGER:
             _point(client, name, CHALLENGER, version)
@@ -139,7 +140,7 @@ def _settle(client: MlflowClient, name: str, *, incumbent: int | None, since: fl
         for contender in seen.contenders(since=since):
             if rightful is None or _beats(seen, contender.version, rightful, contender.terms):
                 rightful = contender.version
-        if rightful == seen.champion:
+        if rightful is None or rightful == seen.champion:
             return seen
         _point(client, name, CHAMPION, rightful)
     raise RegistryError(f"champion of {name} kept moving while {_MOST_ROUNDS} rounds were tried: promote again later")
@@ -154,7 +155,7 @@ def _beats(seen: _Registry, challenger: int, champion: int, terms: _Terms) -> bo
 
 
 def _verdict(before: _Registry, after: _Registry, version: int, terms: _Terms) -> Verdict:
-    assert after.champion is not None  # noqa: S101  (the version itself would be champion)
+    assert after.champion is not None  # noqa: S101  (else the version itself would be)
     alias = CHAMPION if after.champion == version else CHALLENGER
     rival = before.champion if alias == CHAMPION else after.champion
     where = f"split {terms.split} of manifest {terms.manifest_hash[:12]}"

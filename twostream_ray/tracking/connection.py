@@ -105,6 +105,8 @@ def loading_mlflow() -> Iterator[None]:
 def _load_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A uv.lock in the working directory is not the model's: its requirements are pinned from what is installed.
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     import mlflow  # noqa: F401
 
     # Alembic tells every migration of a new SQLite file, some 60 lines, at level INFO.
