@@ -191,9 +191,7 @@ def _demo(arguments: list[str]) -> int:
     rows = []
     with ray_session():
         with Bar("videos to shards", unit="clips") as bar:
-            videos, ingested = demo.prepare(
-                config, progress=lambda done, _, total: bar.show(done, total)
-            )
+            videos, ingested = demo.prepare(config, progress=lambda done, _, total: bar.show(done, total))
         console.print(ingested.sentence())
         for network, model in demo.variants(config.model).items():
             with TrainingDisplay(network) as display:

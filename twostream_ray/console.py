@@ -1,10 +1,10 @@
-"""What a person sees while a run goes on: bars with rate and time left, a line per epoch; plain lines where no terminal is."""
+"""What a person sees while a run goes on: bars with rate and time left; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -37,12 +37,14 @@ class Bar:
         )
         self._task = self._bar.add_task(label, total=None, rate="", note="")
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         if console.is_terminal:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def show(self, done: int, total: int, *, note: str = "") -> None:
@@ -56,7 +58,9 @@ class Bar:
         if not console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = f", {(total - done) / rate:.0f} s left" if rate else ""
-            console.print(f"{self._label}: {done} of {total} {self._unit}{', ' + told if told else ''}{left} {note}".rstrip())
+            console.print(
+                f"{self._label}: {done} of {total} {self._unit}{', ' + told if told else ''}{left} {note}".rstrip()
+            )
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""

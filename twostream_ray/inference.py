@@ -1,7 +1,4 @@
-"""Raw videos to classes: a trained model's package, and decoding, flow, snippets and scores as ingest and evaluation do them.
-
-Imports no Ray.
-"""
+"""Raw videos to classes: decoding, flow, snippets and scores as ingest and evaluation do them; imports no Ray."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def parser_for(
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     if positional is not None:
         (wanted,) = [field for field in fields(kind) if field.name == positional]  # type: ignore[arg-type]
-        many = "list" in str(wanted.type)
-        parser.add_argument(positional, type=str, metavar=positional.upper(), help="see below", **({"nargs": "+"} if many else {}))
+        arity: dict[str, Any] = {"nargs": "+"} if "list" in str(wanted.type) else {}
+        parser.add_argument(positional, type=str, metavar=positional.upper(), **arity)
     parser.add_argument("--config", action="config", help="YAML recipe; options given after it override it.")
     parser.add_class_arguments(kind, skip={positional} if positional else set())
     return parser
@@ -83,7 +83,9 @@ def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
     message = " ".join(str(error).split())
     message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", message).replace("<class '", "").replace("'>", "")
     unknown = re.search(
-        r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted|Group '([\w.]+)' does not accept option '([\w.]+)'",
+        r"unrecognized arguments: --([\w.]+)"
+        r"|Option '([\w.]+)' is not accepted"
+        r"|Group '([\w.]+)' does not accept option '([\w.]+)'",
         message,
     )
     if unknown is None:

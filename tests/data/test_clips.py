@@ -22,7 +22,7 @@ def encoded(num_frames: int, *, size: int = 64) -> tuple[bytes, NDArray[np.uint8
 
 @pytest.mark.parametrize("fetch", [fetch_frames, fetch_frames_by_seeking])
 def test_every_frame_fetched_in_random_order_is_the_right_one(fetch) -> None:  # type: ignore[no-untyped-def]
-    content, frames = encoded(60)
+    content, _ = encoded(60)
     order = np.random.default_rng(1).permutation(60).tolist()
     fetched = fetch(content, order, num_frames=60)
     levels = fetched.reshape(60, -1).mean(axis=1)

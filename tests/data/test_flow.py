@@ -94,9 +94,7 @@ def test_a_mismatch_names_both_sides_and_the_way_out() -> None:
     with pytest.raises(
         ContractMismatchError, match=r"model m wants flow bound_px 20.0; shards s has bound_px 15: ingest again"
     ):
-        flow.require_same_contract(
-            FlowContract(), FlowContract(bound_px=15), wanted_by="model m", found_in="shards s"
-        )
+        flow.require_same_contract(FlowContract(), FlowContract(bound_px=15), wanted_by="model m", found_in="shards s")
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -13,7 +13,11 @@ from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ShardError
 
-TRAINING = [Pass(split="train", epoch=0, training=True), Pass(split="test"), Pass(split="train", epoch=1, training=True)]
+TRAINING = [
+    Pass(split="train", epoch=0, training=True),
+    Pass(split="test"),
+    Pass(split="train", epoch=1, training=True),
+]
 
 
 def data_config(shard_set: ShardSet) -> DataConfig:
@@ -25,7 +29,13 @@ def data_config(shard_set: ShardSet) -> DataConfig:
 
 
 def batches_of(
-    shard_set: ShardSet, *, rank: int = 0, world_size: int = 1, batch: int = 16, passes: list[Pass] | None = None, **options: bool
+    shard_set: ShardSet,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    batch: int = 16,
+    passes: list[Pass] | None = None,
+    **options: bool,
 ) -> list[tuple[Pass, list[Batch]]]:
     loader = SnippetLoader(
         shard_set,
@@ -127,7 +137,9 @@ def test_a_one_stream_job_gets_one_stream(shard_set: ShardSet) -> None:
     world_size=st.integers(1, 5),
     epoch=st.integers(0, 3),
 )
-def test_units_cover_each_row_once_over_all_workers(shard_set: ShardSet, lanes: int, world_size: int, epoch: int) -> None:
+def test_units_cover_each_row_once_over_all_workers(
+    shard_set: ShardSet, lanes: int, world_size: int, epoch: int
+) -> None:
     planned = plan_lanes(shard_set, Pass(split="train", epoch=epoch, training=True), lanes=lanes, seed=1)
     assert max(map(len, planned)) - min(map(len, planned)) <= 1
     clips = [

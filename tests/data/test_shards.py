@@ -78,7 +78,7 @@ def test_a_flipped_bit_is_an_error_that_names_shard_and_row(shard_set: ShardSet,
 
 
 def test_a_place_without_manifest_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="there is no manifest.json: run `twostream ingest` first"):
+    with pytest.raises(ShardError, match=r"there is no manifest.json: run `twostream ingest` first"):
         open_shards(str(tmp_path))
 
 
@@ -87,13 +87,13 @@ def test_an_index_that_is_not_the_manifests_is_refused(shard_set: ShardSet, tmp_
         shutil.copy(Path(shard_set.uri) / name, tmp_path / name)
     with (tmp_path / "index.parquet").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(ShardError, match="index.parquet does not belong to its manifest"):
+    with pytest.raises(ShardError, match=r"index.parquet does not belong to its manifest"):
         open_shards(str(tmp_path))
 
 
 def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(ShardError, match="has format 99, this version reads format 1"):
+    with pytest.raises(ShardError, match=r"has format 99, this version reads format 1"):
         open_shards(str(tmp_path))
 
 

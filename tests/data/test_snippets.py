@@ -20,9 +20,9 @@ def clip() -> EncodedClip:
 def moving_square(num_frames: int) -> bytes:
     from fractions import Fraction
 
-    from twostream_ray.data.clips import ClipWriter
-
     import cv2
+
+    from twostream_ray.data.clips import ClipWriter
 
     def smooth(seed: int, low: int, high: int, *shape: int) -> np.ndarray:
         noise = cv2.GaussianBlur(np.random.default_rng(seed).random(shape), (0, 0), 1.5)

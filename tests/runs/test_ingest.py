@@ -31,7 +31,11 @@ def test_every_video_is_in_the_shards_once_with_its_label(shard_set: ShardSet, v
     assert sorted(ids) == sorted(on_disk) and len(ids) == 76
     for clip_id, label in zip(ids, shard_set.labels, strict=True):
         assert clip_id.split("/")[1] == shard_set.classes[label]
-    assert {name: len(shard_set.split(name)) for name in ("train", "val", "test")} == {"train": 48, "val": 8, "test": 20}
+    assert {name: len(shard_set.split(name)) for name in ("train", "val", "test")} == {
+        "train": 48,
+        "val": 8,
+        "test": 20,
+    }
 
 
 @pytest.fixture
@@ -45,7 +49,9 @@ def some_videos(videos: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_an_interrupted_ingest_goes_on_and_ends_byte_identical(cluster: None, some_videos: Path, tmp_path: Path) -> None:
+def test_an_interrupted_ingest_goes_on_and_ends_byte_identical(
+    cluster: None, some_videos: Path, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     small = {"rows_per_shard": 16}
     first = ingest(config(some_videos, whole, **small))
@@ -94,10 +100,14 @@ def test_corrupt_videos_are_quarantined_with_reasons_and_the_run_goes_on(
     assert all(len(row["sha256"]) == 64 for row in table.values())
 
 
-def test_too_many_bad_videos_fail_the_ingest_and_name_the_table(cluster: None, some_videos: Path, tmp_path: Path) -> None:
+def test_too_many_bad_videos_fail_the_ingest_and_name_the_table(
+    cluster: None, some_videos: Path, tmp_path: Path
+) -> None:
     for path in sorted(some_videos.rglob("*.mp4"))[:3]:
         path.write_bytes(b"not a video")
-    with pytest.raises(TooManyBadVideosError, match=r"3 of \d+ videos could not be used, at most 5.0% may: see .*quarantine.csv"):
+    with pytest.raises(
+        TooManyBadVideosError, match=r"3 of \d+ videos could not be used, at most 5.0% may: see .*quarantine.csv"
+    ):
         ingest(config(some_videos, tmp_path / "out"))
     assert (tmp_path / "out/quarantine.csv").is_file()
 
@@ -106,7 +116,7 @@ def test_a_missing_root_and_an_empty_class_are_refused(tmp_path: Path, some_vide
     with pytest.raises(AccessError, match=r"cannot list .*nowhere: it is not there"):
         ingest(config(tmp_path / "nowhere", tmp_path / "out"))
     (some_videos / "train" / "nothing").mkdir(parents=True)
-    with pytest.raises(CatalogError, match="nothing under .* holds no video"):
+    with pytest.raises(CatalogError, match=r"nothing under .* holds no video"):
         ingest(config(some_videos, tmp_path / "out"))
 
 

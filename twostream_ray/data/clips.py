@@ -1,12 +1,13 @@
-"""Encoded video into frames and back: exact decoding in order, re-encoding that seeks exactly, fetching frames by index."""
+"""Encoded video into frames and back: exact decoding in order, encoding that seeks exactly, frames by index."""
 
 from __future__ import annotations
 
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from twostream_ray.errors import DecodeError, EmptyClipError
+from twostream_ray.errors import DecodeError
 
 try:  # decord has wheels for x86-64 only; elsewhere PyAV alone serves
     import decord
@@ -37,6 +38,29 @@ _PROOF_TOLERANCE_LEVELS = 3.0
 _MAX_PIXELS = 64_000_000
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedClip:
+    """A clip as shards hold it; a stream that is not wanted is None."""
+
+    video: bytes | memoryview | None
+    """H.264 in mp4 that seeks exactly."""
+
+    flow: Sequence[bytes | memoryview] | Mapping[int, bytes | memoryview] | None
+    """Grey JPEGs, x stacked over y, by index; field k of num_frames - 1 lies between frames k and k + 1."""
+
+    num_frames: int
+    """Frames that can be decoded."""
+
+    height: int
+    """Pixels."""
+
+    width: int
+    """Pixels."""
+
+    fps: float
+    """Mean frames per second of the source."""
+
+
 class FrameStream:
     """The frames of an encoded video, decoded once and in order, as upright RGB (H, W, 3) uint8.
 
@@ -45,7 +69,7 @@ class FrameStream:
     leave (HMDB51, some of UCF101); more is a truncated or damaged file.
     """
 
-    def __init__(self, content: bytes, *, name: str = "video") -> None:
+    def __init__(self, content: bytes | memoryview, *, name: str = "video") -> None:
         """Open a video.
 
         Raises:
@@ -58,7 +82,9 @@ class FrameStream:
         except IndexError:
             raise DecodeError(f"{name}: a video stream was wanted, the file has none") from None
         except (av.FFmpegError, ValueError, OSError) as error:
-            raise DecodeError(f"{name}: a video was wanted, {len(content)} bytes are none ({_one_line(error)})") from error
+            raise DecodeError(
+                f"{name}: a video was wanted, {len(content)} bytes are none ({_one_line(error)})"
+            ) from error
         if self._stream.codec_context.width * self._stream.codec_context.height > _MAX_PIXELS:
             self._container.close()
             raise DecodeError(f"{name}: frames of at most {_MAX_PIXELS} pixels were wanted, the file has larger ones")
@@ -102,7 +128,7 @@ class _RgbConverter:
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        picture: NDArray[np.uint8] = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray().astype(np.uint8, copy=False)
         quarter_turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
 
@@ -178,7 +204,9 @@ def fetch_frames(content: bytes | memoryview, indices: Sequence[int], *, num_fra
     return frames
 
 
-def fetch_frames_by_seeking(content: bytes | memoryview, indices: Sequence[int], *, num_frames: int) -> NDArray[np.uint8]:
+def fetch_frames_by_seeking(
+    content: bytes | memoryview, indices: Sequence[int], *, num_frames: int
+) -> NDArray[np.uint8]:
     """`fetch_frames` through PyAV alone, for machines without decord."""
     wanted = sorted(set(indices))
     if not wanted or wanted[0] < 0 or wanted[-1] >= num_frames:
@@ -206,7 +234,7 @@ def fetch_frames_by_seeking(content: bytes | memoryview, indices: Sequence[int],
     return np.stack([found[index] for index in indices])
 
 
-def prove_seeking(content: bytes, *, num_frames: int) -> None:
+def prove_seeking(content: bytes | memoryview, *, num_frames: int) -> None:
     """Hold frames fetched in random order against the clip decoded in order, and count them.
 
     Raises:
@@ -222,6 +250,8 @@ def prove_seeking(content: bytes, *, num_frames: int) -> None:
         if index in fetched:
             difference = float(np.abs(convert(picture).astype(np.int16) - fetched[index]).mean())
             if difference > _PROOF_TOLERANCE_LEVELS:
-                raise DecodeError(f"frame {index} fetched by index differs from the one in order by {difference:.1f} levels")
+                raise DecodeError(
+                    f"frame {index} fetched by index differs from the one in order by {difference:.1f} levels"
+                )
     if decoded != num_frames:
         raise DecodeError(f"{num_frames} frames were encoded, {decoded} come back")

@@ -1,4 +1,4 @@
-"""Optical flow: its computation, its 8-bit coding, and the contract that names both (Simonyan and Zisserman 2014, sec. 5)."""
+"""Optical flow: its computation, its 8-bit coding, the contract that names both (Simonyan and Zisserman 2014)."""
 
 from __future__ import annotations
 
@@ -85,8 +85,9 @@ def flow_function(contract: FlowContract) -> Callable[[NDArray[np.uint8], NDArra
 
     The function keeps buffers: use one per thread.
     """
-    import cv2
+    import cv2 as opencv
 
+    cv2: Any = opencv  # its type stubs lack both algorithms
     # Ray scales by processes; a second layer of threads only adds contention.
     cv2.setNumThreads(1)
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

@@ -1,4 +1,4 @@
-"""Shards into batches for each worker, in an order that depends on seed and epoch but not on how many workers there are.
+"""Shards into batches for each worker, in an order that seed and epoch fix, but not the number of workers.
 
 Every pass over a split is cut into a fixed number of lanes; a step takes the next few clips of every lane, and a worker
 serves every world_size-th lane. So each clip comes exactly once a pass, each row group is read by one worker (two where
@@ -10,11 +10,13 @@ needs; the worker's threads decode straight into the batch.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +26,10 @@ from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.data import snippets
+from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, read_row_group
-from twostream_ray.data.snippets import Batch, EncodedClip, View
+from twostream_ray.data.snippets import Batch, View
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, own_error
 
@@ -98,9 +101,7 @@ class Unit:
     """Positions in the index, one per row."""
 
 
-def plan_lanes(
-    shard_set: ShardSet, a_pass: Pass, *, lanes: int, seed: int
-) -> list[NDArray[np.int64]]:
+def plan_lanes(shard_set: ShardSet, a_pass: Pass, *, lanes: int, seed: int) -> list[NDArray[np.int64]]:
     """Index positions of a pass's clips, lane by lane, lengths equal to within one clip.
 
     Training shuffles row groups, and rows inside each; rows were shuffled before sharding.
@@ -169,7 +170,9 @@ class SnippetLoader:
             ShardError: a pass names a split that is not there.
         """
         if global_batch % config.lanes:
-            raise ConfigError(f"training.global_batch must be a multiple of data.lanes ({config.lanes}), got {global_batch}")
+            raise ConfigError(
+                f"training.global_batch must be a multiple of data.lanes ({config.lanes}), got {global_batch}"
+            )
         if world_size > config.lanes:
             raise ConfigError(f"data.lanes must be at least the number of workers ({world_size}), got {config.lanes}")
         self._shard_set, self._config, self._passes, self._seed = shard_set, config, list(passes), seed
@@ -180,7 +183,8 @@ class SnippetLoader:
     def num_steps(self, a_pass: Pass) -> int:
         """Steps of a pass: the same on every worker."""
         members = len(self._shard_set.split(a_pass.split))
-        return -(-(-(-members // self._config.lanes)) // self._per_lane)
+        longest_lane = math.ceil(members / self._config.lanes)
+        return math.ceil(longest_lane / self._per_lane)
 
     def __iter__(self) -> Iterator[tuple[Pass, Iterator[Batch]]]:
         """Each pass with its batches; a pass must be consumed before the next is asked for."""
@@ -188,15 +192,13 @@ class SnippetLoader:
         rows = self._rows(stop)
         try:
             with ThreadPoolExecutor(self._config.decode_threads, thread_name_prefix="decode") as threads:
-                for index, a_pass in enumerate(self._passes):
-                    yield a_pass, self._batches(index, a_pass, rows, threads)
+                for a_pass in self._passes:
+                    yield a_pass, self._batches(a_pass, rows, threads)
         finally:
             stop.set()
             rows.close()
 
-    def _batches(
-        self, index: int, a_pass: Pass, rows: Iterator[dict[str, Any]], threads: ThreadPoolExecutor
-    ) -> Iterator[Batch]:
+    def _batches(self, a_pass: Pass, rows: Iterator[dict[str, Any]], threads: ThreadPoolExecutor) -> Iterator[Batch]:
         lanes = plan_lanes(self._shard_set, a_pass, lanes=self._config.lanes, seed=self._seed)
         mine = range(self._rank, len(lanes), self._world_size)
         waiting: dict[int, deque[dict[str, Any]]] = {lane: deque() for lane in mine}
@@ -211,7 +213,6 @@ class SnippetLoader:
                     wanted = len(lanes[lane][start:end])
                     while len(waiting[lane]) < wanted:
                         row = next(rows)
-                        assert row["pass_index"] == index
                         waiting[row["lane"]].append(row)
                     taken += [waiting[lane].popleft() for _ in range(wanted)]
                 total = sum(len(lane[start:end]) for lane in lanes)
@@ -324,10 +325,9 @@ class SnippetLoader:
 
         def put(block: pa.Table | BaseException | None) -> None:
             while not stop.is_set():
-                try:
-                    return blocks.put(block, timeout=0.2)
-                except queue.Full:
-                    continue
+                with suppress(queue.Full):
+                    blocks.put(block, timeout=0.2)
+                    return
 
         def read() -> None:
             try:

@@ -1,4 +1,4 @@
-"""Which frames a sample is made of: snippet times in training and at test time (Feichtenhofer et al. 2016, sec. 3.3)."""
+"""Which frames a sample is made of, in training and at test time (Feichtenhofer et al. 2016, sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -89,8 +89,6 @@ def evaluation_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.i
             for start in starts
         ]
     )
-
-
 
 
 def clip_rng(*, seed: int, epoch: int, clip_id: str) -> np.random.Generator:

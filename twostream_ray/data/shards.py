@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.data.catalog import Clip
+from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.snippets import EncodedClip
 from twostream_ray.errors import ShardError, StorageError
 
 FORMAT = 1
@@ -125,8 +125,11 @@ class ShardWriter:
         self._bad: list[Quarantined] = []
 
     def add(self, clip: Clip, encoded: EncodedClip, *, source_sha256: str) -> None:
-        """Append a clip as the next row."""
-        assert encoded.video is not None and encoded.flow is not None
+        """Append a clip with both its streams as the next row."""
+        video, fields = (
+            encoded.video or b"",
+            [encoded.flow[index] for index in range(encoded.num_frames - 1)] if encoded.flow else [],
+        )
         self._rows.append(
             {
                 "clip_id": clip.clip_id,
@@ -139,10 +142,10 @@ class ShardWriter:
                 "fps": encoded.fps,
                 "source_uri": clip.uri,
                 "source_sha256": source_sha256,
-                "video_crc32": zlib.crc32(encoded.video),
-                "flow_crc32": fields_crc32(encoded.flow),
-                "video": encoded.video,
-                "flow": list(encoded.flow),
+                "video_crc32": zlib.crc32(video),
+                "flow_crc32": fields_crc32(fields),
+                "video": video,
+                "flow": fields,
             }
         )
         self._kept.append(
@@ -206,7 +209,9 @@ def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
     return value
 
 
-def finished_parts(out: str, *, clips: Sequence[Clip], contract: FlowContract) -> tuple[list[dict[str, Any]], list[str]]:
+def finished_parts(
+    out: str, *, clips: Sequence[Clip], contract: FlowContract
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Records of shards in `out` that hold exactly what the catalog still asks for, and the names of stale files.
 
     Raises:
@@ -237,7 +242,9 @@ def finished_parts(out: str, *, clips: Sequence[Clip], contract: FlowContract) -
     return parts, stale
 
 
-def write_manifest(out: str, *, parts: Sequence[dict[str, Any]], classes: Sequence[str], contract: FlowContract) -> None:
+def write_manifest(
+    out: str, *, parts: Sequence[dict[str, Any]], classes: Sequence[str], contract: FlowContract
+) -> None:
     """Write index, quarantine table and manifest over finished shards, in an order that depends on content alone.
 
     Raises:
@@ -290,7 +297,9 @@ def write_manifest(out: str, *, parts: Sequence[dict[str, Any]], classes: Sequen
     }
     storage.write_bytes(storage.join(out, "index.parquet"), index.getvalue())
     storage.write_bytes(storage.join(out, "quarantine.csv"), _as_csv(bad).encode())
-    storage.write_bytes(storage.join(out, "manifest.json"), (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    storage.write_bytes(
+        storage.join(out, "manifest.json"), (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+    )
 
 
 def _as_csv(bad: Sequence[dict[str, Any]]) -> str:
@@ -298,9 +307,7 @@ def _as_csv(bad: Sequence[dict[str, Any]]) -> str:
     table = csv.DictWriter(text, ["clip_id", "uri", "reason", "sha256"], lineterminator="\n")
     table.writeheader()
     for entry in sorted(bad, key=lambda entry: str(entry["uri"])):
-        table.writerow(
-            {"clip_id": entry["identity"][0], **{name: entry[name] for name in ("uri", "reason", "sha256")}}
-        )
+        table.writerow({"clip_id": entry["identity"][0], **{name: entry[name] for name in ("uri", "reason", "sha256")}})
     return text.getvalue()
 
 
@@ -357,7 +364,9 @@ def open_shards(uri: str) -> ShardSet:
     place = storage.absolute(uri)
     manifest_uri = storage.join(place, "manifest.json")
     if not storage.exists(manifest_uri):
-        raise ShardError(f"shards were wanted at {uri}, there is no manifest.json: run `twostream ingest` first, or check the path")
+        raise ShardError(
+            f"shards were wanted at {uri}, there is no manifest.json: run `twostream ingest` first, or check the path"
+        )
     content = storage.read_bytes(manifest_uri)
     try:
         manifest = json.loads(content)
@@ -395,7 +404,9 @@ def read_row_group(
         with system.open_input_file(path) as file:
             table = pq.ParquetFile(file, pre_buffer=True).read_row_group(group, columns=columns)
     except (OSError, pa.ArrowException) as error:
-        raise ShardError(f"{shard_uri}, row group {group}, cannot be read ({' '.join(str(error).split())[:200]}): ingest again") from error
+        raise ShardError(
+            f"{shard_uri}, row group {group}, cannot be read ({' '.join(str(error).split())[:200]}): ingest again"
+        ) from error
     for row in rows:
         video = memoryview(table["video"][row].as_buffer()).cast("B") if want_rgb else None
         fields = None
@@ -405,7 +416,9 @@ def read_row_group(
             fields is None or fields_crc32(fields) == table["flow_crc32"][row].as_py()
         )
         if not intact:
-            raise ShardError(f"{shard_uri}, row {group * ROWS_PER_GROUP + row}, is damaged (checksum): delete it and ingest again")
+            raise ShardError(
+                f"{shard_uri}, row {group * ROWS_PER_GROUP + row}, is damaged (checksum): delete it and ingest again"
+            )
         yield (
             table["clip_id"][row].as_py(),
             EncodedClip(

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray.data import clips, flow, sampling, transforms
+from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import Crop, TransformConfig
 from twostream_ray.errors import DecodeError, EmptyClipError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedClip:
-    """A clip as shards hold it; a stream that is not wanted is None."""
-
-    video: bytes | memoryview | None
-    """H.264 in mp4 that seeks exactly."""
-
-    flow: Sequence[bytes | memoryview] | Mapping[int, bytes | memoryview] | None
-    """Grey JPEGs, x stacked over y, by index; field k of num_frames - 1 lies between frames k and k + 1."""
-
-    num_frames: int
-    """Frames that can be decoded."""
-
-    height: int
-    """Pixels."""
-
-    width: int
-    """Pixels."""
-
-    fps: float
-    """Mean frames per second of the source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,8 +119,7 @@ def evaluation_views(
     """The views whose scores are averaged at test time: evenly spaced times, centre crop."""
     crop = transforms.centre_crop(clip.height, clip.width, config=transform_config)
     return [
-        View(times=times, crop=crop)
-        for times in sampling.evaluation_times(clip.num_frames, config=sampling_config)
+        View(times=times, crop=crop) for times in sampling.evaluation_times(clip.num_frames, config=sampling_config)
     ]
 
 
@@ -179,7 +157,9 @@ def flow_snippets(
         try:
             field = flow.decode_field(clip.flow[index])
         except (ValueError, IndexError, KeyError) as error:
-            raise DecodeError(f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})") from error
+            raise DecodeError(
+                f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})"
+            ) from error
         x, y = (transforms.apply_crop(plane, view.crop, size_px=size_px) for plane in field)
         planes[index] = np.stack([flow.flipped(x, contract) if view.crop.mirrored else x, y])
     return np.stack([np.concatenate([planes[int(index)] for index in window]) for window in windows])

@@ -1,4 +1,4 @@
-"""Exact evaluation on a split: every clip scored once by some worker, "n of N" said, pictures and registration behind it."""
+"""Exact evaluation on a split: every clip scored once by some worker; pictures and registration behind it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     with tempfile.TemporaryDirectory() as folder:
         directory = local_model(config.model, config=config.tracking, folder=Path(folder))
         package = read_package(directory)
-        require_same_contract(package.contract, shard_set.contract, wanted_by=f"model {config.model}", found_in=config.shards)
+        require_same_contract(
+            package.contract, shard_set.contract, wanted_by=f"model {config.model}", found_in=config.shards
+        )
         if package.classes != shard_set.classes:
             raise ConfigError(
                 f"model {config.model} knows {len(package.classes)} classes ({', '.join(package.classes[:4])} ...), "
@@ -141,11 +143,16 @@ def _score_all(
                 if progress:
                     progress(len(scores), total)
         except Exception as error:
-            raise own_error(error) or error from None
+            own = own_error(error)
+            if own is None:
+                raise
+            raise own from None
     return scores
 
 
-def _score_lanes(shared: tuple[ShardSet, dict[str, bytes], str], rank: int, world_size: int) -> dict[int, NDArray[np.float32]]:
+def _score_lanes(
+    shared: tuple[ShardSet, dict[str, bytes], str], rank: int, world_size: int
+) -> dict[int, NDArray[np.float32]]:
     """One worker's share of a split: clip position -> scores."""
     import torch
 
@@ -179,7 +186,9 @@ def _write(evaluation: Evaluation, *, out: str) -> None:
     values = evaluation.report.to_dict() | {"split": evaluation.split, "manifest_hash": evaluation.manifest_hash}
     storage.write_bytes(storage.join(out, "report.json"), (json.dumps(values, indent=1) + "\n").encode())
     table = io.BytesIO()
-    np.savez_compressed(table, scores=evaluation.scores, labels=evaluation.labels, clip_ids=np.asarray(evaluation.clip_ids))
+    np.savez_compressed(
+        table, scores=evaluation.scores, labels=evaluation.labels, clip_ids=np.asarray(evaluation.clip_ids)
+    )
     storage.write_bytes(storage.join(out, "scores.npz"), table.getvalue())
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "confusion.png"
@@ -223,7 +232,9 @@ def evaluate_run(config: ExperimentConfig, trained: TrainReport, *, progress: Pr
     if report.top5 is not None:
         metrics["top5"] = report.top5
     last = int(trained.history[-1]["epoch"])
-    tracking.log_metrics(trained.run, {f"{evaluation.split}_{name}": value for name, value in metrics.items()}, step=last)
+    tracking.log_metrics(
+        trained.run, {f"{evaluation.split}_{name}": value for name, value in metrics.items()}, step=last
+    )
     with tempfile.TemporaryDirectory() as folder:
         curves = Path(folder) / "curves.png"
         visualize.curves_picture(trained.history, curves)
@@ -254,8 +265,8 @@ def _register(
             name=config.tracking.model_name,
             measurement=measurement,
             protocol=(
-                f"{package.sampling.test_times} evenly spaced samples of {package.sampling.num_snippets} snippets a clip, "
-                f"centre crop of {package.transforms.crop_px} px, scores averaged"
+                f"{package.sampling.test_times} evenly spaced samples of {package.sampling.num_snippets} snippets "
+                f"a clip, centre crop of {package.transforms.crop_px} px, scores averaged"
             ),
             summary=_summary(config, parameters=trained.parameters),
             classes=package.classes,
@@ -278,8 +289,8 @@ def _summary(config: ExperimentConfig, *, parameters: int) -> str:
     if model.streams != "both":
         body = f"{model.streams} stream alone"
     elif model.architecture == "fused":
-        body = f"two streams, {model.fusion.method} fusion at {', '.join(model.fusion.layers)}, {model.fusion.temporal} over time"
+        where = ", ".join(model.fusion.layers)
+        body = f"two streams, {model.fusion.method} fusion at {where}, {model.fusion.temporal} over time"
     else:
         body = f"two streams, {model.architecture}"
     return f"{body}; {model.spatial.backbone} and {model.temporal.backbone}; {parameters:,} parameters"
-

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from twostream_ray import storage
 from twostream_ray.data.catalog import Clip, read_catalog
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards import ROWS_PER_GROUP, ShardPlan, ShardWriter, finished_parts, plan_shards, write_manifest
+from twostream_ray.data.shards import (
+    ROWS_PER_GROUP,
+    ShardPlan,
+    ShardWriter,
+    finished_parts,
+    plan_shards,
+    write_manifest,
+)
 from twostream_ray.errors import AccessError, TooManyBadVideosError, VideoError, own_error
 from twostream_ray.runs.config import IngestConfig
-from twostream_ray.runs.session import ray_session
+from twostream_ray.runs.session import polled, ray_session
 
 _TASKS_WANTED = 64
 
@@ -121,7 +126,7 @@ def _write_all(
     with ray_session():
         import ray
 
-        counter = ray.remote(_Counter).options(num_cpus=0).remote()
+        counter = ray.remote(num_cpus=0)(_Counter).remote()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         plan_rows = ray.data.from_items(
@@ -132,18 +137,25 @@ def _write_all(
         def write(row: dict[str, Any]) -> dict[str, Any]:
             clips = tuple(Clip(**{**clip, "splits": tuple(clip["splits"])}) for clip in row["clips"])
             plan = ShardPlan(key=row["key"], clips=clips)
-            part = write_shard(
-                plan, root=root, out=out, contract=contract, count=lambda bad: counter.add.remote(bad)
-            )
+            part = write_shard(plan, root=root, out=out, contract=contract, count=lambda bad: counter.add.remote(bad))
             return {"part": json.dumps(part)}
 
         written = plan_rows.map(write, num_cpus=1, memory=768 * 2**20)
         parts: list[dict[str, Any]] = []
+
+        def show() -> None:
+            if progress is not None:
+                done, bad = ray.get(counter.read.remote())
+                progress(done, bad, total)
+
         try:
-            with _reporting(counter, total=total, progress=progress):
+            with polled(show, every_seconds=0.5):
                 parts.extend(json.loads(row["part"]) for row in written.iter_rows())
         except Exception as error:
-            raise own_error(error) or error from None
+            own = own_error(error)
+            if own is None:
+                raise
+            raise own from None
     return parts
 
 
@@ -159,28 +171,6 @@ class _Counter:
 
     def read(self) -> tuple[int, int]:
         return self._done, self._bad
-
-
-@contextmanager
-def _reporting(counter: Any, *, total: int, progress: Progress | None) -> Iterator[None]:
-    """Tell `progress` twice a second how far all tasks have come."""
-    import ray
-
-    ended = threading.Event()
-
-    def report() -> None:
-        while progress and not ended.wait(0.5):
-            progress(*ray.get(counter.read.remote()), total)
-
-    thread = threading.Thread(target=report, name="ingest-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-        if progress:
-            progress(*ray.get(counter.read.remote()), total)
-    finally:
-        ended.set()
-        thread.join(timeout=5)
 
 
 def write_shard(
@@ -200,8 +190,7 @@ def write_shard(
             content = storage.read_bytes(storage.join(root, clip.clip_id))
             sha256 = hashlib.sha256(content).hexdigest()
             encoded = prepare_clip(content, contract, name=clip.clip_id)
-            assert isinstance(encoded.video, bytes)
-            prove_seeking(encoded.video, num_frames=encoded.num_frames)
+            prove_seeking(encoded.video or b"", num_frames=encoded.num_frames)
         except (VideoError, AccessError) as error:
             writer.quarantine(clip, reason=f"{type(error).__name__}: {error}", sha256=sha256)
             count(True)

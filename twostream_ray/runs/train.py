@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,9 @@ from twostream_ray import storage, tracking
 from twostream_ray.data.pipeline import Pass, SnippetLoader
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, TrainingError, own_error
-from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.models.networks import Network
-from twostream_ray.runs.session import ray_session
+from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.runs.session import polled, ray_session
 from twostream_ray.training.checkpoint import ModelPackage, load_state, load_weights, save_model, save_state
 from twostream_ray.training.loop import PassResult, score_pass, train_pass, unwrapped
 from twostream_ray.training.recipe import build_optimiser, learning_rate_at
@@ -72,6 +70,7 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
     package = package_for(config, shard_set)
     with torch.device("meta"):
         network = package.build(pretrained=False)
+        _refuse_small_crops(network, config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     place = run_place(config)
     finished = _earlier_run(config, place)
@@ -87,7 +86,14 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
     )
     started = time.monotonic()
     try:
-        checkpoint, history = _fit(config, package, handle=handle, needs_rgb=network.needs_rgb, needs_flow=network.needs_flow, progress=progress)
+        checkpoint, history = _fit(
+            config,
+            package,
+            handle=handle,
+            needs_rgb=network.needs_rgb,
+            needs_flow=network.needs_flow,
+            progress=progress,
+        )
     except BaseException as error:
         tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -101,8 +107,8 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
         done_before=False,
     )
     # Without the tracking URI, which may hold a password.
-    run = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
-    storage.write_bytes(storage.join(place, "report.json"), _as_json(asdict(report) | {"run": run}))
+    ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
+    storage.write_bytes(storage.join(place, "report.json"), _as_json(asdict(report) | {"run": ids}))
     tracking.finish_run(handle)
     return report
 
@@ -117,6 +123,22 @@ def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:
         transforms=config.data.transforms,
         lineage=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
     )
+
+
+def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
+    """Run a sample through the network's shapes, so that what cannot fit fails here and not on every worker."""
+    sampling, size = config.data.sampling, config.data.transforms.crop_px
+    try:
+        network.eval()(
+            torch.empty(1, sampling.num_snippets, 3, size, size),
+            torch.empty(1, sampling.num_snippets, 2 * sampling.flow_length, size, size),
+        )
+    except (RuntimeError, ConfigError) as error:
+        raise ConfigError(
+            f"data.transforms.crop_px={size} is too small for {config.model.spatial.backbone} and "
+            f"{config.model.temporal.backbone} ({' '.join(str(error).split())[:160]}): 224 px is what the papers' towers "
+            "take, vgg_small takes any size"
+        ) from None
 
 
 def _earlier_run(config: ExperimentConfig, place: str) -> dict[str, Any] | None:
@@ -146,7 +168,9 @@ def _fixed(config: ExperimentConfig) -> dict[str, Any]:
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {prefix: values}
-    return {key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()}
+    return {
+        key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
+    }
 
 
 def _as_json(values: Any) -> bytes:
@@ -168,8 +192,13 @@ def _fit(
         gpus = int(ray.cluster_resources().get("GPU", 0))
         workers = config.workers.num_workers or gpus or 2
         cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
-        board = ray.remote(_Board).options(num_cpus=0).remote()
+        board: Any = ray.remote(_Board).options(num_cpus=0).remote()
         worker = _worker
+
+        def show() -> None:
+            for event in ray.get(board.take.remote()):
+                if progress is not None:
+                    progress(event)
 
         def run(arguments: dict[str, Any]) -> None:
             worker(arguments)  # Ray Train cannot carry tensors back
@@ -202,7 +231,7 @@ def _fit(
             ),
         )
         try:
-            with _following(board, progress):
+            with polled(show, every_seconds=0.3):
                 result = trainer.fit()
         except Exception as error:
             raise own_error(error) or TrainingError(_failure(config, error)) from error
@@ -211,15 +240,14 @@ def _fit(
             raise TrainingError(f"run {config.name!r} ended without a checkpoint: look at Ray's logs")
         with result.checkpoint.as_directory() as directory:
             history = json.loads((Path(directory) / "state.json").read_text())["history"]
-    place = best.path if path == config.storage or not storage.is_s3(config.storage) else f"s3://{best.path}"
-    return place, history
+    return (f"s3://{best.path}" if storage.is_s3(config.storage) else best.path), history
 
 
 def _failure(config: ExperimentConfig, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (
-        f"run {config.name!r} failed after {config.workers.max_failures} restarts ({(lines or [repr(error)])[-1][:300]}); "
-        "mend the cause and run the same command again to go on from the last checkpoint"
+        f"run {config.name!r} failed after {config.workers.max_failures} restarts ({(lines or [repr(error)])[-1][:300]}"
+        "); mend the cause and run the same command again to go on from the last checkpoint"
     )
 
 
@@ -246,27 +274,6 @@ class _Board:
     def take(self) -> list[dict[str, Any]]:
         events, self._events = self._events, []
         return events
-
-
-@contextmanager
-def _following(board: Any, progress: Progress | None) -> Iterator[None]:
-    ended = threading.Event()
-
-    def follow() -> None:
-        while progress and not ended.wait(0.3):
-            for event in ray.get(board.take.remote()):
-                progress(event)
-
-    thread = threading.Thread(target=follow, name="train-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-        if progress:
-            for event in ray.get(board.take.remote()):
-                progress(event)
-    finally:
-        ended.set()
-        thread.join(timeout=5)
 
 
 def _worker(arguments: dict[str, Any]) -> Network:

@@ -1,7 +1,7 @@
 """Train state <-> directory: weights and optimiser as safetensors, everything else as JSON; nothing is pickled.
 
-model.safetensors and model.json are the model's package: all that serving needs. optimiser.safetensors and state.json are
-beside them in a checkpoint of training.
+model.safetensors and model.json are the model's package: all that serving needs. In a checkpoint of training
+optimiser.safetensors and state.json lie beside them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def read_package(directory: Path) -> ModelPackage:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values.pop("format")
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"a model's package was wanted at {directory}: model.json is missing or damaged ({error})") from error
+        raise CheckpointError(
+            f"a model's package was wanted at {directory}: model.json is missing or damaged ({error})"
+        ) from error
     if version != FORMAT:
         raise CheckpointError(f"{path} has format {version}, this version reads format {FORMAT}: train again")
     try:
@@ -154,7 +156,9 @@ def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, A
         version = state.pop("format")
         tensors = load_file(directory / "optimiser.safetensors")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"the state of a run was wanted at {directory}, it is missing or damaged ({error})") from error
+        raise CheckpointError(
+            f"the state of a run was wanted at {directory}, it is missing or damaged ({error})"
+        ) from error
     if version != FORMAT:
         raise CheckpointError(f"{directory}/state.json has format {version}, this version reads format {FORMAT}")
     slots: dict[int, dict[str, torch.Tensor]] = {}

@@ -1,4 +1,4 @@
-"""One step, one pass, over any iterable of batches; works alone and inside a process group, and knows nothing of Ray."""
+"""One step, one pass, over any iterable of batches; works alone and in a process group, and knows no Ray."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,17 +51,14 @@ StepReport = Callable[[int, float], None]
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
     """A batch's streams, normalised on the device, with labels and weights."""
 
-    def moved(array: NDArray[np.generic] | None) -> Tensor | None:
-        return None if array is None else torch.from_numpy(array).to(device, non_blocking=True)
+    def moved(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
 
-    rgb, flow = moved(batch.rgb), moved(batch.flow)
-    labels, weights = moved(batch.labels), moved(batch.weights)
-    assert labels is not None and weights is not None
     return (
-        None if rgb is None else normalise_rgb(rgb),
-        None if flow is None else normalise_flow(flow),
-        labels,
-        weights,
+        None if batch.rgb is None else normalise_rgb(moved(batch.rgb)),
+        None if batch.flow is None else normalise_flow(moved(batch.flow)),
+        moved(batch.labels),
+        moved(batch.weights),
     )
 
 
@@ -128,14 +126,12 @@ def score_pass(
             if weight:
                 sums[clip] = sums[clip] + score if clip in sums else score
                 views[clip] = views.get(clip, 0) + 1
-    return tally.result(), {clip: total / views[clip] for clip, total in sums.items()}
+    return tally.result(), {clip: total / np.float32(views[clip]) for clip, total in sums.items()}
 
 
 def unwrapped(model: nn.Module) -> Network:
     """The network inside DistributedDataParallel, or itself."""
-    network = getattr(model, "module", model)
-    assert isinstance(network, Network)
-    return network
+    return cast(Network, getattr(model, "module", model))
 
 
 def synchronise_buffers(model: nn.Module) -> None:
@@ -178,7 +174,11 @@ class _Tally:
         self._samples += weights.sum()
 
     def result(self, step_losses: list[Tensor] | None = None) -> PassResult:
-        steps = torch.stack(step_losses).double() if step_losses else torch.zeros(0, device=self._device, dtype=torch.float64)
+        steps = (
+            torch.stack(step_losses).double()
+            if step_losses
+            else torch.zeros(0, device=self._device, dtype=torch.float64)
+        )
         sums = torch.cat([torch.stack([self._hits, self._samples, *self._losses.values()]), steps])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)

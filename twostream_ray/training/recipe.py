@@ -1,4 +1,4 @@
-"""What is minimised and how: tower losses, learning rate over time, the optimiser (Feichtenhofer et al. 2016, sec. 4)."""
+"""What is minimised and how: tower losses, learning rate, optimiser (Feichtenhofer et al. 2016, sec. 4)."""
 
 from __future__ import annotations
 
