@@ -40,10 +40,22 @@ def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ingest", "--catalog.root", "/nowhere/at/all", "--out", "x"], "/nowhere/at/all: it is not there; check the path"),
-        (["ingest", "--catalog.root", "a", "--out", "b", "--flow.bond", "1"], "unknown setting 'flow.bond'; did you mean"),
-        (["ingest", "--catalog.root", "a", "--out", "b", "--rows_per_shard", "many"], '"rows_per_shard": Expected a int'),
-        (["train", "--name", "a", "--data.shards", "/nowhere/at/all"], "there is no manifest.json: run `twostream ingest` first"),
+        (
+            ["ingest", "--catalog.root", "/nowhere/at/all", "--out", "x"],
+            "/nowhere/at/all: it is not there; check the path",
+        ),
+        (
+            ["ingest", "--catalog.root", "a", "--out", "b", "--flow.bond", "1"],
+            "unknown setting 'flow.bond'; did you mean",
+        ),
+        (
+            ["ingest", "--catalog.root", "a", "--out", "b", "--rows_per_shard", "many"],
+            '"rows_per_shard": Expected a int',
+        ),
+        (
+            ["train", "--name", "a", "--data.shards", "/nowhere/at/all"],
+            "there is no manifest.json: run `twostream ingest` first",
+        ),
         (["train", "--name", "a b", "--data.shards", "x"], "name must be a word without blanks and slashes, got 'a b'"),
         (["predict", "v.avi", "--model", "/nowhere/at/all"], "a model was wanted at /nowhere/at/all"),
         (["evaluate", "--model", "m", "--shards", "/nowhere/at/all"], "there is no manifest.json"),
@@ -131,7 +143,16 @@ def test_evaluate_writes_report_scores_and_picture(
 
 
 def test_synthesize_writes_real_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--clips.group", "order", "--clips.train_clips", "4", "--clips.val_clips", "0", "--clips.test_clips", "2"]
+    arguments = [
+        "--clips.group",
+        "order",
+        "--clips.train_clips",
+        "4",
+        "--clips.val_clips",
+        "0",
+        "--clips.test_clips",
+        "2",
+    ]
     assert main(["synthesize", str(tmp_path / "v"), *arguments, "--clips.size_px", "48"]) == 0
     assert "6 clips" in capsys.readouterr().out
     assert len(list((tmp_path / "v").rglob("*.mp4"))) + len(list((tmp_path / "v").rglob("*.avi"))) == 6

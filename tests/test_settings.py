@@ -41,7 +41,7 @@ def test_a_value_that_is_no_choice_is_answered_with_the_choices() -> None:
 
 
 def test_a_missing_setting_and_a_missing_recipe_are_named() -> None:
-    with pytest.raises(ConfigError, match="required: catalog.root"):
+    with pytest.raises(ConfigError, match=r"required: catalog.root"):
         from_arguments(IngestConfig, ["--out", "shards"])
     with pytest.raises(ConfigError, match=r"File does not exist: '.*nowhere.yaml'"):
         from_arguments(IngestConfig, ["--config", "nowhere.yaml"])
@@ -72,5 +72,5 @@ def test_invalid_combinations_speak_for_themselves() -> None:
         flow: FlowContract = field(default_factory=FlowContract)
         """Flow."""
 
-    with pytest.raises(ConfigError, match="flow.bound_px must be more than 0 px, got -1"):
+    with pytest.raises(ConfigError, match=r"flow.bound_px must be more than 0 px, got -1"):
         from_mapping(Holder, {"flow": {"bound_px": -1}})
