@@ -136,8 +136,8 @@ def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
     except (RuntimeError, ConfigError) as error:
         raise ConfigError(
             f"data.transforms.crop_px={size} is too small for {config.model.spatial.backbone} and "
-            f"{config.model.temporal.backbone} ({' '.join(str(error).split())[:160]}): 224 px is what the papers' towers "
-            "take, vgg_small takes any size"
+            f"{config.model.temporal.backbone} ({' '.join(str(error).split())[:160]}): 224 px is what the papers' "
+            "towers take, vgg_small takes any size"
         ) from None
 
 
