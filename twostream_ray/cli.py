@@ -20,6 +20,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   evaluate            a trained model on a split of shards
   predict VIDEO ...   classes of raw videos
   pull OUT            download a registered model for use without MLflow
+  describe            parts, sizes and costs of a network; --json for programs
   demo                the whole journey on synthetic videos
 
 twostream VERB --help lists the settings of a verb with units and defaults; --version prints the version.
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _predict(rest)
             case "pull":
                 return _pull(rest)
+            case "describe":
+                return _describe(rest)
             case "demo":
                 return _demo(rest)
         _complain(f"unknown verb {verb!r}: `twostream --help` lists them")
@@ -175,6 +178,48 @@ def _pull(arguments: list[str]) -> int:
     from twostream_ray.runs.predict import pull
 
     console.print(f"model.safetensors and model.json are in {pull(config)}")
+    return 0
+
+
+def _describe(arguments: list[str]) -> int:
+    import json
+
+    from twostream_ray.console import console, table
+    from twostream_ray.runs.config import DescribeConfig
+    from twostream_ray.settings import from_arguments
+
+    spelt_out = ["--format=json" if argument == "--json" else argument for argument in arguments]
+    config = from_arguments(DescribeConfig, spelt_out, prog="twostream describe")
+    from twostream_ray.runs.describe import describe
+
+    description = describe(config)
+    if config.format == "json":
+        print(json.dumps(description))  # noqa: T201
+        return 0
+    parts = description["parts"]
+    sized = {name: (part["parameters"], part["weight_layers"]) for name, part in parts.items()}
+    sized["all"] = (description["parameters"], description["weight_layers"])
+    table(
+        "parts",
+        ["part", "parameters", "weight layers"],
+        [[name, f"{parameters:,}", str(layers)] for name, (parameters, layers) in sized.items()],
+    )
+    table(
+        "output shapes of a sample",
+        ["layer", "shape, snippets first"],
+        [
+            [name if name == part else f"{part}.{name}", " x ".join(map(str, shape))]
+            for part in parts
+            for name, shape in parts[part]["layers"].items()
+        ],
+    )
+    console.print(
+        f"a sample of {config.num_snippets} snippets of {config.size_px} px takes "
+        f"{description['gflops_forward']:,.2f} GFLOPs forward (a multiply and an add are two) and keeps "
+        f"{description['activation_bytes']:,} bytes of activations for backward; "
+        f"gradients are {description['gradient_bytes']:,} bytes",
+        soft_wrap=True,
+    )
     return 0
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig, Network, build_network
-from twostream_ray.models.streams import Tower
+from twostream_ray.models.towers import Tower
 
 BYTES_PER_FLOAT = 4
 
@@ -22,7 +22,7 @@ def describe(
 
     Keys, all JSON: parameters; weight_layers (convolutions and fully connected layers); gflops_forward (a multiply and
     an add are two); activation_bytes (what a training step keeps for its backward pass); gradient_bytes (what learns);
-    parts, each with parameters and layers, from a layer's name to its output shape, T first.
+    parts, each with parameters, weight_layers and layers, from a layer's name to its output shape, T first.
 
     Raises:
         ConfigError: the settings fit neither each other nor frames of this size.
@@ -54,7 +54,11 @@ def describe(
         "activation_bytes": kept.num_bytes,
         "gradient_bytes": BYTES_PER_FLOAT * sum(p.numel() for p in network.parameters() if p.requires_grad),
         "parts": {
-            part: {"parameters": count_parameters(network.get_submodule(part)), "layers": layers}
+            part: {
+                "parameters": count_parameters(network.get_submodule(part)),
+                "weight_layers": count_weight_layers(network.get_submodule(part)),
+                "layers": layers,
+            }
             for part, layers in shapes.items()
         },
     }

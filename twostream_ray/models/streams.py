@@ -1,31 +1,29 @@
-"""Towers: one stream's network as a chain of layers under the papers' names.
+"""The papers' streams: their layers under the papers' names, as settings and as towers.
 
 VGG-M-2048 after Simonyan and Zisserman 2014 (sec. 2, fig. 1), VGG-16 after Feichtenhofer, Pinz and Zisserman 2016
-(sec. 3.4), ResNet-50 after Feichtenhofer, Pinz and Wildes 2016. Every layer gives maps (N, D, H, W), the fully
-connected ones too: so a tower takes frames larger than it was made for (the papers' dense test), and any layer fuses.
+(sec. 3.4), ResNet-50 after Feichtenhofer, Pinz and Wildes 2016.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
-import safetensors
-import safetensors.torch
-import torch
-import torchvision
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from twostream_ray.errors import ConfigError, WeightsError
-
-Backbone = Literal["vgg16", "vgg_m_2048", "resnet50", "vgg_small"]
-ReadBytes = Callable[[str], bytes]
-"""Reads the whole file at a path or URI."""
-
-RGB_CHANNELS = 3
-CLASSIFIER = "fc8"
-LAST_POOL = "pool5"
+from twostream_ray.errors import ConfigError
+from twostream_ray.models.pretrained import load_weights
+from twostream_ray.models.towers import (
+    CLASSIFIER,
+    LAST_POOL,
+    RGB_CHANNELS,
+    Backbone,
+    Bottleneck,
+    FullyConnected,
+    ReadBytes,
+    Tower,
+    batch_norm,
+)
 
 _FIRST_STAGE_MAPS: dict[Backbone, int] = {"vgg16": 64, "vgg_m_2048": 96, "resnet50": 64, "vgg_small": 32}
 
@@ -63,107 +61,6 @@ class TowerConfig:
                 f"frozen_through names no layer of {self.backbone}: {self.frozen_through!r}; its layers are "
                 + ", ".join(layer_channels(self))
             )
-
-
-class FullyConnected(nn.Linear):
-    """A fully connected layer over a window of maps; slides over larger maps as a convolution.
-
-    Shape: (N, D, window + a, window + b) -> (N, D', 1 + a, 1 + b).
-    """
-
-    def __init__(self, in_maps: int, out_maps: int, *, window: int = 1, classifies: bool = False) -> None:
-        self.in_maps, self.window, self.classifies = in_maps, window, classifies
-        super().__init__(in_maps * window**2, out_maps)
-
-    def reset_parameters(self) -> None:
-        """A classifier starts at 0.01 randn (the official code), a hidden layer so that ReLU keeps the variance."""
-        if self.classifies:
-            nn.init.normal_(self.weight, std=0.01)
-        else:
-            nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
-        nn.init.zeros_(self.bias)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """One matrix product where the maps are exactly one window."""
-        height, width = maps.shape[-2:]
-        if min(height, width) < self.window:
-            raise ConfigError(
-                f"the frames are too small: a fully connected layer wants maps of at least "
-                f"{self.window}x{self.window}, got {height}x{width}; use larger "
-                "frames (224 px for vgg16 and vgg_m_2048) or the vgg_small backbone"
-            )
-        if (height, width) == (self.window, self.window):
-            return super().forward(maps.flatten(1))[:, :, None, None]
-        return F.conv2d(maps, self.weight.unflatten(1, (self.in_maps, self.window, self.window)), self.bias)
-
-
-class Bottleneck(nn.Module):
-    """A residual unit up to its sum, before the ReLU: shortcut(x) + F(x); the stride sits in the 3x3 (torchvision's).
-
-    Shape: (N, D, H, W) -> (N, 4 maps, H / stride, W / stride).
-    """
-
-    def __init__(self, in_maps: int, maps: int, *, stride: int) -> None:
-        super().__init__()
-        self.branch2a = nn.Conv2d(in_maps, maps, 1, bias=False)
-        self.bn2a = _batch_norm(maps)
-        self.branch2b = nn.Conv2d(maps, maps, 3, stride=stride, padding=1, bias=False)
-        self.bn2b = _batch_norm(maps)
-        self.branch2c = nn.Conv2d(maps, 4 * maps, 1, bias=False)
-        self.bn2c = _batch_norm(4 * maps)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_maps != 4 * maps:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_maps, 4 * maps, 1, stride=stride, bias=False), _batch_norm(4 * maps)
-            )
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """The sum of shortcut and residual branch."""
-        residual = F.relu(self.bn2a(self.branch2a(maps)))
-        residual = F.relu(self.bn2b(self.branch2b(residual)))
-        return self.shortcut(maps) + self.bn2c(self.branch2c(residual))
-
-
-class Tower(nn.Module):
-    """A chain of named layers that can be run in parts.
-
-    Shape: frames (N, C, H, W) -> class scores (N, K, 1 + a, 1 + b), one for each place of the window on larger frames.
-    """
-
-    def __init__(self, layers: Mapping[str, nn.Module], *, channels: Mapping[str, int]) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.names = tuple(layers)
-        """The layers in their order."""
-        self.channels = dict(channels)
-        """D: maps that each layer gives."""
-        self.frozen: tuple[str, ...] = ()
-        """The layers that do not learn, from the first on."""
-
-    def forward(self, maps: Tensor, *, after: str | None = None, upto: str | None = None) -> Tensor:
-        """Run the layers behind `after` (None: from the first) up to and with `upto` (None: to the last)."""
-        start = 0 if after is None else self.names.index(after) + 1
-        stop = len(self.names) if upto is None else self.names.index(upto) + 1
-        for name in self.names[start:stop]:
-            maps = self.get_submodule(name)(maps)
-        return maps
-
-    def freeze(self, upto: str) -> None:
-        """Stop learning from the first layer up to and with `upto`: no gradients, and batch norm keeps its moments."""
-        self.frozen = self.names[: max(len(self.frozen), self.names.index(upto) + 1)]
-        for name in self.frozen:
-            self.get_submodule(name).requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "Tower":
-        """Switch modes; batch norm in the frozen part stays in evaluation mode."""
-        super().train(mode)
-        for name in self.frozen:
-            for module in self.get_submodule(name).modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        return self
 
 
 def build_tower(
@@ -242,87 +139,6 @@ def _kind_and_stage(layer: str) -> tuple[str, str]:
     return kind, digits.group() if digits else ""
 
 
-def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: ReadBytes | None) -> None:
-    """Copy pretrained weights into a tower.
-
-    The first layer of a temporal tower takes an RGB net's filters averaged over colour (Feichtenhofer et al. 2016,
-    official code); a layer that a fusion stacks maps onto takes half of its filters for either tower; a classifier of
-    other classes stays at random. Names are this package's (with or without the stream's) or torchvision's.
-
-    Raises:
-        WeightsError: no weights can be read, one is missing, or one has another shape.
-    """
-    source = _renamed(_read_state(weights, backbone=backbone, read_bytes=read_bytes), tower)
-    for name, target in tower.state_dict().items():
-        layer = name.split(".")[0]
-        if layer == CLASSIFIER and (name not in source or source[name].shape != target.shape):
-            continue
-        if name.endswith("num_batches_tracked"):
-            continue
-        if name not in source:
-            raise WeightsError(
-                f"{weights} has no {name}, which {backbone} wants; it has {', '.join(sorted(source)[:6])}, ...: "
-                "name the weights of the same backbone, in torchvision's names or in this package's"
-            )
-        values = source[name]
-        if layer == tower.names[0]:
-            if values.dim() == 4 and values.shape[1] == RGB_CHANNELS != target.shape[1]:
-                values = values.mean(dim=1, keepdim=True).expand(-1, target.shape[1], -1, -1)
-        elif values.dim() > 1 and target.shape[1] == 2 * values.shape[1]:
-            values = torch.cat([values, values], dim=1) / 2
-        if values.shape != target.shape:
-            raise WeightsError(
-                f"{weights} has {name} of shape {tuple(values.shape)}, {backbone} wants {tuple(target.shape)}: "
-                "name weights of the same backbone and width"
-            )
-        target.copy_(values)
-
-
-def _read_state(weights: str, *, backbone: Backbone, read_bytes: ReadBytes | None) -> dict[str, Tensor]:
-    if weights == "imagenet":
-        known = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
-        try:
-            return known.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(
-                f"weights=imagenet wants {known.url}, which could not be downloaded ({error}): put the file into "
-                f"{torch.hub.get_dir()}/checkpoints, or save it as safetensors and give its path or URI as weights"
-            ) from error
-    if read_bytes is None:
-        raise WeightsError(f"weights={weights} wants a reader of files, got none: hand read_bytes to build_network")
-    try:
-        return safetensors.torch.load(read_bytes(weights))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"weights={weights} cannot be read as safetensors: {error}") from error
-
-
-def _renamed(state: Mapping[str, Tensor], tower: Tower) -> dict[str, Tensor]:
-    """The state under the tower's names, whether torchvision, a tower or a whole network wrote it."""
-    first_filters = tower.get_parameter(f"{tower.names[0]}.weight")
-    streams = ["spatial", "temporal"] if first_filters.shape[1] == RGB_CHANNELS else ["temporal", "spatial"]
-    for stream in streams:
-        own = {
-            name.removeprefix(f"{stream}."): values for name, values in state.items() if name.startswith(f"{stream}.")
-        }
-        if own:
-            return own
-    return {_from_torchvision(name, names=tower.names): values for name, values in state.items()}
-
-
-def _from_torchvision(name: str, *, names: Sequence[str]) -> str:
-    """The name of torchvision's VGG-16 or ResNet-50 weight in a tower with these layers; others stay."""
-    if match := re.fullmatch(r"(features|classifier)\.(\d+)\.(\w+)", name):
-        # torchvision numbers the layers that this package names; its classifier starts behind pool5.
-        convolutions = names.index(LAST_POOL) + 1 if LAST_POOL in names else len(names)
-        index = int(match[2]) + (convolutions if match[1] == "classifier" else 0)
-        return f"{names[index]}.{match[3]}" if index < len(names) else name
-    if match := re.fullmatch(r"layer(\d)\.(\d)\.(conv|bn|downsample\.)(\d)\.(\w+)", name):
-        kind = {"conv": "branch2", "bn": "bn2", "downsample.": "shortcut."}[match[3]]
-        part = match[4] if kind == "shortcut." else "abc"[int(match[4]) - 1]
-        return f"res{int(match[1]) + 1}{'abcdef'[int(match[2])]}.{kind}{part}.{match[5]}"
-    return re.sub(r"^fc\.", f"{CLASSIFIER}.", name)
-
-
 class _Spec(NamedTuple):
     """A layer before it is made: it knows its own width, but not yet how many maps come in."""
 
@@ -387,7 +203,7 @@ def _vgg_small(scaled: Callable[[int], int]) -> Iterator[_Spec]:
 
 def _resnet50(scaled: Callable[[int], int]) -> Iterator[_Spec]:
     yield _conv("conv1", scaled(64), kernel=7, stride=2, padding=3, bias=False)
-    yield _Spec("bn1", _batch_norm)
+    yield _Spec("bn1", batch_norm)
     yield _relu("relu1")
     yield _Spec("pool1", lambda _: nn.MaxPool2d(3, stride=2, padding=1))
     for stage, (units, maps) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=2):
@@ -420,11 +236,6 @@ def _fc(name: str, maps: int, *, window: int = 1, classifies: bool = False) -> _
 
 def _relu(name: str) -> _Spec:
     return _Spec(name, lambda _: nn.ReLU())
-
-
-def _batch_norm(maps: int) -> nn.BatchNorm2d:
-    """Batch norm whose moments move by 0.05 a step (the official ST-ResNet code)."""
-    return nn.BatchNorm2d(maps, momentum=0.05)
 
 
 def _local_response_norm() -> nn.LocalResponseNorm:

@@ -108,6 +108,34 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DescribeConfig:
+    """Parts, sizes and costs of a network for one training sample; builds nothing and takes seconds."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+
+    num_classes: int = 101
+    """K, where the model's own settings leave it to the data."""
+
+    flow_length: int = 10
+    """L: flow fields per snippet."""
+
+    num_snippets: int = 5
+    """T: snippets per sample."""
+
+    size_px: int = 224
+    """Height and width of the network's input in px."""
+
+    format: Literal["text", "json"] = "text"
+    """text: tables; json: one JSON object, for programs (--json for short)."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "flow_length", "num_snippets", "size_px"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """A trained model on a split of shards."""
 

@@ -1,0 +1,56 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from twostream_ray import cli
+from twostream_ray.console import console
+
+SMALL = [
+    "--model.architecture=late",
+    "--model.spatial.backbone=vgg_small",
+    "--model.temporal.backbone=vgg_small",
+    "--size_px=32",
+]
+
+
+@pytest.mark.parametrize("switch", ["--json", "--format=json"])
+def test_json_has_the_numbers_of_the_network(capsys: pytest.CaptureFixture[str], switch: str) -> None:
+    assert cli.main(["describe", "--model.temporal.backbone=vgg_m_2048", switch]) == 0
+    described = json.loads(capsys.readouterr().out)
+    # VGG-16 134,674,341, VGG-M 90,707,781 with 20 flow channels, 3D convolution 27 x 1024 x 512 + 512.
+    assert described["parameters"] == 134_674_341 + 90_707_781 + 14_156_288
+    assert described["weight_layers"] == 16 + 8 + 1
+    assert described["gradient_bytes"] == 4 * described["parameters"]
+    assert {"gflops_forward", "activation_bytes", "parts"} < described.keys()
+    assert described["parts"]["temporal"]["weight_layers"] == 8
+    assert described["parts"]["fusions"]["layers"] == {"relu5_3": [5, 1024, 14, 14]}
+
+
+def test_text_shows_parts_totals_and_the_shape_of_each_layer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 120)
+    assert cli.main(["describe", *SMALL, "--num_snippets=3", "--model.head_classes=[7,4]"]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split()[1]: line for line in out.splitlines() if line.startswith("│")}
+    assert "11" in rows["spatial.fc8"] and "3 x 11 x 1 x 1" in rows["spatial.fc8"]
+    assert "3 x 32 x 16 x 16" in rows["temporal.relu1"]
+    assert rows["all"].split()[-2] == "10"
+    assert "GFLOPs forward" in out and "bytes of activations" in out
+
+
+def test_describing_loads_no_ray_and_no_mlflow() -> None:
+    script = (
+        "import sys; from twostream_ray.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or bool({'ray', 'mlflow'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", script, "describe", *SMALL], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_frames_too_small_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["describe", "--size_px=96"]) == 2
+    assert "use larger" in capsys.readouterr().err
+    assert cli.main(["describe", "--num_snippets=0"]) == 2
+    assert "num_snippets must be at least 1, got 0" in capsys.readouterr().err

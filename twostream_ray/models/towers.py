@@ -1,0 +1,127 @@
+"""A tower, one stream's network as a chain of named layers, and the two layers of its own that torch lacks.
+
+Every layer gives maps (N, D, H, W), the fully connected ones too: so a tower takes frames larger than it was made for
+(the papers' dense test), and any layer fuses.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostream_ray.errors import ConfigError
+
+Backbone = Literal["vgg16", "vgg_m_2048", "resnet50", "vgg_small"]
+ReadBytes = Callable[[str], bytes]
+"""Reads the whole file at a path or URI."""
+
+RGB_CHANNELS = 3
+CLASSIFIER = "fc8"
+LAST_POOL = "pool5"
+
+
+class FullyConnected(nn.Linear):
+    """A fully connected layer over a window of maps; slides over larger maps as a convolution.
+
+    Shape: (N, D, window + a, window + b) -> (N, D', 1 + a, 1 + b).
+    """
+
+    def __init__(self, in_maps: int, out_maps: int, *, window: int = 1, classifies: bool = False) -> None:
+        self.in_maps, self.window, self.classifies = in_maps, window, classifies
+        super().__init__(in_maps * window**2, out_maps)
+
+    def reset_parameters(self) -> None:
+        """A classifier starts at 0.01 randn (the official code), a hidden layer so that ReLU keeps the variance."""
+        if self.classifies:
+            nn.init.normal_(self.weight, std=0.01)
+        else:
+            nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        nn.init.zeros_(self.bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """One matrix product where the maps are exactly one window."""
+        height, width = maps.shape[-2:]
+        if min(height, width) < self.window:
+            raise ConfigError(
+                f"the frames are too small: a fully connected layer wants maps of at least "
+                f"{self.window}x{self.window}, got {height}x{width}; use larger "
+                "frames (224 px for vgg16 and vgg_m_2048) or the vgg_small backbone"
+            )
+        if (height, width) == (self.window, self.window):
+            return super().forward(maps.flatten(1))[:, :, None, None]
+        return F.conv2d(maps, self.weight.unflatten(1, (self.in_maps, self.window, self.window)), self.bias)
+
+
+class Bottleneck(nn.Module):
+    """A residual unit up to its sum, before the ReLU: shortcut(x) + F(x); the stride sits in the 3x3 (torchvision's).
+
+    Shape: (N, D, H, W) -> (N, 4 maps, H / stride, W / stride).
+    """
+
+    def __init__(self, in_maps: int, maps: int, *, stride: int) -> None:
+        super().__init__()
+        self.branch2a = nn.Conv2d(in_maps, maps, 1, bias=False)
+        self.bn2a = batch_norm(maps)
+        self.branch2b = nn.Conv2d(maps, maps, 3, stride=stride, padding=1, bias=False)
+        self.bn2b = batch_norm(maps)
+        self.branch2c = nn.Conv2d(maps, 4 * maps, 1, bias=False)
+        self.bn2c = batch_norm(4 * maps)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_maps != 4 * maps:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_maps, 4 * maps, 1, stride=stride, bias=False), batch_norm(4 * maps)
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The sum of shortcut and residual branch."""
+        residual = F.relu(self.bn2a(self.branch2a(maps)))
+        residual = F.relu(self.bn2b(self.branch2b(residual)))
+        return self.shortcut(maps) + self.bn2c(self.branch2c(residual))
+
+
+class Tower(nn.Module):
+    """A chain of named layers that can be run in parts.
+
+    Shape: frames (N, C, H, W) -> class scores (N, K, 1 + a, 1 + b), one for each place of the window on larger frames.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], *, channels: Mapping[str, int]) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.names = tuple(layers)
+        """The layers in their order."""
+        self.channels = dict(channels)
+        """D: maps that each layer gives."""
+        self.frozen: tuple[str, ...] = ()
+        """The layers that do not learn, from the first on."""
+
+    def forward(self, maps: Tensor, *, after: str | None = None, upto: str | None = None) -> Tensor:
+        """Run the layers behind `after` (None: from the first) up to and with `upto` (None: to the last)."""
+        start = 0 if after is None else self.names.index(after) + 1
+        stop = len(self.names) if upto is None else self.names.index(upto) + 1
+        for name in self.names[start:stop]:
+            maps = self.get_submodule(name)(maps)
+        return maps
+
+    def freeze(self, upto: str) -> None:
+        """Stop learning from the first layer up to and with `upto`: no gradients, and batch norm keeps its moments."""
+        self.frozen = self.names[: max(len(self.frozen), self.names.index(upto) + 1)]
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Tower":
+        """Switch modes; batch norm in the frozen part stays in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            for module in self.get_submodule(name).modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+def batch_norm(maps: int) -> nn.BatchNorm2d:
+    """Batch norm whose moments move by 0.05 a step (the official ST-ResNet code)."""
+    return nn.BatchNorm2d(maps, momentum=0.05)
