@@ -74,9 +74,7 @@ class Classifier:
         samples = [
             (
                 snippets.rgb_snippets(clip, view, size_px=size) if self._network.needs_rgb else None,
-                snippets.flow_snippets(
-                    clip, view, size_px=size, length=sampling.flow_length, contract=self.package.contract
-                )
+                snippets.flow_snippets(clip, view, size_px=size, config=sampling, contract=self.package.contract)
                 if self._network.needs_flow
                 else None,
             )
