@@ -82,8 +82,8 @@ def _synthesize(arguments: list[str]) -> int:
 
     config = from_arguments(SynthesizeConfig, arguments, prog="twostream synthesize", positional="out")
     with Bar("synthesize", unit="clips") as bar:
-        out = synthesize(config.clips, Path(config.out), progress=lambda done, total: bar.show(done, total))
-    console.print(f"videos are in {out}")
+        made = synthesize(config.clips, Path(config.out), progress=lambda done, total: bar.show(done, total))
+    console.print(f"{made.num_clips} clips of {len(made.classes)} classes are in {made.root}, {made.num_written} new")
     return 0
 
 

@@ -105,6 +105,12 @@ def test_second_run_writes_nothing_and_an_interrupted_one_only_what_is_missing(t
     assert files(root) == before
 
 
+def test_split_without_clips_has_no_directory(tmp_path: Path) -> None:
+    config = SyntheticConfig(train_clips=4, val_clips=0, test_clips=4, size_px=48, num_frames=11)
+    synthesize(config, tmp_path / "set")
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [SETTINGS_NAME, "test", "train"]
+
+
 def test_directory_of_other_settings_is_refused_naming_what_differs(binding_root: Path) -> None:
     other = SyntheticConfig(train_clips=8, val_clips=4, test_clips=4, seed=7)
     with pytest.raises(ConfigError, match=r"other settings \(seed 0, not 7\).*choose another directory"):
@@ -123,7 +129,9 @@ def test_directory_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
     [
         ({"group": "colour"}, "group must be one of appearance, motion, binding, order, got 'colour'"),
         ({"train_clips": 10}, "train_clips must be a positive multiple of 4.*got 10"),
-        ({"test_clips": 0}, "test_clips must be a positive multiple of 4.*got 0"),
+        ({"train_clips": 0}, "train_clips must be a positive multiple of 4.*got 0"),
+        ({"val_clips": -4}, "val_clips must be a multiple of 4.*got -4"),
+        ({"test_clips": 6}, "test_clips must be a multiple of 4.*got 6"),
         ({"size_px": 97}, "size_px must be even and at least 48, got 97"),
         ({"num_frames": 10}, "num_frames must be at least 11.*got 10"),
         ({"group": "order", "num_frames": 33}, "num_frames must be even.*got 33"),

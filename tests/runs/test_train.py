@@ -220,7 +220,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_an_undisturbed_one
         env=os.environ | {"RAY_AUTH_MODE": "disabled"},
     )
     assert process.stdout is not None
-    assert "epoch" in process.stdout.readline()
+    assert any(line == "epoch\n" for line in process.stdout)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()

@@ -63,12 +63,17 @@ class DataConfig:
     lanes: int = 8
     """Parallel reading positions of a pass; at least the number of workers, and a divisor of the global batch."""
 
+    read_tasks: int = 2
+    """Ray tasks per worker that read shards at the same time; each is a process."""
+
     decode_threads: int = 2
     """Threads per worker that decode samples."""
 
     def __post_init__(self) -> None:
         if self.lanes < 1:
             raise ConfigError(f"data.lanes must be at least 1, got {self.lanes}")
+        if self.read_tasks < 1:
+            raise ConfigError(f"data.read_tasks must be at least 1, got {self.read_tasks}")
         if self.decode_threads < 1:
             raise ConfigError(f"data.decode_threads must be at least 1, got {self.decode_threads}")
 
@@ -327,7 +332,11 @@ class SnippetLoader:
         def read() -> None:
             try:
                 for units in self._executions():
-                    source = _through_ray(self, units) if self._through_ray else map(self.read_unit, units)
+                    source = (
+                        _through_ray(self, units, tasks=self._config.read_tasks)
+                        if self._through_ray
+                        else map(self.read_unit, units)
+                    )
                     for block in source:
                         put(block)
                         if stop.is_set():
@@ -400,7 +409,7 @@ def _rows_of(block: pa.Table) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _through_ray(loader: SnippetLoader, units: Sequence[Unit]) -> Iterable[pa.Table]:
+def _through_ray(loader: SnippetLoader, units: Sequence[Unit], *, tasks: int) -> Iterable[pa.Table]:
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -416,6 +425,13 @@ def _through_ray(loader: SnippetLoader, units: Sequence[Unit]) -> Iterable[pa.Ta
 
     # Reading waits for disk or network most of the time, and train workers hold most of the CPUs.
     numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=-(-len(units) // _UNITS_PER_TASK))
-    stream = numbers.map_batches(read, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=0.1)
+    stream = numbers.map_batches(
+        read,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=0.1,
+        compute=ray.data.TaskPoolStrategy(size=tasks),
+    )
     batches: Iterable[pa.Table] = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
     return batches

@@ -60,18 +60,25 @@ class SyntheticConfig:
     group: Group = "binding"
     """What decides the class: the hue of one shape (appearance), its direction (motion), the direction of the red one
     of two shapes (binding), or whether a shape goes left before right (order)."""
+
     train_clips: int = 1200
     """Clips for training; a multiple of the number of classes, which are exactly balanced."""
+
     val_clips: int = 200
-    """Clips for choosing between models; a multiple of the number of classes."""
+    """Clips for choosing between models; a multiple of the number of classes, 0 for none."""
+
     test_clips: int = 400
-    """Clips held back; a multiple of the number of classes."""
+    """Clips held back; a multiple of the number of classes, 0 for none."""
+
     size_px: int = 96
     """Height and width of a frame; even, at least 48. Shapes and speeds grow with it."""
+
     num_frames: int | None = None
     """Frames per clip, at least 11 (a stack of 10 flow fields); by default 16, and 64 in the group order."""
+
     fps: int = 25
     """Frames per second written into the files."""
+
     seed: int = 0
     """Every clip's own seed is (seed, split, index), so no two clips, and no two splits, share a draw."""
 
@@ -80,10 +87,10 @@ class SyntheticConfig:
             raise ConfigError(f"synthetic.group must be one of {', '.join(CLASSES)}, got {self.group!r}")
         for split in SPLITS:
             clips = self.clips_in(split)
-            if clips < len(self.classes) or clips % len(self.classes):
+            if clips < (1 if split == "train" else 0) or clips % len(self.classes):
                 raise ConfigError(
-                    f"synthetic.{split}_clips must be a positive multiple of {len(self.classes)}, "
-                    f"the number of classes of {self.group!r}, got {clips}"
+                    f"synthetic.{split}_clips must be a {'positive ' if split == 'train' else ''}multiple of "
+                    f"{len(self.classes)}, the number of classes of {self.group!r}, got {clips}"
                 )
         if self.size_px < 48 or self.size_px % 2:
             raise ConfigError(f"synthetic.size_px must be even and at least 48, got {self.size_px}")
@@ -157,10 +164,9 @@ def synthesize(
         ConfigError: out_dir holds clips of other settings, or something else.
     """
     _claim(out_dir, config=config)
-    for split in SPLITS:
-        for name in config.classes:
-            (out_dir / split / name).mkdir(parents=True, exist_ok=True)
     clips = [(split, index) for split in SPLITS for index in range(config.clips_in(split))]
+    for directory in {(out_dir / clip_name(config, *clip)).parent for clip in clips}:
+        directory.mkdir(parents=True, exist_ok=True)
     missing = [clip for clip in clips if not (out_dir / clip_name(config, *clip)).exists()]
     write = partial(_write_clip, config, out_dir)
     num_workers = min(workers or os.cpu_count() or 1, 1 + len(missing) // _CLIPS_WORTH_A_PROCESS)

@@ -6,13 +6,13 @@ Pinz and Wildes 2016, after its official code. stfn: Cho and Foroosh 2018, of wh
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostream_ray.models.base import Network, wanted
+from twostream_ray.errors import ConfigError
 from twostream_ray.models.fusion import ConcatFusion, FusionConfig, build_fusion, mixing_matrix
 from twostream_ray.models.settings import ModelConfig, feature_layer
 from twostream_ray.models.streams import counterpart, layer_channels
@@ -23,6 +23,81 @@ MakeTower = Callable[..., Tower]
 """`build_tower` with all but `upto` and `stacked` filled in."""
 
 RESIDUAL_STAGES = (2, 3, 4, 5)
+
+
+class Network(nn.Module):
+    """Snippets in, class scores out.
+
+    `forward(rgb, flow)` takes RGB (N, T, 3, H, W) and flow (N, T, 2L, H, W), or None for the one it does not need, and
+    gives logits (N, K) for every tower that has a loss of its own.
+    """
+
+    needs_rgb: bool = True
+    """Whether forward wants RGB frames."""
+    needs_flow: bool = True
+    """Whether forward wants stacks of flow."""
+    head_classes: tuple[int, ...]
+    """Classes of each data set; they add up to K."""
+
+    def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
+        """Logits (N, K) by tower."""
+        raise NotImplementedError
+
+    def scores(self, outputs: dict[str, Tensor], *, head: int = 0) -> Tensor:
+        """Class scores (N, K) for the decision: the mean of the towers' last layers (Feichtenhofer et al. 2016).
+
+        With several data sets, the scores of the classes of data set number `head`.
+        """
+        return torch.stack([self.split_heads(logits)[head] for logits in outputs.values()]).mean(dim=0)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Scores (N, K), averaged over views or not, as probabilities that add up to 1."""
+        return F.softmax(scores, dim=1)
+
+    def split_heads(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Logits (N, K) as one (N, K_i) for each data set of multi-task training."""
+        return logits.split(self.head_classes, dim=1)
+
+    def parameter_groups(self, *, lr: float, weight_decay: float, bias_lr_factor: float = 2.0) -> list[dict[str, Any]]:
+        """What learns, as an optimiser's groups (the official codes of both 2016 papers).
+
+        Weights learn at lr with decay, biases at bias_lr_factor times lr without; batch norm has no decay, and its
+        scales learn as fast as biases do, its shifts at lr. Frozen parameters are in no group.
+        """
+        weights, biases, shifts = [], [], []
+        for module in self.modules():
+            is_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+            for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
+                if is_norm and name == "bias":
+                    shifts.append(parameter)
+                elif is_norm or name == "bias":
+                    biases.append(parameter)
+                else:
+                    weights.append(parameter)
+        groups = [
+            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
+            {"name": "biases", "params": biases, "lr": bias_lr_factor * lr, "weight_decay": 0.0},
+            {"name": "norm shifts", "params": shifts, "lr": lr, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def to_channels_last(self) -> "Network":
+        """Lay convolutions out as GPUs read them best, maps innermost; the maps follow by themselves."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+            elif isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
+        return self
+
+
+def _wanted(frames: Tensor | None, stream: str) -> Tensor:
+    """The frames, which a network with this stream cannot do without."""
+    if frames is None:
+        raise ConfigError(f"this network wants {stream}, got None: load both streams, or choose model.streams")
+    return frames
 
 
 class LateNetwork(Network):
@@ -41,10 +116,10 @@ class LateNetwork(Network):
         """Logits (N, K) of each tower, averaged over snippets."""
         outputs = {}
         if self.needs_rgb:
-            rgb = wanted(rgb, "rgb")
+            rgb = _wanted(rgb, "rgb")
             outputs["spatial"] = mean_scores(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0])
         if self.needs_flow:
-            flow = wanted(flow, "flow")
+            flow = _wanted(flow, "flow")
             outputs["temporal"] = mean_scores(self.temporal(flow.flatten(0, 1)), num_samples=flow.shape[0])
         return outputs
 
@@ -109,7 +184,7 @@ class FusedNetwork(Network):
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) of the spatiotemporal stream ("fused") and, where it is kept, of the temporal tower."""
-        rgb, flow = wanted(rgb, "rgb"), wanted(flow, "flow")
+        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
         num_samples = rgb.shape[0]
         spatial, temporal = rgb.flatten(0, 1), flow.flatten(0, 1)
         spatial_layer, temporal_layer = None, None
@@ -157,7 +232,7 @@ class StResNet(Network):
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) of both towers, each with a loss of its own."""
-        rgb, flow = wanted(rgb, "rgb"), wanted(flow, "flow")
+        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
         num_samples = rgb.shape[0]
         spatial, temporal = rgb.flatten(0, 1), flow.flatten(0, 1)
         above = None
@@ -214,7 +289,7 @@ class Stfn(Network):
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) of the whole video."""
-        rgb, flow = wanted(rgb, "rgb"), wanted(flow, "flow")
+        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
         appearance = self.appearance(_over_time(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0]))
         motion = self.motion(_over_time(self.temporal(flow.flatten(0, 1)), num_samples=rgb.shape[0]))
         fused = self.fusion(appearance[..., None], motion[..., None])

@@ -4,8 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.architectures import FusedNetwork, LateNetwork, MakeTower, Stfn, StResNet
-from twostream_ray.models.base import Network
+from twostream_ray.models.architectures import FusedNetwork, LateNetwork, MakeTower, Network, Stfn, StResNet
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.models.streams import build_tower
 from twostream_ray.models.towers import RGB_CHANNELS, ReadBytes

@@ -97,6 +97,9 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
     except BaseException as error:
         tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    for metrics in history:
+        # Whatever a kill or an absent server kept from being recorded; what is there already stays as it is.
+        _log_epoch(handle, metrics)
     report = TrainReport(
         name=config.name,
         checkpoint=checkpoint,
@@ -136,8 +139,8 @@ def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
     except (RuntimeError, ConfigError) as error:
         raise ConfigError(
             f"data.transforms.crop_px={size} is too small for {config.model.spatial.backbone} and "
-            f"{config.model.temporal.backbone} ({' '.join(str(error).split())[:160]}): 224 px is what the papers' "
-            "towers take, vgg_small takes any size"
+            f"{config.model.temporal.backbone} ({' '.join(str(error).split())[:160]}): the papers' towers "
+            "take 224 px, vgg_small takes any size"
         ) from None
 
 
@@ -258,8 +261,12 @@ class _LogToMlflow(UserCallback):
         self._handle = handle
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
-        values = {name: value for name, value in metrics[0].items() if name != "epoch"}
-        tracking.log_metrics(self._handle, values, step=int(metrics[0]["epoch"]))
+        _log_epoch(self._handle, metrics[0])
+
+
+def _log_epoch(handle: tracking.RunHandle, metrics: dict[str, float]) -> None:
+    values = {name: value for name, value in metrics.items() if name != "epoch"}
+    tracking.log_metrics(handle, values, step=int(metrics["epoch"]))
 
 
 class _Board:

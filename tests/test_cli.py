@@ -1,0 +1,158 @@
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from twostream_ray.cli import main
+from twostream_ray.data.shards import ShardSet
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refusal prints; the exit code must be 2."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith("twostream") and "Traceback" not in captured.out + captured.err
+    return line
+
+
+def test_help_answers_in_under_a_second_and_lists_the_verbs() -> None:
+    started = time.monotonic()
+    command = [str(Path(sys.executable).with_name("twostream")), "--help"]
+    best = 9.0
+    for _ in range(3):
+        started = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        best = min(best, time.monotonic() - started)
+    assert best < 1
+    for verb in ("synthesize", "ingest", "train", "evaluate", "predict", "pull", "demo"):
+        assert verb in done.stdout
+
+
+def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown verb 'fly'" in refused(["fly"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["ingest", "--catalog.root", "/nowhere/at/all", "--out", "x"],
+            "/nowhere/at/all: it is not there; check the path",
+        ),
+        (
+            ["ingest", "--catalog.root", "a", "--out", "b", "--flow.bond", "1"],
+            "unknown setting 'flow.bond'; did you mean",
+        ),
+        (
+            ["ingest", "--catalog.root", "a", "--out", "b", "--rows_per_shard", "many"],
+            '"rows_per_shard": Expected a int',
+        ),
+        (
+            ["train", "--name", "a", "--data.shards", "/nowhere/at/all"],
+            "there is no manifest.json: run `twostream ingest` first",
+        ),
+        (["train", "--name", "a b", "--data.shards", "x"], "name must be a word without blanks and slashes, got 'a b'"),
+        (["predict", "v.avi", "--model", "/nowhere/at/all"], "a model was wanted at /nowhere/at/all"),
+        (["evaluate", "--model", "m", "--shards", "/nowhere/at/all"], "there is no manifest.json"),
+    ],
+)
+def test_bad_input_ends_in_one_line_that_names_the_way_out(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(arguments, capsys)
+
+
+def test_an_empty_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train/jump").mkdir(parents=True)
+    (tmp_path / "train/run").mkdir()
+    (tmp_path / "train/run/a.avi").write_bytes(b"x")
+    said = refused(["ingest", "--catalog.root", str(tmp_path), "--out", str(tmp_path / "out")], capsys)
+    assert "class folder train/jump" in said and "holds no video" in said
+
+
+@pytest.fixture(scope="module")
+def model(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model for the shards: what is tested here is everything around it."""
+    from twostream_ray.data.sampling import SamplingConfig
+    from twostream_ray.data.transforms import TransformConfig
+    from twostream_ray.models.networks import ModelConfig
+    from twostream_ray.models.streams import TowerConfig
+    from twostream_ray.training.checkpoint import ModelPackage, save_model
+
+    tower = TowerConfig(backbone="vgg_small", width=4)
+    package = ModelPackage(
+        model=ModelConfig(architecture="late", spatial=tower, temporal=tower),
+        classes=shard_set.classes,
+        contract=shard_set.contract,
+        sampling=SamplingConfig(num_snippets=1, test_times=1),
+        transforms=TransformConfig(crop_px=48),
+    )
+    directory = tmp_path_factory.mktemp("model")
+    save_model(directory, package.build(pretrained=False), package)
+    return directory
+
+
+def test_predict_prints_classes_with_probabilities(
+    model: Path, videos: Path, shard_set: ShardSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = str(next((videos / "test").rglob("*.mp4")))
+    assert main(["predict", video, "--model", str(model), "--format", "json", "--top_k", "4"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    answer = json.loads(line)
+    assert [name for name, _ in answer["top"]] and {name for name, _ in answer["top"]} == set(shard_set.classes)
+    assert sum(probability for _, probability in answer["top"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_unreadable_video_is_one_line_and_does_not_spoil_the_others(
+    model: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"this is text")
+    good = str(next((videos / "test").rglob("*.avi")))
+    assert main(["predict", str(bad), good, str(tmp_path / "missing.mp4"), "--model", str(model)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith(good) and len(captured.out.splitlines()) == 1
+    first, second = captured.err.splitlines()
+    assert "bad.mp4: a video was wanted, 12 bytes are none" in first
+    assert "missing.mp4: it is not there; check the path" in second
+
+
+def test_flow_of_another_kind_is_refused(
+    model: Path, shard_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "model"
+    shutil.copytree(model, other)
+    values = json.loads((other / "model.json").read_text())
+    values["contract"]["bound_px"] = 15.0
+    (other / "model.json").write_text(json.dumps(values))
+    said = refused(["evaluate", "--model", str(other), "--shards", shard_set.uri, "--out", str(tmp_path / "o")], capsys)
+    assert "wants flow bound_px 15.0" in said and "has bound_px 20.0: ingest again" in said
+
+
+def test_evaluate_writes_report_scores_and_picture(
+    model: Path, shard_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--model", str(model), "--shards", shard_set.uri, "--out", str(tmp_path)]) == 0
+    assert "20 of 20 clips" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "scores.npz", "confusion.png"}
+
+
+def test_synthesize_writes_real_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "--clips.group",
+        "order",
+        "--clips.train_clips",
+        "4",
+        "--clips.val_clips",
+        "0",
+        "--clips.test_clips",
+        "2",
+    ]
+    assert main(["synthesize", str(tmp_path / "v"), *arguments, "--clips.size_px", "48"]) == 0
+    assert "6 clips" in capsys.readouterr().out
+    assert len(list((tmp_path / "v").rglob("*.mp4"))) + len(list((tmp_path / "v").rglob("*.avi"))) == 6
