@@ -12,6 +12,7 @@ from twostream_ray.evaluation import (
     confusion_matrix,
     late_fusion,
     mean_class_accuracy,
+    own_head_first,
     predicted_classes,
     report_on,
     softmax,
@@ -49,6 +50,13 @@ def test_top_1_is_the_diagonal_of_the_confusion_matrix() -> None:
 def test_mean_class_accuracy_weighs_classes_alike_and_leaves_out_those_without_a_clip() -> None:
     confusion = confusion_matrix([0, 0, 0, 0, 1], [0, 0, 0, 2, 1], num_classes=4)
     assert mean_class_accuracy(confusion) == pytest.approx((3 / 4 + 1) / 2)
+
+
+def test_classes_of_another_data_set_rank_behind_all_of_the_clips_own() -> None:
+    scores = [[0.2, 0.1, 7.0, 9.0, 8.0], [6.0, 5.0, -1.0, -3.0, -2.0]]
+    ranked = own_head_first(scores, [1, 4], head_classes=(2, 3))
+    assert np.argsort(-ranked, kind="stable").tolist() == [[0, 1, 2, 3, 4], [2, 4, 3, 0, 1]]
+    np.testing.assert_array_equal(own_head_first(scores, [1, 4], head_classes=(5,)), scores)
 
 
 def test_video_score_is_the_mean_over_views_in_whatever_order_they_come() -> None:

@@ -56,6 +56,17 @@ def mean_class_accuracy(confusion: NDArray[np.int64]) -> float:
     return float(np.mean(confusion.diagonal()[clips > 0] / clips[clips > 0]))
 
 
+def own_head_first(scores: ArrayLike, labels: ArrayLike, *, head_classes: Sequence[int]) -> NDArray[np.float64]:
+    """Scores in which the classes of other data sets rank behind all of the clip's own (multi-task, S&Z 2014, sec. 4).
+
+    The data sets' classes lie one after the other in K, head_classes of each. Shapes (N, K), (N,) -> (N, K).
+    """
+    scores, head_of_class = np.asarray(scores, dtype=np.float64), np.repeat(np.arange(len(head_classes)), head_classes)
+    own = head_of_class == head_of_class[np.asarray(labels)][:, None]
+    behind = np.where(own, scores, np.inf).min(axis=1, keepdims=True) - 1
+    return np.where(own, scores, behind)
+
+
 def video_scores(
     view_scores: ArrayLike, *, clips: ArrayLike, views: ArrayLike, clip_ids: Sequence[str], num_views: int
 ) -> NDArray[np.float64]:

@@ -30,8 +30,8 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     """Best classes with their probabilities in [0, 1], best first; empty where there is an error."""
     scores: tuple[float, ...]
-    """The network's scores of all classes in the model's order, as `evaluate` has them; empty where there is an
-    error."""
+    """The network's scores of all classes in the model's order, as `evaluate` has them (of a network for several data
+    sets: of the first one's classes); empty where there is an error."""
     error: str | None
     """Why the video could not be used."""
 
