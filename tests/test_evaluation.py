@@ -12,9 +12,11 @@ from twostream_ray.evaluation import (
     confusion_matrix,
     late_fusion,
     mean_class_accuracy,
+    own_head_first,
     predicted_classes,
     report_on,
     softmax,
+    svm_fusion,
     top_k_accuracy,
     top_k_hits,
     video_scores,
@@ -48,6 +50,13 @@ def test_top_1_is_the_diagonal_of_the_confusion_matrix() -> None:
 def test_mean_class_accuracy_weighs_classes_alike_and_leaves_out_those_without_a_clip() -> None:
     confusion = confusion_matrix([0, 0, 0, 0, 1], [0, 0, 0, 2, 1], num_classes=4)
     assert mean_class_accuracy(confusion) == pytest.approx((3 / 4 + 1) / 2)
+
+
+def test_classes_of_another_data_set_rank_behind_all_of_the_clips_own() -> None:
+    scores = [[0.2, 0.1, 7.0, 9.0, 8.0], [6.0, 5.0, -1.0, -3.0, -2.0]]
+    ranked = own_head_first(scores, [1, 4], head_classes=(2, 3))
+    assert np.argsort(-ranked, kind="stable").tolist() == [[0, 1, 2, 3, 4], [2, 4, 3, 0, 1]]
+    np.testing.assert_array_equal(own_head_first(scores, [1, 4], head_classes=(5,)), scores)
 
 
 def test_video_score_is_the_mean_over_views_in_whatever_order_they_come() -> None:
@@ -94,6 +103,59 @@ def test_late_fusion_of_different_clips_or_an_impossible_weight_is_refused() -> 
         late_fusion(np.zeros((2, 3)), np.zeros((4, 3)))
     with pytest.raises(TrainingError, match=r"temporal_weight must be from 0 to 1, got 1\.5"):
         late_fusion(np.zeros((2, 3)), np.zeros((2, 3)), temporal_weight=1.5)
+
+
+def blind_streams(labels: NDArray[Any], *, seed: int) -> list[NDArray[Any]]:
+    """The spatial stream tells {0, 1} from {2, 3}, the temporal one {0, 2} from {1, 3}; each guesses the rest."""
+    noise = np.random.default_rng(seed).normal(scale=0.5, size=(2, len(labels), 4))
+    halves = np.array([[[0, 1], [2, 3]], [[0, 2], [1, 3]]])
+    sides = (labels // 2, labels % 2)
+    for stream in range(2):
+        for clip, side in enumerate(sides[stream]):
+            noise[stream, clip, halves[stream, side]] += 3
+    return list(noise)
+
+
+def test_an_svm_joins_two_streams_that_are_half_blind_each() -> None:
+    fit_labels, labels = np.arange(80) % 4, np.arange(60) % 4
+    judged = blind_streams(labels, seed=1)
+    values = svm_fusion(judged, fit_scores=blind_streams(fit_labels, seed=0), fit_labels=fit_labels)
+    assert top_k_accuracy(values, labels, k=1) == 1
+    assert max(top_k_accuracy(scores, labels, k=1) for scores in judged) < 0.7
+
+
+def test_an_svm_learns_that_a_stream_confuses_two_classes_and_averaging_does_not() -> None:
+    fit_labels, labels = np.arange(60) % 3, np.arange(30) % 3
+    swapped = np.array([1, 0, 2])
+    spatial, temporal = 2 * np.eye(3), 4 * np.eye(3)[swapped]
+    values = svm_fusion(
+        [spatial[labels], temporal[labels]],
+        fit_scores=[spatial[fit_labels], temporal[fit_labels]],
+        fit_labels=fit_labels,
+    )
+    assert predicted_classes(values).tolist() == labels.tolist()
+    averaged = late_fusion(spatial[labels], temporal[labels])
+    assert top_k_accuracy(averaged, labels, k=1) == pytest.approx(1 / 3)
+
+
+def test_an_svm_of_two_classes_has_a_value_for_each() -> None:
+    labels = np.arange(20) % 2
+    scores = np.eye(2)[labels]
+    values = svm_fusion([scores, scores], fit_scores=[scores, scores], fit_labels=labels)
+    assert values.shape == (20, 2)
+    assert predicted_classes(values).tolist() == labels.tolist()
+
+
+def test_an_svm_refuses_what_it_cannot_learn_from() -> None:
+    scores, labels = np.eye(3), np.arange(3)
+    with pytest.raises(TrainingError, match=r"clips of all 3 classes to learn from, got none of 1, class 2 first"):
+        svm_fusion([scores], fit_scores=[scores], fit_labels=[0, 1, 1])
+    with pytest.raises(TrainingError, match=r"from every stream, got shapes \[\(3, 3\), \(2, 3\)\]"):
+        svm_fusion([scores, scores], fit_scores=[scores, scores[:2]], fit_labels=labels)
+    with pytest.raises(TrainingError, match="got 6 columns to learn from and 3 to judge"):
+        svm_fusion([scores], fit_scores=[scores, scores], fit_labels=labels)
+    with pytest.raises(TrainingError, match="penalty must be more than 0, got 0"):
+        svm_fusion([scores], fit_scores=[scores], fit_labels=labels, penalty=0)
 
 
 @pytest.mark.parametrize(
@@ -226,3 +288,22 @@ def test_mmaction2s_example_of_score_fusion_gives_its_figures(real: Path, expect
     assert mean_class_accuracy(confusion) == pytest.approx(56 / 60, abs=1e-12)
     judged = (confusion.sum(axis=1) + confusion.sum(axis=0)) > 0
     assert confusion.trace() / judged.sum() == pytest.approx(0.9180, abs=1e-4)
+
+
+@pytest.mark.real
+def test_an_svm_on_half_of_ucf101s_real_scores_beats_both_streams_and_their_mean_on_the_other(
+    ucf101: dict[str, NDArray[Any]],
+) -> None:
+    # The scores are sums over 19 frames; the softmax of sums would be nearly one-hot.
+    streams = [ucf101["spatial"] / 19, ucf101["temporal"] / 19]
+    labels = ucf101["label"].astype(np.int64)
+    values = svm_fusion(
+        [scores[1::2] for scores in streams],
+        fit_scores=[scores[0::2] for scores in streams],
+        fit_labels=labels[0::2],
+    )
+    judged = labels[1::2]
+    alone = [top_k_accuracy(scores[1::2], judged, k=1) for scores in streams]
+    averaged = top_k_accuracy(late_fusion(*(scores[1::2] for scores in streams)), judged, k=1)
+    # Both halves hold clips of the same scenes, so this is no accuracy to quote.
+    assert top_k_accuracy(values, judged, k=1) > averaged + 0.1 > max(alone) + 0.1

@@ -56,6 +56,17 @@ def mean_class_accuracy(confusion: NDArray[np.int64]) -> float:
     return float(np.mean(confusion.diagonal()[clips > 0] / clips[clips > 0]))
 
 
+def own_head_first(scores: ArrayLike, labels: ArrayLike, *, head_classes: Sequence[int]) -> NDArray[np.float64]:
+    """Scores in which the classes of other data sets rank behind all of the clip's own (multi-task, S&Z 2014, sec. 4).
+
+    The data sets' classes lie one after the other in K, head_classes of each. Shapes (N, K), (N,) -> (N, K).
+    """
+    scores, head_of_class = np.asarray(scores, dtype=np.float64), np.repeat(np.arange(len(head_classes)), head_classes)
+    own = head_of_class == head_of_class[np.asarray(labels)][:, None]
+    behind = np.where(own, scores, np.inf).min(axis=1, keepdims=True) - 1
+    return np.where(own, scores, behind)
+
+
 def video_scores(
     view_scores: ArrayLike, *, clips: ArrayLike, views: ArrayLike, clip_ids: Sequence[str], num_views: int
 ) -> NDArray[np.float64]:
@@ -134,6 +145,68 @@ def late_fusion(
     if of == "softmax":
         spatial, temporal = softmax(spatial), softmax(temporal)
     return (1 - temporal_weight) * spatial + temporal_weight * temporal
+
+
+def svm_fusion(
+    scores: Sequence[ArrayLike],
+    *,
+    fit_scores: Sequence[ArrayLike],
+    fit_labels: ArrayLike,
+    penalty: float = 1.0,
+    of: Literal["softmax", "logits"] = "softmax",
+) -> NDArray[np.float64]:
+    """Decision values of a linear SVM on the streams' stacked, L2-normalised softmax scores (S&Z 2014, sec. 2).
+
+    Fit it on clips the networks were not trained on, and not on those it is judged by. One class against the rest,
+    squared hinge loss (liblinear).
+
+    Args:
+        scores: (N, K) of each stream, for the clips to judge.
+        fit_scores: (M, K) of each stream, in the same order, for the clips to learn from.
+        fit_labels: (M,) their true classes; every class must be among them.
+        penalty: C, the weight of mistakes against the width of the margin; above 0 (the paper does not give it).
+        of: "softmax" turns logits into probabilities first, "logits" takes the scores as they are, as in late_fusion.
+
+    Returns:
+        (N, K), higher is better; they are no probabilities.
+
+    Raises:
+        TrainingError: the streams' shapes differ, a class has no clip to learn from, or penalty is not above 0.
+    """
+    from sklearn.svm import LinearSVC
+
+    if not penalty > 0:
+        raise TrainingError(f"penalty must be more than 0, got {penalty}")
+    learnt, judged = (_normalised(streams, of=of) for streams in (fit_scores, scores))
+    num_classes = np.asarray(fit_scores[0]).shape[1]
+    if learnt.shape[1] != judged.shape[1]:
+        raise TrainingError(
+            f"wanted scores of the same streams and classes for both sets, got {learnt.shape[1]} columns to learn from "
+            f"and {judged.shape[1]} to judge"
+        )
+    _, labels = _checked(fit_scores[0], fit_labels)
+    absent = np.setdiff1d(np.arange(num_classes), labels)
+    if absent.size:
+        raise TrainingError(
+            f"an SVM needs clips of all {num_classes} classes to learn from, got none of {absent.size}, class "
+            f"{absent[0]} first: fit on a larger split"
+        )
+    svm = LinearSVC(C=penalty, random_state=0).fit(learnt, labels)
+    values = np.asarray(svm.decision_function(judged), dtype=np.float64)
+    return np.stack([-values, values], axis=1) if values.ndim == 1 else values
+
+
+def _normalised(streams: Sequence[ArrayLike], *, of: Literal["softmax", "logits"]) -> NDArray[np.float64]:
+    """The streams' scores side by side, each stream's row of unit length; S x (N, K) -> (N, S K)."""
+    arrays = [np.asarray(scores, dtype=np.float64) for scores in streams]
+    if len({array.shape for array in arrays}) != 1:
+        raise TrainingError(
+            f"wanted the same clips and classes from every stream, got shapes {[array.shape for array in arrays]}"
+        )
+    if of == "softmax":
+        arrays = [softmax(array) for array in arrays]
+    lengths = (np.linalg.norm(array, axis=1, keepdims=True) for array in arrays)
+    return np.concatenate([array / length for array, length in zip(arrays, lengths, strict=True)], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,8 +30,8 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     """Best classes with their probabilities in [0, 1], best first; empty where there is an error."""
     scores: tuple[float, ...]
-    """The network's scores of all classes in the model's order, as `evaluate` has them; empty where there is an
-    error."""
+    """The network's scores of all classes in the model's order, as `evaluate` has them (of a network for several data
+    sets: of the first one's classes); empty where there is an error."""
     error: str | None
     """Why the video could not be used."""
 
@@ -74,9 +74,7 @@ class Classifier:
         samples = [
             (
                 snippets.rgb_snippets(clip, view, size_px=size) if self._network.needs_rgb else None,
-                snippets.flow_snippets(
-                    clip, view, size_px=size, length=sampling.flow_length, contract=self.package.contract
-                )
+                snippets.flow_snippets(clip, view, size_px=size, config=sampling, contract=self.package.contract)
                 if self._network.needs_flow
                 else None,
             )

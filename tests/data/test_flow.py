@@ -55,10 +55,10 @@ def test_legacy_coding_reads_the_papers_linear_images() -> None:
 
 
 @pytest.mark.parametrize("coding", ["signed127", "legacy255"])
-def test_flipping_negates_exactly(coding: str) -> None:
+def test_negation_is_exact(coding: str) -> None:
     contract = FlowContract(coding=coding)  # type: ignore[arg-type]
     levels = np.arange(1 if coding == "signed127" else 0, 256, dtype=np.uint8)
-    back = flow.dequantise(flow.flipped(levels, contract), contract)
+    back = flow.dequantise(flow.negated(levels, contract), contract)
     np.testing.assert_allclose(back, -flow.dequantise(levels, contract), atol=1e-5)
 
 
@@ -71,10 +71,39 @@ def test_jpeg_keeps_x_over_y_and_adds_little_error() -> None:
     assert np.abs(flow.dequantise(y, contract) - field[..., 1]).mean() < 0.1
 
 
-def test_the_stack_is_centred_on_the_frame_and_repeats_the_clips_ends() -> None:
-    assert flow.field_indices(20, length=10, num_frames=100).tolist() == list(range(15, 25))
-    assert flow.field_indices(0, length=4, num_frames=100).tolist() == [0, 0, 0, 1]
-    assert flow.field_indices(5, length=4, num_frames=6).tolist() == [3, 4, 4, 4]
+def test_a_field_less_its_mean_vector_keeps_what_moves_against_the_camera() -> None:
+    field = np.broadcast_to(np.array([3.0, -2.0], np.float32)[:, None, None], (2, 8, 10)).copy()
+    assert not (field - flow.mean_vectors(field)).any()
+    field[0, :, :5] = 1
+    x, y = field - flow.mean_vectors(field)
+    assert (x[:, :5] == -1).all() and (x[:, 5:] == 1).all() and not y.any()
+
+
+def test_along_a_uniform_translation_every_field_is_the_same_everywhere() -> None:
+    fields = np.broadcast_to(np.array([2.5, -1.25], np.float32)[:, None, None], (4, 2, 12, 16))
+    np.testing.assert_array_equal(flow.along_trajectories(fields), fields)
+
+
+def test_a_trajectory_reads_each_field_where_the_fields_before_have_led() -> None:
+    height, width = 16, 20
+    row, column = np.mgrid[:height, :width].astype(np.float32)
+    fields = np.zeros((3, 2, height, width), np.float32)
+    fields[0, 0], fields[0, 1] = 2, 1  # everything moves 2 right and 1 down
+    fields[1, 0], fields[1, 1] = row / 2, 0  # then each row to the right by half of its number
+    fields[2, 0], fields[2, 1] = column, row  # says where it is read
+    first, second, third = flow.along_trajectories(fields)
+    np.testing.assert_array_equal(first, fields[0])
+    inner = np.s_[2:8, 3:9]
+    np.testing.assert_array_equal(second[0][inner], (row[inner] + 1) / 2)
+    np.testing.assert_array_equal(third[0][inner], column[inner] + 2 + (row[inner] + 1) / 2)
+    np.testing.assert_array_equal(third[1][inner], row[inner] + 1)
+
+
+def test_a_trajectory_that_leaves_the_frame_reads_its_edge() -> None:
+    fields = np.zeros((2, 2, 4, 6), np.float32)
+    fields[0, 0] = 50
+    fields[1, 0] = np.arange(6)
+    assert (flow.along_trajectories(fields)[1, 0] == 5).all()
 
 
 def test_the_hash_follows_every_setting() -> None:

@@ -132,6 +132,20 @@ def test_a_one_stream_job_gets_one_stream(shard_set: ShardSet) -> None:
     assert all(batch.rgb is None and batch.flow is not None for batch in batches)
 
 
+@pytest.mark.parametrize("stack", ["forward", "bidirectional", "trajectory"])
+def test_clips_come_cut_down_to_the_fields_of_their_kind_of_stack(shard_set: ShardSet, stack: str) -> None:
+    config = data_config(shard_set)
+    config = replace(config, sampling=replace(config.sampling, flow_stack=stack, flow_length=4))
+    passes = [Pass(split="val", training=True)]
+    loader = SnippetLoader(shard_set, config=config, passes=passes, global_batch=16, through_ray=False)
+    shapes = [batch.flow.shape for _, batches in loader for batch in batches if batch.flow is not None]
+    assert shapes == [(8, 2, 8, 32, 32)]
+    lanes = plan_lanes(shard_set, passes[0], lanes=config.lanes, seed=0)
+    units = plan_units(shard_set, lanes, pass_index=0, rank=0, world_size=1)
+    cut = [len(fields) for unit in units for fields in loader.read_unit(unit)["fields"].to_pylist()]
+    assert len(cut) == 8 and max(cut) <= 2 * 4
+
+
 @given(
     lanes=st.integers(1, 12),
     world_size=st.integers(1, 5),

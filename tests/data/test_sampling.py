@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twostream_ray.data.sampling import SamplingConfig, chunk_centres, clip_rng, evaluation_times, training_times
+from twostream_ray.data.sampling import (
+    SamplingConfig,
+    chunk_centres,
+    clip_rng,
+    evaluation_times,
+    field_indices,
+    training_times,
+)
 from twostream_ray.errors import ConfigError, EmptyClipError
 
 
@@ -38,9 +45,37 @@ def test_evaluation_times_are_spread_evenly_over_the_clip(num_frames: int, views
     assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
 
 
+def test_midpoints_that_fall_on_a_frame_are_exact() -> None:
+    config = SamplingConfig(num_snippets=2, test_times=23)
+    assert evaluation_times(107, config=config)[:, 0].tolist() == list(range(2, 92, 4))
+
+
 def test_one_test_view_looks_at_the_middle() -> None:
     config = SamplingConfig(num_snippets=1, test_times=1)
     assert evaluation_times(17, config=config).tolist() == [[8]]
+
+
+def fields(time: int, *, length: int, num_frames: int, stack: str = "centred") -> list[int]:
+    config = SamplingConfig(flow_length=length, flow_stack=stack)
+    return field_indices(time, config=config, num_frames=num_frames).tolist()
+
+
+def test_the_stack_is_centred_on_the_frame_and_repeats_the_clips_ends() -> None:
+    assert fields(20, length=10, num_frames=100) == list(range(15, 25))
+    assert fields(0, length=4, num_frames=100) == [0, 0, 0, 1]
+    assert fields(5, length=4, num_frames=6) == [3, 4, 4, 4]
+
+
+@pytest.mark.parametrize("stack", ["forward", "trajectory"])
+def test_forward_stacks_begin_at_the_frame(stack: str) -> None:
+    assert fields(20, length=5, num_frames=100, stack=stack) == [20, 21, 22, 23, 24]
+    assert fields(97, length=5, num_frames=100, stack=stack) == [97, 98, 98, 98, 98]
+    assert fields(3, length=1, num_frames=100, stack=stack) == [3]
+
+
+def test_a_bidirectional_stack_walks_forward_then_backward_from_the_frame() -> None:
+    assert fields(20, length=6, num_frames=100, stack="bidirectional") == [20, 21, 22, 19, 18, 17]
+    assert fields(0, length=4, num_frames=100, stack="bidirectional") == [0, 1, 0, 0]
 
 
 def test_draws_depend_on_seed_epoch_and_clip_and_on_nothing_else() -> None:
@@ -54,5 +89,10 @@ def test_draws_depend_on_seed_epoch_and_clip_and_on_nothing_else() -> None:
 def test_impossible_settings_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="min_stride_frames must be at least 1 and at most max_stride_frames"):
         SamplingConfig(min_stride_frames=9, max_stride_frames=3)
-    with pytest.raises(ConfigError, match="flow_length must be even"):
-        SamplingConfig(flow_length=5)
+    for stack in ("centred", "bidirectional"):
+        with pytest.raises(ConfigError, match=f"flow_length must be even for flow_stack {stack}"):
+            SamplingConfig(flow_length=5, flow_stack=stack)
+    with pytest.raises(ConfigError, match="flow_length must be at least 1, got 0"):
+        SamplingConfig(flow_length=0, flow_stack="forward")
+    with pytest.raises(ConfigError, match="one of centred, forward, bidirectional, trajectory, got 'backward'"):
+        SamplingConfig(flow_stack="backward")

@@ -1,21 +1,30 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from twostream_ray.data.snippets import Batch
+from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.training.loop import score_pass, train_pass
+from twostream_ray.training.loop import prepared, score_pass, train_pass
 from twostream_ray.training.recipe import TrainingConfig, build_optimiser
 
 DEVICE = torch.device("cpu")
 
 
-def small_network(seed: int = 0) -> Network:
+def small_network(seed: int = 0, *, head_classes: tuple[int, ...] = ()) -> Network:
     torch.manual_seed(seed)
     tower = TowerConfig(backbone="vgg_small", width=4, dropout=0.5)
-    model = ModelConfig(architecture="late", streams="spatial", spatial=tower)
-    return build_network(model, num_classes=2, flow_length=2)
+    model = ModelConfig(architecture="late", streams="spatial", spatial=tower, head_classes=head_classes)
+    return build_network(model, num_classes=sum(head_classes) or 2, flow_length=2)
 
 
 def batch(num_samples: int, *, seed: int, padding: int = 0) -> Batch:
@@ -37,13 +46,32 @@ def batch(num_samples: int, *, seed: int, padding: int = 0) -> Batch:
     )
 
 
-def trained(network: Network, batches: list[Batch], *, seed: int = 0) -> tuple[float, ...]:
-    config = TrainingConfig(learning_rate=0.05, schedule="constant")
+def trained(
+    network: Network, batches: list[Batch], *, seed: int = 0, model: nn.Module | None = None, **settings: object
+) -> tuple[float, ...]:
+    """Losses of the steps; `model` is what wraps the network."""
+    config = TrainingConfig(learning_rate=0.05, schedule="constant", **settings)
+    network = prepared(network, config=config, device=DEVICE)
     optimiser = build_optimiser(network, config=config)
     result = train_pass(
-        network, optimiser, iter(batches), config=config, epoch=0, num_steps=len(batches), seed=seed, device=DEVICE
+        model or network,
+        optimiser,
+        iter(batches),
+        config=config,
+        epoch=0,
+        num_steps=len(batches),
+        seed=seed,
+        device=DEVICE,
     )
     return result.step_losses
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone: DistributedDataParallel checks as it does among many."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def test_training_lowers_the_loss_and_learns_bright_from_dark() -> None:
@@ -88,3 +116,85 @@ def test_scoring_leaves_the_network_as_it_is() -> None:
     score_pass(network, iter([batch(8, seed=1)]), device=DEVICE)
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def of_two_sets(num_samples: int, *, seed: int, second: bool) -> Batch:
+    """Bright from dark as classes 0 and 1 of the first data set, or 2 and 3 of the second."""
+    plain = batch(num_samples, seed=seed)
+    return replace(plain, labels=plain.labels + 2 * second)
+
+
+def test_two_data_sets_are_learnt_together_each_by_its_own_head() -> None:
+    network = small_network(head_classes=(2, 2))
+    trained(network, [of_two_sets(16, seed=seed, second=bool(seed % 2)) for seed in range(24)])
+    for second in (False, True):
+        result, scores = score_pass(network, iter([of_two_sets(16, seed=99, second=second)]), device=DEVICE)
+        assert result.top1 == 1
+        assert all(score.shape == (4,) for score in scores.values())
+
+
+def test_a_data_set_absent_from_a_batch_does_not_stop_distributed_training(process_group: None) -> None:
+    network = small_network(head_classes=(2, 2))
+    batches = [of_two_sets(8, seed=seed, second=seed > 1) for seed in range(4)]
+    losses = trained(network, batches, model=DistributedDataParallel(network))
+    assert losses == pytest.approx(trained(small_network(head_classes=(2, 2)), batches), rel=1e-5)
+
+
+def test_frozen_towers_do_not_stop_distributed_training(process_group: None) -> None:
+    tower = TowerConfig(backbone="vgg_small", width=4, dropout=0)
+    fusion = FusionConfig(layers=("relu3",), temporal="pool2d")
+    model = ModelConfig(spatial=tower, temporal=tower, fusion=fusion, freeze_below_fusion=True)
+    network = build_network(model, num_classes=2, flow_length=2)
+    frozen = network.get_parameter("spatial.conv3.weight").clone()
+    free = network.get_parameter("spatial.conv4.weight").clone()
+    flow = np.random.default_rng(0).integers(0, 256, (8, 1, 4, 32, 32), dtype=np.uint8)
+    trained(
+        network,
+        [replace(batch(8, seed=seed), flow=flow) for seed in range(3)],
+        model=DistributedDataParallel(network),
+        clip_gradient_norm=1.0,
+    )
+    assert torch.equal(network.get_parameter("spatial.conv3.weight"), frozen)
+    assert not torch.equal(network.get_parameter("spatial.conv4.weight"), free)
+
+
+def test_bfloat16_computes_in_16_bits_and_keeps_weights_and_losses_in_32() -> None:
+    batches = [batch(8, seed=seed) for seed in range(4)]
+    seen: list[torch.dtype] = []
+    network = small_network()
+    network.get_submodule("spatial.conv2").register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+    losses = trained(network, batches, precision="bfloat16")
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    exact = trained(small_network(), batches)
+    assert losses == pytest.approx(exact, rel=0.05) and losses != exact
+    _, scores = score_pass(network, iter(batches[:1]), device=DEVICE, precision="bfloat16")
+    assert {score.dtype for score in scores.values()} == {np.dtype(np.float32)}
+
+
+def test_channels_last_changes_the_layout_of_training_and_not_its_losses() -> None:
+    batches = [batch(8, seed=seed) for seed in range(3)]
+    network = small_network()
+    losses = trained(network, batches, channels_last=True)
+    weight = network.get_parameter("spatial.conv2.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert losses == pytest.approx(trained(small_network(), batches), rel=1e-4)
+
+
+def test_a_compiled_network_trains_as_an_eager_one_under_the_same_names() -> None:
+    batches = [batch(8, seed=seed) for seed in range(3)]
+    tower = TowerConfig(backbone="vgg_small", width=4, dropout=0)  # compiled dropout draws other numbers
+    model = ModelConfig(architecture="late", streams="spatial", spatial=tower)
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        networks.append(build_network(model, num_classes=2, flow_length=2))
+    compiled, eager = networks
+    names = list(compiled.state_dict())
+    # aot_eager traces forward and backward as inductor does, without its minutes of C++.
+    compiled.compile = partial(compiled.compile, backend="aot_eager")  # type: ignore[method-assign]
+    torch._dynamo.utils.counters.clear()
+    losses = trained(compiled, batches, compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert list(compiled.state_dict()) == names
+    assert losses == pytest.approx(trained(eager, batches), rel=1e-3)

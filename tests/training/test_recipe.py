@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
+from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.training.recipe import (
@@ -11,6 +13,7 @@ from twostream_ray.training.recipe import (
     set_learning_rate,
     total_loss,
     tower_losses,
+    within_own_head,
 )
 
 
@@ -49,9 +52,55 @@ def test_biases_keep_twice_the_rate_and_no_decay_through_the_schedule() -> None:
 def test_padding_counts_in_no_loss() -> None:
     logits = torch.randn(3, 4)
     labels = torch.tensor([0, 1, 2])
-    padded = tower_losses({"fused": logits}, labels, weights=torch.tensor([1.0, 1.0, 0.0]))["fused"]
-    alone = tower_losses({"fused": logits[:2]}, labels[:2], weights=torch.ones(2))["fused"]
+    padded = tower_losses({"fused": logits}, labels, weights=torch.tensor([1.0, 1.0, 0.0]), head_classes=(4,))["fused"]
+    alone = tower_losses({"fused": logits[:2]}, labels[:2], weights=torch.ones(2), head_classes=(4,))["fused"]
     torch.testing.assert_close(padded, alone)
+
+
+def test_with_two_data_sets_the_loss_is_the_sum_of_theirs_each_over_its_own_classes() -> None:
+    logits = torch.randn(5, 7)
+    labels = torch.tensor([0, 5, 2, 3, 6])  # classes 0..2 are the first data set's, 3..6 the second's
+    both = tower_losses({"temporal": logits}, labels, weights=torch.ones(5), head_classes=(3, 4))["temporal"]
+    first = F.cross_entropy(logits[[0, 2], :3], torch.tensor([0, 2]), reduction="sum")
+    second = F.cross_entropy(logits[[1, 3, 4], 3:], torch.tensor([2, 0, 3]), reduction="sum")
+    torch.testing.assert_close(both, first + second)
+
+
+def test_a_data_set_absent_from_the_batch_has_gradients_of_zero_not_none() -> None:
+    tower = TowerConfig(backbone="vgg_small", width=4)
+    model = ModelConfig(architecture="late", streams="temporal", temporal=tower, head_classes=(3, 4))
+    network = build_network(model, num_classes=7, flow_length=2)
+    outputs = network(None, torch.randn(2, 1, 4, 32, 32))
+    labels = torch.tensor([1, 2])
+    tower_losses(outputs, labels, weights=torch.ones(2), head_classes=network.head_classes)["temporal"].backward()
+    gradient = network.get_parameter("temporal.fc8.weight").grad
+    assert gradient is not None and gradient.isfinite().all()
+    assert gradient[:3].any() and not gradient[3:].any()
+
+
+def test_a_sample_is_right_when_it_is_right_among_its_own_data_sets_classes() -> None:
+    scores = torch.tensor([[0.1, 0.9, 5.0, 4.0], [9.0, 8.0, 0.1, 0.2]])
+    labels = torch.tensor([1, 3])
+    assert within_own_head(scores, labels, head_classes=(2, 2)).argmax(dim=1).tolist() == [1, 3]
+    assert within_own_head(scores, labels, head_classes=(4,)).argmax(dim=1).tolist() == [2, 0]
+
+
+def test_frozen_parameters_are_neither_stepped_nor_decayed() -> None:
+    tower = TowerConfig(backbone="vgg_small", width=4, dropout=0)
+    fusion = FusionConfig(layers=("relu3",), temporal="pool2d")
+    model = ModelConfig(spatial=tower, temporal=tower, fusion=fusion, freeze_below_fusion=True)
+    network = build_network(model, num_classes=3, flow_length=2).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    optimiser = build_optimiser(network, config=TrainingConfig(learning_rate=0.1, weight_decay=0.1))
+    outputs = network(torch.randn(2, 1, 3, 32, 32), torch.randn(2, 1, 4, 32, 32))
+    sum(logits.square().sum() for logits in outputs.values()).backward()  # type: ignore[union-attr]
+    optimiser.step()
+    below = tuple(
+        f"{stream}.{layer}{n}" for stream in ("spatial", "temporal") for layer in ("conv", "bn") for n in "123"
+    )
+    for name, tensor in network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, before[name]) == name.startswith(below), name
 
 
 def test_the_temporal_loss_is_weighted_only_beside_another() -> None:
@@ -66,3 +115,5 @@ def test_impossible_settings_are_refused_by_name() -> None:
         TrainingConfig(epochs=0)
     with pytest.raises(ConfigError, match=r"training.momentum must lie in \[0, 1\), got 1"):
         TrainingConfig(momentum=1.0)
+    with pytest.raises(ConfigError, match=r"training.precision must be one of float32, bfloat16, got 'float16'"):
+        TrainingConfig(precision="float16")

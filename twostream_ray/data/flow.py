@@ -117,11 +117,36 @@ def dequantise(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.
     return values * np.float32(2 * contract.bound_px / 255) - np.float32(contract.bound_px)
 
 
-def flipped(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
-    """Grey levels of -v for the grey levels of v: what a horizontal mirror does to the x component."""
+def negated(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
+    """Grey levels of -v for the grey levels of v: x in a horizontal mirror, both components backward in time."""
     if contract.coding == "signed127":
         return (256 - levels.astype(np.int16)).clip(1, 255).astype(np.uint8)
     return np.uint8(255) - levels
+
+
+def mean_vectors(fields: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean displacement of each field in px, (..., 2, H, W) -> (..., 2, 1, 1), to be subtracted from it."""
+    return fields.mean(axis=(-2, -1), keepdims=True)
+
+
+def along_trajectories(fields: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Fields of consecutive frames, each sampled where the motion has led (Simonyan and Zisserman 2014, sec. 3.1).
+
+    A point starts at its place, p_1 = (u, v), and moves on, p_k = p_{k-1} + d_{k-1}(p_{k-1}); d_k(p_k) is stacked.
+    Places between pixels are interpolated linearly, beyond the frame its edge counts.
+
+    Shape: (L, 2, H, W) in px, x then y -> the same.
+    """
+    import cv2
+
+    height, width = fields.shape[-2:]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    sampled = []
+    for field in fields:
+        step = [cv2.remap(part, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for part in field]
+        sampled.append(np.stack(step))
+        x, y = x + step[0], y + step[1]
+    return np.stack(sampled)
 
 
 def encode_field(flow: NDArray[np.float32], contract: FlowContract) -> bytes:
@@ -144,11 +169,3 @@ def decode_field(content: bytes | memoryview) -> NDArray[np.uint8]:
     stacked = simplejpeg.decode_jpeg(memoryview(content).cast("B"), colorspace="GRAY", fastdct=False)
     levels: NDArray[np.uint8] = stacked[:, :, 0].reshape(2, -1, stacked.shape[1])
     return levels
-
-
-def field_indices(time: int, *, length: int, num_frames: int) -> NDArray[np.int64]:
-    """Fields of the stack centred on a frame: offsets -L/2 .. L/2 - 1, ends repeated (official fusion code).
-
-    Field k lies between frames k and k + 1. Shape (length,), values in [0, num_frames - 2].
-    """
-    return np.clip(time - length // 2 + np.arange(length), 0, num_frames - 2)

@@ -281,11 +281,7 @@ class SnippetLoader:
             (
                 snippets.rgb_snippets(clip, view, size_px=size) if self._want_rgb else None,
                 snippets.flow_snippets(
-                    clip,
-                    view,
-                    size_px=size,
-                    length=self._config.sampling.flow_length,
-                    contract=self._shard_set.contract,
+                    clip, view, size_px=size, config=self._config.sampling, contract=self._shard_set.contract
                 )
                 if self._want_flow
                 else None,
@@ -297,7 +293,6 @@ class SnippetLoader:
         """The encoded clips of a unit, flow cut down to the fields that the pass's views need."""
         shard_uri = storage.join(self._shard_set.uri, "shards", self._shard_set.shard_names[unit.shard])
         a_pass = self._passes[unit.pass_index]
-        length = self._config.sampling.flow_length
         encoded = read_row_group(
             shard_uri, unit.group, want_rgb=self._want_rgb, want_flow=self._want_flow, rows=unit.rows
         )
@@ -306,7 +301,7 @@ class SnippetLoader:
             fields: list[int] = []
             if clip.flow is not None:
                 times = np.concatenate([view.times for view in self._views(a_pass, clip_id, clip)])
-                fields = snippets.needed_fields(times, length=length, num_frames=clip.num_frames)
+                fields = snippets.needed_fields(times, config=self._config.sampling, num_frames=clip.num_frames)
             records.append(
                 {
                     "pass_index": unit.pass_index,

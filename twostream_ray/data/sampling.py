@@ -1,14 +1,17 @@
-"""Which frames a sample is made of, in training and at test time (Feichtenhofer et al. 2016, sec. 3.3)."""
+"""Which frames and flow fields a sample is made of, in training and at test time (Feichtenhofer et al. 2016, 3.3)."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray.errors import ConfigError, EmptyClipError
+
+FlowStack = Literal["centred", "forward", "bidirectional", "trajectory"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +19,7 @@ class SamplingConfig:
     """Which snippets make a sample."""
 
     num_snippets: int = 5
-    """T: snippets per sample, each one RGB frame and the flow stack centred on it."""
+    """T: snippets per sample, each one RGB frame and the flow stack that goes with it."""
 
     min_stride_frames: int = 5
     """Smallest stride tau between snippets, in frames; training draws tau uniformly (5..15 in the official code)."""
@@ -26,6 +29,14 @@ class SamplingConfig:
 
     flow_length: int = 10
     """L: flow fields per snippet; the stack has 2L channels, ordered x1, y1, x2, y2, ..."""
+
+    flow_stack: FlowStack = "centred"
+    """centred: L/2 fields before the frame and L/2 from it on (official code of 2016); forward: L fields from the
+    frame on; bidirectional: L/2 forward, L/2 backward; trajectory: forward, each sampled where the motion has led
+    (Simonyan and Zisserman 2014, sec. 3.1)."""
+
+    flow_mean_subtraction: bool = False
+    """Take its mean vector off each field, a crude compensation of camera motion (Simonyan and Zisserman 2014, 3.1)."""
 
     test_times: int = 4
     """Samples of a clip at test time, evenly spaced; a video's score is their mean."""
@@ -38,8 +49,17 @@ class SamplingConfig:
                 "data.sampling.min_stride_frames must be at least 1 and at most max_stride_frames, got "
                 f"{self.min_stride_frames} and {self.max_stride_frames}"
             )
-        if self.flow_length < 2 or self.flow_length % 2:
-            raise ConfigError(f"data.sampling.flow_length must be even and at least 2, got {self.flow_length}")
+        if self.flow_stack not in get_args(FlowStack):
+            raise ConfigError(
+                f"data.sampling.flow_stack must be one of {', '.join(get_args(FlowStack))}, got {self.flow_stack!r}"
+            )
+        if self.flow_length < 1:
+            raise ConfigError(f"data.sampling.flow_length must be at least 1, got {self.flow_length}")
+        if self.flow_length % 2 and self.flow_stack in ("centred", "bidirectional"):
+            raise ConfigError(
+                f"data.sampling.flow_length must be even for flow_stack {self.flow_stack}, which has two halves, got "
+                f"{self.flow_length}: choose another length, or forward or trajectory"
+            )
         if self.test_times < 1:
             raise ConfigError(f"data.sampling.test_times must be at least 1, got {self.test_times}")
 
@@ -81,14 +101,32 @@ def evaluation_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.i
     """
     stride = config.max_stride_frames
     last_start = max(num_frames - 1 - stride * (config.num_snippets - 1), 0)
-    # Midpoints of equal parts, so that a single test sample looks at the middle of the clip.
-    starts = np.floor((np.arange(config.test_times) + 0.5) / config.test_times * (last_start + 1)).astype(np.int64)
+    # Midpoints of equal parts, so that a single test sample looks at the middle of the clip; in whole numbers, as
+    # fractions would round midpoints that fall on a frame either way.
+    starts = (2 * np.arange(config.test_times) + 1) * (last_start + 1) // (2 * config.test_times)
     return np.stack(
         [
             chunk_centres(num_frames, num_chunks=config.num_snippets, stride_frames=stride, start=int(start))
             for start in starts
         ]
     )
+
+
+def field_indices(time: int, *, config: SamplingConfig, num_frames: int) -> NDArray[np.int64]:
+    """Flow fields of the stack that goes with a frame, in the order of its channels; a clip's ends are repeated.
+
+    Field k lies between frames k and k + 1. centred: offsets -L/2 .. L/2 - 1. forward and trajectory: 0 .. L - 1.
+    bidirectional: 0 .. L/2 - 1, then backward in time -1 .. -L/2. Shape (L,), values in [0, num_frames - 2].
+    """
+    length = config.flow_length
+    match config.flow_stack:
+        case "centred":
+            offsets = np.arange(length) - length // 2
+        case "forward" | "trajectory":
+            offsets = np.arange(length)
+        case "bidirectional":
+            offsets = np.concatenate([np.arange(length // 2), -1 - np.arange(length // 2)])
+    return np.clip(time + offsets, 0, num_frames - 2)
 
 
 def clip_rng(*, seed: int, epoch: int, clip_id: str) -> np.random.Generator:

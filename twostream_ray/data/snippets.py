@@ -142,34 +142,65 @@ def rgb_snippets(clip: EncodedClip, view: View, *, size_px: int) -> NDArray[np.u
 
 
 def flow_snippets(
-    clip: EncodedClip, view: View, *, size_px: int, length: int, contract: FlowContract
+    clip: EncodedClip, view: View, *, size_px: int, config: SamplingConfig, contract: FlowContract
 ) -> NDArray[np.uint8]:
     """The flow stacks of a sample: (T, 2L, size, size) uint8; fields shared by overlapping stacks are decoded once.
+
+    Means and trajectories are those of the stored frame, before it is cropped. Stored flow runs forward only: the
+    backward flow from frame k to k - 1 is taken to be the negated forward flow from k - 1 to k, our reading.
 
     Raises:
         DecodeError: the clip has no flow, or a field is damaged.
     """
     if clip.flow is None:
         raise DecodeError("flow was wanted of a clip read without its flow column")
-    windows = [flow.field_indices(int(time), length=length, num_frames=clip.num_frames) for time in view.times]
-    planes: dict[int, NDArray[np.uint8]] = {}
-    for index in needed_fields(view.times, length=length, num_frames=clip.num_frames):
+    windows = [sampling.field_indices(int(time), config=config, num_frames=clip.num_frames) for time in view.times]
+    fields: dict[int, NDArray[np.uint8]] = {}
+    for index in needed_fields(view.times, config=config, num_frames=clip.num_frames):
         try:
-            field = flow.decode_field(clip.flow[index])
+            fields[index] = flow.decode_field(clip.flow[index])
         except (ValueError, IndexError, KeyError) as error:
             raise DecodeError(
                 f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})"
             ) from error
-        x, y = (transforms.apply_crop(plane, view.crop, size_px=size_px) for plane in field)
-        planes[index] = np.stack([flow.flipped(x, contract) if view.crop.mirrored else x, y])
-    return np.stack([np.concatenate([planes[int(index)] for index in window]) for window in windows])
+
+    def shown(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        x, y = (transforms.apply_crop(plane, view.crop, size_px=size_px) for plane in levels)
+        return np.stack([flow.negated(x, contract) if view.crop.mirrored else x, y])
+
+    if config.flow_stack == "trajectory":
+        stacks = [_along_trajectories([fields[int(i)] for i in window], config, contract) for window in windows]
+        return np.stack([np.concatenate([shown(levels) for levels in stack]) for stack in stacks])
+    if config.flow_mean_subtraction:
+        fields = {index: _without_mean(levels, contract) for index, levels in fields.items()}
+    planes = {index: shown(levels) for index, levels in fields.items()}
+    stacked = np.stack([np.stack([planes[int(index)] for index in window]) for window in windows])
+    if config.flow_stack == "bidirectional":
+        backward = stacked[:, config.flow_length // 2 :]
+        backward[:] = flow.negated(backward, contract)
+    return stacked.reshape(len(windows), 2 * config.flow_length, size_px, size_px)
 
 
-def needed_fields(times: NDArray[np.int64], *, length: int, num_frames: int) -> list[int]:
+def needed_fields(times: NDArray[np.int64], *, config: SamplingConfig, num_frames: int) -> list[int]:
     """Indices of the flow fields that the stacks at these times share, each once, ascending."""
-    return sorted(
-        {int(index) for time in times for index in flow.field_indices(int(time), length=length, num_frames=num_frames)}
-    )
+    windows = (sampling.field_indices(int(time), config=config, num_frames=num_frames) for time in times)
+    return sorted({int(index) for window in windows for index in window})
+
+
+def _without_mean(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
+    field = flow.dequantise(levels, contract)
+    return flow.quantise(field - flow.mean_vectors(field), contract)
+
+
+def _along_trajectories(
+    stack: Sequence[NDArray[np.uint8]], config: SamplingConfig, contract: FlowContract
+) -> NDArray[np.uint8]:
+    fields = flow.dequantise(np.stack(stack), contract)
+    sampled = flow.along_trajectories(fields)
+    if config.flow_mean_subtraction:
+        # The points follow the whole motion; what is stacked is the motion less the camera's.
+        sampled = sampled - flow.mean_vectors(fields)
+    return flow.quantise(sampled, contract)
 
 
 def collate(

@@ -50,6 +50,10 @@ class Network(nn.Module):
         """
         return torch.stack([self.split_heads(logits)[head] for logits in outputs.values()]).mean(dim=0)
 
+    def all_scores(self, outputs: dict[str, Tensor]) -> Tensor:
+        """The scores of all data sets side by side, (N, K); those of different data sets do not compare."""
+        return torch.cat([self.scores(outputs, head=head) for head in range(len(self.head_classes))], dim=1)
+
     def probabilities(self, scores: Tensor) -> Tensor:
         """Scores (N, K), averaged over views or not, as probabilities that add up to 1."""
         return F.softmax(scores, dim=1)

@@ -17,7 +17,7 @@ from twostream_ray.data.flow import require_same_contract
 from twostream_ray.data.pipeline import DataConfig, Pass, SnippetLoader
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, StorageError, TrainingError, own_error
-from twostream_ray.evaluation import Report, report_on
+from twostream_ray.evaluation import Report, own_head_first, report_on
 from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig
 from twostream_ray.runs.session import ray_session
 from twostream_ray.runs.train import TrainReport, run_place
@@ -101,10 +101,11 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         raise TrainingError(f"all {len(members)} clips of {config.split} were to be scored, {missing} were not")
     stacked = np.stack([scores[int(clip)] for clip in members])
     labels = shard_set.labels[members]
+    ranked = own_head_first(stacked, labels, head_classes=package.model.head_classes or (len(package.classes),))
     ids = shard_set.index["clip_id"].to_pylist()
     evaluation = Evaluation(
         report=report_on(
-            stacked,
+            ranked,
             labels,
             classes=shard_set.classes,
             n_expected=len(members) + shard_set.quarantined.get(config.split, 0),

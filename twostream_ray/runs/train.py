@@ -24,7 +24,7 @@ from twostream_ray.models.networks import Network
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.session import polled, ray_session
 from twostream_ray.training.checkpoint import ModelPackage, load_state, load_weights, save_model, save_state
-from twostream_ray.training.loop import PassResult, score_pass, train_pass, unwrapped
+from twostream_ray.training.loop import PassResult, prepared, score_pass, train_pass, unwrapped
 from twostream_ray.training.recipe import build_optimiser, learning_rate_at
 
 Progress = Callable[[dict[str, Any]], None]
@@ -298,7 +298,7 @@ def _worker(arguments: dict[str, Any]) -> Network:
     torch.manual_seed(config.seed)
     shard_set = open_shards(config.data.shards)
     checkpoint = ray.train.get_checkpoint()
-    network = package.build(pretrained=checkpoint is None)
+    network = prepared(package.build(pretrained=checkpoint is None), config=config.training, device=device)
     optimiser = build_optimiser(network, config=config.training)
     history: list[dict[str, float]] = []
     if checkpoint is not None:
@@ -365,7 +365,8 @@ def _worker(arguments: dict[str, Any]) -> Network:
                 "learning_rate": learning_rate_at(epoch, config=config.training),
             }
         else:
-            metrics |= _metrics("val", score_pass(model, batches, device=device)[0])
+            result = score_pass(model, batches, device=device, precision=config.training.precision)[0]
+            metrics |= _metrics("val", result)
         if not a_pass.training or config.data.validation_split is None:
             history = [*history, metrics]
             _report(model, optimiser, package, history=history, rank=rank)

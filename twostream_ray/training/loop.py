@@ -18,11 +18,13 @@ from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import normalise_flow, normalise_rgb
 from twostream_ray.models.networks import Network
 from twostream_ray.training.recipe import (
+    Precision,
     TrainingConfig,
     learning_rate_at,
     set_learning_rate,
     total_loss,
     tower_losses,
+    within_own_head,
 )
 
 
@@ -33,7 +35,7 @@ class PassResult:
     losses: dict[str, float]
     """Mean cross-entropy per sample of each tower."""
     top1: float
-    """Fraction of samples whose class had the highest score, in [0, 1]."""
+    """Fraction of samples whose class had the highest score within its own data set, in [0, 1]."""
     samples: int
     """Samples that counted."""
     seconds: float
@@ -62,6 +64,19 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor | None, Tensor
     )
 
 
+def prepared(network: Network, *, config: TrainingConfig, device: torch.device) -> Network:
+    """The network on its device, laid out and compiled as the settings say; before the optimiser takes its parameters.
+
+    Names and shapes of the parameters stay, so checkpoints go from any setting to any other.
+    """
+    network.to(device)
+    if config.channels_last:
+        network.to_channels_last()
+    if config.compile:
+        network.compile()
+    return network
+
+
 def train_pass(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -87,8 +102,8 @@ def train_pass(
         _seed_dropout(seed=seed, epoch=epoch, step=step)
         set_learning_rate(optimiser, learning_rate_at(epoch + step / num_steps, config=config))
         rgb, flow, labels, weights = to_device(batch, device)
-        outputs = model(rgb, flow)
-        losses = tower_losses(outputs, labels, weights=weights)
+        outputs = _outputs(model, rgb, flow, device=device, precision=config.precision)
+        losses = tower_losses(outputs, labels, weights=weights, head_classes=network.head_classes)
         # Workers average their gradients; sums over the global batch are wanted instead.
         loss = total_loss(losses, config=config) / batch.total
         optimiser.zero_grad(set_to_none=True)
@@ -96,7 +111,8 @@ def train_pass(
         if config.clip_gradient_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient_norm)
         optimiser.step()
-        tally.add(losses, network.scores(outputs).detach(), labels, weights)
+        scores = network.all_scores(outputs).detach()
+        tally.add(losses, within_own_head(scores, labels, head_classes=network.head_classes), labels, weights)
         step_losses.append(loss.detach())
         if report is not None:
             report(step + 1, float(loss.detach()) * world_size)
@@ -106,11 +122,12 @@ def train_pass(
 
 @torch.no_grad()
 def score_pass(
-    model: nn.Module, batches: Iterator[Batch], *, device: torch.device
+    model: nn.Module, batches: Iterator[Batch], *, device: torch.device, precision: Precision = "float32"
 ) -> tuple[PassResult, dict[int, NDArray[np.float32]]]:
     """Score a split: the result over all workers, and this worker's clip position -> video score (K,).
 
-    A video's score is the mean of its views' scores. In the result a view counts as a sample.
+    A video's score is the mean of its views' scores, over the classes of all data sets. In the result a view counts as
+    a sample.
     """
     network = unwrapped(model)
     network.eval()
@@ -119,14 +136,24 @@ def score_pass(
     views: dict[int, int] = {}
     for batch in tally.timed(batches):
         rgb, flow, labels, weights = to_device(batch, device)
-        outputs = network(rgb, flow)
-        scores = network.scores(outputs).float()
-        tally.add(tower_losses(outputs, labels, weights=weights), scores, labels, weights)
+        outputs = _outputs(network, rgb, flow, device=device, precision=precision)
+        scores = network.all_scores(outputs)
+        losses = tower_losses(outputs, labels, weights=weights, head_classes=network.head_classes)
+        tally.add(losses, within_own_head(scores, labels, head_classes=network.head_classes), labels, weights)
         for clip, weight, score in zip(batch.clips.tolist(), batch.weights.tolist(), scores.cpu().numpy(), strict=True):
             if weight:
                 sums[clip] = sums[clip] + score if clip in sums else score
                 views[clip] = views.get(clip, 0) + 1
     return tally.result(), {clip: total / np.float32(views[clip]) for clip, total in sums.items()}
+
+
+def _outputs(
+    model: nn.Module, rgb: Tensor | None, flow: Tensor | None, *, device: torch.device, precision: Precision
+) -> dict[str, Tensor]:
+    """Logits (N, K) by tower, in 32 bits whatever the layers were computed in."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        outputs = model(rgb, flow)
+    return {tower: logits.float() for tower, logits in outputs.items()}
 
 
 def unwrapped(model: nn.Module) -> Network:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import Network
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,21 @@ class TrainingConfig:
     temporal_loss_weight: float = 1.0
     """Weight of the temporal tower's loss in the sum; the other tower's is 1."""
 
+    precision: Precision = "float32"
+    """bfloat16 computes layers in 16 bits and keeps weights, losses and momentum in 32: for GPUs that have it."""
+
+    channels_last: bool = False
+    """Lay maps out channels innermost, as GPUs' tensor cores read them."""
+
+    compile: bool = False
+    """Compile the network with torch.compile: minutes before the first step, faster steps after; wants a C++ compiler
+    on every node."""
+
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                f"training.precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
+            )
         if self.epochs < 1:
             raise ConfigError(f"training.epochs must be at least 1, got {self.epochs}")
         if self.global_batch < 1:
@@ -94,10 +110,31 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_factor"]
 
 
-def tower_losses(outputs: Mapping[str, Tensor], labels: Tensor, *, weights: Tensor) -> dict[str, Tensor]:
-    """Sum of weighted cross-entropies per tower, scalars; samples of weight 0 count nothing."""
+def within_own_head(scores: Tensor, labels: Tensor, *, head_classes: Sequence[int]) -> Tensor:
+    """Scores (N, K) in which only the classes of each sample's own data set are left; the others become -inf.
+
+    A label says which data set its sample is from: K holds the data sets' classes one after the other.
+    """
+    if len(head_classes) == 1:
+        return scores
+    head_of_class = torch.arange(len(head_classes)).repeat_interleave(torch.tensor(head_classes)).to(scores.device)
+    return scores.masked_fill(head_of_class != head_of_class[labels][:, None], -torch.inf)
+
+
+def tower_losses(
+    outputs: Mapping[str, Tensor], labels: Tensor, *, weights: Tensor, head_classes: Sequence[int]
+) -> dict[str, Tensor]:
+    """Sum of weighted cross-entropies per tower, scalars; samples of weight 0 count nothing.
+
+    With several data sets it is the sum of their losses, each over its own samples and its own classes (multi-task
+    learning, Simonyan and Zisserman 2014, sec. 4). A data set without a sample in the batch adds 0, and its head gets
+    gradients of 0: workers that average gradients find the same parameters everywhere.
+    """
     return {
-        tower: (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
+        tower: (
+            F.cross_entropy(within_own_head(logits, labels, head_classes=head_classes), labels, reduction="none")
+            * weights
+        ).sum()
         for tower, logits in outputs.items()
     }
 
