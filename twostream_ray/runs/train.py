@@ -208,7 +208,7 @@ def _fit(
         def run(arguments: dict[str, Any]) -> None:
             worker(arguments)  # Ray Train cannot carry tensors back
 
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             run,
             train_loop_config={
                 "config": config,
@@ -256,6 +256,13 @@ def _failure(config: ExperimentConfig, error: Exception) -> str:
         f"run {config.name!r} failed after {config.workers.max_failures} restarts ({(lines or [repr(error)])[-1][:300]}"
         "); mend the cause and run the same command again to go on from the last checkpoint"
     )
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer, except that Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 class _LogToMlflow(UserCallback):
