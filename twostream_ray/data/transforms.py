@@ -60,7 +60,7 @@ class Crop:
 
 
 def training_crop(height: int, width: int, *, config: TransformConfig, rng: np.random.Generator) -> Crop:
-    """A crop drawn from the whole frame (Simonyan and Zisserman 2014, sec. 4), its size jittered in both directions."""
+    """A crop drawn from the whole frame (Simonyan and Zisserman 2014, sec. 5), its size jittered in both directions."""
     factors = 1 + config.size_jitter * rng.uniform(-1, 1, size=2)
     crop_height = min(round(config.crop_px * factors[0]), height)
     crop_width = min(round(config.crop_px * factors[1]), width)
