@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -63,3 +64,22 @@ def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None
         ended.set()
         thread.join(timeout=5)
     look()
+
+
+class Board:
+    """An actor where workers leave word of their progress for the driver to show.
+
+    It lives in this light module: its process would otherwise spend seconds on importing torch.
+    """
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+
+    def post(self, event: dict[str, Any]) -> None:
+        """Leave an event."""
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        """The events since the last call."""
+        events, self._events = self._events, []
+        return events

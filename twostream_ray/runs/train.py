@@ -22,7 +22,7 @@ from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.models.networks import Network
 from twostream_ray.runs.config import ExperimentConfig
-from twostream_ray.runs.session import polled, ray_session
+from twostream_ray.runs.session import Board, polled, ray_session
 from twostream_ray.training.checkpoint import ModelPackage, load_state, load_weights, save_model, save_state
 from twostream_ray.training.loop import PassResult, prepared, score_pass, train_pass, unwrapped
 from twostream_ray.training.recipe import build_optimiser, learning_rate_at
@@ -197,7 +197,7 @@ def _fit(
         gpus = int(ray.cluster_resources().get("GPU", 0))
         workers = config.workers.num_workers or gpus or 2
         cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
-        board: Any = ray.remote(_Board).options(num_cpus=0).remote()
+        board: Any = ray.remote(Board).options(num_cpus=0).remote()
         worker = _worker
 
         def show() -> None:
@@ -278,20 +278,6 @@ class _LogToMlflow(UserCallback):
 def _log_epoch(handle: tracking.RunHandle, metrics: dict[str, float]) -> None:
     values = {name: value for name, value in metrics.items() if name != "epoch"}
     tracking.log_metrics(handle, values, step=int(metrics["epoch"]))
-
-
-class _Board:
-    """Where rank 0 leaves word of its progress for the driver to show."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-
-    def post(self, event: dict[str, Any]) -> None:
-        self._events.append(event)
-
-    def take(self) -> list[dict[str, Any]]:
-        events, self._events = self._events, []
-        return events
 
 
 def _worker(arguments: dict[str, Any]) -> Network:
