@@ -262,7 +262,7 @@ def _demo(arguments: list[str]) -> int:
     model_uri = f"models:/{name}@champion"
     for prediction in predict(PredictConfig(videos=[str(video)], model=model_uri, tracking=config.tracking)):
         best = ", ".join(f"{label} {score:.2f}" for label, score in prediction.top)
-        console.print(f"predicted from raw video: {video.parent.name}/{video.name} -> {best}", soft_wrap=True)
-    console.print(f"pictures: {config.storage}/*/evaluation/*.png", soft_wrap=True)
-    console.print(f"MLflow page: mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+        console.print(f"predicted from raw video: {video.parent.name}/{video.name} -> {best}")
+    console.print(f"pictures: {config.storage}/*/evaluation/*.png")
+    console.print(f"MLflow page: mlflow ui --backend-store-uri {uri}")
     return 0

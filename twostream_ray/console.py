@@ -12,7 +12,7 @@ from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 15.0
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 class Bar:

@@ -235,3 +235,25 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_an_undisturbed_one
     runs = [run for run in client.search_runs([experiment_id]) if run.info.run_name == "killed"]
     assert len(runs) == 1
     assert sorted(m.step for m in client.get_metric_history(runs[0].info.run_id, "train_loss")) == [0, 1]
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_with_130_one_line_and_no_process_left(shard_set: ShardSet, tmp_path: Path) -> None:
+    arguments = ["--config", "jobs/recipes/demo.yaml", "--name", "interrupted", "--data.shards", shard_set.uri]
+    arguments += ["--data.transforms.crop_px", "48", "--training.epochs", "500", "--training.global_batch", "16"]
+    arguments += ["--storage", str(tmp_path / "runs"), "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("twostream")), "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert any(line.startswith("epoch 1/500") for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert [line for line in errors.splitlines() if line.startswith("twostream train: error: interrupted")]
+    assert "Traceback" not in errors

@@ -266,7 +266,8 @@ def order_path(num_frames: int, *, label: int, speed_px: float) -> NDArray[np.fl
     """Offsets (y, x) of a shape that goes left, then right (label 0), or right, then left (label 1), shape (F, 2).
 
     Both are the same two halves of a clip, in the other order; a half rests, moves and rests again, for an eighth, a
-    quarter and an eighth of the clip, so that no short stack of flow fields sees both moves.
+    quarter and an eighth of the clip, so that no short stack of flow fields sees both moves. Snippets at a stride of
+    a quarter of the clip are then the same four in both classes, and only their order tells.
     """
     half = num_frames // 2
     rest = half // 4

@@ -265,10 +265,7 @@ def _register(
             local_model(trained.checkpoint, config=config.tracking, folder=Path(folder)),
             name=config.tracking.model_name,
             measurement=measurement,
-            protocol=(
-                f"{package.sampling.test_times} evenly spaced samples of {package.sampling.num_snippets} snippets "
-                f"a clip, centre crop of {package.transforms.crop_px} px, scores averaged"
-            ),
+            protocol=_protocol(package),
             summary=_summary(config, parameters=trained.parameters),
             classes=package.classes,
             flow_contract=package.contract.to_dict(),
@@ -283,6 +280,13 @@ def _register(
         config=config.tracking,
     )
     return Published(evaluation=evaluation, version=version, verdict=verdict.reason)
+
+
+def _protocol(package: ModelPackage) -> str:
+    times, snippets = package.sampling.test_times, package.sampling.num_snippets
+    views = f"{times} evenly spaced samples" if times > 1 else "1 sample from the middle"
+    parts = f"{snippets} snippets" if snippets > 1 else "1 snippet"
+    return f"{views} of {parts} a clip, centre crop of {package.transforms.crop_px} px, scores averaged"
 
 
 def _summary(config: ExperimentConfig, *, parameters: int) -> str:

@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
         ShardError: the shards are missing or damaged.
         TrainingError: the run failed more often than workers.max_failures allows.
     """
+    # Workers run in another directory.
+    config = replace(config, data=replace(config.data, shards=storage.absolute(config.data.shards)))
     shard_set = open_shards(config.data.shards)
     for split in filter(None, (config.data.train_split, config.data.validation_split)):
         shard_set.split(split)
@@ -206,7 +208,7 @@ def _fit(
         def run(arguments: dict[str, Any]) -> None:
             worker(arguments)  # Ray Train cannot carry tensors back
 
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             run,
             train_loop_config={
                 "config": config,
@@ -237,7 +239,9 @@ def _fit(
             with polled(show, every_seconds=0.3):
                 result = trainer.fit()
         except Exception as error:
-            raise own_error(error) or TrainingError(_failure(config, error)) from error
+            failures = getattr(error, "worker_failures", {}).values()
+            own = next(filter(None, map(own_error, failures)), own_error(error))
+            raise own or TrainingError(_failure(config, error)) from error
         best = result.get_best_checkpoint("val_top1" if validates else "epoch", "max")
         if best is None:
             raise TrainingError(f"run {config.name!r} ended without a checkpoint: look at Ray's logs")
@@ -252,6 +256,13 @@ def _failure(config: ExperimentConfig, error: Exception) -> str:
         f"run {config.name!r} failed after {config.workers.max_failures} restarts ({(lines or [repr(error)])[-1][:300]}"
         "); mend the cause and run the same command again to go on from the last checkpoint"
     )
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer, except that Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 class _LogToMlflow(UserCallback):
