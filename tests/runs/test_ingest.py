@@ -151,12 +151,17 @@ def test_every_frame_of_every_real_clip_fetched_in_random_order_is_the_right_one
         order = np.random.default_rng(0).permutation(clip.num_frames)
         frames = fetch_frames(clip.video, order.tolist(), num_frames=clip.num_frames)
         truth = thumbs[name].astype(float)
+        seen = np.empty((clip.num_frames, 6, 8))
         for position, frame in zip(order, frames, strict=True):
-            seen = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (8, 6), interpolation=cv2.INTER_AREA)
-            distance = np.abs(truth.reshape(len(truth), 6, 8) - seen).mean(axis=(1, 2))
-            # A still scene has frames that are all but equal: the right one may tie with them, not lose to them.
-            assert distance[position] <= distance.min() + 0.35, (name, position, int(distance.argmin()))
-            checked += 1
+            grey = frame.mean(axis=2, dtype=np.float32)
+            seen[position] = cv2.resize(grey, (8, 6), interpolation=cv2.INTER_AREA)
+        distance = np.abs(truth.reshape(1, -1, 6, 8) - seen[:, None]).mean(axis=(2, 3))
+        own = np.diag(distance)
+        # Frames of a still scene are all but equal: the right one may tie with them, within coding noise.
+        assert own.max() <= 2 and (own - distance.min(axis=1)).max() <= 1, name
+        # A shift by a single frame would make the neighbours fit better.
+        assert own.mean() < min(np.diag(distance, 1).mean(), np.diag(distance, -1).mean()), name
+        checked += clip.num_frames
     assert checked == sum(row["num_frames"] for row in index) == 4196
 
 
