@@ -166,7 +166,7 @@ def test_eight_real_clips_are_learnt_by_heart(
     torch.manual_seed(0)
     network = build_network(config.model, num_classes=4, flow_length=config.data.sampling.flow_length)
     optimiser = build_optimiser(network, config=config.training)
-    for epoch in range(10):
+    for epoch in range(15):
         result = train_pass(
             network,
             optimiser,
@@ -177,7 +177,8 @@ def test_eight_real_clips_are_learnt_by_heart(
             seed=0,
             device=device,
         )
-        if result.top1 == 1:
+        # One pass without an error may be luck on the way: by heart is without a doubt.
+        if result.top1 == 1 and min(result.losses.values()) < 0.02:
             break
     settle_moments(network, batch)
     assert score_pass(network, iter([batch]), device=device)[0].top1 == 1

@@ -107,7 +107,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         transforms=TransformConfig(crop_px=64),
     )
     folder = tmp_path_factory.mktemp("package")
-    save_model(folder, described.build(), described)
+    save_model(folder, described.build(pretrained=False), described)
     return folder
 
 

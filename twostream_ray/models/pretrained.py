@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor
 
 from twostream_ray.errors import WeightsError
@@ -51,6 +50,8 @@ def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: 
 
 def _read_state(weights: str, *, backbone: Backbone, read_bytes: ReadBytes | None) -> dict[str, Tensor]:
     if weights == "imagenet":
+        import torchvision  # only here: a registered model runs without it
+
         known = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
         try:
             return known.get_state_dict(progress=False, check_hash=True, weights_only=True)
