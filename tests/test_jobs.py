@@ -1,7 +1,9 @@
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,14 +41,22 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     command += ["--dashboard-port", str(dashboard), "--ray-client-server-port", str(free_port())]
     # The agent's default port may be taken by another cluster on this machine; without an agent no job starts.
     command += ["--dashboard-agent-listen-port", str(free_port()), "--dashboard-agent-grpc-port", str(free_port())]
+    # Not pytest's folder: the paths of its sockets would be too long.
+    temporary = tempfile.mkdtemp(prefix="ray-")
     process = subprocess.Popen(
-        [str(BIN / "ray"), *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [str(BIN / "ray"), *command, "--temp-dir", temporary],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
-        process.terminate()
+        # Asked politely, the head would wait half a minute for its processes.
+        subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=True)
         process.wait(timeout=60)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def submit(script: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

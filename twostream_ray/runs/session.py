@@ -21,10 +21,17 @@ def ray_session() -> Iterator[None]:
     if not on_cluster:
         # A private cluster of this process needs no token; without this Ray writes one into the home directory.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # All of a run's processes may start at once; Ray would warn of them line by line.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
         # Keep idle processes: re-importing costs each pass over the data seconds.
         os.environ.setdefault("RAY_num_workers_soft_limit", "16")
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        # A private cluster has no dashboard (a dozen processes). Ray Train's clean-up actor asks for one all the same:
+        # refused at once, it ends with the training; left to search, it holds up the end of every training for 12 s.
+        os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+        # No node of it can be taken away with notice.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
     if ray.is_initialized():
