@@ -22,6 +22,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   pull OUT            download a registered model for use without MLflow
   describe            parts, sizes and costs of a network; --json for programs
   demo                the whole journey on synthetic videos
+  findings            the papers' findings on synthetic videos, over several seeds
 
 twostream VERB --help lists the settings of a verb with units and defaults; --version prints the version.
 Exit codes: 0 done, 2 something was refused (one line says what and the way out), 130 interrupted.
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _describe(rest)
             case "demo":
                 return _demo(rest)
+            case "findings":
+                return _findings(rest)
         _complain(f"unknown verb {verb!r}: `twostream --help` lists them")
         return 2
     except TwoStreamError as error:
@@ -225,6 +228,7 @@ def _describe(arguments: list[str]) -> int:
 
 def _demo(arguments: list[str]) -> int:
     from twostream_ray.console import Bar, TrainingDisplay, console, table
+    from twostream_ray.data.synthetic import SyntheticConfig
     from twostream_ray.runs.config import ExperimentConfig, PredictConfig
     from twostream_ray.settings import from_arguments
 
@@ -236,7 +240,11 @@ def _demo(arguments: list[str]) -> int:
     rows = []
     with ray_session():
         with Bar("videos to shards", unit="clips") as bar:
-            videos, ingested = demo.prepare(config, progress=lambda done, _, total: bar.show(done, total))
+            videos, ingested = demo.prepare(
+                SyntheticConfig(group="binding", val_clips=0, seed=config.seed),
+                shards=config.data.shards,
+                progress=lambda done, _, total: bar.show(done, total),
+            )
         console.print(ingested.sentence())
         for network, model in demo.variants(config.model).items():
             with TrainingDisplay(network) as display:
@@ -265,4 +273,30 @@ def _demo(arguments: list[str]) -> int:
         console.print(f"predicted from raw video: {video.parent.name}/{video.name} -> {best}")
     console.print(f"pictures: {config.storage}/*/evaluation/*.png")
     console.print(f"MLflow page: mlflow ui --backend-store-uri {uri}")
+    return 0
+
+
+def _findings(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, console, table
+    from twostream_ray.runs.config import FindingsConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(FindingsConfig, arguments, prog="twostream findings")
+    from twostream_ray.runs import findings
+    from twostream_ray.runs.session import ray_session
+
+    with ray_session():
+        shards = {}
+        for group, contest in findings.contests().items():
+            with Bar(f"{group}: videos to shards", unit="clips") as bar:
+                shards[group] = findings.prepare(config, contest, progress=bar.show)
+        with Bar("networks", unit="trainings") as bar:
+            found = findings.findings(config, shards, progress=lambda done, total: bar.show(done, total))
+    for group in shards:
+        table(
+            f"{group}: top-1 on test, {config.num_seeds} seeds",
+            ["network", "mean ± spread", "clips", "parameters"],
+            [[row.network, row.sentence(), row.clips, f"{row.parameters:,}"] for row in found if row.group == group],
+        )
+    console.print(f"the tables in Markdown and the picture: {findings.write(config, found)}")
     return 0

@@ -100,6 +100,34 @@ def confusion_picture(matrix: NDArray[np.integer], classes: Sequence[str], path:
     figure.savefig(path)
 
 
+def accuracies_picture(accuracies: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Draw accuracies by group and network as a PNG: a bar for the mean over seeds, a dot for each seed.
+
+    Args:
+        accuracies: group -> network -> accuracy of each seed in [0, 1].
+        path: the PNG to write.
+    """
+    rows = [len(networks) for networks in accuracies.values()]
+    figure = Figure(figsize=(8.5, 0.9 + 0.55 * len(rows) + 0.28 * sum(rows)), dpi=120)
+    figure.set_layout_engine("constrained")
+    panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=[count + 1 for count in rows])
+    for axes, (group, networks) in zip(panels[:, 0], accuracies.items(), strict=True):
+        places = range(len(networks))
+        axes.barh(places, [float(np.mean(seeds)) for seeds in networks.values()], color="#9ecae1", height=0.7)
+        for place, seeds in zip(places, networks.values(), strict=True):
+            axes.plot(seeds, [place] * len(seeds), "o", color="#08306b", markersize=3.5)
+        axes.set_yticks(places, labels=list(networks), fontsize=9, parse_math=False)
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_title(group, loc="left", fontsize=11)
+        axes.set_xlim(0, 1.02)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[-1, 0].set_xlabel("top-1 on the test split; bar: mean over seeds, dots: each seed")
+    figure.savefig(path)
+
+
 def curves_picture(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw loss and top-1 by epoch as a PNG: training dashed, validation solid, each tower in its colour.
 

@@ -108,6 +108,21 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FindingsConfig:
+    """Train every network of the papers' comparisons on synthetic videos: about 20 minutes on 2 cores, resumable."""
+
+    out: str = "findings"
+    """Directory for videos, shards, results, table and picture."""
+
+    num_seeds: int = 3
+    """Trainings of each network, with seeds 0, 1, ..."""
+
+    def __post_init__(self) -> None:
+        if self.num_seeds < 1:
+            raise ConfigError(f"num_seeds must be at least 1, got {self.num_seeds}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DescribeConfig:
     """Parts, sizes and costs of a network for one training sample; builds nothing and takes seconds."""
 

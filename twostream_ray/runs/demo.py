@@ -40,16 +40,15 @@ def variants(model: ModelConfig) -> dict[str, ModelConfig]:
 
 
 def prepare(
-    config: ExperimentConfig, *, progress: Callable[[int, int, int], None] | None = None
+    clips: SyntheticConfig, *, shards: str, progress: Callable[[int, int, int], None] | None = None
 ) -> tuple[Path, IngestReport]:
-    """Write the moving-shapes videos beside the recipe's shards and ingest them; gives the videos' directory."""
-    videos = Path(storage.absolute(config.data.shards)).parent / "videos"
-    clips = SyntheticConfig(group="binding", val_clips=0, seed=config.seed)
+    """Write moving-shapes videos beside the place of the shards and ingest them; gives the videos' directory."""
+    videos = Path(storage.absolute(shards)).parent / "videos"
     synthesize(clips, videos)
     report = ingest(
         IngestConfig(
             catalog=CatalogConfig(root=str(videos)),
-            out=config.data.shards,
+            out=shards,
             flow=FlowContract(short_side_px=clips.size_px),
         ),
         progress=progress,

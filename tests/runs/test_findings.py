@@ -1,0 +1,83 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from twostream_ray.cli import main
+from twostream_ray.data.synthetic import SyntheticConfig
+from twostream_ray.errors import ConfigError
+from twostream_ray.models.networks import build_network
+from twostream_ray.runs import findings
+from twostream_ray.runs.config import FindingsConfig
+from twostream_ray.runs.findings import Finding, contests
+
+
+def test_every_contestant_of_a_contest_has_the_same_videos_and_budget_and_can_be_built() -> None:
+    for contest in contests().values():
+        assert len(contest.networks) >= 4
+        for model in contest.networks.values():
+            network = build_network(model, num_classes=4, flow_length=contest.sampling.flow_length)
+            assert sum(parameter.numel() for parameter in network.parameters()) > 10_000
+
+
+def test_one_tower_above_an_early_fusion_has_about_half_the_parameters_of_late() -> None:
+    networks = contests()["binding"].networks
+
+    def parameters(name: str) -> int:
+        network = build_network(networks[name], num_classes=4, flow_length=10)
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    share = parameters("conv at relu1, one tower above") / parameters("late: scores averaged")
+    assert share == pytest.approx(0.5, abs=0.06)
+
+
+def test_mean_and_spread_are_those_of_the_seeds() -> None:
+    row = Finding(group="binding", network="x", parameters=1, top1=(0.5, 0.6, 0.7), clips="4 of 4 clips")
+    assert row.sentence() == "60.0% ± 10.0%"
+    assert replace(row, top1=(0.5,)).sentence() == "50.0%"
+
+
+def test_no_seed_at_all_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="num_seeds must be at least 1, got 0"):
+        FindingsConfig(num_seeds=0)
+    assert main(["findings", "--num_seeds", "0"]) == 2
+    assert "num_seeds must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cluster")
+def test_trainings_are_kept_and_not_repeated_and_the_same_seed_gives_the_same_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contest = contests()["binding"]
+    small = replace(
+        contest,
+        clips=SyntheticConfig(train_clips=16, val_clips=0, test_clips=8, size_px=96),
+        training=replace(contest.training, epochs=1, global_batch=8),
+        networks={name: contest.networks[name] for name in ("motion alone", "conv at relu3")},
+    )
+    shards = findings.prepare(FindingsConfig(out=str(tmp_path)), small, progress=lambda *_: None)
+    monkeypatch.setattr(findings, "contests", lambda: {"binding": small})
+    results = {name: findings._train_one("binding", name, 0, shards) for name in small.networks}
+    kept = tmp_path / "results"
+    kept.mkdir()
+    for name, result in results.items():
+        (kept / f"binding, {name}, seed 0.json").write_text(json.dumps(result | {"top1": 0.125}))
+    asked: list[tuple[int, int]] = []
+    found = findings.findings(
+        FindingsConfig(out=str(tmp_path), num_seeds=1),
+        {"binding": shards},
+        progress=lambda done, total: asked.append((done, total)),
+    )
+    assert [row.top1 for row in found] == [(0.125,)] * 2, "what was there is taken, not trained again"
+    assert asked[-1] == (2, 2)
+    again = findings._train_one("binding", "conv at relu3", 0, shards)
+    assert again["losses"] == results["conv at relu3"]["losses"]
+    assert again["clips"] == "8 of 8 clips"
+    assert findings._train_one("binding", "conv at relu3", 1, shards)["losses"] != again["losses"]
+    findings.write(FindingsConfig(out=str(tmp_path)), found)
+    assert re.search(
+        r"\| binding \| motion alone \| 12.5% \| 8 of 8 clips \| 26,388 \|", (tmp_path / "findings.md").read_text()
+    )
+    assert (tmp_path / "findings.png").stat().st_size > 5000

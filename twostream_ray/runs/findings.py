@@ -1,0 +1,299 @@
+"""The papers' findings on synthetic videos: many networks of one budget, several seeds each, mean and spread."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from twostream_ray import storage, visualize
+from twostream_ray.data.pipeline import DataConfig, Pass, SnippetLoader
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards import open_shards
+from twostream_ray.data.synthetic import Group, SyntheticConfig
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.errors import TrainingError, own_error
+from twostream_ray.models.fusion import FusionConfig
+from twostream_ray.models.networks import ModelConfig, build_network
+from twostream_ray.models.streams import TowerConfig
+from twostream_ray.runs import demo
+from twostream_ray.runs.config import FindingsConfig
+from twostream_ray.runs.session import polled, ray_session
+from twostream_ray.training.recipe import TrainingConfig
+
+_SIZE_PX = 96
+_ORDER_STRIDE_FRAMES = 16
+_SMALL = TowerConfig(backbone="vgg_small", width=16, dropout=0.0)
+_ONE_FRAME = SamplingConfig(num_snippets=1, min_stride_frames=1, max_stride_frames=1, test_times=1)
+_WHOLE_CLIP = SamplingConfig(
+    num_snippets=4, min_stride_frames=_ORDER_STRIDE_FRAMES, max_stride_frames=_ORDER_STRIDE_FRAMES, test_times=1
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Networks that are trained on the same videos with the same budget."""
+
+    clips: SyntheticConfig
+    """The videos."""
+    sampling: SamplingConfig
+    """What a sample shows of a clip."""
+    training: TrainingConfig
+    """The budget."""
+    networks: dict[str, ModelConfig]
+    """The contestants, by what is said of them in the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A network's accuracy over seeds."""
+
+    group: Group
+    """Which videos."""
+    network: str
+    """What is said of it in the table."""
+    parameters: int
+    """Weights that it has."""
+    top1: tuple[float, ...]
+    """Accuracy on the held-back test split, one for each seed, in [0, 1]."""
+    clips: str
+    """Clips that each accuracy is made of: n of N."""
+
+    def sentence(self) -> str:
+        """Mean and spread (sample standard deviation) in percent."""
+        spread = f" ± {statistics.stdev(self.top1):.1%}" if len(self.top1) > 1 else ""
+        return f"{statistics.mean(self.top1):.1%}{spread}"
+
+
+def contests() -> dict[Group, Contest]:
+    """What is compared on which videos.
+
+    `binding`: streams alone and averaged, every method at relu3, every layer, one tower or two above the fusion
+    (Feichtenhofer et al. 2016, tables 1 and 2). `order`: what happens to time after the fusion (table 4).
+    """
+    late = ModelConfig(architecture="late", spatial=_SMALL, temporal=_SMALL)
+
+    def fused(*layers: str, method: str = "conv", time: str = "pool2d", keep: bool = True) -> ModelConfig:
+        fusion = FusionConfig(method=method, layers=layers, temporal=time)  # type: ignore[arg-type]
+        return ModelConfig(spatial=_SMALL, temporal=_SMALL, fusion=fusion, keep_temporal_tower=keep)
+
+    return {
+        "binding": Contest(
+            clips=SyntheticConfig(group="binding", val_clips=0, size_px=_SIZE_PX),
+            sampling=_ONE_FRAME,
+            training=TrainingConfig(epochs=5, global_batch=32, learning_rate=0.1, schedule="cosine", warmup_epochs=1.0),
+            networks={
+                "appearance alone": replace(late, streams="spatial"),
+                "motion alone": replace(late, streams="temporal"),
+                "late: scores averaged": late,
+                "sum at relu3": fused("relu3", method="sum"),
+                "max at relu3": fused("relu3", method="max"),
+                "concat at relu3": fused("relu3", method="concat"),
+                "bilinear at relu3": fused("relu3", method="bilinear"),
+                "conv at relu3": fused("relu3"),
+                "conv at relu1": fused("relu1"),
+                "conv at relu2": fused("relu2"),
+                "conv at relu4": fused("relu4"),
+                "conv at relu2 and relu4": fused("relu2", "relu4"),
+                "conv at relu1, one tower above": fused("relu1", keep=False),
+                "conv at relu2, one tower above": fused("relu2", keep=False),
+                "conv at relu3, one tower above": fused("relu3", keep=False),
+            },
+        ),
+        "order": Contest(
+            clips=SyntheticConfig(group="order", train_clips=640, val_clips=0, size_px=_SIZE_PX),
+            sampling=_WHOLE_CLIP,
+            training=TrainingConfig(epochs=4, global_batch=16, learning_rate=0.1, schedule="cosine", warmup_epochs=1.0),
+            networks={
+                "late: scores averaged": late,
+                "conv at relu4, 2D pooling and averaging": fused("relu4"),
+                "conv at relu4, 3D pooling": fused("relu4", time="pool3d"),
+                "conv at relu4, 3D convolution and 3D pooling": fused("relu4", time="conv3d"),
+            },
+        ),
+    }
+
+
+Progress = Callable[[int, int], None]
+"""Called with (trainings done, trainings in all)."""
+
+
+def prepare(config: FindingsConfig, contest: Contest, *, progress: Callable[[int, int], None]) -> str:
+    """Write a contest's videos and shards below `config.out`, or find them there; gives the shards' place."""
+    shards = storage.join(storage.absolute(config.out), contest.clips.group, "shards")
+    demo.prepare(contest.clips, shards=shards, progress=lambda done, _, total: progress(done, total))
+    return shards
+
+
+def findings(config: FindingsConfig, shards: Mapping[Group, str], *, progress: Progress | None = None) -> list[Finding]:
+    """Train every network of every contest with every seed, as many at a time as there are CPUs.
+
+    A training's result is kept below `config.out`: an interrupted call goes on where it was. Each training is one
+    process with one thread, so a figure depends on its seed alone.
+
+    Raises:
+        TrainingError: not every clip of the test split was scored.
+        ShardError, StorageError: the shards cannot be read.
+    """
+    out = Path(storage.absolute(config.out)) / "results"
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = [
+        (group, network, seed)
+        for seed in range(config.num_seeds)
+        for group, contest in contests().items()
+        if group in shards
+        for network in contest.networks
+    ]
+    results: dict[tuple[Group, str, int], dict[str, Any]] = {}
+    with ray_session():
+        import ray
+
+        task = ray.remote(_train_one).options(num_cpus=1)
+        pending: dict[Any, tuple[tuple[Group, str, int], Path]] = {}
+        for group, network, seed in wanted:
+            experiment = _experiment(group, network, seed, shards=shards[group])
+            place = out / f"{group}, {network}, seed {seed}.json"
+            kept = json.loads(place.read_text()) if place.exists() else {}
+            if kept.get("experiment") == experiment:
+                results[group, network, seed] = kept
+            else:
+                pending[task.remote(group, network, seed, shards[group])] = ((group, network, seed), place)
+
+        def show() -> None:
+            if progress is not None:
+                progress(len(results), len(wanted))
+
+        with polled(show, every_seconds=0.5):
+            while pending:
+                try:
+                    (done,), _ = ray.wait(list(pending))
+                    result = ray.get(done)
+                except Exception as error:
+                    own = own_error(error)
+                    if own is None:
+                        raise
+                    raise own from None
+                key, place = pending.pop(done)
+                results[key] = result
+                storage.write_bytes(str(place), (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
+    return [
+        Finding(
+            group=group,
+            network=network,
+            parameters=results[group, network, 0]["parameters"],
+            top1=tuple(results[group, network, seed]["top1"] for seed in range(config.num_seeds)),
+            clips=results[group, network, 0]["clips"],
+        )
+        for group in shards
+        for network in contests()[group].networks
+    ]
+
+
+def write(config: FindingsConfig, found: list[Finding]) -> str:
+    """Write table (findings.md) and picture (findings.png) below `config.out`; gives the directory."""
+    out = Path(storage.absolute(config.out))
+    lines = ["| videos | network | top-1 | clips | parameters |", "|---|---|---|---|---|"]
+    lines += [f"| {row.group} | {row.network} | {row.sentence()} | {row.clips} | {row.parameters:,} |" for row in found]
+    storage.write_bytes(str(out / "findings.md"), ("\n".join(lines) + "\n").encode())
+    visualize.accuracies_picture(
+        {
+            group: {row.network: row.top1 for row in found if row.group == group}
+            for group in dict.fromkeys(row.group for row in found)
+        },
+        out / "findings.png",
+    )
+    return str(out)
+
+
+def _experiment(group: Group, network: str, seed: int, *, shards: str) -> dict[str, Any]:
+    """All that a result depends on, in JSON's types."""
+    contest = contests()[group]
+    settings = {
+        "manifest_hash": open_shards(shards).hash,
+        "sampling": asdict(contest.sampling),
+        "training": asdict(contest.training),
+        "model": asdict(contest.networks[network]),
+        "seed": seed,
+    }
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[str, Any]:
+    """Train one network of a contest and score the test split, in this process alone."""
+    import numpy as np
+    import torch
+
+    from twostream_ray.evaluation import report_on
+    from twostream_ray.training.loop import score_pass, train_pass
+    from twostream_ray.training.recipe import build_optimiser
+
+    started = time.monotonic()
+    contest = contests()[group]
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    shard_set, device = open_shards(shards), torch.device("cpu")
+    network = build_network(
+        contest.networks[network_name],
+        num_classes=len(shard_set.classes),
+        flow_length=contest.sampling.flow_length,
+    )
+    optimiser = build_optimiser(network, config=contest.training)
+    loader = SnippetLoader(
+        shard_set,
+        config=DataConfig(
+            shards=shards,
+            sampling=contest.sampling,
+            # Left and right are classes.
+            transforms=TransformConfig(crop_px=_SIZE_PX, size_jitter=0.0, flip=False),
+            decode_threads=1,
+        ),
+        passes=list(_passes(contest.training.epochs)),
+        global_batch=contest.training.global_batch,
+        seed=seed,
+        want_rgb=network.needs_rgb,
+        want_flow=network.needs_flow,
+        through_ray=False,
+    )
+    scores: dict[int, Any] = {}
+    losses = []
+    for a_pass, batches in loader:
+        if a_pass.training:
+            result = train_pass(
+                network,
+                optimiser,
+                batches,
+                config=contest.training,
+                epoch=a_pass.epoch,
+                num_steps=loader.num_steps(a_pass),
+                seed=seed,
+                device=device,
+            )
+            losses.append(result.losses)
+        else:
+            _, scores = score_pass(network, batches, device=device)
+    members = shard_set.split("test")
+    if set(scores) != set(members.tolist()):
+        raise TrainingError(f"all {len(members)} test clips of {group} were to be scored, got {len(scores)}")
+    report = report_on(
+        np.stack([scores[int(clip)] for clip in members]),
+        shard_set.labels[members],
+        classes=shard_set.classes,
+        n_expected=len(members) + shard_set.quarantined.get("test", 0),
+    )
+    return {
+        "experiment": _experiment(group, network_name, seed, shards=shards),
+        "top1": report.top1,
+        "clips": report.coverage,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "losses": losses,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _passes(epochs: int) -> Iterator[Pass]:
+    yield from (Pass(split="train", epoch=epoch, training=True) for epoch in range(epochs))
+    yield Pass(split="test")
