@@ -138,7 +138,6 @@ def test_error_on_middlebury_is_the_published_one(real: Path, algorithm: str, ex
     import cv2
     from matplotlib.image import imread
 
-    # Not cv2.imread: OpenCV's PNG reader fails once decord's own zlib is loaded.
     colours = [(imread(real / f"flow/rubberwhale/frame0{n}.png")[..., :3] * 255).astype(np.uint8) for n in (4, 5)]
     frames = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in colours]
     content = (real / "flow/rubberwhale/flow_gt.flo").read_bytes()

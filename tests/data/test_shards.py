@@ -93,7 +93,7 @@ def test_an_index_that_is_not_the_manifests_is_refused(shard_set: ShardSet, tmp_
 
 def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(ShardError, match=r"has format 99, this version reads format 1"):
+    with pytest.raises(ShardError, match=r"has format 99, this version reads format 2"):
         open_shards(str(tmp_path))
 
 

@@ -131,8 +131,6 @@ def test_requirements_are_exact_and_can_be_had_from_an_index() -> None:
     requirements = serving_requirements()
     assert all("==" in line and "+" not in line for line in requirements)
     assert not [line for line in requirements if line.startswith("ray")]
-    decord = [line for line in requirements if line.startswith("decord")]
-    assert all(line.endswith("; platform_machine == 'x86_64'") for line in decord)
 
 
 def test_folder_that_is_no_model_is_refused(tracking: TrackingConfig, package: Path) -> None:

@@ -35,7 +35,7 @@ from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.errors import ShardError, StorageError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; another one is refused."""
 
 ROWS_PER_GROUP = 16

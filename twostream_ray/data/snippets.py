@@ -123,8 +123,10 @@ def evaluation_views(
     ]
 
 
-def rgb_snippets(clip: EncodedClip, view: View, *, size_px: int) -> NDArray[np.uint8]:
-    """The RGB frames of a sample: (T, 3, size, size) uint8.
+def rgb_snippets(
+    clip: EncodedClip, view: View, *, size_px: int, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """The RGB frames of a sample: (T, 3, size, size) uint8; into `out`, a part of a batch, where it is given.
 
     Raises:
         DecodeError: the clip has no video, or it is damaged.
@@ -138,16 +140,27 @@ def rgb_snippets(clip: EncodedClip, view: View, *, size_px: int) -> NDArray[np.u
         time: transforms.apply_crop(frame, view.crop, size_px=size_px)
         for time, frame in zip(distinct, frames, strict=True)
     }
-    return np.stack([cropped[time].transpose(2, 0, 1) for time in times])
+    if out is None:
+        out = np.empty((len(times), 3, size_px, size_px), np.uint8)
+    for place, time in zip(out, times, strict=True):
+        place[...] = cropped[time].transpose(2, 0, 1)
+    return out
 
 
 def flow_snippets(
-    clip: EncodedClip, view: View, *, size_px: int, config: SamplingConfig, contract: FlowContract
+    clip: EncodedClip,
+    view: View,
+    *,
+    size_px: int,
+    config: SamplingConfig,
+    contract: FlowContract,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """The flow stacks of a sample: (T, 2L, size, size) uint8; fields shared by overlapping stacks are decoded once.
+    """The flow stacks of a sample: (T, 2L, size, size) uint8; into `out`, a part of a batch, where it is given.
 
-    Means and trajectories are those of the stored frame, before it is cropped. Stored flow runs forward only: the
-    backward flow from frame k to k - 1 is taken to be the negated forward flow from k - 1 to k, our reading.
+    Fields shared by overlapping stacks are decoded and resized once. Means and trajectories are those of the stored
+    frame, before it is cropped. Stored flow runs forward only: the backward flow from frame k to k - 1 is taken to be
+    the negated forward flow from k - 1 to k, our reading.
 
     Raises:
         DecodeError: the clip has no flow, or a field is damaged.
@@ -163,22 +176,32 @@ def flow_snippets(
             raise DecodeError(
                 f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})"
             ) from error
-
-    def shown(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        x, y = (transforms.apply_crop(plane, view.crop, size_px=size_px) for plane in levels)
-        return np.stack([flow.negated(x, contract) if view.crop.mirrored else x, y])
-
-    if config.flow_stack == "trajectory":
-        stacks = [_along_trajectories([fields[int(i)] for i in window], config, contract) for window in windows]
-        return np.stack([np.concatenate([shown(levels) for levels in stack]) for stack in stacks])
-    if config.flow_mean_subtraction:
+    if config.flow_mean_subtraction and config.flow_stack != "trajectory":
         fields = {index: _without_mean(levels, contract) for index, levels in fields.items()}
-    planes = {index: shown(levels) for index, levels in fields.items()}
-    stacked = np.stack([np.stack([planes[int(index)] for index in window]) for window in windows])
+    if out is None:
+        out = np.empty((len(windows), 2 * config.flow_length, size_px, size_px), np.uint8)
+    shown: dict[object, NDArray[np.uint8]] = {}
+    for snippet, (stack, window) in enumerate(zip(out, windows, strict=True)):
+        levels = [fields[int(index)] for index in window]
+        keys: list[object] = [int(index) for index in window]
+        if config.flow_stack == "trajectory":
+            # Where a field is sampled depends on where its stack begins: nothing is shared.
+            levels = list(_along_trajectories(levels, config, contract))
+            keys = [(snippet, number) for number in range(len(window))]
+        for number, key in enumerate(keys):
+            place = stack[2 * number : 2 * number + 2]
+            if key in shown:
+                place[...] = shown[key]
+                continue
+            for plane, component in zip(levels[number], place, strict=True):
+                transforms.apply_crop(plane, view.crop, size_px=size_px, out=component)
+            if view.crop.mirrored:
+                place[0] = flow.negated(place[0], contract)
+            shown[key] = place
     if config.flow_stack == "bidirectional":
-        backward = stacked[:, config.flow_length // 2 :]
-        backward[:] = flow.negated(backward, contract)
-    return stacked.reshape(len(windows), 2 * config.flow_length, size_px, size_px)
+        backward = out[:, config.flow_length :]
+        backward[...] = flow.negated(backward, contract)
+    return out
 
 
 def needed_fields(times: NDArray[np.int64], *, config: SamplingConfig, num_frames: int) -> list[int]:

@@ -85,17 +85,26 @@ def centre_crop(height: int, width: int, *, config: TransformConfig) -> Crop:
     )
 
 
-def apply_crop(picture: NDArray[np.uint8], crop: Crop, *, size_px: int) -> NDArray[np.uint8]:
+def apply_crop(
+    picture: NDArray[np.uint8], crop: Crop, *, size_px: int, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """Cut and resize a picture (H, W) or (H, W, 3) to size_px x size_px, mirrored where the crop is.
 
-    Displacements keep their values: like the official code, a resized field is not rescaled.
+    Displacements keep their values: like the official code, a resized field is not rescaled. `out`, of the result's
+    shape, is written to and given back.
     """
-    part = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    if (crop.height, crop.width) != (size_px, size_px):
-        import cv2
+    import cv2
 
-        part = cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
-    return part[:, ::-1] if crop.mirrored else part
+    if out is None:
+        out = np.empty((size_px, size_px, *picture.shape[2:]), np.uint8)
+    part = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    if (crop.height, crop.width) == (size_px, size_px):
+        out[...] = part
+    else:
+        cv2.resize(part, (size_px, size_px), dst=out, interpolation=cv2.INTER_LINEAR)
+    if crop.mirrored:
+        cv2.flip(out, 1, dst=out)
+    return out
 
 
 def normalise_rgb(rgb: Tensor) -> Tensor:

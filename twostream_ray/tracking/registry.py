@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import re
 import shutil
@@ -35,7 +34,6 @@ _SERVING = (
     "torch",
     "numpy",
     "av",
-    "decord",
     "opencv-contrib-python-headless",
     "simplejpeg",
     "safetensors",
@@ -43,7 +41,6 @@ _SERVING = (
     "pyarrow",
     "s3fs",
 )
-_ONLY_ON = {"decord": "platform_machine == 'x86_64'"}
 
 
 def register(
@@ -181,11 +178,9 @@ def serving_requirements() -> list[str]:
     """Exact pip requirements of a registered model, from what is installed here."""
     pinned = []
     for distribution in _SERVING:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # decord has wheels for x86-64 only
-            # A local build such as 2.13.0+cpu is on no index.
-            version = importlib.metadata.version(distribution.partition("[")[0])
-            exact = f"{distribution}=={version.partition('+')[0]}"
-            pinned.append(f"{exact}; {_ONLY_ON[distribution]}" if distribution in _ONLY_ON else exact)
+        version = importlib.metadata.version(distribution.partition("[")[0])
+        # A local build such as 2.13.0+cpu is on no index.
+        pinned.append(f"{distribution}=={version.partition('+')[0]}")
     return pinned
 
 
