@@ -1,14 +1,19 @@
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twostream_ray.data.pipeline import DataConfig, Pass, SnippetLoader, plan_lanes, plan_units
+from twostream_ray.data.catalog import Clip
+from twostream_ray.data.clips import EncodedClip
+from twostream_ray.data.flow import FlowContract, encode_field
+from twostream_ray.data.lanes import Pass, consumed, plan_lanes, plan_units
+from twostream_ray.data.pipeline import DataConfig, SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards import ShardSet, ShardWriter, open_shards, plan_shards, write_manifest
 from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ShardError
@@ -35,11 +40,12 @@ def batches_of(
     world_size: int = 1,
     batch: int = 16,
     passes: list[Pass] | None = None,
+    decode_at: str = "worker",
     **options: bool,
 ) -> list[tuple[Pass, list[Batch]]]:
     loader = SnippetLoader(
         shard_set,
-        config=data_config(shard_set),
+        config=replace(data_config(shard_set), decode_at=decode_at),  # type: ignore[arg-type]
         passes=passes or TRAINING,
         global_batch=batch,
         seed=7,
@@ -94,15 +100,26 @@ def test_a_step_holds_the_same_clips_for_any_number_of_workers(shard_set: ShardS
     assert steps(1) == steps(2) == steps(3)
 
 
-def test_ray_data_gives_the_batches_that_reading_in_process_gives(shard_set: ShardSet) -> None:
+@pytest.mark.parametrize("decode_at", ["worker", "stream"])
+def test_ray_data_gives_the_batches_that_reading_in_process_gives(shard_set: ShardSet, decode_at: str) -> None:
     direct = batches_of(shard_set, rank=1, world_size=2)
-    streamed = batches_of(shard_set, rank=1, world_size=2, through_ray=True)
+    streamed = batches_of(shard_set, rank=1, world_size=2, through_ray=True, decode_at=decode_at)
     for (_, expected), (_, got) in zip(direct, streamed, strict=True):
         for one, other in zip(expected, got, strict=True):
             np.testing.assert_array_equal(one.clips, other.clips)
             np.testing.assert_array_equal(one.rgb, other.rgb)
             np.testing.assert_array_equal(one.flow, other.flow)
             np.testing.assert_array_equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("want", ["rgb", "flow"])
+def test_one_stream_decoded_in_the_stream_is_the_one_decoded_at_the_worker(shard_set: ShardSet, want: str) -> None:
+    wanted = {"want_rgb": want == "rgb", "want_flow": want == "flow"}
+    (_, at_worker), *_ = batches_of(shard_set, **wanted)
+    (_, in_stream), *_ = batches_of(shard_set, decode_at="stream", **wanted)
+    for one, other in zip(at_worker, in_stream, strict=True):
+        np.testing.assert_array_equal(getattr(one, want), getattr(other, want))
+        assert {one.rgb is None, one.flow is None} == {other.rgb is None, other.flow is None} == {True, False}
 
 
 def test_epochs_differ_in_order_and_draw_and_repeat_exactly(shard_set: ShardSet) -> None:
@@ -163,6 +180,84 @@ def test_units_cover_each_row_once_over_all_workers(
         for clip in unit.clips
     ]
     assert sorted(clips) == sorted(shard_set.split("train").tolist())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """50 clips of 12 fields of 16 px, flow alone, cut into shards of 1, 16 and 33 rows: no split is even."""
+    out = str(tmp_path_factory.mktemp("tiny"))
+    contract = FlowContract(short_side_px=16)
+    rng = np.random.default_rng(0)
+    clips = [
+        Clip(uri=f"{n}.mp4", clip_id=f"{n}.mp4", class_name="c", label=0, splits=("train",), size_bytes=n)
+        for n in range(50)
+    ]
+    parts = []
+    for start, end in ((0, 1), (1, 17), (17, 50)):
+        (plan,) = plan_shards(clips[start:end], contract=contract, rows_per_shard=64)
+        writer = ShardWriter(plan, out=out, contract=contract)
+        for clip in plan.clips:
+            fields = [encode_field(rng.normal(size=(16, 16, 2)).astype(np.float32), contract) for _ in range(12)]
+            encoded = EncodedClip(video=b"", flow=fields, num_frames=13, height=16, width=16, fps=25.0)
+            writer.add(clip, encoded, source_sha256="")
+        parts.append(writer.finish())
+    write_manifest(out, parts=parts, classes=["c"], contract=contract)
+    return open_shards(out)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_pass_broken_off_anywhere_and_resumed_by_other_workers_takes_every_clip_once(
+    tiny: ShardSet, data: st.DataObject
+) -> None:
+    num_clips = data.draw(st.integers(1, 50), label="clips")
+    lanes = data.draw(st.integers(1, 6), label="lanes")
+    before, after = (data.draw(st.integers(1, lanes), label="workers") for _ in range(2))
+    per_lane = data.draw(st.integers(1, 5), label="clips of a lane in a step")
+    shard_set = replace(tiny, index=tiny.index.slice(0, num_clips))
+    config = DataConfig(
+        shards=tiny.uri,
+        lanes=lanes,
+        sampling=SamplingConfig(num_snippets=1, flow_length=2, min_stride_frames=1, max_stride_frames=1),
+        transforms=TransformConfig(crop_px=16),
+    )
+
+    def run(workers: int, first_step: int, last_step: int | None) -> tuple[list[Counter[int]], dict[int, bytes]]:
+        """The clips of each step over all workers, and every sample, from a step on to another."""
+        a_pass = Pass(split="train", epoch=3, training=True, first_step=first_step)
+        steps: list[Counter[int]] = []
+        samples: dict[int, bytes] = {}
+        for rank in range(workers):
+            loader = SnippetLoader(
+                shard_set,
+                config=config,
+                passes=[a_pass],
+                global_batch=lanes * per_lane,
+                seed=5,
+                rank=rank,
+                world_size=workers,
+                want_rgb=False,
+                through_ray=False,
+            )
+            for _, batches in loader:
+                for number, batch in enumerate(islice(batches, None if last_step is None else last_step - first_step)):
+                    steps += [Counter() for _ in range(number + 1 - len(steps))]
+                    for clip, weight, flow in zip(batch.clips.tolist(), batch.weights, batch.flow, strict=True):
+                        if weight:
+                            steps[number][clip] += 1
+                            samples[clip] = flow.tobytes()
+        return steps, samples
+
+    whole, samples = run(1, 0, None)
+    kill = data.draw(st.integers(0, len(whole)), label="step at which the first workers die")
+    first, seen = run(before, 0, kill)
+    rest, seen_after = run(after, kill, None)
+    assert [*first, *rest] == whole
+    assert sum(whole, Counter()) == Counter(range(num_clips)), "every clip once"
+    assert seen | seen_after == samples, "and the same draw of it"
+    planned = plan_lanes(shard_set, Pass(split="train", epoch=3, training=True), lanes=lanes, seed=5)
+    taken = consumed(planned, steps=kill, per_lane=per_lane, num_clips=num_clips)
+    assert set(np.flatnonzero(taken).tolist()) == set(sum(first, Counter()))
 
 
 def test_lanes_that_do_not_fit_are_refused(shard_set: ShardSet) -> None:

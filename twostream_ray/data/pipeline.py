@@ -5,7 +5,7 @@ serves every world_size-th lane. So each clip comes exactly once a pass, each ro
 a lane ends inside it), and the samples of a step are the same for 1, 2 or 3 workers.
 
 Ray Data streams the row groups: its tasks read from disk or object store and cut each clip down to the fields its view
-needs; the worker's threads decode straight into the batch.
+needs; the worker's threads decode straight into the batch, or, by setting, the tasks decode too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from twostream_ray import storage
 from twostream_ray.data import snippets
 from twostream_ray.data.clips import EncodedClip
+from twostream_ray.data.lanes import Pass, Unit, plan_lanes, plan_units
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, read_row_group
+from twostream_ray.data.shards import ShardSet, read_row_group
 from twostream_ray.data.snippets import Batch, View
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, own_error
@@ -69,6 +70,10 @@ class DataConfig:
     decode_threads: int = 2
     """Threads per worker that decode samples."""
 
+    decode_at: Literal["worker", "stream"] = "worker"
+    """worker: Ray Data streams encoded clips and the training worker's threads decode them; stream: the reading tasks
+    decode, on any node, and stream samples of about 6 MB. `benchmark loader` measures both; samples are the same."""
+
     def __post_init__(self) -> None:
         if self.lanes < 1:
             raise ConfigError(f"data.lanes must be at least 1, got {self.lanes}")
@@ -76,79 +81,8 @@ class DataConfig:
             raise ConfigError(f"data.read_tasks must be at least 1, got {self.read_tasks}")
         if self.decode_threads < 1:
             raise ConfigError(f"data.decode_threads must be at least 1, got {self.decode_threads}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pass:
-    """One pass over a split."""
-
-    split: str
-    """Name of the split."""
-
-    epoch: int = 0
-    """Epoch, from 0: with the seed it fixes order and draws of a training pass."""
-
-    training: bool = False
-    """Shuffled, one drawn view a clip; otherwise in order of the index, the evenly spaced test views."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unit:
-    """Rows of one row group that a lane needs one after the other."""
-
-    pass_index: int
-    lane: int
-    shard: int
-    group: int
-    rows: tuple[int, ...]
-    """Row numbers within the row group."""
-    clips: tuple[int, ...]
-    """Positions in the index, one per row."""
-
-
-def plan_lanes(shard_set: ShardSet, a_pass: Pass, *, lanes: int, seed: int) -> list[NDArray[np.int64]]:
-    """Index positions of a pass's clips, lane by lane, lengths equal to within one clip.
-
-    Training shuffles row groups, and rows inside each; rows were shuffled before sharding.
-
-    Raises:
-        ShardError: the set has no such split.
-    """
-    members = shard_set.split(a_pass.split)
-    shard = shard_set.index["shard"].to_numpy()[members].astype(np.int64)
-    row = shard_set.index["row"].to_numpy()[members].astype(np.int64)
-    if a_pass.training:
-        rng = np.random.Generator(np.random.Philox(key=[seed, a_pass.epoch]))
-        groups, group_of = np.unique(shard << 32 | row // ROWS_PER_GROUP, return_inverse=True)
-        order = np.lexsort((rng.permutation(len(members)), rng.permutation(len(groups))[group_of]))
-    else:
-        order = np.lexsort((row, shard))
-    return np.array_split(members[order], lanes)
-
-
-def plan_units(
-    shard_set: ShardSet, lanes: Sequence[NDArray[np.int64]], *, pass_index: int, rank: int, world_size: int
-) -> list[Unit]:
-    """What a worker has to read for a pass, in the order in which its steps need it."""
-    shard = shard_set.index["shard"].to_numpy()
-    row = shard_set.index["row"].to_numpy()
-    starts: list[tuple[int, int, Unit]] = []
-    for lane in range(rank, len(lanes), world_size):
-        clips = lanes[lane]
-        groups = row[clips] // ROWS_PER_GROUP
-        cuts = np.flatnonzero((np.diff(groups) != 0) | (np.diff(shard[clips]) != 0)) + 1
-        for start, run in zip([0, *cuts.tolist()], np.split(clips, cuts), strict=True):
-            if len(run):
-                unit = Unit(
-                    pass_index=pass_index,
-                    lane=lane,
-                    shard=int(shard[run[0]]),
-                    group=int(groups[start]),
-                    rows=tuple((row[run] % ROWS_PER_GROUP).tolist()),
-                    clips=tuple(run.tolist()),
-                )
-                starts.append((start, lane, unit))
-    return [unit for _, _, unit in sorted(starts, key=lambda entry: entry[:2])]
+        if self.decode_at not in ("worker", "stream"):
+            raise ConfigError(f"data.decode_at must be worker or stream, got {self.decode_at!r}")
 
 
 class SnippetLoader:
@@ -186,10 +120,15 @@ class SnippetLoader:
         self._want_rgb, self._want_flow, self._through_ray = want_rgb, want_flow, through_ray
 
     def num_steps(self, a_pass: Pass) -> int:
-        """Steps of a pass: the same on every worker."""
+        """Steps of a whole pass: the same on every worker."""
         members = len(self._shard_set.split(a_pass.split))
         longest_lane = math.ceil(members / self._config.lanes)
         return math.ceil(longest_lane / self._per_lane)
+
+    def _lanes(self, a_pass: Pass) -> list[NDArray[np.int64]]:
+        """What is left of the lanes of a pass."""
+        lanes = plan_lanes(self._shard_set, a_pass, lanes=self._config.lanes, seed=self._seed)
+        return [lane[a_pass.first_step * self._per_lane :] for lane in lanes]
 
     def __iter__(self) -> Iterator[tuple[Pass, Iterator[Batch]]]:
         """Each pass with its batches; a pass must be consumed before the next is asked for."""
@@ -204,12 +143,12 @@ class SnippetLoader:
             rows.close()
 
     def _batches(self, a_pass: Pass, rows: Iterator[dict[str, Any]], threads: ThreadPoolExecutor) -> Iterator[Batch]:
-        lanes = plan_lanes(self._shard_set, a_pass, lanes=self._config.lanes, seed=self._seed)
+        lanes = self._lanes(a_pass)
         mine = range(self._rank, len(lanes), self._world_size)
         waiting: dict[int, deque[dict[str, Any]]] = {lane: deque() for lane in mine}
-        ahead: deque[tuple[list[tuple[dict[str, Any], Future[Any]]], int]] = deque()
-        spare: tuple[dict[str, Any], list[Any]] | None = None
-        num_steps = self.num_steps(a_pass)
+        ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
+        spare: Batch | None = None
+        num_steps = self.num_steps(a_pass) - a_pass.first_step
         for step in range(num_steps + _STEPS_AHEAD):
             if step < num_steps:
                 taken: list[dict[str, Any]] = []
@@ -221,43 +160,57 @@ class SnippetLoader:
                         waiting[row["lane"]].append(row)
                     taken += [waiting[lane].popleft() for _ in range(wanted)]
                 total = sum(len(lane[start:end]) for lane in lanes)
-                ahead.append(([(row, threads.submit(self._decode, a_pass, row)) for row in taken], total))
-            if step >= _STEPS_AHEAD or step >= num_steps:
-                if not ahead:
-                    break
-                decoded, total = ahead.popleft()
-                results = [(row, future.result()) for row, future in decoded]
-                if results:
-                    spare = results[-1]
-                yield self._collated(results, spare=spare, total=total, a_pass=a_pass)
+                ahead.append(self._begun(a_pass, taken, total=total, threads=threads))
+            if ahead and (step >= _STEPS_AHEAD or step >= num_steps):
+                batch, decoding = ahead.popleft()
+                for future in decoding:
+                    future.result()
+                if decoding:
+                    spare = batch
+                yield batch if decoding else self._weightless(spare, batch)
 
-    def _collated(
-        self,
-        results: list[tuple[dict[str, Any], list[Any]]],
-        *,
-        spare: tuple[dict[str, Any], list[Any]] | None,
-        total: int,
-        a_pass: Pass,
-    ) -> Batch:
+    def _begun(
+        self, a_pass: Pass, rows: list[dict[str, Any]], *, total: int, threads: ThreadPoolExecutor
+    ) -> tuple[Batch, list[Future[None]]]:
+        """A batch whose samples threads are decoding into place."""
         views = 1 if a_pass.training else self._config.sampling.test_times
-        weight = 1.0
-        if not results:
-            # The other workers still have clips: take part in the step with a sample that counts nothing.
-            results, weight = [spare or self._blank(views)], 0.0
-        samples = [sample for _, decoded in results for sample in decoded]
-        return snippets.collate(
-            samples,
-            labels=[int(self._shard_set.labels[row["clip"]]) for row, decoded in results for _ in decoded],
-            weights=[weight] * len(samples),
-            clip_positions=[row["clip"] for row, decoded in results for _ in decoded],
+        rgb, flow = (self._room(len(rows) * views, stream) for stream in ("rgb", "flow"))
+        decoding = []
+        for number, row in enumerate(rows):
+            place = slice(number * views, (number + 1) * views)
+            outs = (None if rgb is None else rgb[place], None if flow is None else flow[place])
+            decoding.append(threads.submit(self._decode, a_pass, row, outs))
+        clips = np.repeat(np.array([row["clip"] for row in rows], dtype=np.int64), views)
+        batch = Batch(
+            rgb=rgb,
+            flow=flow,
+            labels=self._shard_set.labels[clips],
+            weights=np.ones(len(clips), np.float32),
+            clips=clips,
             total=float(total * views),
         )
+        return batch, decoding
 
-    def _blank(self, views: int) -> tuple[dict[str, Any], list[Any]]:
+    def _room(self, samples: int, stream: str) -> NDArray[np.uint8] | None:
         sampling, size = self._config.sampling, self._config.transforms.crop_px
-        rgb = np.zeros((sampling.num_snippets, 3, size, size), np.uint8) if self._want_rgb else None
-        flow = np.full((sampling.num_snippets, 2 * sampling.flow_length, size, size), 128, np.uint8)
-        return {"clip": 0}, [(rgb, flow if self._want_flow else None)] * views
+        if not (self._want_rgb if stream == "rgb" else self._want_flow):
+            return None
+        channels = 3 if stream == "rgb" else 2 * sampling.flow_length
+        return np.empty((samples, sampling.num_snippets, channels, size, size), np.uint8)
+
+    def _weightless(self, spare: Batch | None, empty: Batch) -> Batch:
+        """For a step in which the other workers still have clips: take part with a sample that counts nothing."""
+        if spare is not None:
+            rgb, flow = (None if stream is None else stream[:1] for stream in (spare.rgb, spare.flow))
+        else:
+            rgb, flow = self._room(1, "rgb"), self._room(1, "flow")
+            for stream, level in ((rgb, 0), (flow, 128)):
+                if stream is not None:
+                    stream.fill(level)
+        zero = np.zeros(1, np.int64)
+        labels = zero if spare is None else spare.labels[:1]
+        clips = zero if spare is None else spare.clips[:1]
+        return Batch(rgb=rgb, flow=flow, labels=labels, weights=np.zeros(1, np.float32), clips=clips, total=empty.total)
 
     def _views(self, a_pass: Pass, clip_id: str, clip: EncodedClip) -> list[View]:
         config = self._config
@@ -274,20 +227,24 @@ class SnippetLoader:
             )
         ]
 
-    def _decode(self, a_pass: Pass, row: dict[str, Any]) -> list[tuple[Any, Any]]:
+    def _decode(
+        self, a_pass: Pass, row: dict[str, Any], outs: tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]
+    ) -> None:
+        """Write the views of a row into (views, T, C, size, size) of each wanted stream."""
+        rgb, flow = outs
+        if "samples" in row:
+            for out, content in zip(outs, row["samples"], strict=True):
+                if out is not None:
+                    out[...] = np.frombuffer(content, np.uint8).reshape(out.shape)
+            return
         clip: EncodedClip = row["encoded"]
-        size = self._config.transforms.crop_px
-        return [
-            (
-                snippets.rgb_snippets(clip, view, size_px=size) if self._want_rgb else None,
-                snippets.flow_snippets(
-                    clip, view, size_px=size, config=self._config.sampling, contract=self._shard_set.contract
-                )
-                if self._want_flow
-                else None,
-            )
-            for view in self._views(a_pass, row["clip_id"], clip)
-        ]
+        size, sampling = self._config.transforms.crop_px, self._config.sampling
+        for number, view in enumerate(self._views(a_pass, row["clip_id"], clip)):
+            if rgb is not None:
+                snippets.rgb_snippets(clip, view, size_px=size, out=rgb[number])
+            if flow is not None:
+                contract = self._shard_set.contract
+                snippets.flow_snippets(clip, view, size_px=size, config=sampling, contract=contract, out=flow[number])
 
     def read_unit(self, unit: Unit) -> pa.Table:
         """The encoded clips of a unit, flow cut down to the fields that the pass's views need."""
@@ -319,6 +276,28 @@ class SnippetLoader:
             )
         return pa.Table.from_pylist(records, schema=_ROW_SCHEMA)
 
+    def blocks(self, unit: Unit) -> Iterator[pa.Table]:
+        """What a reading task streams to the worker: encoded clips, or samples."""
+        if self._config.decode_at == "stream":
+            yield from self.decode_unit(unit)
+        else:
+            yield self.read_unit(unit)
+
+    def decode_unit(self, unit: Unit) -> Iterator[pa.Table]:
+        """The samples of a unit, decoded, a clip at a time: each is megabytes."""
+        a_pass = self._passes[unit.pass_index]
+        views = 1 if a_pass.training else self._config.sampling.test_times
+        for row in _rows_of(self.read_unit(unit)):
+            rgb, flow = (self._room(views, stream) for stream in ("rgb", "flow"))
+            self._decode(a_pass, row, (rgb, flow))
+            columns = [
+                pa.array([row["pass_index"]], pa.int32()),
+                pa.array([row["lane"]], pa.int32()),
+                pa.array([row["clip"]], pa.int64()),
+                *(_one_value(stream) for stream in (rgb, flow)),
+            ]
+            yield pa.Table.from_arrays(columns, names=["pass_index", "lane", "clip", "rgb", "flow"])
+
     def _rows(self, stop: threading.Event) -> Generator[dict[str, Any], None, None]:
         """Rows of all passes in order, read ahead by a thread so that no pass waits for the start of the next."""
         blocks: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=8)
@@ -335,7 +314,7 @@ class SnippetLoader:
                     source = (
                         _through_ray(self, units, tasks=self._config.read_tasks)
                         if self._through_ray
-                        else map(self.read_unit, units)
+                        else (block for unit in units for block in self.blocks(unit))
                     )
                     for block in source:
                         put(block)
@@ -360,9 +339,8 @@ class SnippetLoader:
         """Units of whole passes, several small passes together: each execution of Ray Data costs seconds to start."""
         gathered: list[Unit] = []
         for index, a_pass in enumerate(self._passes):
-            lanes = plan_lanes(self._shard_set, a_pass, lanes=self._config.lanes, seed=self._seed)
             gathered += plan_units(
-                self._shard_set, lanes, pass_index=index, rank=self._rank, world_size=self._world_size
+                self._shard_set, self._lanes(a_pass), pass_index=index, rank=self._rank, world_size=self._world_size
             )
             if len(gathered) >= _UNITS_PER_EXECUTION:
                 yield gathered
@@ -388,7 +366,21 @@ _ROW_SCHEMA = pa.schema(
 )
 
 
+def _one_value(stream: NDArray[np.uint8] | None) -> pa.Array:
+    """An array's bytes as a column of one row, not copied."""
+    if stream is None:
+        return pa.nulls(1, pa.large_binary())
+    ends = pa.py_buffer(np.array([0, stream.nbytes], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(stream)])
+
+
 def _rows_of(block: pa.Table) -> Iterator[dict[str, Any]]:
+    if "rgb" in block.column_names:
+        for index in range(block.num_rows):
+            row: dict[str, Any] = {name: block[name][index].as_py() for name in ("pass_index", "lane", "clip")}
+            row["samples"] = [block[name][index].as_buffer() for name in ("rgb", "flow")]
+            yield row
+        return
     scalars = {name: block[name].to_pylist() for name in _ROW_SCHEMA.names if name not in ("video", "flow")}
     for index in range(block.num_rows):
         row = {name: values[index] for name, values in scalars.items()}
@@ -421,7 +413,7 @@ def _through_ray(loader: SnippetLoader, units: Sequence[Unit], *, tasks: int) ->
     def read(numbers: pa.Table) -> Iterator[pa.Table]:
         reader: SnippetLoader = ray.get(shared)
         for number in numbers["item"].to_pylist():
-            yield reader.read_unit(units[number])
+            yield from reader.blocks(units[number])
 
     # Reading waits for disk or network most of the time, and train workers hold most of the CPUs.
     numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=-(-len(units) // _UNITS_PER_TASK))

@@ -17,7 +17,8 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from twostream_ray import storage, tracking
-from twostream_ray.data.pipeline import Pass, SnippetLoader
+from twostream_ray.data.lanes import Pass
+from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.models.networks import Network
