@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from twostream_ray import __version__
-from twostream_ray.errors import TwoStreamError
+from twostream_ray.errors import ConfigError, TwoStreamError
 
 USAGE = """\
 usage: twostream VERB [--config RECIPE.yaml] [--SETTING VALUE ...]
@@ -16,6 +16,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
 
   synthesize OUT      make a small labelled data set of moving shapes
   ingest              labelled raw videos -> shards with optical flow
+  inspect SHARDS      what is in a shard set, with a picture; --verify true checks every byte
   train               shards -> a trained, evaluated and registered network
   evaluate            a trained model on a split of shards
   predict VIDEO ...   classes of raw videos
@@ -23,6 +24,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   describe            parts, sizes and costs of a network; --json for programs
   demo                the whole journey on synthetic videos
   findings            the papers' findings on synthetic videos, over several seeds
+  benchmark WHAT      speed on this machine: of the loader, or of ingest
 
 twostream VERB --help lists the settings of a verb with units and defaults; --version prints the version.
 Exit codes: 0 done, 2 something was refused (one line says what and the way out), 130 interrupted.
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _synthesize(rest)
             case "ingest":
                 return _ingest(rest)
+            case "inspect":
+                return _inspect(rest)
             case "train":
                 return _train(rest)
             case "evaluate":
@@ -61,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _demo(rest)
             case "findings":
                 return _findings(rest)
+            case "benchmark":
+                return _benchmark(rest)
         _complain(f"unknown verb {verb!r}: `twostream --help` lists them")
         return 2
     except TwoStreamError as error:
@@ -106,6 +112,37 @@ def _ingest(arguments: list[str]) -> int:
     for reason, count in report.reasons.items():
         console.print(f"quarantined: {count} x {reason}, see {config.out}/quarantine.csv")
     console.print(report.sentence())
+    return 0
+
+
+def _inspect(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, console, table
+    from twostream_ray.runs.config import InspectConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(InspectConfig, arguments, prog="twostream inspect", positional="shards")
+    from twostream_ray.runs.inspect import inspect
+
+    with Bar("verify", unit="shards") as bar:
+        found = inspect(config, progress=bar.show)
+    table("splits", ["split", "clips"], [[name, str(count)] for name, count in found.clips_by_split.items()])
+    ordered = sorted(found.clips_by_class.items(), key=lambda item: -item[1])
+    shown = ordered if len(ordered) <= 20 else [*ordered[:5], ("...", 0), *ordered[-5:]]
+    table(
+        f"{len(ordered)} classes",
+        ["class", "clips"],
+        [[name, str(count) if name != "..." else ""] for name, count in shown],
+    )
+    contract = found.contract.to_dict()
+    console.print("flow: " + ", ".join(f"{name} {value}" for name, value in contract.items()))
+    bad = sum(found.shard_set.quarantined.values())
+    console.print(
+        f"{len(found.shard_set.index)} clips, {found.frames} frames in {len(found.shard_set.shard_names)} shards; "
+        f"quarantined in all splits: {bad}; manifest {found.shard_set.hash[:12]}, contract {found.contract.hash}"
+    )
+    if config.verify:
+        console.print("every byte is what its checksum says")
+    console.print(f"drawn in {found.picture}: {', '.join(found.pictured)}")
     return 0
 
 
@@ -299,4 +336,72 @@ def _findings(arguments: list[str]) -> int:
             [[row.network, row.sentence(), row.clips, f"{row.parameters:,}"] for row in found if row.group == group],
         )
     console.print(f"the tables in Markdown and the picture: {findings.write(config, found)}")
+    return 0
+
+
+def _benchmark(arguments: list[str]) -> int:
+    what, *rest = arguments or [""]
+    match what:
+        case "loader":
+            return _benchmark_loader(rest)
+        case "ingest":
+            return _benchmark_ingest(rest)
+    raise ConfigError(f"benchmark wants loader or ingest, got {what or 'nothing'}: `twostream benchmark loader --help`")
+
+
+def _benchmark_loader(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, table
+    from twostream_ray.runs.config import BenchmarkLoaderConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(BenchmarkLoaderConfig, arguments, prog="twostream benchmark loader")
+    from twostream_ray.runs.benchmark.loader import benchmark_loader
+
+    with Bar("benchmark loader", unit="runs") as bar:
+        speeds = benchmark_loader(config, progress=bar.show)
+    bare = speeds[0].samples_per_second
+    table(
+        f"samples of {config.data.sampling.num_snippets} snippets, median of {config.rounds} rounds",
+        ["path", "samples/s", "a core", "of cores x bare", "MB/s", "MB a sample", "opens a sample", "next pass s"],
+        [
+            [
+                speed.name,
+                f"{speed.samples_per_second:.1f}",
+                f"{speed.samples_per_second / speed.cores:.1f}",
+                f"{speed.samples_per_second / speed.cores / bare:.2f}",
+                f"{speed.megabytes_per_second:.1f}",
+                f"{speed.megabytes_per_sample:.2f}",
+                f"{speed.opens_per_sample:.2f}",
+                "" if speed.first_batch_s is None else f"{speed.first_batch_s:.2f}",
+            ]
+            for speed in speeds
+        ],
+    )
+    return 0
+
+
+def _benchmark_ingest(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, table
+    from twostream_ray.runs.config import BenchmarkIngestConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(BenchmarkIngestConfig, arguments, prog="twostream benchmark ingest")
+    from twostream_ray.runs.benchmark.ingest import benchmark_ingest
+
+    with Bar("benchmark ingest", unit="runs") as bar:
+        speeds = benchmark_ingest(config, progress=bar.show)
+    bare = speeds[0].clips_per_second
+    table(
+        f"median of {config.rounds} rounds",
+        ["path", "clips/s", "a core", "of cores x bare"],
+        [
+            [
+                speed.name,
+                f"{speed.clips_per_second:.2f}",
+                f"{speed.clips_per_second / speed.cores:.2f}",
+                f"{speed.clips_per_second / speed.cores / bare:.2f}",
+            ]
+            for speed in speeds
+        ],
+    )
     return 0

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 15.0
+_WIDTH_OF_FILES = 140
+"""Columns of a table where the output is no terminal."""
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -99,4 +101,4 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         drawn.add_column(column, justify="right" if number else "left")
     for row in rows:
         drawn.add_row(*row)
-    console.print(drawn)
+    console.print(drawn, width=None if console.is_terminal else _WIDTH_OF_FILES)

@@ -335,6 +335,10 @@ class SnippetLoader:
             stop.set()
             thread.join(timeout=30)
 
+    def units(self) -> Iterator[Unit]:
+        """What this worker reads in all its passes, in order."""
+        return (unit for units in self._executions() for unit in units)
+
     def _executions(self) -> Iterator[list[Unit]]:
         """Units of whole passes, several small passes together: each execution of Ray Data costs seconds to start."""
         gathered: list[Unit] = []

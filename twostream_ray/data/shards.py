@@ -330,6 +330,9 @@ class ShardSet:
     shard_names: tuple[str, ...]
     """File names below shards/."""
 
+    shard_sha256: tuple[str, ...]
+    """Hash of each of these files."""
+
     quarantined: Mapping[str, int]
     """Videos of each split that could not be used."""
 
@@ -384,6 +387,7 @@ def open_shards(uri: str) -> ShardSet:
         classes=tuple(manifest["classes"]),
         contract=FlowContract.from_dict(manifest["flow_contract"]),
         shard_names=tuple(shard["name"] for shard in manifest["shards"]),
+        shard_sha256=tuple(shard["sha256"] for shard in manifest["shards"]),
         quarantined=manifest["quarantined_by_split"],
         index=pq.read_table(io.BytesIO(index)),
     )

@@ -123,6 +123,81 @@ class FindingsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What is in a shard set: counts, classes, flow contract, and a picture of frames over their flow."""
+
+    shards: str
+    """Directory or s3:// prefix that `ingest` wrote."""
+
+    out: str = "inspect.png"
+    """File of the picture."""
+
+    num_clips: int = 6
+    """Clips to draw, spread over the set; a row each."""
+
+    clip: str | None = None
+    """One clip to draw instead, by its id: its path below the root that was ingested."""
+
+    verify: bool = False
+    """Read every byte and hold it against the checksums."""
+
+    def __post_init__(self) -> None:
+        if self.num_clips < 1:
+            raise ConfigError(f"num_clips must be at least 1, got {self.num_clips}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkLoaderConfig:
+    """Measure how fast shards become batches, beside the ways people read two-stream data today."""
+
+    data: DataConfig
+    """Shards, their training split, and how samples are drawn."""
+
+    videos: str | None = None
+    """Directory of the videos that were ingested (catalog.root): also measure torch's DataLoader over them and over
+    folders of JPEG files, which are written below `out`."""
+
+    out: str = "benchmark"
+    """Directory for those folders; they take about ten times the shards' bytes."""
+
+    num_clips: int = 96
+    """Clips of the split that are read, at most."""
+
+    rounds: int = 3
+    """Times that every way is measured; medians are shown."""
+
+    cores: int | None = None
+    """Processes that read at once; by default as many as this machine has cores."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_clips", "rounds", "cores"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkIngestConfig:
+    """Measure how fast raw videos become shards, beside bare loops of the same work; keeps nothing."""
+
+    catalog: CatalogConfig
+    """Where the videos and their labels are; 64 clips or more give steady figures."""
+
+    flow: FlowContract = field(default_factory=FlowContract)
+    """How optical flow is computed and coded."""
+
+    rounds: int = 3
+    """Times that everything is measured; medians are shown."""
+
+    cores: int | None = None
+    """Bare loops at once; by default as many as this machine has cores."""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "cores"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DescribeConfig:
     """Parts, sizes and costs of a network for one training sample; builds nothing and takes seconds."""
 

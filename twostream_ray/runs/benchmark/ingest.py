@@ -1,0 +1,109 @@
+"""How fast raw videos become shards: the ingest itself beside bare loops of the same decoding, flow and encoding."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from twostream_ray import storage
+from twostream_ray.data.catalog import Clip, read_catalog
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.errors import ConfigError
+from twostream_ray.runs.config import BenchmarkIngestConfig, IngestConfig
+from twostream_ray.runs.ingest import ingest
+from twostream_ray.runs.session import ray_session
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSpeed:
+    """What one way of ingesting came to: the median over rounds."""
+
+    name: str
+    clips_per_second: float
+    cores: int
+    """Cores it may use."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with (runs done, runs in all)."""
+
+
+def benchmark_ingest(config: BenchmarkIngestConfig, *, progress: Progress | None = None) -> list[IngestSpeed]:
+    """Measure ingest and bare loops on the same clips, in rounds one after the other.
+
+    The ingest's rate is that between its first finished clip and the last moment at which every core still had a
+    shard to work on, so that neither the start of processes nor the short end of a small set counts.
+
+    Raises:
+        CatalogError: folders or lists are not what the layout says.
+        ConfigError: there are fewer clips than cores.
+    """
+    cores = config.cores or len(os.sched_getaffinity(0))
+    root = storage.absolute(config.catalog.root)
+    clips = read_catalog(
+        replace(config.catalog, root=root),
+        list_files=lambda uri: storage.list_files(uri, empty_directories=True),
+        read_text=storage.read_text,
+    ).clips
+    if len(clips) < cores:
+        raise ConfigError(f"at least {cores} clips are wanted under {config.catalog.root}, got {len(clips)}")
+    runs: dict[str, tuple[Callable[[], float], int]] = {
+        "bare loop, one process": (lambda: _bare_processes(clips[:: 2 * cores], root, config.flow, cores=1), 1),
+        f"bare loop, {cores} processes": (
+            lambda: _bare_processes(clips[:: 2 * cores], root, config.flow, cores=cores),
+            cores,
+        ),
+        "ingest": (lambda: _whole(config), cores),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    with ray_session():
+        for turn in range(config.rounds):
+            for number, (name, (run, _)) in enumerate(runs.items()):
+                rates[name].append(run())
+                if progress is not None:
+                    progress(turn * len(runs) + number + 1, config.rounds * len(runs))
+    return [
+        IngestSpeed(name=name, clips_per_second=statistics.median(rates[name]), cores=used)
+        for name, (_, used) in runs.items()
+    ]
+
+
+def _bare_processes(clips: tuple[Clip, ...], root: str, contract: FlowContract, *, cores: int) -> float:
+    import ray
+
+    task = ray.remote(_bare).options(num_cpus=0)
+    return sum(ray.get([task.remote(clips, root, contract) for _ in range(cores)]))
+
+
+def _bare(clips: tuple[Clip, ...], root: str, contract: FlowContract) -> float:
+    """Clips per second of one thread that reads, decodes, computes flow, encodes and proves, and stores nothing."""
+    from twostream_ray.data.clips import prove_seeking
+    from twostream_ray.data.snippets import prepare_clip
+
+    def work(clip: Clip) -> None:
+        content = storage.read_bytes(storage.join(root, clip.clip_id))
+        encoded = prepare_clip(content, contract, name=clip.clip_id)
+        prove_seeking(encoded.video or b"", num_frames=encoded.num_frames)
+
+    work(clips[0])
+    started = time.perf_counter()
+    for clip in clips:
+        work(clip)
+    return len(clips) / (time.perf_counter() - started)
+
+
+def _whole(config: BenchmarkIngestConfig) -> float:
+    seen: list[tuple[float, int]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        ingest(
+            IngestConfig(catalog=config.catalog, out=folder, flow=config.flow, max_bad_fraction=1.0),
+            progress=lambda done, *_: seen.append((time.perf_counter(), done)),
+        )
+    last = max(done for _, done in seen)
+    steady = [(moment, done) for moment, done in seen if 0 < done <= 0.8 * last]
+    (started, first), (ended, done) = steady[0], steady[-1]
+    return (done - first) / (ended - started)

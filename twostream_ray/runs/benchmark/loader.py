@@ -1,0 +1,243 @@
+"""How fast shards become batches: Ray Data with both places of decoding, a bare loop, and what people use today."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from twostream_ray import storage
+from twostream_ray.data import snippets
+from twostream_ray.data.lanes import Pass
+from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.shards import ShardSet, open_shards
+from twostream_ray.errors import ConfigError
+from twostream_ray.runs.benchmark.folders import FolderClip, FolderDataset, Frames, encoded_clips, extract
+from twostream_ray.runs.config import BenchmarkLoaderConfig
+from twostream_ray.runs.session import ray_session
+
+_MEASURED_PASSES = 2
+_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSpeed:
+    """What one way of reading came to: the median over rounds."""
+
+    name: str
+    samples_per_second: float
+    cores: int
+    """Cores it may use."""
+    megabytes_per_sample: float
+    """Bytes that are read for a sample, in 1e6."""
+    opens_per_sample: float
+    """Files opened, or objects asked for, for a sample."""
+    first_batch_s: float | None
+    """Seconds from the start of a later pass to its first batch; None where there are no batches."""
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """Stored bytes read a second, in 1e6."""
+        return self.samples_per_second * self.megabytes_per_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timing:
+    """One run of one path."""
+
+    rate: float
+    first_batch_s: float | None = None
+
+
+Progress = Callable[[int, int], None]
+"""Called with (runs done, runs in all)."""
+
+
+def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None = None) -> list[PathSpeed]:
+    """Measure every path on the same clips, in rounds one after the other, so that a noisy machine is noisy for all.
+
+    A run has a pass to warm up, two that are measured and, for paths that read ahead, one that is broken off.
+
+    Raises:
+        ShardError: the shards are missing or damaged.
+        ConfigError: there are fewer clips than a batch has.
+    """
+    whole = open_shards(config.data.shards)
+    members = whole.split(config.data.train_split)[: config.num_clips]
+    if len(members) < _BATCH:
+        raise ConfigError(
+            f"at least {_BATCH} clips are wanted in split {config.data.train_split!r} of {config.data.shards}, "
+            f"got {len(members)}: choose another split, or ingest more clips"
+        )
+    shard_set = replace(whole, index=whole.index.take(members))
+    data = replace(config.data, shards=whole.uri)
+    cores = config.cores or len(os.sched_getaffinity(0))
+    encoded = _encoded_bytes(shard_set)
+    groups = len({(row["shard"], row["row"] // 16) for row in shard_set.index.to_pylist()})
+    shared = (encoded / len(members), groups / len(members))
+    paths: dict[str, tuple[Callable[[], _Timing], int, tuple[float, float]]] = {
+        "bare loop, one process": (lambda: _bare(shard_set, data), 1, shared),
+        f"bare loop, {cores} processes": (lambda: _bare_processes(shard_set, data, cores=cores), cores, shared),
+    }
+    for place in ("worker", "stream"):
+        at = replace(data, decode_at=place)
+        paths[f"loader, decode_at {place}"] = (
+            lambda at=at: _ours(shard_set, at, workers=cores),  # type: ignore[misc]
+            cores,
+            shared,
+        )
+    if config.videos is not None:
+        clips = extract(shard_set, videos=storage.absolute(config.videos), out=Path(config.out).absolute())
+        _refuse_missing_videos(clips)
+        for frames in ("jpeg", "decord in order", "decord seeking"):
+            paths[f"torch DataLoader, {frames}"] = (
+                lambda frames=frames: _folders(clips, data, frames=frames, cores=cores),  # type: ignore[misc]
+                cores,
+                _folder_costs(clips, data, frames=frames),
+            )
+    timings: dict[str, list[_Timing]] = {name: [] for name in paths}
+    with ray_session():
+        for turn in range(config.rounds):
+            for number, (name, (run, _, _)) in enumerate(paths.items()):
+                timings[name].append(run())
+                if progress is not None:
+                    progress(turn * len(paths) + number + 1, config.rounds * len(paths))
+    return [
+        PathSpeed(
+            name=name,
+            samples_per_second=statistics.median(timing.rate for timing in timings[name]),
+            cores=used,
+            megabytes_per_sample=size / 1e6,
+            opens_per_sample=opens,
+            first_batch_s=_median([timing.first_batch_s for timing in timings[name]]),
+        )
+        for name, (_, used, (size, opens)) in paths.items()
+    ]
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _encoded_bytes(shard_set: ShardSet) -> float:
+    clips = (clip for _, clip in encoded_clips(shard_set))
+    return float(sum(len(clip.video or b"") + sum(map(len, cast(Sequence[bytes], clip.flow))) for clip in clips))
+
+
+def _bare(shard_set: ShardSet, data: DataConfig) -> _Timing:
+    """(c): our own decoding in one thread, without Ray, threads or reading ahead; the shards come from the disk."""
+    loader = _loader(shard_set, replace(data, decode_at="stream"), passes=_MEASURED_PASSES + 1)
+    started, samples = 0.0, 0
+    for unit in loader.units():
+        if unit.pass_index and not started:
+            started = time.perf_counter()
+        for block in loader.decode_unit(unit):
+            samples += block.num_rows * bool(unit.pass_index)
+    return _Timing(rate=samples / (time.perf_counter() - started))
+
+
+def _bare_processes(shard_set: ShardSet, data: DataConfig, *, cores: int) -> _Timing:
+    """As many bare loops at once as there are cores: what the machine itself can do."""
+    import ray
+
+    task = ray.remote(_bare).options(num_cpus=0)
+    return _Timing(rate=sum(timing.rate for timing in ray.get([task.remote(shard_set, data) for _ in range(cores)])))
+
+
+def _loader(shard_set: ShardSet, data: DataConfig, *, passes: int, rank: int = 0, workers: int = 1) -> SnippetLoader:
+    return SnippetLoader(
+        shard_set,
+        config=data,
+        passes=[Pass(split=data.train_split, epoch=epoch, training=True) for epoch in range(passes)],
+        global_batch=-(-_BATCH // data.lanes) * data.lanes,
+        rank=rank,
+        world_size=workers,
+    )
+
+
+def _ours(shard_set: ShardSet, data: DataConfig, *, workers: int) -> _Timing:
+    import ray
+
+    task = ray.remote(_consume).options(num_cpus=0)
+    ends = ray.get([task.remote(shard_set, data, rank, workers) for rank in range(workers)])
+    samples = len(shard_set.index) * _MEASURED_PASSES
+    seconds = max(worker[-1]["ended"] for worker in ends) - min(worker[0]["ended"] for worker in ends)
+    first = [worker[number]["first"] - worker[number - 1]["ended"] for worker in ends for number in (1, 2)]
+    return _Timing(rate=samples / seconds, first_batch_s=max(first))
+
+
+def _consume(shard_set: ShardSet, data: DataConfig, rank: int, workers: int) -> list[dict[str, float]]:
+    """A training worker that does nothing with its batches: when each pass gave its first batch, and ended."""
+    loader = _loader(shard_set, data, passes=_MEASURED_PASSES + 2, rank=rank, workers=workers)
+    times: list[dict[str, float]] = []
+    for _, batches in loader:
+        entry: dict[str, float] = {}
+        for _ in batches:
+            entry.setdefault("first", time.time())
+        times.append(entry | {"ended": time.time()})
+        if len(times) == _MEASURED_PASSES + 1:
+            break
+    return times
+
+
+def _folders(clips: list[FolderClip], data: DataConfig, *, frames: Frames, cores: int) -> _Timing:
+    from torch.utils.data import DataLoader
+
+    order = np.random.default_rng(0)
+    passes = [(epoch * len(clips) + order.permutation(len(clips))).tolist() for epoch in range(_MEASURED_PASSES + 2)]
+    dataset: Any = FolderDataset(clips, config=data, frames=frames)
+    # One endless epoch, so that reading ahead does not stop between passes.
+    loader: Any = DataLoader(
+        dataset,
+        batch_size=_BATCH // cores or 1,
+        sampler=[place for one in passes for place in one],
+        num_workers=cores,
+        multiprocessing_context="spawn",
+    )
+    seen, started = 0, 0.0
+    batches: Iterator[Any] = iter(loader)
+    for rgb, _ in batches:
+        seen += len(rgb)
+        if not started and seen >= len(clips):
+            started, seen = time.perf_counter(), seen - len(clips)
+        if started and seen >= len(clips) * _MEASURED_PASSES:
+            break
+    rate = len(clips) * _MEASURED_PASSES / (time.perf_counter() - started)
+    del batches
+    return _Timing(rate=rate)
+
+
+def _folder_costs(clips: list[FolderClip], data: DataConfig, *, frames: Frames) -> tuple[float, float]:
+    """Bytes stored a clip, and files opened a sample: frames or video, and both files of every distinct field."""
+    stored = 0
+    for clip in clips:
+        stored += sum(path.stat().st_size for path in Path(clip.folder).glob("flow_*.jpg"))
+        stored += (
+            sum(path.stat().st_size for path in Path(clip.folder).glob("img_*.jpg"))
+            if frames == "jpeg"
+            else Path(clip.video).stat().st_size
+        )
+    fields = np.mean([_distinct_fields(clip, data) for clip in clips])
+    pictures = data.sampling.num_snippets if frames == "jpeg" else 1
+    return stored / len(clips), float(2 * fields + pictures)
+
+
+def _distinct_fields(clip: FolderClip, data: DataConfig) -> int:
+    times = clip.view(data, epoch=1).times
+    return len(snippets.needed_fields(times, config=data.sampling, num_frames=clip.num_frames))
+
+
+def _refuse_missing_videos(clips: list[FolderClip]) -> None:
+    missing = [clip.video for clip in clips if not Path(clip.video).exists()]
+    if missing:
+        raise ConfigError(
+            f"the original videos were wanted for comparison, {len(missing)} of {len(clips)} are not there, for "
+            f"example {missing[0]}: set videos to the root that was ingested, or leave it out"
+        )

@@ -1,0 +1,123 @@
+"""What is in a shard set: counts, classes, flow contract, a contact sheet; and whether every byte of it is right."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from twostream_ray import storage, visualize
+from twostream_ray.data import clips, flow
+from twostream_ray.data.clips import EncodedClip
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
+from twostream_ray.errors import ShardError
+from twostream_ray.runs.config import InspectConfig
+
+_MOST_FRAMES = 8
+_LONGEST_NAME = 23
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What there is."""
+
+    shard_set: ShardSet
+    """The set, with its index and contract."""
+    clips_by_split: dict[str, int]
+    """Clips in each split; a clip may be in several."""
+    clips_by_class: dict[str, int]
+    """Clips of each class, in the order of labels."""
+    frames: int
+    """Frames of all clips."""
+    picture: str
+    """Where the contact sheet lies."""
+    pictured: tuple[str, ...]
+    """The clips it shows."""
+
+    @property
+    def contract(self) -> FlowContract:
+        """How the flow was made."""
+        return self.shard_set.contract
+
+
+def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | None = None) -> Inspection:
+    """Look at a shard set, draw some of its clips, and with `verify` read and check every byte.
+
+    Raises:
+        ShardError: there is no such set, a clip is not in it, or a shard is damaged; names shard and row.
+    """
+    shard_set = open_shards(config.shards)
+    index = shard_set.index
+    ids = index["clip_id"].to_pylist()
+    if config.clip is not None and config.clip not in ids:
+        raise ShardError(
+            f"clip {config.clip!r} was wanted of {config.shards}, it is not one of its {len(ids)}: {ids[0]}, ..."
+        )
+    if config.verify:
+        _verify(shard_set, progress=progress)
+    every = max(1, len(ids) // config.num_clips)
+    positions = list(range(0, len(ids), every))[: config.num_clips] if config.clip is None else [ids.index(config.clip)]
+    _draw(shard_set, positions, Path(config.out))
+    labels = Counter(index["label"].to_pylist())
+    splits = Counter(split for splits in index["splits"].to_pylist() for split in splits)
+    return Inspection(
+        shard_set=shard_set,
+        clips_by_split=dict(sorted(splits.items())),
+        clips_by_class={name: labels[label] for label, name in enumerate(shard_set.classes)},
+        frames=sum(index["num_frames"].to_pylist()),
+        picture=config.out,
+        pictured=tuple(ids[position] for position in positions),
+    )
+
+
+def _verify(shard_set: ShardSet, *, progress: Callable[[int, int], None] | None) -> None:
+    """Hold every shard against the manifest's sha256, and every row against its own checksums."""
+    rows = Counter(shard_set.index["shard"].to_pylist())
+    for number, (name, sha256) in enumerate(zip(shard_set.shard_names, shard_set.shard_sha256, strict=True)):
+        uri = storage.join(shard_set.uri, "shards", name)
+        for group in range(-(-rows[number] // ROWS_PER_GROUP)):
+            members = range(min(ROWS_PER_GROUP, rows[number] - group * ROWS_PER_GROUP))
+            for _ in read_row_group(uri, group, want_rgb=True, want_flow=True, rows=members):
+                pass
+        if hashlib.sha256(storage.read_bytes(uri)).hexdigest() != sha256:
+            raise ShardError(f"{uri} is not the file that the manifest names (sha256): delete it and ingest again")
+        if progress is not None:
+            progress(number + 1, len(shard_set.shard_names))
+
+
+def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:
+    """A row of frames over their flow for each clip; one clip alone gets several."""
+    frames, fields, captions = [], [], []
+    shown = 4 * _MOST_FRAMES if len(positions) == 1 else _MOST_FRAMES
+    for position in positions:
+        clip_id, clip = _read(shard_set, position)
+        times = np.linspace(0, clip.num_frames - 2, shown).round().astype(int).tolist()
+        name = clip_id.rpartition("/")[2]
+        captions += [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…", *map(str, times[1:])]
+        frames += list(clips.fetch_frames(clip.video or b"", times, num_frames=clip.num_frames))
+        for time in times:
+            levels = flow.decode_field(clip.flow[time])  # type: ignore[index]
+            fields.append(flow.dequantise(levels, shard_set.contract).transpose(1, 2, 0))
+    height, width = (min(frame.shape[axis] for frame in frames) for axis in (0, 1))
+    motion = np.stack([field[:height, :width] for field in fields])
+    visualize.contact_sheet(
+        np.stack([frame[:height, :width] for frame in frames]),
+        motion,
+        path,
+        # A few pixels of wild flow must not make all others pale.
+        max_px=max(1.0, round(float(np.quantile(np.linalg.norm(motion, axis=-1), 0.98)), 1)),
+        captions=captions,
+        columns=_MOST_FRAMES,
+    )
+
+
+def _read(shard_set: ShardSet, position: int) -> tuple[str, EncodedClip]:
+    shard, row = (int(shard_set.index[name][position].as_py()) for name in ("shard", "row"))
+    uri = storage.join(shard_set.uri, "shards", shard_set.shard_names[shard])
+    group, within = divmod(row, ROWS_PER_GROUP)
+    return next(read_row_group(uri, group, want_rgb=True, want_flow=True, rows=[within]))
