@@ -23,7 +23,7 @@ def catalog_of(
         return [(Path(uri).name, len(text)) for uri, text in texts.items() if str(Path(uri).parent) == directory]
 
     config = CatalogConfig(layout=layout, root="videos", lists=lists)
-    return read_catalog(config, list_files=list_files, read_text=lambda uri: texts[uri])
+    return read_catalog(config, list_files=list_files, read_bytes=lambda uri: texts[uri].encode())
 
 
 def ucf101(paths: Iterable[str] | None = None, **texts: str) -> Catalog:
@@ -205,7 +205,10 @@ def test_a_directory_without_lists_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layout": "ucf-101", "root": "videos"}, "layout must be folder or ucf101, got 'ucf-101'"),
+        (
+            {"layout": "ucf-101", "root": "videos"},
+            "layout must be one of folder, ucf101, hmdb51, kinetics, table, got 'ucf-101'",
+        ),
         ({"layout": "ucf101", "root": "videos"}, "lists must name the directory with classInd.txt"),
         ({"root": " "}, "root must name the directory"),
     ],
@@ -227,7 +230,7 @@ def test_official_lists_give_13320_clips_with_the_published_counts(real: Path) -
         return [(path.name, 0) for path in lists.iterdir()] if directory == str(lists) else [(p, 1) for p in listed]
 
     config = CatalogConfig(layout="ucf101", root="s3://bucket/ucf101/", lists=str(lists))
-    catalog = read_catalog(config, list_files=list_files, read_text=lambda uri: Path(uri).read_bytes().decode())
+    catalog = read_catalog(config, list_files=list_files, read_bytes=lambda uri: Path(uri).read_bytes())
     counts = [sum(split in clip.splits for clip in catalog.clips) for split in ("train1", "train2", "train3")]
     assert counts == [9537, 9586, 9624]
     counts = [sum(split in clip.splits for clip in catalog.clips) for split in ("test1", "test2", "test3")]
@@ -249,7 +252,7 @@ def test_29_real_clips_get_the_labels_and_splits_of_the_official_lists(real: Pat
     config = CatalogConfig(
         layout="ucf101", root=str(real / "ucf101"), lists=str(real / "lists" / "ucf101_official_crlf")
     )
-    catalog = read_catalog(config, list_files=list_files, read_text=lambda uri: Path(uri).read_bytes().decode())
+    catalog = read_catalog(config, list_files=list_files, read_bytes=lambda uri: Path(uri).read_bytes())
     assert len(catalog.clips) == 29
     assert catalog.notes[0].startswith("13291 of 13320 listed clips are not under ")
     assert all(Path(clip.uri).stat().st_size == clip.size_bytes for clip in catalog.clips)

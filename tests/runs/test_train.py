@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_workers(cluster: None, shard_set: ShardSet, folder: Path) -> tuple[train_module.TrainReport, dict[str, str]]:
     """A run on 2 workers, and the digest of each rank's weights at its end."""
     config = experiment(shard_set, folder, name="two")
-    original = train_module._worker
+    original = train_module.train_worker
     digests = folder / "digests"
     digests.mkdir()
 
@@ -80,7 +81,7 @@ def two_workers(cluster: None, shard_set: ShardSet, folder: Path) -> tuple[train
         (digests / str(ray.train.get_context().get_world_rank())).write_text(digest.hexdigest())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "_worker", probed)
+        patch.setattr(train_module, "train_worker", probed)
         report = train(config)
     return report, {path.name: path.read_text() for path in digests.iterdir()}
 
@@ -189,6 +190,15 @@ def test_an_unknown_split_is_refused_before_anything_starts(shard_set: ShardSet,
         train(replace(config, data=replace(config.data, train_split="dev")))
 
 
+def test_a_network_gets_a_head_for_each_data_set_of_its_shards(shard_set: ShardSet, folder: Path) -> None:
+    config = experiment(shard_set, folder)
+    heads = (
+        train_module.package_for(config, replace(shard_set, head_classes=(3, 1))).build(pretrained=False).head_classes
+    )
+    assert heads == (3, 1)
+    assert train_module.package_for(config, shard_set).build(pretrained=False).head_classes == (4,)
+
+
 def test_crops_too_small_for_the_network_are_refused_before_anything_starts(shard_set: ShardSet, folder: Path) -> None:
     config = experiment(shard_set, folder, name="toosmall")
     small = replace(config, data=replace(config.data, transforms=TransformConfig(crop_px=32)))
@@ -197,35 +207,37 @@ def test_crops_too_small_for_the_network_are_refused_before_anything_starts(shar
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_an_undisturbed_one(
+def test_a_run_killed_within_an_epoch_goes_on_there_with_another_number_of_workers_and_ends_as_an_undisturbed_one(
     two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
 ) -> None:
-    config = experiment(shard_set, folder, name="killed")
+    config = experiment(shard_set, folder, name="killed", workers=WorkersConfig(checkpoint_every_steps=1))
+    place = Path(config.storage) / "killed"
     script = folder / "killed.py"
     script.write_text(
-        "import pickle, sys\n"
-        "from twostream_ray.runs.train import train\n"
-        "config = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "train(config, progress=lambda event: event['kind'] == 'epoch' and print('epoch', flush=True))\n"
+        "import pickle, sys\nfrom twostream_ray.runs.train import train\ntrain(pickle.load(open(sys.argv[1], 'rb')))\n"
     )
     import pickle
 
     (folder / "killed.pickle").write_bytes(pickle.dumps(config))
     process = subprocess.Popen(
         [sys.executable, str(script), str(folder / "killed.pickle")],
-        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
         start_new_session=True,
         env=os.environ | {"RAY_AUTH_MODE": "disabled"},
     )
-    assert process.stdout is not None
-    assert any(line == "epoch\n" for line in process.stdout)
-    os.kill(process.pid, signal.SIGKILL)
+    registered = place / "checkpoint_manager_snapshot.json"
+    while not (registered.exists() and "epoch-0001-step-" in registered.read_text()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    # All its processes at once, as when a machine loses power: Ray's would go on for a while without their driver.
+    subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=True)
     process.wait()
-    process.stdout.close()
-    assert not (Path(config.storage) / "killed/report.json").exists()
-    resumed = train(config)
+    assert not (place / "report.json").exists()
+    assert not (place / "epoch-0001").exists(), "killed within the epoch"
+    told: list[dict[str, Any]] = []
+    resumed = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=told.append)
+    steps = [(event["epoch"], event["step"]) for event in told if event["kind"] == "step"]
+    assert steps in ([(1, 2), (1, 3)], [(1, 3)]), "nothing is done twice"
     losses = [metrics["train_loss"] for metrics in resumed.history]
     assert losses == pytest.approx([metrics["train_loss"] for metrics in two_workers[0].history], abs=1e-5)
     from mlflow import MlflowClient

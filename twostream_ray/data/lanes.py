@@ -85,11 +85,3 @@ def plan_units(
                 )
                 starts.append((start, lane, unit))
     return [unit for _, _, unit in sorted(starts, key=lambda entry: entry[:2])]
-
-
-def consumed(lanes: Sequence[NDArray[np.int64]], *, steps: int, per_lane: int, num_clips: int) -> NDArray[np.bool_]:
-    """Which clips the first steps of a pass take, over all workers: (num_clips,) by position in the index."""
-    taken = np.zeros(num_clips, dtype=np.bool_)
-    for lane in lanes:
-        taken[lane[: steps * per_lane]] = True
-    return taken

@@ -93,7 +93,7 @@ class SnippetLoader:
         shard_set: ShardSet,
         *,
         config: DataConfig,
-        passes: Sequence[Pass],
+        passes: Iterable[Pass],
         global_batch: int,
         seed: int = 0,
         rank: int = 0,

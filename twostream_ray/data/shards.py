@@ -243,7 +243,12 @@ def finished_parts(
 
 
 def write_manifest(
-    out: str, *, parts: Sequence[dict[str, Any]], classes: Sequence[str], contract: FlowContract
+    out: str,
+    *,
+    parts: Sequence[dict[str, Any]],
+    classes: Sequence[str],
+    contract: FlowContract,
+    head_classes: Sequence[int] = (),
 ) -> None:
     """Write index, quarantine table and manifest over finished shards, in an order that depends on content alone.
 
@@ -282,6 +287,7 @@ def write_manifest(
     manifest = {
         "format": FORMAT,
         "classes": list(classes),
+        "head_classes": list(head_classes),
         "flow_contract": contract.to_dict(),
         "flow_contract_hash": contract.hash,
         "clips": len(rows),
@@ -323,6 +329,9 @@ class ShardSet:
 
     classes: tuple[str, ...]
     """Class names by label."""
+
+    head_classes: tuple[int, ...]
+    """Classes of each data set, in their order; () is one data set."""
 
     contract: FlowContract
     """How the flow was made."""
@@ -385,6 +394,7 @@ def open_shards(uri: str) -> ShardSet:
         uri=place,
         hash=hashlib.sha256(content).hexdigest(),
         classes=tuple(manifest["classes"]),
+        head_classes=tuple(manifest["head_classes"]),
         contract=FlowContract.from_dict(manifest["flow_contract"]),
         shard_names=tuple(shard["name"] for shard in manifest["shards"]),
         shard_sha256=tuple(shard["sha256"] for shard in manifest["shards"]),

@@ -36,6 +36,9 @@ class IngestConfig:
     out: str
     """Directory or s3:// prefix of the shard set."""
 
+    more: list[CatalogConfig] = field(default_factory=list)
+    """Further data sets for multi-task training, each with its name: a network gets a head for each."""
+
     flow: FlowContract = field(default_factory=FlowContract)
     """How optical flow is computed and coded."""
 
@@ -65,11 +68,16 @@ class WorkersConfig:
     max_failures: int = 3
     """Restarts from the last checkpoint after a worker or node is lost, before the run fails."""
 
+    checkpoint_every_steps: int | None = None
+    """Steps from one checkpoint to the next within an epoch; by default there is one at the end of each epoch."""
+
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 1:
             raise ConfigError(f"workers.num_workers must be at least 1, got {self.num_workers}")
         if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
             raise ConfigError(f"workers.cpus_per_worker must be more than 0, got {self.cpus_per_worker}")
+        if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
+            raise ConfigError(f"workers.checkpoint_every_steps must be at least 1, got {self.checkpoint_every_steps}")
         if self.max_failures < 0:
             raise ConfigError(f"workers.max_failures must be at least 0, got {self.max_failures}")
 

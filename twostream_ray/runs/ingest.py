@@ -7,11 +7,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from twostream_ray import storage
-from twostream_ray.data.catalog import Clip, read_catalog
+from twostream_ray.data.catalog import Catalog, Clip, read_catalogs
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards import (
     ROWS_PER_GROUP,
@@ -75,20 +75,15 @@ def ingest(config: IngestConfig, *, progress: Progress | None = None) -> IngestR
         TooManyBadVideosError: more videos are bad than max_bad_fraction allows; shards and quarantine table are kept.
     """
     started = time.monotonic()
-    root = storage.absolute(config.catalog.root)
     out = storage.absolute(config.out)
-    catalog = read_catalog(
-        config.catalog,
-        list_files=lambda uri: storage.list_files(uri, empty_directories=True),
-        read_text=storage.read_text,
-    )
+    catalog = catalog_of(config)
     parts, stale = finished_parts(out, clips=catalog.clips, contract=config.flow)
     finished = {entry["identity"][0] for part in parts for entry in part["clips"] + part["quarantined"]}
     missing = [clip for clip in catalog.clips if clip.clip_id not in finished]
     if missing:
         plans = plan_shards(missing, contract=config.flow, rows_per_shard=_rows_per_shard(config, len(catalog.clips)))
-        parts += _write_all(plans, root=root, out=out, contract=config.flow, progress=progress)
-    write_manifest(out, parts=parts, classes=catalog.classes, contract=config.flow)
+        parts += _write_all(plans, out=out, contract=config.flow, progress=progress)
+    write_manifest(out, parts=parts, classes=catalog.classes, head_classes=catalog.head_classes, contract=config.flow)
     written = {name for part in parts for name in (f"parts/{part['key']}.json", f"shards/{part['shard']}")}
     for name in stale:
         if name not in written:
@@ -113,6 +108,21 @@ def ingest(config: IngestConfig, *, progress: Progress | None = None) -> IngestR
     return report
 
 
+def catalog_of(config: IngestConfig) -> Catalog:
+    """The clips of all data sets that are to be ingested, at absolute places: tasks run in other directories.
+
+    Raises:
+        CatalogError: folders or lists are not what the layout says.
+        StorageError: a place cannot be read.
+    """
+    catalogs = [replace(catalog, root=storage.absolute(catalog.root)) for catalog in (config.catalog, *config.more)]
+    return read_catalogs(
+        catalogs,
+        list_files=lambda uri: storage.list_files(uri, empty_directories=True),
+        read_bytes=storage.read_bytes,
+    )
+
+
 def _rows_per_shard(config: IngestConfig, num_clips: int) -> int:
     """Whole row groups; few enough clips a shard that a small set still keeps every core busy."""
     groups = max(1, num_clips // (_TASKS_WANTED * ROWS_PER_GROUP))
@@ -120,7 +130,7 @@ def _rows_per_shard(config: IngestConfig, num_clips: int) -> int:
 
 
 def _write_all(
-    plans: list[ShardPlan], *, root: str, out: str, contract: FlowContract, progress: Progress | None
+    plans: list[ShardPlan], *, out: str, contract: FlowContract, progress: Progress | None
 ) -> list[dict[str, Any]]:
     total = sum(len(plan.clips) for plan in plans)
     with ray_session():
@@ -137,7 +147,7 @@ def _write_all(
         def write(row: dict[str, Any]) -> dict[str, Any]:
             clips = tuple(Clip(**{**clip, "splits": tuple(clip["splits"])}) for clip in row["clips"])
             plan = ShardPlan(key=row["key"], clips=clips)
-            part = write_shard(plan, root=root, out=out, contract=contract, count=lambda bad: counter.add.remote(bad))
+            part = write_shard(plan, out=out, contract=contract, count=lambda bad: counter.add.remote(bad))
             return {"part": json.dumps(part)}
 
         written = plan_rows.map(write, num_cpus=1, memory=768 * 2**20)
@@ -173,9 +183,7 @@ class _Counter:
         return self._done, self._bad
 
 
-def write_shard(
-    plan: ShardPlan, *, root: str, out: str, contract: FlowContract, count: Callable[[bool], Any]
-) -> dict[str, Any]:
+def write_shard(plan: ShardPlan, *, out: str, contract: FlowContract, count: Callable[[bool], Any]) -> dict[str, Any]:
     """Read, decode, compute flow, re-encode, prove seeking, store: every clip of one shard; returns its record.
 
     A bad video is quarantined; nothing takes its place.
@@ -187,7 +195,7 @@ def write_shard(
     for clip in plan.clips:
         sha256 = ""
         try:
-            content = storage.read_bytes(storage.join(root, clip.clip_id))
+            content = storage.read_bytes(clip.uri)
             sha256 = hashlib.sha256(content).hexdigest()
             encoded = prepare_clip(content, contract, name=clip.clip_id)
             prove_seeking(encoded.video or b"", num_frames=encoded.num_frames)

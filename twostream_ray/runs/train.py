@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,19 +13,16 @@ import ray
 import ray.train
 import torch
 from ray.train import UserCallback
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.torch import TorchTrainer
 
 from twostream_ray import storage, tracking
-from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.models.networks import Network
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.session import Board, polled, ray_session
-from twostream_ray.training.checkpoint import ModelPackage, load_state, load_weights, save_model, save_state
-from twostream_ray.training.loop import PassResult, prepared, score_pass, train_pass, unwrapped
-from twostream_ray.training.recipe import build_optimiser, learning_rate_at
+from twostream_ray.runs.worker import train_worker
+from twostream_ray.training.checkpoint import ModelPackage
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with events: {"kind": "step", "epoch", "epochs", "step", "steps", "loss"} and {"kind": "epoch", **metrics}."""
@@ -121,8 +117,11 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
 
 def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:
     """What the trained model will carry besides its weights."""
+    model = config.model
+    if shard_set.head_classes and not model.head_classes:
+        model = replace(model, head_classes=shard_set.head_classes)
     return ModelPackage(
-        model=config.model,
+        model=model,
         classes=shard_set.classes,
         contract=shard_set.contract,
         sampling=config.data.sampling,
@@ -199,7 +198,7 @@ def _fit(
         workers = config.workers.num_workers or gpus or 2
         cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
         board: Any = ray.remote(Board).options(num_cpus=0).remote()
-        worker = _worker
+        worker = train_worker
 
         def show() -> None:
             for event in ray.get(board.take.remote()):
@@ -273,120 +272,10 @@ class _LogToMlflow(UserCallback):
         self._handle = handle
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
-        _log_epoch(self._handle, metrics[0])
+        if "step" not in metrics[0]:
+            _log_epoch(self._handle, metrics[0])
 
 
 def _log_epoch(handle: tracking.RunHandle, metrics: dict[str, float]) -> None:
     values = {name: value for name, value in metrics.items() if name != "epoch"}
     tracking.log_metrics(handle, values, step=int(metrics["epoch"]))
-
-
-def _worker(arguments: dict[str, Any]) -> Network:
-    """What every training worker runs; gives its copy of the trained network."""
-    config: ExperimentConfig = arguments["config"]
-    package: ModelPackage = arguments["package"]
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = get_device()
-    torch.set_num_threads(1)
-    torch.manual_seed(config.seed)
-    shard_set = open_shards(config.data.shards)
-    checkpoint = ray.train.get_checkpoint()
-    network = prepared(package.build(pretrained=checkpoint is None), config=config.training, device=device)
-    optimiser = build_optimiser(network, config=config.training)
-    history: list[dict[str, float]] = []
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            load_weights(network, Path(directory))
-            history = load_state(Path(directory), optimiser)["history"]
-    model = prepare_model(network)
-
-    passes = []
-    for epoch in range(len(history), config.training.epochs):
-        passes.append(Pass(split=config.data.train_split, epoch=epoch, training=True))
-        if config.data.validation_split:
-            passes.append(Pass(split=config.data.validation_split, epoch=epoch))
-    loader = SnippetLoader(
-        shard_set,
-        config=config.data,
-        passes=passes,
-        global_batch=config.training.global_batch,
-        seed=config.seed,
-        rank=rank,
-        world_size=world_size,
-        want_rgb=arguments["needs_rgb"],
-        want_flow=arguments["needs_flow"],
-    )
-
-    def post(event: dict[str, Any]) -> None:
-        if rank == 0:
-            arguments["board"].post.remote(event)
-
-    metrics: dict[str, float] = {}
-    for a_pass, batches in loader:
-        if a_pass.training:
-            steps, epoch = loader.num_steps(a_pass), a_pass.epoch
-
-            def show(step: int, loss: float, *, steps: int = steps, epoch: int = epoch) -> None:
-                post(
-                    {
-                        "kind": "step",
-                        "epoch": epoch,
-                        "epochs": config.training.epochs,
-                        "step": step,
-                        "steps": steps,
-                        "loss": loss,
-                    }
-                )
-
-            result = train_pass(
-                model,
-                optimiser,
-                batches,
-                config=config.training,
-                epoch=epoch,
-                num_steps=steps,
-                seed=config.seed,
-                device=device,
-                report=show,
-            )
-            metrics = {
-                "epoch": epoch,
-                **_metrics("train", result),
-                "samples_per_second": result.samples / result.seconds,
-                "seconds": result.seconds,
-                "data_wait": result.data_wait,
-                "learning_rate": learning_rate_at(epoch, config=config.training),
-            }
-        else:
-            result = score_pass(model, batches, device=device, precision=config.training.precision)[0]
-            metrics |= _metrics("val", result)
-        if not a_pass.training or config.data.validation_split is None:
-            history = [*history, metrics]
-            _report(model, optimiser, package, history=history, rank=rank)
-            post({"kind": "epoch", "epochs": config.training.epochs, **metrics})
-    return unwrapped(model)
-
-
-def _metrics(prefix: str, result: PassResult) -> dict[str, float]:
-    losses = {f"{prefix}_loss_{tower}": loss for tower, loss in result.losses.items()}
-    return {f"{prefix}_loss": sum(result.losses.values()), **losses, f"{prefix}_top1": result.top1}
-
-
-def _report(
-    model: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    package: ModelPackage,
-    *,
-    history: list[dict[str, float]],
-    rank: int,
-) -> None:
-    """Hand metrics and, from rank 0, the checkpoint to Ray Train; returns when it is stored."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            save_model(Path(folder), unwrapped(model), package)
-            save_state(Path(folder), optimiser, {"history": history})
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        epoch = int(history[-1]["epoch"])
-        ray.train.report(history[-1], checkpoint=checkpoint, checkpoint_dir_name=f"epoch-{epoch:04d}")

@@ -45,9 +45,28 @@ class PassResult:
     step_losses: tuple[float, ...] = ()
     """Total loss of each training step, over the global batch."""
 
+    def after(self, earlier: PassResult) -> PassResult:
+        """The result of both parts of a pass that was broken off and resumed."""
+        samples, seconds = earlier.samples + self.samples, earlier.seconds + self.seconds
+
+        def mean(before: float, now: float) -> float:
+            return (before * earlier.samples + now * self.samples) / max(samples, 1)
+
+        return PassResult(
+            losses={tower: mean(earlier.losses[tower], loss) for tower, loss in self.losses.items()},
+            top1=mean(earlier.top1, self.top1),
+            samples=samples,
+            seconds=seconds,
+            data_wait=(earlier.data_wait * earlier.seconds + self.data_wait * self.seconds) / max(seconds, 1e-9),
+            step_losses=earlier.step_losses + self.step_losses,
+        )
+
 
 StepReport = Callable[[int, float], None]
 """Called after each step with (steps done, total loss of the step on this worker, scaled to the global batch)."""
+
+Keep = Callable[[int, PassResult], None]
+"""Called where a pass is to be kept with (steps done, result so far over all workers)."""
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
@@ -87,18 +106,22 @@ def train_pass(
     num_steps: int,
     seed: int,
     device: torch.device,
+    first_step: int = 0,
     report: StepReport | None = None,
+    keep: Keep | None = None,
+    keep_every_steps: int | None = None,
 ) -> PassResult:
-    """Train one epoch; `model` is a Network, or DistributedDataParallel around one.
+    """Train one epoch, from `first_step` on; `model` is a Network, or DistributedDataParallel around one.
 
-    Gradients are those of the mean loss over the global batch, whatever part of it lies on this worker.
+    Gradients are those of the mean loss over the global batch, whatever part of it lies on this worker. The result is
+    that of the steps made here.
     """
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     network = unwrapped(model)
     model.train()
     tally = _Tally(device)
     step_losses: list[Tensor] = []
-    for step, batch in enumerate(tally.timed(batches)):
+    for step, batch in enumerate(tally.timed(batches), start=first_step):
         _seed_dropout(seed=seed, epoch=epoch, step=step)
         set_learning_rate(optimiser, learning_rate_at(epoch + step / num_steps, config=config))
         rgb, flow, labels, weights = to_device(batch, device)
@@ -116,6 +139,9 @@ def train_pass(
         step_losses.append(loss.detach())
         if report is not None:
             report(step + 1, float(loss.detach()) * world_size)
+        done = step + 1
+        if keep is not None and keep_every_steps and done % keep_every_steps == 0 and done < num_steps:
+            keep(done, tally.result(step_losses))
     synchronise_buffers(model)
     return tally.result(step_losses)
 

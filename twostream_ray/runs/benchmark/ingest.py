@@ -7,14 +7,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from twostream_ray import storage
-from twostream_ray.data.catalog import Clip, read_catalog
+from twostream_ray.data.catalog import Clip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.config import BenchmarkIngestConfig, IngestConfig
-from twostream_ray.runs.ingest import ingest
+from twostream_ray.runs.ingest import catalog_of, ingest
 from twostream_ray.runs.session import ray_session
 
 
@@ -43,18 +43,13 @@ def benchmark_ingest(config: BenchmarkIngestConfig, *, progress: Progress | None
         ConfigError: there are fewer clips than cores.
     """
     cores = config.cores or len(os.sched_getaffinity(0))
-    root = storage.absolute(config.catalog.root)
-    clips = read_catalog(
-        replace(config.catalog, root=root),
-        list_files=lambda uri: storage.list_files(uri, empty_directories=True),
-        read_text=storage.read_text,
-    ).clips
+    clips = catalog_of(IngestConfig(catalog=config.catalog, out="")).clips
     if len(clips) < cores:
         raise ConfigError(f"at least {cores} clips are wanted under {config.catalog.root}, got {len(clips)}")
     runs: dict[str, tuple[Callable[[], float], int]] = {
-        "bare loop, one process": (lambda: _bare_processes(clips[:: 2 * cores], root, config.flow, cores=1), 1),
+        "bare loop, one process": (lambda: _bare_processes(clips[:: 2 * cores], config.flow, cores=1), 1),
         f"bare loop, {cores} processes": (
-            lambda: _bare_processes(clips[:: 2 * cores], root, config.flow, cores=cores),
+            lambda: _bare_processes(clips[:: 2 * cores], config.flow, cores=cores),
             cores,
         ),
         "ingest": (lambda: _whole(config), cores),
@@ -72,20 +67,20 @@ def benchmark_ingest(config: BenchmarkIngestConfig, *, progress: Progress | None
     ]
 
 
-def _bare_processes(clips: tuple[Clip, ...], root: str, contract: FlowContract, *, cores: int) -> float:
+def _bare_processes(clips: tuple[Clip, ...], contract: FlowContract, *, cores: int) -> float:
     import ray
 
     task = ray.remote(_bare).options(num_cpus=0)
-    return sum(ray.get([task.remote(clips, root, contract) for _ in range(cores)]))
+    return sum(ray.get([task.remote(clips, contract) for _ in range(cores)]))
 
 
-def _bare(clips: tuple[Clip, ...], root: str, contract: FlowContract) -> float:
+def _bare(clips: tuple[Clip, ...], contract: FlowContract) -> float:
     """Clips per second of one thread that reads, decodes, computes flow, encodes and proves, and stores nothing."""
     from twostream_ray.data.clips import prove_seeking
     from twostream_ray.data.snippets import prepare_clip
 
     def work(clip: Clip) -> None:
-        content = storage.read_bytes(storage.join(root, clip.clip_id))
+        content = storage.read_bytes(clip.uri)
         encoded = prepare_clip(content, contract, name=clip.clip_id)
         prove_seeking(encoded.video or b"", num_frames=encoded.num_frames)
 
