@@ -47,7 +47,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if console.is_terminal:
+            self._bar.stop()
 
     def show(self, done: int, total: int, *, note: str = "") -> None:
         """So much is done."""

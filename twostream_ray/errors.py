@@ -5,6 +5,7 @@ TwoStreamError
 ├── CatalogError           a data set's folders or lists
 ├── VideoError             one video cannot be used; ingest quarantines it
 │   ├── EmptyClipError     it has too few frames
+│   ├── TooLongError       it has more frames than a clip may have
 │   └── DecodeError        its bytes cannot be decoded whole
 ├── ShardError             a shard or manifest is missing, damaged or of another version
 ├── ContractMismatchError  flow of one kind met a model, shard or checkpoint of another
@@ -36,6 +37,10 @@ class VideoError(TwoStreamError):
 
 class EmptyClipError(VideoError):
     """A clip has too few frames."""
+
+
+class TooLongError(VideoError):
+    """A clip has more frames than a clip may have."""
 
 
 class DecodeError(VideoError):

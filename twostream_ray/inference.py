@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.data import snippets
+from twostream_ray.data.isolation import prepare_apart
 from twostream_ray.errors import ConfigError, StorageError, VideoError
 from twostream_ray.models.networks import Network
 from twostream_ray.training.checkpoint import ModelPackage, load_model
@@ -68,7 +69,7 @@ class Classifier:
             VideoError: the bytes cannot be decoded whole, or hold fewer than two frames.
         """
         sampling, transforms = self.package.sampling, self.package.transforms
-        clip = snippets.prepare_clip(content, self.package.contract, name=name)
+        clip = prepare_apart(content, self.package.contract, name=name)
         views = snippets.evaluation_views(clip, sampling_config=sampling, transform_config=transforms)
         size = transforms.crop_px
         samples = [

@@ -2,23 +2,37 @@
 
 Reading goes through pyarrow.fs (about twice as fast as s3fs on large objects), listing and upload through s3fs.
 Endpoint, region and credentials of S3 come from the usual environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY) and AWS's own files.
+AWS_SECRET_ACCESS_KEY) and AWS's own files. A store that is away or answers with errors is asked again for a minute.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twostream_ray.errors import AccessError, StorageError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+
+_PATIENCE_S = 60.0
+_LONGEST_PAUSE_S = 8.0
+_REQUEST_TIMEOUT_S = 60
+_CONNECT_TIMEOUT_S = 5
+_DENIED = re.compile(r"ACCESS_DENIED|SignatureDoesNotMatch|INVALID_ACCESS_KEY|InvalidAccessKey|Forbidden|\b403\b", re.I)
+_ABSENT = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", re.I)
+_NO_CREDENTIALS = "NoCredentialsError"
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 def is_s3(uri: str) -> bool:
@@ -52,7 +66,11 @@ def _s3_for_reading() -> FileSystem:
     from pyarrow import fs
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    options: dict[str, Any] = {"retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=8)}
+    options: dict[str, Any] = {
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=3),
+        "connect_timeout": _CONNECT_TIMEOUT_S,
+        "request_timeout": _REQUEST_TIMEOUT_S,
+    }
     if endpoint:
         scheme, _, host = endpoint.rpartition("://")
         options |= {"endpoint_override": host, "scheme": scheme or "https"}
@@ -66,7 +84,15 @@ def _s3_for_writing() -> Any:
     import s3fs
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return s3fs.S3FileSystem(endpoint_url=endpoint, use_listings_cache=False)
+    return s3fs.S3FileSystem(
+        endpoint_url=endpoint,
+        use_listings_cache=False,
+        config_kwargs={
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "read_timeout": _REQUEST_TIMEOUT_S,
+            "retries": {"mode": "standard", "max_attempts": 2},
+        },
+    )
 
 
 def filesystem(uri: str) -> tuple[FileSystem, str]:
@@ -79,20 +105,71 @@ def filesystem(uri: str) -> tuple[FileSystem, str]:
     return fs.LocalFileSystem(), place
 
 
-@contextmanager
-def _explained(action: str, uri: str) -> Iterator[None]:
+def patiently(action: Callable[[], _Result], *, place: str) -> _Result:
+    """Do something with a place; on s3:// do it again for a minute while the store is away or answers with errors.
+
+    What no waiting mends is raised at once: a missing object, refused credentials.
+    """
+    if not is_s3(place):
+        return action()
+    started, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            spent = time.monotonic() - started
+            if not _passes(error) or spent + pause > _PATIENCE_S:
+                raise
+            _log.warning(
+                "%s: the store does not answer (%s), trying again for %.0f s", place, _brief(error), _PATIENCE_S - spent
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether waiting may help."""
+    return _is_of_the_store(error) and not (_is_absent(error) or _is_denied(error))
+
+
+def _is_of_the_store(error: Exception) -> bool:
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+
+    return isinstance(error, OSError | BotoCoreError | ClientError)
+
+
+def _is_absent(error: Exception) -> bool:
+    return isinstance(error, FileNotFoundError) or bool(_ABSENT.search(str(error)))
+
+
+def _is_denied(error: Exception) -> bool:
+    return (
+        isinstance(error, PermissionError)
+        or type(error).__name__ == _NO_CREDENTIALS
+        or bool(_DENIED.search(str(error)))
+    )
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:
     try:
-        yield
-    except FileNotFoundError as error:
-        raise AccessError(f"cannot {action} {uri}: it is not there; check the path") from error
-    except PermissionError as error:
-        raise AccessError(
-            f"cannot {action} {uri}: access denied; check the rights of the path, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY for s3://"
-        ) from error
-    except OSError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise StorageError(f"cannot {action} {uri}: {reason}") from error
+        return patiently(work, place=uri)
+    except Exception as error:
+        if not (isinstance(error, OSError) or (is_s3(uri) and _is_of_the_store(error))):
+            raise
+        if _is_absent(error):
+            raise AccessError(f"cannot {action} {uri}: it is not there; check the path") from error
+        if _is_denied(error):
+            raise AccessError(
+                f"cannot {action} {uri}: access denied; check the rights of the path, or AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY for s3://"
+            ) from error
+        waited = f" (tried for {_PATIENCE_S:.0f} s; check AWS_ENDPOINT_URL and the network)" if is_s3(uri) else ""
+        raise StorageError(f"cannot {action} {uri}: {_brief(error)}{waited}") from error
 
 
 def read_bytes(uri: str) -> bytes:
@@ -101,12 +178,15 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         StorageError: the file is missing or cannot be read.
     """
-    with _explained("read", uri):
+
+    def read() -> bytes:
         system, path = filesystem(uri)
         # open_input_file reads in one request; open_input_stream would split it into many small ones.
         with system.open_input_file(path) as file:
             content: bytes = file.read()
             return content
+
+    return _explained("read", uri, read)
 
 
 def read_text(uri: str) -> str:
@@ -127,8 +207,9 @@ def write_bytes(uri: str, content: bytes) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
-    with _explained("write", uri):
-        place = absolute(uri)
+    place = absolute(uri)
+
+    def write() -> None:
         if is_s3(place):
             _s3_for_writing().pipe_file(place, content)
             return
@@ -144,6 +225,8 @@ def write_bytes(uri: str, content: bytes) -> None:
         finally:
             partial.unlink(missing_ok=True)
 
+    _explained("write", uri, write)
+
 
 def exists(uri: str) -> bool:
     """Whether there is a file or directory.
@@ -152,8 +235,9 @@ def exists(uri: str) -> bool:
         StorageError: the store cannot be asked.
     """
     place = absolute(uri)
-    with _explained("look up", uri):
-        return bool(_s3_for_writing().exists(place)) if is_s3(place) else Path(place).exists()
+    return _explained(
+        "look up", uri, lambda: bool(_s3_for_writing().exists(place)) if is_s3(place) else Path(place).exists()
+    )
 
 
 def list_files(uri: str, *, empty_directories: bool = False) -> Iterator[tuple[str, int]]:
@@ -165,14 +249,14 @@ def list_files(uri: str, *, empty_directories: bool = False) -> Iterator[tuple[s
         StorageError: the directory is missing or cannot be read.
     """
     place = absolute(uri)
-    with _explained("list", uri):
+
+    def listed() -> list[tuple[str, int]]:
         if is_s3(place):
             prefix = place[len("s3://") :].rstrip("/") + "/"
             found = _s3_for_writing().find(place, detail=True)
             if not found:
                 raise FileNotFoundError(uri)
-            yield from sorted((name[len(prefix) :], int(entry["size"])) for name, entry in found.items())
-            return
+            return sorted((name[len(prefix) :], int(entry["size"])) for name, entry in found.items())
         root = Path(place)
         if not root.is_dir():
             raise FileNotFoundError(uri)
@@ -182,7 +266,9 @@ def list_files(uri: str, *, empty_directories: bool = False) -> Iterator[tuple[s
             entries += [((below / name).as_posix(), (Path(folder) / name).stat().st_size) for name in files]
             if empty_directories and not folders and not files:
                 entries.append((f"{below.as_posix()}/", 0))
-        yield from sorted(entries)
+        return sorted(entries)
+
+    yield from _explained("list", uri, listed)
 
 
 def delete(uri: str) -> None:
@@ -192,10 +278,13 @@ def delete(uri: str) -> None:
         StorageError: the place cannot be written.
     """
     place = absolute(uri)
-    with _explained("delete", uri):
+
+    def remove() -> None:
         if is_s3(place):
             store = _s3_for_writing()
             if store.exists(place):
                 store.rm_file(place)
         else:
             Path(place).unlink(missing_ok=True)
+
+    _explained("delete", uri, remove)

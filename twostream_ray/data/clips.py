@@ -80,6 +80,8 @@ class FrameStream:
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.fps = Fraction(rate).limit_denominator(1001 * 240)
         """Mean frames per second."""
+        self.announced = self._stream.frames
+        """Frames that the header speaks of; 0 where it says nothing."""
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         convert = _RgbConverter()

@@ -33,7 +33,7 @@ from twostream_ray import storage
 from twostream_ray.data.catalog import Clip
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.errors import ShardError, StorageError
+from twostream_ray.errors import ShardError, StorageError, TooLongError
 
 FORMAT = 2
 """Version of the layout; another one is refused."""
@@ -51,7 +51,6 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("fps", pa.float64()),
-        ("source_uri", pa.string()),
         ("source_sha256", pa.string()),
         ("video_crc32", pa.uint32()),
         ("flow_crc32", pa.uint32()),
@@ -108,9 +107,9 @@ def clip_identity(clip: Clip) -> list[Any]:
 class ShardWriter:
     """Writes one shard, a row group at a time, and its record in parts/ when it is whole."""
 
-    def __init__(self, plan: ShardPlan, *, out: str, contract: FlowContract) -> None:
-        """`out` is the shard set's directory or prefix."""
-        self._plan, self._out, self._contract = plan, out, contract
+    def __init__(self, plan: ShardPlan, *, out: str, contract: FlowContract, max_frames: int | None = None) -> None:
+        """`out` is the shard set's directory or prefix; max_frames is what longer clips were quarantined by."""
+        self._plan, self._out, self._contract, self._max_frames = plan, out, contract, max_frames
         self._buffer = io.BytesIO()
         self._writer = pq.ParquetWriter(
             self._buffer,
@@ -140,7 +139,6 @@ class ShardWriter:
                 "height": encoded.height,
                 "width": encoded.width,
                 "fps": encoded.fps,
-                "source_uri": clip.uri,
                 "source_sha256": source_sha256,
                 "video_crc32": zlib.crc32(video),
                 "flow_crc32": fields_crc32(fields),
@@ -186,6 +184,7 @@ class ShardWriter:
             "format": FORMAT,
             "key": self._plan.key,
             "flow_contract": self._contract.to_dict(),
+            "max_frames": self._max_frames,
             "shard": name,
             "bytes": len(content) if name else 0,
             "sha256": hashlib.sha256(content).hexdigest() if name else None,
@@ -210,9 +209,11 @@ def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
 
 
 def finished_parts(
-    out: str, *, clips: Sequence[Clip], contract: FlowContract
+    out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frames: int | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Records of shards in `out` that hold exactly what the catalog still asks for, and the names of stale files.
+
+    A shard that lacks clips which were too long is stale when the limit is another now.
 
     Raises:
         StorageError: the place cannot be read.
@@ -234,12 +235,17 @@ def finished_parts(
             and FlowContract.from_dict(part["flow_contract"]) == contract
             and (part["shard"] is None or f"shards/{part['shard']}" in present)
             and all(wanted.get(entry["identity"][0]) == entry["identity"] for entry in entries)
+            and (part["max_frames"] == max_frames or not any(map(_was_too_long, part["quarantined"])))
         )
         if whole:
             parts.append(part)
             kept |= {name, f"shards/{part['shard']}"}
     stale = [name for name in names if name.startswith(("parts/", "shards/")) and name not in kept]
     return parts, stale
+
+
+def _was_too_long(entry: dict[str, Any]) -> bool:
+    return str(entry["reason"]).startswith(TooLongError.__name__)
 
 
 def write_manifest(
@@ -414,9 +420,7 @@ def read_row_group(
     columns = ["clip_id", "num_frames", "height", "width", "fps"]
     columns += ["video", "video_crc32"] * want_rgb + ["flow", "flow_crc32"] * want_flow
     try:
-        system, path = storage.filesystem(shard_uri)
-        with system.open_input_file(path) as file:
-            table = pq.ParquetFile(file, pre_buffer=True).read_row_group(group, columns=columns)
+        table = storage.patiently(lambda: _read_columns(shard_uri, group, columns), place=shard_uri)
     except (OSError, pa.ArrowException) as error:
         raise ShardError(
             f"{shard_uri}, row group {group}, cannot be read ({' '.join(str(error).split())[:200]}): ingest again"
@@ -444,3 +448,9 @@ def read_row_group(
                 fps=table["fps"][row].as_py(),
             ),
         )
+
+
+def _read_columns(shard_uri: str, group: int, columns: list[str]) -> pa.Table:
+    system, path = storage.filesystem(shard_uri)
+    with system.open_input_file(path) as file:
+        return pq.ParquetFile(file, pre_buffer=True).read_row_group(group, columns=columns)

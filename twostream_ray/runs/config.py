@@ -45,12 +45,17 @@ class IngestConfig:
     max_bad_fraction: float = 0.05
     """Fail when more than this fraction of the videos had to be quarantined, in [0, 1]."""
 
+    max_frames: int = 10_000
+    """Longer videos are quarantined: a clip is one row, and a task holds about 8 kB of every frame in memory."""
+
     rows_per_shard: int = 128
     """Clips per shard file at most; small sets get smaller shards, so that every core has work."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}")
+        if self.max_frames < 2:
+            raise ConfigError(f"max_frames must be at least 2, got {self.max_frames}")
         if self.rows_per_shard < 1:
             raise ConfigError(f"rows_per_shard must be at least 1, got {self.rows_per_shard}")
 

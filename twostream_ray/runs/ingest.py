@@ -77,12 +77,12 @@ def ingest(config: IngestConfig, *, progress: Progress | None = None) -> IngestR
     started = time.monotonic()
     out = storage.absolute(config.out)
     catalog = catalog_of(config)
-    parts, stale = finished_parts(out, clips=catalog.clips, contract=config.flow)
+    parts, stale = finished_parts(out, clips=catalog.clips, contract=config.flow, max_frames=config.max_frames)
     finished = {entry["identity"][0] for part in parts for entry in part["clips"] + part["quarantined"]}
     missing = [clip for clip in catalog.clips if clip.clip_id not in finished]
     if missing:
         plans = plan_shards(missing, contract=config.flow, rows_per_shard=_rows_per_shard(config, len(catalog.clips)))
-        parts += _write_all(plans, out=out, contract=config.flow, progress=progress)
+        parts += _write_all(plans, out=out, config=config, progress=progress)
     write_manifest(out, parts=parts, classes=catalog.classes, head_classes=catalog.head_classes, contract=config.flow)
     written = {name for part in parts for name in (f"parts/{part['key']}.json", f"shards/{part['shard']}")}
     for name in stale:
@@ -130,7 +130,7 @@ def _rows_per_shard(config: IngestConfig, num_clips: int) -> int:
 
 
 def _write_all(
-    plans: list[ShardPlan], *, out: str, contract: FlowContract, progress: Progress | None
+    plans: list[ShardPlan], *, out: str, config: IngestConfig, progress: Progress | None
 ) -> list[dict[str, Any]]:
     total = sum(len(plan.clips) for plan in plans)
     with ray_session():
@@ -147,7 +147,13 @@ def _write_all(
         def write(row: dict[str, Any]) -> dict[str, Any]:
             clips = tuple(Clip(**{**clip, "splits": tuple(clip["splits"])}) for clip in row["clips"])
             plan = ShardPlan(key=row["key"], clips=clips)
-            part = write_shard(plan, out=out, contract=contract, count=lambda bad: counter.add.remote(bad))
+            part = write_shard(
+                plan,
+                out=out,
+                contract=config.flow,
+                max_frames=config.max_frames,
+                count=lambda bad: counter.add.remote(bad),
+            )
             return {"part": json.dumps(part)}
 
         written = plan_rows.map(write, num_cpus=1, memory=768 * 2**20)
@@ -183,22 +189,22 @@ class _Counter:
         return self._done, self._bad
 
 
-def write_shard(plan: ShardPlan, *, out: str, contract: FlowContract, count: Callable[[bool], Any]) -> dict[str, Any]:
+def write_shard(
+    plan: ShardPlan, *, out: str, contract: FlowContract, max_frames: int, count: Callable[[bool], Any]
+) -> dict[str, Any]:
     """Read, decode, compute flow, re-encode, prove seeking, store: every clip of one shard; returns its record.
 
     A bad video is quarantined; nothing takes its place.
     """
-    from twostream_ray.data.clips import prove_seeking
-    from twostream_ray.data.snippets import prepare_clip
+    from twostream_ray.data.isolation import prepare_apart
 
-    writer = ShardWriter(plan, out=out, contract=contract)
+    writer = ShardWriter(plan, out=out, contract=contract, max_frames=max_frames)
     for clip in plan.clips:
         sha256 = ""
         try:
             content = storage.read_bytes(clip.uri)
             sha256 = hashlib.sha256(content).hexdigest()
-            encoded = prepare_clip(content, contract, name=clip.clip_id)
-            prove_seeking(encoded.video or b"", num_frames=encoded.num_frames)
+            encoded = prepare_apart(content, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
         except (VideoError, AccessError) as error:
             writer.quarantine(clip, reason=f"{type(error).__name__}: {error}", sha256=sha256)
             count(True)

@@ -1,0 +1,112 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twostream_ray.data import isolation
+from twostream_ray.data.clips import ClipWriter, EncodedClip
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.isolation import prepare_apart
+from twostream_ray.data.snippets import prepare_clip
+from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError
+
+CONTRACT = FlowContract(short_side_px=64)
+
+
+def video(num_frames: int, *, size: int = 64) -> bytes:
+    rng = np.random.default_rng(0)
+    writer = ClipWriter(width=size, height=size, fps=Fraction(25))
+    for _ in range(num_frames):
+        writer.write(rng.integers(0, 255, (size, size, 3), dtype=np.uint8))
+    return writer.finish()
+
+
+def child_id() -> int:
+    child = isolation._Child._current
+    assert child is not None
+    return child._process.pid
+
+
+def test_a_clip_prepared_apart_is_the_one_prepared_here_and_the_child_stays() -> None:
+    content = video(12)
+    apart = prepare_apart(content, CONTRACT, name="x", prove=True)
+    here = prepare_clip(content, CONTRACT, name="x")
+    assert apart == EncodedClip(**{name: getattr(here, name) for name in EncodedClip.__slots__})
+    first = child_id()
+    prepare_apart(content, CONTRACT, name="x")
+    assert child_id() == first != os.getpid()
+
+
+def test_errors_keep_their_kind_and_their_one_line() -> None:
+    with pytest.raises(DecodeError, match=r"x.mp4: a video was wanted, 4 bytes are none"):
+        prepare_apart(b"none", CONTRACT, name="x.mp4")
+    with pytest.raises(EmptyClipError, match="x: a clip needs at least 2 frames, got 1"):
+        prepare_apart(video(1), CONTRACT, name="x")
+    with pytest.raises(TooLongError, match="x: a clip of at most 5 frames was wanted, this has 6 or more: cut it"):
+        prepare_apart(video(6), CONTRACT, name="x", max_frames=5)
+
+
+def test_a_crash_is_a_bad_video_and_the_next_one_gets_a_new_child() -> None:
+    prepare_apart(video(3), CONTRACT, name="x")
+    crashed, long = child_id(), video(1500)
+    threading.Timer(0.3, os.kill, (crashed, signal.SIGSEGV)).start()
+    with pytest.raises(DecodeError, match=r"long: the decoder crashed \(killed by SIGSEGV\)"):
+        prepare_apart(long, CONTRACT, name="long")
+    assert prepare_apart(video(3), CONTRACT, name="x").num_frames == 3
+    assert child_id() != crashed
+
+
+def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_apart(video(3), CONTRACT, name="x")
+    monkeypatch.setattr(isolation, "_SILENCE_S", 0.5)
+    hung = child_id()
+    os.kill(hung, signal.SIGSTOP)
+    with pytest.raises(DecodeError, match="x: the decoder hung, no frame came for"):
+        prepare_apart(video(3), CONTRACT, name="x")
+    monkeypatch.undo()
+    assert prepare_apart(video(3), CONTRACT, name="x").num_frames == 3
+
+
+def test_a_script_without_a_main_guard_is_not_run_again_and_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").write_bytes(video(3))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from twostream_ray.data import isolation\n"
+        "from twostream_ray.data.flow import FlowContract\n"
+        "print('run')\n"
+        "content = open('video.mp4', 'rb').read()\n"
+        "isolation.prepare_apart(content, FlowContract(short_side_px=64), name='x')\n"
+        "print(isolation._Child._current._process.pid)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, check=True)
+    first, child = done.stdout.split()
+    assert (first, done.stderr) == ("run", "")
+    for _ in range(50):
+        if not Path(f"/proc/{child}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("the child is still there")
+
+
+def test_a_fork_has_a_child_of_its_own() -> None:
+    prepare_apart(video(3), CONTRACT, name="x")
+    mine = child_id()
+    code = (
+        "import os, sys; from twostream_ray.data import isolation; from twostream_ray.data.flow import FlowContract\n"
+        "content = sys.stdin.buffer.read(); contract = FlowContract(short_side_px=64)\n"
+        "isolation.prepare_apart(content, contract, name='x'); before = isolation._Child._current._process.pid\n"
+        "if os.fork() == 0:\n"
+        "    isolation.prepare_apart(content, contract, name='x')\n"
+        "    os._exit(isolation._Child._current._process.pid == before)\n"
+        "status = os.wait()[1]; isolation.prepare_apart(content, contract, name='x')\n"
+        "sys.exit(bool(status) or isolation._Child._current._process.pid != before)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], input=video(3), check=True)
+    assert child_id() == mine

@@ -1,0 +1,183 @@
+"""An object store for the tests: a real S3 server, and a network before it that loses requests and goes away."""
+
+import http.client
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test:tester",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+_HOPS = {"connection", "transfer-encoding", "keep-alive"}
+
+
+@contextmanager
+def serving(script: Path, data: Path) -> Iterator[int]:
+    """The server with its data in a directory, and in it a bucket `archive`; gives its port."""
+    port = _four_free_ports()
+    with (data / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(script), str(data), str(port)], stdout=log, stderr=log
+        )
+    try:
+        _wait_for(port, process)
+        _create_bucket(port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+class FaultyProxy:
+    """Forwards to a server on this machine; `fail_fraction` of all requests meet one of three faults, drawn by seed."""
+
+    def __init__(self, port: int, *, fail_fraction: float = 0.0, seed: int = 0) -> None:
+        self.upstream, self.fail_fraction = port, fail_fraction
+        self.requests: Counter[str] = Counter()
+        self.bodies: list[str] = []
+        """Paths of GET requests that were answered whole."""
+        self._random, self._lock = random.Random(seed), threading.Lock()
+        self._port = 0
+        self.start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Be there (again), at the same port."""
+        proxy = self
+
+        class Handler(_Handler):
+            owner = proxy
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        self._server.daemon_threads = True
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self.away = False
+
+    def go_away(self) -> None:
+        """Refuse connections, and end those that are open."""
+        self.away = True
+        self._server.shutdown()
+        self._server.server_close()
+
+    def draw(self) -> str | None:
+        """The fault that a request meets."""
+        with self._lock:
+            if self._random.random() >= self.fail_fraction:
+                return None
+            return self._random.choice(["busy", "cut", "lost"])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    owner: FaultyProxy
+
+    def _forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        proxy, fault = self.owner, self.owner.draw()
+        if proxy.away:
+            self.close_connection = True
+            return
+        proxy.requests[fault or "whole"] += 1
+        if fault == "busy":
+            self._answer(503, [("Content-Type", "application/xml")], b"<Error><Code>SlowDown</Code></Error>")
+            return
+        upstream = http.client.HTTPConnection("127.0.0.1", proxy.upstream, timeout=60)
+        try:
+            upstream.request(self.command, self.path, body=body, headers=dict(self.headers.items()))
+            answer = upstream.getresponse()
+            content, headers = answer.read(), answer.getheaders()
+            length = answer.getheader("Content-Length")
+        finally:
+            upstream.close()
+        if fault == "lost":
+            # Done by the store, and nobody hears of it.
+            self.close_connection = True
+            return
+        if fault is None and self.command == "GET" and answer.status < 300:
+            proxy.bodies.append(self.path)
+        self._answer(answer.status, headers, content, length=length, cut=fault == "cut")
+
+    def _answer(
+        self,
+        status: int,
+        headers: list[tuple[str, str]],
+        content: bytes,
+        *,
+        length: str | None = None,
+        cut: bool = False,
+    ) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in _HOPS | {"content-length"}:
+                self.send_header(name, value)
+        if status != 204:
+            self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if cut else content)
+        if cut:
+            self.wfile.flush()
+            self.close_connection = True
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward  # noqa: N815
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except (ConnectionError, TimeoutError, http.client.HTTPException):
+            self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def _four_free_ports() -> int:
+    """The first of four neighbouring ports that nobody listens at."""
+    for first in range(18333, 28333, 10):
+        try:
+            for port in range(first, first + 4):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    pytest.fail("no four free ports")
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None, "the object store did not start"
+        time.sleep(0.1)
+    pytest.fail("the object store did not answer within a minute")
+
+
+def _create_bucket(port: int) -> None:
+    import botocore.session
+
+    botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        aws_access_key_id=ENVIRONMENT["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
+        region_name=ENVIRONMENT["AWS_REGION"],
+    ).create_bucket(Bucket="archive")

@@ -1,0 +1,153 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from s3 import ENVIRONMENT, FaultyProxy
+
+from twostream_ray import storage
+from twostream_ray.data.lanes import Pass
+from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards import ShardSet, open_shards
+from twostream_ray.data.snippets import Batch
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.errors import AccessError, StorageError
+
+OUTAGE_S = 20
+
+
+@pytest.fixture
+def proxy(object_store: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The store behind a network in which 5 % of the requests fail or are cut, for this process and its children."""
+    proxy = FaultyProxy(object_store, fail_fraction=0.05, seed=1)
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
+        monkeypatch.setenv(name, value)
+    storage._s3_for_reading.cache_clear()
+    yield proxy
+    storage._s3_for_reading.cache_clear()
+    proxy.go_away()
+
+
+def twostream(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("twostream")), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def test_places_in_the_store_behave_as_places_on_disk_though_requests_fail(proxy: FaultyProxy) -> None:
+    base = "s3://archive/places"
+    names = [f"a b/%20 & #{number};+[x]!'.bin" for number in range(12)]
+    contents = [os.urandom(1000 + number) for number in range(12)]
+    for name, content in zip(names, contents, strict=True):
+        storage.write_bytes(storage.join(base, name), b"old")
+        storage.write_bytes(storage.join(base, name), content)
+    assert list(storage.list_files(base)) == sorted(
+        (name, len(content)) for name, content in zip(names, contents, strict=True)
+    )
+    assert [storage.read_bytes(storage.join(base, name)) for name in names] == contents
+    storage.delete(storage.join(base, names[0]))
+    storage.delete(storage.join(base, names[0]))
+    assert not storage.exists(storage.join(base, names[0])) and storage.exists(storage.join(base, names[1]))
+    large = os.urandom(60_000_000)  # in parts
+    storage.write_bytes(storage.join(base, "large"), large)
+    assert storage.read_bytes(storage.join(base, "large")) == large
+    with pytest.raises(AccessError, match=r"cannot read s3://archive/places/none: it is not there; check the path"):
+        storage.read_bytes(f"{base}/none")
+    assert min(proxy.requests[fault] for fault in ("busy", "cut", "lost")) >= 1
+
+
+def test_a_wrong_secret_a_missing_bucket_and_no_answer_each_end_in_one_line(
+    proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.fail_fraction = 0.0
+    secret = "not-the-secret"
+    denied = twostream("inspect", "s3://archive/shards", AWS_SECRET_ACCESS_KEY=secret)
+    assert (denied.returncode, denied.stdout) == (2, "")
+    assert denied.stderr.count("\n") == 1 and "access denied; check the rights" in denied.stderr
+    assert secret not in denied.stderr
+    absent = twostream("ingest", "--catalog.root", "s3://no-such-bucket/videos", "--out", "s3://archive/none")
+    assert absent.returncode == 2
+    assert absent.stderr.splitlines()[-1].endswith("s3://no-such-bucket/videos: it is not there; check the path")
+    monkeypatch.setattr(storage, "_PATIENCE_S", 1.0)
+    proxy.go_away()
+    with pytest.raises(StorageError, match=r"cannot read s3://archive/x: .* check AWS_ENDPOINT_URL and the network"):
+        storage.read_bytes("s3://archive/x")
+    with pytest.raises(StorageError, match="cannot look up s3://archive/x: "):
+        storage.exists("s3://archive/x")
+    proxy.start()
+
+
+def batches_of(shard_set: ShardSet) -> list[Batch]:
+    loader = SnippetLoader(
+        shard_set,
+        config=DataConfig(
+            shards=shard_set.uri,
+            sampling=SamplingConfig(num_snippets=2, min_stride_frames=1, max_stride_frames=3),
+            transforms=TransformConfig(crop_px=32),
+        ),
+        passes=[Pass(split="train", epoch=epoch, training=True) for epoch in range(2)],
+        global_batch=16,
+        through_ray=False,
+    )
+    return [batch for _, batches in loader for batch in batches]
+
+
+@pytest.mark.timeout(400)
+def test_an_ingest_killed_and_redone_and_a_loader_survive_an_outage_and_lose_and_double_nothing(
+    proxy: FaultyProxy, videos: Path, shard_set: ShardSet
+) -> None:
+    for path in sorted(videos.rglob("*")):
+        if path.is_file():
+            storage.write_bytes(f"s3://archive/videos/{path.relative_to(videos).as_posix()}", path.read_bytes())
+    local = Path(shard_set.uri)
+    for path in sorted(local.rglob("*")):
+        if path.is_file():
+            storage.write_bytes(f"s3://archive/copy/{path.relative_to(local).as_posix()}", path.read_bytes())
+    out = "s3://archive/shards"
+    command = [str(Path(sys.executable).with_name("twostream")), "ingest", "--catalog.root", "s3://archive/videos"]
+    command += ["--out", out, "--flow.short_side_px", "48", "--rows_per_shard", "32"]
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
+    )
+    while not storage.exists(f"{out}/parts"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=True)
+    process.wait()
+    finished = {name for name, _ in storage.list_files(out) if name.startswith("parts/")}
+    assert finished and not storage.exists(f"{out}/manifest.json"), "killed on the way"
+
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    with ThreadPoolExecutor(1) as threads:
+        proxy.go_away()
+        threading.Timer(OUTAGE_S, proxy.start).start()
+        loading = threads.submit(lambda: batches_of(open_shards("s3://archive/copy")))
+        printed, errors = again.communicate(timeout=200)
+        remote = loading.result()
+    assert again.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert int(printed.rsplit(", ", 1)[-1].split()[0]) > 0, "what was finished before is not done again"
+    manifest = storage.read_bytes(f"{out}/manifest.json")
+    assert manifest == (local / "manifest.json").read_bytes()
+    names = {name for name, _ in storage.list_files(out)}
+    shards = {f"shards/{shard['name']}" for shard in json.loads(manifest)["shards"]}
+    parts = {f"parts/{name.removeprefix('shards/').partition('-')[0]}.json" for name in shards}
+    assert names == shards | parts | {"index.parquet", "quarantine.csv", "manifest.json"}, "no orphan"
+    expected = batches_of(shard_set)
+    assert len(remote) == len(expected)
+    for one, other in zip(expected, remote, strict=True):
+        np.testing.assert_array_equal(one.clips, other.clips)
+        np.testing.assert_array_equal(one.rgb, other.rgb)
+        np.testing.assert_array_equal(one.flow, other.flow)

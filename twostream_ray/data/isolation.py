@@ -1,0 +1,198 @@
+"""Bytes from outside are decoded in a child process that may crash or hang without taking anything with it.
+
+A process keeps one warm child. Only lengths, JSON and encoded bytes come back from it: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from twostream_ray.data.clips import EncodedClip, prove_seeking
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.snippets import prepare_clip
+from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError, VideoError
+
+_SILENCE_S = 60.0
+"""A child that says nothing for so long hangs: it says something after every frame."""
+_LENGTH = struct.Struct("<Q")
+_BEAT, _CLIP, _ERROR = b".", b"C", b"E"
+_ERRORS: dict[str, type[VideoError]] = {kind.__name__: kind for kind in (DecodeError, EmptyClipError, TooLongError)}
+_CHILD = "from twostream_ray.data.isolation import answer_requests; answer_requests()"
+
+
+def prepare_apart(
+    content: bytes, contract: FlowContract, *, name: str, max_frames: int | None = None, prove: bool = False
+) -> EncodedClip:
+    """`snippets.prepare_clip` in the child process; with `prove` the result is shown to seek exactly.
+
+    Raises:
+        DecodeError: the video cannot be decoded whole, or its decoding crashed or hung.
+        EmptyClipError, TooLongError: it has too few frames, or too many.
+    """
+    with _lock:
+        child = _Child.of_this_process()
+        try:
+            return child.prepare(content, contract, name=name, max_frames=max_frames, prove=prove)
+        except VideoError:
+            raise
+        except BaseException:
+            # Whatever was under way (Ctrl-C, a lack of memory): its answer must not be taken for the next one's.
+            child.end()
+            raise
+
+
+_lock = threading.Lock()
+
+
+class _Child:
+    """A process that decodes, and the pipes to it."""
+
+    _current: _Child | None = None
+
+    @classmethod
+    def of_this_process(cls) -> _Child:
+        """The warm child, or a new one: none yet, the last one is gone, or this process is a fork of its owner."""
+        current = cls._current
+        if current is None or current._owner != os.getpid() or current._process.poll() is not None:
+            cls._current = current = cls()
+        return current
+
+    def __init__(self) -> None:
+        package = Path(__file__).resolve().parents[2]
+        path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+        self._owner = os.getpid()
+        # Not multiprocessing: it would run the user's own script again in the child.
+        self._process = subprocess.Popen(  # noqa: S603  our own interpreter and code
+            [sys.executable, "-c", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """Stop the process; the next video gets a new one."""
+        if self._owner == os.getpid():
+            atexit.unregister(self.end)
+            self._process.kill()
+            self._process.communicate()
+
+    def prepare(
+        self, content: bytes, contract: FlowContract, *, name: str, max_frames: int | None, prove: bool
+    ) -> EncodedClip:
+        request = {"contract": contract.to_dict(), "name": name, "max_frames": max_frames, "prove": prove}
+        stdin: Any = self._process.stdin
+        try:
+            _send(stdin, json.dumps(request).encode())
+            _send(stdin, content)
+            stdin.flush()
+            while (kind := self._read(1)) == _BEAT:
+                pass
+            answer = json.loads(self._read(_LENGTH.unpack(self._read(_LENGTH.size))[0]))
+            if kind == _ERROR:
+                raise _ERRORS[answer["kind"]](answer["message"])
+            sizes = answer.pop("sizes")
+            video, *flow = [self._read(size) for size in sizes]
+            return EncodedClip(video=video, flow=flow, **answer)
+        except (_Gone, BrokenPipeError) as error:
+            self.end()
+            status = self._process.returncode
+            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            raise DecodeError(
+                f"{name}: {error if isinstance(error, _HangError) else f'the decoder crashed ({how})'}"
+            ) from None
+
+    def _read(self, size: int) -> bytes:
+        stdout: Any = self._process.stdout
+        parts = []
+        while size:
+            ready, _, _ = select.select([stdout], [], [], _SILENCE_S)
+            if not ready:
+                raise _HangError(f"the decoder hung, no frame came for {_SILENCE_S:.0f} s")
+            part = os.read(stdout.fileno(), min(size, 1 << 20))
+            if not part:
+                raise _Gone
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+class _Gone(Exception):  # noqa: N818
+    """The child's pipe has ended."""
+
+
+class _HangError(_Gone):
+    """The child says nothing."""
+
+
+def _send(pipe: BinaryIO, content: bytes | memoryview) -> None:
+    pipe.write(_LENGTH.pack(len(content)))
+    pipe.write(content)
+
+
+def answer_requests() -> None:
+    """What the child does until its parent closes the pipe or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
+    answers = os.fdopen(os.dup(1), "wb")
+    # What libraries print must not get between the answers.
+    os.dup2(2, 1)
+    requests = sys.stdin.buffer
+    while header := requests.read(_LENGTH.size):
+        request = json.loads(requests.read(_LENGTH.unpack(header)[0]))
+        content = requests.read(_LENGTH.unpack(requests.read(_LENGTH.size))[0])
+        try:
+            clip = _prepared(content, request, beat=_Beat(answers))
+        except Exception as error:  # noqa: BLE001  whatever a damaged video brings about
+            kind = type(error).__name__
+            message = str(error) if kind in _ERRORS else f"{request['name']}: {kind} while decoding: {error}"
+            answers.write(_ERROR)
+            _send(
+                answers, json.dumps({"kind": kind if kind in _ERRORS else "DecodeError", "message": message}).encode()
+            )
+        else:
+            fields = [clip.video or b"", *(clip.flow or ())]
+            values = {name: getattr(clip, name) for name in ("num_frames", "height", "width", "fps")}
+            answers.write(_CLIP)
+            _send(answers, json.dumps(values | {"sizes": [len(field) for field in fields]}).encode())
+            for field in fields:
+                answers.write(field)
+        answers.flush()
+
+
+class _Beat:
+    """Says that the child lives, at most ten times a second."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe, self._last = pipe, 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last > 0.1:
+            self._last = time.monotonic()
+            self._pipe.write(_BEAT)
+            self._pipe.flush()
+
+
+def _prepared(content: bytes, request: dict[str, Any], *, beat: Callable[[], None]) -> EncodedClip:
+    clip = prepare_clip(
+        content,
+        FlowContract.from_dict(request["contract"]),
+        name=request["name"],
+        max_frames=request["max_frames"],
+        on_frame=beat,
+    )
+    if request["prove"]:
+        prove_seeking(clip.video or b"", num_frames=clip.num_frames)
+        beat()
+    return clip
