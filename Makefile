@@ -10,7 +10,7 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: .venv/.installed  ## the whole journey on synthetic videos, about 7 minutes on 2 cores
+demo: .venv/.installed  ## the whole journey on synthetic videos, about 6 minutes on 2 cores once installed
 	$(BIN)/twostream demo --config jobs/recipes/demo.yaml
 
 test: .venv/.installed  ## all tests

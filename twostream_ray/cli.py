@@ -105,7 +105,9 @@ def _ingest(arguments: list[str]) -> int:
     config = from_arguments(IngestConfig, arguments, prog="twostream ingest")
     with Bar("ingest", unit="clips") as bar:
         report = ingest(
-            config, progress=lambda done, bad, total: bar.show(done, total, note=f"{bad} bad" if bad else "")
+            config,
+            progress=lambda done, bad, total: bar.show(done, total, note=f"{bad} bad" if bad else ""),
+            announce=bar.line,
         )
     for note in report.notes:
         console.print(f"note: {note}")

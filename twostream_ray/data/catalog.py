@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from twostream_ray.data.lists import (
+    IMAGE_SUFFIXES,
     ROLES,
     SPLIT,
     VIDEO_SUFFIXES,
@@ -44,6 +45,15 @@ class CatalogConfig:
     CLASS_test_splitN.txt. kinetics: a CSV file with label, youtube_id, time_start, time_end, split, or a directory of
     such. table: a CSV or Parquet file with uri, label, split. folder: a file with lines `class/video split` for
     ROOT/class/video; without it every clip of that form is in the split "all"."""
+
+    frames: bool = False
+    """Clips are folders of numbered images (ROOT/class/clip/img_00001.jpg) instead of videos; lists name the videos."""
+
+    flow_images: str | None = None
+    """Directory or s3:// prefix of flow images that exist already and are taken instead of computed:
+    CLIP/flow_x_00001.jpg and flow_y_00001.jpg, or u/CLIP/frame000001.jpg and v/CLIP/..., CLIP with or without its class
+    folder. Say how they were made in flow.algorithm, flow.bound_px, flow.short_side_px and, as a rule, flow.coding
+    legacy255."""
 
     name: str = ""
     """Name of the data set: wanted, and different, where several are ingested together."""
@@ -87,7 +97,13 @@ class Clip:
     """The splits it belongs to: ("train",), or ("train1", "test2", "train3") for UCF101's three official splits."""
 
     size_bytes: int
-    """Size of the video file."""
+    """Size of the video file, or of all images."""
+
+    flow_images: str = ""
+    """Where flow images that exist already are, or "" to compute flow."""
+
+    frames: bool = False
+    """The uri is a folder of images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +169,7 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
         CatalogError: no video, a video outside the layout, a malformed line, an unknown class or split, a clip listed
             twice or in train and test of one split, a class without clips.
     """
-    videos, directories, notes = _scan(config.root, list_files=list_files)
+    videos, directories, notes = _scan(config, list_files=list_files)
     lists = config.lists
     if lists is None:
         memberships, more_notes = _memberships_of_folders(config.root, videos=videos, directories=directories)
@@ -193,6 +209,8 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
             label=labels[by_path[path][0].class_name],
             splits=tuple(sorted((m.split for m in by_path[path]), key=lambda split: (_fold(split), split))),
             size_bytes=videos[path],
+            flow_images=config.flow_images or "",
+            frames=config.frames,
         )
         for path in present
     )
@@ -217,26 +235,31 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
     return Catalog(clips=clips, classes=tuple(classes), notes=tuple(notes))
 
 
-def _scan(root: str, *, list_files: ListFiles) -> tuple[dict[str, int], list[str], list[str]]:
+def _scan(config: CatalogConfig, *, list_files: ListFiles) -> tuple[dict[str, int], list[str], list[str]]:
     """Videos with their sizes, directories that the listing names, and a note on other files."""
+    root = config.root
     videos: dict[str, int] = {}
     directories: list[str] = []
     others: list[str] = []
+    suffixes = IMAGE_SUFFIXES if config.frames else VIDEO_SUFFIXES
     for path, size_bytes in list_files(root):
         hidden = any(part.startswith(".") for part in path.split("/"))
         if path.endswith("/"):
             if not hidden and path.strip("/"):
                 directories.append(path.rstrip("/"))
-        elif hidden or PurePosixPath(path).suffix.lower() not in VIDEO_SUFFIXES:
+        elif hidden or PurePosixPath(path).suffix.lower() not in suffixes or (config.frames and "/" not in path):
             others.append(path)
             if not hidden:
                 directories.append(str(PurePosixPath(path).parent))
+        elif config.frames:
+            folder = path.rpartition("/")[0]
+            videos[folder] = videos.get(folder, 0) + size_bytes
         else:
             videos[path] = size_bytes
     if not videos:
         raise CatalogError(
-            f"no video under {root}: wanted files ending in {' '.join(sorted(VIDEO_SUFFIXES))}, "
-            f"found {len(others)} other files; check catalog.root"
+            f"no {'folder of images' if config.frames else 'video'} under {root}: wanted files ending in "
+            f"{' '.join(sorted(suffixes))}, found {len(others)} other files; check catalog.root"
         )
     notes = [f"{len(others)} files are no videos and left out, for example {min(others)}"] if others else []
     return videos, directories, notes
@@ -294,16 +317,27 @@ def _refuse_unlearnable_classes(classes: Mapping[str, str], *, memberships: Sequ
 
 
 def _as_spelt_on_disk(memberships: Sequence[Membership], *, videos: Mapping[str, int]) -> list[Membership]:
-    """Take the file's own spelling: copies of UCF101's lists differ from its archive in HandStand and Handstand."""
+    """Take the file's own spelling: copies of UCF101's lists differ from its archive in HandStand and Handstand.
+
+    A listed video may lie there as a folder of images: without its suffix, and without its class folder.
+    """
     by_folded_case: dict[str, list[str]] = {}
     for path in videos:
         by_folded_case.setdefault(path.casefold(), []).append(path)
-    spelt: list[Membership] = []
-    for m in memberships:
-        candidates = by_folded_case.get(m.path.casefold(), [])
-        path = candidates[0] if m.path not in videos and len(candidates) == 1 else m.path
-        spelt.append(Membership(path=path, class_name=m.class_name, split=m.split, where=m.where))
-    return spelt
+
+    def spelt(path: str) -> str:
+        if path in videos:
+            return path
+        stem = path.removesuffix(PurePosixPath(path).suffix)
+        for form in (path, stem, stem.rpartition("/")[2]):
+            if form in videos:
+                return form
+            candidates = by_folded_case.get(form.casefold(), [])
+            if len(candidates) == 1:
+                return candidates[0]
+        return path
+
+    return [replace(m, path=spelt(m.path)) for m in memberships]
 
 
 def _group_by_clip(memberships: Sequence[Membership]) -> dict[str, list[Membership]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +23,8 @@ GROUP_OF_PICTURES = 6
 MIN_FRAMES = 2
 """A clip with fewer frames has no flow."""
 
+_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+_PLACEHOLDER_BYTES = 8
 _PROOF_FRAMES = 10
 _PROOF_TOLERANCE_LEVELS = 3.0
 _MAX_PIXELS = 64_000_000
@@ -55,7 +58,9 @@ class FrameStream:
 
     Iterating raises DecodeError as soon as the bytes cannot be decoded, and at the end when frames are missing: the
     decoded count is held against the container's packets and header. One frame less is what DivX's packed B-frames
-    leave (HMDB51, some of UCF101); more is a truncated or damaged file.
+    leave, whose placeholders the file then has (HMDB51, some of UCF101); more is a truncated or damaged file. MPEG
+    program and transport streams have neither count nor index: cut between two frames they cannot be told from whole,
+    nor can a GIF that lost a frame in its middle.
     """
 
     def __init__(self, content: bytes | memoryview, *, name: str = "video") -> None:
@@ -80,8 +85,22 @@ class FrameStream:
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.fps = Fraction(rate).limit_denominator(1001 * 240)
         """Mean frames per second."""
-        self.announced = self._stream.frames
+        self.announced = self._stream.frames or self._frames_by_duration()
         """Frames that the header speaks of; 0 where it says nothing."""
+        if self._container.format.name == "gif" and not bytes(content[-64:]).rstrip(b"\0").endswith(b";"):
+            self._container.close()
+            raise DecodeError(f"{name}: a whole GIF was wanted, the file ends before its trailer")
+
+    def _frames_by_duration(self) -> int:
+        """Frames that a Matroska header's duration leaves no doubt of: it has no count, and may round."""
+        tag = self._stream.metadata.get("DURATION", "")
+        seconds = 0.0
+        if match := _DURATION.fullmatch(tag):
+            seconds = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+        elif len(self._container.streams) == 1 and self._container.duration:
+            seconds = self._container.duration / av.time_base
+        start = (self._stream.start_time or 0) * (self._stream.time_base or 0)
+        return max(0, int((seconds - float(start)) * float(self.fps) * 0.97) - 2)
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         convert = _RgbConverter()
@@ -89,11 +108,13 @@ class FrameStream:
 
     def pictures(self) -> Iterator[av.VideoFrame]:
         """The same frames before their conversion to RGB, for whoever looks at a few of them only."""
-        packets = hidden = decoded = 0
+        packets = hidden = decoded = placeholders = 0
+        is_mpeg4 = self._stream.codec_context.name == "mpeg4"
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:
                     packets += not packet.is_discard
+                    placeholders += is_mpeg4 and packet.size <= _PLACEHOLDER_BYTES
                     hidden += packet.is_discard  # by an edit list: the header counts it, players do not show it
                 for frame in packet.decode():
                     decoded += 1
@@ -106,10 +127,53 @@ class FrameStream:
                 f"({_one_line(error)})"
             ) from error
         finally:
-            announced = max(packets, self._stream.frames - hidden)
+            announced = max(packets, self.announced - hidden)
             self._container.close()
-        if decoded < announced - 1:
+        if decoded < announced - min(1, placeholders):
             raise DecodeError(f"{self._name}: the file announces {announced} frames, {decoded} could be decoded")
+
+
+class ImageSequence:
+    """Frames that exist as images, in order, as RGB (H, W, 3) uint8; like a FrameStream at 25 frames a second."""
+
+    def __init__(self, images: Sequence[bytes], *, name: str) -> None:
+        self._images, self._name = images, name
+        self.fps = Fraction(25)
+        """Images do not say how fast they follow one another."""
+        self.announced = len(images)
+        """Images that there are."""
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for number, content in enumerate(self._images, start=1):
+            yield read_image(content, name=f"{self._name}, frame {number}")
+
+
+def read_image(content: bytes, *, name: str, grey: bool = False) -> NDArray[np.uint8]:
+    """A JPEG or PNG: RGB (H, W, 3), or grey (H, W) uint8.
+
+    Raises:
+        DecodeError: the bytes are no such picture, or not a whole one.
+    """
+    try:
+        with av.open(io.BytesIO(content), mode="r") as container:
+            frame = next(container.decode(video=0))
+    except (av.FFmpegError, ValueError, IndexError, OSError, StopIteration) as error:
+        raise DecodeError(f"{name}: an image was wanted, {len(content)} bytes are none ({_one_line(error)})") from error
+    if frame.is_corrupt:
+        raise DecodeError(f"{name}: the image is damaged")
+    if not grey:
+        return _RgbConverter()(frame)
+    if frame.format.name.startswith("yuvj"):
+        # The luma of a JPEG as it is: a conversion would take its range for another one.
+        return _luma(frame)
+    plane: NDArray[np.uint8] = frame.reformat(format="gray").to_ndarray()
+    return plane
+
+
+def _luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+    return np.ascontiguousarray(rows[:, : plane.width])
 
 
 class _RgbConverter:

@@ -152,9 +152,14 @@ def along_trajectories(fields: NDArray[np.float32]) -> NDArray[np.float32]:
 def encode_field(flow: NDArray[np.float32], contract: FlowContract) -> bytes:
     """One field (H, W, 2) in px -> one grey JPEG of (2H, W): x above y."""
     levels = quantise(flow, contract)
+    return encode_levels(levels[:, :, 0], levels[:, :, 1], contract)
+
+
+def encode_levels(x: NDArray[np.uint8], y: NDArray[np.uint8], contract: FlowContract) -> bytes:
+    """Grey levels of one field, (H, W) each -> one grey JPEG of (2H, W)."""
     import cv2
 
-    stacked = np.concatenate([levels[:, :, 0], levels[:, :, 1]])
+    stacked = np.concatenate([x, y])
     # Huffman tables of its own make a field a fifth smaller; the pixels stay the same.
     options = [cv2.IMWRITE_JPEG_QUALITY, contract.jpeg_quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     return cv2.imencode(".jpg", stacked, options)[1].tobytes()

@@ -16,16 +16,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from twostream_ray.data.clips import EncodedClip, prove_seeking
+from twostream_ray.data.clips import EncodedClip, FrameStream, prove_seeking
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.snippets import prepare_clip
+from twostream_ray.data.snippets import Source, prepare_clip
 from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError, VideoError
 
 _SILENCE_S = 60.0
 """A child that says nothing for so long hangs: it says something after every frame."""
+_PROBED_FRAMES = 12
 _LENGTH = struct.Struct("<Q")
 _BEAT, _CLIP, _ERROR = b".", b"C", b"E"
 _ERRORS: dict[str, type[VideoError]] = {kind.__name__: kind for kind in (DecodeError, EmptyClipError, TooLongError)}
@@ -33,7 +35,7 @@ _CHILD = "from twostream_ray.data.isolation import answer_requests; answer_reque
 
 
 def prepare_apart(
-    content: bytes, contract: FlowContract, *, name: str, max_frames: int | None = None, prove: bool = False
+    source: bytes | Source, contract: FlowContract, *, name: str, max_frames: int | None = None, prove: bool = False
 ) -> EncodedClip:
     """`snippets.prepare_clip` in the child process; with `prove` the result is shown to seek exactly.
 
@@ -44,11 +46,41 @@ def prepare_apart(
     with _lock:
         child = _Child.of_this_process()
         try:
-            return child.prepare(content, contract, name=name, max_frames=max_frames, prove=prove)
+            values, (video, *flow) = child.ask(source, contract, name=name, max_frames=max_frames, prove=prove)
+            return EncodedClip(video=video, flow=flow, **values)
         except VideoError:
             raise
         except BaseException:
             # Whatever was under way (Ctrl-C, a lack of memory): its answer must not be taken for the next one's.
+            child.end()
+            raise
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a video takes to ingest, from its first frames."""
+
+    frames: int
+    """Frames of the whole video, by its header or its packets."""
+    seconds_per_frame: float
+    """Time of decoding, flow and encoding."""
+    bytes_per_frame: float
+    """Encoded size of both streams."""
+
+
+def probe_apart(source: bytes | Source, contract: FlowContract, *, name: str) -> Cost:
+    """Measure, in the child process, what the first frames of a video cost.
+
+    Raises:
+        DecodeError, EmptyClipError: the video cannot be decoded that far.
+    """
+    with _lock:
+        child = _Child.of_this_process()
+        try:
+            return Cost(**child.ask(source, contract, name=name, probe=True)[0])
+        except VideoError:
+            raise
+        except BaseException:
             child.end()
             raise
 
@@ -89,14 +121,26 @@ class _Child:
             self._process.kill()
             self._process.communicate()
 
-    def prepare(
-        self, content: bytes, contract: FlowContract, *, name: str, max_frames: int | None, prove: bool
-    ) -> EncodedClip:
-        request = {"contract": contract.to_dict(), "name": name, "max_frames": max_frames, "prove": prove}
+    def ask(
+        self, source: bytes | Source, contract: FlowContract, *, name: str, **wishes: object
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Values and encoded parts that the child answers with."""
+        source = Source(video=source) if isinstance(source, bytes) else source
+        images = source.frames if source.video is None else (source.video,)
+        parts = [*images, *(image for field in source.flow or () for image in field)]
+        request = {
+            "contract": contract.to_dict(),
+            "name": name,
+            "sizes": [len(part) for part in parts],
+            "frames": None if source.video is not None else len(source.frames),
+            "fields": None if source.flow is None else len(source.flow),
+            **wishes,
+        }
         stdin: Any = self._process.stdin
         try:
             _send(stdin, json.dumps(request).encode())
-            _send(stdin, content)
+            for part in parts:
+                stdin.write(part)
             stdin.flush()
             while (kind := self._read(1)) == _BEAT:
                 pass
@@ -104,8 +148,7 @@ class _Child:
             if kind == _ERROR:
                 raise _ERRORS[answer["kind"]](answer["message"])
             sizes = answer.pop("sizes")
-            video, *flow = [self._read(size) for size in sizes]
-            return EncodedClip(video=video, flow=flow, **answer)
+            return answer, [self._read(size) for size in sizes]
         except (_Gone, BrokenPipeError) as error:
             self.end()
             status = self._process.returncode
@@ -151,9 +194,9 @@ def answer_requests() -> None:
     requests = sys.stdin.buffer
     while header := requests.read(_LENGTH.size):
         request = json.loads(requests.read(_LENGTH.unpack(header)[0]))
-        content = requests.read(_LENGTH.unpack(requests.read(_LENGTH.size))[0])
+        parts = [requests.read(size) for size in request["sizes"]]
         try:
-            clip = _prepared(content, request, beat=_Beat(answers))
+            values, fields = _answer(_source(parts, request), request, beat=_Beat(answers))
         except Exception as error:  # noqa: BLE001  whatever a damaged video brings about
             kind = type(error).__name__
             message = str(error) if kind in _ERRORS else f"{request['name']}: {kind} while decoding: {error}"
@@ -162,8 +205,6 @@ def answer_requests() -> None:
                 answers, json.dumps({"kind": kind if kind in _ERRORS else "DecodeError", "message": message}).encode()
             )
         else:
-            fields = [clip.video or b"", *(clip.flow or ())]
-            values = {name: getattr(clip, name) for name in ("num_frames", "height", "width", "fps")}
             answers.write(_CLIP)
             _send(answers, json.dumps(values | {"sizes": [len(field) for field in fields]}).encode())
             for field in fields:
@@ -184,15 +225,39 @@ class _Beat:
             self._pipe.flush()
 
 
-def _prepared(content: bytes, request: dict[str, Any], *, beat: Callable[[], None]) -> EncodedClip:
-    clip = prepare_clip(
-        content,
-        FlowContract.from_dict(request["contract"]),
-        name=request["name"],
-        max_frames=request["max_frames"],
-        on_frame=beat,
-    )
+def _source(parts: list[bytes], request: dict[str, Any]) -> Source:
+    images = 1 if request["frames"] is None else request["frames"]
+    flow = None if request["fields"] is None else tuple(zip(parts[images::2], parts[images + 1 :: 2], strict=True))
+    if request["frames"] is None:
+        return Source(video=parts[0], flow=flow)
+    return Source(frames=tuple(parts[:images]), flow=flow)
+
+
+def _answer(
+    source: Source, request: dict[str, Any], *, beat: Callable[[], None]
+) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    contract, name = FlowContract.from_dict(request["contract"]), request["name"]
+    if request.get("probe"):
+        return _costs(source, contract, name=name), []
+    clip = prepare_clip(source, contract, name=name, max_frames=request["max_frames"], on_frame=beat)
     if request["prove"]:
         prove_seeking(clip.video or b"", num_frames=clip.num_frames)
         beat()
-    return clip
+    values = {key: getattr(clip, key) for key in ("num_frames", "height", "width", "fps")}
+    return values, [clip.video or b"", *(clip.flow or ())]
+
+
+def _costs(source: Source, contract: FlowContract, *, name: str) -> dict[str, Any]:
+    frames = len(source.frames)
+    if source.video is not None:
+        stream = FrameStream(source.video, name=name)
+        frames = stream.announced or sum(1 for _ in stream.pictures())
+    started = time.perf_counter()
+    clip = prepare_clip(source, contract, name=name, first_frames=_PROBED_FRAMES)
+    seconds = time.perf_counter() - started
+    parts = [clip.video or b"", *(clip.flow or ())]
+    return {
+        "frames": frames,
+        "seconds_per_frame": seconds / clip.num_frames,
+        "bytes_per_frame": sum(map(len, parts)) / clip.num_frames,
+    }

@@ -27,6 +27,8 @@ VIDEO_SUFFIXES = frozenset(
     {".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".gif", ".flv", ".wmv", ".3gp", ".ts"}
 )
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "validate": "val", "test": "test"}
 """How a split may be called -> what it is called here."""
 

@@ -50,27 +50,49 @@ class Batch:
     """Sum of weights over all workers in this step."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A clip as it comes from outside."""
+
+    video: bytes | None = None
+    """A video file."""
+
+    frames: tuple[bytes, ...] = ()
+    """Or its frames as images, in order."""
+
+    flow: tuple[tuple[bytes, bytes], ...] | None = None
+    """x and y images of each field, coded as the contract says; None computes the flow. One field more than there are
+    pairs of frames is left out, for some tools write it."""
+
+
 def prepare_clip(
-    content: bytes,
+    source: bytes | Source,
     contract: FlowContract,
     *,
     name: str,
     max_frames: int | None = None,
+    first_frames: int | None = None,
     on_frame: Callable[[], object] | None = None,
 ) -> EncodedClip:
     """Decode a raw video once and in order, resize it, compute its flow, and encode both as shards hold them.
 
     Frames stream through: memory does not grow with the length beyond the encoded result, about 8 kB a frame of
-    256 x 340 px. `on_frame` is called after each.
+    256 x 340 px. `on_frame` is called after each. Frames and flow that exist as images are taken as they are. With
+    `first_frames` the clip ends there, to see what a video costs.
 
     Raises:
-        DecodeError: the video cannot be decoded whole.
+        DecodeError: the video cannot be decoded whole, or images of flow do not fit it.
         EmptyClipError: it has fewer than two frames.
         TooLongError: it has more than max_frames, by its header or when decoded.
     """
     import cv2
 
-    frames = clips.FrameStream(content, name=name)
+    source = Source(video=source) if isinstance(source, bytes) else source
+    frames = (
+        clips.ImageSequence(source.frames, name=name)
+        if source.video is None
+        else clips.FrameStream(source.video, name=name)
+    )
     _refuse_more_frames(frames.announced, max_frames, name=name)
     compute = flow.flow_function(contract)
     writer: clips.ClipWriter | None = None
@@ -87,13 +109,24 @@ def prepare_clip(
         writer.write(frame)
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         if previous is not None:
-            fields.append(flow.encode_field(compute(previous, grey), contract))
+            fields.append(
+                flow.encode_field(compute(previous, grey), contract)
+                if source.flow is None
+                else _taken_field(source.flow, len(fields), (height, width), contract, name=name)
+            )
         previous = grey
         _refuse_more_frames(len(fields) + 1, max_frames, name=name)
         if on_frame is not None:
             on_frame()
+        if len(fields) + 1 == first_frames:
+            break
     if writer is None or not fields:
         raise EmptyClipError(f"{name}: a clip needs at least {clips.MIN_FRAMES} frames, got {int(writer is not None)}")
+    if source.flow is not None and first_frames is None and len(source.flow) > len(fields) + 1:
+        raise DecodeError(
+            f"{name}: {len(fields)} fields of flow were wanted for {len(fields) + 1} frames, there are "
+            f"{len(source.flow)} images: they belong to another video"
+        )
     return EncodedClip(
         video=writer.finish(),
         flow=fields,
@@ -102,6 +135,23 @@ def prepare_clip(
         width=width,
         fps=float(frames.fps),
     )
+
+
+def _taken_field(
+    images: Sequence[tuple[bytes, bytes]], index: int, size: tuple[int, int], contract: FlowContract, *, name: str
+) -> bytes:
+    """An existing field, its grey levels as they are."""
+    if index >= len(images):
+        raise DecodeError(
+            f"{name}: a field of flow was wanted for every pair of frames, there are {len(images)} images"
+        )
+    x, y = (clips.read_image(content, name=f"{name}, flow {index + 1}", grey=True) for content in images[index])
+    if x.shape != size or y.shape != size:
+        raise DecodeError(
+            f"{name}: flow images of {size[0]}x{size[1]} were wanted like the stored frames, got "
+            f"{x.shape[0]}x{x.shape[1]}: set flow.short_side_px to {min(x.shape)}"
+        )
+    return flow.encode_levels(x, y, contract)
 
 
 def _refuse_more_frames(num_frames: int, limit: int | None, *, name: str) -> None:

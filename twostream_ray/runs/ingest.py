@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from twostream_ray import storage
-from twostream_ray.data.catalog import Catalog, Clip, read_catalogs
+from twostream_ray.data import images
+from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, read_catalogs
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards import (
     ROWS_PER_GROUP,
@@ -21,11 +25,13 @@ from twostream_ray.data.shards import (
     plan_shards,
     write_manifest,
 )
+from twostream_ray.data.snippets import Source
 from twostream_ray.errors import AccessError, TooManyBadVideosError, VideoError, own_error
 from twostream_ray.runs.config import IngestConfig
 from twostream_ray.runs.session import polled, ray_session
 
 _TASKS_WANTED = 64
+_PROBED_CLIPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +72,12 @@ Progress = Callable[[int, int, int], None]
 """Called with (videos done, videos bad, videos in all)."""
 
 
-def ingest(config: IngestConfig, *, progress: Progress | None = None) -> IngestReport:
+def ingest(
+    config: IngestConfig, *, progress: Progress | None = None, announce: Callable[[str], None] | None = None
+) -> IngestReport:
     """Bring the shard set at `config.out` up to date with the catalog; finished shards are not written again.
+
+    `announce` hears, before the work begins, what is to be done and how long and large it will about be.
 
     Raises:
         CatalogError: folders or lists are not what the layout says.
@@ -81,6 +91,8 @@ def ingest(config: IngestConfig, *, progress: Progress | None = None) -> IngestR
     finished = {entry["identity"][0] for part in parts for entry in part["clips"] + part["quarantined"]}
     missing = [clip for clip in catalog.clips if clip.clip_id not in finished]
     if missing:
+        if announce is not None:
+            announce(estimate(missing, config))
         plans = plan_shards(missing, contract=config.flow, rows_per_shard=_rows_per_shard(config, len(catalog.clips)))
         parts += _write_all(plans, out=out, config=config, progress=progress)
     write_manifest(out, parts=parts, classes=catalog.classes, head_classes=catalog.head_classes, contract=config.flow)
@@ -115,12 +127,42 @@ def catalog_of(config: IngestConfig) -> Catalog:
         CatalogError: folders or lists are not what the layout says.
         StorageError: a place cannot be read.
     """
-    catalogs = [replace(catalog, root=storage.absolute(catalog.root)) for catalog in (config.catalog, *config.more)]
+    catalogs = [_placed(catalog) for catalog in (config.catalog, *config.more)]
     return read_catalogs(
         catalogs,
         list_files=lambda uri: storage.list_files(uri, empty_directories=True),
         read_bytes=storage.read_bytes,
     )
+
+
+def estimate(clips: Sequence[Clip], config: IngestConfig) -> str:
+    """What ingesting these clips takes, in a sentence: the first frames of a few of them are ingested to see.
+
+    Time is that of this machine's cores; a cluster divides it by its own.
+    """
+    from twostream_ray.data.isolation import probe_apart
+
+    by_size = sorted(clips, key=lambda clip: clip.size_bytes)
+    costs = []
+    for number in range(_PROBED_CLIPS):
+        clip = by_size[(2 * number + 1) * len(by_size) // (2 * _PROBED_CLIPS)]
+        with suppress(VideoError, AccessError):
+            costs.append((clip, probe_apart(_read(clip), config.flow, name=clip.clip_id)))
+    if not costs:
+        return f"{len(clips)} clips to ingest; the first ones looked at cannot be decoded, so nothing can be estimated"
+    cores = len(os.sched_getaffinity(0))
+    frames = sum(cost.frames for _, cost in costs) / len(costs) * len(clips)
+    seconds = frames * statistics.median(cost.seconds_per_frame for _, cost in costs) / cores
+    size = frames * statistics.median(cost.bytes_per_frame for _, cost in costs)
+    return (
+        f"{len(clips)} clips to ingest: about {frames:,.0f} frames, {size / 1e6:,.0f} MB of shards, "
+        f"{seconds / 60:,.1f} min on {cores} cores ({len(costs)} clips looked at)"
+    )
+
+
+def _placed(catalog: CatalogConfig) -> CatalogConfig:
+    flow_images = catalog.flow_images and storage.absolute(catalog.flow_images)
+    return replace(catalog, root=storage.absolute(catalog.root), flow_images=flow_images)
 
 
 def _rows_per_shard(config: IngestConfig, num_clips: int) -> int:
@@ -202,9 +244,9 @@ def write_shard(
     for clip in plan.clips:
         sha256 = ""
         try:
-            content = storage.read_bytes(clip.uri)
-            sha256 = hashlib.sha256(content).hexdigest()
-            encoded = prepare_apart(content, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
+            source = _read(clip)
+            sha256 = _hash(source)
+            encoded = prepare_apart(source, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
         except (VideoError, AccessError) as error:
             writer.quarantine(clip, reason=f"{type(error).__name__}: {error}", sha256=sha256)
             count(True)
@@ -212,3 +254,26 @@ def write_shard(
             writer.add(clip, encoded, source_sha256=sha256)
             count(False)
     return writer.finish()
+
+
+def _read(clip: Clip) -> Source:
+    """A clip's video or images, and the flow images that there are.
+
+    Raises:
+        AccessError: something is not there.
+        DecodeError: images are missing in between.
+    """
+    flow = None
+    if clip.flow_images:
+        path = clip.clip_id if clip.frames else clip.clip_id.rpartition(".")[0]
+        flow = tuple(images.read_flow(storage.absolute(clip.flow_images), path, name=clip.clip_id))
+    if clip.frames:
+        return Source(frames=tuple(images.read_frames(clip.uri, name=clip.clip_id)), flow=flow)
+    return Source(video=storage.read_bytes(clip.uri), flow=flow)
+
+
+def _hash(source: Source) -> str:
+    digest = hashlib.sha256(source.video or b"")
+    for part in (*source.frames, *(image for pair in source.flow or () for image in pair)):
+        digest.update(part)
+    return digest.hexdigest()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -97,7 +99,7 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
         _refuse_missing_videos(clips)
         for frames in ("jpeg", "decord in order", "decord seeking"):
             paths[f"torch DataLoader, {frames}"] = (
-                lambda frames=frames: _folders(clips, data, frames=frames, cores=cores),  # type: ignore[misc]
+                lambda frames=frames: _apart(_folders, clips, data, frames=frames, cores=cores),  # type: ignore[misc]
                 cores,
                 _folder_costs(clips, data, frames=frames),
             )
@@ -185,6 +187,12 @@ def _consume(shard_set: ShardSet, data: DataConfig, rank: int, workers: int) -> 
         if len(times) == _MEASURED_PASSES + 1:
             break
     return times
+
+
+def _apart(run: Callable[..., _Timing], *arguments: object, **options: object) -> _Timing:
+    """Run in a fresh process: torch's DataLoader and Ray do not end well in the same one."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(run, *arguments, **options).result()
 
 
 def _folders(clips: list[FolderClip], data: DataConfig, *, frames: Frames, cores: int) -> _Timing:
