@@ -131,7 +131,7 @@ def test_a_clip_listed_twice_is_refused_with_both_lines() -> None:
 
 
 def test_a_listed_class_without_videos_is_refused() -> None:
-    with pytest.raises(CatalogError, match=r"class 'c' is listed in splits\.txt and has no video under videos"):
+    with pytest.raises(CatalogError, match=r"splits\.txt, line 2: class 'c' has no video under videos"):
         read_list("a/x.mp4 train\nc/gone.mp4 train\n")
 
 

@@ -61,7 +61,10 @@ def test_the_class_of_hmdb51_is_in_the_lists_file_name_and_the_code_says_train_t
         ({"climb_test_split1": "b.avi"}, r"lists/climb_test_split1.txt, line 1: wanted `video.avi code`"),
         ({"climb_test_split2": ""}, "lists has no climb_test_split2.txt"),
         ({"climb_test_split1": "b.avi 1\nb.avi 2"}, r"line 2: climb/b.avi is in test1 and, at .*line 1, in train1"),
-        ({"climb_test_split1": "b.avi 2"}, r"class 'climb' \(lists\) has no clip in split train1"),
+        (
+            {"climb_test_split1": "b.avi 2"},
+            r"class 'climb' \(lists/climb_test_split\*.txt\) has no clip in split train1",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_list_of_hmdb51_is_named_by_file_and_line(change: dict[str, str], message: str) -> None:
@@ -120,6 +123,9 @@ def test_clips_of_kinetics_are_found_by_id_and_seconds_wherever_they_lie() -> No
     [
         ("label,split\na,train\n", "k.csv: wanted the columns label, youtube_id, .* youtube_id is missing"),
         (KINETICS + "a,x,now,20,train\n", "k.csv, line 2: wanted seconds in time_start and time_end, got 'now'"),
+        (KINETICS + "a,x,1,inf,train\n", "k.csv, line 2: wanted seconds in .* and 'inf'"),
+        (KINETICS + "a,x,1,2,train\na,x,1,2,val\n", r"k.csv, line 3: x_\S+ is in val and, at k.csv, line 2, in train"),
+        (KINETICS + "a,x,1,2,train\nb,y,1,2,val\n", r"class 'b' \(k.csv, line 3\) has no clip in split train"),
         (KINETICS + "a,x,1,2,dev\n", "k.csv, line 2: wanted a split such as .*, got 'dev'"),
         (KINETICS + "a,x,1,2,train,more\n", "k.csv, line 2: wanted 5 values, got more"),
     ],
@@ -141,10 +147,10 @@ def as_parquet(columns: dict[str, list[object]]) -> bytes:
 
 
 def test_csv_and_parquet_tables_give_the_same_catalog() -> None:
-    splits = ["train1;test2", "train1", "train2;test1"]
+    splits = ["train1;test2", "train1", "train2 test1"]
     rows = zip(TABLE["uri"], TABLE["label"], splits, strict=True)
     text = "\ufeffuri,label,split\r\n" + "".join(f"{uri},{label},{split}\r\n" for uri, label, split in rows)
-    lists = [split.split(";") for split in splits]
+    lists = [split.replace(";", " ").split() for split in splits]
     paths = ["b/1.mp4", "2.mp4", "3.mp4"]
     files: dict[str, str | bytes] = {
         "t.csv": text.replace("jump", "wave"),
@@ -183,7 +189,14 @@ def test_a_table_without_splits_is_all_one_split() -> None:
             "uri,label,split\nx.mp4,a,train\nx.mp4,a,test\n",
             "line 3: x.mp4 is in test and, at t.csv, line 2, in train",
         ),
-        ("uri,label\nx.mp4,a\ny.mp4,b\n", "class 'b' is listed in t.csv and has no video"),
+        ("uri,label\nx.mp4,a\ny.mp4,b\n", "t.csv, line 3: class 'b' has no video under videos"),
+        (
+            "uri,label,split\nx.mp4,a,test1\nx.mp4,b,test2\n",
+            "line 3: x.mp4 is of class 'b' and, at t.csv, line 2, of .* 'a'",
+        ),
+        ("uri,label,split\nx.mp4,a,train\ny.mp4,b,test\n", r"class 'b' \(t.csv, line 3\) has no clip in split train"),
+        ("uri,label,split\nx.mp4,a,dev\n", "t.csv, line 2: wanted a split such as .*, got 'dev'"),
+        ('uri,label\nx.mp4,"' + "a" * 200_000, "t.csv, line 2: a CSV file was wanted"),
         ("uri,label\n", "t.csv is empty"),
     ],
 )

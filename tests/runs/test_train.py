@@ -197,6 +197,9 @@ def test_a_network_gets_a_head_for_each_data_set_of_its_shards(shard_set: ShardS
     )
     assert heads == (3, 1)
     assert train_module.package_for(config, shard_set).build(pretrained=False).head_classes == (4,)
+    other = replace(config, model=replace(config.model, head_classes=(1, 3)))
+    with pytest.raises(ConfigError, match=r"head_classes is \[1, 3\], but the data sets of .* have \[3, 1\] classes"):
+        train_module.package_for(other, replace(shard_set, head_classes=(3, 1)))
 
 
 def test_crops_too_small_for_the_network_are_refused_before_anything_starts(shard_set: ShardSet, folder: Path) -> None:

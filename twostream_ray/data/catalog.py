@@ -189,7 +189,8 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
             memberships = read_table(lists, root=config.root, read_bytes=read_bytes)
         else:
             memberships = read_split_list(lists, read_bytes=read_bytes)
-        classes = dict.fromkeys(sorted({m.class_name for m in memberships}), lists)
+        first = {m.class_name: m.where for m in reversed(memberships)}
+        classes = {name: first[name] for name in sorted(first)}
     _refuse_unlearnable_classes(classes, memberships=memberships)
 
     on_disk = _as_spelt_on_disk(memberships, videos=videos)
@@ -228,7 +229,7 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
     if absent := [name for name in classes if name not in seen]:
         if config.layout in ("folder", "table"):
             raise CatalogError(
-                f"class {absent[0]!r} is listed in {config.lists} and has no video under {config.root}: "
+                f"{classes[absent[0]]}: class {absent[0]!r} has no video under {config.root}: "
                 f"add its videos or take its lines out"
             )
         notes.append(f"{len(absent)} of {len(classes)} classes have no clip here, for example {absent[0]}")
@@ -341,11 +342,16 @@ def _as_spelt_on_disk(memberships: Sequence[Membership], *, videos: Mapping[str,
 
 
 def _group_by_clip(memberships: Sequence[Membership]) -> dict[str, list[Membership]]:
-    """Memberships of each clip; a clip twice in a split, or in two roles of one official split, is refused."""
+    """Memberships of each clip; two classes, twice the same split, or two roles in one official split are refused."""
     by_path: dict[str, list[Membership]] = {}
     for membership in memberships:
         earlier = by_path.setdefault(membership.path, [])
         for other in earlier:
+            if other.class_name != membership.class_name:
+                raise CatalogError(
+                    f"{membership.where}: {membership.path} is of class {membership.class_name!r} and, at "
+                    f"{other.where}, of class {other.class_name!r}: a clip may have one class; remove one line"
+                )
             if other.split == membership.split:
                 raise CatalogError(
                     f"{membership.where}: {membership.path} is in split {other.split} twice, first at {other.where}; "

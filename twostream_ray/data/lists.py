@@ -150,7 +150,7 @@ def read_hmdb51_lists(
         (match[1], int(match[2])): name for name, _ in list_files(directory) if (match := _HMDB51_LIST.fullmatch(name))
     }
     numbers = sorted({number for _, number in found})
-    classes = dict.fromkeys(sorted({name for name, _ in found}), base)
+    classes = {name: f"{base}/{name}_test_split*.txt" for name in sorted({name for name, _ in found})}
     lacking = [
         f"{name}_test_split{number}.txt" for name in classes for number in numbers if (name, number) not in found
     ]
@@ -197,7 +197,7 @@ def read_kinetics_lists(
                 continue
             try:
                 stem = f"{row['youtube_id']}_{round(float(row['time_start'])):06d}_{round(float(row['time_end'])):06d}"
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise CatalogError(
                     f"{where}: wanted seconds in time_start and time_end, got {row['time_start']!r} and "
                     f"{row['time_end']!r}"
@@ -209,7 +209,7 @@ def read_kinetics_lists(
 
 
 def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> list[Membership]:
-    """Rows uri, label, split of a CSV or Parquet file; several splits are separated by ";", an empty one is "all".
+    """Rows uri, label, split of a CSV or Parquet file; several splits are separated by ";" or blanks, none is "all".
 
     The uri is relative to root, or the whole place of a video below it.
     """
@@ -221,14 +221,14 @@ def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> list[Membership
     base = root.rstrip("/") + "/"
     memberships: list[Membership] = []
     for where, row in rows:
-        path = row["uri"].removeprefix(base)
+        path = row["uri"].removeprefix("file://").removeprefix(base)
         if not path or not row["label"] or "://" in path or path.startswith("/"):
             raise CatalogError(
                 f"{where}: wanted a label and the uri of a video below catalog.root ({root}), got uri {row['uri']!r}, "
                 f"label {row['label']!r}"
             )
-        for split in (row.get("split") or "all").split(";"):
-            name = split.strip() if split.strip() == "all" else _split_of(split, where=where)
+        for split in row.get("split", "").replace(";", " ").split() or ["all"]:
+            name = split if split == "all" else _split_of(split, where=where)
             memberships.append(Membership(path=path, class_name=row["label"], split=name, where=where))
     if not memberships:
         raise CatalogError(f"{uri} is empty: wanted rows with uri, label and, if there are several, split")
@@ -245,11 +245,15 @@ def _split_of(text: str, *, where: str) -> str:
 def _rows(uri: str, *, read_bytes: ReadBytes, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Rows of a CSV file with where they are."""
     reader = csv.DictReader(io.StringIO(_text(uri, read_bytes=read_bytes), newline=""), restkey="", restval="")
-    _refuse_missing_columns(uri, found=reader.fieldnames or [], columns=columns)
-    for row in reader:
-        if "" in row:
-            raise CatalogError(f"{uri}, line {reader.line_num}: wanted {len(reader.fieldnames or [])} values, got more")
-        yield f"{uri}, line {reader.line_num}", {name: value.strip() for name, value in row.items()}
+    try:
+        _refuse_missing_columns(uri, found=reader.fieldnames or [], columns=columns)
+        for row in reader:
+            where = f"{uri}, line {reader.line_num}"
+            if "" in row:
+                raise CatalogError(f"{where}: wanted {len(reader.fieldnames or [])} values, got more")
+            yield where, {name: value.strip() for name, value in row.items()}
+    except csv.Error as error:
+        raise CatalogError(f"{uri}, line {reader.line_num + 1}: a CSV file was wanted ({error})") from None
 
 
 def _parquet_rows(uri: str, *, read_bytes: ReadBytes, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -116,9 +116,18 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
 
 
 def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:
-    """What the trained model will carry besides its weights."""
+    """What the trained model will carry besides its weights.
+
+    Raises:
+        ConfigError: the settings want other heads than the data sets of the shards have classes.
+    """
     model = config.model
-    if shard_set.head_classes and not model.head_classes:
+    if shard_set.head_classes and model.head_classes not in ((), shard_set.head_classes):
+        raise ConfigError(
+            f"model.head_classes is {list(model.head_classes)}, but the data sets of {shard_set.uri} have "
+            f"{list(shard_set.head_classes)} classes: leave it out"
+        )
+    if shard_set.head_classes:
         model = replace(model, head_classes=shard_set.head_classes)
     return ModelPackage(
         model=model,
