@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +12,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from twostream_ray.data import containers
 from twostream_ray.errors import DecodeError
 
 av.logging.set_level(av.logging.PANIC)
@@ -23,8 +23,11 @@ GROUP_OF_PICTURES = 6
 MIN_FRAMES = 2
 """A clip with fewer frames has no flow."""
 
-_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _PLACEHOLDER_BYTES = 8
+_NEVER_ZERO = {"h264", "hevc", "mpeg4", "vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "libaom-av1", "gif"}
+_HOLE = bytes(64)
+"""These codecs write no such run, but decoders take it for pictures; it is what a hole in a file reads as."""
+_NO_OTHER_PLACES = {"protocol_whitelist": "none"}
 _PROOF_FRAMES = 10
 _PROOF_TOLERANCE_LEVELS = 3.0
 _MAX_PIXELS = 64_000_000
@@ -64,14 +67,17 @@ class FrameStream:
     """
 
     def __init__(self, content: bytes | memoryview, *, name: str = "video") -> None:
-        """Open a video.
+        """Open a video. It cannot make us open other files or addresses, as playlists and session descriptions try.
 
         Raises:
-            DecodeError: the bytes are no video, or a picture is larger than 64 megapixels.
+            DecodeError: the bytes are no video, or not all of one, or a picture is larger than 64 megapixels.
         """
         self._name = name
         try:
-            self._container = av.open(io.BytesIO(content), mode="r")
+            file = io.BytesIO(content)
+            containers.require_whole(file, name=name)
+            file.seek(0)
+            self._container = av.open(file, mode="r", options=_NO_OTHER_PLACES)
             self._stream = self._container.streams.video[0]
         except IndexError:
             raise DecodeError(f"{name}: a video stream was wanted, the file has none") from None
@@ -79,28 +85,16 @@ class FrameStream:
             raise DecodeError(
                 f"{name}: a video was wanted, {len(content)} bytes are none ({_one_line(error)})"
             ) from error
+        if self._stream.codec_context is None:
+            raise DecodeError(f"{name}: a video in a known codec was wanted, the file names none")
         if self._stream.codec_context.width * self._stream.codec_context.height > _MAX_PIXELS:
             self._container.close()
             raise DecodeError(f"{name}: frames of at most {_MAX_PIXELS} pixels were wanted, the file has larger ones")
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.fps = Fraction(rate).limit_denominator(1001 * 240)
         """Mean frames per second."""
-        self.announced = self._stream.frames or self._frames_by_duration()
+        self.announced = self._stream.frames
         """Frames that the header speaks of; 0 where it says nothing."""
-        if self._container.format.name == "gif" and not bytes(content[-64:]).rstrip(b"\0").endswith(b";"):
-            self._container.close()
-            raise DecodeError(f"{name}: a whole GIF was wanted, the file ends before its trailer")
-
-    def _frames_by_duration(self) -> int:
-        """Frames that a Matroska header's duration leaves no doubt of: it has no count, and may round."""
-        tag = self._stream.metadata.get("DURATION", "")
-        seconds = 0.0
-        if match := _DURATION.fullmatch(tag):
-            seconds = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
-        elif len(self._container.streams) == 1 and self._container.duration:
-            seconds = self._container.duration / av.time_base
-        start = (self._stream.start_time or 0) * (self._stream.time_base or 0)
-        return max(0, int((seconds - float(start)) * float(self.fps) * 0.97) - 2)
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         convert = _RgbConverter()
@@ -109,12 +103,16 @@ class FrameStream:
     def pictures(self) -> Iterator[av.VideoFrame]:
         """The same frames before their conversion to RGB, for whoever looks at a few of them only."""
         packets = hidden = decoded = placeholders = 0
-        is_mpeg4 = self._stream.codec_context.name == "mpeg4"
+        codec = self._stream.codec_context.name
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:
                     packets += not packet.is_discard
-                    placeholders += is_mpeg4 and packet.size <= _PLACEHOLDER_BYTES
+                    placeholders += codec == "mpeg4" and packet.size <= _PLACEHOLDER_BYTES
+                    if codec in _NEVER_ZERO and _HOLE in bytes(packet):
+                        raise DecodeError(
+                            f"{self._name}: frame {decoded} or one soon after is damaged: there are zeros"
+                        )
                     hidden += packet.is_discard  # by an edit list: the header counts it, players do not show it
                 for frame in packet.decode():
                     decoded += 1

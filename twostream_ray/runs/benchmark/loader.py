@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,7 +199,7 @@ def _folders(clips: list[FolderClip], data: DataConfig, *, frames: Frames, cores
     from torch.utils.data import DataLoader
 
     order = np.random.default_rng(0)
-    passes = [(epoch * len(clips) + order.permutation(len(clips))).tolist() for epoch in range(_MEASURED_PASSES + 2)]
+    passes = [(epoch * len(clips) + order.permutation(len(clips))).tolist() for epoch in range(_MEASURED_PASSES + 1)]
     dataset: Any = FolderDataset(clips, config=data, frames=frames)
     # One endless epoch, so that reading ahead does not stop between passes.
     loader: Any = DataLoader(
@@ -210,16 +210,11 @@ def _folders(clips: list[FolderClip], data: DataConfig, *, frames: Frames, cores
         multiprocessing_context="spawn",
     )
     seen, started = 0, 0.0
-    batches: Iterator[Any] = iter(loader)
-    for rgb, _ in batches:
+    for rgb, _ in loader:
         seen += len(rgb)
         if not started and seen >= len(clips):
             started, seen = time.perf_counter(), seen - len(clips)
-        if started and seen >= len(clips) * _MEASURED_PASSES:
-            break
-    rate = len(clips) * _MEASURED_PASSES / (time.perf_counter() - started)
-    del batches
-    return _Timing(rate=rate)
+    return _Timing(rate=seen / (time.perf_counter() - started))
 
 
 def _folder_costs(clips: list[FolderClip], data: DataConfig, *, frames: Frames) -> tuple[float, float]:
