@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,10 +14,11 @@ import pytest
 from s3 import ENVIRONMENT, FaultyProxy
 
 from twostream_ray import storage
+from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.lanes import Pass
 from twostream_ray.data.pipeline import DataConfig, SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards import ShardSet, open_shards
+from twostream_ray.data.shards import ShardSet, finished_parts, open_shards
 from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import AccessError, StorageError
@@ -86,7 +88,19 @@ def test_a_wrong_secret_a_missing_bucket_and_no_answer_each_end_in_one_line(
         storage.read_bytes("s3://archive/x")
     with pytest.raises(StorageError, match="cannot look up s3://archive/x: "):
         storage.exists("s3://archive/x")
+    with pytest.raises(StorageError, match="cannot list"):
+        finished_parts("s3://archive/shards", clips=[], contract=FlowContract())
     proxy.start()
+
+
+def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(storage, "_PATIENCE_S", 1.0)
+        monkeypatch.setattr(storage, "_REQUEST_TIMEOUT_S", 2)
+        with pytest.raises(StorageError, match=r"cannot write s3://archive/x: .*check AWS_ENDPOINT_URL"):
+            storage.write_bytes("s3://archive/x", b"content")
 
 
 def batches_of(shard_set: ShardSet) -> list[Batch]:

@@ -43,3 +43,9 @@ def test_deleting_twice_is_no_error(tmp_path: Path) -> None:
     storage.delete(str(tmp_path / "x"))
     storage.delete(str(tmp_path / "x"))
     assert not storage.exists(str(tmp_path / "x"))
+
+
+def test_a_store_without_a_bucket_is_no_local_directory() -> None:
+    for uri in ("s3://", "s3:///"):
+        with pytest.raises(StorageError, match="a bucket was wanted behind s3://"):
+            storage.absolute(uri)

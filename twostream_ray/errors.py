@@ -11,7 +11,7 @@ TwoStreamError
 ├── ContractMismatchError  flow of one kind met a model, shard or checkpoint of another
 ├── TooManyBadVideosError  ingest quarantined more than max_bad_fraction allows
 ├── StorageError           a path or URI cannot be read or written
-│   └── AccessError        it is not there, or access is denied
+│   └── AccessError        it is not there, or access to a local path is denied
 ├── CheckpointError        a checkpoint is missing, damaged or of another network
 ├── WeightsError           pretrained weights are missing or do not fit
 ├── TrainingError          a run cannot go on
@@ -64,7 +64,7 @@ class StorageError(TwoStreamError):
 
 
 class AccessError(StorageError):
-    """A path or URI is not there, or access to it is denied; asking again would not help."""
+    """A path or URI is not there, or access to a local path is denied; asking again would not help."""
 
 
 class CheckpointError(TwoStreamError):

@@ -27,6 +27,7 @@ _PATIENCE_S = 60.0
 _LONGEST_PAUSE_S = 8.0
 _REQUEST_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 5
+_SLOWEST_BYTES_S = 1e6
 _DENIED = re.compile(r"ACCESS_DENIED|SignatureDoesNotMatch|INVALID_ACCESS_KEY|InvalidAccessKey|Forbidden|\b403\b", re.I)
 _ABSENT = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", re.I)
 _NO_CREDENTIALS = "NoCredentialsError"
@@ -44,10 +45,12 @@ def absolute(uri: str | Path) -> str:
     """The place's full name: an s3:// URI unchanged, anything else an absolute local path.
 
     Raises:
-        StorageError: the scheme is neither file:// nor s3://.
+        StorageError: the scheme is neither file:// nor s3://, or s3:// names no bucket.
     """
     text = str(uri)
     if is_s3(text):
+        if not text[len("s3://") :].strip("/"):
+            raise StorageError(f"a bucket was wanted behind s3://, got {text!r}")
         return text.rstrip("/")
     if text.startswith("file://"):
         text = text[len("file://") :]
@@ -61,13 +64,13 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-@lru_cache(maxsize=1)
-def _s3_for_reading() -> FileSystem:
+@lru_cache(maxsize=2)
+def _s3_for_reading(max_attempts: int) -> FileSystem:
     from pyarrow import fs
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     options: dict[str, Any] = {
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=3),
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=max_attempts),
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _REQUEST_TIMEOUT_S,
     }
@@ -95,13 +98,16 @@ def _s3_for_writing() -> Any:
     )
 
 
-def filesystem(uri: str) -> tuple[FileSystem, str]:
-    """The pyarrow filesystem a place lies on, and its path there."""
+def filesystem(uri: str, *, patient: bool = False) -> tuple[FileSystem, str]:
+    """The pyarrow filesystem a place lies on, and its path there; a patient one asks again for about a minute itself.
+
+    Everything here waits by `patiently` instead; libraries that are handed the filesystem cannot.
+    """
     from pyarrow import fs
 
     place = absolute(uri)
     if is_s3(place):
-        return _s3_for_reading(), place[len("s3://") :]
+        return _s3_for_reading(10 if patient else 3), place[len("s3://") :]
     return fs.LocalFileSystem(), place
 
 
@@ -164,7 +170,9 @@ def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:
         if _is_absent(error):
             raise AccessError(f"cannot {action} {uri}: it is not there; check the path") from error
         if _is_denied(error):
-            raise AccessError(
+            # To a store that denies one object all are denied: that is no fault of a single video.
+            kind = StorageError if is_s3(uri) else AccessError
+            raise kind(
                 f"cannot {action} {uri}: access denied; check the rights of the path, or AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY for s3://"
             ) from error
@@ -211,7 +219,8 @@ def write_bytes(uri: str, content: bytes) -> None:
 
     def write() -> None:
         if is_s3(place):
-            _s3_for_writing().pipe_file(place, content)
+            # A server that accepts and says nothing passes by the client's own time-outs.
+            _s3_for_writing().pipe_file(place, content, timeout=_REQUEST_TIMEOUT_S + len(content) / _SLOWEST_BYTES_S)
             return
         target = Path(place)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,24 @@ def test_a_crash_is_a_bad_video_and_the_next_one_gets_a_new_child() -> None:
     assert child_id() != crashed
 
 
+def test_a_child_killed_from_outside_is_no_fault_of_the_video() -> None:
+    prepare_apart(video(3), CONTRACT, name="x")
+    killed, long = child_id(), video(1500)
+    threading.Timer(0.3, os.kill, (killed, signal.SIGKILL)).start()
+    assert prepare_apart(long, CONTRACT, name="long").num_frames == 1500
+    assert child_id() != killed
+
+
+def test_many_open_files_are_no_obstacle() -> None:
+    files = [Path(os.devnull).open() for _ in range(1100)]  # noqa: SIM115
+    try:
+        isolation._Child.of_this_process().end()
+        assert prepare_apart(video(3), CONTRACT, name="x").num_frames == 3
+    finally:
+        for file in files:
+            file.close()
+
+
 def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_apart(video(3), CONTRACT, name="x")
     monkeypatch.setattr(isolation, "_SILENCE_S", 0.5)

@@ -187,7 +187,9 @@ class _RgbConverter:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    # Not str() of PyAV's errors: it ends with the last line of FFmpeg's log, which may be about another file.
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:160] or type(error).__name__
 
 
 class ClipWriter:

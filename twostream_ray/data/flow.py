@@ -119,9 +119,11 @@ def dequantise(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.
 
 def negated(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
     """Grey levels of -v for the grey levels of v: x in a horizontal mirror, both components backward in time."""
-    if contract.coding == "signed127":
-        return (256 - levels.astype(np.int16)).clip(1, 255).astype(np.uint8)
-    return np.uint8(255) - levels
+    if contract.coding == "legacy255":
+        return np.invert(levels)  # 255 - v
+    turned = np.negative(levels)  # 256 - v, except at 0, which JPEG may make of 1
+    turned[levels == 0] = 255
+    return turned
 
 
 def mean_vectors(fields: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -30,6 +30,8 @@ _SILENCE_S = 60.0
 _PROBED_FRAMES = 12
 _LENGTH = struct.Struct("<Q")
 _BEAT, _CLIP, _ERROR = b".", b"C", b"E"
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+"""Signals that no decoder raises: the system lacked memory, or somebody ends processes. The video is not to blame."""
 _ERRORS: dict[str, type[VideoError]] = {kind.__name__: kind for kind in (DecodeError, EmptyClipError, TooLongError)}
 _CHILD = "from twostream_ray.data.isolation import answer_requests; answer_requests()"
 
@@ -46,8 +48,12 @@ def prepare_apart(
     with _lock:
         child = _Child.of_this_process()
         try:
-            values, (video, *flow) = child.ask(source, contract, name=name, max_frames=max_frames, prove=prove)
-            return EncodedClip(video=video, flow=flow, **values)
+            try:
+                values, parts = child.ask(source, contract, name=name, max_frames=max_frames, prove=prove)
+            except _KilledError:
+                child = _Child.of_this_process()
+                values, parts = child.ask(source, contract, name=name, max_frames=max_frames, prove=prove)
+            return EncodedClip(video=parts[0], flow=parts[1:], **values)
         except VideoError:
             raise
         except BaseException:
@@ -152,17 +158,19 @@ class _Child:
         except (_Gone, BrokenPipeError) as error:
             self.end()
             status = self._process.returncode
+            if isinstance(error, _HangError):
+                raise DecodeError(f"{name}: {error}") from None
             how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-            raise DecodeError(
-                f"{name}: {error if isinstance(error, _HangError) else f'the decoder crashed ({how})'}"
-            ) from None
+            fault = _KilledError if -status in _FROM_OUTSIDE else DecodeError
+            raise fault(f"{name}: the decoder crashed ({how})") from None
 
     def _read(self, size: int) -> bytes:
         stdout: Any = self._process.stdout
         parts = []
         while size:
-            ready, _, _ = select.select([stdout], [], [], _SILENCE_S)
-            if not ready:
+            poll = select.poll()  # select() fails beyond descriptor 1023
+            poll.register(stdout, select.POLLIN)
+            if not poll.poll(_SILENCE_S * 1000):
                 raise _HangError(f"the decoder hung, no frame came for {_SILENCE_S:.0f} s")
             part = os.read(stdout.fileno(), min(size, 1 << 20))
             if not part:
@@ -180,6 +188,10 @@ class _HangError(_Gone):
     """The child says nothing."""
 
 
+class _KilledError(DecodeError):
+    """The child was ended from outside."""
+
+
 def _send(pipe: BinaryIO, content: bytes | memoryview) -> None:
     pipe.write(_LENGTH.pack(len(content)))
     pipe.write(content)
@@ -191,6 +203,7 @@ def answer_requests() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     # What libraries print must not get between the answers.
     os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     requests = sys.stdin.buffer
     while header := requests.read(_LENGTH.size):
         request = json.loads(requests.read(_LENGTH.unpack(header)[0]))
@@ -210,6 +223,14 @@ def answer_requests() -> None:
             for field in fields:
                 answers.write(field)
         answers.flush()
+
+
+def _end_with_parent() -> None:
+    """A decoder that hangs would outlive a parent that is gone."""
+    poll = select.poll()
+    poll.register(0, 0)  # tells of the other end's closing whatever is asked for
+    poll.poll()
+    os._exit(1)
 
 
 class _Beat:

@@ -269,9 +269,9 @@ class SnippetLoader:
                     "height": clip.height,
                     "width": clip.width,
                     "fps": clip.fps,
-                    "video": None if clip.video is None else bytes(clip.video),
+                    "video": clip.video,
                     "fields": fields,
-                    "flow": None if clip.flow is None else [bytes(clip.flow[index]) for index in fields],
+                    "flow": None if clip.flow is None else [clip.flow[index] for index in fields],
                 }
             )
         return pa.Table.from_pylist(records, schema=_ROW_SCHEMA)

@@ -33,7 +33,7 @@ from twostream_ray import storage
 from twostream_ray.data.catalog import Clip
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.errors import ShardError, StorageError, TooLongError
+from twostream_ray.errors import AccessError, ShardError, TooLongError
 
 FORMAT = 2
 """Version of the layout; another one is refused."""
@@ -222,7 +222,7 @@ def finished_parts(
     wanted = {clip.clip_id: clip_identity(clip) for clip in clips}
     try:
         names = [name for name, _ in storage.list_files(out)]
-    except StorageError:
+    except AccessError:  # a new place; a store that does not answer must not look like one
         return [], []
     present = set(names)
     parts, kept = [], set()
@@ -454,4 +454,5 @@ def read_row_group(
 def _read_columns(shard_uri: str, group: int, columns: list[str]) -> pa.Table:
     system, path = storage.filesystem(shard_uri)
     with system.open_input_file(path) as file:
-        return pq.ParquetFile(file, pre_buffer=True).read_row_group(group, columns=columns)
+        # Few large requests to a store; from a disk it would only be another copy (35 ms instead of 4 for 19 MB).
+        return pq.ParquetFile(file, pre_buffer=storage.is_s3(shard_uri)).read_row_group(group, columns=columns)

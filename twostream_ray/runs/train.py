@@ -200,7 +200,7 @@ def _fit(
     needs_flow: bool,
     progress: Progress | None,
 ) -> tuple[str, list[dict[str, float]]]:
-    system, path = storage.filesystem(storage.absolute(config.storage))
+    system, path = storage.filesystem(storage.absolute(config.storage), patient=True)
     validates = config.data.validation_split is not None
     with ray_session():
         gpus = int(ray.cluster_resources().get("GPU", 0))
