@@ -24,7 +24,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   describe            parts, sizes and costs of a network; --json for programs
   demo                the whole journey on synthetic videos
   findings            the papers' findings on synthetic videos, over several seeds
-  benchmark WHAT      speed on this machine: of the loader, or of ingest
+  benchmark WHAT      speed on this machine: of the loader, of ingest, or of a training step
 
 twostream VERB --help lists the settings of a verb with units and defaults; --version prints the version.
 Exit codes: 0 done, 2 something was refused (one line says what and the way out), 130 interrupted.
@@ -348,7 +348,11 @@ def _benchmark(arguments: list[str]) -> int:
             return _benchmark_loader(rest)
         case "ingest":
             return _benchmark_ingest(rest)
-    raise ConfigError(f"benchmark wants loader or ingest, got {what or 'nothing'}: `twostream benchmark loader --help`")
+        case "step":
+            return _benchmark_step(rest)
+    raise ConfigError(
+        f"benchmark wants loader, ingest or step, got {what or 'nothing'}: `twostream benchmark loader --help`"
+    )
 
 
 def _benchmark_loader(arguments: list[str]) -> int:
@@ -404,6 +408,31 @@ def _benchmark_ingest(arguments: list[str]) -> int:
                 f"{speed.clips_per_second / speed.cores / bare:.2f}",
             ]
             for speed in speeds
+        ],
+    )
+    return 0
+
+
+def _benchmark_step(arguments: list[str]) -> int:
+    from twostream_ray.console import table
+    from twostream_ray.runs.config import BenchmarkStepConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(BenchmarkStepConfig, arguments, prog="twostream benchmark step")
+    from twostream_ray.runs.benchmark.step import benchmark_step
+
+    speed = benchmark_step(config)
+    table(
+        f"training steps of {config.batch} samples of {config.num_snippets} snippets of {config.size_px} px",
+        ["device", "s a step", "samples/s", "TFLOP/s", "peak GB"],
+        [
+            [
+                speed.device,
+                f"{speed.seconds:.3f}",
+                f"{speed.samples_per_second:.3f}",
+                f"{speed.teraflops_per_second:.3f}",
+                f"{speed.peak_gigabytes:.2f}",
+            ]
         ],
     )
     return 0

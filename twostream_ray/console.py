@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -12,9 +13,9 @@ from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 15.0
 _WIDTH_OF_FILES = 140
-"""Columns of a table where the output is no terminal."""
+"""Columns where the output is no terminal."""
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
 
 
 class Bar:
@@ -102,4 +103,4 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         drawn.add_column(column, justify="right" if number else "left")
     for row in rows:
         drawn.add_row(*row)
-    console.print(drawn, width=None if console.is_terminal else _WIDTH_OF_FILES)
+    console.print(drawn)

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +12,17 @@ import pytest
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.clips import FrameStream, fetch_frames
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
+from twostream_ray.data.shards import (
+    ROWS_PER_GROUP,
+    ShardSet,
+    finished_parts,
+    open_shards,
+    plan_shards,
+    read_row_group,
+)
 from twostream_ray.errors import AccessError, CatalogError, TooManyBadVideosError
 from twostream_ray.runs.config import IngestConfig
-from twostream_ray.runs.ingest import ingest
+from twostream_ray.runs.ingest import catalog_of, estimate, ingest, write_shard
 
 SMALL = FlowContract(short_side_px=48)
 
@@ -25,6 +33,26 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def config(videos: Path, out: Path, **change: object) -> IngestConfig:
     return IngestConfig(**{"catalog": CatalogConfig(root=str(videos)), "out": str(out), "flow": SMALL} | change)  # type: ignore[arg-type]
+
+
+def test_before_the_work_begins_it_is_said_how_much_it_is(videos: Path) -> None:
+    wanted = config(videos, Path("nowhere"))
+    said = estimate(catalog_of(wanted).clips, wanted)
+    # 76 clips of 16 frames
+    assert re.fullmatch(
+        r"76 clips to ingest: about 1,216 frames, \d+ MB of shards, 0\.\d min on \d+ cores \(5 clips looked at\)", said
+    )
+
+
+def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(videos: Path, tmp_path: Path) -> None:
+    clips = catalog_of(config(videos, tmp_path)).clips[:2]
+    (plan,) = plan_shards(clips, contract=SMALL, rows_per_shard=16)
+    part = write_shard(plan, out=str(tmp_path), contract=SMALL, max_frames=10, count=lambda _: None)
+    assert len(part["quarantined"]) == 2 and part["shard"] is None
+    assert part["quarantined"][0]["reason"].startswith("TooLongError: ")
+    assert "a clip of at most 10 frames was wanted, this has 16 or more" in part["quarantined"][0]["reason"]
+    assert len(finished_parts(str(tmp_path), clips=clips, contract=SMALL, max_frames=10)[0]) == 1
+    assert finished_parts(str(tmp_path), clips=clips, contract=SMALL, max_frames=16)[0] == []
 
 
 def test_every_video_is_in_the_shards_once_with_its_label(shard_set: ShardSet, videos: Path) -> None:

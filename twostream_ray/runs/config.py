@@ -189,6 +189,40 @@ class BenchmarkLoaderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkStepConfig:
+    """Measure training steps on random samples in memory: speed, memory, and floating-point operations a second."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network; it begins without pretrained weights."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Precision, layout and compilation count here."""
+
+    batch: int = 1
+    """Samples of a step."""
+
+    num_snippets: int = 5
+    """T: snippets per sample."""
+
+    flow_length: int = 10
+    """L: flow fields per snippet."""
+
+    size_px: int = 224
+    """Height and width of the network's input in px."""
+
+    num_classes: int = 101
+    """K."""
+
+    steps: int = 3
+    """Steps that are measured, after one to warm up."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "num_snippets", "flow_length", "size_px", "num_classes", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkIngestConfig:
     """Measure how fast raw videos become shards, beside bare loops of the same work; keeps nothing."""
 

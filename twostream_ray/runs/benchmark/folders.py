@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,8 @@ from numpy.typing import NDArray
 from twostream_ray import storage
 from twostream_ray.data import flow, sampling, snippets, transforms
 from twostream_ray.data.clips import EncodedClip, FrameStream
-from twostream_ray.data.lanes import Pass, plan_lanes, plan_units
 from twostream_ray.data.pipeline import DataConfig
-from twostream_ray.data.shards import ShardSet, read_row_group
+from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, read_row_group
 from twostream_ray.data.snippets import View
 
 Frames = Literal["decord in order", "decord seeking", "jpeg"]
@@ -56,15 +56,11 @@ class FolderClip:
 
 def encoded_clips(shard_set: ShardSet) -> Iterator[tuple[str, EncodedClip]]:
     """Every clip of a shard set's index with both its columns, row group by row group."""
-    whole = Pass(split=_any_split(shard_set))
-    lanes = plan_lanes(shard_set, whole, lanes=1, seed=_SEED)
-    for unit in plan_units(shard_set, lanes, pass_index=0, rank=0, world_size=1):
-        shard = storage.join(shard_set.uri, "shards", shard_set.shard_names[unit.shard])
-        yield from read_row_group(shard, unit.group, want_rgb=True, want_flow=True, rows=unit.rows)
-
-
-def _any_split(shard_set: ShardSet) -> str:
-    return str(shard_set.index["splits"][0].as_py()[0])
+    places = sorted(zip(shard_set.index["shard"].to_pylist(), shard_set.index["row"].to_pylist(), strict=True))
+    for (shard, group), rows in groupby(places, key=lambda place: (place[0], place[1] // ROWS_PER_GROUP)):
+        uri = storage.join(shard_set.uri, "shards", shard_set.shard_names[shard])
+        chosen = [row % ROWS_PER_GROUP for _, row in rows]
+        yield from read_row_group(uri, group, want_rgb=True, want_flow=True, rows=chosen)
 
 
 def extract(shard_set: ShardSet, *, videos: str, out: Path) -> list[FolderClip]:

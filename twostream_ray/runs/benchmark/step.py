@@ -1,0 +1,99 @@
+"""How fast a network trains on tensors that lie in memory already: the ceiling of every training run."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from twostream_ray.data.snippets import Batch
+from twostream_ray.models import description
+from twostream_ray.models.networks import build_network
+from twostream_ray.runs.config import BenchmarkStepConfig
+from twostream_ray.training.loop import prepared, train_pass
+from twostream_ray.training.recipe import build_optimiser
+
+_FORWARD_AND_BACKWARD = 3
+"""Backward takes about twice forward: once for the maps, once for the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpeed:
+    """What training steps came to."""
+
+    device: str
+    seconds: float
+    """Median of a step."""
+    samples_per_second: float
+    teraflops_per_second: float
+    """Of forward and backward, a multiply and an add counted as two."""
+    peak_gigabytes: float
+    """Most memory held, in 1e9 bytes: of the GPU, or of the process."""
+
+
+def benchmark_step(config: BenchmarkStepConfig) -> StepSpeed:
+    """Time whole training steps (copy, normalise, forward, backward, update) after one to warm up.
+
+    Raises:
+        ConfigError: the settings fit neither each other nor frames of this size.
+    """
+    costs = description.describe(
+        config.model,
+        num_classes=config.num_classes,
+        flow_length=config.flow_length,
+        num_snippets=config.num_snippets,
+        size_px=config.size_px,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    network = build_network(
+        config.model, num_classes=config.num_classes, flow_length=config.flow_length, pretrained=False
+    )
+    network = prepared(network, config=config.training, device=device)
+    optimiser = build_optimiser(network, config=config.training)
+    rng = np.random.default_rng(0)
+    shape = (config.batch, config.num_snippets)
+    size = (config.size_px, config.size_px)
+    batch = Batch(
+        rgb=rng.integers(0, 256, (*shape, 3, *size), dtype=np.uint8),
+        flow=rng.integers(0, 256, (*shape, 2 * config.flow_length, *size), dtype=np.uint8),
+        labels=rng.integers(0, config.num_classes, config.batch),
+        weights=np.ones(config.batch, np.float32),
+        clips=np.arange(config.batch),
+        total=float(config.batch),
+    )
+    times = []
+    for step in range(config.steps + 1):
+        started = time.perf_counter()
+        train_pass(
+            network,
+            optimiser,
+            iter([batch]),
+            config=config.training,
+            epoch=0,
+            num_steps=config.steps + 1,
+            seed=0,
+            device=device,
+            first_step=step,
+        )
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    seconds = statistics.median(times[1:])
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    flops = _FORWARD_AND_BACKWARD * costs["gflops_forward"] * 1e9 * config.batch
+    return StepSpeed(
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        seconds=seconds,
+        samples_per_second=config.batch / seconds,
+        teraflops_per_second=flops / seconds / 1e12,
+        peak_gigabytes=peak / 1e9,
+    )
