@@ -6,7 +6,7 @@ import pytest
 
 from twostream_ray.data import flow, images
 from twostream_ray.data.catalog import CatalogConfig
-from twostream_ray.data.clips import FrameStream, fetch_frames, read_image
+from twostream_ray.data.clips import FrameStream, ImageSequence, fetch_frames, read_image
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.isolation import prepare_apart
 from twostream_ray.data.shards import open_shards, plan_shards, read_row_group, write_manifest
@@ -44,42 +44,97 @@ def video(videos: Path) -> Path:
 @pytest.mark.parametrize(
     ("x", "y"),
     [
-        ("{root}/jump/a/flow_x_{{:05}}.jpg", "{root}/jump/a/flow_y_{{:05}}.jpg"),
-        ("{root}/a/x_{{:05}}.jpg", "{root}/a/y_{{:05}}.jpg"),
+        ("{root}/a/flow_x_{{:05}}.jpg", "{root}/a/flow_y_{{:05}}.jpg"),
+        ("{root}/a/x_{{:05}}.jpg", "{root}/a/y_{{:05}}.png"),
         ("{root}/u/a/frame{{:06}}.jpg", "{root}/v/a/frame{{:06}}.jpg"),
-        ("{root}/u/jump/a/frame{{:06}}.jpg", "{root}/v/jump/a/frame{{:06}}.jpg"),
     ],
 )
 def test_flow_is_found_in_the_forms_of_the_usual_tools(tmp_path: Path, x: str, y: str) -> None:
     write_flow(fields_of(12), x.format(root=tmp_path), y.format(root=tmp_path))
-    pairs = images.read_flow(str(tmp_path), "train/jump/a", name="a")
+    pairs = images.read_flow(*(str(Path(form.format(root=tmp_path)).parent) for form in (x, y)), name="a")
     levels = np.stack([[read_image(image, name="a", grey=True) for image in pair] for pair in pairs])
     values = flow.dequantise(levels, LEGACY)
     np.testing.assert_allclose(values[:, 0, :, :16], np.arange(12)[:, None, None] / 2 * np.ones((48, 16)), atol=0.4)
     np.testing.assert_allclose(values[:, 1, :, :16], 3, atol=0.4)
 
 
-def test_a_missing_number_and_a_missing_folder_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (["flow_x_00003.jpg", "flow_y_00003.jpg"], "without a gap were wanted in .*/a, 3 is missing of 1..5"),
+        (["flow_x_00001.jpg", "flow_y_00001.jpg"], "without a gap were wanted in .*/a, 1 is missing of 1..5"),
+        (["flow_x_00001.jpg", "flow_y_00005.jpg"], "without a gap were wanted in .*/a, 1 is missing of 1..5"),
+        (["flow_y_00005.jpg"], "with the same numbers were wanted, 5 is in .*/a for one of them only"),
+        ([f"flow_y_{number:05}.jpg" for number in range(1, 6)], "flow_x_00001.jpg and flow_y_00001.jpg were wanted"),
+    ],
+)
+def test_flow_of_which_images_are_lost_is_refused(tmp_path: Path, lost: list[str], message: str) -> None:
+    """Six frames go with five fields or six: a lost first one would shift all others unseen."""
     write_flow(fields_of(5), f"{tmp_path}/a/flow_x_{{:05}}.jpg", f"{tmp_path}/a/flow_y_{{:05}}.jpg")
-    (tmp_path / "a/flow_y_00003.jpg").unlink()
-    with pytest.raises(DecodeError, match=r"clip: images numbered without a gap were wanted in .*/a, 3 is missing"):
-        images.read_flow(str(tmp_path), "a", name="clip")
-    with pytest.raises(AccessError, match=r"clip: flow images were wanted at .*check catalog.flow_images"):
-        images.read_flow(str(tmp_path), "b", name="clip")
+    for name in lost:
+        (tmp_path / "a" / name).unlink()
+    with pytest.raises(DecodeError, match=f"clip: .*{message}"):
+        images.read_flow(str(tmp_path / "a"), str(tmp_path / "a"), name="clip")
+
+
+def test_a_number_that_is_there_twice_and_a_missing_folder_are_named(tmp_path: Path) -> None:
+    write_flow(fields_of(2), f"{tmp_path}/u/{{}}.jpg", f"{tmp_path}/v/{{}}.jpg")
+    with pytest.raises(AccessError, match=r"cannot list .*/w: it is not there"):
+        images.read_flow(str(tmp_path / "u"), str(tmp_path / "w"), name="clip")
     with pytest.raises(DecodeError, match="a folder of images numbered with one prefix was wanted"):
-        images.read_frames(str(tmp_path / "a" / ".."), name="clip")
+        images.read_frames(str(tmp_path), name="clip")
+    (tmp_path / "v/02.jpg").write_bytes(b"")
+    with pytest.raises(DecodeError, match=r"clip: .*/v has number 2 twice, 02.jpg and 2.jpg: remove one"):
+        images.read_flow(str(tmp_path / "u"), str(tmp_path / "v"), name="clip")
+
+
+def test_an_image_that_is_not_whole_or_too_large_is_refused() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    for suffix in (".jpg", ".png"):
+        content = cv2.imencode(suffix, noise)[1].tobytes()
+        assert read_image(content, name="x").shape == (30, 40, 3)
+        assert read_image(content, name="x", grey=True).shape == (30, 40)
+        for length in (0, 10, 30, len(content) // 2, len(content) - 20):
+            for grey in (False, True):
+                with pytest.raises(DecodeError, match=r"^x: "):
+                    read_image(content[:length], name="x", grey=grey)
+    np.testing.assert_array_equal(read_image(content, name="x"), noise[..., ::-1])
+    jpeg = bytearray(cv2.imencode(".jpg", noise)[1].tobytes())
+    start = jpeg.index(b"\xff\xc0") + 5
+    jpeg[start : start + 4] = b"\x9c\x40\x9c\x40"
+    with pytest.raises(DecodeError, match="x: an image of at most 64000000 pixels was wanted, this has 1600000000"):
+        read_image(bytes(jpeg), name="x")
+
+
+def test_frames_of_two_sizes_are_no_clip() -> None:
+    sizes = [cv2.imencode(".png", np.zeros((48, width, 3), np.uint8))[1].tobytes() for width in (64, 64, 60)]
+    with pytest.raises(DecodeError, match="a: frames of one size were wanted, frame 3 is 60x48 px, the first 64x48 px"):
+        list(ImageSequence(sizes, name="a"))
+
+
+def test_flow_stretches_with_a_long_side_that_a_tool_rounded_otherwise(video: Path, tmp_path: Path) -> None:
+    """Common archives hold 340x256 beside our 342x256."""
+    wide = np.broadcast_to(np.float32([5, -3]), (15, 48, 60, 2))
+    write_flow(wide, f"{tmp_path}/x_{{:05}}.jpg", f"{tmp_path}/y_{{:05}}.jpg")
+    pairs = tuple(images.read_flow(str(tmp_path), str(tmp_path), name="a"))
+    clip = prepare_apart(Source(video=video.read_bytes(), flow=pairs), LEGACY, name="a")
+    assert clip.flow is not None
+    for k in range(15):
+        values = flow.dequantise(flow.decode_field(clip.flow[k]), LEGACY)
+        assert values.shape == (2, 48, 48)
+        np.testing.assert_allclose(values.mean(axis=(1, 2)), [5 * 48 / 60, -3], atol=0.1)
 
 
 def test_flow_that_does_not_fit_the_frames_is_refused(video: Path, tmp_path: Path) -> None:
     write_flow(fields_of(40), f"{tmp_path}/a/x_{{:05}}.jpg", f"{tmp_path}/a/y_{{:05}}.jpg")
-    pairs = tuple(images.read_flow(str(tmp_path), "a", name="a"))
+    pairs = tuple(images.read_flow(str(tmp_path / "a"), str(tmp_path / "a"), name="a"))
     content = video.read_bytes()  # 16 frames
     with pytest.raises(DecodeError, match="15 fields of flow were wanted for 16 frames, there are 40 images"):
         prepare_apart(Source(video=content, flow=pairs), LEGACY, name="a")
     with pytest.raises(DecodeError, match="a field of flow was wanted for every pair of frames, there are 9 images"):
         prepare_apart(Source(video=content, flow=pairs[:9]), LEGACY, name="a")
     larger = FlowContract(short_side_px=64, coding="legacy255")
-    with pytest.raises(DecodeError, match=r"64x64 were wanted .*, got 48x48: set flow.short_side_px to 48"):
+    with pytest.raises(DecodeError, match=r"64x64 were wanted .*, got 48x48 and 48x48: set flow.short_side_px to 48"):
         prepare_apart(Source(video=content, flow=pairs[:15]), larger, name="a")
     assert prepare_apart(Source(video=content, flow=pairs[:16]), LEGACY, name="a").num_frames == 16, "one more is usual"
     broken = (*pairs[:7], (b"no image", pairs[7][1]), *pairs[8:15])

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.clips import FrameStream, fetch_frames
-from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.flow import FlowContract, decode_field
 from twostream_ray.data.shards import (
     ROWS_PER_GROUP,
     ShardSet,
@@ -150,12 +151,72 @@ def test_a_missing_root_and_an_empty_class_are_refused(tmp_path: Path, some_vide
         ingest(config(some_videos, tmp_path / "out"))
 
 
+def test_videos_and_frames_with_flow_images_are_two_heads_of_one_shard_set(
+    cluster: None, some_videos: Path, tmp_path: Path
+) -> None:
+    archive, gap = tmp_path / "archive", 3
+    sources = [path for folder in sorted(some_videos.glob("train/*"))[:3] for path in sorted(folder.iterdir())[:2]]
+    for path in set(some_videos.glob("train/*/*")) - set(sources):
+        path.unlink()
+    shutil.rmtree(max(some_videos.glob("train/*")))
+    listed = []
+    for number, path in enumerate(sources):
+        frames = list(FrameStream(path.read_bytes()))
+        folder = archive / "frames" / f"clip{number}"
+        folder.mkdir(parents=True)
+        for index, frame in enumerate(frames, start=1):
+            cv2.imwrite(str(folder / f"img_{index:05}.png"), frame[..., ::-1])
+        for component, level in (("u", 140), ("v", 110 + number)):
+            (archive / "flow" / component / folder.name).mkdir(parents=True)
+            for index in range(1, len(frames)):
+                image = np.full(frames[0].shape[:2], level, np.uint8)
+                cv2.imwrite(str(archive / "flow" / component / folder.name / f"frame{index:06}.jpg"), image)
+        listed.append(f"{'run' if number % 2 else 'walk'}/{folder.name}.avi train1\n")
+    (archive / "flow/u" / f"clip{gap}" / "frame000002.jpg").unlink()
+    (archive / "splits.txt").write_text("".join(listed))
+
+    given = FlowContract(short_side_px=48, coding="legacy255", algorithm="dis")
+    settings = IngestConfig(
+        catalog=CatalogConfig(root=str(some_videos), name="shapes"),
+        more=[
+            CatalogConfig(
+                name="stored",
+                root=str(archive / "frames"),
+                lists=str(archive / "splits.txt"),
+                frames=True,
+                flow_images=str(archive / "flow"),
+            )
+        ],
+        out=str(tmp_path / "out"),
+        flow=given,
+        max_bad_fraction=0.2,
+    )
+    report = ingest(settings)
+    assert (report.clips, report.quarantined, report.reasons) == (6 + 5, 1, {"DecodeError": 1})
+    assert f"flow/u/clip{gap}, 2 is missing of 1.." in (tmp_path / "out/quarantine.csv").read_text()
+    shard_set = open_shards(settings.out)
+    assert shard_set.head_classes == (3, 2) and shard_set.classes[3:] == ("stored/run", "stored/walk")
+    assert len(shard_set.split("train1")) == 5 and len(shard_set.split("train")) == 6
+    for row in shard_set.index.to_pylist():
+        if row["clip_id"].startswith("stored/"):
+            number = int(row["clip_id"].removeprefix("stored/clip"))
+            assert row["label"] == (3 if number % 2 else 4)
+            uri = f"{shard_set.uri}/shards/{shard_set.shard_names[row['shard']]}"
+            group, within = divmod(row["row"], ROWS_PER_GROUP)
+            ((_, clip),) = read_row_group(uri, group, want_rgb=True, want_flow=True, rows=[within])
+            source = np.stack(list(FrameStream(sources[number].read_bytes())))
+            stored = fetch_frames(clip.video, range(clip.num_frames), num_frames=clip.num_frames)
+            assert np.abs(stored.astype(int) - source).mean() < 4
+            assert clip.flow is not None and len(clip.flow) == len(source) - 1
+            levels = np.stack([decode_field(content) for content in clip.flow])  # type: ignore[call-overload]
+            assert np.abs(levels.mean(axis=(0, 2, 3)) - [140, 110 + number]).max() < 0.6
+    assert ingest(settings).done_before == 12
+
+
 @pytest.mark.timeout(600)
 def test_every_frame_of_every_real_clip_fetched_in_random_order_is_the_right_one(
     cluster: None, real: Path, tmp_path: Path
 ) -> None:
-    import cv2
-
     ingest(
         IngestConfig(
             catalog=CatalogConfig(

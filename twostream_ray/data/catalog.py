@@ -7,14 +7,11 @@ ingest serves them all. Nothing here touches a disk or a bucket: listing files a
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Literal, get_args
 
+from twostream_ray.data.folders import FlowImages, as_on_disk, find_flow_images, memberships_of_folders, scan
 from twostream_ray.data.lists import (
-    IMAGE_SUFFIXES,
-    ROLES,
     SPLIT,
-    VIDEO_SUFFIXES,
     ListFiles,
     Membership,
     ReadBytes,
@@ -47,7 +44,8 @@ class CatalogConfig:
     ROOT/class/video; without it every clip of that form is in the split "all"."""
 
     frames: bool = False
-    """Clips are folders of numbered images (ROOT/class/clip/img_00001.jpg) instead of videos; lists name the videos."""
+    """Clips are folders of numbered images (ROOT/class/clip/img_00001.jpg) instead of videos; lists name the videos
+    or the folders, which may then also lie directly below ROOT. They count as 25 frames per second."""
 
     flow_images: str | None = None
     """Directory or s3:// prefix of flow images that exist already and are taken instead of computed:
@@ -97,10 +95,10 @@ class Clip:
     """The splits it belongs to: ("train",), or ("train1", "test2", "train3") for UCF101's three official splits."""
 
     size_bytes: int
-    """Size of the video file, or of all images."""
+    """Size of the video file, or of all images, and of its flow images: a later ingest sees that they changed."""
 
-    flow_images: str = ""
-    """Where flow images that exist already are, or "" to compute flow."""
+    flow_uris: tuple[str, ...] = ()
+    """Folders of the flow images that exist already, x then y; () has flow computed."""
 
     frames: bool = False
     """The uri is a folder of images."""
@@ -167,12 +165,12 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
 
     Raises:
         CatalogError: no video, a video outside the layout, a malformed line, an unknown class or split, a clip listed
-            twice or in train and test of one split, a class without clips.
+            twice or in train and test of one split, a class without clips, no flow image for any clip.
     """
-    videos, directories, notes = _scan(config, list_files=list_files)
+    videos, directories, notes = scan(config.root, frames=config.frames, list_files=list_files)
     lists = config.lists
     if lists is None:
-        memberships, more_notes = _memberships_of_folders(config.root, videos=videos, directories=directories)
+        memberships, more_notes = memberships_of_folders(config.root, videos=videos, directories=directories)
         notes += more_notes
         classes = dict.fromkeys(sorted({m.class_name for m in memberships}), config.root)
     elif config.layout == "ucf101":
@@ -188,12 +186,12 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
         elif config.layout == "table":
             memberships = read_table(lists, root=config.root, read_bytes=read_bytes)
         else:
-            memberships = read_split_list(lists, read_bytes=read_bytes)
+            memberships = read_split_list(lists, read_bytes=read_bytes, frames=config.frames)
         first = {m.class_name: m.where for m in reversed(memberships)}
         classes = {name: first[name] for name in sorted(first)}
     _refuse_unlearnable_classes(classes, memberships=memberships)
 
-    on_disk = _as_spelt_on_disk(memberships, videos=videos)
+    on_disk, respelt = as_on_disk(memberships, videos=videos, frames=config.frames)
     by_path = _group_by_clip(on_disk)
     present = sorted(by_path.keys() & videos.keys())
     if not present:
@@ -201,6 +199,10 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
             f"none of the {len(by_path)} clips listed in {config.lists} is under {config.root}: wanted for example "
             f"{min(by_path)}, found for example {min(videos)}; set catalog.root to the directory that holds the classes"
         )
+    flow_images: dict[str, FlowImages] = {}
+    if config.flow_images is not None:
+        flow_images, more_notes = find_flow_images(config.flow_images, clips=present, list_files=list_files)
+        notes += more_notes
     labels = {name: label for label, name in enumerate(classes)}
     clips = tuple(
         Clip(
@@ -209,14 +211,13 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
             class_name=by_path[path][0].class_name,
             label=labels[by_path[path][0].class_name],
             splits=tuple(sorted((m.split for m in by_path[path]), key=lambda split: (_fold(split), split))),
-            size_bytes=videos[path],
-            flow_images=config.flow_images or "",
+            size_bytes=videos[path] + (flow_images[path].size_bytes if flow_images else 0),
+            flow_uris=flow_images[path].uris if flow_images else (),
             frames=config.frames,
         )
         for path in present
     )
 
-    respelt = sum(listed.path != found.path for listed, found in zip(memberships, on_disk, strict=True))
     if respelt:
         notes.append(f"{respelt} lines spell a file in another case than it has; the file's own name is used")
     if missing := sorted(by_path.keys() - videos.keys()):
@@ -236,70 +237,6 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
     return Catalog(clips=clips, classes=tuple(classes), notes=tuple(notes))
 
 
-def _scan(config: CatalogConfig, *, list_files: ListFiles) -> tuple[dict[str, int], list[str], list[str]]:
-    """Videos with their sizes, directories that the listing names, and a note on other files."""
-    root = config.root
-    videos: dict[str, int] = {}
-    directories: list[str] = []
-    others: list[str] = []
-    suffixes = IMAGE_SUFFIXES if config.frames else VIDEO_SUFFIXES
-    for path, size_bytes in list_files(root):
-        hidden = any(part.startswith(".") for part in path.split("/"))
-        if path.endswith("/"):
-            if not hidden and path.strip("/"):
-                directories.append(path.rstrip("/"))
-        elif hidden or PurePosixPath(path).suffix.lower() not in suffixes or (config.frames and "/" not in path):
-            others.append(path)
-            if not hidden:
-                directories.append(str(PurePosixPath(path).parent))
-        elif config.frames:
-            folder = path.rpartition("/")[0]
-            videos[folder] = videos.get(folder, 0) + size_bytes
-        else:
-            videos[path] = size_bytes
-    if not videos:
-        raise CatalogError(
-            f"no {'folder of images' if config.frames else 'video'} under {root}: wanted files ending in "
-            f"{' '.join(sorted(suffixes))}, found {len(others)} other files; check catalog.root"
-        )
-    notes = [f"{len(others)} files are no videos and left out, for example {min(others)}"] if others else []
-    return videos, directories, notes
-
-
-def _memberships_of_folders(
-    root: str, *, videos: Mapping[str, int], directories: Sequence[str]
-) -> tuple[list[Membership], list[str]]:
-    """ROOT/split/class/video where all folders of ROOT that hold videos are named as splits, else ROOT/class/video."""
-    top = {path.split("/")[0] for path in videos}
-    by_split = top <= ROLES.keys()
-    wanted = "split/class/video" if by_split else "class/video"
-    depth = wanted.count("/") + 1
-    memberships: list[Membership] = []
-    for path in sorted(videos):
-        parts = path.split("/")
-        if len(parts) != depth:
-            names = " ".join(sorted(top & ROLES.keys()))
-            raise CatalogError(
-                f"{path} under {root} does not fit {wanted}: "
-                + (f"beside the splits {names} only split folders may hold videos; " if names and not by_split else "")
-                + f"wanted split/class/video with splits named {' '.join(ROLES)}, or class/video; move it"
-            )
-        split = ROLES[parts[0]] if by_split else "all"
-        memberships.append(Membership(path=path, class_name=parts[-2], split=split, where=f"{root}, {path}"))
-
-    filled = {str(PurePosixPath(path).parent) for path in videos}
-    for directory in sorted(set(directories) - filled):
-        is_class = directory.count("/") == depth - 2 and directory != "."
-        if is_class and (not by_split or directory.split("/")[0] in ROLES):
-            raise CatalogError(f"class folder {directory} under {root} holds no video: add its videos or remove it")
-    if by_split:
-        return memberships, []
-    return memberships, [
-        'there is neither a split folder nor a split list: every clip is in the split "all"; '
-        "to train, give catalog.lists a file with lines `class/video split`"
-    ]
-
-
 def _fold(split: str) -> str:
     """The official split a split belongs to: "2" for test2, "" for train."""
     match = SPLIT.fullmatch(split)
@@ -315,30 +252,6 @@ def _refuse_unlearnable_classes(classes: Mapping[str, str], *, memberships: Sequ
                 raise CatalogError(
                     f"class {name!r} ({where}) has no clip in split {split}: give it some or take the class out"
                 )
-
-
-def _as_spelt_on_disk(memberships: Sequence[Membership], *, videos: Mapping[str, int]) -> list[Membership]:
-    """Take the file's own spelling: copies of UCF101's lists differ from its archive in HandStand and Handstand.
-
-    A listed video may lie there as a folder of images: without its suffix, and without its class folder.
-    """
-    by_folded_case: dict[str, list[str]] = {}
-    for path in videos:
-        by_folded_case.setdefault(path.casefold(), []).append(path)
-
-    def spelt(path: str) -> str:
-        if path in videos:
-            return path
-        stem = path.removesuffix(PurePosixPath(path).suffix)
-        for form in (path, stem, stem.rpartition("/")[2]):
-            if form in videos:
-                return form
-            candidates = by_folded_case.get(form.casefold(), [])
-            if len(candidates) == 1:
-                return candidates[0]
-        return path
-
-    return [replace(m, path=spelt(m.path)) for m in memberships]
 
 
 def _group_by_clip(memberships: Sequence[Membership]) -> dict[str, list[Membership]]:

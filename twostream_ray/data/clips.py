@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import simplejpeg
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -31,6 +32,7 @@ _NO_OTHER_PLACES = {"protocol_whitelist": "none"}
 _PROOF_FRAMES = 10
 _PROOF_TOLERANCE_LEVELS = 3.0
 _MAX_PIXELS = 64_000_000
+_JPEG = b"\xff\xd8"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,18 +144,36 @@ class ImageSequence:
         """Images that there are."""
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        shape = None
         for number, content in enumerate(self._images, start=1):
-            yield read_image(content, name=f"{self._name}, frame {number}")
+            frame = read_image(content, name=f"{self._name}, frame {number}")
+            shape = shape or frame.shape
+            if frame.shape != shape:
+                raise DecodeError(
+                    f"{self._name}: frames of one size were wanted, frame {number} is "
+                    f"{frame.shape[1]}x{frame.shape[0]} px, the first {shape[1]}x{shape[0]} px"
+                )
+            yield frame
 
 
 def read_image(content: bytes, *, name: str, grey: bool = False) -> NDArray[np.uint8]:
     """A JPEG or PNG: RGB (H, W, 3), or grey (H, W) uint8.
 
     Raises:
-        DecodeError: the bytes are no such picture, or not a whole one.
+        DecodeError: the bytes are no such picture, not a whole one, or one of more than 64 megapixels.
     """
     try:
+        if content.startswith(_JPEG):
+            # FFmpeg fills up a truncated JPEG and calls it whole.
+            height, width, *_ = simplejpeg.decode_jpeg_header(content)
+            _refuse_more_pixels(height * width, name=name)
+            picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+                content, colorspace="GRAY" if grey else "RGB", fastdct=False
+            )
+            return picture[:, :, 0] if grey else picture
         with av.open(io.BytesIO(content), mode="r") as container:
+            size = container.streams.video[0].codec_context
+            _refuse_more_pixels(size.width * size.height, name=name)
             frame = next(container.decode(video=0))
     except (av.FFmpegError, ValueError, IndexError, OSError, StopIteration) as error:
         raise DecodeError(f"{name}: an image was wanted, {len(content)} bytes are none ({_one_line(error)})") from error
@@ -161,17 +181,13 @@ def read_image(content: bytes, *, name: str, grey: bool = False) -> NDArray[np.u
         raise DecodeError(f"{name}: the image is damaged")
     if not grey:
         return _RgbConverter()(frame)
-    if frame.format.name.startswith("yuvj"):
-        # The luma of a JPEG as it is: a conversion would take its range for another one.
-        return _luma(frame)
     plane: NDArray[np.uint8] = frame.reformat(format="gray").to_ndarray()
     return plane
 
 
-def _luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    plane = frame.planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-    return np.ascontiguousarray(rows[:, : plane.width])
+def _refuse_more_pixels(pixels: int, *, name: str) -> None:
+    if pixels > _MAX_PIXELS:
+        raise DecodeError(f"{name}: an image of at most {_MAX_PIXELS} pixels was wanted, this has {pixels}")
 
 
 class _RgbConverter:

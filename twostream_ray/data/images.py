@@ -7,13 +7,15 @@ CLIP/flow_x_00001.jpg and CLIP/flow_y_00001.jpg (or x_, y_), or u/CLIP/frame0000
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from twostream_ray import storage
-from twostream_ray.errors import AccessError, DecodeError
+from twostream_ray.errors import DecodeError
 
 _NUMBERED = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)\.(jpg|jpeg|png)", re.IGNORECASE)
 _COMPONENTS = (("flow_x_", "flow_y_"), ("flow_x", "flow_y"), ("x_", "y_"))
+_READERS = 8
 
 
 def read_frames(folder: str, *, name: str) -> list[bytes]:
@@ -21,85 +23,78 @@ def read_frames(folder: str, *, name: str) -> list[bytes]:
 
     Raises:
         AccessError: there is no such folder.
-        DecodeError: there is no numbered image, several kinds of them, or a number is missing.
+        DecodeError: there is no numbered image, several kinds of them, or a number is missing or there twice.
     """
-    kinds = _by_prefix(file for file, _ in storage.list_files(folder))
+    kinds = _by_prefix(folder, name=name)
     for pair in _COMPONENTS:
         if all(prefix in kinds for prefix in pair):
             kinds = {prefix: files for prefix, files in kinds.items() if prefix not in pair}
+    return _read_all(_in_order(_only(kinds, folder, name=name), folder, name=name))
+
+
+def read_flow(x_folder: str, y_folder: str, *, name: str) -> list[tuple[bytes, bytes]]:
+    """The x and y images of a clip's flow, field by field, from one folder or two.
+
+    Raises:
+        AccessError: a folder is not there.
+        DecodeError: x and y do not go together, or a number is missing or there twice.
+    """
+    if x_folder == y_folder:
+        kinds = _by_prefix(x_folder, name=name)
+        pair = next((pair for pair in _COMPONENTS if all(prefix in kinds for prefix in pair)), None)
+        if pair is None:
+            raise DecodeError(
+                f"{name}: flow images flow_x_00001.jpg and flow_y_00001.jpg were wanted at {x_folder}, it has "
+                f"{', '.join(map(repr, sorted(kinds))) or 'none'}"
+            )
+        x, y = (kinds[prefix] for prefix in pair)
+    else:
+        x, y = (_only(_by_prefix(folder, name=name), folder, name=name) for folder in (x_folder, y_folder))
+    in_order = _in_order(x, x_folder, name=name), _in_order(y, y_folder, name=name)
+    if alone := x.keys() ^ y.keys():
+        raise DecodeError(
+            f"{name}: x and y images of flow with the same numbers were wanted, {min(alone)} is in "
+            f"{x_folder if min(alone) in x else y_folder} for one of them only"
+        )
+    left, right = map(_read_all, in_order)
+    return list(zip(left, right, strict=True))
+
+
+def _by_prefix(folder: str, *, name: str) -> dict[str, dict[int, str]]:
+    """Prefix -> number -> file, of the images directly in a folder."""
+    kinds: dict[str, dict[int, str]] = {}
+    for file, _ in storage.list_files(folder):
+        match = _NUMBERED.fullmatch(file)
+        if match and "/" not in file and not file.startswith("."):
+            files, number = kinds.setdefault(match["prefix"], {}), int(match["number"])
+            if number in files:
+                raise DecodeError(f"{name}: {folder} has number {number} twice, {files[number]} and {file}: remove one")
+            files[number] = file
+    return kinds
+
+
+def _only(kinds: dict[str, dict[int, str]], folder: str, *, name: str) -> dict[int, str]:
     if len(kinds) != 1:
         raise DecodeError(
             f"{name}: a folder of images numbered with one prefix was wanted at {folder}, it has "
             f"{', '.join(map(repr, sorted(kinds))) or 'none'}"
         )
     (numbered,) = kinds.values()
-    return [storage.read_bytes(storage.join(folder, file)) for file in _in_order(numbered, folder, name=name)]
+    return numbered
 
 
-def read_flow(root: str, clip: str, *, name: str) -> list[tuple[bytes, bytes]]:
-    """The x and y images of a clip's flow, field by field.
-
-    `clip` is the clip's path without its suffix; where the flow has no such folders, what is left of it.
-
-    Raises:
-        AccessError: no folder of the known forms is there.
-        DecodeError: x and y do not go together, or a number is missing.
-    """
-    parts = clip.split("/")
-    for path in ("/".join(parts[start:]) for start in range(len(parts))):
-        found = _component_files(root, path, name=name)
-        if found is not None:
-            x, y = found
-            if len(x) != len(y):
-                raise DecodeError(f"{name}: as many x as y images of flow were wanted, got {len(x)} and {len(y)}")
-            return [(storage.read_bytes(left), storage.read_bytes(right)) for left, right in zip(x, y, strict=True)]
-    raise AccessError(
-        f"{name}: flow images were wanted at {root}/{clip}/flow_x_00001.jpg or {root}/u/{clip}/frame000001.jpg (also "
-        "without the class folder), neither is there: check catalog.flow_images"
-    )
-
-
-def _component_files(root: str, clip: str, *, name: str) -> tuple[list[str], list[str]] | None:
-    together = storage.join(root, clip)
-    kinds = _listed(together)
-    for x, y in _COMPONENTS:
-        if x in kinds and y in kinds:
-            files = (_in_order(kinds[prefix], together, name=name) for prefix in (x, y))
-            left, right = ([storage.join(together, file) for file in component] for component in files)
-            return left, right
-    apart = [storage.join(root, part, clip) for part in ("u", "v")]
-    both = [_listed(folder) for folder in apart]
-    if all(len(kinds) == 1 for kinds in both):
-        left, right = (
-            [storage.join(folder, file) for file in _in_order(next(iter(kinds.values())), folder, name=name)]
-            for folder, kinds in zip(apart, both, strict=True)
-        )
-        return left, right
-    return None
-
-
-def _listed(folder: str) -> dict[str, dict[int, str]]:
-    try:
-        return _by_prefix(file for file, _ in storage.list_files(folder))
-    except AccessError:
-        return {}
-
-
-def _by_prefix(files: Iterable[str]) -> dict[str, dict[int, str]]:
-    """Prefix -> number -> file, of the images directly in a folder."""
-    kinds: dict[str, dict[int, str]] = {}
-    for file in files:
-        match = _NUMBERED.fullmatch(file)
-        if match and "/" not in file:
-            kinds.setdefault(match["prefix"], {})[int(match["number"])] = file
-    return kinds
-
-
-def _in_order(numbered: dict[int, str], folder: str, *, name: str) -> Iterator[str]:
-    first, last = min(numbered), max(numbered)
+def _in_order(numbered: dict[int, str], folder: str, *, name: str) -> list[str]:
+    """Files by number from 0 or 1 on: where the first ones are gone, all fields would belong to other frames."""
+    first, last = min(1, *numbered), max(numbered)
     missing = [number for number in range(first, last + 1) if number not in numbered]
     if missing:
         raise DecodeError(
             f"{name}: images numbered without a gap were wanted in {folder}, {missing[0]} is missing of {first}..{last}"
         )
-    return (numbered[number] for number in sorted(numbered))
+    return [storage.join(folder, numbered[number]) for number in sorted(numbered)]
+
+
+def _read_all(uris: Sequence[str]) -> list[bytes]:
+    """A store answers many small requests side by side, one after the other they take seconds a clip."""
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="images") as threads:
+        return list(threads.map(storage.read_bytes, uris))

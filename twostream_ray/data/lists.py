@@ -50,13 +50,16 @@ class Membership:
     where: str
 
 
-def read_split_list(uri: str, *, read_bytes: ReadBytes) -> list[Membership]:
-    """Lines `class/video split`; the video's name may hold spaces, the split is train, val or test with a number."""
+def read_split_list(uri: str, *, read_bytes: ReadBytes, frames: bool = False) -> list[Membership]:
+    """Lines `class/video split`; the video's name may hold spaces, the split is train, val or test with a number.
+
+    With `frames` the name may be that of a folder.
+    """
     memberships: list[Membership] = []
     for where, line in _lines(uri, read_bytes=read_bytes):
         path, *rest = line.rsplit(maxsplit=1)
         match = SPLIT.fullmatch("".join(rest))
-        if match is None or not _is_class_and_video(path):
+        if match is None or not (_is_class_and_video(path) or (frames and path.count("/") == 1)):
             raise CatalogError(
                 f"{where}: wanted `class/video split` with a split such as train, val, test or train1, got {line!r}"
             )

@@ -100,9 +100,8 @@ def _planned(clips: Sequence[Clip], *, contract: FlowContract) -> ShardPlan:
 
 
 def clip_identity(clip: Clip) -> list[Any]:
-    """What makes a clip the same one in a later ingest: name, size, label, splits, and where its flow is taken from."""
-    identity = [clip.clip_id, clip.size_bytes, clip.label, clip.class_name, list(clip.splits)]
-    return [*identity, clip.flow_images] if clip.flow_images else identity
+    """What makes a clip the same one in a later ingest: name, size, label and splits."""
+    return [clip.clip_id, clip.size_bytes, clip.label, clip.class_name, list(clip.splits)]
 
 
 class ShardWriter:

@@ -140,18 +140,24 @@ def prepare_clip(
 def _taken_field(
     images: Sequence[tuple[bytes, bytes]], index: int, size: tuple[int, int], contract: FlowContract, *, name: str
 ) -> bytes:
-    """An existing field, its grey levels as they are."""
+    """An existing field, its levels as they are; stretched where a tool rounded the long side to another number."""
+    import cv2
+
     if index >= len(images):
         raise DecodeError(
             f"{name}: a field of flow was wanted for every pair of frames, there are {len(images)} images"
         )
     x, y = (clips.read_image(content, name=f"{name}, flow {index + 1}", grey=True) for content in images[index])
-    if x.shape != size or y.shape != size:
+    if x.shape == size == y.shape:
+        return flow.encode_levels(x, y, contract)
+    if x.shape != y.shape or min(x.shape) != contract.short_side_px:
         raise DecodeError(
             f"{name}: flow images of {size[0]}x{size[1]} were wanted like the stored frames, got "
-            f"{x.shape[0]}x{x.shape[1]}: set flow.short_side_px to {min(x.shape)}"
+            f"{x.shape[0]}x{x.shape[1]} and {y.shape[0]}x{y.shape[1]}: set flow.short_side_px to {min(x.shape)}"
         )
-    return flow.encode_levels(x, y, contract)
+    field = np.stack([flow.dequantise(component, contract) for component in (x, y)], axis=-1)
+    stretched = cv2.resize(field, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return flow.encode_field(stretched * np.array([size[1] / x.shape[1], size[0] / x.shape[0]], np.float32), contract)
 
 
 def _refuse_more_frames(num_frames: int, limit: int | None, *, name: str) -> None:

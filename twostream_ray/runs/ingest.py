@@ -187,7 +187,10 @@ def _write_all(
         )
 
         def write(row: dict[str, Any]) -> dict[str, Any]:
-            clips = tuple(Clip(**{**clip, "splits": tuple(clip["splits"])}) for clip in row["clips"])
+            clips = tuple(
+                Clip(**{**clip, "splits": tuple(clip["splits"]), "flow_uris": tuple(clip["flow_uris"])})
+                for clip in row["clips"]
+            )
             plan = ShardPlan(key=row["key"], clips=clips)
             part = write_shard(
                 plan,
@@ -264,9 +267,8 @@ def _read(clip: Clip) -> Source:
         DecodeError: images are missing in between.
     """
     flow = None
-    if clip.flow_images:
-        path = clip.clip_id if clip.frames else clip.clip_id.rpartition(".")[0]
-        flow = tuple(images.read_flow(storage.absolute(clip.flow_images), path, name=clip.clip_id))
+    if clip.flow_uris:
+        flow = tuple(images.read_flow(*clip.flow_uris, name=clip.clip_id))
     if clip.frames:
         return Source(frames=tuple(images.read_frames(clip.uri, name=clip.clip_id)), flow=flow)
     return Source(video=storage.read_bytes(clip.uri), flow=flow)

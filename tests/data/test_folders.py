@@ -1,0 +1,138 @@
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+from twostream_ray.data.catalog import Catalog, CatalogConfig, read_catalog
+from twostream_ray.errors import CatalogError
+
+
+def catalog_of(
+    places: Mapping[str, Iterable[str]], *, texts: Mapping[str, str] | None = None, **settings: object
+) -> Catalog:
+    """Reads a data set from a dictionary of directories and files below them, as many bytes each as its name."""
+    texts = texts or {}
+
+    def list_files(directory: str) -> Iterable[tuple[str, int]]:
+        if directory in places:
+            return [(path, len(path)) for path in places[directory]]
+        return [(Path(uri).name, len(text)) for uri, text in texts.items() if str(Path(uri).parent) == directory]
+
+    config = CatalogConfig(root="root", **settings)  # type: ignore[arg-type]
+    return read_catalog(config, list_files=list_files, read_bytes=lambda uri: texts[uri].encode())
+
+
+def pictures(*folders: str, count: int = 2) -> list[str]:
+    return [f"{folder}/img_{number:05}.jpg" for folder in folders for number in range(1, count + 1)]
+
+
+# -- folders of frames
+
+
+def test_a_folder_of_pictures_is_a_clip_of_the_class_above_it() -> None:
+    catalog = catalog_of(
+        {"root": [*pictures("train/run/a", "train/swim/b", "test/run/c"), "train/run/d/", "train/run/a/list.txt"]},
+        frames=True,
+    )
+    assert catalog.classes == ("run", "swim")
+    assert [(clip.clip_id, clip.uri, clip.splits, clip.frames) for clip in catalog.clips] == [
+        ("test/run/c", "root/test/run/c", ("test",), True),
+        ("train/run/a", "root/train/run/a", ("train",), True),
+        ("train/swim/b", "root/train/swim/b", ("train",), True),
+    ]
+    assert catalog.clips[1].size_bytes == 2 * len("train/run/a/img_00001.jpg")
+    assert catalog.notes == (
+        "1 files are no images and left out, for example train/run/a/list.txt",
+        "1 folders hold nothing and are left out, for example train/run/d/",
+    )
+
+
+UCF101 = {
+    "lists/classInd.txt": "1 Run\n2 HandstandPushups\n",
+    "lists/trainlist01.txt": "Run/v_Run_g02.avi 1\nHandstandPushups/v_HandStandPushups_g02.avi 2\n",
+    "lists/testlist01.txt": "Run/v_Run_g01.avi\nHandstandPushups/v_HandstandPushups_g01.avi\n",
+}
+
+
+@pytest.mark.parametrize("depth", ["class/clip", "clip"])
+def test_official_lists_find_the_frames_of_their_videos_in_class_folders_and_without(depth: str) -> None:
+    folders = ["Run/v_Run_g01", "Run/v_Run_g02", "HandstandPushups/v_HandStandPushups_g02"]
+    folders += ["HandstandPushups/v_HandStandPushups_g01"]
+    if depth == "clip":
+        folders = [folder.rpartition("/")[2] for folder in folders]
+    catalog = catalog_of({"root": pictures(*folders)}, texts=UCF101, layout="ucf101", lists="lists", frames=True)
+    assert {clip.clip_id for clip in catalog.clips} == set(folders)
+    assert {clip.clip_id: (clip.label, clip.splits) for clip in catalog.clips}[folders[1]] == (0, ("train1",))
+    assert catalog.notes == ("1 lines spell a file in another case than it has; the file's own name is used",)
+
+
+def test_lists_and_tables_of_frames_may_name_folders() -> None:
+    places = {"root": pictures("run/a", "run/b", "swim/c.v2", "flat")}
+    texts = {"s.txt": "run/a train\nrun/b.mp4 test\nswim/c.v2 train\n", "t.csv": "uri,label\nrun/a/,run\nflat,swim\n"}
+    by_list = catalog_of(places, texts=texts, lists="s.txt", frames=True)
+    assert [clip.clip_id for clip in by_list.clips] == ["run/a", "run/b", "swim/c.v2"]
+    by_table = catalog_of(places, texts=texts, layout="table", lists="t.csv", frames=True)
+    assert [(clip.clip_id, clip.class_name) for clip in by_table.clips] == [("flat", "swim"), ("run/a", "run")]
+
+
+def test_clips_of_kinetics_may_be_folders_of_frames() -> None:
+    rows = "label,youtube_id,time_start,time_end,split\nrun,x,1,11,train\nrun,y,1,11,train\n"
+    catalog = catalog_of(
+        {"root": pictures("any/x_000001_000011")},
+        texts={"k.csv": rows},
+        layout="kinetics",
+        lists="k.csv",
+        frames=True,
+    )
+    assert [clip.clip_id for clip in catalog.clips] == ["any/x_000001_000011"]
+    assert catalog.notes == ("1 of 2 listed clips are not under root, for example run/y_000001_000011",)
+
+
+def test_a_folder_that_stands_for_clips_of_two_classes_is_refused() -> None:
+    texts = {"s.txt": "run/a train\nswim/a train\n"}
+    with pytest.raises(
+        CatalogError, match=r"s.txt, line 2: a is of class 'swim' and, at s.txt, line 1, of class 'run'"
+    ):
+        catalog_of({"root": pictures("a")}, texts=texts, lists="s.txt", frames=True)
+
+
+def test_videos_where_frames_were_wanted_are_refused() -> None:
+    with pytest.raises(CatalogError, match=r"no image under root: .* found 1 other files; .* catalog.frames"):
+        catalog_of({"root": ["run/a.mp4"]}, frames=True)
+
+
+# -- flow images
+
+
+@pytest.mark.parametrize(
+    ("flow", "uris"),
+    [
+        (["u/run/a", "v/run/a"], ("flow/u/run/a", "flow/v/run/a")),
+        (["u/a", "v/a"], ("flow/u/a", "flow/v/a")),
+        (["run/a"], ("flow/run/a", "flow/run/a")),
+        (["a"], ("flow/a", "flow/a")),
+        (["train/run/a", "a"], ("flow/train/run/a", "flow/train/run/a")),
+    ],
+)
+def test_flow_images_are_found_beside_each_other_and_apart_with_class_folders_and_without(
+    flow: list[str], uris: tuple[str, str]
+) -> None:
+    (clip,) = catalog_of({"root": ["train/run/a.avi"], "flow": pictures(*flow)}, flow_images="flow").clips
+    assert clip.flow_uris == uris and not clip.frames
+    used = {uri.removeprefix("flow/") for uri in uris}
+    assert clip.size_bytes == len("train/run/a.avi") + sum(map(len, pictures(*used)))
+
+
+def test_flow_images_of_a_name_that_two_clips_share_are_taken_for_neither() -> None:
+    places = {"root": ["run/a.avi", "swim/a.avi", "swim/b.avi"], "flow": pictures("a", "b")}
+    catalog = catalog_of(places, flow_images="flow")
+    assert [clip.flow_uris[0] for clip in catalog.clips] == ["flow/run/a", "flow/swim/a", "flow/b"]
+    assert catalog.notes[-1] == "2 clips have no flow images under flow, for example run/a.avi"
+
+
+def test_a_data_set_without_any_flow_image_is_refused() -> None:
+    wanted = (
+        r"wanted for example u/run/a/ and v/run/a/, or run/a/, found for example other/x/; check catalog.flow_images"
+    )
+    with pytest.raises(CatalogError, match=rf"no clip has flow images under flow: {wanted}"):
+        catalog_of({"root": ["run/a.avi"], "flow": pictures("other/x")}, flow_images="flow")
