@@ -11,7 +11,7 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.isolation import prepare_apart
 from twostream_ray.data.shards import open_shards, plan_shards, read_row_group, write_manifest
 from twostream_ray.data.snippets import Source
-from twostream_ray.errors import AccessError, DecodeError
+from twostream_ray.errors import AccessError, ConfigError, DecodeError
 from twostream_ray.runs.config import IngestConfig
 from twostream_ray.runs.ingest import catalog_of, write_shard
 
@@ -173,3 +173,8 @@ def test_folders_of_frames_and_flow_become_the_shards_that_their_video_would(vid
     assert np.abs(back.astype(int) - np.stack(frames)).mean() < 6
     values = flow.dequantise(np.stack([flow.decode_field(clip.flow[k]) for k in range(15)]), shard_set.contract)
     np.testing.assert_allclose(values[:, 0, :, :16], np.arange(15)[:, None, None] / 2 * np.ones((48, 16)), atol=0.4)
+
+
+def test_flow_images_in_the_coding_of_computed_flow_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"flow.coding must be legacy255 where catalog.flow_images are taken in"):
+        IngestConfig(catalog=CatalogConfig(root="a", flow_images="b"), out="c")

@@ -56,8 +56,8 @@ class IngestConfig:
             raise ConfigError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}")
         if self.flow.coding == "signed127" and any(one.flow_images for one in (self.catalog, *self.more)):
             raise ConfigError(
-                "flow.coding must be legacy255 where catalog.flow_images are taken in (the usual tools write that), got "
-                "signed127"
+                "flow.coding must be legacy255 where catalog.flow_images are taken in, as the usual tools write them, "
+                "got signed127"
             )
         if self.max_frames < 2:
             raise ConfigError(f"max_frames must be at least 2, got {self.max_frames}")
