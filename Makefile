@@ -13,8 +13,8 @@ BIN := .venv/bin
 demo: .venv/.installed  ## the whole journey on synthetic videos, about 6 minutes on 2 cores once installed
 	$(BIN)/twostream demo --config jobs/recipes/demo.yaml
 
-test: .venv/.installed  ## all tests
-	$(BIN)/python -m pytest
+test: .venv/.installed  ## all tests, two files at a time: most of them wait for processes to start
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/.installed  ## formatting, lint, types, arrows, cluster files
 	$(BIN)/ruff format --check .
