@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test soak check format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -13,8 +13,11 @@ BIN := .venv/bin
 demo: .venv/.installed  ## the whole journey on synthetic videos, about 6 minutes on 2 cores once installed
 	$(BIN)/twostream demo --config jobs/recipes/demo.yaml
 
-test: .venv/.installed  ## all tests, two files at a time: most of them wait for processes to start
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: .venv/.installed  ## all tests but the soak
+	$(BIN)/python -m pytest
+
+soak: .venv/.installed  ## kills and outages, minutes each
+	$(BIN)/python -m pytest -m soak
 
 check: .venv/.installed  ## formatting, lint, types, arrows, cluster files
 	$(BIN)/ruff format --check .

@@ -118,6 +118,7 @@ def batches_of(shard_set: ShardSet) -> list[Batch]:
     return [batch for _, batches in loader for batch in batches]
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_an_ingest_killed_and_redone_and_a_loader_survive_an_outage_and_lose_and_double_nothing(
     proxy: FaultyProxy, videos: Path, shard_set: ShardSet

@@ -209,6 +209,7 @@ def test_crops_too_small_for_the_network_are_refused_before_anything_starts(shar
         train(small)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_a_run_killed_within_an_epoch_goes_on_there_with_another_number_of_workers_and_ends_as_an_undisturbed_one(
     two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path

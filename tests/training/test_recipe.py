@@ -67,6 +67,7 @@ def test_with_two_data_sets_the_loss_is_the_sum_of_theirs_each_over_its_own_clas
 
 
 def test_a_data_set_absent_from_the_batch_has_gradients_of_zero_not_none() -> None:
+    torch.manual_seed(0)
     tower = TowerConfig(backbone="vgg_small", width=4)
     model = ModelConfig(architecture="late", streams="temporal", temporal=tower, head_classes=(3, 4))
     network = build_network(model, num_classes=7, flow_length=2)
