@@ -127,7 +127,7 @@ class ExperimentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FindingsConfig:
-    """Train every network of the papers' comparisons on synthetic videos: about 20 minutes on 2 cores, resumable."""
+    """Train every network of the papers' comparisons on synthetic videos: under an hour on 2 cores, resumable."""
 
     out: str = "findings"
     """Directory for videos, shards, results, table and picture."""
