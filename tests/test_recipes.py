@@ -14,8 +14,9 @@ from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.settings import from_arguments
-from twostream_ray.training.loop import score_pass, to_device, train_pass
+from twostream_ray.training.loop import score_pass, train_pass
 from twostream_ray.training.recipe import build_optimiser
+from twostream_ray.training.step import TrainingStep, to_device
 
 RECIPES = {path.stem: path for path in (Path(__file__).resolve().parents[1] / "jobs/recipes").glob("*.yaml")}
 PAPERS = ("two_stream_2014", "fusion_2016", "st_resnet_2016", "stfn_2018")
@@ -121,7 +122,7 @@ def settle_moments(network: Network, batch: Batch) -> None:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None
-    rgb, flow, _, _ = to_device(batch, torch.device("cpu"))
+    rgb, flow = to_device(batch, torch.device("cpu")).streams()
     with torch.no_grad():
         network.train()(rgb, flow)
 
@@ -166,17 +167,9 @@ def test_eight_real_clips_are_learnt_by_heart(
     torch.manual_seed(0)
     network = build_network(config.model, num_classes=4, flow_length=config.data.sampling.flow_length)
     optimiser = build_optimiser(network, config=config.training)
+    step = TrainingStep(network, optimiser, config=config.training, seed=0, device=device)
     for epoch in range(15):
-        result = train_pass(
-            network,
-            optimiser,
-            iter([batch] * 5),
-            config=config.training,
-            epoch=epoch,
-            num_steps=5,
-            seed=0,
-            device=device,
-        )
+        result = train_pass(step, iter([batch] * 5), epoch=epoch, num_steps=5)
         # One pass without an error may be luck on the way: by heart is without a doubt.
         if result.top1 == 1 and min(result.losses.values()) < 0.02:
             break

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 15.0
+_TOLERABLE_WAIT = 0.1
 _WIDTH_OF_FILES = 140
 """Columns where the output is no terminal."""
 
@@ -76,13 +77,23 @@ class TrainingDisplay(Bar):
 
     def __init__(self, name: str) -> None:
         super().__init__(name, unit="steps")
+        self._warned = False
 
     def event(self, event: dict[str, Any]) -> None:
-        """Show what a training worker reports."""
-        if event["kind"] == "step":
-            done = event["epoch"] * event["steps"] + event["step"]
-            self.show(done, event["epochs"] * event["steps"], note=f"loss {event['loss']:.3f}")
-            return
+        """Show what a training run reports."""
+        match event["kind"]:
+            case "step":
+                done = event["epoch"] * event["steps"] + event["step"]
+                self.show(done, event["epochs"] * event["steps"], note=f"loss {event['loss']:.3f}")
+            case "begin" if event["epoch"] or event["step"]:
+                many = "1 worker goes" if event["workers"] == 1 else f"{event['workers']} workers go"
+                self.line(f"{many} on at epoch {event['epoch'] + 1}, step {event['step'] + 1}")
+            case "lost":
+                self.line(f"{event['reason']}: starting again from the last checkpoint")
+            case "epoch":
+                self._epoch(event)
+
+    def _epoch(self, event: dict[str, Any]) -> None:
         towers = ", ".join(
             f"{name.removeprefix('train_loss_')} {value:.3f}"
             for name, value in event.items()
@@ -93,7 +104,15 @@ class TrainingDisplay(Bar):
             f"epoch {event['epoch'] + 1}/{event['epochs']}: loss {event['train_loss']:.3f} ({towers}), "
             f"top-1 {event['train_top1']:.1%}{validation}, {event['samples_per_second']:.0f} samples/s, "
             f"data wait {event['data_wait']:.0%}"
+            + (f", skipped {event['skipped_steps']} steps" if event.get("skipped_steps") else "")
         )
+        # The first epoch waits for reading to get going.
+        if event["epoch"] and event["data_wait"] > _TOLERABLE_WAIT and not self._warned:
+            self._warned = True
+            self.line(
+                f"note: workers waited for data {event['data_wait']:.0%} of the time: raise data.read_tasks and "
+                "data.decode_threads, add CPU nodes with data.decode_at stream, or see `twostream benchmark loader`"
+            )
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -15,6 +15,7 @@ TwoStreamError
 ├── CheckpointError        a checkpoint is missing, damaged or of another network
 ├── WeightsError           pretrained weights are missing or do not fit
 ├── TrainingError          a run cannot go on
+│   └── NonFiniteLossError a step's loss was NaN or infinite
 └── RegistryError          MLflow's registry has no such model or version
 """
 
@@ -77,6 +78,13 @@ class WeightsError(TwoStreamError):
 
 class TrainingError(TwoStreamError):
     """A training run cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """A step's loss was NaN or infinite."""
+
+    clips: tuple[int, ...] = ()
+    """Positions in the shard set's index of the step's clips, from the workers whose part was not finite."""
 
 
 class RegistryError(TwoStreamError):

@@ -16,7 +16,7 @@ from twostream_ray.data.isolation import prepare_apart
 from twostream_ray.errors import ConfigError, StorageError, VideoError
 from twostream_ray.models.networks import Network
 from twostream_ray.training.checkpoint import ModelPackage, load_model
-from twostream_ray.training.loop import to_device
+from twostream_ray.training.step import to_device
 
 Video = str | Path | bytes
 """A path, a file:// or s3:// URI, or the bytes of a video file."""
@@ -89,7 +89,7 @@ class Classifier:
             total=float(len(samples)),
         )
         with torch.no_grad():
-            rgb, flow, _, _ = to_device(batch, self._device)
+            rgb, flow = to_device(batch, self._device).streams()
             scores = self._network.scores(self._network(rgb, flow)).float().mean(dim=0)
         result: NDArray[np.float32] = scores.cpu().numpy()
         return result

@@ -21,6 +21,7 @@ from twostream_ray.inference import Classifier
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
+from twostream_ray.runs import fit as fit_module
 from twostream_ray.runs import train as train_module
 from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig, WorkersConfig
 from twostream_ray.runs.evaluate import evaluate, evaluate_run
@@ -67,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_workers(cluster: None, shard_set: ShardSet, folder: Path) -> tuple[train_module.TrainReport, dict[str, str]]:
     """A run on 2 workers, and the digest of each rank's weights at its end."""
     config = experiment(shard_set, folder, name="two")
-    original = train_module.train_worker
+    original = fit_module.train_worker
     digests = folder / "digests"
     digests.mkdir()
 
@@ -81,7 +82,7 @@ def two_workers(cluster: None, shard_set: ShardSet, folder: Path) -> tuple[train
         (digests / str(ray.train.get_context().get_world_rank())).write_text(digest.hexdigest())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "train_worker", probed)
+        patch.setattr(fit_module, "train_worker", probed)
         report = train(config)
     return report, {path.name: path.read_text() for path in digests.iterdir()}
 

@@ -14,8 +14,9 @@ from twostream_ray.data.snippets import Batch
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.training.loop import prepared, score_pass, train_pass
+from twostream_ray.training.loop import score_pass, train_pass
 from twostream_ray.training.recipe import TrainingConfig, build_optimiser
+from twostream_ray.training.step import TrainingStep, prepared
 
 DEVICE = torch.device("cpu")
 
@@ -53,17 +54,8 @@ def trained(
     config = TrainingConfig(learning_rate=0.05, schedule="constant", **settings)
     network = prepared(network, config=config, device=DEVICE)
     optimiser = build_optimiser(network, config=config)
-    result = train_pass(
-        model or network,
-        optimiser,
-        iter(batches),
-        config=config,
-        epoch=0,
-        num_steps=len(batches),
-        seed=seed,
-        device=DEVICE,
-    )
-    return result.step_losses
+    step = TrainingStep(model or network, optimiser, config=config, seed=seed, device=DEVICE)
+    return train_pass(step, iter(batches), epoch=0, num_steps=len(batches)).step_losses
 
 
 @pytest.fixture

@@ -87,6 +87,24 @@ class Network(nn.Module):
         ]
         return [group for group in groups if group["params"]]
 
+    def checkpoint_activations(self) -> "Network":
+        """Let towers keep only the maps at their poolings, and compute the others again in the backward pass.
+
+        Raises:
+            ConfigError: a tower has batch normalisation that learns: its moments would move twice a step.
+        """
+        towers = [module for module in self.modules() if isinstance(module, Tower)]
+        for tower in towers:
+            norms = (module for module in tower.modules() if isinstance(module, nn.BatchNorm2d))
+            if any(next(norm.parameters()).requires_grad for norm in norms):
+                raise ConfigError(
+                    "activation checkpointing goes with towers without batch normalisation (vgg16, vgg_m_2048), "
+                    "or with frozen ones: set training.activation_checkpointing=false, or use training.micro_batches"
+                )
+        for tower in towers:
+            tower.recomputes = True
+        return self
+
     def to_channels_last(self) -> "Network":
         """Lay convolutions out as GPUs read them best, maps innermost; the maps follow by themselves."""
         for module in self.modules():

@@ -4,11 +4,12 @@ Every layer gives maps (N, D, H, W), the fully connected ones too: so a tower ta
 (the papers' dense test), and any layer fuses.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from twostream_ray.errors import ConfigError
 
@@ -96,12 +97,24 @@ class Tower(nn.Module):
         """D: maps that each layer gives."""
         self.frozen: tuple[str, ...] = ()
         """The layers that do not learn, from the first on."""
+        self.recomputes = False
+        """Keep only the maps at poolings for the backward pass (Chen et al. 2016)."""
 
     def forward(self, maps: Tensor, *, after: str | None = None, upto: str | None = None) -> Tensor:
         """Run the layers behind `after` (None: from the first) up to and with `upto` (None: to the last)."""
         start = 0 if after is None else self.names.index(after) + 1
         stop = len(self.names) if upto is None else self.names.index(upto) + 1
-        for name in self.names[start:stop]:
+        names = self.names[start:stop]
+        if not (self.recomputes and self.training):
+            return self._run(maps, names)
+        while names:
+            cut = next((place for place, name in enumerate(names) if name.startswith("pool")), len(names) - 1) + 1
+            maps = checkpoint(self._run, maps, names[:cut], use_reentrant=False)
+            names = names[cut:]
+        return maps
+
+    def _run(self, maps: Tensor, names: Sequence[str]) -> Tensor:
+        for name in names:
             maps = self.get_submodule(name)(maps)
         return maps
 

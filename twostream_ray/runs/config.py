@@ -69,8 +69,9 @@ class IngestConfig:
 class WorkersConfig:
     """The processes that train, each with its share of every batch."""
 
-    num_workers: int | None = None
-    """Data-parallel workers; by default one per GPU of the cluster, or 2 where there is none."""
+    num_workers: int | tuple[int, int] | None = None
+    """Data-parallel workers; by default one per GPU of the cluster, or 2 where there is none. [MIN, MAX]: as many as
+    the cluster has room for, while it grows and shrinks; the samples of a step stay the same."""
 
     cpus_per_worker: float | None = None
     """CPUs a worker reserves; by default its share of half the cluster's CPUs: reading needs the rest."""
@@ -81,15 +82,34 @@ class WorkersConfig:
     checkpoint_every_steps: int | None = None
     """Steps from one checkpoint to the next within an epoch; by default there is one at the end of each epoch."""
 
+    keep_checkpoints: int = 2
+    """The best on the validation split (without one the newest) that are kept, besides the last."""
+
+    timeout_s: float = 600.0
+    """Seconds that workers wait for one that has stopped answering before they start again from the last checkpoint;
+    more than a step, the compilation before the first and a validation pass take."""
+
     def __post_init__(self) -> None:
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ConfigError(f"workers.num_workers must be at least 1, got {self.num_workers}")
+        if self.num_workers is not None:
+            least, most = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
+            if not 1 <= least <= most:
+                raise ConfigError(
+                    f"workers.num_workers must be at least 1, or [MIN, MAX] of which MIN is, got {self.num_workers}"
+                )
+        if self.keep_checkpoints < 1:
+            raise ConfigError(f"workers.keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
+        if not self.timeout_s > 0:
+            raise ConfigError(f"workers.timeout_s must be more than 0, got {self.timeout_s}")
         if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
             raise ConfigError(f"workers.cpus_per_worker must be more than 0, got {self.cpus_per_worker}")
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
             raise ConfigError(f"workers.checkpoint_every_steps must be at least 1, got {self.checkpoint_every_steps}")
         if self.max_failures < 0:
             raise ConfigError(f"workers.max_failures must be at least 0, got {self.max_failures}")
+
+    def most_workers(self, *, gpus: int) -> int:
+        """Workers to plan for on a cluster with so many GPUs."""
+        return max(self.num_workers) if isinstance(self.num_workers, tuple) else self.num_workers or gpus or 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +143,10 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\ "):
             raise ConfigError(f"name must be a word without blanks and slashes, got {self.name!r}")
+        if self.training.patience_epochs is not None and self.data.validation_split is None:
+            raise ConfigError(
+                "training.patience_epochs wants a split to watch: set data.validation_split, or leave patience out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

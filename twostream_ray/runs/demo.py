@@ -13,8 +13,9 @@ from twostream_ray.data.synthetic import SyntheticConfig, synthesize
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.runs.config import ExperimentConfig, IngestConfig
 from twostream_ray.runs.evaluate import Published, evaluate_run
+from twostream_ray.runs.fit import Progress
 from twostream_ray.runs.ingest import IngestReport, ingest
-from twostream_ray.runs.train import Progress, TrainReport, train
+from twostream_ray.runs.train import TrainReport, train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,7 @@ def _score_all(
     with ray_session():
         gpus = int(ray.cluster_resources().get("GPU", 0))
         data = DataConfig(shards=config.shards)
-        workers = min(config.workers.num_workers or gpus or 2, data.lanes)
+        workers = min(config.workers.most_workers(gpus=gpus), data.lanes)
         cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
         task = ray.remote(_score_lanes).options(num_cpus=cpus, num_gpus=1 if gpus else 0)
         shared = ray.put((shard_set, files, config.split))

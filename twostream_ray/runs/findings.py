@@ -231,6 +231,7 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[
     from twostream_ray.evaluation import report_on
     from twostream_ray.training.loop import score_pass, train_pass
     from twostream_ray.training.recipe import build_optimiser
+    from twostream_ray.training.step import TrainingStep
 
     started = time.monotonic()
     contest = contests()[group]
@@ -243,6 +244,7 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[
         flow_length=contest.sampling.flow_length,
     )
     optimiser = build_optimiser(network, config=contest.training)
+    step = TrainingStep(network, optimiser, config=contest.training, seed=seed, device=device)
     loader = SnippetLoader(
         shard_set,
         config=DataConfig(
@@ -263,16 +265,7 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[
     losses = []
     for a_pass, batches in loader:
         if a_pass.training:
-            result = train_pass(
-                network,
-                optimiser,
-                batches,
-                config=contest.training,
-                epoch=a_pass.epoch,
-                num_steps=loader.num_steps(a_pass),
-                seed=seed,
-                device=device,
-            )
+            result = train_pass(step, batches, epoch=a_pass.epoch, num_steps=loader.num_steps(a_pass))
             losses.append(result.losses)
         else:
             _, scores = score_pass(network, batches, device=device)

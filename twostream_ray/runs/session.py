@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,26 @@ def ray_session() -> Iterator[None]:
 
 
 @contextmanager
+def stop_on_sigterm() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM (a spot instance's notice, a stopped job) sets; the second one interrupts.
+
+    Inside `ray_session`, which would take the signal for itself; in the main thread.
+    """
+    event = threading.Event()
+
+    def told(_signal: int, _frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None]:
     """Call `look` again and again from a thread while the block runs, and once more when it ends well."""
     ended = threading.Event()
@@ -81,10 +102,16 @@ class Board:
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
+        self._stops = False
 
-    def post(self, event: dict[str, Any]) -> None:
-        """Leave an event."""
+    def post(self, event: dict[str, Any]) -> bool:
+        """Leave an event; gives whether the run has been asked to stop."""
         self._events.append(event)
+        return self._stops
+
+    def stop(self) -> None:
+        """Ask the run to keep what it has reached and stop."""
+        self._stops = True
 
     def take(self) -> list[dict[str, Any]]:
         """The events since the last call."""

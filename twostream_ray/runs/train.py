@@ -1,31 +1,22 @@
-"""Distributed training: Ray Train workers around the loop, checkpoints, one MLflow run across restarts."""
+"""The run `train`: settings checked before anything starts, one MLflow run across restarts, a report at the end."""
 
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import ray
-import ray.train
 import torch
-from ray.train import UserCallback
-from ray.train.torch import TorchTrainer
 
 from twostream_ray import storage, tracking
 from twostream_ray.data.shards import ShardSet, open_shards
-from twostream_ray.errors import ConfigError, TrainingError, own_error
+from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import Network
 from twostream_ray.runs.config import ExperimentConfig
-from twostream_ray.runs.session import Board, polled, ray_session
-from twostream_ray.runs.worker import train_worker
+from twostream_ray.runs.fit import Progress, fit, log_epoch
 from twostream_ray.training.checkpoint import ModelPackage
-
-Progress = Callable[[dict[str, Any]], None]
-"""Called with events: {"kind": "step", "epoch", "epochs", "step", "steps", "loss"} and {"kind": "epoch", **metrics}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +44,13 @@ def run_place(config: ExperimentConfig) -> str:
     return storage.join(storage.absolute(config.storage), config.name)
 
 
-def train(config: ExperimentConfig, *, progress: Progress | None = None) -> TrainReport:
-    """Train, or go on with, the run `config.name`.
+def train(
+    config: ExperimentConfig, *, progress: Progress | None = None, stop: threading.Event | None = None
+) -> TrainReport:
+    """Train, or go on with, the run `config.name`; setting `stop` makes it keep what it has reached and stop.
 
     Raises:
+        KeyboardInterrupt: it was stopped, or Ctrl-C pressed.
         ConfigError: settings do not go together, or an earlier run of this name had others.
         ShardError: the shards are missing or damaged.
         TrainingError: the run failed more often than workers.max_failures allows.
@@ -85,20 +79,21 @@ def train(config: ExperimentConfig, *, progress: Progress | None = None) -> Trai
     )
     started = time.monotonic()
     try:
-        checkpoint, history = _fit(
+        checkpoint, history = fit(
             config,
             package,
             handle=handle,
             needs_rgb=network.needs_rgb,
             needs_flow=network.needs_flow,
             progress=progress,
+            stop=stop,
         )
     except BaseException as error:
         tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     for metrics in history:
         # Whatever a kill or an absent server kept from being recorded; what is there already stays as it is.
-        _log_epoch(handle, metrics)
+        log_epoch(handle, metrics)
     report = TrainReport(
         name=config.name,
         checkpoint=checkpoint,
@@ -189,102 +184,3 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _as_json(values: Any) -> bytes:
     return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _fit(
-    config: ExperimentConfig,
-    package: ModelPackage,
-    *,
-    handle: tracking.RunHandle,
-    needs_rgb: bool,
-    needs_flow: bool,
-    progress: Progress | None,
-) -> tuple[str, list[dict[str, float]]]:
-    system, path = storage.filesystem(storage.absolute(config.storage), patient=True)
-    validates = config.data.validation_split is not None
-    with ray_session():
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        workers = config.workers.num_workers or gpus or 2
-        cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
-        board: Any = ray.remote(Board).options(num_cpus=0).remote()
-        worker = train_worker
-
-        def show() -> None:
-            for event in ray.get(board.take.remote()):
-                if progress is not None:
-                    progress(event)
-
-        def run(arguments: dict[str, Any]) -> None:
-            worker(arguments)  # Ray Train cannot carry tensors back
-
-        trainer = _Trainer(
-            run,
-            train_loop_config={
-                "config": config,
-                "package": package,
-                "needs_rgb": needs_rgb,
-                "needs_flow": needs_flow,
-                "board": board,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})},
-            ),
-            run_config=ray.train.RunConfig(
-                name=config.name,
-                storage_path=path,
-                storage_filesystem=system,
-                failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=2,
-                    checkpoint_score_attribute="val_top1" if validates else "epoch",
-                    checkpoint_score_order="max",
-                ),
-                callbacks=[_LogToMlflow(handle)],
-            ),
-        )
-        try:
-            with polled(show, every_seconds=0.3):
-                result = trainer.fit()
-        except Exception as error:
-            failures = getattr(error, "worker_failures", {}).values()
-            own = next(filter(None, map(own_error, failures)), own_error(error))
-            raise own or TrainingError(_failure(config, error)) from error
-        best = result.get_best_checkpoint("val_top1" if validates else "epoch", "max")
-        if best is None:
-            raise TrainingError(f"run {config.name!r} ended without a checkpoint: look at Ray's logs")
-        with result.checkpoint.as_directory() as directory:
-            history = json.loads((Path(directory) / "state.json").read_text())["history"]
-    return (f"s3://{best.path}" if storage.is_s3(config.storage) else best.path), history
-
-
-def _failure(config: ExperimentConfig, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (
-        f"run {config.name!r} failed after {config.workers.max_failures} restarts ({(lines or [repr(error)])[-1][:300]}"
-        "); mend the cause and run the same command again to go on from the last checkpoint"
-    )
-
-
-class _Trainer(TorchTrainer):
-    """Ray's trainer, except that Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1."""
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        pass
-
-
-class _LogToMlflow(UserCallback):
-    """Records every epoch once, from the controller, whatever worker dies."""
-
-    def __init__(self, handle: tracking.RunHandle) -> None:
-        self._handle = handle
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
-        if "step" not in metrics[0]:
-            _log_epoch(self._handle, metrics[0])
-
-
-def _log_epoch(handle: tracking.RunHandle, metrics: dict[str, float]) -> None:
-    values = {name: value for name, value in metrics.items() if name != "epoch"}
-    tracking.log_metrics(handle, values, step=int(metrics["epoch"]))

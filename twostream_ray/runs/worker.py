@@ -3,35 +3,61 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train.torch import get_device, prepare_model
+from torch import nn
 
 from twostream_ray.data.lanes import Pass
 from twostream_ray.data.pipeline import SnippetLoader
-from twostream_ray.data.shards import open_shards
+from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch
+from twostream_ray.errors import NonFiniteLossError
 from twostream_ray.models.networks import Network
 from twostream_ray.runs.config import ExperimentConfig
-from twostream_ray.training.checkpoint import ModelPackage, load_state, load_weights, save_model, save_state
-from twostream_ray.training.loop import PassResult, prepared, score_pass, train_pass, unwrapped
-from twostream_ray.training.recipe import build_optimiser, learning_rate_at
+from twostream_ray.training.average import WeightAverage
+from twostream_ray.training.checkpoint import (
+    ModelPackage,
+    load_average,
+    load_state,
+    load_weights,
+    save_model,
+    save_state,
+)
+from twostream_ray.training.loop import KeepPlan, score_pass, train_pass
+from twostream_ray.training.recipe import (
+    TrainingConfig,
+    balanced_class_weights,
+    build_optimiser,
+    learning_rate_at,
+    lost_patience,
+)
+from twostream_ray.training.step import TrainingStep, prepared
+from twostream_ray.training.tally import PassResult
+
+_SECONDS_BETWEEN_LAST_CHECKPOINTS = 5.0
+"""A machine about to be taken away keeps its progress this often."""
 
 
 def train_worker(arguments: dict[str, Any]) -> Network:
     """Train from the last checkpoint, or from the start, to the end; gives this worker's copy of the network.
 
-    `arguments`: config, package, needs_rgb, needs_flow, and the board that progress is posted to.
+    `arguments`: config, package, needs_rgb, needs_flow, and the board that progress is posted to. A run that is asked
+    to stop, or that meets a loss that is not finite, ends early and says so on the board.
     """
     config: ExperimentConfig = arguments["config"]
-    worker = _Worker(config, arguments["package"], board=arguments["board"])
+    shard_set = open_shards(config.data.shards)
+    worker = _Worker(config, arguments["package"], shard_set=shard_set, board=arguments["board"])
     loader = SnippetLoader(
-        open_shards(config.data.shards),
+        shard_set,
         config=config.data,
         passes=worker.passes(),
         global_batch=config.training.global_batch,
@@ -42,44 +68,84 @@ def train_worker(arguments: dict[str, Any]) -> Network:
         want_flow=arguments["needs_flow"],
     )
     metrics: dict[str, float] = {}
-    for a_pass, batches in loader:
-        if a_pass.training:
-            metrics = worker.train(a_pass, batches, steps=loader.num_steps(a_pass))
-        else:
-            metrics |= worker.validate(batches)
-        if not a_pass.training or config.data.validation_split is None:
-            worker.end_epoch(metrics)
-    return unwrapped(worker.model)
+    try:
+        for a_pass, batches in loader:
+            if a_pass.training:
+                metrics = worker.train(a_pass, batches, steps=loader.num_steps(a_pass))
+            else:
+                metrics |= worker.validate(batches)
+            if (not a_pass.training or config.data.validation_split is None) and worker.end_epoch(metrics):
+                break
+    except _AskedToStop:
+        worker.tell({"kind": "stopped"})
+    except NonFiniteLossError as error:
+        # Ray Train would start again from the last checkpoint, and meet the same loss.
+        worker.tell({"kind": "failed", "message": _advice(error, shard_set)})
+    return worker.network
+
+
+class _AskedToStop(Exception):  # noqa: N818
+    """The driver wants the run to end; the pass has been kept."""
 
 
 class _Worker:
     """The network, its optimiser, and how far they have come."""
 
-    def __init__(self, config: ExperimentConfig, package: ModelPackage, *, board: Any) -> None:
+    def __init__(self, config: ExperimentConfig, package: ModelPackage, *, shard_set: ShardSet, board: Any) -> None:
         self._config, self._package, self._board = config, package, board
-        self._device = get_device()
+        device = get_device()
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         checkpoint = ray.train.get_checkpoint()
-        network = prepared(package.build(pretrained=checkpoint is None), config=config.training, device=self._device)
-        self._optimiser = build_optimiser(network, config=config.training)
+        self.network = prepared(package.build(pretrained=checkpoint is None), config=config.training, device=device)
+        self._optimiser = build_optimiser(self.network, config=config.training)
+        decay = config.training.average_decay
+        self._average = WeightAverage(self.network, decay=decay) if decay else None
         self._history: list[dict[str, float]] = []
         self._first_step = 0
         self._earlier: PassResult | None = None
         if checkpoint is not None:
             with checkpoint.as_directory() as directory:
-                load_weights(network, Path(directory))
-                state = load_state(Path(directory), self._optimiser)
-            self._history, self._first_step = state["history"], state["step"]
-            if self._first_step:
-                result = state["result"]
-                self._earlier = PassResult(**result | {"step_losses": tuple(result["step_losses"])})
-        self.model = prepare_model(network)
+                self._go_on(Path(directory))
+        self._step = TrainingStep(
+            _distributed(self.network, config=config.training),
+            self._optimiser,
+            config=config.training,
+            seed=config.seed,
+            device=device,
+            class_weights=balanced_class_weights(
+                shard_set.labels[shard_set.split(config.data.train_split)], head_classes=self.network.head_classes
+            )
+            if config.training.class_weights == "balanced"
+            else None,
+            average=self._average,
+        )
+        context = ray.train.get_context()
+        self._first = context.get_world_rank() == 0
+        self._answer: Any = None
+        self._stopping = False
+        self._kept = 0.0
+        begun = {"epoch": len(self._history), "step": self._first_step}
+        self._post({"kind": "begin", "workers": context.get_world_size(), **begun})
+
+    def _go_on(self, directory: Path) -> None:
+        if self._average is None:
+            load_weights(self.network, directory)
+        else:
+            load_weights(self.network, directory, averaged=True)
+            load_average(self._average, directory)
+        state = load_state(directory, self._optimiser)
+        self._history, self._first_step = state["history"], state["step"]
+        if self._first_step:
+            result = state["result"]
+            self._earlier = PassResult(**result | {"step_losses": tuple(result["step_losses"])})
 
     def passes(self) -> Iterator[Pass]:
         """What is left to do."""
-        data = self._config.data
-        for epoch in range(len(self._history), self._config.training.epochs):
+        data, training = self._config.data, self._config.training
+        if lost_patience(self._history, config=training):
+            return
+        for epoch in range(len(self._history), training.epochs):
             begun = self._first_step if epoch == len(self._history) else 0
             yield Pass(split=data.train_split, epoch=epoch, training=True, first_step=begun)
             if data.validation_split:
@@ -98,20 +164,17 @@ class _Worker:
             # Not the metrics of an epoch: no checkpoint within one can be the best.
             metrics = {"epoch": epoch - 1 + step / steps, "step": step}
             self._report(state, metrics=metrics, name=f"epoch-{epoch:04d}-step-{step:06d}")
+            if self._all_stopping():
+                raise _AskedToStop
 
         made = train_pass(
-            self.model,
-            self._optimiser,
+            self._step,
             batches,
-            config=config.training,
             epoch=epoch,
             num_steps=steps,
-            seed=config.seed,
-            device=self._device,
             first_step=a_pass.first_step,
             report=show,
-            keep=keep,
-            keep_every_steps=config.workers.checkpoint_every_steps,
+            plan=KeepPlan(keep=keep, every_steps=config.workers.checkpoint_every_steps, wanted=self._wants_to_keep),
         )
         result, self._earlier = self._with_earlier(made), None
         return {
@@ -121,6 +184,7 @@ class _Worker:
             "seconds": result.seconds,
             "data_wait": result.data_wait,
             "learning_rate": learning_rate_at(epoch, config=config.training),
+            **({"skipped_steps": result.skipped_steps} if config.training.on_nonfinite == "skip" else {}),
         }
 
     def _with_earlier(self, result: PassResult) -> PassResult:
@@ -128,29 +192,98 @@ class _Worker:
 
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
         """Metrics of the validation split."""
-        precision = self._config.training.precision
-        return _metrics("val", score_pass(self.model, batches, device=self._device, precision=precision)[0])
+        with self._averaged():
+            result, _ = score_pass(
+                self.network, batches, device=self._step.device, precision=self._config.training.precision
+            )
+        return _metrics("val", result)
 
-    def end_epoch(self, metrics: dict[str, float]) -> None:
-        """Keep what has been reached, and tell everyone."""
+    def end_epoch(self, metrics: dict[str, float]) -> bool:
+        """Keep what has been reached, and tell everyone; gives whether training should end here."""
         self._history = [*self._history, metrics]
         state = {"history": self._history, "step": 0}
         self._report(state, metrics=metrics, name=f"epoch-{int(metrics['epoch']):04d}")
         self._post({"kind": "epoch", "epochs": self._config.training.epochs, **metrics})
+        if self._all_stopping() and len(self._history) < self._config.training.epochs:
+            raise _AskedToStop
+        return lost_patience(self._history, config=self._config.training)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Post an event, and wait until it is there."""
+        if self._first:
+            ray.get(self._board.post.remote(event))
 
     def _post(self, event: dict[str, Any]) -> None:
-        if ray.train.get_context().get_world_rank() == 0:
+        """Post an event; the answer of an earlier one says whether the run is to stop."""
+        if not self._first:
+            return
+        if self._answer is None or ray.wait([self._answer], timeout=0)[0]:
+            self._stopping = self._stopping or (self._answer is not None and ray.get(self._answer))
+            self._answer = self._board.post.remote(event)
+        else:
             self._board.post.remote(event)
+
+    def _wants_to_keep(self) -> bool:
+        """Whether the run is to stop, or a machine of it is about to be taken away."""
+        if self._stopping:
+            return True
+        return _machine_goes_away() and time.monotonic() - self._kept > _SECONDS_BETWEEN_LAST_CHECKPOINTS
+
+    def _all_stopping(self) -> bool:
+        """Rank 0's word, for every worker."""
+        return bool(ray.train.collective.broadcast_from_rank_zero(self._stopping))
+
+    def _averaged(self) -> Any:
+        return nullcontext() if self._average is None else self._average.in_place()
 
     def _report(self, state: dict[str, Any], *, metrics: dict[str, float], name: str) -> None:
         """Hand metrics and, from rank 0, the checkpoint to Ray Train; returns when it is stored."""
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
-            if ray.train.get_context().get_world_rank() == 0:
-                save_model(Path(folder), unwrapped(self.model), self._package)
-                save_state(Path(folder), self._optimiser, state)
+            if self._first:
+                with self._averaged():
+                    save_model(Path(folder), self.network, self._package)
+                save_state(Path(folder), self._optimiser, state, network=self.network if self._average else None)
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        self._kept = time.monotonic()
+
+
+def _distributed(network: Network, *, config: TrainingConfig) -> nn.Module:
+    """The network, in a group of workers inside DistributedDataParallel.
+
+    Its buckets go on their way as the backward pass fills them, the largest (the fully connected layers') first.
+    """
+    model: nn.Module = prepare_model(
+        network,
+        # The network is on its device, and compiled there.
+        move_to_device=False,
+        parallel_strategy_kwargs={"gradient_as_bucket_view": True, "static_graph": config.micro_batches == 1},
+    )
+    if config.compress_gradients and isinstance(model, nn.parallel.DistributedDataParallel):
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        model.register_comm_hook(None, bf16_compress_hook)
+    return model
+
+
+def _machine_goes_away() -> bool:
+    """Whether Ray has been told that a node of this run will be taken away (a spot instance's notice, a drain).
+
+    Ray's public call for this is a barrier over all workers through an actor; what its watcher left here costs nothing.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _advice(error: NonFiniteLossError, shard_set: ShardSet) -> str:
+    ids = [shard_set.index["clip_id"][clip].as_py() for clip in error.clips[:8]]
+    more = f" and {len(error.clips) - len(ids)} more" if len(error.clips) > len(ids) else ""
+    return (
+        f"{error}, from clips {', '.join(ids)}{more}: lower training.learning_rate, set training.clip_gradient_norm, "
+        "or leave such steps out with training.on_nonfinite=skip, under another --name"
+    )
 
 
 def _metrics(prefix: str, result: PassResult) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Train state <-> directory: weights and optimiser as safetensors, everything else as JSON; nothing is pickled.
 
 model.safetensors and model.json are the model's package: all that serving needs. In a checkpoint of training
-optimiser.safetensors and state.json lie beside them.
+optimiser.safetensors and state.json lie beside them; and, where model.safetensors holds averaged weights, those that
+training goes on with in training.safetensors.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import CheckpointError, ConfigError
 from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.settings import from_mapping
+from twostream_ray.training.average import WeightAverage
 
 FORMAT = 1
 """Version of the files; another one is refused."""
 
 MODEL_FILES = ("model.safetensors", "model.json")
+_BEHIND_AVERAGE = "training.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +71,15 @@ def save_model(directory: Path, network: Network, package: ModelPackage) -> None
         OSError: the directory cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, directory / "model.safetensors")
+    tensors = _tensors(network)
+    save_file(tensors, directory / MODEL_FILES[0])
     (directory / "model.json").write_text(
         json.dumps({"format": FORMAT, **asdict(package)}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
     )
+
+
+def _tensors(network: Network) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
 def read_package(directory: Path) -> ModelPackage:
@@ -110,13 +117,13 @@ def load_model(directory: Path) -> tuple[Network, ModelPackage]:
     return network, package
 
 
-def load_weights(network: Network, directory: Path) -> None:
-    """Put a package's weights into a network of the same settings.
+def load_weights(network: Network, directory: Path, *, averaged: bool = False) -> None:
+    """Put a package's weights into a network of the same settings; where they are averages, those that were averaged.
 
     Raises:
         CheckpointError: the weights are missing, damaged or another network's.
     """
-    path = directory / "model.safetensors"
+    path = directory / (_BEHIND_AVERAGE if averaged else MODEL_FILES[0])
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError) as error:
@@ -129,8 +136,25 @@ def load_weights(network: Network, directory: Path) -> None:
         ) from error
 
 
-def save_state(directory: Path, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_average(average: WeightAverage, directory: Path) -> None:
+    """Go on with the averaged weights of a checkpoint.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+    path = directory / MODEL_FILES[0]
+    try:
+        average.load(load_file(path))
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"averaged weights were wanted at {path}, missing or damaged ({error})") from error
+
+
+def save_state(
+    directory: Path, optimiser: torch.optim.Optimizer, state: dict[str, Any], *, network: Network | None = None
+) -> None:
     """Write the optimiser and the position of training beside a model's package.
+
+    `network` is given where the package holds averaged weights: it has those that training goes on with.
 
     Raises:
         OSError: the directory cannot be written.
@@ -142,6 +166,8 @@ def save_state(directory: Path, optimiser: torch.optim.Optimizer, state: dict[st
         if isinstance(value, torch.Tensor)
     }
     save_file(tensors, directory / "optimiser.safetensors")
+    if network is not None:
+        save_file(_tensors(network), directory / _BEHIND_AVERAGE)
     (directory / "state.json").write_text(json.dumps({"format": FORMAT, **state}) + "\n", encoding="utf-8")
 
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,6 +63,33 @@ class TrainingConfig:
     """Compile the network with torch.compile: minutes before the first step, faster steps after; wants a C++ compiler
     on every node."""
 
+    label_smoothing: float = 0.0
+    """Share of a label's weight that is spread evenly over the classes of its data set, in [0, 1)."""
+
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a clip's loss counts by how rare its class is in the training split, 1 on average."""
+
+    average_decay: float | None = None
+    """Decay per step of the exponential moving average of the weights, in (0, 1): validated, kept and registered in
+    the weights' place. None by default."""
+
+    patience_epochs: int | None = None
+    """End training after so many epochs in which val_top1 did not rise; wants data.validation_split. None: never."""
+
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do when a step's loss is NaN or infinite. stop: fail, naming its clips; skip: leave the step out, count
+    it in skipped_steps and go on; looking before each update costs GPUs a little time."""
+
+    micro_batches: int = 1
+    """Parts that a worker computes its share of a step in, one after the other: less memory, the same gradients."""
+
+    activation_checkpointing: bool = False
+    """Keep only the towers' maps at poolings and compute the others again in the backward pass: less memory, about a
+    third more computing."""
+
+    compress_gradients: bool = False
+    """Send gradients between workers in bfloat16: half the bytes, 8 bits of precision."""
+
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise ConfigError(
@@ -82,6 +111,14 @@ class TrainingConfig:
             raise ConfigError(f"training.clip_gradient_norm must be more than 0, got {self.clip_gradient_norm}")
         if self.temporal_loss_weight < 0:
             raise ConfigError(f"training.temporal_loss_weight must be at least 0, got {self.temporal_loss_weight}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"training.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ConfigError(f"training.average_decay must lie in (0, 1), got {self.average_decay}")
+        if self.patience_epochs is not None and self.patience_epochs < 1:
+            raise ConfigError(f"training.patience_epochs must be at least 1, got {self.patience_epochs}")
+        if self.micro_batches < 1:
+            raise ConfigError(f"training.micro_batches must be at least 1, got {self.micro_batches}")
 
 
 def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float:
@@ -96,12 +133,20 @@ def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float
     return rate
 
 
+def lost_patience(history: Sequence[Mapping[str, float]], *, config: TrainingConfig) -> bool:
+    """Whether val_top1 has not risen above its best for training.patience_epochs epochs."""
+    if config.patience_epochs is None or not history:
+        return False
+    scores = [metrics["val_top1"] for metrics in history]
+    return len(scores) - 1 - scores.index(max(scores)) >= config.patience_epochs
+
+
 def build_optimiser(network: Network, *, config: TrainingConfig) -> torch.optim.SGD:
     """SGD over the parameters that learn; each group keeps its share of the schedule's learning rate."""
     groups = network.parameter_groups(lr=config.learning_rate, weight_decay=config.weight_decay)
     for group in groups:
         group["lr_factor"] = group["lr"] / config.learning_rate
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
@@ -121,8 +166,29 @@ def within_own_head(scores: Tensor, labels: Tensor, *, head_classes: Sequence[in
     return scores.masked_fill(head_of_class != head_of_class[labels][:, None], -torch.inf)
 
 
+def balanced_class_weights(labels: NDArray[np.int64], *, head_classes: Sequence[int]) -> Tensor:
+    """(K,) weights of classes that make every class of a data set count the same, 1 on average over its clips.
+
+    Args:
+        labels: (n,) classes of the training split.
+        head_classes: K_i of each data set; they add up to K.
+    """
+    counts = torch.bincount(torch.from_numpy(labels), minlength=sum(head_classes)).double()
+    weights = [
+        torch.where(head > 0, head.sum() / (head > 0).sum().clamp(min=1) / head.clamp(min=1), 0.0)
+        for head in counts.split(list(head_classes))
+    ]
+    return torch.cat(weights).float()
+
+
 def tower_losses(
-    outputs: Mapping[str, Tensor], labels: Tensor, *, weights: Tensor, head_classes: Sequence[int]
+    outputs: Mapping[str, Tensor],
+    labels: Tensor,
+    *,
+    weights: Tensor,
+    head_classes: Sequence[int],
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Sum of weighted cross-entropies per tower, scalars; samples of weight 0 count nothing.
 
@@ -130,13 +196,19 @@ def tower_losses(
     learning, Simonyan and Zisserman 2014, sec. 4). A data set without a sample in the batch adds 0, and its head gets
     gradients of 0: workers that average gradients find the same parameters everywhere.
     """
-    return {
-        tower: (
-            F.cross_entropy(within_own_head(logits, labels, head_classes=head_classes), labels, reduction="none")
-            * weights
-        ).sum()
-        for tower, logits in outputs.items()
-    }
+    if class_weights is not None:
+        weights = weights * class_weights[labels]
+    losses = {}
+    for tower, logits in outputs.items():
+        own = within_own_head(logits, labels, head_classes=head_classes)
+        loss = F.cross_entropy(own, labels, reduction="none")
+        if label_smoothing:
+            # Spread over the classes of the sample's own data set; the others' logarithms are minus infinity.
+            known = torch.isfinite(own) if len(head_classes) > 1 else torch.ones_like(own, dtype=torch.bool)
+            spread = F.log_softmax(own, dim=1).masked_fill(~known, 0.0).sum(dim=1) / known.sum(dim=1)
+            loss = (1 - label_smoothing) * loss - label_smoothing * spread
+        losses[tower] = (loss * weights).sum()
+    return losses
 
 
 def total_loss(losses: Mapping[str, Tensor], *, config: TrainingConfig) -> Tensor:

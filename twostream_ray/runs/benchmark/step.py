@@ -14,8 +14,8 @@ from twostream_ray.data.snippets import Batch
 from twostream_ray.models import description
 from twostream_ray.models.networks import build_network
 from twostream_ray.runs.config import BenchmarkStepConfig
-from twostream_ray.training.loop import prepared, train_pass
 from twostream_ray.training.recipe import build_optimiser
+from twostream_ray.training.step import TrainingStep, prepared, to_device
 
 _FORWARD_AND_BACKWARD = 3
 """Backward takes about twice forward: once for the maps, once for the weights."""
@@ -55,6 +55,7 @@ def benchmark_step(config: BenchmarkStepConfig) -> StepSpeed:
     )
     network = prepared(network, config=config.training, device=device)
     optimiser = build_optimiser(network, config=config.training)
+    learn = TrainingStep(network, optimiser, config=config.training, seed=0, device=device)
     rng = np.random.default_rng(0)
     shape = (config.batch, config.num_snippets)
     size = (config.size_px, config.size_px)
@@ -69,17 +70,7 @@ def benchmark_step(config: BenchmarkStepConfig) -> StepSpeed:
     times = []
     for step in range(config.steps + 1):
         started = time.perf_counter()
-        train_pass(
-            network,
-            optimiser,
-            iter([batch]),
-            config=config.training,
-            epoch=0,
-            num_steps=config.steps + 1,
-            seed=0,
-            device=device,
-            first_step=step,
-        )
+        learn(to_device(batch, device), epoch=0, step=step, num_steps=config.steps + 1)
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)

@@ -1,0 +1,172 @@
+"""Ray Train around the training worker: the group of workers, its restarts, and what it tells while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from twostream_ray import storage, tracking
+from twostream_ray.errors import TrainingError, own_error
+from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.runs.session import Board, polled, ray_session
+from twostream_ray.runs.worker import train_worker
+from twostream_ray.training.checkpoint import ModelPackage
+
+Progress = Callable[[dict[str, Any]], None]
+"""Called with events: {"kind": "begin", "workers", "epoch", "step"} when workers start or start again, {"kind": "step",
+"epoch", "epochs", "step", "steps", "loss"}, {"kind": "epoch", **metrics}, and {"kind": "lost", "reason"} when workers
+were lost."""
+
+_RESIZE_LOOK_S = 60.0
+"""How often a run with [MIN, MAX] workers looks whether the cluster has room for more."""
+_SHRINK_AFTER_S = "30"
+"""How long it waits for lost workers to come back before it goes on with fewer; Ray's own 60 s are for start-up."""
+
+
+def fit(
+    config: ExperimentConfig,
+    package: ModelPackage,
+    *,
+    handle: tracking.RunHandle,
+    needs_rgb: bool,
+    needs_flow: bool,
+    progress: Progress | None,
+    stop: threading.Event | None,
+) -> tuple[str, list[dict[str, float]]]:
+    """Train with a group of workers; gives the checkpoint to use and the metrics of every epoch.
+
+    Raises:
+        TrainingError: the group failed more often than workers.max_failures allows, or a loss was not finite.
+        KeyboardInterrupt: `stop` was set, and the run has kept what it reached.
+    """
+    system, path = storage.filesystem(storage.absolute(config.storage), patient=True)
+    watched = "val_top1" if config.data.validation_split is not None else "epoch"
+    elastic = isinstance(config.workers.num_workers, tuple)
+    if elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _SHRINK_AFTER_S)
+    with ray_session():
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        workers = config.workers.most_workers(gpus=gpus)
+        cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
+        board: Any = ray.remote(Board).options(num_cpus=0).remote()
+        ended: dict[str, dict[str, Any]] = {}
+        worker = train_worker
+
+        def show() -> None:
+            if stop is not None and stop.is_set():
+                board.stop.remote()
+            for event in ray.get(board.take.remote()):
+                if event["kind"] in ("failed", "stopped"):
+                    ended[event["kind"]] = event
+                elif progress is not None:
+                    progress(event)
+
+        def run(arguments: dict[str, Any]) -> None:
+            worker(arguments)  # Ray Train cannot carry tensors back
+
+        trainer = _Trainer(
+            run,
+            train_loop_config={
+                "config": config,
+                "package": package,
+                "needs_rgb": needs_rgb,
+                "needs_flow": needs_flow,
+                "board": board,
+            },
+            torch_config=TorchConfig(timeout_s=config.workers.timeout_s),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.workers.num_workers if elastic else workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})},
+                **({"elastic_resize_monitor_interval_s": _RESIZE_LOOK_S} if elastic else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name=config.name,
+                storage_path=path,
+                storage_filesystem=system,
+                failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=config.workers.keep_checkpoints,
+                    checkpoint_score_attribute=watched,
+                    checkpoint_score_order="max",
+                ),
+                callbacks=[_Telling(handle, board, timeout_s=config.workers.timeout_s)],
+            ),
+        )
+        try:
+            with polled(show, every_seconds=0.3):
+                result = trainer.fit()
+        except Exception as error:
+            failures = getattr(error, "worker_failures", {}).values()
+            own = next(filter(None, map(own_error, failures)), own_error(error))
+            raise own or TrainingError(_failure(config, error)) from error
+        if "failed" in ended:
+            raise TrainingError(f"run {config.name!r}: {ended['failed']['message']}")
+        if "stopped" in ended:
+            raise KeyboardInterrupt
+        best = result.get_best_checkpoint(watched, "max")
+        if best is None:
+            raise TrainingError(f"run {config.name!r} ended without a checkpoint: look at Ray's logs")
+        with result.checkpoint.as_directory() as directory:
+            history = json.loads((Path(directory) / "state.json").read_text())["history"]
+    return (f"s3://{best.path}" if storage.is_s3(config.storage) else best.path), history
+
+
+def log_epoch(handle: tracking.RunHandle, metrics: dict[str, float]) -> None:
+    """Record an epoch's metrics at its number."""
+    values = {name: value for name, value in metrics.items() if name != "epoch"}
+    tracking.log_metrics(handle, values, step=int(metrics["epoch"]))
+
+
+def _failure(config: ExperimentConfig, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (
+        f"run {config.name!r} failed after {config.workers.max_failures} restarts ({(lines or [repr(error)])[-1][:300]}"
+        "); mend the cause and run the same command again to go on from the last checkpoint"
+    )
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer, except that Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
+class _Telling(UserCallback):
+    """Records every epoch once, from the controller, whatever worker dies; tells of workers that were lost."""
+
+    def __init__(self, handle: tracking.RunHandle, board: Any, *, timeout_s: float) -> None:
+        self._handle, self._board, self._timeout_s = handle, board, timeout_s
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        if "step" not in metrics[0]:
+            log_epoch(self._handle, metrics[0])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        self._board.post.remote({"kind": "lost", "reason": loss_reason(worker_exceptions, timeout_s=self._timeout_s)})
+
+
+def loss_reason(errors: dict[int, Exception], *, timeout_s: float) -> str:
+    """What became of a group of workers, in a few words, from the errors by rank.
+
+    When one worker dies, those that were waiting for it fail too; when one hangs, only they fail.
+    """
+    died = sorted(rank for rank, error in errors.items() if "Died" in type(error).__name__ or "died" in str(error))
+    if died:
+        return f"worker {' and '.join(map(str, died))} died"
+    if any("imed out" in str(error) for error in errors.values()):
+        waited = ", ".join(map(str, sorted(errors)))
+        return f"a worker did not answer for {timeout_s:g} s; worker {waited} had waited for it"
+    rank, error = min(errors.items(), key=lambda item: item[0])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"worker {rank}: {(lines or [repr(error)])[-1][:200]}"

@@ -1,0 +1,269 @@
+"""One step of training: a batch on its device, forward, backward, gradients of all workers, update."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from twostream_ray.data.snippets import Batch
+from twostream_ray.data.transforms import normalise_flow, normalise_rgb
+from twostream_ray.models.networks import Network
+from twostream_ray.training.average import WeightAverage
+from twostream_ray.training.recipe import (
+    Precision,
+    TrainingConfig,
+    learning_rate_at,
+    set_learning_rate,
+    total_loss,
+    tower_losses,
+    within_own_head,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceBatch:
+    """A batch whose arrays lie on the device; levels and coded flow as they came, uint8."""
+
+    rgb: Tensor | None
+    flow: Tensor | None
+    labels: Tensor
+    weights: Tensor
+    clips: NDArray[np.int64]
+    total: float
+
+    def streams(self) -> tuple[Tensor | None, Tensor | None]:
+        """RGB and flow normalised, as a network takes them."""
+        return (
+            None if self.rgb is None else normalise_rgb(self.rgb),
+            None if self.flow is None else normalise_flow(self.flow),
+        )
+
+    def parts(self, count: int) -> list[DeviceBatch]:
+        """At most so many batches, one after the other, of nearly equal size."""
+        cuts = [part for part in torch.arange(len(self.labels)).tensor_split(count) if len(part)]
+        return [
+            DeviceBatch(
+                rgb=None if self.rgb is None else self.rgb[part[0] : part[-1] + 1],
+                flow=None if self.flow is None else self.flow[part[0] : part[-1] + 1],
+                labels=self.labels[part[0] : part[-1] + 1],
+                weights=self.weights[part[0] : part[-1] + 1],
+                clips=self.clips[part[0] : part[-1] + 1],
+                total=self.total,
+            )
+            for part in cuts
+        ]
+
+
+def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
+    """Copy a batch to its device; to a GPU from pinned memory, without waiting for the copy's end."""
+
+    def copied(array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+    return DeviceBatch(
+        rgb=None if batch.rgb is None else copied(batch.rgb),
+        flow=None if batch.flow is None else copied(batch.flow),
+        labels=copied(batch.labels),
+        weights=copied(batch.weights),
+        clips=batch.clips,
+        total=batch.total,
+    )
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[DeviceBatch]:
+    """The batches on their device; on a GPU each is copied while the one before it is computed."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield to_device(batch, device)
+        return
+    copying = torch.cuda.Stream(device)
+
+    def ready(copied: DeviceBatch) -> DeviceBatch:
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        for tensor in (copied.rgb, copied.flow, copied.labels, copied.weights):
+            if tensor is not None:
+                tensor.record_stream(computing)
+        return copied
+
+    ahead: DeviceBatch | None = None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            copied = to_device(batch, device)
+        if ahead is not None:
+            yield ready(ahead)
+        ahead = copied
+    if ahead is not None:
+        yield ready(ahead)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOutcome:
+    """What a step came to on this worker."""
+
+    loss: Tensor
+    """Scalar: this worker's part of the mean loss over the global batch."""
+    losses: Mapping[str, Tensor]
+    """Summed losses by tower."""
+    scores: Tensor
+    """(N, K) class scores."""
+    skipped: bool
+    """The update was left out, by every worker, since a loss or gradient was not finite."""
+
+
+class TrainingStep:
+    """A network with its optimiser, ready to take batches."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        *,
+        config: TrainingConfig,
+        seed: int,
+        device: torch.device,
+        class_weights: Tensor | None = None,
+        average: WeightAverage | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> None:
+        """`model` is a Network, or DistributedDataParallel around one.
+
+        Args:
+            model: what learns.
+            optimiser: from `build_optimiser`.
+            config: losses, schedule, precision.
+            seed: fixes dropout, with epoch and step.
+            device: where the network is.
+            class_weights: (K,) weights of classes in the loss.
+            average: is updated after each step.
+            seconds: where given, the time of `forward`, `backward` and `update` is added up in it; on a GPU every
+                phase is then waited for.
+        """
+        self.model, self.device, self.network = model, device, unwrapped(model)
+        self._optimiser, self._config, self._seed = optimiser, config, seed
+        self._class_weights = None if class_weights is None else class_weights.to(device)
+        self._average, self._seconds = average, seconds
+
+    def __call__(self, batch: DeviceBatch, *, epoch: int, step: int, num_steps: int) -> StepOutcome:
+        """Learn from a batch, step number `step` of `num_steps` in the epoch.
+
+        Gradients are those of the mean loss over the global batch, whatever part of it lies on this worker.
+        """
+        config = self._config
+        _seed_dropout(seed=self._seed, epoch=epoch, step=step)
+        set_learning_rate(self._optimiser, learning_rate_at(epoch + step / num_steps, config=config))
+        self._optimiser.zero_grad(set_to_none=True)
+        parts = batch.parts(config.micro_batches) if config.micro_batches > 1 else [batch]
+        done = [self._gradients(part, last=part is parts[-1]) for part in parts]
+        with self._timed("update"):
+            skipped = config.on_nonfinite == "skip" and not self._all_finite(sum(loss for loss, _, _ in done))
+            if not skipped:
+                if config.clip_gradient_norm is not None:
+                    nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_gradient_norm)
+                self._optimiser.step()
+                if self._average is not None:
+                    self._average.update(epoch * num_steps + step)
+        return StepOutcome(
+            loss=torch.stack([loss for loss, _, _ in done]).sum(),
+            losses={tower: torch.stack([losses[tower] for _, losses, _ in done]).sum() for tower in done[0][1]},
+            scores=torch.cat([scores for _, _, scores in done]),
+            skipped=skipped,
+        )
+
+    def _gradients(self, batch: DeviceBatch, *, last: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Add a part's gradients; with the last part they become those of all workers."""
+        model = self.model
+        distributed = isinstance(model, DistributedDataParallel)
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+            with self._timed("forward"):
+                rgb, flow = batch.streams()
+                outputs = logits(self.model, rgb, flow, device=self.device, precision=self._config.precision)
+                losses = tower_losses(
+                    outputs,
+                    batch.labels,
+                    weights=batch.weights,
+                    head_classes=self.network.head_classes,
+                    label_smoothing=self._config.label_smoothing,
+                    class_weights=self._class_weights,
+                )
+                # Workers average their gradients; sums over the global batch are wanted instead.
+                loss = total_loss(losses, config=self._config) / batch.total
+            with self._timed("backward"):
+                (loss * (dist.get_world_size() if distributed else 1)).backward()
+        scores = self.network.all_scores(outputs).detach()
+        return (
+            loss.detach(),
+            {tower: value.detach() for tower, value in losses.items()},
+            within_own_head(scores, batch.labels, head_classes=self.network.head_classes),
+        )
+
+    def _all_finite(self, loss: Tensor | int) -> bool:
+        """Whether losses and gradients are finite, the same answer on every worker: gradients are already shared."""
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        worst = torch.stack([nn.utils.get_total_norm(gradients), torch.as_tensor(loss)]).abs().max().reshape(1)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            flag = (~torch.isfinite(worst)).float()
+            dist.all_reduce(flag)
+            return not flag.item()
+        return bool(torch.isfinite(worst))
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        if self._seconds is None:
+            yield
+            return
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
+
+
+def logits(
+    model: nn.Module, rgb: Tensor | None, flow: Tensor | None, *, device: torch.device, precision: Precision
+) -> dict[str, Tensor]:
+    """Logits (N, K) by tower, in 32 bits whatever the layers were computed in."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        outputs = model(rgb, flow)
+    return {tower: values.float() for tower, values in outputs.items()}
+
+
+def prepared(network: Network, *, config: TrainingConfig, device: torch.device) -> Network:
+    """The network on its device, laid out and compiled as the settings say; before the optimiser takes its parameters.
+
+    Names and shapes of the parameters stay, so checkpoints go from any setting to any other.
+
+    Raises:
+        ConfigError: activation checkpointing was wanted of a network with batch normalisation that learns.
+    """
+    network.to(device)
+    if config.activation_checkpointing:
+        network.checkpoint_activations()
+    if config.channels_last:
+        network.to_channels_last()
+    if config.compile:
+        network.compile()
+    return network
+
+
+def unwrapped(model: nn.Module) -> Network:
+    """The network inside DistributedDataParallel, or itself."""
+    return cast(Network, getattr(model, "module", model))
+
+
+def _seed_dropout(*, seed: int, epoch: int, step: int) -> None:
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{step}/{rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
