@@ -12,8 +12,10 @@ from twostream_ray.errors import CheckpointError
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
+from twostream_ray.training.average import WeightAverage
 from twostream_ray.training.checkpoint import (
     ModelPackage,
+    load_average,
     load_model,
     load_state,
     load_weights,
@@ -91,3 +93,27 @@ def test_another_version_of_the_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps(values | {"format": 99}))
     with pytest.raises(CheckpointError, match="has format 99, this version reads format 1"):
         read_package(tmp_path)
+
+
+def test_averaged_weights_are_the_model_and_training_goes_on_with_its_own(tmp_path: Path) -> None:
+    network = PACKAGE.build(pretrained=False)
+    average = WeightAverage(network, decay=0.5)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(1.0)
+    average.update(100)
+    own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with average.in_place():
+        save_model(tmp_path, network, PACKAGE)
+    save_state(tmp_path, build_optimiser(network, config=TrainingConfig()), {"history": []}, network=network)
+    served, _ = load_model(tmp_path)
+    resumed = PACKAGE.build(pretrained=False)
+    load_weights(resumed, tmp_path, averaged=True)
+    resumed_average = WeightAverage(resumed, decay=0.5)
+    load_average(resumed_average, tmp_path)
+    for name, weight in network.named_parameters():
+        torch.testing.assert_close(served.get_parameter(name), weight - 0.5)
+        torch.testing.assert_close(resumed.get_parameter(name), own[name], rtol=0, atol=0)
+    with average.in_place(), resumed_average.in_place():
+        for name, weight in network.named_parameters():
+            torch.testing.assert_close(resumed.get_parameter(name), weight, rtol=0, atol=0)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,8 +9,10 @@ from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.training.recipe import (
     TrainingConfig,
+    balanced_class_weights,
     build_optimiser,
     learning_rate_at,
+    lost_patience,
     set_learning_rate,
     total_loss,
     tower_losses,
@@ -118,3 +121,54 @@ def test_impossible_settings_are_refused_by_name() -> None:
         TrainingConfig(momentum=1.0)
     with pytest.raises(ConfigError, match=r"training.precision must be one of float32, bfloat16, got 'float16'"):
         TrainingConfig(precision="float16")
+
+
+def test_label_smoothing_spreads_over_the_classes_of_the_samples_own_data_set() -> None:
+    logits = torch.randn(4, 5)
+    labels = torch.tensor([0, 2, 1, 4])
+    weights = torch.ones(4)
+    plain = tower_losses({"fused": logits}, labels, weights=weights, head_classes=(5,), label_smoothing=0.1)["fused"]
+    torch.testing.assert_close(plain, F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1))
+    two = tower_losses({"fused": logits}, labels, weights=weights, head_classes=(3, 2), label_smoothing=0.1)["fused"]
+    first, second = labels < 3, labels >= 3
+    expected = F.cross_entropy(logits[first, :3], labels[first], reduction="sum", label_smoothing=0.1)
+    expected += F.cross_entropy(logits[second, 3:], labels[second] - 3, reduction="sum", label_smoothing=0.1)
+    torch.testing.assert_close(two, expected)
+
+
+def test_balanced_class_weights_make_every_class_count_the_same_and_a_clip_1_on_average() -> None:
+    labels = np.array([0] * 6 + [1] * 3 + [2] * 1 + [4] * 5)
+    weights = balanced_class_weights(labels, head_classes=(3, 2))
+    counted = torch.bincount(torch.from_numpy(labels), weights=weights[labels].double(), minlength=5)
+    torch.testing.assert_close(counted, torch.tensor([10 / 3, 10 / 3, 10 / 3, 0, 5], dtype=torch.float64))
+    assert weights[labels].mean().item() == pytest.approx(1)
+
+
+def test_class_weights_scale_the_loss_of_their_classes() -> None:
+    logits, labels = torch.randn(2, 3), torch.tensor([0, 2])
+    losses = tower_losses(
+        {"fused": logits},
+        labels,
+        weights=torch.ones(2),
+        head_classes=(3,),
+        class_weights=torch.tensor([2.0, 1.0, 0.5]),
+    )
+    single = F.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(losses["fused"], 2 * single[0] + 0.5 * single[1])
+
+
+def test_patience_is_lost_when_validation_has_not_risen_for_so_many_epochs() -> None:
+    config = TrainingConfig(patience_epochs=2)
+    scores = [0.1, 0.3, 0.2, 0.3, 0.4]
+    histories = [[{"val_top1": score} for score in scores[:length]] for length in range(len(scores) + 1)]
+    assert [lost_patience(history, config=config) for history in histories] == [False] * 4 + [True, False]
+    assert not lost_patience(histories[4], config=TrainingConfig())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("label_smoothing", 1.0), ("average_decay", 1.0), ("patience_epochs", 0), ("micro_batches", 0)],
+)
+def test_a_setting_out_of_range_is_named(setting: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"training.{setting} must .* got {value}"):
+        TrainingConfig(**{setting: value})
