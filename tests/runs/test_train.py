@@ -16,7 +16,7 @@ from twostream_ray.data.pipeline import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.errors import ConfigError, ContractMismatchError, ShardError
+from twostream_ray.errors import ConfigError, ContractMismatchError, ShardError, TrainingError
 from twostream_ray.inference import Classifier
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig
@@ -255,11 +255,25 @@ def test_a_run_killed_within_an_epoch_goes_on_there_with_another_number_of_worke
 
 
 @pytest.mark.timeout(300)
-def test_ctrl_c_ends_with_130_one_line_and_no_process_left(shard_set: ShardSet, tmp_path: Path) -> None:
-    arguments = ["--config", "jobs/recipes/demo.yaml", "--name", "interrupted", "--data.shards", shard_set.uri]
-    arguments += ["--data.transforms.crop_px", "48", "--training.epochs", "500", "--training.global_batch", "16"]
-    arguments += ["--storage", str(tmp_path / "runs"), "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    process = subprocess.Popen(
+def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_names_clips_and_the_way_out(
+    cluster: None, shard_set: ShardSet, folder: Path
+) -> None:
+    config = experiment(shard_set, folder, name="diverges")
+    told: list[dict[str, Any]] = []
+    with pytest.raises(
+        TrainingError,
+        match=r"run 'diverges': a finite loss was wanted, epoch \d, step \d gave .*, from clips train/.*: lower "
+        r"training.learning_rate, set training.clip_gradient_norm",
+    ):
+        train(replace(config, training=replace(config.training, learning_rate=1e20)), progress=told.append)
+    assert not [event for event in told if event["kind"] == "lost"], "starting again would not help"
+
+
+def twostream_train(shard_set: ShardSet, folder: Path, *, name: str, epochs: int) -> subprocess.Popen[str]:
+    arguments = ["--config", "jobs/recipes/demo.yaml", "--name", name, "--data.shards", shard_set.uri]
+    arguments += ["--data.transforms.crop_px", "48", "--training.epochs", str(epochs), "--training.global_batch", "16"]
+    arguments += ["--storage", str(folder / "runs"), "--tracking.uri", f"sqlite:///{folder}/mlflow.db"]
+    return subprocess.Popen(
         [str(Path(sys.executable).with_name("twostream")), "train", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -267,6 +281,34 @@ def test_ctrl_c_ends_with_130_one_line_and_no_process_left(shard_set: ShardSet, 
         cwd=Path(__file__).resolve().parents[2],
         env=os.environ | {"RAY_AUTH_MODE": "disabled"},
     )
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_keeps_what_the_run_has_reached_and_the_same_command_goes_on_there(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    process = twostream_train(shard_set, tmp_path, name="terminated", epochs=500)
+    assert process.stdout is not None
+    assert any(line.startswith("epoch 1/500") for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted; what was finished is kept, run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    kept = sorted(path.name for path in (tmp_path / "runs/terminated").glob("epoch-*"))
+    process = twostream_train(shard_set, tmp_path, name="terminated", epochs=500)
+    assert process.stdout is not None
+    again = next(line for line in process.stdout if " on at epoch " in line)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    parts = kept[-1].split("-")
+    epoch, step = (int(parts[1]), int(parts[3])) if len(parts) > 2 else (int(parts[1]) + 1, 0)
+    assert again == f"2 workers go on at epoch {epoch + 1}, step {step + 1}\n"
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_with_130_one_line_and_no_process_left(shard_set: ShardSet, tmp_path: Path) -> None:
+    process = twostream_train(shard_set, tmp_path, name="interrupted", epochs=500)
     assert process.stdout is not None and process.stderr is not None
     assert any(line.startswith("epoch 1/500") for line in process.stdout)
     process.send_signal(signal.SIGINT)

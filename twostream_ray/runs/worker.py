@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import ray.train
+import ray.train.collective
 import torch
 from ray.train.torch import get_device, prepare_model
 from torch import nn

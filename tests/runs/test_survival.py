@@ -1,0 +1,227 @@
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3 import ENVIRONMENT, FaultyProxy
+from safetensors.torch import load_file
+from survival import Driver, Nodes, disturb, groups_of, nodes, settled_clips
+
+from twostream_ray import storage
+from twostream_ray.data.pipeline import DataConfig
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.models.fusion import FusionConfig
+from twostream_ray.models.networks import ModelConfig
+from twostream_ray.models.streams import TowerConfig
+from twostream_ray.runs.config import ExperimentConfig, WorkersConfig
+from twostream_ray.tracking import TrackingConfig
+from twostream_ray.training.recipe import TrainingConfig
+
+# With dropout and batch normalisation: both must come back as they were.
+TOWER = TowerConfig(backbone="vgg_small", width=4, dropout=0.3)
+
+
+def experiment(shard_set: ShardSet, folder: Path, *, epochs: int) -> ExperimentConfig:
+    return ExperimentConfig(
+        name="survivor",
+        data=DataConfig(
+            shards=shard_set.uri,
+            read_tasks=1,
+            decode_threads=1,
+            sampling=SamplingConfig(
+                num_snippets=1, min_stride_frames=1, max_stride_frames=1, test_times=1, flow_length=4
+            ),
+            transforms=TransformConfig(crop_px=40),
+        ),
+        model=ModelConfig(
+            spatial=TOWER, temporal=TOWER, fusion=FusionConfig(method="conv", layers=("relu3",), temporal="pool2d")
+        ),
+        training=TrainingConfig(epochs=epochs, global_batch=8, learning_rate=0.02, schedule="cosine"),
+        workers=WorkersConfig(num_workers=2, cpus_per_worker=0.6, checkpoint_every_steps=2, max_failures=100),
+        storage=str(folder / "runs"),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", register=False),
+        seed=3,
+    )
+
+
+def assert_every_clip_once(log: Path, shard_set: ShardSet, *, epochs: int) -> None:
+    settled = settled_clips(log)
+    for epoch in range(epochs):
+        clips = Counter(clip for (of, _), part in settled.items() if of == epoch for clip in part)
+        assert clips == Counter(shard_set.split("train").tolist()), f"epoch {epoch}"
+
+
+def assert_one_mlflow_run_with_every_epoch_once(folder: Path, *, epochs: int) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("twostream").experiment_id])
+    assert run.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")]
+    assert sorted(steps) == list(range(epochs))
+
+
+def undisturbed_and_disturbed(
+    shard_set: ShardSet, folder: Path, kinds: list[str], *, epochs: int, seed: int
+) -> dict[str, list[float]]:
+    """Both end with the same weights, bit for bit; gives seconds to the next step by kind of kill."""
+    rng = random.Random(seed)
+    seconds: dict[str, list[float]] = {}
+    with nodes() as on:
+        quiet = Driver(experiment(shard_set, folder / "quiet", epochs=epochs), log=folder / "quiet/log", on=on)
+        expected = quiet.end()
+        assert expected["lost"] == []
+        driver = Driver(experiment(shard_set, folder / "disturbed", epochs=epochs), log=folder / "disturbed/log", on=on)
+        for kind in kinds:
+            seconds.setdefault(kind, []).append(disturb(driver, on, kind=kind, steps=rng.randint(1, 4), rng=rng))
+        report = driver.end()
+        left = orphans_after_a_while(on)
+    assert_every_clip_once(folder / "disturbed/log", shard_set, epochs=epochs)
+    assert [epoch["train_loss"] for epoch in report["history"]] == [e["train_loss"] for e in expected["history"]]
+    weights, wanted = (load_file(Path(one["checkpoint"]) / "model.safetensors") for one in (report, expected))
+    assert weights.keys() == wanted.keys()
+    assert all(weights[name].equal(wanted[name]) for name in wanted)
+    assert_one_mlflow_run_with_every_epoch_once(folder / "disturbed", epochs=epochs)
+    assert left == {"actors": [], "groups": []}
+    return seconds
+
+
+def orphans_after_a_while(on: Nodes) -> dict[str, Any]:
+    """Without the services of Ray Data and Ray Train that live as long as the cluster does."""
+    services = ("_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorActor")
+    for _ in range(30):
+        left = on.orphans()
+        left["actors"] = [name for name in left["actors"] if name not in services]
+        if not any(left.values()):
+            break
+        time.sleep(1)
+    return left
+
+
+@pytest.mark.timeout(400)
+def test_a_run_survives_the_loss_of_worker_node_and_driver_and_ends_with_the_weights_of_an_undisturbed_one(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    seconds = undisturbed_and_disturbed(shard_set, tmp_path, ["worker", "node", "driver"], epochs=3, seed=1)
+    assert {kind: len(values) for kind, values in seconds.items()} == {"worker": 1, "node": 1, "driver": 1}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_run_survives_21_kills_at_random_steps(shard_set: ShardSet, tmp_path: Path) -> None:
+    kinds = ["worker", "node", "driver"] * 7
+    random.Random(7).shuffle(kinds)
+    seconds = undisturbed_and_disturbed(shard_set, tmp_path, kinds, epochs=16, seed=7)
+    for kind, values in sorted(seconds.items()):
+        sys.stdout.write(f"{kind}: next step after {min(values):.1f} .. {max(values):.1f} s, {len(values)} kills\n")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_2_then_1_then_2_workers_within_an_epoch_see_every_clip_once_and_learn_the_same(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    config = experiment(shard_set, tmp_path, epochs=1)
+    # Without dropout and batch normalisation: then a step does not depend on how many share it.
+    tower = TowerConfig(backbone="vgg_m_2048", width=4, dropout=0.0)
+    config = replace(
+        config,
+        data=replace(config.data, lanes=2, transforms=TransformConfig(crop_px=224)),
+        model=ModelConfig(
+            spatial=tower, temporal=tower, fusion=FusionConfig(method="conv", layers=("relu5",), temporal="pool2d")
+        ),
+        training=replace(config.training, global_batch=2),
+    )
+    quiet = replace(config, storage=str(tmp_path / "quiet"))
+    elastic = replace(config, workers=replace(config.workers, num_workers=(1, 2)))
+    with nodes() as on:
+        expected = Driver(quiet, log=tmp_path / "quiet-log", on=on, step_s=0.0).end()
+        driver = Driver(elastic, log=tmp_path / "log", on=on, step_s=1.5)
+        driver.wait_for(lambda written: len(written) >= 8)
+        on.lose(0)
+        driver.wait_for(lambda _: len(groups_of(driver)[-1]) == 1 and len(groups_of(driver)) > 1)
+        alone = len(groups_of(driver))
+        on.replace()
+        driver.wait_for(lambda _: len(groups_of(driver)) > alone and len(groups_of(driver)[-1]) == 2)
+        report = driver.end()
+    assert_every_clip_once(tmp_path / "log", shard_set, epochs=1)
+    losses = [epoch["train_loss"] for epoch in report["history"]]
+    assert losses == pytest.approx([epoch["train_loss"] for epoch in expected["history"]], abs=1e-4)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_notice_that_a_node_will_be_taken_away_is_used_to_keep_the_epoch(shard_set: ShardSet, tmp_path: Path) -> None:
+    config = experiment(shard_set, tmp_path, epochs=2)
+    config = replace(config, workers=replace(config.workers, checkpoint_every_steps=None))
+    with nodes() as on:
+        driver = Driver(config, log=tmp_path / "log", on=on, step_s=2.0)
+        driver.wait_for(lambda written: len(written) >= 2)
+        on.drain(0, seconds=8)
+        kept = tmp_path / "runs/survivor"
+        driver.wait_for(lambda _: any(kept.glob("epoch-0000-step-*")))
+        time.sleep(8)
+        on.lose(0)
+        on.replace()
+        report = driver.end()
+    assert_every_clip_once(tmp_path / "log", shard_set, epochs=2)
+    first_of_second_group = min(
+        tuple(json.loads(path.read_text().splitlines()[0])[1:3]) for path in groups_of(driver)[1].values()
+    )
+    assert first_of_second_group > (0, 0)
+    assert len(report["history"]) == 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_worker_that_hangs_is_found_and_named_and_the_run_goes_on(shard_set: ShardSet, tmp_path: Path) -> None:
+    config = experiment(shard_set, tmp_path, epochs=2)
+    config = replace(config, workers=replace(config.workers, timeout_s=10.0))
+    with nodes() as on:
+        driver = Driver(config, log=tmp_path / "log", on=on)
+        driver.wait_for(lambda written: len(written) >= 6)
+        os.kill(on.training_workers()[0], signal.SIGSTOP)
+        report = driver.end()
+    assert_every_clip_once(tmp_path / "log", shard_set, epochs=2)
+    assert "a worker did not answer for 10 s" in report["lost"][0]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_checkpoints_in_an_object_store_behind_a_bad_network_survive_kills_too(
+    shard_set: ShardSet, tmp_path: Path, object_store: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = FaultyProxy(object_store, fail_fraction=0.05, seed=2)
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
+        monkeypatch.setenv(name, value)
+    storage._s3_for_reading.cache_clear()
+    rng = random.Random(3)
+    config = experiment(shard_set, tmp_path / "local", epochs=4)
+    with nodes() as on:
+        expected = Driver(config, log=tmp_path / "local-log", on=on).end()
+        away = replace(config, storage="s3://archive/runs", tracking=experiment(shard_set, tmp_path, epochs=4).tracking)
+        driver = Driver(away, log=tmp_path / "log", on=on)
+        for kind in ("worker", "driver", "node"):
+            disturb(driver, on, kind=kind, steps=rng.randint(1, 3), rng=rng)
+        report = driver.end()
+        (tmp_path / "model.safetensors").write_bytes(
+            storage.read_bytes(storage.join(report["checkpoint"], "model.safetensors"))
+        )
+    storage._s3_for_reading.cache_clear()
+    assert_every_clip_once(tmp_path / "log", shard_set, epochs=4)
+    weights, wanted = (
+        load_file(tmp_path / "model.safetensors"),
+        load_file(Path(expected["checkpoint"]) / "model.safetensors"),
+    )
+    assert all(weights[name].equal(wanted[name]) for name in wanted)
+    assert proxy.requests.total() > 100 and min(proxy.requests[fault] for fault in ("busy", "cut", "lost")) >= 1
+    proxy.go_away()

@@ -1,0 +1,238 @@
+"""A training run on a cluster of several nodes on this machine, and the ways in which it is disturbed.
+
+As a program it is the driver of such a run: every worker writes down which clips each of its steps had.
+"""
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STEP_S = 0.25
+"""What a step takes at least by default, or most kills would fall between runs."""
+
+
+def drive(config_file: str, log: str, step_s: str) -> None:
+    """Train the pickled configuration; lines of `log`/*.steps say what each step had and when it began."""
+    from twostream_ray.runs import fit as fit_module
+    from twostream_ray.runs.train import train
+
+    original = fit_module.train_worker
+
+    def watched(arguments: dict[str, Any]) -> Any:
+        import os
+        import time
+        from pathlib import Path
+
+        import ray.train
+
+        from twostream_ray.training.step import TrainingStep
+
+        context = ray.train.get_context()
+        lines = Path(log) / f"{time.time():.6f}-{context.get_world_rank()}-{os.getpid()}.steps"
+        learn = TrainingStep.__call__
+
+        def written_down(self: Any, batch: Any, *, epoch: int, step: int, num_steps: int) -> Any:
+            clips = batch.clips[batch.weights.numpy() > 0].tolist()
+            with lines.open("a") as file:
+                file.write(json.dumps([time.time(), epoch, step, context.get_world_rank(), clips]) + "\n")
+            time.sleep(float(step_s))
+            return learn(self, batch, epoch=epoch, step=step, num_steps=num_steps)
+
+        TrainingStep.__call__ = written_down  # type: ignore[method-assign]
+        return original(arguments)
+
+    fit_module.train_worker = watched
+    fit_module._RESIZE_LOOK_S = 5.0
+    lost: list[str] = []
+    report = train(
+        pickle.loads(Path(config_file).read_bytes()),
+        progress=lambda event: lost.append(event["reason"]) if event["kind"] == "lost" else None,
+    )
+    (Path(log) / "report.json").write_text(
+        json.dumps({"checkpoint": report.checkpoint, "history": report.history, "lost": lost})
+    )
+
+
+def steps_written(log: Path) -> list[tuple[float, int, int, int, list[int]]]:
+    """(time, epoch, step, rank, clips) of every step begun so far, in the order of time."""
+    lines = [line for path in log.glob("*.steps") for line in path.read_text().splitlines(keepends=True)]
+    return sorted(tuple(json.loads(line)) for line in lines if line.endswith("\n"))
+
+
+def settled_clips(log: Path) -> dict[tuple[int, int], list[int]]:
+    """(epoch, step) -> clips, of the last time that each step was made: what came of earlier times was lost."""
+    last: dict[tuple[int, int], tuple[float, dict[int, list[int]]]] = {}
+    for begun, epoch, step, rank, clips in steps_written(log):
+        before, by_rank = last.get((epoch, step), (begun, {}))
+        # Workers of one group begin a step within moments of each other; another group takes seconds to start.
+        together = begun - before < 1.5
+        last[epoch, step] = (before if together else begun, (by_rank if together else {}) | {rank: clips})
+    return {place: sorted(clip for clips in by_rank.values() for clip in clips) for place, (_, by_rank) in last.items()}
+
+
+class Nodes:
+    """A head without CPUs and two nodes of one, as processes of this machine."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}
+        )
+        self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For the driver."""
+        return os.environ | {
+            "RAY_ADDRESS": self._cluster.address,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+        }
+
+    def lose(self, number: int) -> None:
+        """Kill a node with all its processes."""
+        self._cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
+
+    def replace(self) -> None:
+        """Let a new node join."""
+        self.nodes.append(self._cluster.add_node(num_cpus=1))
+
+    def drain(self, number: int, *, seconds: float) -> None:
+        """Give notice that a node will be taken away, as clouds do of spot instances."""
+        from ray._raylet import GcsClient
+
+        deadline = int((time.time() + seconds) * 1000)
+        client = GcsClient(address=self._cluster.address)
+        # 2: preemption
+        client.drain_node(self.nodes[number].node_id, 2, "spot instance reclaimed", deadline)
+
+    def training_workers(self) -> list[int]:
+        """Ids of the processes that train, on any node."""
+        found: list[int] = []
+        for node in self.nodes:
+            raylet = node.all_processes["raylet"][0].process.pid
+            listed = subprocess.run(["pgrep", "-P", str(raylet), "-f", "TrainWorker"], capture_output=True, text=True)
+            found += map(int, listed.stdout.split())
+        return found
+
+    def orphans(self) -> dict[str, list[str]]:
+        """Actors and placement groups that are still there."""
+        code = (
+            "import json, logging, ray\n"
+            "ray.init(logging_level=logging.ERROR, log_to_driver=False)\n"
+            "mine = ray.get_runtime_context().get_job_id()\n"
+            "actors = [a['ActorClassName'] for a in ray._private.state.actors().values()\n"
+            "          if a['State'] != 'DEAD' and a['JobID'] != mine]\n"
+            "groups = [g['state'] for g in ray.util.placement_group_table().values() if g['state'] != 'REMOVED']\n"
+            "print(json.dumps({'actors': actors, 'groups': groups}))\n"
+        )
+        told = subprocess.run([sys.executable, "-c", code], env=self.environment, capture_output=True, text=True)
+        assert told.returncode == 0, told.stderr[-2000:]
+        return dict(json.loads(told.stdout.splitlines()[-1]))
+
+    def shutdown(self) -> None:
+        """End everything."""
+        self._cluster.shutdown()
+
+
+@contextmanager
+def nodes() -> Iterator[Nodes]:
+    """A cluster for as long as the block runs."""
+    made = Nodes()
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+class Driver:
+    """A driver that can be killed and started again."""
+
+    def __init__(self, config: Any, *, log: Path, on: Nodes, step_s: float = STEP_S) -> None:
+        log.mkdir(parents=True)
+        self.log, self._on, self._step_s = log, on, step_s
+        self._config = log / "config.pickle"
+        self._config.write_bytes(pickle.dumps(config))
+        self.start()
+
+    def start(self, config: Any = None) -> None:
+        """Start, or start again with the same command, or with other settings."""
+        if config is not None:
+            self._config.write_bytes(pickle.dumps(config))
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(self._config), str(self.log), str(self._step_s)],
+            env=self._on.environment,
+            stdout=(self.log / "out.txt").open("a"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def wait_for(self, reached: Callable[[list[Any]], bool], *, seconds: float = 120.0) -> None:
+        """Wait until what was written down satisfies a condition."""
+        limit = time.time() + seconds
+        while not reached(steps_written(self.log)):
+            code = self.process.poll()
+            assert code is None, f"the driver ended with {code}: {(self.log / 'out.txt').read_text()[-2000:]}"
+            assert time.time() < limit, f"not in {seconds} s: {(self.log / 'out.txt').read_text()[-2000:]}"
+            time.sleep(0.02)
+
+    def end(self, *, seconds: float = 240.0) -> dict[str, Any]:
+        """Wait for its end; gives its report."""
+        code = self.process.wait(timeout=seconds)
+        assert code == 0, (self.log / "out.txt").read_text()[-3000:]
+        return dict(json.loads((self.log / "report.json").read_text()))
+
+
+def groups_of(driver: Driver) -> list[dict[int, Path]]:
+    """The groups of workers that have trained so far, each with its files by rank; one joins within 1.5 s."""
+    groups: list[dict[int, Path]] = []
+    begun = 0.0
+    for path in sorted(driver.log.glob("*.steps"), key=lambda path: float(path.name.split("-")[0])):
+        started, rank = float(path.name.split("-")[0]), int(path.name.split("-")[1])
+        if not groups or started - begun > 5 or rank in groups[-1]:
+            groups.append({})
+            begun = started
+        groups[-1][rank] = path
+    return groups
+
+
+def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Random) -> float:
+    """Kill something once `steps` more steps have begun; gives the seconds from the replacement to the next step."""
+    seen = len(steps_written(driver.log))
+    driver.wait_for(lambda written: len(written) >= seen + 2 * steps)
+    time.sleep(rng.random() * STEP_S)
+    match kind:
+        case "worker":
+            os.kill(rng.choice(on.training_workers()), signal.SIGKILL)
+        case "node":
+            on.lose(rng.randrange(2))
+            on.replace()
+        case "driver":
+            driver.kill()
+            driver.start()
+    joined = time.time()
+    # A group that has not yet heard of the loss may begin another step.
+    known = len(groups_of(driver))
+    driver.wait_for(lambda _: len(groups_of(driver)) > known and len(groups_of(driver)[-1]) == 2)
+    written = [json.loads(path.read_text().splitlines()[0]) for path in groups_of(driver)[-1].values()]
+    return float(max(line[0] for line in written) - joined)
+
+
+if __name__ == "__main__":
+    drive(*sys.argv[1:])
