@@ -24,7 +24,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   describe            parts, sizes and costs of a network; --json for programs
   demo                the whole journey on synthetic videos
   findings            the papers' findings on synthetic videos, over several seeds
-  benchmark WHAT      speed on this machine: of the loader, of ingest, or of a training step
+  benchmark WHAT      speed on this machine: of the loader, of ingest, of a training step, or of a training run
 
 twostream VERB --help lists the settings of a verb with units and defaults; --version prints the version.
 Exit codes: 0 done, 2 something was refused (one line says what and the way out), 130 interrupted.
@@ -350,14 +350,16 @@ def _benchmark(arguments: list[str]) -> int:
             return _benchmark_ingest(rest)
         case "step":
             return _benchmark_step(rest)
+        case "train":
+            return _benchmark_train(rest)
     raise ConfigError(
-        f"benchmark wants loader, ingest or step, got {what or 'nothing'}: `twostream benchmark loader --help`"
+        f"benchmark wants loader, ingest, step or train, got {what or 'nothing'}: `twostream benchmark loader --help`"
     )
 
 
 def _benchmark_loader(arguments: list[str]) -> int:
     from twostream_ray.console import Bar, table
-    from twostream_ray.runs.config import BenchmarkLoaderConfig
+    from twostream_ray.runs.benchmark.config import BenchmarkLoaderConfig
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(BenchmarkLoaderConfig, arguments, prog="twostream benchmark loader")
@@ -388,7 +390,7 @@ def _benchmark_loader(arguments: list[str]) -> int:
 
 def _benchmark_ingest(arguments: list[str]) -> int:
     from twostream_ray.console import Bar, table
-    from twostream_ray.runs.config import BenchmarkIngestConfig
+    from twostream_ray.runs.benchmark.config import BenchmarkIngestConfig
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(BenchmarkIngestConfig, arguments, prog="twostream benchmark ingest")
@@ -415,7 +417,7 @@ def _benchmark_ingest(arguments: list[str]) -> int:
 
 def _benchmark_step(arguments: list[str]) -> int:
     from twostream_ray.console import table
-    from twostream_ray.runs.config import BenchmarkStepConfig
+    from twostream_ray.runs.benchmark.config import BenchmarkStepConfig
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(BenchmarkStepConfig, arguments, prog="twostream benchmark step")
@@ -434,5 +436,46 @@ def _benchmark_step(arguments: list[str]) -> int:
                 f"{speed.peak_gigabytes:.2f}",
             ]
         ],
+    )
+    return 0
+
+
+def _benchmark_train(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, console, table
+    from twostream_ray.runs.benchmark.config import BenchmarkTrainConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(BenchmarkTrainConfig, arguments, prog="twostream benchmark train")
+    from twostream_ray.runs.benchmark.training import benchmark_train
+
+    with Bar("benchmark train", unit="runs") as bar:
+        made = benchmark_train(config, progress=bar.show)
+    bare = made.speeds[0].samples_per_second
+    table(
+        f"steps of {config.training.global_batch} samples, median of {config.rounds} rounds",
+        ["way", "samples/s", "of bare", "s a step", "data wait", "forward", "backward", "all-reduce", "update"],
+        [
+            [
+                speed.name,
+                f"{speed.samples_per_second:.2f}",
+                f"{speed.samples_per_second / bare:.3f}",
+                *(
+                    f"{seconds:.3f}"
+                    for seconds in (
+                        speed.step_s,
+                        speed.data_wait_s,
+                        speed.forward_s,
+                        speed.backward_s,
+                        speed.all_reduce_s,
+                        speed.update_s,
+                    )
+                ),
+            ]
+            for speed in made.speeds
+        ],
+    )
+    console.print(
+        f"{made.device}: {made.teraflops_per_second:.3g} TFLOP/s a worker in the bare loop, "
+        f"{made.teraflops_per_second / made.limit_teraflops_per_second:.0%} of what large matrix products reach"
     )
     return 0

@@ -12,10 +12,10 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
+from twostream_ray.runs.benchmark.config import BenchmarkLoaderConfig, BenchmarkStepConfig
 from twostream_ray.runs.benchmark.folders import FolderDataset, extract
 from twostream_ray.runs.benchmark.loader import benchmark_loader
 from twostream_ray.runs.benchmark.step import benchmark_step
-from twostream_ray.runs.config import BenchmarkLoaderConfig, BenchmarkStepConfig
 
 
 def test_the_ways_of_today_are_measured_on_the_samples_that_our_loader_gives(
@@ -61,4 +61,4 @@ def test_a_training_step_is_timed_with_its_operations() -> None:
 
 def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "everything"]) == 2
-    assert "benchmark wants loader, ingest or step, got everything" in capsys.readouterr().err
+    assert "benchmark wants loader, ingest, step or train, got everything" in capsys.readouterr().err

@@ -14,8 +14,7 @@ import ray
 import ray.train
 import ray.train.collective
 import torch
-from ray.train.torch import get_device, prepare_model
-from torch import nn
+from ray.train.torch import get_device
 
 from twostream_ray.data.lanes import Pass
 from twostream_ray.data.pipeline import SnippetLoader
@@ -35,13 +34,12 @@ from twostream_ray.training.checkpoint import (
 )
 from twostream_ray.training.loop import KeepPlan, score_pass, train_pass
 from twostream_ray.training.recipe import (
-    TrainingConfig,
     balanced_class_weights,
     build_optimiser,
     learning_rate_at,
     lost_patience,
 )
-from twostream_ray.training.step import TrainingStep, prepared
+from twostream_ray.training.step import TrainingStep, distributed, prepared
 from twostream_ray.training.tally import PassResult
 
 _SECONDS_BETWEEN_LAST_CHECKPOINTS = 5.0
@@ -109,7 +107,7 @@ class _Worker:
             with checkpoint.as_directory() as directory:
                 self._go_on(Path(directory))
         self._step = TrainingStep(
-            _distributed(self.network, config=config.training),
+            distributed(self.network, config=config.training, device=device),
             self._optimiser,
             config=config.training,
             seed=config.seed,
@@ -248,24 +246,6 @@ class _Worker:
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
         self._kept = time.monotonic()
-
-
-def _distributed(network: Network, *, config: TrainingConfig) -> nn.Module:
-    """The network, in a group of workers inside DistributedDataParallel.
-
-    Its buckets go on their way as the backward pass fills them, the largest (the fully connected layers') first.
-    """
-    model: nn.Module = prepare_model(
-        network,
-        # The network is on its device, and compiled there.
-        move_to_device=False,
-        parallel_strategy_kwargs={"gradient_as_bucket_view": True, "static_graph": config.micro_batches == 1},
-    )
-    if config.compress_gradients and isinstance(model, nn.parallel.DistributedDataParallel):
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-
-        model.register_comm_hook(None, bf16_compress_hook)
-    return model
 
 
 def _machine_goes_away() -> bool:

@@ -258,6 +258,27 @@ def prepared(network: Network, *, config: TrainingConfig, device: torch.device) 
     return network
 
 
+def distributed(network: Network, *, config: TrainingConfig, device: torch.device) -> nn.Module:
+    """The network, in a group of several workers inside DistributedDataParallel.
+
+    Gradients go on their way as the backward pass fills a bucket of them, those of the fully connected layers, most of
+    all of VGG's, while the convolutions' are still computed.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return network
+    model = DistributedDataParallel(
+        network,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        static_graph=config.micro_batches == 1,
+    )
+    if config.compress_gradients:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        model.register_comm_hook(None, bf16_compress_hook)
+    return model
+
+
 def unwrapped(model: nn.Module) -> Network:
     """The network inside DistributedDataParallel, or itself."""
     return cast(Network, getattr(model, "module", model))

@@ -13,7 +13,8 @@ from twostream_ray import storage
 from twostream_ray.data.catalog import Clip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.config import BenchmarkIngestConfig, IngestConfig
+from twostream_ray.runs.benchmark.config import BenchmarkIngestConfig
+from twostream_ray.runs.config import IngestConfig
 from twostream_ray.runs.ingest import catalog_of, ingest
 from twostream_ray.runs.session import ray_session
 

@@ -20,8 +20,8 @@ from twostream_ray.data.lanes import Pass
 from twostream_ray.data.pipeline import DataConfig, SnippetLoader
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError
+from twostream_ray.runs.benchmark.config import BenchmarkLoaderConfig
 from twostream_ray.runs.benchmark.folders import FolderClip, FolderDataset, Frames, encoded_clips, extract
-from twostream_ray.runs.config import BenchmarkLoaderConfig
 from twostream_ray.runs.session import ray_session
 
 _MEASURED_PASSES = 2

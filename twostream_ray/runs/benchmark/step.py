@@ -13,7 +13,7 @@ import torch
 from twostream_ray.data.snippets import Batch
 from twostream_ray.models import description
 from twostream_ray.models.networks import build_network
-from twostream_ray.runs.config import BenchmarkStepConfig
+from twostream_ray.runs.benchmark.config import BenchmarkStepConfig
 from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.step import TrainingStep, prepared, to_device
 

@@ -1,0 +1,331 @@
+"""What Ray Train and reading shards cost in training: the same steps in a bare process group, in Ray Train, and fed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from twostream_ray.data.lanes import Pass
+from twostream_ray.data.pipeline import SnippetLoader
+from twostream_ray.data.shards import open_shards
+from twostream_ray.data.snippets import Batch
+from twostream_ray.errors import ConfigError, TrainingError
+from twostream_ray.models import description
+from twostream_ray.models.networks import build_network
+from twostream_ray.runs.benchmark.config import BenchmarkTrainConfig
+from twostream_ray.runs.session import ray_session
+from twostream_ray.training.recipe import build_optimiser
+from twostream_ray.training.step import TrainingStep, distributed, on_device, prepared, unwrapped
+
+_WARM_UP = 2
+_FORWARD_AND_BACKWARD = 3
+"""Backward takes about twice forward: once for the maps, once for the weights."""
+
+Source = Literal["memory", "shards"]
+Progress = Callable[[int, int], None]
+"""Called with (runs done, runs in all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpeed:
+    """What one way of training came to: medians over rounds."""
+
+    name: str
+    samples_per_second: float
+    """Of all workers together."""
+    step_s: float
+    """Seconds a step, of which:"""
+    data_wait_s: float
+    """waiting for a batch,"""
+    forward_s: float
+    """forward, copy and normalising with it,"""
+    backward_s: float
+    """backward without other workers,"""
+    all_reduce_s: float
+    """what sharing the gradients adds to backward,"""
+    update_s: float
+    """optimiser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBenchmark:
+    """All ways, and how near the first comes to what the device can do."""
+
+    speeds: list[TrainSpeed]
+    device: str
+    teraflops_per_second: float
+    """Of a worker's forward and backward in the bare loop, a multiply and an add counted as two."""
+    limit_teraflops_per_second: float
+    """Of large matrix products on the same device in the same precision."""
+
+
+def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None = None) -> TrainBenchmark:
+    """Measure every way in rounds one after the other, so that a noisy machine is noisy for all.
+
+    Raises:
+        ShardError: the shards are missing or damaged.
+        ConfigError: global batch, lanes and workers do not go together.
+    """
+    shard_set = open_shards(config.data.shards)
+    config = replace(config, data=replace(config.data, shards=shard_set.uri))
+    workers = config.num_workers or torch.cuda.device_count() or 2
+    if config.training.global_batch > len(shard_set.split(config.data.train_split)):
+        raise ConfigError(
+            f"training.global_batch={config.training.global_batch} wants as many clips in split "
+            f"{config.data.train_split!r}, got {len(shard_set.split(config.data.train_split))}"
+        )
+    ways: dict[str, Callable[[], list[dict[str, float]]]] = {
+        "bare process group, memory": lambda: _bare(config, workers=workers),
+        "Ray Train, memory": lambda: _in_ray(config, "memory", workers=workers),
+        "Ray Train, shards": lambda: _in_ray(config, "shards", workers=workers),
+    }
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    with ray_session():
+        for turn in range(config.rounds):
+            for number, (name, way) in enumerate(ways.items()):
+                taken[name].append(_together(way()))
+                if progress is not None:
+                    progress(turn * len(ways) + number + 1, config.rounds * len(ways))
+    speeds = [
+        TrainSpeed(name=name, **{key: statistics.median(one[key] for one in rounds) for key in rounds[0]})
+        for name, rounds in taken.items()
+    ]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return TrainBenchmark(
+        speeds=speeds,
+        device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU, 1 thread a worker",
+        teraflops_per_second=_flops_per_sample(config) * speeds[0].samples_per_second / workers / 1e12,
+        limit_teraflops_per_second=_matrix_products(config, device) / 1e12,
+    )
+
+
+def _together(by_worker: list[dict[str, float]]) -> dict[str, float]:
+    """One run's figures: samples of all workers over the slowest's time, phases as their means."""
+    seconds = max(worker["seconds"] for worker in by_worker)
+    phases = ("data_wait_s", "forward_s", "backward_s", "all_reduce_s", "update_s")
+    return {
+        "samples_per_second": sum(worker["samples"] for worker in by_worker) / seconds,
+        "step_s": seconds / by_worker[0]["steps"],
+        **{phase: statistics.mean(worker[phase] for worker in by_worker) for phase in phases},
+    }
+
+
+def _bare(config: BenchmarkTrainConfig, *, workers: int) -> list[dict[str, float]]:
+    """Plain processes in a process group, as torchrun starts them."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory() as folder:
+        launch = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=workers,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            run_id=str(os.getpid()),
+            max_restarts=0,
+            start_method="spawn",
+            logs_specs=None,
+        )
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        results: dict[int, dict[str, float]] = elastic_launch(launch, _bare_worker)(config, folder)
+    return list(results.values())
+
+
+def _bare_worker(config: BenchmarkTrainConfig, _folder: str) -> dict[str, float]:
+    rank, workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=600))
+    try:
+        return _measure(config, "memory", rank=rank, workers=workers, device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _in_ray(config: BenchmarkTrainConfig, source: Source, *, workers: int) -> list[dict[str, float]]:
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer, get_device
+
+    def run(arguments: dict[str, Any]) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        made = _measure(
+            arguments["config"],
+            arguments["source"],
+            rank=context.get_world_rank(),
+            workers=context.get_world_size(),
+            device=get_device(),
+        )
+        ray.get(arguments["results"].post.remote(made))
+
+    from twostream_ray.runs.session import Board
+
+    results: Any = ray.remote(Board).options(num_cpus=0).remote()
+    gpus = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        TorchTrainer(
+            run,
+            train_loop_config={"config": config, "source": source, "results": results},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus,
+                resources_per_worker={"CPU": ray.cluster_resources()["CPU"] / 2 / workers, **({"GPU": 1} if gpus else {})},
+            ),
+            run_config=ray.train.RunConfig(name="benchmark", storage_path=folder),
+        ).fit()
+    made: list[dict[str, float]] = ray.get(results.take.remote())
+    if len(made) != workers:
+        raise TrainingError(f"figures of {workers} workers were wanted, got {len(made)}: look at Ray's logs")
+    return made
+
+
+def _measure(
+    config: BenchmarkTrainConfig, source: Source, *, rank: int, workers: int, device: torch.device
+) -> dict[str, float]:
+    """One worker's steps and their phases."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    shard_set = open_shards(config.data.shards)
+    network = prepared(
+        build_network(
+            config.model,
+            num_classes=len(shard_set.classes),
+            flow_length=config.data.sampling.flow_length,
+            pretrained=False,
+        ),
+        config=config.training,
+        device=device,
+    )
+    optimiser = build_optimiser(network, config=config.training)
+    model = distributed(network, config=config.training, device=device)
+    batches = _batches(
+        config, source, rank=rank, workers=workers, network_needs=(network.needs_rgb, network.needs_flow)
+    )
+    seconds: dict[str, float] = {}
+
+    def learn(model: nn.Module, into: dict[str, float] | None) -> TrainingStep:
+        return TrainingStep(model, optimiser, config=config.training, seed=0, device=device, seconds=into)
+
+    model.train()
+    waited, samples, started = 0.0, 0.0, 0.0
+    stream = on_device(batches, device)
+    whole, parts = learn(model, None), learn(model, seconds)
+    for number in range(_WARM_UP + config.steps):
+        if number == _WARM_UP:
+            _wait_for_all(device)
+            waited, samples, started = 0.0, 0.0, time.perf_counter()
+        asked = time.perf_counter()
+        batch = next(stream)
+        waited += time.perf_counter() - asked
+        samples += float(batch.weights.sum())
+        # Phases are timed on the CPU alone, where nothing runs on behind our back.
+        (parts if device.type == "cpu" and number >= _WARM_UP else whole)(batch, epoch=0, step=number, num_steps=10**6)
+    _wait_for_all(device)
+    total = time.perf_counter() - started
+    if device.type != "cpu":
+        for _ in range(max(3, config.steps // 4)):
+            parts(batch, epoch=0, step=0, num_steps=10**6)
+        scale = 1 / max(3, config.steps // 4)
+    else:
+        scale = 1 / config.steps
+    phases = {phase: spent * scale for phase, spent in seconds.items()}
+    alone: dict[str, float] = {}
+    apart = learn(unwrapped(model), alone)
+    turns = max(3, config.steps // 4)
+    for _ in range(turns):
+        apart(batch, epoch=0, step=0, num_steps=10**6)
+    _wait_for_all(device)
+    backward = min(alone["backward"] / turns, phases["backward"])
+    return {
+        "seconds": total,
+        "samples": samples,
+        "steps": float(config.steps),
+        "data_wait_s": waited / config.steps,
+        "forward_s": phases["forward"],
+        "backward_s": backward,
+        "all_reduce_s": phases["backward"] - backward,
+        "update_s": phases["update"],
+    }
+
+
+def _wait_for_all(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _batches(
+    config: BenchmarkTrainConfig, source: Source, *, rank: int, workers: int, network_needs: tuple[bool, bool]
+) -> Iterator[Batch]:
+    """Batches without end; only whole ones, so that every way makes the same steps."""
+    shard_set = open_shards(config.data.shards)
+    clips = len(shard_set.split(config.data.train_split))
+    whole_steps = clips // config.training.global_batch
+    passes = 1 if source == "memory" else -(-(_WARM_UP + config.steps) // whole_steps)
+    loader = SnippetLoader(
+        shard_set,
+        config=config.data,
+        passes=[Pass(split=config.data.train_split, epoch=epoch, training=True) for epoch in range(passes)],
+        global_batch=config.training.global_batch,
+        rank=rank,
+        world_size=workers,
+        want_rgb=network_needs[0],
+        want_flow=network_needs[1],
+        through_ray=source == "shards",
+    )
+
+    def whole() -> Iterator[Batch]:
+        for _, batches in loader:
+            for number, batch in enumerate(batches):
+                if number < whole_steps:
+                    yield batch
+
+    if source == "shards":
+        return whole()
+    return itertools.cycle(list(itertools.islice(whole(), min(config.memory_batches, whole_steps))))
+
+
+def _flops_per_sample(config: BenchmarkTrainConfig) -> float:
+    costs = description.describe(
+        config.model,
+        num_classes=len(open_shards(config.data.shards).classes),
+        flow_length=config.data.sampling.flow_length,
+        num_snippets=config.data.sampling.num_snippets,
+        size_px=config.data.transforms.crop_px,
+    )
+    return float(_FORWARD_AND_BACKWARD * costs["gflops_forward"] * 1e9)
+
+
+def _matrix_products(config: BenchmarkTrainConfig, device: torch.device) -> float:
+    """Floating-point operations a second of large matrix products: what a step could reach at best."""
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if config.training.precision == "bfloat16" else torch.float32
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    rates = []
+    for _ in range(8):
+        started = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        rates.append(2 * size**3 / (time.perf_counter() - started))
+    torch.set_num_threads(threads)
+    return max(rates)
