@@ -96,6 +96,8 @@ class Nodes:
         return os.environ | {
             "RAY_ADDRESS": self._cluster.address,
             "RAY_AUTH_MODE": "disabled",
+            # Left to search, Ray Train's clean-up actor asks the newest cluster of the machine, which may be another.
+            "RAY_API_SERVER_ADDRESS": f"http://{self._cluster.webui_url}",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         }
