@@ -93,11 +93,12 @@ def deliver_now(journal: Journal, uri: str) -> bool:
             _deliver(journal, uri, request_s=_REQUEST_S)
     except Exception as error:  # noqa: BLE001  (as above)
         _note_outage(journal, uri, error)
-        _logger.warning(
-            "what MLflow at %s has not heard of this run waits: `twostream track replay %s` delivers it",
-            redact(uri),
-            journal.run_place,
-        )
+        if not isinstance(error, TwoStreamError):
+            _logger.warning(
+                "what MLflow at %s has not heard of this run waits: `twostream track replay %s` delivers it",
+                redact(uri),
+                journal.run_place,
+            )
         return False
     _outages.pop(uri, None)
     return True
@@ -125,6 +126,9 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
 
 
 def _note_outage(journal: Journal, uri: str, error: Exception) -> None:
+    if isinstance(error, TwoStreamError):  # of the place, not of MLflow
+        _logger.warning("nothing is recorded at MLflow now; training goes on (%s)", redact(str(error)))
+        return
     before = _outages.get(uri)
     pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S) if before else _FIRST_PAUSE_S
     _outages[uri] = _Outage(pause_s=pause_s, again_at=time.monotonic() + pause_s)
