@@ -83,6 +83,11 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
     away: list[float] = []
 
     def outage() -> None:
+        waiting = tmp_path / "runs/outage/tracking-journal/events"
+        until = time.monotonic() + 60
+        while any(waiting.glob("*.json")):  # what was logged before has arrived
+            assert time.monotonic() < until
+            time.sleep(0.01)
         guarded.kill()
         away.append(time.time())
         time.sleep(AWAY_S)

@@ -1,5 +1,6 @@
 import json
 import logging
+import socket
 import subprocess
 import sys
 import time
@@ -183,6 +184,23 @@ def test_an_absent_server_is_told_once_and_holds_up_no_epoch(
     assert len(told) == 1 and f"waits in {tmp_path}/tracking-journal; training goes on" in told[0]
     assert "hush" not in caplog.text
     assert Journal(run_place=str(tmp_path)).count() == 1000
+
+
+def test_a_server_that_accepts_and_says_nothing_costs_one_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")  # instead of ours of 10 s
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")  # has no say in what may not be done twice
+    client_for("http://127.0.0.1:9")  # imports MLflow, which takes seconds
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.listen()
+        began = time.monotonic()
+        handle = start(TrackingConfig(uri=f"http://127.0.0.1:{silent.getsockname()[1]}"), tmp_path)
+        assert 2 <= time.monotonic() - began < 6
+        began = time.monotonic()
+        log_metrics(handle, {"loss": 1.0}, step=0)
+        assert time.monotonic() - began < 1
+    assert Journal(run_place=str(tmp_path)).count() == 1
 
 
 def test_what_mlflow_itself_refuses_is_set_aside_and_holds_up_nothing(
