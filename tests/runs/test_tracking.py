@@ -18,7 +18,7 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs import train as train_module
+from twostream_ray.runs import fit as fit_module
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.train import train
 from twostream_ray.tracking import TrackingConfig
@@ -64,7 +64,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
         tracking=TrackingConfig(uri=uri, register=False),
         seed=5,
     )
-    original = train_module.train_worker
+    original = fit_module.train_worker
 
     def slow(arguments: dict[str, Any]) -> None:
         """The real worker, whose epochs take long enough for an outage of a minute to fall within the run."""
@@ -72,9 +72,9 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
 
         at_once = _Worker.end_epoch
 
-        def later(self: Any, metrics: dict[str, float]) -> None:
+        def later(self: Any, metrics: dict[str, float]) -> bool:
             time.sleep(LEAST_EPOCH_S)
-            at_once(self, metrics)
+            return at_once(self, metrics)
 
         _Worker.end_epoch = later  # type: ignore[method-assign]
         original(arguments)
@@ -103,7 +103,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
                 killer.start()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "train_worker", slow)
+        patch.setattr(fit_module, "train_worker", slow)
         report = train(config, progress=watch)
     ended = time.time()
     killer.join()
