@@ -283,7 +283,7 @@ def test_replay_on_the_command_line_finds_all_runs_and_says_what_it_did(
     assert "127.0.0.1:9 did not take the journal" in line and "2 events wait" in line and "hush" not in line
     assert main(["track", "replay", "--storage", ".", "--tracking.uri", back.resolved_uri()]) == 0
     told = capsys.readouterr().out
-    assert f"{tmp_path}/one: 1 metric values, 1 statuses" in told and f"{tmp_path}/deep/two: 1 metric" in told
+    assert f"{tmp_path}/one: metric values 1, statuses 1" in told and f"{tmp_path}/deep/two: metric values 1" in told
     assert len(runs_of(back)) == 2
     assert main(["track", "replay", "one", "deep/two", "--tracking.uri", back.resolved_uri()]) == 0
     assert capsys.readouterr().out.count("nothing was waiting") == 2

@@ -64,10 +64,10 @@ class Delivery:
     """Events that MLflow turned down, now in the journal's folder `refused`."""
 
     def sentence(self) -> str:
-        """The counts, for people."""
+        """The counts of what was delivered, for people."""
         counts = {"metric values": self.metrics, "files": self.files, "statuses": self.statuses}
-        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing was waiting"
-        return f"{self.run_place}: {told}" + (f"; {self.refused} events refused" if self.refused else "")
+        told = ", ".join(f"{what} {count}" for what, count in counts.items() if count) or "nothing was waiting"
+        return f"{self.run_place}: {told}" + (f"; refused {self.refused}" if self.refused else "")
 
 
 def deliver_if_due(journal: Journal, uri: str) -> None:
