@@ -21,6 +21,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   evaluate            a trained model on a split of shards
   predict VIDEO ...   classes of raw videos
   pull OUT            download a registered model for use without MLflow
+  track replay        deliver to MLflow what was logged while it was away
   describe            parts, sizes and costs of a network; --json for programs
   demo                the whole journey on synthetic videos
   findings            the papers' findings on synthetic videos, over several seeds
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _predict(rest)
             case "pull":
                 return _pull(rest)
+            case "track":
+                return _track(rest)
             case "describe":
                 return _describe(rest)
             case "demo":
@@ -220,6 +223,22 @@ def _pull(arguments: list[str]) -> int:
     from twostream_ray.runs.predict import pull
 
     console.print(f"model.safetensors and model.json are in {pull(config)}")
+    return 0
+
+
+def _track(arguments: list[str]) -> int:
+    from twostream_ray.console import console
+    from twostream_ray.runs.config import ReplayConfig
+    from twostream_ray.settings import from_arguments
+
+    what, *rest = arguments or [""]
+    if what != "replay":
+        raise ConfigError(f"track wants replay, got {what or 'nothing'}: `twostream track replay --help`")
+    config = from_arguments(ReplayConfig, rest, prog="twostream track replay", positional="runs")
+    from twostream_ray.runs.replay import replay
+
+    for delivery in replay(config):
+        console.print(delivery.sentence(), soft_wrap=True)
     return 0
 
 

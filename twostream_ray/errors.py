@@ -16,6 +16,7 @@ TwoStreamError
 ├── WeightsError           pretrained weights are missing or do not fit
 ├── TrainingError          a run cannot go on
 │   └── NonFiniteLossError a step's loss was NaN or infinite
+├── TrackingError          a run's journal cannot be delivered to MLflow
 └── RegistryError          MLflow's registry has no such model or version
 """
 
@@ -85,6 +86,10 @@ class NonFiniteLossError(TrainingError):
 
     clips: tuple[int, ...] = ()
     """Positions in the shard set's index of the step's clips, from the workers whose part was not finite."""
+
+
+class TrackingError(TwoStreamError):
+    """What a run's journal holds cannot be delivered: there is none, or MLflow does not answer."""
 
 
 class RegistryError(TwoStreamError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -27,7 +27,8 @@ def parser_for(
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     if positional is not None:
         (wanted,) = [field for field in fields(kind) if field.name == positional]  # type: ignore[arg-type]
-        arity: dict[str, Any] = {"nargs": "+"} if "list" in str(wanted.type) else {}
+        optional = wanted.default_factory is not MISSING
+        arity: dict[str, Any] = {"nargs": "*" if optional else "+"} if "list" in str(wanted.type) else {}
         parser.add_argument(positional, type=str, metavar=positional.upper(), **arity)
     parser.add_argument("--config", action="config", help="YAML recipe; options given after it override it.")
     parser.add_class_arguments(kind, skip={positional} if positional else set())

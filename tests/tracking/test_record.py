@@ -1,8 +1,6 @@
-import logging
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import matplotlib.figure
@@ -16,7 +14,6 @@ from twostream_ray.tracking import (
     log_artifacts,
     log_metrics,
     log_pictures,
-    resume_run,
     start_run,
 )
 from twostream_ray.tracking.connection import _load_mlflow, client_for
@@ -44,7 +41,9 @@ def test_telemetry_of_mlflow_is_off(tracking: TrackingConfig, monkeypatch: pytes
 
 def test_run_keeps_parameters_metrics_tags_and_files(tracking: TrackingConfig, tmp_path: Path) -> None:
     parameters = {"model": {"fusion": {"layers": ["relu5_3"], "method": "conv"}}, "epochs": 3}
-    handle = start_run(tracking, run_name="whole", parameters=parameters, tags={"git_commit": "abc dirty"})
+    handle = start_run(
+        tracking, run_name="whole", place=str(tmp_path), parameters=parameters, tags={"git_commit": "abc dirty"}
+    )
     handle = pickle.loads(pickle.dumps(handle))
     log_metrics(handle, {"train/loss": 1.5, "validation/top1": 0.25}, step=0)
     log_metrics(handle, {"train/loss": 1.25, "validation/top1": 0.5}, step=1)
@@ -75,16 +74,16 @@ def test_files_lie_beside_the_database_whatever_the_working_directory(
     tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    handle = start_run(tracking, run_name="beside", parameters={}, tags={})
+    handle = start_run(tracking, run_name="beside", place=str(tmp_path / "run"), parameters={}, tags={})
     (tmp_path / "note.txt").write_text("here")
     log_artifacts(handle, [tmp_path / "note.txt"])
     beside = Path(tracking.resolved_uri().removeprefix("sqlite:///")).with_name("mlartifacts")
     assert (beside / handle.run_id / "artifacts" / "note.txt").read_text() == "here"
-    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["note.txt", "run"]
 
 
-def test_step_logged_before_a_crash_is_not_logged_again(tracking: TrackingConfig) -> None:
-    handle = start_run(tracking, run_name="crashing", parameters={}, tags={})
+def test_step_logged_before_a_crash_is_not_logged_again(tracking: TrackingConfig, tmp_path: Path) -> None:
+    handle = start_run(tracking, run_name="crashing", place=str(tmp_path), parameters={}, tags={})
     for step in range(4):
         log_metrics(handle, {"loss": 4.0 - step}, step=step)
     for step in range(2, 6):  # restarted from the checkpoint of epoch 1; sums differ in the last bit
@@ -93,27 +92,29 @@ def test_step_logged_before_a_crash_is_not_logged_again(tracking: TrackingConfig
     assert [step for step, _ in steps_of(handle, "late")] == [2, 3, 4, 5]
 
 
-def test_step_that_was_left_out_can_be_logged_later(tracking: TrackingConfig) -> None:
-    handle = start_run(tracking, run_name="gap", parameters={}, tags={})
+def test_step_that_was_left_out_can_be_logged_later(tracking: TrackingConfig, tmp_path: Path) -> None:
+    handle = start_run(tracking, run_name="gap", place=str(tmp_path), parameters={}, tags={})
     for step in (0, 2, 1, 1):
         log_metrics(handle, {"loss": float(step)}, step=step)
     assert sorted(steps_of(handle, "loss")) == [(0, 0.0), (1, 1.0), (2, 2.0)]
 
 
-def test_restarted_training_finds_its_unfinished_run(tracking: TrackingConfig) -> None:
+def test_restarted_training_goes_on_with_the_run_of_its_place(tracking: TrackingConfig, tmp_path: Path) -> None:
     name = "fused: Ann's run"
-    assert resume_run(tracking, run_name=name) is None
-    started = start_run(tracking, run_name=name, parameters={}, tags={})
-    start_run(tracking, run_name="another", parameters={}, tags={})
-    assert resume_run(tracking, run_name=name) == started
+
+    def start(place: str) -> RunHandle:
+        return start_run(tracking, run_name=name, place=str(tmp_path / place), parameters={"from": place}, tags={})
+
+    started = start("ann")
+    assert start("bob").run_id != started.run_id, "the same name at another place is another run"
+    assert start("ann") == started
     finish_run(started, "FAILED")
-    assert resume_run(tracking, run_name=name) == started
+    assert client_for(started.uri).get_run(started.run_id).info.status == "FAILED"
+    assert start("ann") == started
     assert client_for(started.uri).get_run(started.run_id).info.status == "RUNNING"
-    finish_run(started)
-    assert resume_run(tracking, run_name=name) is None
 
 
-def test_parameters_of_any_length_and_alphabet_are_taken(tracking: TrackingConfig) -> None:
+def test_parameters_of_any_length_and_alphabet_are_taken(tracking: TrackingConfig, tmp_path: Path) -> None:
     parameters = {
         "long": "x" * 10_000,
         "k" * 300: 1,
@@ -123,7 +124,8 @@ def test_parameters_of_any_length_and_alphabet_are_taken(tracking: TrackingConfi
         "towers": [{"name": "spatial"}, {"name": "temporal"}],
         **{f"many.{index}": index for index in range(150)},
     }
-    handle = start_run(tracking, run_name="lengths", parameters=parameters, tags={"t@g": "y" * 10_000})
+    tags = {"t@g": "y" * 10_000}
+    handle = start_run(tracking, run_name="lengths", place=str(tmp_path), parameters=parameters, tags=tags)
     kept = client_for(handle.uri).get_run(handle.run_id).data.params
     assert len(kept) == 6 + 1 + 150
     assert len(kept["long"]) == 6000
@@ -131,18 +133,19 @@ def test_parameters_of_any_length_and_alphabet_are_taken(tracking: TrackingConfi
     assert kept["many.149"] == "149"
 
 
-def test_secrets_are_never_logged(tracking: TrackingConfig) -> None:
+def test_secrets_are_never_logged(tracking: TrackingConfig, tmp_path: Path) -> None:
     parameters = {
         "storage": {"uri": "s3://key:hush@bucket/x", "secret_key": "hush"},
         "servers": ["http://u:hush@h/", "plain"],
         "nested": [{"password": "hush"}],
     }
-    handle = start_run(tracking, run_name="secret", parameters=parameters, tags={"hub_token": "hush"})
+    tags = {"hub_token": "hush"}
+    handle = start_run(tracking, run_name="secret", place=str(tmp_path), parameters=parameters, tags=tags)
     assert handle.run_id
     stored = client_for(handle.uri).get_run(handle.run_id).data.to_dictionary()
     assert "hush" not in str(stored)
     assert "plain" in str(stored)
-    assert "hush" not in repr(RunHandle(uri="http://u:hush@h", experiment_id="1", run_id="2"))
+    assert "hush" not in repr(RunHandle(uri="http://u:hush@h", place="runs/a", experiment_id="1", run_id="2"))
 
 
 def test_flat_parameters_are_dotted() -> None:
@@ -154,35 +157,10 @@ def test_flat_parameters_are_dotted() -> None:
     }
 
 
-def test_absent_server_is_warned_about_once_and_training_goes_on(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    nobody = "http://ann:hush@127.0.0.1:9"  # the discard port: connections are refused
-    with caplog.at_level(logging.WARNING, "twostream_ray"):
-        handle = start_run(TrackingConfig(uri=nobody), run_name="away", parameters={"a": 1}, tags={})
-        assert handle.run_id == ""
-        log_metrics(handle, {"loss": 1.0}, step=0)
-        known = RunHandle(uri=nobody, experiment_id="1", run_id="0123")
-        log_metrics(known, {"loss": 1.0}, step=0)
-        finish_run(known)
-    warned = [record.getMessage() for record in caplog.records if record.name.startswith("twostream_ray")]
-    assert len(warned) == 1
-    assert "127.0.0.1:9 cannot be reached" in warned[0]
-    assert "hush" not in caplog.text
-
-
-def test_default_patience_with_an_absent_server_is_seconds() -> None:
-    handle = RunHandle(uri="http://127.0.0.1:9", experiment_id="1", run_id="0123")
-    began = time.monotonic()
-    log_metrics(handle, {"loss": 1.0}, step=0)
-    assert time.monotonic() - began < 20
-
-
 def test_store_that_cannot_be_opened_does_not_stop_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/file/mlflow.db")
-    assert start_run(config, run_name="r", parameters={}, tags={}).run_id == ""
+    assert start_run(config, run_name="r", place=str(tmp_path / "run"), parameters={}, tags={}).run_id == ""
 
 
 def test_uri_of_a_plain_folder_is_refused_with_the_way_out() -> None:

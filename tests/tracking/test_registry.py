@@ -30,7 +30,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def registered(config: TrackingConfig, package: Path, *, name: str) -> tuple[RunHandle, int]:
-    handle = start_run(config, run_name=name, parameters={"lr": 0.1}, tags={})
+    handle = start_run(config, run_name=name, place=str(package.parent / "run"), parameters={"lr": 0.1}, tags={})
     measurement = Measurement(
         manifest_hash=MANIFEST, split="test", num_evaluated=298, num_clips=300, metrics={"top1": 0.875, "top5": 1.0}
     )
@@ -144,7 +144,9 @@ def test_registering_without_a_server_says_where_the_model_is(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = TrackingConfig(uri="http://u:hush@127.0.0.1:9")
-    with pytest.raises(RegistryError, match=rf"127\.0\.0\.1:9 was away .* the model itself is in {package}") as caught:
+    with pytest.raises(
+        RegistryError, match=rf"127\.0\.0\.1:9 has been away .* the model itself is in {package}"
+    ) as caught:
         registered(away, package, name="away")
     assert "hush" not in str(caught.value) + caplog.text
     with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9 .*check tracking\.uri") as caught:
@@ -169,7 +171,7 @@ def test_model_that_is_not_there_is_named(uri: str, message: str, tracking: Trac
 
 
 def test_run_without_a_model_is_named(tracking: TrackingConfig, tmp_path: Path) -> None:
-    handle = start_run(tracking, run_name="bare", parameters={}, tags={})
+    handle = start_run(tracking, run_name="bare", place=str(tmp_path), parameters={}, tags={})
     with pytest.raises(RegistryError, match="logged no model"):
         pull(f"runs:/{handle.run_id}", tmp_path, config=tracking)
 

@@ -254,6 +254,20 @@ class PullConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Deliver to MLflow what was logged while it was away; running it twice leaves nothing twice."""
+
+    runs: list[str] = field(default_factory=list)
+    """Directories or s3:// prefixes of runs, as runs/NAME; none: every run below `storage`."""
+
+    storage: str = "runs"
+    """Directory or s3:// prefix of all runs."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow; each run goes to the experiment that it was started for."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictConfig:
     """A trained model on raw videos."""
 

@@ -244,6 +244,7 @@ def evaluate_run(config: ExperimentConfig, trained: TrainReport, *, progress: Pr
         confusion = Path(folder) / "confusion.png"
         confusion.write_bytes(storage.read_bytes(storage.join(place, "confusion.png")))
         tracking.log_pictures(trained.run, {"curves": curves, "confusion": confusion})
+    tracking.deliver(trained.run)
     if not config.tracking.register:
         return Published(evaluation=evaluation, version=None, verdict=None)
     return _register(config, trained, evaluation, metrics=metrics)

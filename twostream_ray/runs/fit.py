@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from twostream_ray import storage, tracking
 from twostream_ray.errors import TrainingError, own_error
 from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.runs.gauges import mean_of_workers, object_store
 from twostream_ray.runs.session import Board, polled, ray_session
 from twostream_ray.runs.worker import train_worker
 from twostream_ray.training.checkpoint import ModelPackage
@@ -121,10 +122,12 @@ def fit(
     return (f"s3://{best.path}" if storage.is_s3(config.storage) else best.path), history
 
 
-def log_epoch(handle: tracking.RunHandle, metrics: dict[str, float]) -> None:
-    """Record an epoch's metrics at its number."""
-    values = {name: value for name, value in metrics.items() if name != "epoch"}
-    tracking.log_metrics(handle, values, step=int(metrics["epoch"]))
+def by_epoch(history: Sequence[dict[str, float]]) -> dict[int, dict[str, float]]:
+    """The metrics of epochs under their numbers."""
+    return {
+        int(metrics["epoch"]): {name: value for name, value in metrics.items() if name != "epoch"}
+        for metrics in history
+    }
 
 
 def _failure(config: ExperimentConfig, error: Exception) -> str:
@@ -150,7 +153,8 @@ class _Telling(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         if "step" not in metrics[0]:
-            log_epoch(self._handle, metrics[0])
+            values = metrics[0] | mean_of_workers(metrics) | object_store()
+            tracking.log_history(self._handle, by_epoch([values]))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         self._board.post.remote({"kind": "lost", "reason": loss_reason(worker_exceptions, timeout_s=self._timeout_s)})

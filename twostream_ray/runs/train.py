@@ -15,7 +15,7 @@ from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import Network
 from twostream_ray.runs.config import ExperimentConfig
-from twostream_ray.runs.fit import Progress, fit, log_epoch
+from twostream_ray.runs.fit import Progress, by_epoch, fit
 from twostream_ray.training.checkpoint import ModelPackage
 
 
@@ -68,12 +68,13 @@ def train(
     place = run_place(config)
     finished = _earlier_run(config, place)
     if finished:
-        run = tracking.RunHandle(uri=config.tracking.resolved_uri(), **finished["run"])
-        return TrainReport(**finished | {"run": run, "done_before": True})
+        run = tracking.RunHandle(uri=config.tracking.resolved_uri(), place=place, **finished["run"])
+        return TrainReport(**finished | {"run": tracking.deliver(run), "done_before": True})
     storage.write_bytes(storage.join(place, "experiment.json"), _as_json(_fixed(config)))
-    handle = tracking.resume_run(config.tracking, run_name=config.name) or tracking.start_run(
+    handle = tracking.start_run(
         config.tracking,
         run_name=config.name,
+        place=place,
         parameters=asdict(config) | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
         tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
     )
@@ -91,9 +92,9 @@ def train(
     except BaseException as error:
         tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    for metrics in history:
-        # Whatever a kill or an absent server kept from being recorded; what is there already stays as it is.
-        log_epoch(handle, metrics)
+    # Whatever a kill kept from being recorded; what is there already stays as it is.
+    tracking.log_history(handle, by_epoch(history))
+    handle = tracking.finish_run(handle)
     report = TrainReport(
         name=config.name,
         checkpoint=checkpoint,
@@ -106,7 +107,6 @@ def train(
     # Without the tracking URI, which may hold a password.
     ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
     storage.write_bytes(storage.join(place, "report.json"), _as_json(asdict(report) | {"run": ids}))
-    tracking.finish_run(handle)
     return report
 
 

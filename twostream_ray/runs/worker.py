@@ -23,6 +23,7 @@ from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import NonFiniteLossError
 from twostream_ray.models.networks import Network
 from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.runs.gauges import Gauges
 from twostream_ray.training.average import WeightAverage
 from twostream_ray.training.checkpoint import (
     ModelPackage,
@@ -122,6 +123,7 @@ class _Worker:
         context = ray.train.get_context()
         self._first = context.get_world_rank() == 0
         self._answer: Any = None
+        self._gauges = Gauges()
         self._stopping = False
         self._kept = 0.0
         begun = {"epoch": len(self._history), "step": self._first_step}
@@ -201,7 +203,7 @@ class _Worker:
         """Keep what has been reached, and tell everyone; gives whether training should end here."""
         self._history = [*self._history, metrics]
         state = {"history": self._history, "step": 0}
-        self._report(state, metrics=metrics, name=f"epoch-{int(metrics['epoch']):04d}")
+        self._report(state, metrics=metrics | self._gauges.read(), name=f"epoch-{int(metrics['epoch']):04d}")
         self._post({"kind": "epoch", "epochs": self._config.training.epochs, **metrics})
         if self._all_stopping() and len(self._history) < self._config.training.epochs:
             raise _AskedToStop

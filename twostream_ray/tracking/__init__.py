@@ -2,33 +2,40 @@
 
 from twostream_ray.tracking.champion import Verdict, promote
 from twostream_ray.tracking.connection import TrackingConfig
+from twostream_ray.tracking.delivery import Delivery, replay
+from twostream_ray.tracking.journal import journals_below
 from twostream_ray.tracking.lineage import lineage_tags
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.record import (
     RunHandle,
+    deliver,
     finish_run,
     log_artifacts,
+    log_history,
     log_metrics,
     log_pictures,
-    resume_run,
     start_run,
 )
 from twostream_ray.tracking.registry import pull, record_measurement, register
 
 __all__ = [
+    "Delivery",
     "Measurement",
     "RunHandle",
     "TrackingConfig",
     "Verdict",
+    "deliver",
     "finish_run",
+    "journals_below",
     "lineage_tags",
     "log_artifacts",
+    "log_history",
     "log_metrics",
     "log_pictures",
     "promote",
     "pull",
     "record_measurement",
     "register",
-    "resume_run",
+    "replay",
     "start_run",
 ]

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,11 +23,8 @@ from twostream_ray.tracking.redaction import redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_logger = logging.getLogger(__name__)
 _SQLITE = "sqlite:///"
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
-_away: set[str] = set()
-"""URIs that failed last time: each is warned about once, until it answers again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +103,8 @@ def loading_mlflow() -> Iterator[None]:
 def _load_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # At the end of a run MLflow prints a link to it, user and password of the tracking URI included.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A uv.lock in the working directory is not the model's: its requirements are pinned from what is installed.
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     import mlflow  # noqa: F401
@@ -119,49 +119,53 @@ def _migrate_once(uri: str) -> None:
     """Make the tables of a new SQLite file; one process at a time, as MLflow's migrations do not bear company."""
     from mlflow import MlflowClient
 
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    lock = Path(tempfile.gettempdir()) / f"twostream-{os.getuid()}-{name}.lock"
-    with lock.open("w") as held, loading_mlflow():
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with alone(uri, wait_s=120), loading_mlflow():
         MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
 
 
 @contextlib.contextmanager
-def hurried() -> Iterator[None]:
+def hurried(*, repeat: bool = True, request_s: int = 20) -> Iterator[None]:
     """Run a block with seconds of patience: MLflow's own is 4 minutes, at 120 s a request, for a server that is down.
 
-    Settings that the environment already has stay.
+    Settings that the environment already has stay, except that no request is repeated where `repeat` is False.
     """
-    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s)}
     changed = {name: value for name, value in patience.items() if name not in os.environ}
+    if not repeat:
+        changed["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
         yield
     finally:
-        for name in changed:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
-def never_stopping(uri: str, *, what: str) -> Iterator[None]:
-    """Run a block that may fail without harm: an MLflow that is away is told once, then passed over in silence.
+def alone(what: str, *, wait_s: float) -> Iterator[bool]:
+    """Run a block that only one process of this machine's user may run at once for the same `what`.
 
-    The one place where a journal of what could not be sent would be written.
+    Gives False where another still runs it after `wait_s` seconds.
     """
-    try:
-        with hurried():
-            yield
-    except Exception as error:  # noqa: BLE001  (contract 9: nothing that MLflow or its stores raise ends a training)
-        if uri not in _away:
-            _away.add(uri)
-            _logger.warning(
-                "MLflow at %s cannot be reached, so %s is not recorded; training goes on (%s)",
-                redact(uri),
-                what,
-                redact(first_line(error)),
-            )
-    else:
-        _away.discard(uri)
+    name = hashlib.sha256(what.encode()).hexdigest()[:16]
+    lock = Path(tempfile.gettempdir()) / f"twostream-{os.getuid()}-{name}.lock"
+    deadline = time.monotonic() + wait_s
+    with lock.open("w") as held:
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    yield False
+                    return
+                time.sleep(0.1)
+            else:
+                yield True
+                return
 
 
 @contextlib.contextmanager

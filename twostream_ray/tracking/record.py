@@ -1,4 +1,8 @@
-"""One MLflow run per training, however often it restarts: parameters, metrics, files; none of it can stop training."""
+"""One MLflow run per training, however often it restarts: parameters, metrics, files; none of it can stop training.
+
+Whatever is logged goes into the run's journal first (journal.py), and from there to MLflow when MLflow answers
+(delivery.py).
+"""
 
 from __future__ import annotations
 
@@ -6,145 +10,157 @@ import contextlib
 import getpass
 import hashlib
 import json
+import logging
 import re
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from twostream_ray.tracking.connection import TrackingConfig, client_for, never_stopping
+from twostream_ray.errors import StorageError
+from twostream_ray.tracking.connection import TrackingConfig
+from twostream_ray.tracking.delivery import deliver_if_due, deliver_now
+from twostream_ray.tracking.journal import Identity, Journal
 from twostream_ray.tracking.lineage import GIT_COMMIT
 from twostream_ray.tracking.redaction import HIDDEN, is_secret_name, redact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mlflow import MlflowClient
 
 RUN_TAG = "twostream.run"
-"""Tag that holds a run's logical name, by which a restarted training finds its run again."""
+"""Tag that holds a run's logical name."""
 
-# MLflow's limits (mlflow.utils.validation); a batch above its own is refused whole.
+_logger = logging.getLogger(__name__)
+# MLflow's limits (mlflow.utils.validation).
 _KEY_LENGTH, _PARAMETER_LENGTH, _TAG_LENGTH = 250, 6000, 8000
-_PARAMETERS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
 _NOT_IN_A_KEY = re.compile(r"[^/\w.\- :]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunHandle:
-    """An MLflow run as a value: made by the driver, sent to whichever worker reports."""
+    """An MLflow run as a value: made by the driver, sent to whichever process reports."""
 
     uri: str = field(repr=False)
     """Tracking URI, in full; not shown, as it may hold a password."""
+    place: str
+    """The run's directory or s3:// prefix, where its checkpoints are; its journal lies in `tracking-journal` below."""
     experiment_id: str
-    """Id of the experiment; empty if MLflow was away at the start."""
+    """Id of the experiment; empty if MLflow has been away ever since the start."""
     run_id: str
-    """Id of the run; empty if MLflow was away at the start: then nothing is recorded."""
+    """Id of the run; empty if MLflow has been away ever since the start: the journal goes on without it."""
 
 
 def start_run(
-    config: TrackingConfig, *, run_name: str, parameters: Mapping[str, object], tags: Mapping[str, str]
+    config: TrackingConfig, *, run_name: str, place: str, parameters: Mapping[str, object], tags: Mapping[str, str]
 ) -> RunHandle:
-    """Create a run, before training, from the driver.
+    """Begin the run of this place, or go on with it if it was begun there before; from the driver, before training.
 
     Args:
-        config: where.
-        run_name: the logical name; `resume_run` finds the run by it.
-        parameters: nested settings; recorded under dotted keys, secrets hidden, long values cut.
-        tags: lineage and whatever else is to be searched for.
+        config: where MLflow is.
+        run_name: the name people know it by.
+        place: the run's directory or s3:// prefix; the run's journal there says whether it was begun before.
+        parameters: nested settings; recorded under dotted keys, secrets hidden, long values cut. Those of the first
+            start stay.
+        tags: lineage and whatever else is to be searched for. Those of the first start stay.
 
-    Never raises for an MLflow that is away: warns once and returns a handle that records nothing.
+    Never raises for an MLflow that is away: the run is made there once it answers, with the time of this start.
+
+    Raises:
+        StorageError: the place cannot be written.
     """
-    uri = config.resolved_uri()
-    with never_stopping(uri, what=f"run {run_name!r}"):
-        client = client_for(uri)
-        experiment_id = _experiment(client, config)
-        run = client.create_run(experiment_id, run_name=run_name, tags=_run_tags(run_name, tags))
-        with never_stopping(uri, what=f"parameters of run {run_name!r}"):
-            _log_parameters(client, run.info.run_id, flat_parameters(parameters))
-        return RunHandle(uri=uri, experiment_id=experiment_id, run_id=run.info.run_id)
-    return RunHandle(uri=uri, experiment_id="", run_id="")
-
-
-def resume_run(config: TrackingConfig, *, run_name: str) -> RunHandle | None:
-    """The newest run of this logical name that has not finished, set to RUNNING again; none if there is none."""
-    uri = config.resolved_uri()
-    with never_stopping(uri, what=f"run {run_name!r}"):
-        client = client_for(uri)
-        experiment = client.get_experiment_by_name(config.experiment)
-        if experiment is None:
-            return None
-        quote = '"' if "'" in run_name else "'"
-        runs = client.search_runs(
-            [experiment.experiment_id],
-            filter_string=f"tags.`{RUN_TAG}` = {quote}{run_name}{quote} and attributes.status != 'FINISHED'",
-            order_by=["attributes.start_time DESC"],
-            max_results=1,
+    journal = Journal(run_place=place)
+    if journal.identity() is None:
+        journal.begin(
+            Identity(
+                key=uuid.uuid4().hex,
+                run_name=run_name,
+                experiment=config.experiment,
+                start_ms=int(time.time() * 1000),
+                parameters=flat_parameters(parameters),
+                tags=_run_tags(run_name, tags),
+            )
         )
-        if not runs:
-            return None
-        client.update_run(runs[0].info.run_id, status="RUNNING")
-        return RunHandle(uri=uri, experiment_id=experiment.experiment_id, run_id=runs[0].info.run_id)
-    return None
+    else:
+        journal.append("status", {"status": "RUNNING"})
+    return deliver(RunHandle(uri=config.resolved_uri(), place=place, experiment_id="", run_id=""))
+
+
+def deliver(handle: RunHandle) -> RunHandle:
+    """Send what waits in the run's journal, and warn if MLflow is away; gives the handle with the run's ids.
+
+    Never raises.
+    """
+    journal = Journal(run_place=handle.place)
+    deliver_now(journal, handle.uri)
+    with contextlib.suppress(StorageError):
+        if ids := journal.ids():
+            return replace(handle, experiment_id=ids[0], run_id=ids[1])
+    return handle
 
 
 def log_metrics(handle: RunHandle, metrics: Mapping[str, float], *, step: int) -> None:
     """Record metrics at a step (the epoch); what a run before a crash recorded at this step stays as it is.
 
-    Never raises for an MLflow that is away: warns once.
+    Never raises, and takes seconds at most: while MLflow is away the journal alone is written.
     """
-    from_key = {_key(name): float(value) for name, value in metrics.items()}
-    if not handle.run_id or not from_key:
-        return
-    with never_stopping(handle.uri, what=f"step {step}"):
-        client = client_for(handle.uri)
-        from mlflow.entities import Metric
+    log_history(handle, {step: metrics})
 
-        # The newest step of each metric costs one request and nearly always answers; the history is asked only for
-        # steps that are not new.
-        newest = {metric.key: metric.step for metric in client.get_run(handle.run_id).data.to_proto().metrics}
-        now = int(time.time() * 1000)
-        fresh = [
-            Metric(key, value, now, step)
-            for key, value in from_key.items()
-            if key not in newest
-            or step > newest[key]
-            or all(old.step != step for old in client.get_metric_history(handle.run_id, key))
-        ]
-        for first in range(0, len(fresh), _METRICS_PER_BATCH):
-            client.log_batch(handle.run_id, metrics=fresh[first : first + _METRICS_PER_BATCH])
+
+def log_history(handle: RunHandle, history: Mapping[int, Mapping[str, float]]) -> None:
+    """Record the metrics of many steps at once; otherwise as `log_metrics`."""
+    rows = [(_key(name), step, float(value)) for step, metrics in history.items() for name, value in metrics.items()]
+    if rows:
+        _log(handle, "metrics", {"rows": rows})
 
 
 def log_artifacts(handle: RunHandle, paths: Sequence[Path], *, folder: str | None = None) -> None:
     """Store files or whole directories with the run, in `folder`; never raises for an MLflow that is away."""
-    if not handle.run_id:
-        return
-    with never_stopping(handle.uri, what=", ".join(path.name for path in paths)):
-        client = client_for(handle.uri)
-        for path in paths:
-            client.log_artifact(handle.run_id, str(path), folder)
+    files = {}
+    for path in paths:
+        below = [inner for inner in path.rglob("*") if inner.is_file()] if path.is_dir() else [path]
+        files.update({inner.relative_to(path.parent).as_posix(): inner for inner in below})
+    _log(handle, "files", {"folder": folder}, files=files)
 
 
 def log_pictures(handle: RunHandle, pictures: Mapping[str, Path | Figure]) -> None:
     """Store pictures by name, files or matplotlib figures, where the run's page shows them: `pictures/NAME.png`."""
-    if not handle.run_id:
-        return
-    with never_stopping(handle.uri, what="pictures " + ", ".join(pictures)):
-        client = client_for(handle.uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {}
         for name, picture in pictures.items():
             if isinstance(picture, Path):
-                client.log_artifact(handle.run_id, str(picture), "pictures")
+                files[f"{name}{picture.suffix}"] = picture
             else:
-                client.log_figure(handle.run_id, picture, f"pictures/{name}.png")
+                files[f"{name}.png"] = Path(scratch, f"{len(files)}.png")
+                picture.savefig(files[f"{name}.png"])
+        _log(handle, "files", {"folder": "pictures"}, files=files)
 
 
-def finish_run(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-    """Close the run; `resume_run` finds FAILED and KILLED ones again. Never raises for an MLflow that is away."""
-    if not handle.run_id:
+def finish_run(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> RunHandle:
+    """Close the run (`start_run` goes on with it) and send what waits in its journal, as `deliver` does."""
+    _log(handle, "status", {"status": status}, due=False)
+    return deliver(handle)
+
+
+def _log(
+    handle: RunHandle,
+    kind: str,
+    values: Mapping[str, object],
+    *,
+    files: Mapping[str, Path] | None = None,
+    due: bool = True,
+) -> None:
+    journal = Journal(run_place=handle.place)
+    try:
+        journal.append(kind, values, files=files)
+    except (StorageError, OSError) as error:
+        _logger.warning("cannot write to %s, so %s are not recorded (%s)", journal.place, kind, redact(str(error)))
         return
-    with never_stopping(handle.uri, what=f"status {status}"):
-        client_for(handle.uri).set_terminated(handle.run_id, status)
+    if due:
+        deliver_if_due(journal, handle.uri)
 
 
 def flat_parameters(parameters: Mapping[str, object]) -> dict[str, str]:
@@ -187,14 +203,6 @@ def _cut(value: str, length: int) -> str:
     return value if len(value) <= length else f"{value[: length - 1]}…"
 
 
-def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, str]) -> None:
-    from mlflow.entities import Param
-
-    rows = [Param(name, value) for name, value in parameters.items()]
-    for first in range(0, len(rows), _PARAMETERS_PER_BATCH):
-        client.log_batch(run_id, params=rows[first : first + _PARAMETERS_PER_BATCH])
-
-
 def _run_tags(run_name: str, tags: Mapping[str, str]) -> dict[str, str]:
     """The caller's tags, and those by which MLflow's page shows user, source and version."""
     shown = {"mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0] or "python").name, **tags}
@@ -204,19 +212,3 @@ def _run_tags(run_name: str, tags: Mapping[str, str]) -> dict[str, str]:
         shown["mlflow.source.git.commit"] = tags[GIT_COMMIT].partition(" ")[0]
     hidden = {_key(name): HIDDEN if is_secret_name(name) else redact(str(value)) for name, value in shown.items()}
     return {name: _cut(value, _TAG_LENGTH) for name, value in hidden.items()} | {RUN_TAG: run_name}
-
-
-def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(config.experiment)
-    if experiment is None:
-        try:
-            return client.create_experiment(config.experiment, artifact_location=config.artifact_location())
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(config.experiment)  # another job was first
-    elif experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)
-    return experiment.experiment_id

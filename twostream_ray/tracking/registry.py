@@ -15,7 +15,7 @@ from twostream_ray.errors import RegistryError
 from twostream_ray.tracking.card import model_card
 from twostream_ray.tracking.connection import TrackingConfig, client_for, hurried, loading_mlflow, registry_errors
 from twostream_ray.tracking.measurement import Measurement
-from twostream_ray.tracking.record import RunHandle
+from twostream_ray.tracking.record import RunHandle, deliver
 from twostream_ray.tracking.redaction import redact
 
 if TYPE_CHECKING:
@@ -81,8 +81,10 @@ def register(
             "export the checkpoint first"
         )
     if not handle.run_id:
+        handle = deliver(handle)  # MLflow was away when the run began, and may be back
+    if not handle.run_id:
         raise RegistryError(
-            f"no run to register {name} with: MLflow at {redact(handle.uri)} was away when training started; "
+            f"no run to register {name} with: MLflow at {redact(handle.uri)} has been away since training started; "
             f"the model itself is in {package}, register it once MLflow is back"
         )
     description = model_card(

@@ -1,0 +1,284 @@
+"""From the journal to MLflow: in order, each event once, never for long, and again later when MLflow is away."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twostream_ray.errors import TrackingError, TwoStreamError
+from twostream_ray.tracking.connection import TrackingConfig, alone, client_for, first_line, hurried
+from twostream_ray.tracking.journal import Event, Identity, Journal
+from twostream_ray.tracking.redaction import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+KEY_TAG = "twostream.run_key"
+"""Tag that holds a run's key, by which a run that was made at MLflow is found though nobody heard of it."""
+
+_logger = logging.getLogger(__name__)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 300.0
+_REQUEST_S, _PATIENT_REQUEST_S = 10, 60
+_MOST_AT_ONCE = 100
+"""Events that a running training sends in one go, so that a long journal does not hold it up."""
+_PATIENCE_S = 30.0
+"""How long the end of a run waits for another process that is just delivering the same journal."""
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")
+"""What no waiting mends."""
+# MLflow's limits (mlflow.utils.validation); a batch above its own is refused whole.
+_PARAMETERS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
+
+
+@dataclass
+class _Outage:
+    pause_s: float
+    again_at: float
+    """By the monotonic clock."""
+
+
+_outages: dict[str, _Outage] = {}
+"""Of each URI that failed last time: until it is tried again, events are only written down."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """What was sent from one run's journal."""
+
+    run_place: str
+    """The run."""
+    run_id: str
+    """Its id at MLflow."""
+    metrics: int
+    """Values of metrics; those that MLflow had already are not counted."""
+    files: int
+    """Files."""
+    statuses: int
+    """Beginnings and ends of the run."""
+    refused: int
+    """Events that MLflow turned down, now in the journal's folder `refused`."""
+
+    def sentence(self) -> str:
+        """The counts of what was delivered, for people."""
+        counts = {"metric values": self.metrics, "files": self.files, "statuses": self.statuses}
+        told = ", ".join(f"{what} {count}" for what, count in counts.items() if count) or "nothing was waiting"
+        return f"{self.run_place}: {told}" + (f"; refused {self.refused}" if self.refused else "")
+
+
+def deliver_if_due(journal: Journal, uri: str) -> None:
+    """Send what waits, in at most some seconds; while MLflow is away only now and then. Never raises."""
+    outage = _outages.get(uri)
+    if outage and time.monotonic() < outage.again_at:
+        return
+    try:
+        with alone(journal.place, wait_s=0) as free:
+            if not free:  # another process is just delivering
+                return
+            _deliver(journal, uri, request_s=_REQUEST_S, most=_MOST_AT_ONCE)
+    except Exception as error:  # noqa: BLE001  (contract 9: nothing that MLflow or a store raises ends a training)
+        _note_outage(journal, uri, error)
+    else:
+        _outages.pop(uri, None)
+
+
+def deliver_now(journal: Journal, uri: str) -> bool:
+    """Send what waits, whenever MLflow was last seen away; gives whether all has arrived. Never raises."""
+    try:
+        with alone(journal.place, wait_s=_PATIENCE_S):
+            _deliver(journal, uri, request_s=_REQUEST_S)
+    except Exception as error:  # noqa: BLE001  (as above)
+        _note_outage(journal, uri, error)
+        if not isinstance(error, TwoStreamError):
+            _logger.warning(
+                "what MLflow at %s has not heard of this run waits: `twostream track replay %s` delivers it",
+                redact(uri),
+                journal.run_place,
+            )
+        return False
+    _outages.pop(uri, None)
+    return True
+
+
+def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
+    """Deliver the journal of the run at a place; doing it again, or being killed at it, leaves nothing twice.
+
+    Raises:
+        TrackingError: the place has no journal, or MLflow does not answer.
+        StorageError: the place cannot be read.
+    """
+    journal, uri = Journal(run_place=run_place), config.resolved_uri()
+    try:
+        with alone(journal.place, wait_s=_PATIENCE_S):
+            return _deliver(journal, uri, request_s=_PATIENT_REQUEST_S)
+    except TwoStreamError:
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {redact(uri)} did not take the journal of {run_place}, {journal.count()} events wait "
+            f"({redact(first_line(error))}): check tracking.uri and MLFLOW_TRACKING_USERNAME and _PASSWORD, then "
+            "replay again"
+        ) from error
+
+
+def _note_outage(journal: Journal, uri: str, error: Exception) -> None:
+    if isinstance(error, TwoStreamError):  # of the place, not of MLflow
+        _logger.warning("nothing is recorded at MLflow now; training goes on (%s)", redact(str(error)))
+        return
+    before = _outages.get(uri)
+    pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S) if before else _FIRST_PAUSE_S
+    _outages[uri] = _Outage(pause_s=pause_s, again_at=time.monotonic() + pause_s)
+    if before is None:  # once an outage
+        _logger.warning(
+            "MLflow at %s cannot be reached, so what is logged waits in %s; training goes on (%s)",
+            redact(uri),
+            journal.place,
+            redact(first_line(error)),
+        )
+
+
+def _deliver(journal: Journal, uri: str, *, request_s: int, most: int | None = None) -> Delivery:
+    identity = journal.identity()
+    if identity is None:
+        raise TrackingError(f"a run's directory with a tracking journal was wanted, {journal.run_place} has none")
+    # No request is repeated by MLflow's client: one whose answer was lost may have been obeyed, and making a run
+    # cannot be told from making it again.
+    with hurried(repeat=False, request_s=request_s):
+        client = client_for(uri)
+        run = _run_of(identity, journal, client, uri)
+        metrics = files = statuses = refused = 0
+
+        def send_metrics(events: Sequence[Event]) -> None:
+            nonlocal metrics
+            metrics += _send_metrics(client, run, events)
+
+        def send_other(events: Sequence[Event]) -> None:
+            nonlocal files, statuses
+            for event in events:
+                if event.kind == "files":
+                    files += _send_files(client, run.info.run_id, journal, event)
+                else:
+                    _send_status(client, run.info.run_id, event)
+                    statuses += 1
+
+        pending = journal.pending(most=most)
+        logged = [event for event in pending if event.kind == "metrics"]
+        if logged:
+            refused += _settle(journal, logged, send_metrics)
+        for event in pending:
+            if event.kind != "metrics":
+                refused += _settle(journal, [event], send_other)
+    return Delivery(
+        run_place=journal.run_place,
+        run_id=run.info.run_id,
+        metrics=metrics,
+        files=files,
+        statuses=statuses,
+        refused=refused,
+    )
+
+
+def _settle(journal: Journal, events: Sequence[Event], send: Callable[[Sequence[Event]], None]) -> int:
+    """Send and forget; what MLflow itself refuses is set aside. Gives the number of those."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        send(events)
+    except MlflowException as error:
+        if error.error_code not in _REFUSALS:
+            raise
+        if len(events) > 1:
+            return sum(_settle(journal, [event], send) for event in events)
+        reason = redact(first_line(error))
+        journal.set_aside(events[0], reason=reason)
+        _logger.warning("MLflow refused an event, now in %s/refused (%s)", journal.place, reason)
+        return 1
+    for event in events:
+        journal.remove(event)
+    return 0
+
+
+def _run_of(identity: Identity, journal: Journal, client: MlflowClient, uri: str) -> Run:
+    """The run at this MLflow, made if it is not there; one that a person has deleted is made anew."""
+    from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
+
+    if ids := journal.ids():
+        try:
+            run = client.get_run(ids[1])
+            if run.info.lifecycle_stage == "active" and run.data.tags.get(KEY_TAG) == identity.key:
+                return run
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # as after a move to another server
+                raise
+    experiment_id = _experiment(client, TrackingConfig(uri=uri, experiment=identity.experiment))
+    found = client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{identity.key}'")
+    run = min(found, key=lambda run: str(run.info.run_id)) if found else None
+    if run is None:
+        run = client.create_run(
+            experiment_id,
+            start_time=identity.start_ms,
+            run_name=identity.run_name,
+            tags=identity.tags | {KEY_TAG: identity.key},
+        )
+    rows = [Param(name, value) for name, value in identity.parameters.items()]
+    for first in range(0, len(rows), _PARAMETERS_PER_BATCH):  # twice the same is no error
+        client.log_batch(run.info.run_id, params=rows[first : first + _PARAMETERS_PER_BATCH])
+    journal.located(experiment_id=experiment_id, run_id=run.info.run_id)
+    return run
+
+
+def _send_metrics(client: MlflowClient, run: Run, events: Sequence[Event]) -> int:
+    """Log what the run does not have yet; of two values for a step the first stays. Gives the number of values."""
+    from mlflow.entities import Metric
+
+    # The newest step of each metric came with the run and nearly always answers; a history is asked for only for
+    # steps that are not new.
+    newest = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+    rows = [(key, step, value, event.time_ms) for event in events for key, step, value in event.values["rows"]]
+    known: dict[str, set[int]] = {key: set() for key, *_ in rows}
+    for key in {key for key, step, *_ in rows if key in newest and step <= newest[key]}:
+        known[key] = {row.step for row in client.get_metric_history(run.info.run_id, key)}
+    fresh = []
+    for key, step, value, time_ms in rows:
+        if step not in known[key]:
+            known[key].add(step)
+            fresh.append(Metric(key, value, time_ms, step))
+    for first in range(0, len(fresh), _METRICS_PER_BATCH):
+        client.log_batch(run.info.run_id, metrics=fresh[first : first + _METRICS_PER_BATCH])
+    return len(fresh)
+
+
+def _send_files(client: MlflowClient, run_id: str, journal: Journal, event: Event) -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        count = journal.fetch_files(event, Path(scratch))
+        if count:  # else a delivery was killed before it could forget the event
+            client.log_artifacts(run_id, scratch, event.values["folder"])
+    return count
+
+
+def _send_status(client: MlflowClient, run_id: str, event: Event) -> None:
+    if event.values["status"] == "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    else:
+        client.set_terminated(run_id, event.values["status"], end_time=event.time_ms)
+
+
+def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(config.experiment, artifact_location=config.artifact_location()))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(config.experiment)  # another job was first
+    elif experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
