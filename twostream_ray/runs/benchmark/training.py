@@ -184,7 +184,10 @@ def _in_ray(config: BenchmarkTrainConfig, source: Source, *, workers: int) -> li
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus,
-                resources_per_worker={"CPU": ray.cluster_resources()["CPU"] / 2 / workers, **({"GPU": 1} if gpus else {})},
+                resources_per_worker={
+                    "CPU": ray.cluster_resources()["CPU"] / 2 / workers,
+                    **({"GPU": 1} if gpus else {}),
+                },
             ),
             run_config=ray.train.RunConfig(name="benchmark", storage_path=folder),
         ).fit()
