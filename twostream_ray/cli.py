@@ -157,14 +157,14 @@ def _train(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
-    from twostream_ray.runs.evaluate import evaluate_run
+    from twostream_ray.runs.evaluate import evaluate_run, published_before
     from twostream_ray.runs.session import ray_session, stop_on_sigterm
     from twostream_ray.runs.train import run_place, train
 
     with ray_session():
         with TrainingDisplay(config.name) as display, stop_on_sigterm() as stop:
             trained = train(config, progress=display.event, stop=stop)
-        if trained.done_before:
+        if trained.done_before and published_before(config):
             console.print(f"run {config.name} is finished already: {trained.checkpoint}")
             return 0
         published = evaluate_run(config, trained)

@@ -24,7 +24,7 @@ from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs import fit as fit_module
 from twostream_ray.runs import train as train_module
 from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig, WorkersConfig
-from twostream_ray.runs.evaluate import evaluate, evaluate_run
+from twostream_ray.runs.evaluate import evaluate, evaluate_run, published_before
 from twostream_ray.runs.train import train
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.recipe import TrainingConfig
@@ -120,7 +120,9 @@ def test_the_same_name_with_other_settings_is_refused(
 
 def test_evaluation_is_exact_and_says_n_of_n(two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path) -> None:
     config = experiment(shard_set, folder, name="two")
+    assert not published_before(config)
     published = evaluate_run(config, two_workers[0])
+    assert published_before(config)
     evaluation = published.evaluation
     assert evaluation.report.coverage == "20 of 20 clips"
     assert evaluation.scores.shape == (20, 4)

@@ -25,6 +25,7 @@ from twostream_ray.runs.train import TrainReport, run_place
 from twostream_ray.training.checkpoint import MODEL_FILES, ModelPackage, load_model, read_package
 
 _CLIPS_PER_STEP = 32
+_PUBLISHED = "published.json"
 
 Progress = Callable[[int, int], None]
 """Called with (clips scored, clips in all)."""
@@ -210,6 +211,11 @@ class Published:
     """Whether it became champion, and why, in a sentence."""
 
 
+def published_before(config: ExperimentConfig) -> bool:
+    """Whether `evaluate_run` has come to its end for this run; a registry that was away may have kept it from it."""
+    return storage.exists(storage.join(run_place(config), _PUBLISHED))
+
+
 def evaluate_run(config: ExperimentConfig, trained: TrainReport, *, progress: Progress | None = None) -> Published:
     """Evaluate a finished run on its test split, put numbers and pictures into its MLflow run, register the model.
 
@@ -245,9 +251,12 @@ def evaluate_run(config: ExperimentConfig, trained: TrainReport, *, progress: Pr
         confusion.write_bytes(storage.read_bytes(storage.join(place, "confusion.png")))
         tracking.log_pictures(trained.run, {"curves": curves, "confusion": confusion})
     tracking.deliver(trained.run)
-    if not config.tracking.register:
-        return Published(evaluation=evaluation, version=None, verdict=None)
-    return _register(config, trained, evaluation, metrics=metrics)
+    published = Published(evaluation=evaluation, version=None, verdict=None)
+    if config.tracking.register:
+        published = _register(config, trained, evaluation, metrics=metrics)
+    told = {"version": published.version, "verdict": published.verdict}
+    storage.write_bytes(storage.join(run_place(config), _PUBLISHED), (json.dumps(told) + "\n").encode())
+    return published
 
 
 def _register(
