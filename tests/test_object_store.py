@@ -18,7 +18,8 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.lanes import Pass
 from twostream_ray.data.pipeline import DataConfig, SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards import ShardSet, finished_parts, open_shards
+from twostream_ray.data.shard_writer import finished_parts
+from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import AccessError, StorageError

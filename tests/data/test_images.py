@@ -9,7 +9,8 @@ from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.clips import FrameStream, ImageSequence, fetch_frames, read_image
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.isolation import prepare_apart
-from twostream_ray.data.shards import open_shards, plan_shards, read_row_group, write_manifest
+from twostream_ray.data.shard_writer import plan_shards, write_manifest
+from twostream_ray.data.shards import open_shards, read_row_group
 from twostream_ray.data.snippets import Source
 from twostream_ray.errors import AccessError, ConfigError, DecodeError
 from twostream_ray.runs.config import IngestConfig

@@ -13,7 +13,8 @@ from twostream_ray.data.flow import FlowContract, encode_field
 from twostream_ray.data.lanes import Pass, plan_lanes, plan_units
 from twostream_ray.data.pipeline import DataConfig, SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards import ShardSet, ShardWriter, open_shards, plan_shards, write_manifest
+from twostream_ray.data.shard_writer import ShardWriter, plan_shards, write_manifest
+from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ShardError

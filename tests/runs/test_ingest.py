@@ -13,14 +13,8 @@ import pytest
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.clips import FrameStream, fetch_frames
 from twostream_ray.data.flow import FlowContract, decode_field
-from twostream_ray.data.shards import (
-    ROWS_PER_GROUP,
-    ShardSet,
-    finished_parts,
-    open_shards,
-    plan_shards,
-    read_row_group,
-)
+from twostream_ray.data.shard_writer import finished_parts, plan_shards
+from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
 from twostream_ray.errors import AccessError, CatalogError, TooManyBadVideosError
 from twostream_ray.runs.config import IngestConfig
 from twostream_ray.runs.ingest import catalog_of, estimate, ingest, write_shard

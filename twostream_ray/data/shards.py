@@ -1,4 +1,4 @@
-"""Shards of encoded clips with their flow: schema, writing, the manifest over them, reading back.
+"""Shards of encoded clips with their flow: what a set of them consists of, and reading it.
 
 A shard set is a directory or prefix:
 
@@ -13,16 +13,13 @@ Names are content-addressed: the same videos and settings give the same files, w
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,174 +27,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twostream_ray import storage
-from twostream_ray.data.catalog import Clip
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.errors import AccessError, ShardError, TooLongError
+from twostream_ray.errors import ShardError
 
 FORMAT = 2
 """Version of the layout; another one is refused."""
 
 ROWS_PER_GROUP = 16
 """Rows read together: few requests to an object store, little memory."""
-
-SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("label", pa.int32()),
-        ("class_name", pa.string()),
-        ("splits", pa.list_(pa.string())),
-        ("num_frames", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("fps", pa.float64()),
-        ("source_sha256", pa.string()),
-        ("video_crc32", pa.uint32()),
-        ("flow_crc32", pa.uint32()),
-        ("video", pa.large_binary()),
-        ("flow", pa.list_(pa.large_binary())),
-    ]
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardPlan:
-    """One shard to be written: which clips, in which order."""
-
-    key: str
-    """Content address: 16 hexadecimal digits over the clips' identities and the flow contract."""
-
-    clips: tuple[Clip, ...]
-    """Rows to be, less those that turn out bad."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Quarantined:
-    """A video that could not be used."""
-
-    uri: str
-    clip_id: str
-    reason: str
-    sha256: str
-
-
-def plan_shards(clips: Sequence[Clip], *, contract: FlowContract, rows_per_shard: int) -> list[ShardPlan]:
-    """Clips shuffled by a hash of their name and cut into shards; the same clips always give the same plan.
-
-    Removing whole planned shards from `clips` leaves the plan of the rest unchanged, so an interrupted ingest can be
-    planned again over what is missing.
-    """
-    shuffled = sorted(clips, key=lambda clip: hashlib.blake2b(clip.clip_id.encode(), digest_size=8).digest())
-    return [
-        _planned(shuffled[start : start + rows_per_shard], contract=contract)
-        for start in range(0, len(shuffled), rows_per_shard)
-    ]
-
-
-def _planned(clips: Sequence[Clip], *, contract: FlowContract) -> ShardPlan:
-    identity = json.dumps([FORMAT, contract.hash, [clip_identity(clip) for clip in clips]])
-    return ShardPlan(key=hashlib.sha256(identity.encode()).hexdigest()[:16], clips=tuple(clips))
-
-
-def clip_identity(clip: Clip) -> list[Any]:
-    """What makes a clip the same one in a later ingest: name, size, label and splits."""
-    return [clip.clip_id, clip.size_bytes, clip.label, clip.class_name, list(clip.splits)]
-
-
-class ShardWriter:
-    """Writes one shard, a row group at a time, and its record in parts/ when it is whole."""
-
-    def __init__(self, plan: ShardPlan, *, out: str, contract: FlowContract, max_frames: int | None = None) -> None:
-        """`out` is the shard set's directory or prefix; max_frames is what longer clips were quarantined by."""
-        self._plan, self._out, self._contract, self._max_frames = plan, out, contract, max_frames
-        self._buffer = io.BytesIO()
-        self._writer = pq.ParquetWriter(
-            self._buffer,
-            SCHEMA.with_metadata({b"flow_contract": json.dumps(contract.to_dict(), sort_keys=True).encode()}),
-            # Pictures are compressed already: another layer only costs time.
-            compression="none",
-            use_dictionary=["class_name"],
-            write_statistics=["clip_id", "label", "num_frames"],
-        )
-        self._rows: list[dict[str, Any]] = []
-        self._kept: list[dict[str, Any]] = []
-        self._bad: list[Quarantined] = []
-
-    def add(self, clip: Clip, encoded: EncodedClip, *, source_sha256: str) -> None:
-        """Append a clip with both its streams as the next row."""
-        video, fields = (
-            encoded.video or b"",
-            [encoded.flow[index] for index in range(encoded.num_frames - 1)] if encoded.flow else [],
-        )
-        self._rows.append(
-            {
-                "clip_id": clip.clip_id,
-                "label": clip.label,
-                "class_name": clip.class_name,
-                "splits": list(clip.splits),
-                "num_frames": encoded.num_frames,
-                "height": encoded.height,
-                "width": encoded.width,
-                "fps": encoded.fps,
-                "source_sha256": source_sha256,
-                "video_crc32": zlib.crc32(video),
-                "flow_crc32": fields_crc32(fields),
-                "video": video,
-                "flow": fields,
-            }
-        )
-        self._kept.append(
-            {
-                "identity": clip_identity(clip),
-                "num_frames": encoded.num_frames,
-                "seconds": encoded.num_frames / encoded.fps,
-            }
-        )
-        if len(self._rows) == ROWS_PER_GROUP:
-            self._flush()
-
-    def quarantine(self, clip: Clip, *, reason: str, sha256: str) -> None:
-        """Record a clip that cannot be used."""
-        self._bad.append(Quarantined(uri=clip.uri, clip_id=clip.clip_id, reason=reason, sha256=sha256))
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), row_group_size=ROWS_PER_GROUP)
-            self._rows.clear()
-
-    def finish(self) -> dict[str, Any]:
-        """Store the shard, then its record, and return the record.
-
-        The record comes last: a shard without one does not count and is written again.
-
-        Raises:
-            StorageError: the place cannot be written.
-        """
-        self._flush()
-        self._writer.close()
-        content = self._buffer.getvalue()
-        name = f"{self._plan.key}-{len(self._kept)}.parquet" if self._kept else None
-        if name:
-            storage.write_bytes(storage.join(self._out, "shards", name), content)
-        identities = {clip.clip_id: clip_identity(clip) for clip in self._plan.clips}
-        part = {
-            "format": FORMAT,
-            "key": self._plan.key,
-            "flow_contract": self._contract.to_dict(),
-            "max_frames": self._max_frames,
-            "shard": name,
-            "bytes": len(content) if name else 0,
-            "sha256": hashlib.sha256(content).hexdigest() if name else None,
-            "clips": self._kept,
-            "quarantined": [
-                {"identity": identities[bad.clip_id], "uri": bad.uri, "reason": bad.reason, "sha256": bad.sha256}
-                for bad in self._bad
-            ],
-        }
-        storage.write_bytes(
-            storage.join(self._out, "parts", f"{self._plan.key}.json"), json.dumps(part, sort_keys=True).encode()
-        )
-        return part
 
 
 def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
@@ -206,121 +44,6 @@ def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
     for field in fields:
         value = zlib.crc32(field, value)
     return value
-
-
-def finished_parts(
-    out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frames: int | None = None
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records of shards in `out` that hold exactly what the catalog still asks for, and the names of stale files.
-
-    A shard that lacks clips which were too long is stale when the limit is another now.
-
-    Raises:
-        StorageError: the place cannot be read.
-    """
-    wanted = {clip.clip_id: clip_identity(clip) for clip in clips}
-    try:
-        names = [name for name, _ in storage.list_files(out)]
-    except AccessError:  # a new place; a store that does not answer must not look like one
-        return [], []
-    present = set(names)
-    parts, kept = [], set()
-    for name in names:
-        if not (name.startswith("parts/") and name.endswith(".json")):
-            continue
-        part = json.loads(storage.read_text(storage.join(out, name)))
-        entries = part.get("clips", []) + part.get("quarantined", [])
-        whole = (
-            part.get("format") == FORMAT
-            and FlowContract.from_dict(part["flow_contract"]) == contract
-            and (part["shard"] is None or f"shards/{part['shard']}" in present)
-            and all(wanted.get(entry["identity"][0]) == entry["identity"] for entry in entries)
-            and (part["max_frames"] == max_frames or not any(map(_was_too_long, part["quarantined"])))
-        )
-        if whole:
-            parts.append(part)
-            kept |= {name, f"shards/{part['shard']}"}
-    stale = [name for name in names if name.startswith(("parts/", "shards/")) and name not in kept]
-    return parts, stale
-
-
-def _was_too_long(entry: dict[str, Any]) -> bool:
-    return str(entry["reason"]).startswith(TooLongError.__name__)
-
-
-def write_manifest(
-    out: str,
-    *,
-    parts: Sequence[dict[str, Any]],
-    classes: Sequence[str],
-    contract: FlowContract,
-    head_classes: Sequence[int] = (),
-) -> None:
-    """Write index, quarantine table and manifest over finished shards, in an order that depends on content alone.
-
-    Raises:
-        StorageError: the place cannot be written.
-    """
-    ordered = sorted(parts, key=lambda part: str(part["key"]))
-    with_rows = [part for part in ordered if part["shard"]]
-    rows = [
-        {
-            "clip_id": entry["identity"][0],
-            "label": entry["identity"][2],
-            "splits": entry["identity"][4],
-            "num_frames": entry["num_frames"],
-            "shard": shard,
-            "row": row,
-        }
-        for shard, part in enumerate(with_rows)
-        for row, entry in enumerate(part["clips"])
-    ]
-    index = io.BytesIO()
-    schema = pa.schema(
-        [
-            ("clip_id", pa.string()),
-            ("label", pa.int32()),
-            ("splits", pa.list_(pa.string())),
-            ("num_frames", pa.int32()),
-            ("shard", pa.int32()),
-            ("row", pa.int32()),
-        ]
-    )
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), index)
-    bad = [entry for part in ordered for entry in part["quarantined"]]
-    splits = Counter(split for row in rows for split in row["splits"])
-    bad_splits = Counter(split for entry in bad for split in entry["identity"][4])
-    manifest = {
-        "format": FORMAT,
-        "classes": list(classes),
-        "head_classes": list(head_classes),
-        "flow_contract": contract.to_dict(),
-        "flow_contract_hash": contract.hash,
-        "clips": len(rows),
-        "frames": sum(row["num_frames"] for row in rows),
-        "quarantined": len(bad),
-        "splits": dict(sorted(splits.items())),
-        "quarantined_by_split": dict(sorted(bad_splits.items())),
-        "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
-        "shards": [
-            {"name": part["shard"], "rows": len(part["clips"]), "bytes": part["bytes"], "sha256": part["sha256"]}
-            for part in with_rows
-        ],
-    }
-    storage.write_bytes(storage.join(out, "index.parquet"), index.getvalue())
-    storage.write_bytes(storage.join(out, "quarantine.csv"), _as_csv(bad).encode())
-    storage.write_bytes(
-        storage.join(out, "manifest.json"), (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
-    )
-
-
-def _as_csv(bad: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, ["clip_id", "uri", "reason", "sha256"], lineterminator="\n")
-    table.writeheader()
-    for entry in sorted(bad, key=lambda entry: str(entry["uri"])):
-        table.writerow({"clip_id": entry["identity"][0], **{name: entry[name] for name in ("uri", "reason", "sha256")}})
-    return text.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)

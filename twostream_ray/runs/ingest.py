@@ -17,14 +17,8 @@ from twostream_ray import storage
 from twostream_ray.data import images
 from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, read_catalogs
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards import (
-    ROWS_PER_GROUP,
-    ShardPlan,
-    ShardWriter,
-    finished_parts,
-    plan_shards,
-    write_manifest,
-)
+from twostream_ray.data.shard_writer import ShardPlan, ShardWriter, finished_parts, plan_shards, write_manifest
+from twostream_ray.data.shards import ROWS_PER_GROUP
 from twostream_ray.data.snippets import Source
 from twostream_ray.errors import AccessError, TooManyBadVideosError, VideoError, own_error
 from twostream_ray.runs.config import IngestConfig
