@@ -29,7 +29,7 @@ from twostream_ray.data import snippets
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.lanes import Pass, Unit, plan_lanes, plan_units
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards import ShardSet, read_row_group
+from twostream_ray.data.shards import ShardSet, binary_values, read_row_group
 from twostream_ray.data.snippets import Batch, View
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, own_error
@@ -250,31 +250,33 @@ class SnippetLoader:
         """The encoded clips of a unit, flow cut down to the fields that the pass's views need."""
         shard_uri = storage.join(self._shard_set.uri, "shards", self._shard_set.shard_names[unit.shard])
         a_pass = self._passes[unit.pass_index]
-        encoded = read_row_group(
-            shard_uri, unit.group, want_rgb=self._want_rgb, want_flow=self._want_flow, rows=unit.rows
+        rows = list(
+            read_row_group(shard_uri, unit.group, want_rgb=self._want_rgb, want_flow=self._want_flow, rows=unit.rows)
         )
-        records = []
-        for position, (clip_id, clip) in zip(unit.clips, encoded, strict=True):
-            fields: list[int] = []
+        clips = [clip for _, clip in rows]
+        fields: list[list[int]] = []
+        contents: list[bytes | memoryview] = []
+        for clip_id, clip in rows:
+            fields.append([])
             if clip.flow is not None:
                 times = np.concatenate([view.times for view in self._views(a_pass, clip_id, clip)])
-                fields = snippets.needed_fields(times, config=self._config.sampling, num_frames=clip.num_frames)
-            records.append(
-                {
-                    "pass_index": unit.pass_index,
-                    "lane": unit.lane,
-                    "clip": position,
-                    "clip_id": clip_id,
-                    "num_frames": clip.num_frames,
-                    "height": clip.height,
-                    "width": clip.width,
-                    "fps": clip.fps,
-                    "video": clip.video,
-                    "fields": fields,
-                    "flow": None if clip.flow is None else [clip.flow[index] for index in fields],
-                }
-            )
-        return pa.Table.from_pylist(records, schema=_ROW_SCHEMA)
+                fields[-1] = snippets.needed_fields(times, config=self._config.sampling, num_frames=clip.num_frames)
+                contents += [clip.flow[index] for index in fields[-1]]
+        columns = {
+            "pass_index": [unit.pass_index] * len(rows),
+            "lane": [unit.lane] * len(rows),
+            "clip": unit.clips,
+            "clip_id": [clip_id for clip_id, _ in rows],
+            **{name: [getattr(clip, name) for clip in clips] for name in ("num_frames", "height", "width", "fps")},
+            "video": _binary([clip.video or b"" for clip in clips]),
+            "fields": fields,
+            "flow": pa.ListArray.from_arrays(
+                pa.array(np.cumsum([0, *map(len, fields)]), pa.int32()), _binary(contents)
+            ),
+        }
+        return pa.Table.from_arrays(
+            [pa.array(columns[field.name], field.type) for field in _ROW_SCHEMA], schema=_ROW_SCHEMA
+        )
 
     def blocks(self, unit: Unit) -> Iterator[pa.Table]:
         """What a reading task streams to the worker: encoded clips, or samples."""
@@ -370,12 +372,21 @@ _ROW_SCHEMA = pa.schema(
 )
 
 
+def _binary(values: Sequence[bytes | memoryview]) -> pa.Array:
+    """Values as a large_binary array, copied once: Arrow's builder copies whenever it grows, and faults pages anew."""
+    return _of_buffer(b"".join(values), np.cumsum([0, *map(len, values)], dtype=np.int64))
+
+
 def _one_value(stream: NDArray[np.uint8] | None) -> pa.Array:
     """An array's bytes as a column of one row, not copied."""
     if stream is None:
         return pa.nulls(1, pa.large_binary())
-    ends = pa.py_buffer(np.array([0, stream.nbytes], np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(stream)])
+    return _of_buffer(stream, np.array([0, stream.nbytes], np.int64))
+
+
+def _of_buffer(content: bytes | NDArray[np.uint8], ends: NDArray[np.int64]) -> pa.Array:
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.large_binary(), len(ends) - 1, buffers)
 
 
 def _rows_of(block: pa.Table) -> Iterator[dict[str, Any]]:
@@ -388,15 +399,10 @@ def _rows_of(block: pa.Table) -> Iterator[dict[str, Any]]:
     scalars = {name: block[name].to_pylist() for name in _ROW_SCHEMA.names if name not in ("video", "flow")}
     for index in range(block.num_rows):
         row = {name: values[index] for name, values in scalars.items()}
-        video, fields = block["video"][index], block["flow"][index]
+        fields = binary_values(block["flow"][index].values)
         row["encoded"] = EncodedClip(
-            video=memoryview(video.as_buffer()).cast("B") if video.is_valid else None,
-            flow={
-                number: memoryview(content.as_buffer()).cast("B")
-                for number, content in zip(row["fields"], fields.values, strict=True)
-            }
-            if fields.is_valid
-            else None,
+            video=memoryview(block["video"][index].as_buffer()).cast("B") or None,
+            flow=dict(zip(row["fields"], fields, strict=True)) or None,
             num_frames=row["num_frames"],
             height=row["height"],
             width=row["width"],

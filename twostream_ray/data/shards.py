@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -152,7 +153,7 @@ def read_row_group(
         video = memoryview(table["video"][row].as_buffer()).cast("B") if want_rgb else None
         fields = None
         if want_flow:
-            fields = [memoryview(field.as_buffer()).cast("B") for field in table["flow"][row].values]
+            fields = binary_values(table["flow"][row].values)
         intact = (video is None or zlib.crc32(video) == table["video_crc32"][row].as_py()) and (
             fields is None or fields_crc32(fields) == table["flow_crc32"][row].as_py()
         )
@@ -171,6 +172,16 @@ def read_row_group(
                 fps=table["fps"][row].as_py(),
             ),
         )
+
+
+def binary_values(array: pa.Array) -> list[memoryview]:
+    """The values of a large_binary array, not copied, nor wrapped by Arrow one by one, which costs 2 us each."""
+    _, ends, content = array.buffers()
+    if content is None:
+        return [memoryview(b"")] * len(array)
+    whole = memoryview(content).cast("B")
+    places = np.frombuffer(ends, np.int64)[array.offset : array.offset + len(array) + 1].tolist()
+    return [whole[start:end] for start, end in pairwise(places)]
 
 
 def _read_columns(shard_uri: str, group: int, columns: list[str]) -> pa.Table:
