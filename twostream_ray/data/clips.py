@@ -238,6 +238,18 @@ class ClipWriter:
 def fetch_frames(content: bytes | memoryview, indices: Sequence[int], *, num_frames: int) -> NDArray[np.uint8]:
     """Frames of a re-encoded clip by index, in the order asked for: (len(indices), H, W, 3) RGB uint8.
 
+    Raises:
+        DecodeError: as `each_frame`.
+    """
+    found = {index: frame.copy() for index, frame in each_frame(content, indices, num_frames=num_frames)}
+    return np.stack([found[index] for index in indices])
+
+
+def each_frame(
+    content: bytes | memoryview, indices: Sequence[int], *, num_frames: int
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Wanted frames of a re-encoded clip, each once, ascending: (index, RGB (H, W, 3) uint8).
+
     Only for clips that `ClipWriter` wrote: seeking is wrong on many other files.
 
     Raises:
@@ -246,7 +258,6 @@ def fetch_frames(content: bytes | memoryview, indices: Sequence[int], *, num_fra
     wanted = sorted(set(indices))
     if not wanted or wanted[0] < 0 or wanted[-1] >= num_frames:
         raise DecodeError(f"frames in [0, {num_frames}) were wanted, got {list(indices)}")
-    found: dict[int, NDArray[np.uint8]] = {}
     try:
         with av.open(io.BytesIO(content), mode="r") as container:
             stream = container.streams.video[0]
@@ -256,17 +267,15 @@ def fetch_frames(content: bytes | memoryview, indices: Sequence[int], *, num_fra
             convert = _RgbConverter()
             position = num_frames
             for index in wanted:
-                if not position <= index < position + GROUP_OF_PICTURES:
+                if not index - index % GROUP_OF_PICTURES <= position < index:
                     container.seek(round(index * ticks), stream=stream)
                     pictures = container.decode(stream)
-                while index not in found:
+                while position != index:
                     picture = next(pictures)
                     position = round(picture.pts / ticks)
-                    if position in wanted:
-                        found[position] = convert(picture)
+                yield index, convert(picture)
     except (av.FFmpegError, ValueError, IndexError, StopIteration) as error:
         raise DecodeError(f"frames {list(indices)} of a clip could not be decoded ({_one_line(error)})") from error
-    return np.stack([found[index] for index in indices])
 
 
 def prove_seeking(content: bytes | memoryview, *, num_frames: int) -> None:

@@ -210,17 +210,15 @@ def rgb_snippets(
     """
     if clip.video is None:
         raise DecodeError("RGB frames were wanted of a clip read without its video column")
-    times = [int(time) for time in view.times]
-    distinct = sorted(set(times))
-    frames = clips.fetch_frames(clip.video, distinct, num_frames=clip.num_frames)
-    cropped = {
-        time: transforms.apply_crop(frame, view.crop, size_px=size_px)
-        for time, frame in zip(distinct, frames, strict=True)
-    }
+    import cv2
+
     if out is None:
-        out = np.empty((len(times), 3, size_px, size_px), np.uint8)
-    for place, time in zip(out, times, strict=True):
-        place[...] = cropped[time].transpose(2, 0, 1)
+        out = np.empty((len(view.times), 3, size_px, size_px), np.uint8)
+    cropped = np.empty((size_px, size_px, 3), np.uint8)
+    for index, frame in clips.each_frame(clip.video, view.times.tolist(), num_frames=clip.num_frames):
+        transforms.apply_crop(frame, view.crop, size_px=size_px, out=cropped)
+        for snippet in np.flatnonzero(view.times == index):
+            cv2.split(cropped, list(out[snippet]))  # a copy of the transposed array takes several times as long
     return out
 
 
@@ -245,40 +243,51 @@ def flow_snippets(
     if clip.flow is None:
         raise DecodeError("flow was wanted of a clip read without its flow column")
     windows = [sampling.field_indices(int(time), config=config, num_frames=clip.num_frames) for time in view.times]
-    fields: dict[int, NDArray[np.uint8]] = {}
-    for index in needed_fields(view.times, config=config, num_frames=clip.num_frames):
-        try:
-            fields[index] = flow.decode_field(clip.flow[index])
-        except (ValueError, IndexError, KeyError) as error:
-            raise DecodeError(
-                f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})"
-            ) from error
-    if config.flow_mean_subtraction and config.flow_stack != "trajectory":
-        fields = {index: _without_mean(levels, contract) for index, levels in fields.items()}
     if out is None:
         out = np.empty((len(windows), 2 * config.flow_length, size_px, size_px), np.uint8)
-    shown: dict[object, NDArray[np.uint8]] = {}
-    for snippet, (stack, window) in enumerate(zip(out, windows, strict=True)):
-        levels = [fields[int(index)] for index in window]
-        keys: list[object] = [int(index) for index in window]
-        if config.flow_stack == "trajectory":
-            # Where a field is sampled depends on where its stack begins: nothing is shared.
-            levels = list(_along_trajectories(levels, config, contract))
-            keys = [(snippet, number) for number in range(len(window))]
-        for number, key in enumerate(keys):
+    if config.flow_stack == "trajectory":
+        decoded = {
+            index: _decoded_field(clip, index)
+            for index in needed_fields(view.times, config=config, num_frames=clip.num_frames)
+        }
+        # Where a field is sampled depends on where its stack begins: nothing more is shared.
+        for stack, window in zip(out, windows, strict=True):
+            sampled = _along_trajectories([decoded[int(index)] for index in window], config, contract)
+            for number, levels in enumerate(sampled):
+                _show(levels, view.crop, contract, out=stack[2 * number : 2 * number + 2])
+        return out
+    shown: dict[int, NDArray[np.uint8]] = {}
+    for stack, window in zip(out, windows, strict=True):
+        for number, index in enumerate(window.tolist()):
             place = stack[2 * number : 2 * number + 2]
-            if key in shown:
-                place[...] = shown[key]
+            if index in shown:
+                place[...] = shown[index]
                 continue
-            for plane, component in zip(levels[number], place, strict=True):
-                transforms.apply_crop(plane, view.crop, size_px=size_px, out=component)
-            if view.crop.mirrored:
-                place[0] = flow.negated(place[0], contract)
-            shown[key] = place
+            # Shown at once, while the processor's cache has it.
+            levels = _decoded_field(clip, index)
+            if config.flow_mean_subtraction:
+                levels = _without_mean(levels, contract)
+            _show(levels, view.crop, contract, out=place)
+            shown[index] = place
     if config.flow_stack == "bidirectional":
         backward = out[:, config.flow_length :]
         backward[...] = flow.negated(backward, contract)
     return out
+
+
+def _decoded_field(clip: EncodedClip, index: int) -> NDArray[np.uint8]:
+    try:
+        return flow.decode_field(clip.flow[index])  # type: ignore[index]
+    except (ValueError, IndexError, KeyError) as error:
+        raise DecodeError(f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})") from error
+
+
+def _show(levels: NDArray[np.uint8], crop: Crop, contract: FlowContract, *, out: NDArray[np.uint8]) -> None:
+    """Cut, resize and mirror a field (2, H, W) into (2, size, size)."""
+    for plane, component in zip(levels, out, strict=True):
+        transforms.apply_crop(plane, crop, size_px=out.shape[-1], out=component)
+    if crop.mirrored:
+        out[0] = flow.negated(out[0], contract)
 
 
 def needed_fields(times: NDArray[np.int64], *, config: SamplingConfig, num_frames: int) -> list[int]:
