@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.data import snippets
+from twostream_ray.data.buffers import Buffers
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.lanes import Pass, Unit, plan_lanes, plan_units
 from twostream_ray.data.sampling import SamplingConfig
@@ -118,6 +119,7 @@ class SnippetLoader:
         self._rank, self._world_size = rank, world_size
         self._per_lane = global_batch // config.lanes
         self._want_rgb, self._want_flow, self._through_ray = want_rgb, want_flow, through_ray
+        self._buffers = {"rgb": Buffers(), "flow": Buffers()}
 
     def num_steps(self, a_pass: Pass) -> int:
         """Steps of a whole pass: the same on every worker."""
@@ -196,7 +198,7 @@ class SnippetLoader:
         if not (self._want_rgb if stream == "rgb" else self._want_flow):
             return None
         channels = 3 if stream == "rgb" else 2 * sampling.flow_length
-        return np.empty((samples, sampling.num_snippets, channels, size, size), np.uint8)
+        return self._buffers[stream].room((samples, sampling.num_snippets, channels, size, size))
 
     def _weightless(self, spare: Batch | None, empty: Batch) -> Batch:
         """For a step in which the other workers still have clips: take part with a sample that counts nothing."""
