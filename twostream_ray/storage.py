@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from twostream_ray.errors import AccessError, StorageError
 
@@ -28,6 +31,7 @@ _LONGEST_PAUSE_S = 8.0
 _REQUEST_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 5
 _SLOWEST_BYTES_S = 1e6
+_PART_BYTES = 16 << 20
 _DENIED = re.compile(r"ACCESS_DENIED|SignatureDoesNotMatch|INVALID_ACCESS_KEY|InvalidAccessKey|Forbidden|\b403\b", re.I)
 _ABSENT = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", re.I)
 _NO_CREDENTIALS = "NoCredentialsError"
@@ -197,6 +201,30 @@ def read_bytes(uri: str) -> bytes:
     return _explained("read", uri, read)
 
 
+@contextmanager
+def on_disk(uri: str) -> Iterator[Path]:
+    """The file on this machine: itself, or of s3:// a copy that goes at the end; never in memory as a whole.
+
+    Raises:
+        StorageError: the file is missing or cannot be read.
+    """
+    place = absolute(uri)
+    with tempfile.TemporaryDirectory(prefix="twostream-") if is_s3(place) else nullcontext() as folder:
+        path = Path(place) if folder is None else Path(folder) / "copy"
+
+        def fetch() -> None:
+            system, name = filesystem(place)
+            with system.open_input_file(name) as file:
+                if folder is None:
+                    return
+                with path.open("wb") as copy:
+                    while part := file.read(_PART_BYTES):
+                        copy.write(part)
+
+        _explained("read", uri, fetch)
+        yield path
+
+
 def read_text(uri: str) -> str:
     """The whole content of a UTF-8 text file.
 
@@ -221,20 +249,42 @@ def write_bytes(uri: str, content: bytes) -> None:
         if is_s3(place):
             # A server that accepts and says nothing passes by the client's own time-outs.
             _s3_for_writing().pipe_file(place, content, timeout=_REQUEST_TIMEOUT_S + len(content) / _SLOWEST_BYTES_S)
-            return
-        target = Path(place)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        else:
+            _replace(Path(place), lambda file: file.write(content))
 
     _explained("write", uri, write)
+
+
+def write_file(uri: str, source: Path) -> None:
+    """Write a file whole as `write_bytes` does, a copy of one on this machine that need not fit into memory.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    place = absolute(uri)
+
+    def write() -> None:
+        if is_s3(place):
+            timeout = _REQUEST_TIMEOUT_S + source.stat().st_size / _SLOWEST_BYTES_S
+            _s3_for_writing().put_file(str(source), place, max_concurrency=2, timeout=timeout)
+            return
+        with source.open("rb") as content:
+            _replace(Path(place), lambda file: shutil.copyfileobj(content, file, _PART_BYTES))
+
+    _explained("write", uri, write)
+
+
+def _replace(target: Path, fill: Callable[[BinaryIO], object]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def exists(uri: str) -> bool:

@@ -3,7 +3,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from s3 import ENVIRONMENT
 
+from twostream_ray import storage
 from twostream_ray.data import flow, images
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.clips import FrameStream, ImageSequence, fetch_frames, read_image
@@ -143,15 +145,21 @@ def test_flow_that_does_not_fit_the_frames_is_refused(video: Path, tmp_path: Pat
         prepare_apart(Source(video=content, flow=broken), LEGACY, name="a")
 
 
-def test_folders_of_frames_and_flow_become_the_shards_that_their_video_would(video: Path, tmp_path: Path) -> None:
+def write_folders(video: Path, root: Path, *, clips: list[str]) -> list[np.ndarray]:
+    """The frames of a video as folders of images below root/frames, and flow below root/flow."""
     frames = list(FrameStream(video.read_bytes()))
-    for name in ("train/jump/a", "train/run/b"):
-        (tmp_path / "frames" / name).mkdir(parents=True)
+    for name in clips:
+        (root / "frames" / name).mkdir(parents=True)
         for number, frame in enumerate(frames, start=1):
-            path = tmp_path / "frames" / name / f"img_{number:05}.png"
+            path = root / "frames" / name / f"img_{number:05}.png"
             cv2.imwrite(str(path), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-        root = tmp_path / "flow" / name.removeprefix("train/")
-        write_flow(fields_of(15), f"{root}/flow_x_{{:05}}.jpg", f"{root}/flow_y_{{:05}}.jpg")
+        folder = root / "flow" / name.removeprefix("train/")
+        write_flow(fields_of(15), f"{folder}/flow_x_{{:05}}.jpg", f"{folder}/flow_y_{{:05}}.jpg")
+    return frames
+
+
+def test_folders_of_frames_and_flow_become_the_shards_that_their_video_would(video: Path, tmp_path: Path) -> None:
+    frames = write_folders(video, tmp_path, clips=["train/jump/a", "train/run/b"])
     (tmp_path / "frames/train/run/b/img_00004.png").unlink()
     out = str(tmp_path / "shards")
     config = IngestConfig(
@@ -179,3 +187,24 @@ def test_folders_of_frames_and_flow_become_the_shards_that_their_video_would(vid
 def test_flow_images_in_the_coding_of_computed_flow_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"flow.coding must be legacy255 where catalog.flow_images are taken in"):
         IngestConfig(catalog=CatalogConfig(root="a", flow_images="b"), out="c")
+
+
+def test_folders_of_images_in_an_object_store_become_the_shards_that_folders_on_disk_do(
+    video: Path, tmp_path: Path, object_store: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{object_store}"}).items():
+        monkeypatch.setenv(name, value)
+    storage._s3_for_reading.cache_clear()
+    write_folders(video, tmp_path, clips=["train/jump/a"])
+    remote = "s3://archive/images"
+    for path in sorted(tmp_path.rglob("*.*")):
+        storage.write_bytes(f"{remote}/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
+    records = []
+    for root, out in ((str(tmp_path), f"{tmp_path}/shards"), (remote, "s3://archive/images-shards")):
+        catalog_config = CatalogConfig(root=f"{root}/frames", frames=True, flow_images=f"{root}/flow")
+        catalog = catalog_of(IngestConfig(catalog=catalog_config, out=out, flow=LEGACY))
+        (plan,) = plan_shards(catalog.clips, contract=LEGACY, rows_per_shard=16)
+        records.append(write_shard(plan, out=out, contract=LEGACY, max_frames=100, count=lambda _: None))
+    storage._s3_for_reading.cache_clear()
+    local, stored = records
+    assert local == stored and local["clips"] and not local["quarantined"]

@@ -6,6 +6,7 @@ import ctypes
 import math
 import weakref
 from collections import deque
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class Buffers:
         if piece is None:
             piece = np.empty(size, np.uint8)
         # Views hold on to whatever owns the memory, not to the array they were cut from: hence this owner.
-        lease = (ctypes.c_uint8 * size).from_buffer(piece)
+        lease: Any = (ctypes.c_uint8 * size).from_buffer(piece)  # type: ignore[arg-type]  # NumPy says so from 3.12 on
         weakref.finalize(lease, self._free.append, piece).atexit = False
         return np.frombuffer(lease, np.uint8).reshape(shape)
 

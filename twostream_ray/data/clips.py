@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -68,35 +71,43 @@ class FrameStream:
     nor can a GIF that lost a frame in its middle.
     """
 
-    def __init__(self, content: bytes | memoryview, *, name: str = "video") -> None:
-        """Open a video. It cannot make us open other files or addresses, as playlists and session descriptions try.
+    def __init__(self, content: bytes | memoryview | Path, *, name: str = "video") -> None:
+        """Open a video; of a file, parts are read as they are needed.
+
+        It cannot make us open other files or addresses, as playlists and session descriptions try.
 
         Raises:
             DecodeError: the bytes are no video, or not all of one, or a picture is larger than 64 megapixels.
         """
         self._name = name
-        try:
-            file = io.BytesIO(content)
-            containers.require_whole(file, name=name)
-            file.seek(0)
-            self._container = av.open(file, mode="r", options=_NO_OTHER_PLACES)
-            self._stream = self._container.streams.video[0]
-        except IndexError:
-            raise DecodeError(f"{name}: a video stream was wanted, the file has none") from None
-        except (av.FFmpegError, ValueError, OSError) as error:
-            raise DecodeError(
-                f"{name}: a video was wanted, {len(content)} bytes are none ({_one_line(error)})"
-            ) from error
-        if self._stream.codec_context is None:
-            raise DecodeError(f"{name}: a video in a known codec was wanted, the file names none")
-        if self._stream.codec_context.width * self._stream.codec_context.height > _MAX_PIXELS:
-            self._container.close()
-            raise DecodeError(f"{name}: frames of at most {_MAX_PIXELS} pixels were wanted, the file has larger ones")
+        with ExitStack() as opened:
+            size = content.stat().st_size if isinstance(content, Path) else len(content)
+            file: Any = opened.enter_context(content.open("rb") if isinstance(content, Path) else io.BytesIO(content))
+            try:
+                containers.require_whole(file, name=name)
+                file.seek(0)
+                self._container = opened.enter_context(av.open(file, mode="r", options=_NO_OTHER_PLACES))
+                self._stream = self._container.streams.video[0]
+            except IndexError:
+                raise DecodeError(f"{name}: a video stream was wanted, the file has none") from None
+            except (av.FFmpegError, ValueError, OSError) as error:
+                raise DecodeError(f"{name}: a video was wanted, {size} bytes are none ({_one_line(error)})") from error
+            if self._stream.codec_context is None:
+                raise DecodeError(f"{name}: a video in a known codec was wanted, the file names none")
+            if self._stream.codec_context.width * self._stream.codec_context.height > _MAX_PIXELS:
+                raise DecodeError(
+                    f"{name}: frames of at most {_MAX_PIXELS} pixels were wanted, the file has larger ones"
+                )
+            self._opened = opened.pop_all()
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.fps = Fraction(rate).limit_denominator(1001 * 240)
         """Mean frames per second."""
         self.announced = self._stream.frames
         """Frames that the header speaks of; 0 where it says nothing."""
+
+    def close(self) -> None:
+        """Let go of the file; iterating to the end does."""
+        self._opened.close()
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         convert = _RgbConverter()
@@ -128,7 +139,7 @@ class FrameStream:
             ) from error
         finally:
             announced = max(packets, self.announced - hidden)
-            self._container.close()
+            self.close()
         if decoded < announced - min(1, placeholders):
             raise DecodeError(f"{self._name}: the file announces {announced} frames, {decoded} could be decoded")
 
@@ -142,6 +153,9 @@ class ImageSequence:
         """Images do not say how fast they follow one another."""
         self.announced = len(images)
         """Images that there are."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         shape = None

@@ -16,7 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,16 +76,17 @@ class Cost:
     """Encoded size of both streams."""
 
 
-def probe_apart(source: bytes | Source, contract: FlowContract, *, name: str) -> Cost:
+def probe_apart(source: bytes | Source, contract: FlowContract, *, name: str, max_frames: int) -> Cost:
     """Measure, in the child process, what the first frames of a video cost.
 
     Raises:
         DecodeError, EmptyClipError: the video cannot be decoded that far.
+        TooLongError: it has more than max_frames.
     """
     with _lock:
         child = _Child.of_this_process()
         try:
-            return Cost(**child.ask(source, contract, name=name, probe=True)[0])
+            return Cost(**child.ask(source, contract, name=name, max_frames=max_frames, probe=True)[0])
         except VideoError:
             raise
         except BaseException:
@@ -132,12 +135,15 @@ class _Child:
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Values and encoded parts that the child answers with."""
         source = Source(video=source) if isinstance(source, bytes) else source
-        images = source.frames if source.video is None else (source.video,)
+        images = source.frames
+        if isinstance(source.video, bytes):
+            images = (source.video,)
         parts = [*images, *(image for field in source.flow or () for image in field)]
         request = {
             "contract": contract.to_dict(),
             "name": name,
             "sizes": [len(part) for part in parts],
+            "path": str(source.video) if isinstance(source.video, Path) else None,
             "frames": None if source.video is not None else len(source.frames),
             "fields": None if source.flow is None else len(source.flow),
             **wishes,
@@ -247,11 +253,13 @@ class _Beat:
 
 
 def _source(parts: list[bytes], request: dict[str, Any]) -> Source:
-    images = 1 if request["frames"] is None else request["frames"]
-    flow = None if request["fields"] is None else tuple(zip(parts[images::2], parts[images + 1 :: 2], strict=True))
+    fields = len(parts) - 2 * (request["fields"] or 0)
+    flow = None if request["fields"] is None else tuple(zip(parts[fields::2], parts[fields + 1 :: 2], strict=True))
+    if request["path"] is not None:
+        return Source(video=Path(request["path"]), flow=flow)
     if request["frames"] is None:
         return Source(video=parts[0], flow=flow)
-    return Source(frames=tuple(parts[:images]), flow=flow)
+    return Source(frames=tuple(parts[:fields]), flow=flow)
 
 
 def _answer(
@@ -259,7 +267,7 @@ def _answer(
 ) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     contract, name = FlowContract.from_dict(request["contract"]), request["name"]
     if request.get("probe"):
-        return _costs(source, contract, name=name), []
+        return _costs(source, contract, name=name, max_frames=request["max_frames"]), []
     clip = prepare_clip(source, contract, name=name, max_frames=request["max_frames"], on_frame=beat)
     if request["prove"]:
         prove_seeking(clip.video or b"", num_frames=clip.num_frames)
@@ -268,11 +276,13 @@ def _answer(
     return values, [clip.video or b"", *(clip.flow or ())]
 
 
-def _costs(source: Source, contract: FlowContract, *, name: str) -> dict[str, Any]:
+def _costs(source: Source, contract: FlowContract, *, name: str, max_frames: int) -> dict[str, Any]:
     frames = len(source.frames)
     if source.video is not None:
-        stream = FrameStream(source.video, name=name)
-        frames = stream.announced or sum(1 for _ in stream.pictures())
+        with closing(FrameStream(source.video, name=name)) as stream:
+            frames = stream.announced or sum(1 for _ in islice(stream.pictures(), max_frames + 1))
+    if frames > max_frames:
+        raise TooLongError(f"{name}: a clip of at most {max_frames} frames was wanted, this has {frames} or more")
     started = time.perf_counter()
     clip = prepare_clip(source, contract, name=name, first_frames=_PROBED_FRAMES)
     seconds = time.perf_counter() - started

@@ -6,10 +6,12 @@ import csv
 import hashlib
 import io
 import json
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -86,21 +88,26 @@ def clip_identity(clip: Clip) -> list[Any]:
 
 
 class ShardWriter:
-    """Writes one shard, a row group at a time, and its record in parts/ when it is whole."""
+    """Writes one shard, a row group at a time, and its record in parts/ when it is whole.
+
+    Rows wait for their row group, and the shard for its end, in a temporary directory: a task holds one clip, however
+    long the others are.
+    """
 
     def __init__(self, plan: ShardPlan, *, out: str, contract: FlowContract, max_frames: int | None = None) -> None:
         """`out` is the shard set's directory or prefix; max_frames is what longer clips were quarantined by."""
         self._plan, self._out, self._contract, self._max_frames = plan, out, contract, max_frames
-        self._buffer = io.BytesIO()
+        self._folder = tempfile.TemporaryDirectory(prefix="twostream-")
+        self._shard, self._waiting = (Path(self._folder.name) / name for name in ("shard", "waiting"))
         self._writer = pq.ParquetWriter(
-            self._buffer,
+            self._shard,
             SCHEMA.with_metadata({b"flow_contract": json.dumps(contract.to_dict(), sort_keys=True).encode()}),
             # Pictures are compressed already: another layer only costs time.
             compression="none",
             use_dictionary=["class_name"],
             write_statistics=["clip_id", "label", "num_frames"],
         )
-        self._rows: list[dict[str, Any]] = []
+        self._spool: pa.RecordBatchStreamWriter | None = None
         self._kept: list[dict[str, Any]] = []
         self._bad: list[Quarantined] = []
 
@@ -110,23 +117,24 @@ class ShardWriter:
             encoded.video or b"",
             [encoded.flow[index] for index in range(encoded.num_frames - 1)] if encoded.flow else [],
         )
-        self._rows.append(
-            {
-                "clip_id": clip.clip_id,
-                "label": clip.label,
-                "class_name": clip.class_name,
-                "splits": list(clip.splits),
-                "num_frames": encoded.num_frames,
-                "height": encoded.height,
-                "width": encoded.width,
-                "fps": encoded.fps,
-                "source_sha256": source_sha256,
-                "video_crc32": zlib.crc32(video),
-                "flow_crc32": fields_crc32(fields),
-                "video": video,
-                "flow": fields,
-            }
-        )
+        row = {
+            "clip_id": clip.clip_id,
+            "label": clip.label,
+            "class_name": clip.class_name,
+            "splits": list(clip.splits),
+            "num_frames": encoded.num_frames,
+            "height": encoded.height,
+            "width": encoded.width,
+            "fps": encoded.fps,
+            "source_sha256": source_sha256,
+            "video_crc32": zlib.crc32(video),
+            "flow_crc32": fields_crc32(fields),
+            "video": video,
+            "flow": fields,
+        }
+        if self._spool is None:
+            self._spool = pa.ipc.new_stream(self._waiting, SCHEMA)
+        self._spool.write_batch(pa.RecordBatch.from_pylist([row], schema=SCHEMA))
         self._kept.append(
             {
                 "identity": clip_identity(clip),
@@ -134,7 +142,7 @@ class ShardWriter:
                 "seconds": encoded.num_frames / encoded.fps,
             }
         )
-        if len(self._rows) == ROWS_PER_GROUP:
+        if len(self._kept) % ROWS_PER_GROUP == 0:
             self._flush()
 
     def quarantine(self, clip: Clip, *, reason: str, sha256: str) -> None:
@@ -142,9 +150,11 @@ class ShardWriter:
         self._bad.append(Quarantined(uri=clip.uri, clip_id=clip.clip_id, reason=reason, sha256=sha256))
 
     def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), row_group_size=ROWS_PER_GROUP)
-            self._rows.clear()
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+            with pa.memory_map(str(self._waiting)) as file:
+                self._writer.write_table(pa.ipc.open_stream(file).read_all(), row_group_size=ROWS_PER_GROUP)
 
     def finish(self) -> dict[str, Any]:
         """Store the shard, then its record, and return the record.
@@ -156,10 +166,13 @@ class ShardWriter:
         """
         self._flush()
         self._writer.close()
-        content = self._buffer.getvalue()
         name = f"{self._plan.key}-{len(self._kept)}.parquet" if self._kept else None
         if name:
-            storage.write_bytes(storage.join(self._out, "shards", name), content)
+            storage.write_file(storage.join(self._out, "shards", name), self._shard)
+        with self._shard.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = self._shard.stat().st_size
+        self._folder.cleanup()
         identities = {clip.clip_id: clip_identity(clip) for clip in self._plan.clips}
         part = {
             "format": FORMAT,
@@ -167,8 +180,8 @@ class ShardWriter:
             "flow_contract": self._contract.to_dict(),
             "max_frames": self._max_frames,
             "shard": name,
-            "bytes": len(content) if name else 0,
-            "sha256": hashlib.sha256(content).hexdigest() if name else None,
+            "bytes": size if name else 0,
+            "sha256": sha256 if name else None,
             "clips": self._kept,
             "quarantined": [
                 {"identity": identities[bad.clip_id], "uri": bad.uri, "reason": bad.reason, "sha256": bad.sha256}

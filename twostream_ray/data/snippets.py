@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +56,8 @@ class Batch:
 class Source:
     """A clip as it comes from outside."""
 
-    video: bytes | None = None
-    """A video file."""
+    video: bytes | Path | None = None
+    """A video file's content, or where it lies on this machine: then it is never in memory as a whole."""
 
     frames: tuple[bytes, ...] = ()
     """Or its frames as images, in order."""
@@ -76,7 +78,7 @@ def prepare_clip(
 ) -> EncodedClip:
     """Decode a raw video once and in order, resize it, compute its flow, and encode both as shards hold them.
 
-    Frames stream through: memory does not grow with the length beyond the encoded result, about 8 kB a frame of
+    Frames stream through: memory does not grow with the length beyond the encoded result, about 6 kB a frame of
     256 x 340 px. `on_frame` is called after each. Frames and flow that exist as images are taken as they are. With
     `first_frames` the clip ends there, to see what a video costs.
 
@@ -93,48 +95,53 @@ def prepare_clip(
         if source.video is None
         else clips.FrameStream(source.video, name=name)
     )
-    _refuse_more_frames(frames.announced, max_frames, name=name)
-    compute = flow.flow_function(contract)
-    writer: clips.ClipWriter | None = None
-    previous: NDArray[np.uint8] | None = None
-    fields: list[bytes] = []
-    height = width = 0
-    for frame in frames:
-        if writer is None:
-            height, width = _stored_size(*frame.shape[:2], short_side_px=contract.short_side_px)
-            writer = clips.ClipWriter(width=width, height=height, fps=frames.fps)
-        if frame.shape[:2] != (height, width):
-            shrinks = frame.shape[0] > height
-            frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        writer.write(frame)
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        if previous is not None:
-            fields.append(
-                flow.encode_field(compute(previous, grey), contract)
-                if source.flow is None
-                else _taken_field(source.flow, len(fields), (height, width), contract, name=name)
+    with closing(frames):
+        _refuse_more_frames(frames.announced, max_frames, name=name)
+        compute = flow.flow_function(contract)
+        writer: clips.ClipWriter | None = None
+        previous: NDArray[np.uint8] | None = None
+        fields: list[bytes] = []
+        height = width = 0
+        for frame in frames:
+            if writer is None:
+                height, width = _stored_size(*frame.shape[:2], short_side_px=contract.short_side_px)
+                writer = clips.ClipWriter(width=width, height=height, fps=frames.fps)
+            if frame.shape[:2] != (height, width):
+                shrinks = frame.shape[0] > height
+                frame = cv2.resize(
+                    frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+                )
+            writer.write(frame)
+            grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+            if previous is not None:
+                fields.append(
+                    flow.encode_field(compute(previous, grey), contract)
+                    if source.flow is None
+                    else _taken_field(source.flow, len(fields), (height, width), contract, name=name)
+                )
+            previous = grey
+            _refuse_more_frames(len(fields) + 1, max_frames, name=name)
+            if on_frame is not None:
+                on_frame()
+            if len(fields) + 1 == first_frames:
+                break
+        if writer is None or not fields:
+            raise EmptyClipError(
+                f"{name}: a clip needs at least {clips.MIN_FRAMES} frames, got {int(writer is not None)}"
             )
-        previous = grey
-        _refuse_more_frames(len(fields) + 1, max_frames, name=name)
-        if on_frame is not None:
-            on_frame()
-        if len(fields) + 1 == first_frames:
-            break
-    if writer is None or not fields:
-        raise EmptyClipError(f"{name}: a clip needs at least {clips.MIN_FRAMES} frames, got {int(writer is not None)}")
-    if source.flow is not None and first_frames is None and len(source.flow) > len(fields) + 1:
-        raise DecodeError(
-            f"{name}: {len(fields)} fields of flow were wanted for {len(fields) + 1} frames, there are "
-            f"{len(source.flow)} images: they belong to another video"
+        if source.flow is not None and first_frames is None and len(source.flow) > len(fields) + 1:
+            raise DecodeError(
+                f"{name}: {len(fields)} fields of flow were wanted for {len(fields) + 1} frames, there are "
+                f"{len(source.flow)} images: they belong to another video"
+            )
+        return EncodedClip(
+            video=writer.finish(),
+            flow=fields,
+            num_frames=len(fields) + 1,
+            height=height,
+            width=width,
+            fps=float(frames.fps),
         )
-    return EncodedClip(
-        video=writer.finish(),
-        flow=fields,
-        num_frames=len(fields) + 1,
-        height=height,
-        width=width,
-        fps=float(frames.fps),
-    )
 
 
 def _taken_field(

@@ -8,9 +8,10 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from twostream_ray import storage
@@ -141,7 +142,9 @@ def estimate(clips: Sequence[Clip], config: IngestConfig) -> str:
     for number in range(_PROBED_CLIPS):
         clip = by_size[(2 * number + 1) * len(by_size) // (2 * _PROBED_CLIPS)]
         with suppress(VideoError, AccessError):
-            costs.append((clip, probe_apart(_read(clip), config.flow, name=clip.clip_id)))
+            with _source(clip) as source:
+                cost = probe_apart(source, config.flow, name=clip.clip_id, max_frames=config.max_frames)
+            costs.append((clip, cost))
     if not costs:
         return f"{len(clips)} clips to ingest; the first ones looked at cannot be decoded, so nothing can be estimated"
     cores = len(os.sched_getaffinity(0))
@@ -241,9 +244,9 @@ def write_shard(
     for clip in plan.clips:
         sha256 = ""
         try:
-            source = _read(clip)
-            sha256 = _hash(source)
-            encoded = prepare_apart(source, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
+            with _source(clip) as source:
+                sha256 = _hash(source)
+                encoded = prepare_apart(source, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
         except (VideoError, AccessError) as error:
             writer.quarantine(clip, reason=f"{type(error).__name__}: {error}", sha256=sha256)
             count(True)
@@ -253,8 +256,9 @@ def write_shard(
     return writer.finish()
 
 
-def _read(clip: Clip) -> Source:
-    """A clip's video or images, and the flow images that there are.
+@contextmanager
+def _source(clip: Clip) -> Iterator[Source]:
+    """A clip's video as a file on this machine, or its images, and the flow images that there are.
 
     Raises:
         AccessError: something is not there.
@@ -264,12 +268,17 @@ def _read(clip: Clip) -> Source:
     if clip.flow_uris:
         flow = tuple(images.read_flow(*clip.flow_uris, name=clip.clip_id))
     if clip.frames:
-        return Source(frames=tuple(images.read_frames(clip.uri, name=clip.clip_id)), flow=flow)
-    return Source(video=storage.read_bytes(clip.uri), flow=flow)
+        yield Source(frames=tuple(images.read_frames(clip.uri, name=clip.clip_id)), flow=flow)
+        return
+    with storage.on_disk(clip.uri) as path:
+        yield Source(video=path, flow=flow)
 
 
 def _hash(source: Source) -> str:
-    digest = hashlib.sha256(source.video or b"")
+    digest = hashlib.sha256()
+    if isinstance(source.video, Path):
+        with source.video.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
     for part in (*source.frames, *(image for pair in source.flow or () for image in pair)):
         digest.update(part)
     return digest.hexdigest()
