@@ -1,4 +1,6 @@
 import csv
+import hashlib
+import io
 import json
 import re
 import shutil
@@ -6,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
 
-from twostream_ray.data.catalog import CatalogConfig
+from twostream_ray.data import isolation
+from twostream_ray.data.catalog import CatalogConfig, Clip
 from twostream_ray.data.clips import FrameStream, fetch_frames
 from twostream_ray.data.flow import FlowContract, decode_field
 from twostream_ray.data.shard_writer import finished_parts, plan_shards
@@ -48,6 +52,51 @@ def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(v
     assert "a clip of at most 10 frames was wanted, this has 16 or more" in part["quarantined"][0]["reason"]
     assert len(finished_parts(str(tmp_path), clips=clips, contract=SMALL, max_frames=10)[0]) == 1
     assert finished_parts(str(tmp_path), clips=clips, contract=SMALL, max_frames=16)[0] == []
+
+
+def a_second() -> bytes:
+    """A transport stream of 30 frames: joined end to end it goes on, and nothing in it tells its length."""
+    file = io.BytesIO()
+    rng = np.random.default_rng(0)
+    with av.open(file, mode="w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        picture = rng.integers(0, 255, (48, 64, 3), np.uint8)
+        for _ in range(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def test_a_video_of_two_hours_is_quarantined_for_its_length_in_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "short.ts").write_bytes(content := a_second())
+    (tmp_path / "long.ts").write_bytes(content * 7200)
+    assert (tmp_path / "long.ts").stat().st_size > 100e6
+
+    def shard(name: str) -> dict[str, Any]:
+        clip = Clip(uri=f"{tmp_path}/{name}", clip_id=name, class_name="c", label=0, splits=("train",), size_bytes=1)
+        (plan,) = plan_shards([clip], contract=SMALL, rows_per_shard=16)
+        return write_shard(plan, out=str(tmp_path / "out"), contract=SMALL, max_frames=300, count=lambda _: None)
+
+    assert len(shard("short.ts")["clips"]) == 1
+    child = isolation._Child._current
+    assert child is not None
+    processes = [Path("/proc/self"), Path(f"/proc/{child._process.pid}")]
+    for process in processes:
+        (process / "clear_refs").write_text("5")  # forget the peak so far
+    before = [megabytes(process, "VmRSS") for process in processes]
+    (bad,) = shard("long.ts")["quarantined"]
+    after = [megabytes(process, "VmHWM") for process in processes]
+    assert bad["reason"].startswith("TooLongError: long.ts: a clip of at most 300 frames was wanted")
+    with (tmp_path / "long.ts").open("rb") as file:
+        assert bad["sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
+    assert max(peak - held for peak, held in zip(after, before, strict=True)) < 50
+
+
+def megabytes(process: Path, what: str) -> float:
+    """A line of a process's status: VmRSS, memory that it has, or VmHWM, most that it had."""
+    (size,) = re.findall(rf"{what}:\s+(\d+) kB", (process / "status").read_text())
+    return int(size) / 1e3
 
 
 def test_every_video_is_in_the_shards_once_with_its_label(shard_set: ShardSet, videos: Path) -> None:

@@ -46,7 +46,7 @@ class IngestConfig:
     """Fail when more than this fraction of the videos had to be quarantined, in [0, 1]."""
 
     max_frames: int = 10_000
-    """Longer videos are quarantined: a clip is one row, and a task holds about 8 kB of every frame in memory."""
+    """Longer videos are quarantined: a clip is one row, and a task takes about 40 kB of memory for every frame."""
 
     rows_per_shard: int = 128
     """Clips per shard file at most; small sets get smaller shards, so that every core has work."""
