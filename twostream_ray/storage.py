@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -209,20 +209,30 @@ def on_disk(uri: str) -> Iterator[Path]:
         StorageError: the file is missing or cannot be read.
     """
     place = absolute(uri)
-    with tempfile.TemporaryDirectory(prefix="twostream-") if is_s3(place) else nullcontext() as folder:
-        path = Path(place) if folder is None else Path(folder) / "copy"
+    if not is_s3(place):
+        _explained("read", uri, lambda: Path(place).open("rb").close())
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="twostream-") as folder:
+        copy = Path(folder) / "copy"
+        copy_to_disk(place, copy)
+        yield copy
 
-        def fetch() -> None:
-            system, name = filesystem(place)
-            with system.open_input_file(name) as file:
-                if folder is None:
-                    return
-                with path.open("wb") as copy:
-                    while part := file.read(_PART_BYTES):
-                        copy.write(part)
 
-        _explained("read", uri, fetch)
-        yield path
+def copy_to_disk(uri: str, path: Path) -> None:
+    """Copy a file to this machine, part by part.
+
+    Raises:
+        StorageError: the file is missing or cannot be read.
+    """
+
+    def fetch() -> None:
+        system, name = filesystem(uri)
+        with system.open_input_file(name) as file, path.open("wb") as copy:
+            while part := file.read(_PART_BYTES):
+                copy.write(part)
+
+    _explained("read", uri, fetch)
 
 
 def read_text(uri: str) -> str:

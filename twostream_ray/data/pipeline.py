@@ -30,10 +30,11 @@ from twostream_ray.data.buffers import Buffers
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.lanes import Pass, Unit, plan_lanes, plan_units
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shard_cache import ShardCache
 from twostream_ray.data.shards import ShardSet, binary_values, read_row_group
 from twostream_ray.data.snippets import Batch, View
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.errors import ConfigError, own_error
+from twostream_ray.errors import ConfigError, ShardError, own_error
 
 _UNITS_PER_EXECUTION = 512
 _UNITS_PER_TASK = 4
@@ -75,7 +76,15 @@ class DataConfig:
     """worker: Ray Data streams encoded clips and the training worker's threads decode them; stream: the reading tasks
     decode, on any node, and stream samples of about 6 MB. `benchmark loader` measures both; samples are the same."""
 
+    cache: str | None = None
+    """Directory on each machine's disk to keep whole shards of s3:// in, for later passes and runs; none by default."""
+
+    cache_gb: float = 100.0
+    """Size of that directory at most, in 1e9 bytes; what does not fit is read from the store every time."""
+
     def __post_init__(self) -> None:
+        if self.cache_gb <= 0:
+            raise ConfigError(f"data.cache_gb must be more than 0, got {self.cache_gb}")
         if self.lanes < 1:
             raise ConfigError(f"data.lanes must be at least 1, got {self.lanes}")
         if self.read_tasks < 1:
@@ -250,11 +259,8 @@ class SnippetLoader:
 
     def read_unit(self, unit: Unit) -> pa.Table:
         """The encoded clips of a unit, flow cut down to the fields that the pass's views need."""
-        shard_uri = storage.join(self._shard_set.uri, "shards", self._shard_set.shard_names[unit.shard])
         a_pass = self._passes[unit.pass_index]
-        rows = list(
-            read_row_group(shard_uri, unit.group, want_rgb=self._want_rgb, want_flow=self._want_flow, rows=unit.rows)
-        )
+        rows = self._read_rows(unit)
         clips = [clip for _, clip in rows]
         fields: list[list[int]] = []
         contents: list[bytes | memoryview] = []
@@ -279,6 +285,27 @@ class SnippetLoader:
         return pa.Table.from_arrays(
             [pa.array(columns[field.name], field.type) for field in _ROW_SCHEMA], schema=_ROW_SCHEMA
         )
+
+    def _read_rows(self, unit: Unit) -> list[tuple[str, EncodedClip]]:
+        shards = self._shard_set
+        uri = storage.join(shards.uri, "shards", shards.shard_names[unit.shard])
+
+        def read(place: str) -> list[tuple[str, EncodedClip]]:
+            return list(
+                read_row_group(place, unit.group, want_rgb=self._want_rgb, want_flow=self._want_flow, rows=unit.rows)
+            )
+
+        if self._config.cache is None or not storage.is_s3(uri):
+            return read(uri)
+        cache = ShardCache(self._config.cache, limit_bytes=int(self._config.cache_gb * 1e9))
+        sha256, size = shards.shard_sha256[unit.shard], shards.shard_bytes[unit.shard]
+        entry = cache.fetch(uri, sha256=sha256, size=size)
+        if entry is not None:
+            try:
+                return read(str(entry))
+            except ShardError:
+                cache.drop(entry)  # it was whole when it came: this disk is to blame
+        return read(uri)
 
     def blocks(self, unit: Unit) -> Iterator[pa.Table]:
         """What a reading task streams to the worker: encoded clips, or samples."""

@@ -72,6 +72,9 @@ class ShardSet:
     shard_sha256: tuple[str, ...]
     """Hash of each of these files."""
 
+    shard_bytes: tuple[int, ...]
+    """Size of each of these files."""
+
     quarantined: Mapping[str, int]
     """Videos of each split that could not be used."""
 
@@ -128,6 +131,7 @@ def open_shards(uri: str) -> ShardSet:
         contract=FlowContract.from_dict(manifest["flow_contract"]),
         shard_names=tuple(shard["name"] for shard in manifest["shards"]),
         shard_sha256=tuple(shard["sha256"] for shard in manifest["shards"]),
+        shard_bytes=tuple(shard["bytes"] for shard in manifest["shards"]),
         quarantined=manifest["quarantined_by_split"],
         index=pq.read_table(io.BytesIO(index)),
     )
