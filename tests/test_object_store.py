@@ -66,6 +66,10 @@ def test_places_in_the_store_behave_as_places_on_disk_though_requests_fail(proxy
     large = os.urandom(60_000_000)  # in parts
     storage.write_bytes(storage.join(base, "large"), large)
     assert storage.read_bytes(storage.join(base, "large")) == large
+    with storage.on_disk(f"{base}/large") as copy:
+        assert copy.read_bytes() == large
+        storage.write_file(f"{base}/again", copy)
+    assert not copy.exists() and storage.read_bytes(f"{base}/again") == large
     with pytest.raises(AccessError, match=r"cannot read s3://archive/places/none: it is not there; check the path"):
         storage.read_bytes(f"{base}/none")
     assert min(proxy.requests[fault] for fault in ("busy", "cut", "lost")) >= 1

@@ -49,3 +49,19 @@ def test_a_store_without_a_bucket_is_no_local_directory() -> None:
     for uri in ("s3://", "s3:///"):
         with pytest.raises(StorageError, match="a bucket was wanted behind s3://"):
             storage.absolute(uri)
+
+
+def test_a_local_file_is_used_where_it_lies_and_a_missing_one_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    with storage.on_disk(f"file://{tmp_path}/x") as path:
+        assert path == tmp_path / "x"
+    assert path.exists()
+    with pytest.raises(AccessError, match=r"cannot read .*nope: it is not there"), storage.on_disk(f"{tmp_path}/nope"):
+        pass
+
+
+def test_a_file_is_copied_to_its_place_whole(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(range(256)) * 1000)
+    storage.write_file(f"{tmp_path}/below/y", tmp_path / "x")
+    assert [path.name for path in (tmp_path / "below").iterdir()] == ["y"]
+    assert (tmp_path / "below/y").read_bytes() == (tmp_path / "x").read_bytes()

@@ -29,9 +29,10 @@ from twostream_ray.data import snippets
 from twostream_ray.data.buffers import Buffers
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.lanes import Pass, Unit, plan_lanes, plan_units
+from twostream_ray.data.rows import encoded_block, rows_of, sample_block
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shard_cache import ShardCache
-from twostream_ray.data.shards import ShardSet, binary_values, read_row_group
+from twostream_ray.data.shards import ShardSet, read_row_group
 from twostream_ray.data.snippets import Batch, View
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ShardError, own_error
@@ -261,30 +262,12 @@ class SnippetLoader:
         """The encoded clips of a unit, flow cut down to the fields that the pass's views need."""
         a_pass = self._passes[unit.pass_index]
         rows = self._read_rows(unit)
-        clips = [clip for _, clip in rows]
         fields: list[list[int]] = []
-        contents: list[bytes | memoryview] = []
         for clip_id, clip in rows:
-            fields.append([])
-            if clip.flow is not None:
-                times = np.concatenate([view.times for view in self._views(a_pass, clip_id, clip)])
-                fields[-1] = snippets.needed_fields(times, config=self._config.sampling, num_frames=clip.num_frames)
-                contents += [clip.flow[index] for index in fields[-1]]
-        columns = {
-            "pass_index": [unit.pass_index] * len(rows),
-            "lane": [unit.lane] * len(rows),
-            "clip": unit.clips,
-            "clip_id": [clip_id for clip_id, _ in rows],
-            **{name: [getattr(clip, name) for clip in clips] for name in ("num_frames", "height", "width", "fps")},
-            "video": _binary([clip.video or b"" for clip in clips]),
-            "fields": fields,
-            "flow": pa.ListArray.from_arrays(
-                pa.array(np.cumsum([0, *map(len, fields)]), pa.int32()), _binary(contents)
-            ),
-        }
-        return pa.Table.from_arrays(
-            [pa.array(columns[field.name], field.type) for field in _ROW_SCHEMA], schema=_ROW_SCHEMA
-        )
+            times = np.concatenate([view.times for view in self._views(a_pass, clip_id, clip)])
+            needed = snippets.needed_fields(times, config=self._config.sampling, num_frames=clip.num_frames)
+            fields.append(needed if self._want_flow else [])
+        return encoded_block(unit, rows, fields=fields)
 
     def _read_rows(self, unit: Unit) -> list[tuple[str, EncodedClip]]:
         shards = self._shard_set
@@ -318,16 +301,10 @@ class SnippetLoader:
         """The samples of a unit, decoded, a clip at a time: each is megabytes."""
         a_pass = self._passes[unit.pass_index]
         views = 1 if a_pass.training else self._config.sampling.test_times
-        for row in _rows_of(self.read_unit(unit)):
+        for row in rows_of(self.read_unit(unit)):
             rgb, flow = (self._room(views, stream) for stream in ("rgb", "flow"))
             self._decode(a_pass, row, (rgb, flow))
-            columns = [
-                pa.array([row["pass_index"]], pa.int32()),
-                pa.array([row["lane"]], pa.int32()),
-                pa.array([row["clip"]], pa.int64()),
-                *(_one_value(stream) for stream in (rgb, flow)),
-            ]
-            yield pa.Table.from_arrays(columns, names=["pass_index", "lane", "clip", "rgb", "flow"])
+            yield sample_block(row, rgb=rgb, flow=flow)
 
     def _rows(self, stop: threading.Event) -> Generator[dict[str, Any], None, None]:
         """Rows of all passes in order, read ahead by a thread so that no pass waits for the start of the next."""
@@ -361,7 +338,7 @@ class SnippetLoader:
             while (block := blocks.get()) is not None:
                 if isinstance(block, BaseException):
                     raise own_error(block) or block
-                yield from _rows_of(block)
+                yield from rows_of(block)
         finally:
             stop.set()
             thread.join(timeout=30)
@@ -382,62 +359,6 @@ class SnippetLoader:
                 gathered = []
         if gathered:
             yield gathered
-
-
-_ROW_SCHEMA = pa.schema(
-    [
-        ("pass_index", pa.int32()),
-        ("lane", pa.int32()),
-        ("clip", pa.int64()),
-        ("clip_id", pa.string()),
-        ("num_frames", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("fps", pa.float64()),
-        ("video", pa.large_binary()),
-        ("fields", pa.list_(pa.int32())),
-        ("flow", pa.list_(pa.large_binary())),
-    ]
-)
-
-
-def _binary(values: Sequence[bytes | memoryview]) -> pa.Array:
-    """Values as a large_binary array, copied once: Arrow's builder copies whenever it grows, and faults pages anew."""
-    return _of_buffer(b"".join(values), np.cumsum([0, *map(len, values)], dtype=np.int64))
-
-
-def _one_value(stream: NDArray[np.uint8] | None) -> pa.Array:
-    """An array's bytes as a column of one row, not copied."""
-    if stream is None:
-        return pa.nulls(1, pa.large_binary())
-    return _of_buffer(stream, np.array([0, stream.nbytes], np.int64))
-
-
-def _of_buffer(content: bytes | NDArray[np.uint8], ends: NDArray[np.int64]) -> pa.Array:
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(content)]
-    return pa.Array.from_buffers(pa.large_binary(), len(ends) - 1, buffers)
-
-
-def _rows_of(block: pa.Table) -> Iterator[dict[str, Any]]:
-    if "rgb" in block.column_names:
-        for index in range(block.num_rows):
-            row: dict[str, Any] = {name: block[name][index].as_py() for name in ("pass_index", "lane", "clip")}
-            row["samples"] = [block[name][index].as_buffer() for name in ("rgb", "flow")]
-            yield row
-        return
-    scalars = {name: block[name].to_pylist() for name in _ROW_SCHEMA.names if name not in ("video", "flow")}
-    for index in range(block.num_rows):
-        row = {name: values[index] for name, values in scalars.items()}
-        fields = binary_values(block["flow"][index].values)
-        row["encoded"] = EncodedClip(
-            video=memoryview(block["video"][index].as_buffer()).cast("B") or None,
-            flow=dict(zip(row["fields"], fields, strict=True)) or None,
-            num_frames=row["num_frames"],
-            height=row["height"],
-            width=row["width"],
-            fps=row["fps"],
-        )
-        yield row
 
 
 def _through_ray(loader: SnippetLoader, units: Sequence[Unit], *, tasks: int) -> Iterable[pa.Table]:
