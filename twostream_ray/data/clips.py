@@ -255,7 +255,7 @@ def fetch_frames(content: bytes | memoryview, indices: Sequence[int], *, num_fra
     Raises:
         DecodeError: as `each_frame`.
     """
-    found = {index: frame.copy() for index, frame in each_frame(content, indices, num_frames=num_frames)}
+    found = dict(each_frame(content, indices, num_frames=num_frames))
     return np.stack([found[index] for index in indices])
 
 
