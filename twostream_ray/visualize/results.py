@@ -1,5 +1,6 @@
-"""Pictures of what networks scored: confusion, accuracies by network, curves by epoch."""
+"""Pictures of what networks scored: confusion, accuracies by network, by weight of late fusion, curves by epoch."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,6 +95,52 @@ def accuracies_picture(accuracies: Mapping[str, Mapping[str, Sequence[float]]], 
         axes.set_axisbelow(True)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[-1, 0].set_xlabel("top-1 on the test split; bar: mean over seeds, dots: each seed")
+    figure.savefig(path)
+
+
+def weights_picture(
+    weights: NDArray[np.floating],
+    accuracies: Mapping[str, NDArray[np.floating]],
+    path: Path,
+    *,
+    quoted: Mapping[str, NDArray[np.floating]],
+    levels: Mapping[str, float],
+    title: str,
+) -> None:
+    """Draw the accuracy of late fusion against the temporal stream's weight as a PNG, the best of each line marked.
+
+    Args:
+        weights: (W,) in [0, 1].
+        accuracies: (W,) in [0, 1] of each way to fuse.
+        path: the PNG to write.
+        quoted: (W,) in [0, 1] of the same ways on other clips, dashed and marked at the weight that was best above.
+        levels: accuracies in [0, 1] of ways that have no weight.
+        title: what is drawn.
+    """
+    figure = Figure(figsize=(8.5, 4.6), dpi=110)
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    colours = itertools.cycle((_TOWER_COLOURS["temporal"], _TOWER_COLOURS["spatial"], *_SPARE_COLOURS))
+    for (name, accuracy), colour in zip(accuracies.items(), colours, strict=False):
+        place = int(np.argmax(accuracy))
+        axes.plot(weights, accuracy, color=colour, linewidth=1.5, label=f"{name}: {accuracy[place]:.2%}")
+        axes.plot(weights[place], accuracy[place], "o", color=colour, markersize=6)
+        if name in quoted:
+            other = quoted[name]
+            label = f"the same on the clips to quote: {other[place]:.2%}"
+            axes.plot(weights, other, color=colour, linewidth=1.2, linestyle="--", label=label)
+            axes.plot(weights[place], other[place], "o", color=colour, markersize=6, markerfacecolor="white")
+    for (name, level), colour in zip(levels.items(), reversed(_SPARE_COLOURS), strict=False):
+        axes.axhline(level, color=colour, linestyle=":", linewidth=1.4, label=f"{name}: {level:.2%}")
+    axes.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("weight of the temporal stream; 0: spatial alone, 1: temporal alone")
+    axes.set_ylabel("top-1")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title="at the best weight", fontsize=8, title_fontsize=8, framealpha=0.85)
+    axes.set_title(title, fontsize=10, parse_math=False, wrap=True)
     figure.savefig(path)
 
 
