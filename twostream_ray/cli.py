@@ -22,6 +22,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   predict VIDEO ...   classes of raw videos
   pull OUT            download a registered model for use without MLflow
   track replay        deliver to MLflow what was logged while it was away
+  rollback            put the champion back to the version before, or to another
   tune-scores         the best late fusion of two streams' scores, without a network
   describe            parts, sizes and costs of a network; --json for programs
   demo                the whole journey on synthetic videos
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _pull(rest)
             case "track":
                 return _track(rest)
+            case "rollback":
+                return _rollback(rest)
             case "tune-scores":
                 return _tune_scores(rest)
             case "describe":
@@ -242,6 +245,18 @@ def _track(arguments: list[str]) -> int:
 
     for delivery in replay(config):
         console.print(delivery.sentence(), soft_wrap=True)
+def _rollback(arguments: list[str]) -> int:
+    from twostream_ray import tracking
+    from twostream_ray.console import console
+    from twostream_ray.runs.config import RollbackConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(RollbackConfig, arguments, prog="twostream rollback")
+    moved = tracking.rollback(config.tracking.model_name, config=config.tracking, to=config.to, because=config.because)
+    console.print(moved.reason)
+    return 0
+
+
 def _tune_scores(arguments: list[str]) -> int:
     from twostream_ray.console import Bar, console, table
     from twostream_ray.runs.config import TuneScoresConfig

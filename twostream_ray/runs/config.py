@@ -336,6 +336,21 @@ class ReplayConfig:
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow; each run goes to the experiment that it was started for."""
+class RollbackConfig:
+    """Put the champion of a registered model back to the version before, or to a named one."""
+
+    to: int | None = None
+    """Version to make champion; by default the one that was so before; doing it again goes further back."""
+
+    because: str = ""
+    """Why, for the record: a tag of the version that is taken back."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, whose registry holds the model; `tracking.model_name` is the model's."""
+
+    def __post_init__(self) -> None:
+        if self.to is not None and self.to < 1:
+            raise ConfigError(f"to must be a version, from 1 on, got {self.to}")
 
 
 @dataclass(frozen=True, kw_only=True)

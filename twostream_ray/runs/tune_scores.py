@@ -250,18 +250,19 @@ def _write(config: TuneScoresConfig, tuned: TunedScores, choose: StreamScores, q
     values = asdict(tuned) | {"verdict": tuned.verdict()}
     storage.write_bytes(storage.join(out, "fusion.json"), (json.dumps(values, indent=1) + "\n").encode())
     weights = _weights(config)
-    lines, quoted, levels = {}, {}, {}
+    lines, marked, quoted, levels = {}, {}, {}, {}
     for one in tuned.tried:
         if one.name.startswith("best"):
             label = str(one.setting).partition(", temporal weight")[0]
             if one.setting.method == "svm":
                 levels[f"{label}, cross-validated"] = one.num_right / len(choose.labels)
                 continue
+            marked[label] = one.setting.temporal_weight or 0.0
             lines[label] = _hits(one.setting, choose, weights) / len(choose.labels)
             if quote is not None:
                 quoted[label] = _hits(one.setting, quote, weights) / len(quote.labels)
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "fusion.png"
         title = f"chosen: {tuned.chosen.setting}; {tuned.chosen_on}"
-        visualize.weights_picture(weights, lines, picture, quoted=quoted, levels=levels, title=title)
+        visualize.weights_picture(weights, lines, picture, marked=marked, quoted=quoted, levels=levels, title=title)
         storage.write_bytes(storage.join(out, "fusion.png"), picture.read_bytes())

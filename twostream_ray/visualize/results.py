@@ -103,17 +103,19 @@ def weights_picture(
     accuracies: Mapping[str, NDArray[np.floating]],
     path: Path,
     *,
+    marked: Mapping[str, float],
     quoted: Mapping[str, NDArray[np.floating]],
     levels: Mapping[str, float],
     title: str,
 ) -> None:
-    """Draw the accuracy of late fusion against the temporal stream's weight as a PNG, the best of each line marked.
+    """Draw the accuracy of late fusion against the temporal stream's weight as a PNG, a weight of each line marked.
 
     Args:
         weights: (W,) in [0, 1].
         accuracies: (W,) in [0, 1] of each way to fuse.
         path: the PNG to write.
-        quoted: (W,) in [0, 1] of the same ways on other clips, dashed and marked at the weight that was best above.
+        marked: the weight of each way at which a dot and its figure stand.
+        quoted: (W,) in [0, 1] of the same ways on other clips, dashed and marked at the same weight.
         levels: accuracies in [0, 1] of ways that have no weight.
         title: what is drawn.
     """
@@ -122,7 +124,7 @@ def weights_picture(
     axes = figure.add_subplot()
     colours = itertools.cycle((_TOWER_COLOURS["temporal"], _TOWER_COLOURS["spatial"], *_SPARE_COLOURS))
     for (name, accuracy), colour in zip(accuracies.items(), colours, strict=False):
-        place = int(np.argmax(accuracy))
+        place = int(np.argmin(np.abs(weights - marked[name])))
         axes.plot(weights, accuracy, color=colour, linewidth=1.5, label=f"{name}: {accuracy[place]:.2%}")
         axes.plot(weights[place], accuracy[place], "o", color=colour, markersize=6)
         if name in quoted:
