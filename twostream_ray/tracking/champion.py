@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from twostream_ray.errors import RegistryError
@@ -290,12 +290,17 @@ def _read(client: MlflowClient, name: str) -> _Registry:
 
 def _crown(client: MlflowClient, name: str, version: int, *, seen: _Registry) -> None:
     """Make a version champion, on the record."""
-    now = time.time()
+    now = datetime.now(UTC)
     if seen.champion is not None and _CHAMPION_SINCE not in seen.tags.get(seen.champion, {_CHAMPION_SINCE: ""}):
         # A person set it by hand: since when is not known, but it was so before this one.
-        client.set_model_version_tag(name, str(seen.champion), _CHAMPION_SINCE, f"{now - 1e-3:.3f}")
+        client.set_model_version_tag(name, str(seen.champion), _CHAMPION_SINCE, _written(now - timedelta(seconds=1)))
     _point(client, name, CHAMPION, version)
-    client.set_model_version_tag(name, str(version), _CHAMPION_SINCE, f"{now:.3f}")
+    client.set_model_version_tag(name, str(version), _CHAMPION_SINCE, _written(now))
+
+
+def _written(moment: datetime) -> str:
+    """A time of UTC that sorts as text."""
+    return moment.isoformat(timespec="milliseconds")
 
 
 def _user() -> str:
