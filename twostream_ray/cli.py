@@ -245,6 +245,9 @@ def _track(arguments: list[str]) -> int:
 
     for delivery in replay(config):
         console.print(delivery.sentence(), soft_wrap=True)
+    return 0
+
+
 def _rollback(arguments: list[str]) -> int:
     from twostream_ray import tracking
     from twostream_ray.console import console

@@ -336,6 +336,8 @@ class ReplayConfig:
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow; each run goes to the experiment that it was started for."""
+
+
 class RollbackConfig:
     """Put the champion of a registered model back to the version before, or to a named one."""
 
