@@ -338,6 +338,7 @@ class ReplayConfig:
     """MLflow; each run goes to the experiment that it was started for."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class RollbackConfig:
     """Put the champion of a registered model back to the version before, or to a named one."""
 
