@@ -11,6 +11,7 @@ from twostream_ray.evaluation import (
     Report,
     confusion_matrix,
     late_fusion,
+    late_fusion_hits,
     mean_class_accuracy,
     own_head_first,
     predicted_classes,
@@ -307,3 +308,24 @@ def test_an_svm_on_half_of_ucf101s_real_scores_beats_both_streams_and_their_mean
     averaged = top_k_accuracy(late_fusion(*(scores[1::2] for scores in streams)), judged, k=1)
     # Both halves hold clips of the same scenes, so this is no accuracy to quote.
     assert top_k_accuracy(values, judged, k=1) > averaged + 0.1 > max(alone) + 0.1
+
+
+@pytest.mark.parametrize("kind", ["any", "ties"])
+def test_a_sweep_of_weights_counts_what_fusion_and_hits_count_one_by_one(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    spatial, temporal = (rng.normal(size=(200, 7)) for _ in range(2))
+    if kind == "ties":
+        spatial, temporal = np.round(spatial), np.round(temporal)
+    labels, weights = rng.integers(7, size=200), np.linspace(0, 1, 41)
+    one_by_one = [
+        top_k_hits(late_fusion(spatial, temporal, temporal_weight=weight, of="logits"), labels, k=1).sum()
+        for weight in weights
+    ]
+    assert late_fusion_hits(spatial, temporal, labels, temporal_weights=weights).tolist() == one_by_one
+    with pytest.raises(TrainingError, match="temporal_weight must be from 0 to 1"):
+        late_fusion_hits(spatial, temporal, labels, temporal_weights=[0.5, 1.5])
+    with pytest.raises(TrainingError, match="same clips and classes from both streams"):
+        late_fusion_hits(spatial, temporal[:, :5], labels, temporal_weights=weights)
+    spatial[3, 0] = np.nan
+    with pytest.raises(TrainingError, match="wanted finite scores"):
+        late_fusion_hits(spatial, temporal, labels, temporal_weights=weights)

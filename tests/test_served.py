@@ -1,6 +1,8 @@
 import base64
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -226,3 +228,17 @@ def test_number_is_no_video(answers: dict[str, Any]) -> None:
 def test_pulled_model_is_the_registered_one(answers: dict[str, Any], package: Path) -> None:
     for file in ("model.safetensors", "model.json"):
         assert (answers["pulled"] / file).read_bytes() == (package / file).read_bytes()
+
+
+def test_the_lines_of_the_readme_use_a_pulled_model_without_mlflow(
+    answers: dict[str, Any], expected: dict[str, float], video: Path, tmp_path: Path
+) -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    (lines,) = re.findall(r"`twostream pull champion`:\n\n```python\n(.*?)```", readme, re.DOTALL)
+    assert len([line for line in lines.splitlines() if line]) <= 3
+    shutil.copytree(answers["pulled"], tmp_path / "champion")
+    shutil.copy(video, tmp_path / "clip.mp4")
+    code = lines + "import sys; assert not {'mlflow', 'ray'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    best, probability = max(expected.items(), key=lambda item: item[1])
+    assert f"('{best}', {probability:.4f}"[:-1] in done.stdout

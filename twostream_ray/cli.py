@@ -22,6 +22,8 @@ Fused appearance and motion networks for action recognition in video: from raw v
   predict VIDEO ...   classes of raw videos
   pull OUT            download a registered model for use without MLflow
   track replay        deliver to MLflow what was logged while it was away
+  rollback            put the champion back to the version before, or to another
+  tune-scores         the best late fusion of two streams' scores, without a network
   describe            parts, sizes and costs of a network; --json for programs
   demo                the whole journey on synthetic videos
   findings            the papers' findings on synthetic videos, over several seeds
@@ -62,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _pull(rest)
             case "track":
                 return _track(rest)
+            case "rollback":
+                return _rollback(rest)
+            case "tune-scores":
+                return _tune_scores(rest)
             case "describe":
                 return _describe(rest)
             case "demo":
@@ -239,6 +245,55 @@ def _track(arguments: list[str]) -> int:
 
     for delivery in replay(config):
         console.print(delivery.sentence(), soft_wrap=True)
+    return 0
+
+
+def _rollback(arguments: list[str]) -> int:
+    from twostream_ray import tracking
+    from twostream_ray.console import console
+    from twostream_ray.runs.config import RollbackConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(RollbackConfig, arguments, prog="twostream rollback")
+    moved = tracking.rollback(config.tracking.model_name, config=config.tracking, to=config.to, because=config.because)
+    console.print(moved.reason)
+    return 0
+
+
+def _tune_scores(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, console, table
+    from twostream_ray.runs.config import TuneScoresConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(TuneScoresConfig, arguments, prog="twostream tune-scores")
+    from twostream_ray.runs.tune_scores import tune_scores
+
+    with Bar("tune-scores", unit="settings") as bar:
+        tuned = tune_scores(config, progress=bar.show)
+    quoted_on = tuned.quoted_on
+    table(
+        f"top-1 on {tuned.chosen_on}" + (f", and on {quoted_on}" if quoted_on else ""),
+        ["", "setting", "right", "top-1", *(["right, to quote", "top-1, to quote"] if quoted_on else [])],
+        [
+            [
+                ("> " if one is tuned.chosen else "  ") + one.name,
+                str(one.setting),
+                str(one.num_right),
+                f"{one.num_right / tuned.chosen_on.num_clips:.2%}",
+                *(
+                    [str(one.num_right_quoted), f"{(one.num_right_quoted or 0) / quoted_on.num_clips:.2%}"]
+                    if quoted_on
+                    else []
+                ),
+            ]
+            for one in tuned.tried
+        ],
+    )
+    for note in tuned.notes:
+        console.print(f"note: {note}")
+    console.print(f"{tuned.num_settings} settings in {tuned.seconds:.2f} s; chosen: {tuned.chosen.setting}")
+    console.print(tuned.verdict())
+    console.print(f"fusion.json and fusion.png are in {config.out}")
     return 0
 
 

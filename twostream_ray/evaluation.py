@@ -147,6 +147,45 @@ def late_fusion(
     return (1 - temporal_weight) * spatial + temporal_weight * temporal
 
 
+def late_fusion_hits(
+    spatial: ArrayLike,
+    temporal: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temporal_weights: ArrayLike,
+) -> NDArray[np.int64]:
+    """Clips whose best class is right at each of many weights: what `late_fusion` of "logits" and `top_k_hits` give.
+
+    It takes one sweep: a class that both streams put behind the true one is so at every weight, and is not fused.
+    Shapes (N, K), (N, K), (N,), (W,) -> (W,), values in [0, N].
+
+    Raises:
+        TrainingError: as late_fusion and top_k_hits.
+    """
+    weights = np.asarray(temporal_weights, dtype=np.float64)
+    for extreme in (weights.min(), weights.max()):
+        late_fusion(np.asarray(spatial)[:1], np.asarray(temporal)[:1], temporal_weight=float(extreme), of="logits")
+    spatial, labels = _checked(spatial, labels)
+    temporal, _ = _checked(temporal, labels)
+    spatial, temporal = spatial.astype(np.float64), temporal.astype(np.float64)
+    rows = np.arange(len(labels))
+    own_spatial, own_temporal = spatial[rows, labels][:, None], temporal[rows, labels][:, None]
+    # Far enough behind that rounding cannot make the fused scores equal.
+    slack = [1e-9 * np.abs(scores).max() for scores in (spatial, temporal)]
+    rival = (spatial >= own_spatial - slack[0]) | (temporal >= own_temporal - slack[1])
+    rival[rows, labels] = False
+    clips, classes = np.nonzero(rival)
+    pairs = np.stack([spatial[clips, classes], temporal[clips, classes]])
+    own = np.stack([own_spatial[clips, 0], own_temporal[clips, 0]])
+    before = classes < labels[clips]  # equal scores are ordered by class index
+    hits = np.empty(len(weights), dtype=np.int64)
+    for place, weight in enumerate(weights):
+        fused, true = ((1 - weight) * values[0] + weight * values[1] for values in (pairs, own))
+        beaten = (fused > true) | ((fused == true) & before)
+        hits[place] = len(labels) - np.count_nonzero(np.bincount(clips[beaten], minlength=len(labels)))
+    return hits
+
+
 def svm_fusion(
     scores: Sequence[ArrayLike],
     *,

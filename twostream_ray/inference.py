@@ -48,7 +48,7 @@ class Classifier:
         """Settings, classes and flow contract."""
 
     @classmethod
-    def load(cls, directory: Path, *, device: str = "cpu") -> Classifier:
+    def load(cls, directory: str | Path, *, device: str = "cpu") -> Classifier:
         """Load model.safetensors and model.json; nothing is unpickled.
 
         Raises:

@@ -240,6 +240,77 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamScoresConfig:
+    """Scores of the same clips by two streams: a file of each that `evaluate` wrote, or one file with both."""
+
+    spatial: str | None = None
+    """The spatial network's scores.npz: path, file:// or s3:// URI."""
+
+    temporal: str | None = None
+    """The temporal network's scores.npz."""
+
+    both: str | None = None
+    """An .npz with spatial (N, K), temporal (N, K), labels (N,) and clip_ids (N,) instead."""
+
+    def given(self) -> bool:
+        """Whether any file is named."""
+        return any(file is not None for file in (self.spatial, self.temporal, self.both))
+
+    def __post_init__(self) -> None:
+        if (self.spatial is None) != (self.temporal is None) or (self.both is not None and self.spatial is not None):
+            raise ConfigError(
+                f"scores are wanted as spatial and temporal, or as both, got spatial {self.spatial}, temporal "
+                f"{self.temporal} and both {self.both}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneScoresConfig:
+    """The best late fusion of two streams' scores: thousands of settings in seconds, without a network."""
+
+    choose: StreamScoresConfig
+    """The clips that the setting is chosen on; best of a validation split."""
+
+    quote: StreamScoresConfig = field(default_factory=StreamScoresConfig)
+    """Other clips, such as the test split, on which the chosen setting's accuracy may be quoted."""
+
+    of: list[Literal["logits", "softmax"]] = field(default_factory=lambda: ["logits", "softmax"])
+    """What is averaged: the logits, or their softmax as in Simonyan and Zisserman 2014."""
+
+    weight_step: float = 0.005
+    """From one weight of the temporal stream to the next, in (0, 1]; weights go from 0 to 1."""
+
+    temperatures: list[float] = field(default_factory=lambda: [1.0, 4.0, 16.0, 64.0])
+    """Each stream's logits are divided by each of these, above 0, before the softmax."""
+
+    svm_penalties: list[float] = field(default_factory=list)
+    """C of linear SVMs to try, judged by cross-validation on `choose` and fitted to all of it; wants `quote`."""
+
+    out: str = "tuned_scores"
+    """Directory or s3:// prefix for fusion.json and fusion.png."""
+
+    def __post_init__(self) -> None:
+        if not self.choose.given():
+            raise ConfigError(
+                "choose.spatial and choose.temporal (scores.npz of `evaluate`), or choose.both, are wanted, got none"
+            )
+        if not self.of:
+            raise ConfigError("of must name logits, softmax or both, got none")
+        if not 0 < self.weight_step <= 1:
+            raise ConfigError(f"weight_step must lie in (0, 1], got {self.weight_step}")
+        for name in ("temperatures", "svm_penalties"):
+            if any(not value > 0 for value in getattr(self, name)):
+                raise ConfigError(f"{name} must be more than 0, got {getattr(self, name)}")
+        if not self.temperatures:
+            raise ConfigError("temperatures must hold at least one, got none")
+        if self.svm_penalties and not self.quote.given():
+            raise ConfigError(
+                "svm_penalties want quote.spatial and quote.temporal (or quote.both): an SVM is not judged by clips "
+                "that it was fitted to"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PullConfig:
     """Download a registered model for use without MLflow: weights, settings and classes."""
 
@@ -265,6 +336,24 @@ class ReplayConfig:
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow; each run goes to the experiment that it was started for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackConfig:
+    """Put the champion of a registered model back to the version before, or to a named one."""
+
+    to: int | None = None
+    """Version to make champion; by default the one that was so before; doing it again goes further back."""
+
+    because: str = ""
+    """Why, for the record: a tag of the version that is taken back."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, whose registry holds the model; `tracking.model_name` is the model's."""
+
+    def __post_init__(self) -> None:
+        if self.to is not None and self.to < 1:
+            raise ConfigError(f"to must be a version, from 1 on, got {self.to}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -190,7 +190,13 @@ def _write(evaluation: Evaluation, *, out: str) -> None:
     storage.write_bytes(storage.join(out, "report.json"), (json.dumps(values, indent=1) + "\n").encode())
     table = io.BytesIO()
     np.savez_compressed(
-        table, scores=evaluation.scores, labels=evaluation.labels, clip_ids=np.asarray(evaluation.clip_ids)
+        table,
+        scores=evaluation.scores,
+        labels=evaluation.labels,
+        clip_ids=np.asarray(evaluation.clip_ids),
+        split=np.asarray(evaluation.split),
+        num_expected=np.asarray(evaluation.report.n_expected),
+        head_classes=np.asarray(evaluation.package.model.head_classes, dtype=np.int64),
     )
     storage.write_bytes(storage.join(out, "scores.npz"), table.getvalue())
     with tempfile.TemporaryDirectory() as folder:

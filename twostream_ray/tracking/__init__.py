@@ -1,6 +1,6 @@
 """Runs, metrics, artefacts, model registry, champion: the only door of MLflow; importing it does not load MLflow."""
 
-from twostream_ray.tracking.champion import Verdict, promote
+from twostream_ray.tracking.champion import Rollback, Verdict, promote, rollback
 from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import Delivery, replay
 from twostream_ray.tracking.journal import journals_below
@@ -21,6 +21,7 @@ from twostream_ray.tracking.registry import pull, record_measurement, register
 __all__ = [
     "Delivery",
     "Measurement",
+    "Rollback",
     "RunHandle",
     "TrackingConfig",
     "Verdict",
@@ -37,5 +38,7 @@ __all__ = [
     "record_measurement",
     "register",
     "replay",
+    "resume_run",
+    "rollback",
     "start_run",
 ]

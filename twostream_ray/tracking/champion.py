@@ -8,10 +8,12 @@ written. So the better version stays, on SQLite as on a server.
 
 from __future__ import annotations
 
+import getpass
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from twostream_ray.errors import RegistryError
@@ -24,10 +26,16 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 _CONTENDS = "contends"
+_CHAMPION_SINCE = "champion_since"
+"""Tag of a version: when it last became champion, by which a rollback finds the one before."""
+_ROLLED_BACK = "rolled_back"
+"""Tag of a version that a person took back: it contends no more until it is promoted, or rolled back to, again."""
 _CONTEST_SECONDS = 600.0
 """Contenders declared this long before another may still be writing; older ones are settled, and a champion that a
 person has set by hand since then stands."""
 _MOST_ROUNDS = 20
+_TAG_LENGTH = 5000
+"""MLflow's limit for a tag of a version."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +81,23 @@ class _Registry:
         found = measurement_from(self.tags.get(version, {}), manifest_hash=terms.manifest_hash, split=terms.split)
         return found if found and terms.metric in found.metrics else None
 
+    def taken_back(self, version: int) -> bool:
+        return _ROLLED_BACK in self.tags[version]
+
+    def champion_before(self) -> int | None:
+        """The version that was champion last, of those that are not now and were not taken back."""
+        since = {
+            version: tags[_CHAMPION_SINCE]
+            for version, tags in self.tags.items()
+            if _CHAMPION_SINCE in tags and version != self.champion and not self.taken_back(version)
+        }
+        return max(since, key=lambda version: (since[version], version), default=None)
+
     def contenders(self, *, since: float) -> list[_Contender]:
         """Those declared since then, oldest version first."""
         found = []
         for version, tags in sorted(self.tags.items()):
-            if _CONTENDS in tags:
+            if _CONTENDS in tags and not self.taken_back(version):
                 stored = json.loads(tags[_CONTENDS])
                 if stored["declared"] >= since:
                     terms = _Terms(**stored["terms"])
@@ -122,6 +142,8 @@ def promote(
         now = time.time()
         declared = {"declared": now, "terms": {"manifest_hash": manifest_hash, "split": split, "metric": metric}}
         client.set_model_version_tag(name, str(version), _CONTENDS, json.dumps(declared))
+        if _ROLLED_BACK in before.tags[version]:
+            client.delete_model_version_tag(name, str(version), _ROLLED_BACK)
         after = _settle(client, name, incumbent=before.champion, since=now - _CONTEST_SECONDS)
         _demand_measurement(after, name, version, terms)  # it may have been deleted meanwhile
         verdict = _verdict(before, after, version, terms)
@@ -132,17 +154,79 @@ def promote(
     return verdict
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollback:
+    """What a rollback moved."""
+
+    champion: int
+    """The version that is champion now."""
+    taken_back: int | None
+    """The version that was; None where nothing moved or the model had no champion."""
+    reason: str
+    """What happened, in a sentence."""
+
+
+def rollback(name: str, *, config: TrackingConfig, to: int | None = None, because: str = "") -> Rollback:
+    """Put `champion` back to the version that was so before, or to a named one; rolling back again goes further back.
+
+    The version that was champion is tagged `rolled_back` with time, user and why: no later promotion brings it back,
+    unless it is promoted itself, or rolled back to.
+
+    Args:
+        name: of the registered model.
+        config: the registry.
+        to: the version to make champion; none: the one that was so before.
+        because: why, for the record.
+
+    Raises:
+        RegistryError: there is no such model or version, no earlier champion is on record, or MLflow does not answer.
+    """
+    uri = config.resolved_uri()
+    wanted = f"rolling back {name}" + (f" to version {to}" if to else "")
+    with hurried(), registry_errors(uri, wanted=wanted, way_out="check tracking.model_name and tracking.uri"):
+        client = client_for(uri)
+        before = _read(client, name)
+        known = ", ".join(map(str, sorted(before.tags))) or "none"
+        if to is not None and to not in before.tags:
+            raise RegistryError(f"{name} has no version {to} to roll back to, only {known}")
+        target = to or before.champion_before()
+        if target is None:
+            raise RegistryError(
+                f"no version of {name} is on record as champion before {before.champion or 'now'}: name one of {known} "
+                "with --to"
+            )
+        if target == before.champion:
+            return Rollback(champion=target, taken_back=None, reason=f"version {target} is champion already")
+        # First the mark, then the alias: a promotion that reads in between leaves the one that is marked alone.
+        if before.champion is not None:
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            why = f": {because}" if because else ""
+            mark = f"{when} by {_user()}, to version {target}{why}"
+            client.set_model_version_tag(name, str(before.champion), _ROLLED_BACK, mark[:_TAG_LENGTH])
+        if _ROLLED_BACK in before.tags[target]:
+            client.delete_model_version_tag(name, str(target), _ROLLED_BACK)
+        _crown(client, name, target, seen=before)
+        if _alias(client, name, CHALLENGER) == target:
+            client.delete_registered_model_alias(name, CHALLENGER)
+    left = "which had none" if before.champion is None else f"in the place of version {before.champion}"
+    return Rollback(
+        champion=target, taken_back=before.champion, reason=f"version {target} is champion of {name}, {left}"
+    )
+
+
 def _settle(client: MlflowClient, name: str, *, incumbent: int | None, since: float) -> _Registry:
     """Write the rightful champion until a reading after the writing agrees; gives that reading."""
     for _ in range(_MOST_ROUNDS):
         seen = _read(client, name)
         rightful = incumbent if incumbent in seen.tags else None
+        if rightful is not None and seen.taken_back(rightful):
+            rightful = seen.champion  # a person rolled back meanwhile: what they chose is to be beaten
         for contender in seen.contenders(since=since):
             if rightful is None or _beats(seen, contender.version, rightful, contender.terms):
                 rightful = contender.version
         if rightful is None or rightful == seen.champion:
             return seen
-        _point(client, name, CHAMPION, rightful)
+        _crown(client, name, rightful, seen=seen)
     raise RegistryError(f"champion of {name} kept moving while {_MOST_ROUNDS} rounds were tried: promote again later")
 
 
@@ -202,6 +286,28 @@ def _read(client: MlflowClient, name: str) -> _Registry:
         token = page.token
         if not token:
             return _Registry(tags=tags, champion=_alias(client, name, CHAMPION))
+
+
+def _crown(client: MlflowClient, name: str, version: int, *, seen: _Registry) -> None:
+    """Make a version champion, on the record."""
+    now = datetime.now(UTC)
+    if seen.champion is not None and _CHAMPION_SINCE not in seen.tags.get(seen.champion, {_CHAMPION_SINCE: ""}):
+        # A person set it by hand: since when is not known, but it was so before this one.
+        client.set_model_version_tag(name, str(seen.champion), _CHAMPION_SINCE, _written(now - timedelta(seconds=1)))
+    _point(client, name, CHAMPION, version)
+    client.set_model_version_tag(name, str(version), _CHAMPION_SINCE, _written(now))
+
+
+def _written(moment: datetime) -> str:
+    """A time of UTC that sorts as text."""
+    return moment.isoformat(timespec="milliseconds")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return "a user without a name"
 
 
 def _point(client: MlflowClient, name: str, alias: str, version: int) -> None:

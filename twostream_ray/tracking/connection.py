@@ -107,6 +107,8 @@ def _load_mlflow() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A uv.lock in the working directory is not the model's: its requirements are pinned from what is installed.
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    # A server's client would print two lines of links at the end of each run, through bars and tables.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow  # noqa: F401
 
     # Alembic tells every migration of a new SQLite file, some 60 lines, at level INFO.

@@ -1,8 +1,6 @@
-"""Pictures: flow as colour (Baker et al. 2011, the Middlebury flow benchmark), confusion, curves, frames over flow.
+"""Pictures of what networks scored: confusion, accuracies by network, by weight of late fusion, curves by epoch."""
 
-Every picture is drawn on a figure of its own, without pyplot's global state, so that any process and thread may draw.
-"""
-
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,40 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-_WHEEL_KNOTS = (0, 15, 21, 25, 36, 49, 55)
-"""Where red, yellow, green, cyan, blue, magenta and again red stand on the wheel of 55 hues (Baker et al. 2011)."""
-_WHEEL_COLOURS = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)], dtype=float)
-_UNKNOWN_FLOW_PX = 1e9
-"""Middlebury's ground truth marks a pixel of unknown flow with a larger value than this."""
-
 _MOST_COUNTED_CLASSES = 20
 _MOST_NAMED_CLASSES = 120
 _LONGEST_NAME = 40
 _CURVE = re.compile(r"(?P<split>train|val)_(?P<quantity>loss|top1)(_(?P<tower>\w+))?")
 _TOWER_COLOURS = {"network": "#222222", "spatial": "#d55e00", "temporal": "#0072b2"}
 _SPARE_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-
-
-def flow_colour(flow: NDArray[np.floating], *, max_px: float) -> NDArray[np.uint8]:
-    """Flow in Middlebury's colours: hue is the direction, white is no motion, full colour is max_px.
-
-    Motion beyond max_px is darker; unknown flow (not finite, or above 1e9) is black.
-
-    Args:
-        flow: (H, W, 2) displacement in px, x to the right, y down.
-        max_px: length of the displacement that gets the full colour, above 0.
-
-    Returns:
-        (H, W, 3) RGB.
-    """
-    known = np.isfinite(flow).all(axis=-1) & (np.abs(flow) < _UNKNOWN_FLOW_PX).all(axis=-1)
-    x, y = np.moveaxis(np.where(known[..., None], flow, 0.0) / max_px, -1, 0)
-    length = np.hypot(x, y)[..., None]
-    # The wheel starts with red at motion to the right and has 54 steps, as the reference pictures do.
-    place = (np.arctan2(-y, -x) / np.pi + 1) / 2 * 54
-    hue = np.stack([np.interp(place, _WHEEL_KNOTS, channel) for channel in _WHEEL_COLOURS.T], axis=-1)
-    colour = np.where(length <= 1, 1 - length * (1 - hue), 0.75 * hue)
-    return (255 * colour * known[..., None]).astype(np.uint8)
 
 
 def confusion_picture(matrix: NDArray[np.integer], classes: Sequence[str], path: Path) -> None:
@@ -128,6 +98,54 @@ def accuracies_picture(accuracies: Mapping[str, Mapping[str, Sequence[float]]], 
     figure.savefig(path)
 
 
+def weights_picture(
+    weights: NDArray[np.floating],
+    accuracies: Mapping[str, NDArray[np.floating]],
+    path: Path,
+    *,
+    marked: Mapping[str, float],
+    quoted: Mapping[str, NDArray[np.floating]],
+    levels: Mapping[str, float],
+    title: str,
+) -> None:
+    """Draw the accuracy of late fusion against the temporal stream's weight as a PNG, a weight of each line marked.
+
+    Args:
+        weights: (W,) in [0, 1].
+        accuracies: (W,) in [0, 1] of each way to fuse.
+        path: the PNG to write.
+        marked: the weight of each way at which a dot and its figure stand.
+        quoted: (W,) in [0, 1] of the same ways on other clips, dashed and marked at the same weight.
+        levels: accuracies in [0, 1] of ways that have no weight.
+        title: what is drawn.
+    """
+    figure = Figure(figsize=(8.5, 4.6), dpi=110)
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    colours = itertools.cycle((_TOWER_COLOURS["temporal"], _TOWER_COLOURS["spatial"], *_SPARE_COLOURS))
+    for (name, accuracy), colour in zip(accuracies.items(), colours, strict=False):
+        place = int(np.argmin(np.abs(weights - marked[name])))
+        axes.plot(weights, accuracy, color=colour, linewidth=1.5, label=f"{name}: {accuracy[place]:.2%}")
+        axes.plot(weights[place], accuracy[place], "o", color=colour, markersize=6)
+        if name in quoted:
+            other = quoted[name]
+            label = f"the same on the clips to quote: {other[place]:.2%}"
+            axes.plot(weights, other, color=colour, linewidth=1.2, linestyle="--", label=label)
+            axes.plot(weights[place], other[place], "o", color=colour, markersize=6, markerfacecolor="white")
+    for (name, level), colour in zip(levels.items(), reversed(_SPARE_COLOURS), strict=False):
+        axes.axhline(level, color=colour, linestyle=":", linewidth=1.4, label=f"{name}: {level:.2%}")
+    axes.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("weight of the temporal stream; 0: spatial alone, 1: temporal alone")
+    axes.set_ylabel("top-1")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title="at the best weight", fontsize=8, title_fontsize=8, framealpha=0.85)
+    axes.set_title(title, fontsize=10, parse_math=False, wrap=True)
+    figure.savefig(path)
+
+
 def curves_picture(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw loss and top-1 by epoch as a PNG: training dashed, validation solid, each tower in its colour.
 
@@ -169,50 +187,4 @@ def curves_picture(history: Sequence[Mapping[str, float]], path: Path) -> None:
     panels["top1"].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if legend:
         figure.legend(legend.values(), legend.keys(), loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(path)
-
-
-def contact_sheet(
-    frames: NDArray[np.uint8],
-    flows: NDArray[np.floating],
-    path: Path,
-    *,
-    max_px: float,
-    captions: Sequence[str] = (),
-    columns: int = 8,
-) -> None:
-    """Draw frames over their flow as a PNG, with the key to the colours, to see what the network is shown.
-
-    Args:
-        frames: (T, H, W, 3) RGB.
-        flows: (T, H, W, 2) displacement in px of each frame; its H and W may differ from the frames'.
-        path: the PNG to write.
-        max_px: displacement that gets the full colour.
-        captions: T lines above the frames, such as "1.2 s"; none are written where there are none.
-        columns: frames side by side.
-    """
-    columns = min(columns, len(frames))
-    bands = -(-len(frames) // columns)
-    width = 1.6
-    height = width * frames.shape[1] / frames.shape[2]
-    figure = Figure(figsize=(width * columns + 1.5, bands * (2 * height + 0.3)), dpi=120)
-    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0.0, hspace=0.0)
-    grid = figure.add_gridspec(2 * bands, columns + 1, width_ratios=[width] * columns + [1.5])
-    for index, (frame, flow) in enumerate(zip(frames, flows, strict=True)):
-        band, column = divmod(index, columns)
-        above, below = (figure.add_subplot(grid[2 * band + row, column]) for row in range(2))
-        above.imshow(frame)
-        below.imshow(flow_colour(flow, max_px=max_px))
-        if captions:
-            above.set_title(captions[index], fontsize=8)
-    key = figure.add_subplot(grid[0:2, columns])
-    reach = np.linspace(-1, 1, 241)
-    disc = np.stack(np.meshgrid(reach, reach), axis=-1)
-    inside = np.hypot(disc[..., 0], disc[..., 1]) <= 1
-    key.imshow(np.where(inside[..., None], flow_colour(disc, max_px=1), 255).astype(np.uint8))
-    key.text(
-        0.5, -0.02, f"motion,\n{max_px:g} px at the rim", transform=key.transAxes, ha="center", va="top", fontsize=8
-    )
-    for axes in figure.axes:
-        axes.set_axis_off()
     figure.savefig(path)
