@@ -1,8 +1,9 @@
 # Both `make demo` and `make test` set everything up on a fresh machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
+SEARCH_CLIPS := --clips.size_px 48 --clips.test_clips 0
 
-.PHONY: demo test soak check format clean
+.PHONY: demo demo-search test soak check format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -12,6 +13,13 @@ BIN := .venv/bin
 
 demo: .venv/.installed  ## the whole journey on synthetic videos, about 6 minutes on 2 cores once installed
 	$(BIN)/twostream demo --config jobs/recipes/demo.yaml
+
+demo-search: .venv/.installed  ## a search over fusions for videos that take both streams and time, on 2 cores
+	$(BIN)/twostream synthesize demo/search/binding --clips.group binding $(SEARCH_CLIPS) --clips.train_clips 480 --clips.val_clips 120
+	$(BIN)/twostream synthesize demo/search/order --clips.group order $(SEARCH_CLIPS) --clips.train_clips 240 --clips.val_clips 80
+	$(BIN)/twostream ingest --catalog.name binding --catalog.root demo/search/binding \
+		--more '[{name: order, root: demo/search/order}]' --flow.short_side_px 48 --out demo/search/shards
+	$(BIN)/twostream tune --config jobs/recipes/demo_search.yaml
 
 test: .venv/.installed  ## all tests but the soak
 	$(BIN)/python -m pytest

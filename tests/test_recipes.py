@@ -18,7 +18,11 @@ from twostream_ray.training.loop import score_pass, train_pass
 from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.step import TrainingStep, to_device
 
-RECIPES = {path.stem: path for path in (Path(__file__).resolve().parents[1] / "jobs/recipes").glob("*.yaml")}
+RECIPES = {
+    path.stem: path
+    for path in (Path(__file__).resolve().parents[1] / "jobs/recipes").glob("*.yaml")
+    if "search" not in path.stem
+}
 PAPERS = ("two_stream_2014", "fusion_2016", "st_resnet_2016", "stfn_2018")
 
 

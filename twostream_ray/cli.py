@@ -18,6 +18,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   ingest              labelled raw videos -> shards with optical flow
   inspect SHARDS      what is in a shard set, with a picture; --verify true checks every byte
   train               shards -> a trained, evaluated and registered network
+  tune                many trainings: a search over settings, the best registered
   evaluate            a trained model on a split of shards
   predict VIDEO ...   classes of raw videos
   pull OUT            download a registered model for use without MLflow
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _inspect(rest)
             case "train":
                 return _train(rest)
+            case "tune":
+                return _tune(rest)
             case "evaluate":
                 return _evaluate(rest)
             case "predict":
@@ -179,6 +182,34 @@ def _train(arguments: list[str]) -> int:
     console.print(f"pictures and scores: {run_place(config)}/evaluation")
     if published.version is not None:
         console.print(f"registered {config.tracking.model_name} version {published.version}: {published.verdict}")
+    return 0
+
+
+def _tune(arguments: list[str]) -> int:
+    from twostream_ray.console import SearchDisplay, console
+    from twostream_ray.runs.search_settings import TuneConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(TuneConfig, arguments, prog="twostream tune")
+    from twostream_ray.runs.train import run_place
+    from twostream_ray.runs.tune import tune
+
+    with SearchDisplay(config.name, trials=config.search.trials) as display:
+        report = tune(config, progress=display.show)
+    display.summary(report.records)
+    for reason in dict.fromkeys(report.refused.values()):
+        console.print(f"refused before a trial started: {reason}")
+    best, spent = report.best, report.spent
+    console.print(
+        f"search {config.name} {'is finished already' if report.done_before else 'ended'}: {report.ended}; "
+        f"{spent.epochs} epochs, {spent.hours:.2f} h, {spent.gpu_hours:.2f} GPU-hours"
+    )
+    console.print(f"best: {best.name}, top-1 {best.score:.1%} on {config.data.validation_split}, {best.settings}")
+    if report.published is not None:
+        console.print(report.published.evaluation.report.to_text())
+    if report.verdict:
+        console.print(f"registered {config.tracking.model_name}: {report.verdict}")
+    console.print(f"table and pictures: {run_place(config)}")
     return 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -113,6 +115,84 @@ class TrainingDisplay(Bar):
                 f"note: workers waited for data {event['data_wait']:.0%} of the time: raise data.read_tasks and "
                 "data.decode_threads, add CPU nodes with data.decode_at stream, or see `twostream benchmark loader`"
             )
+
+
+class SearchDisplay:
+    """A live table of a search's trials; where there is no terminal, a line for every change."""
+
+    _ROWS = 30
+    """Trials that are shown while the search runs: the best and the unfinished ones."""
+
+    def __init__(self, name: str, *, trials: int) -> None:
+        self._name, self._trials = name, trials
+        self._told: dict[int, tuple[int, str]] = {}
+        self._live = Live(console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Self:
+        if console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if console.is_terminal:
+            self._live.stop()
+
+    def show(self, records: Sequence[Any], spent: Any) -> None:
+        """So far have the trials come."""
+        for record in records:
+            now = (len(record.history), record.status)
+            before = self._told.get(record.number)
+            self._told[record.number] = now
+            if before != now and not console.is_terminal:
+                console.print(self._line(record))
+        if console.is_terminal:
+            title = f"{self._name}: {spent.trials} of {self._trials} trials, {spent.epochs} epochs, {spent.hours:.2f} h"
+            first = sorted(records, key=lambda one: (one.status != "running", -(one.score or 0.0)))
+            self._live.update(_trials_table(title, first[: self._ROWS]))
+
+    def summary(self, records: Sequence[Any]) -> None:
+        """All trials, the best first."""
+        console.print(_trials_table(self._name, sorted(records, key=lambda one: -(one.score or 0.0))))
+
+    @staticmethod
+    def _line(record: Any) -> str:
+        score = "" if record.score is None else f", best val top-1 {record.score:.1%}"
+        reason = f" ({record.reason})" if record.reason else ""
+        begun = f": {_settings(record.settings)}, {record.parameters:,} parameters" if not record.history else ""
+        return f"{record.name} {record.status}{reason}, {len(record.history)} epochs{score}{begun}"
+
+
+def _trials_table(title: str, records: Sequence[Any]) -> Table:
+    drawn = Table(title=title, title_justify="left")
+    for column in ("trial", "settings", "status"):
+        drawn.add_column(column, overflow="fold")
+    for column in ("epochs", "val top-1", "parameters", "s"):
+        drawn.add_column(column, justify="right")
+    for record in records:
+        score = "" if record.score is None else f"{record.score:.1%}"
+        drawn.add_row(
+            record.name,
+            _settings(record.settings),
+            record.status,
+            str(len(record.history)),
+            score,
+            f"{record.parameters:,}",
+            f"{record.seconds:.0f}",
+        )
+    return drawn
+
+
+def _settings(drawn: Mapping[str, Any]) -> str:
+    """What was drawn, by the last part of each name."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, list):
+            return "+".join(map(str, value))
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{name.rpartition('.')[2]} {shown(value)}" for name, value in drawn.items())
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

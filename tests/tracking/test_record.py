@@ -14,7 +14,9 @@ from twostream_ray.tracking import (
     log_artifacts,
     log_metrics,
     log_pictures,
+    run_at,
     start_run,
+    tag_run,
 )
 from twostream_ray.tracking.connection import _load_mlflow, client_for
 from twostream_ray.tracking.record import flat_parameters
@@ -175,3 +177,17 @@ def test_default_store_is_a_file_in_the_working_directory(tmp_path: Path, monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     assert TrackingConfig().resolved_uri() == f"sqlite:///{tmp_path}/other.db"
     assert TrackingConfig(uri="http://server:5000").resolved_uri() == "http://server:5000"
+
+
+def test_a_trial_lies_below_its_search_and_is_tagged_when_it_is_over(tracking: TrackingConfig, tmp_path: Path) -> None:
+    assert run_at(tracking, place=str(tmp_path / "trial")) is None
+    search = start_run(tracking, run_name="search", place=str(tmp_path / "search"), parameters={}, tags={})
+    begun = start_run(tracking, run_name="trial", place=str(tmp_path / "trial"), parameters={}, tags={}, parent=search)
+    trial = run_at(tracking, place=str(tmp_path / "trial"))
+    assert trial == begun
+    tag_run(trial, {"twostream.status": "stopped early by asha after 2 of 6 epochs"})
+    finish_run(trial, "KILLED")
+    run = client_for(trial.uri).get_run(trial.run_id)
+    assert run.data.tags["mlflow.parentRunId"] == search.run_id
+    assert run.data.tags["twostream.status"] == "stopped early by asha after 2 of 6 epochs"
+    assert run.info.status == "KILLED"

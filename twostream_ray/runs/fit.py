@@ -42,6 +42,7 @@ def fit(
     needs_flow: bool,
     progress: Progress | None,
     stop: threading.Event | None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> tuple[str, list[dict[str, float]]]:
     """Train with a group of workers; gives the checkpoint to use and the metrics of every epoch.
 
@@ -100,7 +101,7 @@ def fit(
                     checkpoint_score_attribute=watched,
                     checkpoint_score_order="max",
                 ),
-                callbacks=[_Telling(handle, board, timeout_s=config.workers.timeout_s)],
+                callbacks=[_Telling(handle, board, timeout_s=config.workers.timeout_s), *callbacks],
             ),
         )
         try:

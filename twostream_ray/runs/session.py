@@ -5,18 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_NOWHERE = "http://127.0.0.1:9"
+"""An address that refuses at once."""
+
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     """Connect to the cluster named by RAY_ADDRESS (set inside a submitted job), or start a local one and stop it again.
 
-    A connection that is already there is used and left alone.
+    A connection that is already there is used and left alone. A local cluster has a `dashboard` if one is wanted.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_cluster = bool(os.environ.get("RAY_ADDRESS"))
     if not on_cluster:
@@ -30,20 +38,24 @@ def ray_session() -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         # A private cluster has no dashboard (a dozen processes). Ray Train's clean-up actor asks for one all the same:
         # refused at once, it ends with the training; left to search, it holds up the end of every training for 12 s.
-        os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+        # Where there is a dashboard, the actor must ask this one: left to search, it takes the newest cluster of the
+        # machine, does not find its training there, and takes that training's resources away.
+        port = _free_port() if dashboard else None
+        api_before = os.environ.get("RAY_API_SERVER_ADDRESS")
+        if dashboard:
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+        else:
+            os.environ.setdefault("RAY_API_SERVER_ADDRESS", _NOWHERE)
         # No node of it can be taken away with notice.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
     ray.init(
         address=os.environ.get("RAY_ADDRESS") or "local",
         logging_level=logging.WARNING,
         # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
         log_to_driver=False,
-        **({} if on_cluster else {"include_dashboard": False}),
+        **({} if on_cluster else {"include_dashboard": dashboard, "dashboard_port": port}),
     )
     # After the import that configures it: our own progress bars say what its lines would.
     import ray.data
@@ -53,6 +65,20 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if dashboard and not on_cluster:
+            os.environ.pop("RAY_API_SERVER_ADDRESS")
+            if api_before is not None:
+                os.environ["RAY_API_SERVER_ADDRESS"] = api_before
+
+
+def _free_port() -> int:
+    """A port of this machine that nobody listens on, outside 10002 to 19999, which Ray gives to its processes."""
+    while True:
+        with socket.socket() as asked:
+            asked.bind(("127.0.0.1", 0))
+            port = int(asked.getsockname()[1])
+        if not 10002 <= port <= 19999:
+            return port
 
 
 @contextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from ray.train import UserCallback
 
 from twostream_ray import storage, tracking
 from twostream_ray.data.shards import ShardSet, open_shards
@@ -45,9 +47,17 @@ def run_place(config: ExperimentConfig) -> str:
 
 
 def train(
-    config: ExperimentConfig, *, progress: Progress | None = None, stop: threading.Event | None = None
+    config: ExperimentConfig,
+    *,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    callbacks: Sequence[UserCallback] = (),
+    parent: tracking.RunHandle | None = None,
 ) -> TrainReport:
     """Train, or go on with, the run `config.name`; setting `stop` makes it keep what it has reached and stop.
+
+    A search hands in what its trials have beside: `callbacks` on Ray Train's controller, called after MLflow has an
+    epoch, and the MLflow run that this one is nested in.
 
     Raises:
         KeyboardInterrupt: it was stopped, or Ctrl-C pressed.
@@ -60,10 +70,7 @@ def train(
     shard_set = open_shards(config.data.shards)
     for split in filter(None, (config.data.train_split, config.data.validation_split)):
         shard_set.split(split)
-    package = package_for(config, shard_set)
-    with torch.device("meta"):
-        network = package.build(pretrained=False)
-        _refuse_small_crops(network, config)
+    package, network = blueprint(config, shard_set)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     place = run_place(config)
     finished = _earlier_run(config, place)
@@ -77,6 +84,7 @@ def train(
         place=place,
         parameters=asdict(config) | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
         tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
+        parent=parent,
     )
     started = time.monotonic()
     try:
@@ -88,6 +96,7 @@ def train(
             needs_flow=network.needs_flow,
             progress=progress,
             stop=stop,
+            callbacks=callbacks,
         )
     except BaseException as error:
         tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -108,6 +117,19 @@ def train(
     ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
     storage.write_bytes(storage.join(place, "report.json"), _as_json(asdict(report) | {"run": ids}))
     return report
+
+
+def blueprint(config: ExperimentConfig, shard_set: ShardSet) -> tuple[ModelPackage, Network]:
+    """What a run will train, without memory behind its weights.
+
+    Raises:
+        ConfigError: the settings fit neither each other, nor the shards, nor the size of the crops.
+    """
+    package = package_for(config, shard_set)
+    with torch.device("meta"):
+        network = package.build(pretrained=False)
+        _refuse_small_crops(network, config)
+    return package, network
 
 
 def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:

@@ -8,13 +8,16 @@ from twostream_ray.tracking.lineage import lineage_tags
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.record import (
     RunHandle,
+    below,
     deliver,
     finish_run,
     log_artifacts,
     log_history,
     log_metrics,
     log_pictures,
+    run_at,
     start_run,
+    tag_run,
 )
 from twostream_ray.tracking.registry import pull, record_measurement, register
 
@@ -25,6 +28,7 @@ __all__ = [
     "RunHandle",
     "TrackingConfig",
     "Verdict",
+    "below",
     "deliver",
     "finish_run",
     "journals_below",
@@ -38,7 +42,8 @@ __all__ = [
     "record_measurement",
     "register",
     "replay",
-    "resume_run",
     "rollback",
+    "run_at",
     "start_run",
+    "tag_run",
 ]

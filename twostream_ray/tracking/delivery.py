@@ -161,6 +161,9 @@ def _deliver(journal: Journal, uri: str, *, request_s: int, most: int | None = N
             for event in events:
                 if event.kind == "files":
                     files += _send_files(client, run.info.run_id, journal, event)
+                elif event.kind == "tags":
+                    for name, value in event.values["tags"].items():
+                        client.set_tag(run.info.run_id, name, value)
                 else:
                     _send_status(client, run.info.run_id, event)
                     statuses += 1

@@ -59,11 +59,12 @@ class Event:
     order: str
     """Its name: events sort by it in the order in which they were logged."""
     kind: str
-    """metrics, files or status."""
+    """metrics, files, tags or status."""
     time_ms: int
     """When it was logged, in ms since 1970."""
     values: dict[str, Any]
-    """metrics: {"rows": [[key, step, value], ...]}; files: {"folder": str or None}; status: {"status": str}."""
+    """metrics: {"rows": [[key, step, value], ...]}; files: {"folder": str or None}; status: {"status": str};
+    tags: {"tags": {name: value}}."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

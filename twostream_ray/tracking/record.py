@@ -55,7 +55,13 @@ class RunHandle:
 
 
 def start_run(
-    config: TrackingConfig, *, run_name: str, place: str, parameters: Mapping[str, object], tags: Mapping[str, str]
+    config: TrackingConfig,
+    *,
+    run_name: str,
+    place: str,
+    parameters: Mapping[str, object],
+    tags: Mapping[str, str],
+    parent: RunHandle | None = None,
 ) -> RunHandle:
     """Begin the run of this place, or go on with it if it was begun there before; from the driver, before training.
 
@@ -66,6 +72,7 @@ def start_run(
         parameters: nested settings; recorded under dotted keys, secrets hidden, long values cut. Those of the first
             start stay.
         tags: lineage and whatever else is to be searched for. Those of the first start stay.
+        parent: the run that MLflow's page shows this one under, once it has been made there.
 
     Never raises for an MLflow that is away: the run is made there once it answers, with the time of this start.
 
@@ -81,12 +88,36 @@ def start_run(
                 experiment=config.experiment,
                 start_ms=int(time.time() * 1000),
                 parameters=flat_parameters(parameters),
-                tags=_run_tags(run_name, tags),
+                tags=_run_tags(run_name, tags) | below(parent),
             )
         )
     else:
         journal.append("status", {"status": "RUNNING"})
     return deliver(RunHandle(uri=config.resolved_uri(), place=place, experiment_id="", run_id=""))
+
+
+def run_at(config: TrackingConfig, *, place: str) -> RunHandle | None:
+    """The run that was begun at a place, or None; asks nobody but its journal.
+
+    Raises:
+        StorageError: the place cannot be read.
+    """
+    journal = Journal(run_place=place)
+    if journal.identity() is None:
+        return None
+    experiment_id, run_id = journal.ids() or ("", "")
+    return RunHandle(uri=config.resolved_uri(), place=place, experiment_id=experiment_id, run_id=run_id)
+
+
+def below(parent: RunHandle | None) -> dict[str, str]:
+    """The tag by which MLflow's page shows a run under another; nothing as long as that has not been made."""
+    return {"mlflow.parentRunId": parent.run_id} if parent is not None and parent.run_id else {}
+
+
+def tag_run(handle: RunHandle, tags: Mapping[str, str]) -> None:
+    """Set tags of a run, after its start; never raises for an MLflow that is away."""
+    shown = {_key(name): _cut(redact(value), _TAG_LENGTH) for name, value in tags.items()}
+    _log(handle, "tags", {"tags": shown})
 
 
 def deliver(handle: RunHandle) -> RunHandle:

@@ -1,0 +1,197 @@
+"""What a search has done so far, one JSON file a trial: the truth that a search killed at any moment goes on from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from twostream_ray import storage
+from twostream_ray.errors import ConfigError
+from twostream_ray.runs.search_settings import SearchConfig, TuneConfig
+from twostream_ray.runs.search_space import Drawn, flat
+
+Status = Literal["running", "finished", "stopped early", "failed"]
+
+_SECONDS_PER_HOUR = 3600
+# A search may go on with more of these.
+_MAY_CHANGE = ("trials", "max_epochs", "max_hours", "max_gpu_hours", "concurrent_trials")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial, as far as it has come."""
+
+    number: int
+    """From 0, in the order of drawing."""
+    name: str
+    """Of its training run."""
+    settings: Drawn
+    """What was drawn."""
+    parameters: int
+    """Weights that its network has."""
+    status: Status = "running"
+    """running: it goes on when the search does."""
+    reason: str = ""
+    """Why it failed or was stopped."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of every epoch."""
+    seconds: float = 0.0
+    """Time that it held its share of the cluster."""
+
+    @property
+    def score(self) -> float | None:
+        """Best top-1 on the validation split in [0, 1]; None before the first epoch has ended."""
+        return max((metrics["val_top1"] for metrics in self.history), default=None)
+
+    def outcome(self) -> dict[str, object]:
+        """The trial as the pictures of a search want it."""
+        return {**self.settings, "score": self.score, "parameters": self.parameters, "status": self.status}
+
+    def row(self) -> dict[str, object]:
+        """The trial as a row of a table: its settings, score, parameters and status."""
+        return {
+            "trial": self.name,
+            **self.settings,
+            "score": self.score,
+            "parameters": self.parameters,
+            "epochs": len(self.history),
+            "seconds": round(self.seconds, 1),
+            "status": self.status,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a search has used of its budget."""
+
+    trials: int
+    """Trials that were begun."""
+    epochs: int
+    """Epochs over all trials."""
+    hours: float
+    """Hours that the search has run, over all calls."""
+    gpu_hours: float
+    """Hours of GPUs over all trials."""
+
+    def over(self, config: SearchConfig) -> str | None:
+        """Which budget is spent, in words, or None; how many trials may be drawn is another question."""
+        for used, allowed, unit in (
+            (self.epochs, config.max_epochs, "epochs"),
+            (self.hours, config.max_hours, "hours"),
+            (self.gpu_hours, config.max_gpu_hours, "GPU-hours"),
+        ):
+            if allowed is not None and used >= allowed:
+                return f"{used:.4g} of {allowed:g} {unit}"
+        return None
+
+
+class Journal:
+    """The records of a search in its folder."""
+
+    def __init__(self, config: TuneConfig, *, place: str) -> None:
+        """Open the search in `place`, or begin it there.
+
+        Raises:
+            ConfigError: a search of this name was started with other settings.
+        """
+        self._place = place
+        wanted = _fixed(config)
+        settings = storage.join(place, "search.json")
+        if storage.exists(settings):
+            _refuse_others(json.loads(storage.read_text(settings)), wanted, name=config.name, place=place)
+        else:
+            storage.write_bytes(settings, as_json(wanted))
+        state = storage.join(place, "state.json")
+        self._state: dict[str, Any] = json.loads(storage.read_text(state)) if storage.exists(state) else {}
+        self.records: dict[int, TrialRecord] = {}
+        """By number."""
+        number = 0
+        while storage.exists(self._file(number)):
+            self.records[number] = TrialRecord(**json.loads(storage.read_text(self._file(number))))
+            number += 1
+
+    def put(self, record: TrialRecord) -> None:
+        """Keep a new state of a trial."""
+        self.records[record.number] = record
+        storage.write_bytes(self._file(record.number), as_json(asdict(record)))
+
+    def end_epoch(self, number: int, metrics: dict[str, float], *, seconds: float) -> bool:
+        """A trial has ended an epoch after `seconds` more; False if that was known (a resumed trial tells it again)."""
+        record = self.records[number]
+        fresh = int(metrics["epoch"]) == len(record.history)
+        history = [*record.history, metrics] if fresh else record.history
+        self.put(replace(record, history=history, seconds=record.seconds + seconds))
+        return fresh
+
+    @property
+    def seconds(self) -> float:
+        """Time that earlier calls and this one have run."""
+        return float(self._state.get("seconds", 0.0))
+
+    def note_seconds(self, seconds: float) -> None:
+        """Keep how long the search has run, over all calls."""
+        self._state["seconds"] = seconds
+        storage.write_bytes(storage.join(self._place, "state.json"), as_json(self._state))
+
+    def spent(self, *, gpus_per_trial: float) -> Spent:
+        """What is used of the budget."""
+        records = self.records.values()
+        return Spent(
+            trials=len(self.records),
+            epochs=sum(len(record.history) for record in records),
+            hours=self.seconds / _SECONDS_PER_HOUR,
+            gpu_hours=gpus_per_trial * sum(record.seconds for record in records) / _SECONDS_PER_HOUR,
+        )
+
+    def _file(self, number: int) -> str:
+        return storage.join(self._place, "trials", f"{number:04d}.json")
+
+
+def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The most accurate trial, the smaller of two equals; None before one has ended an epoch."""
+    scored = [record for record in records if record.score is not None and record.status != "failed"]
+    return min(scored, key=lambda record: (-(record.score or 0.0), record.parameters, record.number), default=None)
+
+
+def as_csv(records: Sequence[TrialRecord]) -> str:
+    """The trials as a table; a setting that a trial does not read is empty, lists are JSON."""
+    rows = [record.row() for record in records]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    last = ["score", "parameters", "epochs", "seconds", "status", "reason"]
+    columns = [key for key in columns if key not in last] + last
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+    )
+    return table.getvalue()
+
+
+def as_json(values: Any) -> bytes:
+    """Sorted and indented, for files that people read."""
+    return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _fixed(config: TuneConfig) -> dict[str, Any]:
+    """The settings that a resumed search must share, in JSON's types."""
+    values = {key: value for key, value in asdict(config).items() if key not in ("workers", "tracking", "storage")}
+    values["search"] = {key: value for key, value in values["search"].items() if key not in _MAY_CHANGE}
+    return dict(json.loads(json.dumps(values)))
+
+
+def _refuse_others(before: dict[str, Any], now: dict[str, Any], *, name: str, place: str) -> None:
+    then, wanted = flat(before), flat(now)
+    changed = sorted(key for key in then.keys() | wanted.keys() if then.get(key) != wanted.get(key))
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"search {name!r} was started with {key}={then.get(key)}, now {key}={wanted.get(key)} is wanted"
+            + (f" (and {len(changed) - 1} other settings differ)" if len(changed) > 1 else "")
+            + f": choose another --name, or delete {place}"
+        )

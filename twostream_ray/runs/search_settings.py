@@ -1,0 +1,98 @@
+"""The settings of `tune`: those of a training run, and how the search over them goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from twostream_ray.errors import ConfigError
+from twostream_ray.runs.config import ExperimentConfig
+
+Searcher = Literal["tpe", "random", "grid"]
+Objective = Literal["accuracy", "accuracy_and_parameters"]
+Scheduler = Literal["asha", "median", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What is searched, how, and for how long."""
+
+    space: dict[str, Any]
+    """Dotted setting of a training -> a list of choices, {low, high, log}, or {choices, when}; several settings with
+    commas between take the same value; `when` maps other settings to the values that make this one mean something."""
+
+    searcher: Searcher = "tpe"
+    """tpe (Optuna's tree-structured Parzen estimator), random, or grid (every point of a space without ranges)."""
+
+    objective: Objective = "accuracy"
+    """accuracy: top-1 on the validation split; accuracy_and_parameters: tpe looks for networks that are small as well.
+    The best trial is the most accurate one either way, the smaller of two equals."""
+
+    scheduler: Scheduler = "asha"
+    """asha: at 1, 3, 9, ... times grace_epochs, go on with the best third so far (asynchronous successive halving);
+    median: stop what is worse than the median of the others; none: train every trial to its end."""
+
+    grace_epochs: int = 1
+    """Epochs that every trial gets before it may be stopped."""
+
+    reduction_factor: int = 3
+    """Of so many trials asha goes on with one; also the ratio of the epochs at which it looks."""
+
+    trials: int = 30
+    """Trials to draw, at most."""
+
+    max_epochs: int | None = None
+    """Epochs over all trials, at most; those that run when a budget is spent stop where they are and can go on later
+    with a larger one."""
+
+    max_hours: float | None = None
+    """Hours that the search may run, earlier calls of the same name included."""
+
+    max_gpu_hours: float | None = None
+    """Hours of GPUs over all trials, at most."""
+
+    concurrent_trials: int | None = None
+    """Trials at a time; by default as many as the cluster's GPUs have room for, or one per CPU where there is none."""
+
+    def __post_init__(self) -> None:
+        for name, value, valid in (
+            ("searcher", self.searcher, get_args(Searcher)),
+            ("objective", self.objective, get_args(Objective)),
+            ("scheduler", self.scheduler, get_args(Scheduler)),
+        ):
+            if value not in valid:
+                raise ConfigError(f"search.{name} must be one of {', '.join(valid)}, got {value!r}")
+        for name, least in (("grace_epochs", 1), ("reduction_factor", 2), ("trials", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"search.{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("max_epochs", "concurrent_trials"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"search.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_hours", "max_gpu_hours"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ConfigError(f"search.{name} must be more than 0, got {getattr(self, name)}")
+        if self.objective != "accuracy" and self.searcher != "tpe":
+            raise ConfigError(
+                f"search.objective={self.objective} goes with search.searcher=tpe, got {self.searcher}: no other "
+                "searcher looks at results"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(ExperimentConfig):
+    """Search over settings: every trial a resumable training, the best registered. The same command again resumes."""
+
+    search: SearchConfig
+    """The space, and the way through it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.validation_split is None:
+            raise ConfigError(
+                "data.validation_split must name the split that trials are judged by, got none: the test split is not "
+                "for choosing"
+            )
+        if self.data.validation_split == self.data.train_split:
+            raise ConfigError(
+                f"data.validation_split must be another split than data.train_split, got {self.data.train_split} twice"
+            )
