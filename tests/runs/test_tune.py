@@ -142,7 +142,11 @@ def test_mlflow_has_the_search_with_its_trials_below_it(searched: str, folder: P
     assert trials["search-0002"].data.tags[STATUS_TAG].startswith("failed: ")
     assert trials["search-0001"].data.params["training.learning_rate"] == "0.01"
     client = client_for(f"sqlite:///{folder}/mlflow.db")
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"trials.csv", "trials.json", "pictures"}
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        "trials.csv",
+        "trials.json",
+        "pictures",
+    }
     pictures = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "pictures")}
     assert pictures == {"parallel_coordinates.png", "importance.png", "pareto.png"}
     history = client.get_metric_history(trials["search-0000"].info.run_id, "val_top1")
