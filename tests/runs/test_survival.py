@@ -24,6 +24,7 @@ from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs.config import ExperimentConfig, WorkersConfig
 from twostream_ray.tracking import TrackingConfig
+from twostream_ray.tracking.connection import client_for
 from twostream_ray.training.recipe import TrainingConfig
 
 # With dropout and batch normalisation: both must come back as they were.
@@ -61,9 +62,7 @@ def assert_every_clip_once(log: Path, shard_set: ShardSet, *, epochs: int) -> No
 
 
 def assert_one_mlflow_run_with_every_epoch_once(folder: Path, *, epochs: int) -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = client_for(f"sqlite:///{folder}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("twostream").experiment_id])
     assert run.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")]

@@ -13,6 +13,7 @@ import ray
 import ray.train
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import storage, tracking
 from twostream_ray.errors import TrainingError, own_error
@@ -59,7 +60,9 @@ def fit(
         gpus = int(ray.cluster_resources().get("GPU", 0))
         workers = config.workers.most_workers(gpus=gpus)
         cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
-        board: Any = ray.remote(Board).options(num_cpus=0).remote()
+        # Beside the driver: on another node it could be lost.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
         ended: dict[str, dict[str, Any]] = {}
         worker = train_worker
 

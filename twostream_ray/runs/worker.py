@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.collective
 import torch
@@ -218,11 +219,14 @@ class _Worker:
         """Post an event; the answer of an earlier one says whether the run is to stop."""
         if not self._first:
             return
-        if self._answer is None or ray.wait([self._answer], timeout=0)[0]:
-            self._stopping = self._stopping or (self._answer is not None and ray.get(self._answer))
-            self._answer = self._board.post.remote(event)
-        else:
-            self._board.post.remote(event)
+        answer = self._board.post.remote(event)
+        if self._answer is None:
+            self._answer = answer
+        elif ray.wait([self._answer], timeout=0)[0]:
+            # A board that is gone has gone with its driver: no reason to stop, the next driver goes on.
+            with suppress(ray.exceptions.RayActorError):
+                self._stopping = self._stopping or ray.get(self._answer)
+            self._answer = answer
 
     def _wants_to_keep(self) -> bool:
         """Whether the run is to stop, or a machine of it is about to be taken away."""
