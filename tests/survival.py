@@ -8,14 +8,16 @@ import os
 import pickle
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_DASHBOARD = "RAY_API_SERVER_ADDRESS"
 STEP_S = 0.25
 """What a step takes at least by default, or most kills would fall between runs."""
 
@@ -79,14 +81,28 @@ def settled_clips(log: Path) -> dict[tuple[int, int], list[int]]:
     return {place: sorted(clip for clips in by_rank.values() for clip in clips) for place, (_, by_rank) in last.items()}
 
 
+def free_port() -> int:
+    """A port below those that Ray's workers draw theirs from."""
+    for port in range(7100, 7900):
+        with socket.socket() as asked, suppress(OSError):
+            asked.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
 class Nodes:
     """A head without CPUs and two nodes of one, as processes of this machine."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
+        # Ray Train's clean-up actors, on any node, must ask this dashboard: left to search, they ask the newest cluster
+        # of the machine.
+        port = free_port()
+        self._before = os.environ.get(_DASHBOARD)
+        os.environ[_DASHBOARD] = f"http://127.0.0.1:{port}"
         self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
         )
         self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
 
@@ -96,8 +112,6 @@ class Nodes:
         return os.environ | {
             "RAY_ADDRESS": self._cluster.address,
             "RAY_AUTH_MODE": "disabled",
-            # Left to search, Ray Train's clean-up actor asks the newest cluster of the machine, which may be another.
-            "RAY_API_SERVER_ADDRESS": f"http://{self._cluster.webui_url}",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         }
@@ -146,6 +160,9 @@ class Nodes:
     def shutdown(self) -> None:
         """End everything."""
         self._cluster.shutdown()
+        os.environ.pop(_DASHBOARD)
+        if self._before is not None:
+            os.environ[_DASHBOARD] = self._before
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twostream_ray.data import pipeline
 from twostream_ray.data.catalog import Clip
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field
@@ -24,6 +25,12 @@ TRAINING = [
     Pass(split="test"),
     Pass(split="train", epoch=1, training=True),
 ]
+
+
+@pytest.fixture(autouse=True)
+def few_clips_are_read_before_ray_data_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or small data sets would never come through it."""
+    monkeypatch.setattr(pipeline, "_CLIPS_READ_HERE", 10)
 
 
 def data_config(shard_set: ShardSet) -> DataConfig:

@@ -23,6 +23,7 @@ from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs.config import ExperimentConfig, WorkersConfig
+from twostream_ray.runs.train import train
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.tracking.connection import client_for
 from twostream_ray.training.recipe import TrainingConfig
@@ -75,18 +76,23 @@ def undisturbed_and_disturbed(
     """Both end with the same weights, bit for bit; gives seconds to the next step by kind of kill."""
     rng = random.Random(seed)
     seconds: dict[str, list[float]] = {}
+    (folder / "quiet").mkdir()
+    lost: list[str] = []
+    expected = train(
+        experiment(shard_set, folder / "quiet", epochs=epochs),
+        progress=lambda event: lost.append(event["reason"]) if event["kind"] == "lost" else None,
+    )
+    assert lost == []
     with nodes() as on:
-        quiet = Driver(experiment(shard_set, folder / "quiet", epochs=epochs), log=folder / "quiet/log", on=on)
-        expected = quiet.end()
-        assert expected["lost"] == []
         driver = Driver(experiment(shard_set, folder / "disturbed", epochs=epochs), log=folder / "disturbed/log", on=on)
         for kind in kinds:
             seconds.setdefault(kind, []).append(disturb(driver, on, kind=kind, steps=rng.randint(1, 4), rng=rng))
         report = driver.end()
         left = orphans_after_a_while(on)
     assert_every_clip_once(folder / "disturbed/log", shard_set, epochs=epochs)
-    assert [epoch["train_loss"] for epoch in report["history"]] == [e["train_loss"] for e in expected["history"]]
-    weights, wanted = (load_file(Path(one["checkpoint"]) / "model.safetensors") for one in (report, expected))
+    assert [epoch["train_loss"] for epoch in report["history"]] == [e["train_loss"] for e in expected.history]
+    places = (report["checkpoint"], expected.checkpoint)
+    weights, wanted = (load_file(Path(place) / "model.safetensors") for place in places)
     assert weights.keys() == wanted.keys()
     assert all(weights[name].equal(wanted[name]) for name in wanted)
     assert_one_mlflow_run_with_every_epoch_once(folder / "disturbed", epochs=epochs)

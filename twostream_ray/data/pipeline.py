@@ -40,6 +40,8 @@ from twostream_ray.errors import ConfigError, ShardError, own_error
 _UNITS_PER_EXECUTION = 512
 _UNITS_PER_TASK = 4
 _STEPS_AHEAD = 2
+_CLIPS_READ_HERE = 128
+"""A few seconds of training: about what Ray Data takes to start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,13 +320,8 @@ class SnippetLoader:
 
         def read() -> None:
             try:
-                for units in self._executions():
-                    source = (
-                        _through_ray(self, units, tasks=self._config.read_tasks)
-                        if self._through_ray
-                        else (block for unit in units for block in self.blocks(unit))
-                    )
-                    for block in source:
+                for number, units in enumerate(self._executions()):
+                    for block in self._stream(units, first=number == 0):
                         put(block)
                         if stop.is_set():
                             return
@@ -342,6 +339,28 @@ class SnippetLoader:
         finally:
             stop.set()
             thread.join(timeout=30)
+
+    def _stream(self, units: list[Unit], *, first: bool) -> Iterator[pa.Table]:
+        """Blocks of one execution; the first clips of all are read here, while Ray Data takes seconds to start."""
+        if not self._through_ray:
+            yield from (block for unit in units for block in self.blocks(unit))
+            return
+        here = 0
+        clips = 0
+        while first and here < len(units) and clips < _CLIPS_READ_HERE:
+            clips += len(units[here].clips)
+            here += 1
+        if here == len(units):
+            yield from (self.read_unit(unit) for unit in units)
+            return
+        through_ray = iter(_through_ray(self, units[here:], tasks=self._config.read_tasks))
+        with ThreadPoolExecutor(1, thread_name_prefix="ray-data-start") as starting:
+            begun = starting.submit(next, through_ray, None)
+            yield from (self.read_unit(unit) for unit in units[:here])
+            block = begun.result()
+        while block is not None:
+            yield block
+            block = next(through_ray, None)
 
     def units(self) -> Iterator[Unit]:
         """What this worker reads in all its passes, in order."""
