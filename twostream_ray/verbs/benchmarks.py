@@ -1,0 +1,146 @@
+"""The verb that measures speed on this machine. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from twostream_ray.errors import ConfigError
+
+
+def benchmark(arguments: list[str]) -> int:
+    """Speed on this machine."""
+    what, *rest = arguments or [""]
+    match what:
+        case "loader":
+            return _benchmark_loader(rest)
+        case "ingest":
+            return _benchmark_ingest(rest)
+        case "step":
+            return _benchmark_step(rest)
+        case "train":
+            return _benchmark_train(rest)
+    raise ConfigError(
+        f"benchmark wants loader, ingest, step or train, got {what or 'nothing'}: `twostream benchmark loader --help`"
+    )
+
+
+def _benchmark_loader(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, table
+    from twostream_ray.runs.benchmark.config import BenchmarkLoaderConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(BenchmarkLoaderConfig, arguments, prog="twostream benchmark loader")
+    from twostream_ray.runs.benchmark.loader import benchmark_loader
+
+    with Bar("benchmark loader", unit="runs") as bar:
+        speeds = benchmark_loader(config, progress=bar.show)
+    bare = speeds[0].samples_per_second
+    table(
+        f"samples of {config.data.sampling.num_snippets} snippets, median of {config.rounds} rounds",
+        ["path", "samples/s", "a core", "of cores x bare", "MB/s", "MB a sample", "opens a sample", "next pass s"],
+        [
+            [
+                speed.name,
+                f"{speed.samples_per_second:.1f}",
+                f"{speed.samples_per_second / speed.cores:.1f}",
+                f"{speed.samples_per_second / speed.cores / bare:.2f}",
+                f"{speed.megabytes_per_second:.1f}",
+                f"{speed.megabytes_per_sample:.2f}",
+                f"{speed.opens_per_sample:.2f}",
+                "" if speed.first_batch_s is None else f"{speed.first_batch_s:.2f}",
+            ]
+            for speed in speeds
+        ],
+    )
+    return 0
+
+
+def _benchmark_ingest(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, table
+    from twostream_ray.runs.benchmark.config import BenchmarkIngestConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(BenchmarkIngestConfig, arguments, prog="twostream benchmark ingest")
+    from twostream_ray.runs.benchmark.ingest import benchmark_ingest
+
+    with Bar("benchmark ingest", unit="runs") as bar:
+        speeds = benchmark_ingest(config, progress=bar.show)
+    bare = speeds[0].clips_per_second
+    table(
+        f"median of {config.rounds} rounds",
+        ["path", "clips/s", "a core", "of cores x bare"],
+        [
+            [
+                speed.name,
+                f"{speed.clips_per_second:.2f}",
+                f"{speed.clips_per_second / speed.cores:.2f}",
+                f"{speed.clips_per_second / speed.cores / bare:.2f}",
+            ]
+            for speed in speeds
+        ],
+    )
+    return 0
+
+
+def _benchmark_step(arguments: list[str]) -> int:
+    from twostream_ray.console import table
+    from twostream_ray.runs.benchmark.config import BenchmarkStepConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(BenchmarkStepConfig, arguments, prog="twostream benchmark step")
+    from twostream_ray.runs.benchmark.step import benchmark_step
+
+    speed = benchmark_step(config)
+    table(
+        f"training steps of {config.batch} samples of {config.num_snippets} snippets of {config.size_px} px",
+        ["device", "s a step", "samples/s", "TFLOP/s", "peak GB"],
+        [
+            [
+                speed.device,
+                f"{speed.seconds:.3f}",
+                f"{speed.samples_per_second:.3f}",
+                f"{speed.teraflops_per_second:.3f}",
+                f"{speed.peak_gigabytes:.2f}",
+            ]
+        ],
+    )
+    return 0
+
+
+def _benchmark_train(arguments: list[str]) -> int:
+    from twostream_ray.console import Bar, console, table
+    from twostream_ray.runs.benchmark.config import BenchmarkTrainConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(BenchmarkTrainConfig, arguments, prog="twostream benchmark train")
+    from twostream_ray.runs.benchmark.training import benchmark_train
+
+    with Bar("benchmark train", unit="runs") as bar:
+        made = benchmark_train(config, progress=bar.show)
+    bare = made.speeds[0].samples_per_second
+    table(
+        f"steps of {config.training.global_batch} samples, median of {config.rounds} rounds",
+        ["way", "samples/s", "of bare", "s a step", "data wait", "forward", "backward", "all-reduce", "update"],
+        [
+            [
+                speed.name,
+                f"{speed.samples_per_second:.2f}",
+                f"{speed.samples_per_second / bare:.3f}",
+                *(
+                    f"{seconds:.3f}"
+                    for seconds in (
+                        speed.step_s,
+                        speed.data_wait_s,
+                        speed.forward_s,
+                        speed.backward_s,
+                        speed.all_reduce_s,
+                        speed.update_s,
+                    )
+                ),
+            ]
+            for speed in made.speeds
+        ],
+    )
+    console.print(
+        f"{made.device}: {made.teraflops_per_second:.3g} TFLOP/s a worker in the bare loop, "
+        f"{made.teraflops_per_second / made.limit_teraflops_per_second:.0%} of what large matrix products reach"
+    )
+    return 0

@@ -1,0 +1,73 @@
+"""Verbs that make and look at data: videos, shards. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+
+def synthesize(arguments: list[str]) -> int:
+    """Make a small labelled data set."""
+    from pathlib import Path
+
+    from twostream_ray.console import Bar, console
+    from twostream_ray.data.synthetic import synthesize
+    from twostream_ray.runs.config import SynthesizeConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(SynthesizeConfig, arguments, prog="twostream synthesize", positional="out")
+    with Bar("synthesize", unit="clips") as bar:
+        made = synthesize(config.clips, Path(config.out), progress=lambda done, total: bar.show(done, total))
+    console.print(f"{made.num_clips} clips of {len(made.classes)} classes are in {made.root}, {made.num_written} new")
+    return 0
+
+
+def ingest(arguments: list[str]) -> int:
+    """Labelled raw videos to shards."""
+    from twostream_ray.console import Bar, console
+    from twostream_ray.runs.config import IngestConfig
+    from twostream_ray.runs.ingest import ingest
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(IngestConfig, arguments, prog="twostream ingest")
+    with Bar("ingest", unit="clips") as bar:
+        report = ingest(
+            config,
+            progress=lambda done, bad, total: bar.show(done, total, note=f"{bad} bad" if bad else ""),
+            announce=bar.line,
+        )
+    for note in report.notes:
+        console.print(f"note: {note}")
+    for reason, count in report.reasons.items():
+        console.print(f"quarantined: {count} x {reason}, see {config.out}/quarantine.csv")
+    console.print(report.sentence())
+    return 0
+
+
+def inspect(arguments: list[str]) -> int:
+    """What is in a shard set."""
+    from twostream_ray.console import Bar, console, table
+    from twostream_ray.runs.config import InspectConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(InspectConfig, arguments, prog="twostream inspect", positional="shards")
+    from twostream_ray.runs.inspect import inspect
+
+    with Bar("verify", unit="shards") as bar:
+        found = inspect(config, progress=bar.show)
+    table("splits", ["split", "clips"], [[name, str(count)] for name, count in found.clips_by_split.items()])
+    ordered = sorted(found.clips_by_class.items(), key=lambda item: -item[1])
+    shown = ordered if len(ordered) <= 20 else [*ordered[:5], ("...", 0), *ordered[-5:]]
+    table(
+        f"{len(ordered)} classes",
+        ["class", "clips"],
+        [[name, str(count) if name != "..." else ""] for name, count in shown],
+    )
+    contract = found.contract.to_dict()
+    console.print("flow: " + ", ".join(f"{name} {value}" for name, value in contract.items()))
+    bad = sum(found.shard_set.quarantined.values())
+    console.print(
+        f"{len(found.shard_set.index)} clips, {found.frames} frames in {len(found.shard_set.shard_names)} shards; "
+        f"quarantined in all splits: {bad}; manifest {found.shard_set.hash[:12]}, contract {found.contract.hash}"
+    )
+    if config.verify:
+        console.print("every byte is what its checksum says")
+    console.print(f"drawn in {found.picture}: {', '.join(found.pictured)}")
+    return 0

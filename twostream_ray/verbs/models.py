@@ -1,0 +1,158 @@
+"""Verbs that make, measure and use a model. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from twostream_ray.errors import ConfigError
+from twostream_ray.verbs import complain
+
+
+def train(arguments: list[str]) -> int:
+    """Shards to a trained, evaluated and registered network."""
+    from twostream_ray.console import TrainingDisplay, console
+    from twostream_ray.runs.config import ExperimentConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
+    from twostream_ray.runs.evaluate import evaluate_run, published_before
+    from twostream_ray.runs.session import ray_session, stop_on_sigterm
+    from twostream_ray.runs.train import run_place, train
+
+    with ray_session():
+        with TrainingDisplay(config.name) as display, stop_on_sigterm() as stop:
+            trained = train(config, progress=display.event, stop=stop)
+        if trained.done_before and published_before(config):
+            console.print(f"run {config.name} is finished already: {trained.checkpoint}")
+            return 0
+        published = evaluate_run(config, trained)
+    console.print(published.evaluation.report.to_text())
+    console.print(f"checkpoint: {trained.checkpoint}")
+    console.print(f"pictures and scores: {run_place(config)}/evaluation")
+    if published.version is not None:
+        console.print(f"registered {config.tracking.model_name} version {published.version}: {published.verdict}")
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """A trained model on a split of shards."""
+    from twostream_ray.console import Bar, console
+    from twostream_ray.runs.config import EvaluateConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(EvaluateConfig, arguments, prog="twostream evaluate")
+    from twostream_ray.runs.evaluate import evaluate
+
+    with Bar("evaluate", unit="clips") as bar:
+        evaluation = evaluate(config, progress=lambda done, total: bar.show(done, total))
+    console.print(evaluation.report.to_text())
+    console.print(f"report.json, scores.npz and confusion.png are in {config.out}")
+    return 0
+
+
+def predict(arguments: list[str]) -> int:
+    """Classes of raw videos."""
+    import json
+    from dataclasses import asdict
+
+    from twostream_ray.runs.config import PredictConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(PredictConfig, arguments, prog="twostream predict", positional="videos")
+    from twostream_ray.runs.predict import predict
+
+    failed = False
+    for prediction in predict(config):
+        failed |= prediction.error is not None
+        if config.format == "json":
+            print(json.dumps(asdict(prediction)), flush=True)  # noqa: T201
+        elif prediction.error is None:
+            best = ", ".join(f"{name} {score:.3f}" for name, score in prediction.top)
+            print(f"{prediction.video}: {best}", flush=True)  # noqa: T201
+        if prediction.error is not None:
+            complain(" ".join(prediction.error.split()), verb="predict")
+    return 2 if failed else 0
+
+
+def pull(arguments: list[str]) -> int:
+    """Download a registered model."""
+    from twostream_ray.console import console
+    from twostream_ray.runs.config import PullConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(PullConfig, arguments, prog="twostream pull", positional="out")
+    from twostream_ray.runs.predict import pull
+
+    console.print(f"model.safetensors and model.json are in {pull(config)}")
+    return 0
+
+
+def rollback(arguments: list[str]) -> int:
+    """Put the champion back."""
+    from twostream_ray import tracking
+    from twostream_ray.console import console
+    from twostream_ray.runs.config import RollbackConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(RollbackConfig, arguments, prog="twostream rollback")
+    moved = tracking.rollback(config.tracking.model_name, config=config.tracking, to=config.to, because=config.because)
+    console.print(moved.reason)
+    return 0
+
+
+def track(arguments: list[str]) -> int:
+    """Deliver to MLflow what was logged while it was away."""
+    from twostream_ray.console import console
+    from twostream_ray.runs.config import ReplayConfig
+    from twostream_ray.settings import from_arguments
+
+    what, *rest = arguments or [""]
+    if what != "replay":
+        raise ConfigError(f"track wants replay, got {what or 'nothing'}: `twostream track replay --help`")
+    config = from_arguments(ReplayConfig, rest, prog="twostream track replay", positional="runs")
+    from twostream_ray.runs.replay import replay
+
+    for delivery in replay(config):
+        console.print(delivery.sentence(), soft_wrap=True)
+    return 0
+
+
+def describe(arguments: list[str]) -> int:
+    """Parts, sizes and costs of a network."""
+    import json
+
+    from twostream_ray.console import console, table
+    from twostream_ray.runs.config import DescribeConfig
+    from twostream_ray.settings import from_arguments
+
+    spelt_out = ["--format=json" if argument == "--json" else argument for argument in arguments]
+    config = from_arguments(DescribeConfig, spelt_out, prog="twostream describe")
+    from twostream_ray.runs.describe import describe
+
+    description = describe(config)
+    if config.format == "json":
+        print(json.dumps(description))  # noqa: T201
+        return 0
+    parts = description["parts"]
+    sized = {name: (part["parameters"], part["weight_layers"]) for name, part in parts.items()}
+    sized["all"] = (description["parameters"], description["weight_layers"])
+    table(
+        "parts",
+        ["part", "parameters", "weight layers"],
+        [[name, f"{parameters:,}", str(layers)] for name, (parameters, layers) in sized.items()],
+    )
+    table(
+        "output shapes of a sample",
+        ["layer", "shape, snippets first"],
+        [
+            [name if name == part else f"{part}.{name}", " x ".join(map(str, shape))]
+            for part in parts
+            for name, shape in parts[part]["layers"].items()
+        ],
+    )
+    console.print(
+        f"a sample of {config.num_snippets} snippets of {config.size_px} px takes "
+        f"{description['gflops_forward']:,.2f} GFLOPs forward (a multiply and an add are two) and keeps "
+        f"{description['activation_bytes']:,} bytes of activations for backward; "
+        f"gradients are {description['gradient_bytes']:,} bytes",
+        soft_wrap=True,
+    )
+    return 0

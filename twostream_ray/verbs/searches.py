@@ -1,0 +1,148 @@
+"""Verbs that train many networks, or try many ways of fusing. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+
+def tune(arguments: list[str]) -> int:
+    """Many trainings, the best registered."""
+    from twostream_ray.console import SearchDisplay, console
+    from twostream_ray.runs.search_settings import TuneConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(TuneConfig, arguments, prog="twostream tune")
+    from twostream_ray.runs.train import run_place
+    from twostream_ray.runs.tune import tune
+
+    with SearchDisplay(config.name, trials=config.search.trials) as display:
+        report = tune(config, progress=display.show)
+    display.summary(report.records)
+    for reason in dict.fromkeys(report.refused.values()):
+        console.print(f"refused before a trial started: {reason}")
+    best, spent = report.best, report.spent
+    console.print(
+        f"search {config.name} {'is finished already' if report.done_before else 'ended'}: {report.ended}; "
+        f"{spent.epochs} epochs, {spent.hours:.2f} h, {spent.gpu_hours:.2f} GPU-hours"
+    )
+    console.print(f"best: {best.name}, top-1 {best.score:.1%} on {config.data.validation_split}, {best.settings}")
+    if report.published is not None:
+        console.print(report.published.evaluation.report.to_text())
+    if report.verdict:
+        console.print(f"registered {config.tracking.model_name}: {report.verdict}")
+    console.print(f"table and pictures: {run_place(config)}")
+    return 0
+
+
+def tune_scores(arguments: list[str]) -> int:
+    """The best late fusion of scores."""
+    from twostream_ray.console import Bar, console, table
+    from twostream_ray.runs.config import TuneScoresConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(TuneScoresConfig, arguments, prog="twostream tune-scores")
+    from twostream_ray.runs.tune_scores import tune_scores
+
+    with Bar("tune-scores", unit="settings") as bar:
+        tuned = tune_scores(config, progress=bar.show)
+    quoted_on = tuned.quoted_on
+    table(
+        f"top-1 on {tuned.chosen_on}" + (f", and on {quoted_on}" if quoted_on else ""),
+        ["", "setting", "right", "top-1", *(["right, to quote", "top-1, to quote"] if quoted_on else [])],
+        [
+            [
+                ("> " if one is tuned.chosen else "  ") + one.name,
+                str(one.setting),
+                str(one.num_right),
+                f"{one.num_right / tuned.chosen_on.num_clips:.2%}",
+                *(
+                    [str(one.num_right_quoted), f"{(one.num_right_quoted or 0) / quoted_on.num_clips:.2%}"]
+                    if quoted_on
+                    else []
+                ),
+            ]
+            for one in tuned.tried
+        ],
+    )
+    for note in tuned.notes:
+        console.print(f"note: {note}")
+    console.print(f"{tuned.num_settings} settings in {tuned.seconds:.2f} s; chosen: {tuned.chosen.setting}")
+    console.print(tuned.verdict())
+    console.print(f"fusion.json and fusion.png are in {config.out}")
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    """The whole journey on synthetic videos."""
+    from twostream_ray.console import Bar, TrainingDisplay, console, table
+    from twostream_ray.data.synthetic import SyntheticConfig
+    from twostream_ray.runs.config import ExperimentConfig, PredictConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(ExperimentConfig, arguments, prog="twostream demo")
+    from twostream_ray.runs import demo
+    from twostream_ray.runs.predict import predict
+    from twostream_ray.runs.session import ray_session
+
+    rows = []
+    with ray_session():
+        with Bar("videos to shards", unit="clips") as bar:
+            videos, ingested = demo.prepare(
+                SyntheticConfig(group="binding", val_clips=0, seed=config.seed),
+                shards=config.data.shards,
+                progress=lambda done, _, total: bar.show(done, total),
+            )
+        console.print(ingested.sentence())
+        for network, model in demo.variants(config.model).items():
+            with TrainingDisplay(network) as display:
+                rows.append(demo.run_variant(config, network=network, model=model, progress=display.event))
+    table(
+        "binding: two shapes move, the class is the direction of the red one",
+        ["network", "top-1 on test", "clips", "parameters", "training s"],
+        [
+            [
+                row.network,
+                f"{row.published.evaluation.report.top1:.1%}",
+                row.published.evaluation.report.coverage,
+                f"{row.trained.parameters:,}",
+                f"{row.trained.seconds:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+    fused = rows[-1]
+    name, uri = config.tracking.model_name, config.tracking.resolved_uri()
+    console.print(f"registered {name} version {fused.published.version}: {fused.published.verdict}")
+    video = next(iter(sorted((videos / "test").rglob("*.avi"))))
+    model_uri = f"models:/{name}@champion"
+    for prediction in predict(PredictConfig(videos=[str(video)], model=model_uri, tracking=config.tracking)):
+        best = ", ".join(f"{label} {score:.2f}" for label, score in prediction.top)
+        console.print(f"predicted from raw video: {video.parent.name}/{video.name} -> {best}")
+    console.print(f"pictures: {config.storage}/*/evaluation/*.png")
+    console.print(f"MLflow page: mlflow ui --backend-store-uri {uri}")
+    return 0
+
+
+def findings(arguments: list[str]) -> int:
+    """The papers' findings on synthetic videos."""
+    from twostream_ray.console import Bar, console, table
+    from twostream_ray.runs.config import FindingsConfig
+    from twostream_ray.settings import from_arguments
+
+    config = from_arguments(FindingsConfig, arguments, prog="twostream findings")
+    from twostream_ray.runs import findings
+    from twostream_ray.runs.session import ray_session
+
+    with ray_session():
+        shards = {}
+        for group, contest in findings.contests().items():
+            with Bar(f"{group}: videos to shards", unit="clips") as bar:
+                shards[group] = findings.prepare(config, contest, progress=bar.show)
+        with Bar("networks", unit="trainings") as bar:
+            found = findings.findings(config, shards, progress=lambda done, total: bar.show(done, total))
+    for group in shards:
+        table(
+            f"{group}: top-1 on test, {config.num_seeds} seeds",
+            ["network", "mean ± spread", "clips", "parameters"],
+            [[row.network, row.sentence(), row.clips, f"{row.parameters:,}"] for row in found if row.group == group],
+        )
+    console.print(f"the tables in Markdown and the picture: {findings.write(config, found)}")
+    return 0
