@@ -27,6 +27,7 @@ from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig, WorkersC
 from twostream_ray.runs.evaluate import evaluate, evaluate_run, published_before
 from twostream_ray.runs.train import train
 from twostream_ray.tracking import TrackingConfig
+from twostream_ray.tracking.connection import client_for
 from twostream_ray.training.recipe import TrainingConfig
 
 # No batch normalisation and no dropout: then a step does not depend on how the batch is shared out.
@@ -176,9 +177,7 @@ def test_flow_of_another_kind_is_refused_naming_both(
 
 
 def test_mlflow_holds_one_run_with_every_epoch_once(two_workers: tuple[Any, Any], folder: Path) -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = client_for(f"sqlite:///{folder}/mlflow.db")
     experiment_id = client.get_experiment_by_name("twostream").experiment_id
     runs = [run for run in client.search_runs([experiment_id]) if run.info.run_name == "two"]
     assert len(runs) == 1 and runs[0].info.status == "FINISHED"
@@ -247,9 +246,7 @@ def test_a_run_killed_within_an_epoch_goes_on_there_with_another_number_of_worke
     assert steps in ([(1, 2), (1, 3)], [(1, 3)]), "nothing is done twice"
     losses = [metrics["train_loss"] for metrics in resumed.history]
     assert losses == pytest.approx([metrics["train_loss"] for metrics in two_workers[0].history], abs=1e-5)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = client_for(f"sqlite:///{folder}/mlflow.db")
     experiment_id = client.get_experiment_by_name("twostream").experiment_id
     runs = [run for run in client.search_runs([experiment_id]) if run.info.run_name == "killed"]
     assert len(runs) == 1
@@ -285,6 +282,7 @@ def twostream_train(shard_set: ShardSet, folder: Path, *, name: str, epochs: int
     )
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_sigterm_keeps_what_the_run_has_reached_and_the_same_command_goes_on_there(
     shard_set: ShardSet, tmp_path: Path
@@ -308,6 +306,7 @@ def test_sigterm_keeps_what_the_run_has_reached_and_the_same_command_goes_on_the
     assert again == f"2 workers go on at epoch {epoch + 1}, step {step + 1}\n"
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_with_130_one_line_and_no_process_left(shard_set: ShardSet, tmp_path: Path) -> None:
     process = twostream_train(shard_set, tmp_path, name="interrupted", epochs=500)
