@@ -248,9 +248,15 @@ def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Ran
     joined = time.time()
     # A group that has not yet heard of the loss may begin another step.
     known = len(groups_of(driver))
-    driver.wait_for(lambda _: len(groups_of(driver)) > known and len(groups_of(driver)[-1]) == 2)
-    written = [json.loads(path.read_text().splitlines()[0]) for path in groups_of(driver)[-1].values()]
-    return float(max(line[0] for line in written) - joined)
+
+    def first_steps() -> list[str]:
+        groups = groups_of(driver)[known:]
+        texts = [path.read_text() for path in groups[-1].values()] if groups else []
+        # Created before its first line is written.
+        return [text.splitlines()[0] for text in texts if "\n" in text]
+
+    driver.wait_for(lambda _: len(first_steps()) == 2)
+    return float(max(json.loads(line)[0] for line in first_steps()) - joined)
 
 
 if __name__ == "__main__":
