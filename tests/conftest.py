@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow_server import MlflowServer
 
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
@@ -77,3 +78,14 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
     with serving(script, tmp_path_factory.mktemp("store")) as port:
         yield port
+
+
+@pytest.fixture
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server that asks for a password."""
+    server = MlflowServer(tmp_path_factory.mktemp("guarded"), auth=True)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from twostream_ray import storage
+
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test:tester",
     "AWS_SECRET_ACCESS_KEY": "testing",
@@ -40,6 +42,17 @@ def serving(script: Path, data: Path) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def reached_at(endpoint: str) -> Iterator[None]:
+    """The environment of this process and its children points to a store there, with the right secret."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": endpoint}).items():
+            patch.setenv(name, value)
+        storage._s3_for_reading.cache_clear()
+        yield
+    storage._s3_for_reading.cache_clear()
 
 
 class FaultyProxy:

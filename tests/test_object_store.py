@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from s3 import ENVIRONMENT, FaultyProxy
+from s3 import ENVIRONMENT, FaultyProxy, reached_at
 
 from twostream_ray import storage
 from twostream_ray.data.flow import FlowContract
@@ -28,14 +28,11 @@ OUTAGE_S = 20
 
 
 @pytest.fixture
-def proxy(object_store: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+def proxy(object_store: int) -> Iterator[FaultyProxy]:
     """The store behind a network in which 5 % of the requests fail or are cut, for this process and its children."""
     proxy = FaultyProxy(object_store, fail_fraction=0.05, seed=1)
-    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
-        monkeypatch.setenv(name, value)
-    storage._s3_for_reading.cache_clear()
-    yield proxy
-    storage._s3_for_reading.cache_clear()
+    with reached_at(proxy.endpoint):
+        yield proxy
     proxy.go_away()
 
 

@@ -63,6 +63,31 @@ def from_mapping(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
         raise ConfigError(_explained(error, parser)) from None
 
 
+def dotted(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names; lists stay values."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    parts = (dotted(part, f"{prefix}.{name}".strip(".")) for name, part in values.items())
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def refuse_changed(before: Mapping[str, Any], now: Mapping[str, Any], *, what: str, place: str) -> None:
+    """Refuse to go on in `place` with settings (JSON's types) other than those that `what`, as 'run "x"', began with.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    then, wanted = dotted(before), dotted(now)
+    changed = sorted(key for key in then.keys() | wanted.keys() if then.get(key) != wanted.get(key))
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{what} was started with {key}={then.get(key)}, now {key}={wanted.get(key)} is wanted"
+            + (f" (and {len(changed) - 1} other settings differ)" if len(changed) > 1 else "")
+            + f": choose another --name, or delete {place}"
+        )
+
+
 def _instantiated(kind: type[Settings], parser: ArgumentParser, parsed: Namespace) -> Settings:
     values = vars(parser.instantiate(parsed))
     return kind(**{name: value for name, value in values.items() if name != "config"})

@@ -7,6 +7,7 @@ AWS_SECRET_ACCESS_KEY) and AWS's own files. A store that is away or answers with
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -263,6 +264,15 @@ def write_bytes(uri: str, content: bytes) -> None:
             _replace(Path(place), lambda file: file.write(content))
 
     _explained("write", uri, write)
+
+
+def write_json(uri: str, values: Any) -> None:
+    """Write values as a JSON file that people can read: indented, keys sorted, the same bytes for the same values.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    write_bytes(uri, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
 
 
 def write_file(uri: str, source: Path) -> None:

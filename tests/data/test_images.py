@@ -3,7 +3,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from s3 import ENVIRONMENT
+from s3 import reached_at
 
 from twostream_ray import storage
 from twostream_ray.data import flow, images
@@ -190,21 +190,18 @@ def test_flow_images_in_the_coding_of_computed_flow_are_refused() -> None:
 
 
 def test_folders_of_images_in_an_object_store_become_the_shards_that_folders_on_disk_do(
-    video: Path, tmp_path: Path, object_store: int, monkeypatch: pytest.MonkeyPatch
+    video: Path, tmp_path: Path, object_store: int
 ) -> None:
-    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{object_store}"}).items():
-        monkeypatch.setenv(name, value)
-    storage._s3_for_reading.cache_clear()
     write_folders(video, tmp_path, clips=["train/jump/a"])
-    remote = "s3://archive/images"
-    for path in sorted(tmp_path.rglob("*.*")):
-        storage.write_bytes(f"{remote}/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
     records = []
-    for root, out in ((str(tmp_path), f"{tmp_path}/shards"), (remote, "s3://archive/images-shards")):
-        catalog_config = CatalogConfig(root=f"{root}/frames", frames=True, flow_images=f"{root}/flow")
-        catalog = catalog_of(IngestConfig(catalog=catalog_config, out=out, flow=LEGACY))
-        (plan,) = plan_shards(catalog.clips, contract=LEGACY, rows_per_shard=16)
-        records.append(write_shard(plan, out=out, contract=LEGACY, max_frames=100, count=lambda _: None))
-    storage._s3_for_reading.cache_clear()
+    with reached_at(f"http://127.0.0.1:{object_store}"):
+        remote = "s3://archive/images"
+        for path in sorted(tmp_path.rglob("*.*")):
+            storage.write_bytes(f"{remote}/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
+        for root, out in ((str(tmp_path), f"{tmp_path}/shards"), (remote, "s3://archive/images-shards")):
+            catalog_config = CatalogConfig(root=f"{root}/frames", frames=True, flow_images=f"{root}/flow")
+            catalog = catalog_of(IngestConfig(catalog=catalog_config, out=out, flow=LEGACY))
+            (plan,) = plan_shards(catalog.clips, contract=LEGACY, rows_per_shard=16)
+            records.append(write_shard(plan, out=out, contract=LEGACY, max_frames=100, count=lambda _: None))
     local, stored = records
     assert local == stored and local["clips"] and not local["quarantined"]

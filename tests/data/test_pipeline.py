@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise_shards import noise_shards
 
 from twostream_ray.data import pipeline
-from twostream_ray.data.catalog import Clip
-from twostream_ray.data.clips import EncodedClip
-from twostream_ray.data.flow import FlowContract, encode_field
 from twostream_ray.data.lanes import Pass, plan_lanes, plan_units
 from twostream_ray.data.pipeline import DataConfig, SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shard_writer import ShardWriter, plan_shards, write_manifest
-from twostream_ray.data.shards import ShardSet, open_shards
+from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ShardError
@@ -193,24 +190,7 @@ def test_units_cover_each_row_once_over_all_workers(
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """50 clips of 12 fields of 16 px, flow alone, cut into shards of 1, 16 and 33 rows: no split is even."""
-    out = str(tmp_path_factory.mktemp("tiny"))
-    contract = FlowContract(short_side_px=16)
-    rng = np.random.default_rng(0)
-    clips = [
-        Clip(uri=f"{n}.mp4", clip_id=f"{n}.mp4", class_name="c", label=0, splits=("train",), size_bytes=n)
-        for n in range(50)
-    ]
-    parts = []
-    for start, end in ((0, 1), (1, 17), (17, 50)):
-        (plan,) = plan_shards(clips[start:end], contract=contract, rows_per_shard=64)
-        writer = ShardWriter(plan, out=out, contract=contract)
-        for clip in plan.clips:
-            fields = [encode_field(rng.normal(size=(16, 16, 2)).astype(np.float32), contract) for _ in range(12)]
-            encoded = EncodedClip(video=b"", flow=fields, num_frames=13, height=16, width=16, fps=25.0)
-            writer.add(clip, encoded, source_sha256="")
-        parts.append(writer.finish())
-    write_manifest(out, parts=parts, classes=["c"], contract=contract)
-    return open_shards(out)
+    return noise_shards(str(tmp_path_factory.mktemp("tiny")), rows=(1, 16, 33), num_fields=12)
 
 
 @settings(max_examples=40, deadline=None)

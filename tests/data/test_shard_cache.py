@@ -7,55 +7,33 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from s3 import ENVIRONMENT, FaultyProxy
+from noise_shards import noise_shards
+from s3 import FaultyProxy, reached_at
 
 from twostream_ray import storage
-from twostream_ray.data import shard_cache
-from twostream_ray.data.catalog import Clip
-from twostream_ray.data.clips import EncodedClip
-from twostream_ray.data.flow import FlowContract, encode_field
 from twostream_ray.data.lanes import Pass
+from twostream_ray.data.locks import locked
 from twostream_ray.data.pipeline import DataConfig, SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shard_cache import ShardCache
-from twostream_ray.data.shard_writer import ShardWriter, plan_shards, write_manifest
-from twostream_ray.data.shards import ShardSet, open_shards
+from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ShardError
 
 
 @pytest.fixture
-def proxy(object_store: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+def proxy(object_store: int) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(object_store)
-    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
-        monkeypatch.setenv(name, value)
-    storage._s3_for_reading.cache_clear()
-    yield proxy
-    storage._s3_for_reading.cache_clear()
+    with reached_at(proxy.endpoint):
+        yield proxy
     proxy.go_away()
 
 
 @pytest.fixture
 def remote(proxy: FaultyProxy) -> ShardSet:
     """Three shards of 32 clips of 4 fields of 16 px, flow alone, in the object store."""
-    out, contract = "s3://archive/cached", FlowContract(short_side_px=16)
-    rng = np.random.default_rng(0)
-    clips = [
-        Clip(uri=f"{n}.mp4", clip_id=f"{n}.mp4", class_name="c", label=0, splits=("train",), size_bytes=n)
-        for n in range(96)
-    ]
-    parts = []
-    for plan in plan_shards(clips, contract=contract, rows_per_shard=32):
-        writer = ShardWriter(plan, out=out, contract=contract)
-        for clip in plan.clips:
-            fields = [encode_field(rng.normal(size=(16, 16, 2)).astype(np.float32), contract) for _ in range(4)]
-            encoded = EncodedClip(video=b"", flow=fields, num_frames=5, height=16, width=16, fps=25.0)
-            writer.add(clip, encoded, source_sha256="")
-        parts.append(writer.finish())
-    write_manifest(out, parts=parts, classes=["c"], contract=contract)
-    shard_set = open_shards(out)
+    shard_set = noise_shards("s3://archive/cached", rows=(32, 32, 32), num_fields=4)
     proxy.bodies.clear()
     return shard_set
 
@@ -149,7 +127,7 @@ def test_what_a_process_that_died_had_reserved_is_given_free(proxy: FaultyProxy,
     (tmp_path / f"{'1' * 64}.partial").write_bytes(bytes(2000))
     uri, sha256 = put("d", 1000)
     assert cache.fetch(uri, sha256=sha256, size=1000) is not None
-    with shard_cache._locked(tmp_path / f"{'2' * 64}.lock"):  # one that is at work
+    with locked(tmp_path / f"{'2' * 64}.lock"):  # one that is at work
         (tmp_path / f"{'2' * 64}.partial").write_bytes(bytes(1000))
         uri, sha256 = put("e", 1000)
         assert cache.fetch(uri, sha256=sha256, size=1000) is None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3 import ENVIRONMENT, FaultyProxy
+from s3 import FaultyProxy, reached_at
 from safetensors.torch import load_file
 from survival import Driver, Nodes, disturb, groups_of, nodes, settled_clips
 
@@ -70,6 +70,13 @@ def assert_one_mlflow_run_with_every_epoch_once(folder: Path, *, epochs: int) ->
     assert sorted(steps) == list(range(epochs))
 
 
+def assert_equal_weights(first: Path, second: Path) -> None:
+    """Bit for bit."""
+    weights, wanted = load_file(first), load_file(second)
+    assert weights.keys() == wanted.keys()
+    assert all(weights[name].equal(wanted[name]) for name in wanted)
+
+
 def undisturbed_and_disturbed(
     shard_set: ShardSet, folder: Path, kinds: list[str], *, epochs: int, seed: int
 ) -> dict[str, list[float]]:
@@ -91,10 +98,7 @@ def undisturbed_and_disturbed(
         left = orphans_after_a_while(on)
     assert_every_clip_once(folder / "disturbed/log", shard_set, epochs=epochs)
     assert [epoch["train_loss"] for epoch in report["history"]] == [e["train_loss"] for e in expected.history]
-    places = (report["checkpoint"], expected.checkpoint)
-    weights, wanted = (load_file(Path(place) / "model.safetensors") for place in places)
-    assert weights.keys() == wanted.keys()
-    assert all(weights[name].equal(wanted[name]) for name in wanted)
+    assert_equal_weights(*(Path(place) / "model.safetensors" for place in (report["checkpoint"], expected.checkpoint)))
     assert_one_mlflow_run_with_every_epoch_once(folder / "disturbed", epochs=epochs)
     assert left == {"actors": [], "groups": []}
     return seconds
@@ -204,15 +208,12 @@ def test_a_worker_that_hangs_is_found_and_named_and_the_run_goes_on(shard_set: S
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_checkpoints_in_an_object_store_behind_a_bad_network_survive_kills_too(
-    shard_set: ShardSet, tmp_path: Path, object_store: int, monkeypatch: pytest.MonkeyPatch
+    shard_set: ShardSet, tmp_path: Path, object_store: int
 ) -> None:
     proxy = FaultyProxy(object_store, fail_fraction=0.05, seed=2)
-    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
-        monkeypatch.setenv(name, value)
-    storage._s3_for_reading.cache_clear()
     rng = random.Random(3)
     config = experiment(shard_set, tmp_path / "local", epochs=4)
-    with nodes() as on:
+    with reached_at(proxy.endpoint), nodes() as on:
         expected = Driver(config, log=tmp_path / "local-log", on=on).end()
         away = replace(config, storage="s3://archive/runs", tracking=experiment(shard_set, tmp_path, epochs=4).tracking)
         driver = Driver(away, log=tmp_path / "log", on=on)
@@ -222,12 +223,7 @@ def test_checkpoints_in_an_object_store_behind_a_bad_network_survive_kills_too(
         (tmp_path / "model.safetensors").write_bytes(
             storage.read_bytes(storage.join(report["checkpoint"], "model.safetensors"))
         )
-    storage._s3_for_reading.cache_clear()
-    assert_every_clip_once(tmp_path / "log", shard_set, epochs=4)
-    weights, wanted = (
-        load_file(tmp_path / "model.safetensors"),
-        load_file(Path(expected["checkpoint"]) / "model.safetensors"),
-    )
-    assert all(weights[name].equal(wanted[name]) for name in wanted)
-    assert proxy.requests.total() > 100 and min(proxy.requests[fault] for fault in ("busy", "cut", "lost")) >= 1
     proxy.go_away()
+    assert_every_clip_once(tmp_path / "log", shard_set, epochs=4)
+    assert_equal_weights(tmp_path / "model.safetensors", Path(expected["checkpoint"]) / "model.safetensors")
+    assert proxy.requests.total() > 100 and min(proxy.requests[fault] for fault in ("busy", "cut", "lost")) >= 1

@@ -2,7 +2,6 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,6 @@ from twostream_ray.training.recipe import TrainingConfig
 
 TOWER = TowerConfig(backbone="vgg_small", width=4, dropout=0.0)
 EPOCHS, LEAST_EPOCH_S, AWAY_S = 30, 4.0, 60.0
-
-
-@pytest.fixture
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("guarded"), auth=True)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
 
 
 @pytest.mark.soak

@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -321,17 +320,6 @@ def test_a_journal_lives_on_an_object_store(
     client = client_for(back.resolved_uri())
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
     assert Journal(run_place=handle.place).count() == 0
-
-
-@pytest.fixture
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A real server that asks for a password."""
-    server = MlflowServer(tmp_path_factory.mktemp("guarded"), auth=True)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
 
 
 def test_a_guarded_server_killed_and_started_again_has_everything_once_and_no_password_is_seen(

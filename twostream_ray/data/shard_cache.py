@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from twostream_ray import storage
+from twostream_ray.data.locks import locked
 from twostream_ray.errors import ShardError
 
 _IDLE_S = 3600.0
@@ -39,7 +38,7 @@ class ShardCache:
             return entry
         self._directory.mkdir(parents=True, exist_ok=True)
         # Whoever comes second waits for the first; the lock of one that dies is free.
-        with _locked(self._directory / f"{sha256}.lock"):
+        with locked(self._directory / f"{sha256}.lock"):
             if _touched(entry):
                 return entry
             partial = self._directory / f"{sha256}.partial"
@@ -65,7 +64,7 @@ class ShardCache:
 
     def _reserve(self, partial: Path, size: int) -> bool:
         """Make room, and take it by a file of the size that is to come."""
-        with _locked(self._directory / "lock"):
+        with locked(self._directory / "lock"):
             entries = {}
             for path in self._directory.iterdir():
                 if path.suffix == ".partial" and _left_behind(path):
@@ -101,14 +100,7 @@ def _touched(entry: Path) -> bool:
 def _left_behind(partial: Path) -> bool:
     """Whether the process that was fetching it is gone."""
     try:
-        with _locked(partial.with_suffix(".lock"), wait=False):
+        with locked(partial.with_suffix(".lock"), wait=False):
             return True
     except BlockingIOError:
         return False
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield

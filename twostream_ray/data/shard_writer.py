@@ -295,9 +295,7 @@ def write_manifest(
     }
     storage.write_bytes(storage.join(out, "index.parquet"), index.getvalue())
     storage.write_bytes(storage.join(out, "quarantine.csv"), _as_csv(bad).encode())
-    storage.write_bytes(
-        storage.join(out, "manifest.json"), (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
-    )
+    storage.write_json(storage.join(out, "manifest.json"), manifest)
 
 
 def _as_csv(bad: Sequence[dict[str, Any]]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
@@ -13,6 +14,17 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.recipe import TrainingConfig
+
+# They change neither samples nor their order.
+_OF_THE_MACHINE = (
+    "read_tasks",
+    "decode_threads",
+    "decode_at",
+    "cache",
+    "cache_gb",
+    "sample_cache",
+    "sample_cache_gb",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +159,13 @@ class ExperimentConfig:
             raise ConfigError(
                 "training.patience_epochs wants a split to watch: set data.validation_split, or leave patience out"
             )
+
+
+def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share, in JSON's types: where it runs and who hears of it may change."""
+    values = json.loads(json.dumps(asdict(config)))
+    fixed = {name: value for name, value in values.items() if name not in ("workers", "tracking", "storage")}
+    return fixed | {"data": {name: value for name, value in values["data"].items() if name not in _OF_THE_MACHINE}}
 
 
 @dataclass(frozen=True, kw_only=True)

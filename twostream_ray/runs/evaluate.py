@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,7 +186,7 @@ def _score_lanes(
 
 def _write(evaluation: Evaluation, *, out: str) -> None:
     values = evaluation.report.to_dict() | {"split": evaluation.split, "manifest_hash": evaluation.manifest_hash}
-    storage.write_bytes(storage.join(out, "report.json"), (json.dumps(values, indent=1) + "\n").encode())
+    storage.write_json(storage.join(out, "report.json"), values)
     table = io.BytesIO()
     np.savez_compressed(
         table,
@@ -261,7 +260,7 @@ def evaluate_run(config: ExperimentConfig, trained: TrainReport, *, progress: Pr
     if config.tracking.register:
         published = _register(config, trained, evaluation, metrics=metrics)
     told = {"version": published.version, "verdict": published.verdict}
-    storage.write_bytes(storage.join(run_place(config), _PUBLISHED), (json.dumps(told) + "\n").encode())
+    storage.write_json(storage.join(run_place(config), _PUBLISHED), told)
     return published
 
 

@@ -180,7 +180,7 @@ def findings(config: FindingsConfig, shards: Mapping[Group, str], *, progress: P
                     raise own from None
                 key, place = pending.pop(done)
                 results[key] = result
-                storage.write_bytes(str(place), (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
+                storage.write_json(str(place), result)
     return [
         Finding(
             group=group,

@@ -10,15 +10,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from twostream_ray import storage
-from twostream_ray.errors import ConfigError
+from twostream_ray.runs.config import fixed_settings
 from twostream_ray.runs.search_settings import SearchConfig, TuneConfig
-from twostream_ray.runs.search_space import Drawn, flat
+from twostream_ray.runs.search_space import Drawn
+from twostream_ray.settings import refuse_changed
 
 Status = Literal["running", "finished", "stopped early", "failed"]
 
 _SECONDS_PER_HOUR = 3600
 # A search may go on with more of these.
-_MAY_CHANGE = ("trials", "max_epochs", "max_hours", "max_gpu_hours", "concurrent_trials")
+_MAY_CHANGE = ("trials", "max_epochs", "max_hours", "max_gpu_hours", "concurrent_trials", "share_samples_gb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +104,9 @@ class Journal:
         wanted = _fixed(config)
         settings = storage.join(place, "search.json")
         if storage.exists(settings):
-            _refuse_others(json.loads(storage.read_text(settings)), wanted, name=config.name, place=place)
+            refuse_changed(json.loads(storage.read_text(settings)), wanted, what=f"search {config.name!r}", place=place)
         else:
-            storage.write_bytes(settings, as_json(wanted))
+            storage.write_json(settings, wanted)
         state = storage.join(place, "state.json")
         self._state: dict[str, Any] = json.loads(storage.read_text(state)) if storage.exists(state) else {}
         self.records: dict[int, TrialRecord] = {}
@@ -118,7 +119,7 @@ class Journal:
     def put(self, record: TrialRecord) -> None:
         """Keep a new state of a trial."""
         self.records[record.number] = record
-        storage.write_bytes(self._file(record.number), as_json(asdict(record)))
+        storage.write_json(self._file(record.number), asdict(record))
 
     def end_epoch(self, number: int, metrics: dict[str, float], *, seconds: float) -> bool:
         """A trial has ended an epoch after `seconds` more; False if that was known (a resumed trial tells it again)."""
@@ -136,7 +137,7 @@ class Journal:
     def note_seconds(self, seconds: float) -> None:
         """Keep how long the search has run, over all calls."""
         self._state["seconds"] = seconds
-        storage.write_bytes(storage.join(self._place, "state.json"), as_json(self._state))
+        storage.write_json(storage.join(self._place, "state.json"), self._state)
 
     def spent(self, *, gpus_per_trial: float) -> Spent:
         """What is used of the budget."""
@@ -173,25 +174,7 @@ def as_csv(records: Sequence[TrialRecord]) -> str:
     return table.getvalue()
 
 
-def as_json(values: Any) -> bytes:
-    """Sorted and indented, for files that people read."""
-    return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
-
-
 def _fixed(config: TuneConfig) -> dict[str, Any]:
     """The settings that a resumed search must share, in JSON's types."""
-    values = {key: value for key, value in asdict(config).items() if key not in ("workers", "tracking", "storage")}
-    values["search"] = {key: value for key, value in values["search"].items() if key not in _MAY_CHANGE}
-    return dict(json.loads(json.dumps(values)))
-
-
-def _refuse_others(before: dict[str, Any], now: dict[str, Any], *, name: str, place: str) -> None:
-    then, wanted = flat(before), flat(now)
-    changed = sorted(key for key in then.keys() | wanted.keys() if then.get(key) != wanted.get(key))
-    if changed:
-        key = changed[0]
-        raise ConfigError(
-            f"search {name!r} was started with {key}={then.get(key)}, now {key}={wanted.get(key)} is wanted"
-            + (f" (and {len(changed) - 1} other settings differ)" if len(changed) > 1 else "")
-            + f": choose another --name, or delete {place}"
-        )
+    values = fixed_settings(config)
+    return values | {"search": {key: value for key, value in values["search"].items() if key not in _MAY_CHANGE}}

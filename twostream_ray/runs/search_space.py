@@ -11,7 +11,7 @@ from typing import Any
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.config import ExperimentConfig
-from twostream_ray.settings import from_mapping
+from twostream_ray.settings import dotted, from_mapping
 
 Drawn = dict[str, Any]
 """Dotted name of a setting -> its value, in JSON's types: what makes one trial differ from another."""
@@ -130,7 +130,7 @@ class Space:
         self._base: dict[str, Any] = json.loads(
             json.dumps({name: value for name, value in asdict(base).items() if name in fields})
         )
-        self.values = flat(self._base)
+        self.values = dotted(self._base)
         self.dimensions = _in_order([self._dimension(name, entry) for name, entry in written.items()])
 
     def _dimension(self, name: str, entry: Any) -> Dimension:
@@ -261,15 +261,6 @@ def _in_order(dimensions: list[Dimension]) -> list[Dimension]:
 def _unknown(setting: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(setting, known, n=3, cutoff=0.5)
     return f"unknown setting {setting!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
-
-
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names; lists stay values."""
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    return {
-        key: value for name, part in values.items() for key, value in flat(part, f"{prefix}.{name}".strip(".")).items()
-    }
 
 
 def signature(drawn: Drawn) -> str:

@@ -16,8 +16,9 @@ from twostream_ray import storage, tracking
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import Network
-from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.runs.config import ExperimentConfig, fixed_settings
 from twostream_ray.runs.fit import Progress, by_epoch, fit
+from twostream_ray.settings import refuse_changed
 from twostream_ray.training.checkpoint import ModelPackage
 
 
@@ -77,7 +78,7 @@ def train(
     if finished:
         run = tracking.RunHandle(uri=config.tracking.resolved_uri(), place=place, **finished["run"])
         return TrainReport(**finished | {"run": tracking.deliver(run), "done_before": True})
-    storage.write_bytes(storage.join(place, "experiment.json"), _as_json(_fixed(config)))
+    storage.write_json(storage.join(place, "experiment.json"), fixed_settings(config))
     handle = tracking.start_run(
         config.tracking,
         run_name=config.name,
@@ -115,7 +116,7 @@ def train(
     )
     # Without the tracking URI, which may hold a password.
     ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
-    storage.write_bytes(storage.join(place, "report.json"), _as_json(asdict(report) | {"run": ids}))
+    storage.write_json(storage.join(place, "report.json"), asdict(report) | {"run": ids})
     return report
 
 
@@ -177,32 +178,7 @@ def _earlier_run(config: ExperimentConfig, place: str) -> dict[str, Any] | None:
     settings = storage.join(place, "experiment.json")
     if not storage.exists(settings):
         return None
-    before = _flat(json.loads(storage.read_text(settings)))
-    now = _flat(json.loads(_as_json(_fixed(config))))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        key = changed[0]
-        raise ConfigError(
-            f"run {config.name!r} was started with {key}={before.get(key)}, now {key}={now.get(key)} is wanted"
-            + (f" (and {len(changed) - 1} other settings differ)" if len(changed) > 1 else "")
-            + f": choose another --name, or delete {place}"
-        )
+    before = json.loads(storage.read_text(settings))
+    refuse_changed(before, fixed_settings(config), what=f"run {config.name!r}", place=place)
     report = storage.join(place, "report.json")
     return dict(json.loads(storage.read_text(report))) if storage.exists(report) else None
-
-
-def _fixed(config: ExperimentConfig) -> dict[str, Any]:
-    """The settings that a resumed run must share; where it runs and who hears of it may change."""
-    return {key: value for key, value in asdict(config).items() if key not in ("workers", "tracking", "storage")}
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {
-        key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
-    }
-
-
-def _as_json(values: Any) -> bytes:
-    return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()

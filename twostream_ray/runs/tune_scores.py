@@ -6,7 +6,6 @@ Simonyan and Zisserman 2014, sec. 2: averaging and a linear SVM on stacked L2-no
 from __future__ import annotations
 
 import itertools
-import json
 import tempfile
 import time
 import warnings
@@ -248,7 +247,7 @@ def _folds(scores: StreamScores) -> Iterator[tuple[NDArray[np.int64], NDArray[np
 def _write(config: TuneScoresConfig, tuned: TunedScores, choose: StreamScores, quote: StreamScores | None) -> None:
     out = storage.absolute(config.out)
     values = asdict(tuned) | {"verdict": tuned.verdict()}
-    storage.write_bytes(storage.join(out, "fusion.json"), (json.dumps(values, indent=1) + "\n").encode())
+    storage.write_json(storage.join(out, "fusion.json"), values)
     weights = _weights(config)
     lines, marked, quoted, levels = {}, {}, {}, {}
     for one in tuned.tried:

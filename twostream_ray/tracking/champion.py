@@ -11,9 +11,10 @@ from __future__ import annotations
 import getpass
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from twostream_ray.errors import RegistryError
@@ -141,7 +142,7 @@ def promote(
         _demand_measurement(before, name, version, terms)
         now = time.time()
         declared = {"declared": now, "terms": {"manifest_hash": manifest_hash, "split": split, "metric": metric}}
-        client.set_model_version_tag(name, str(version), _CONTENDS, json.dumps(declared))
+        _tag(client, name, version, _CONTENDS, json.dumps(declared))
         if _ROLLED_BACK in before.tags[version]:
             client.delete_model_version_tag(name, str(version), _ROLLED_BACK)
         after = _settle(client, name, incumbent=before.champion, since=now - _CONTEST_SECONDS)
@@ -202,7 +203,7 @@ def rollback(name: str, *, config: TrackingConfig, to: int | None = None, becaus
             when = datetime.now(UTC).isoformat(timespec="seconds")
             why = f": {because}" if because else ""
             mark = f"{when} by {_user()}, to version {target}{why}"
-            client.set_model_version_tag(name, str(before.champion), _ROLLED_BACK, mark[:_TAG_LENGTH])
+            _tag(client, name, before.champion, _ROLLED_BACK, mark[:_TAG_LENGTH])
         if _ROLLED_BACK in before.tags[target]:
             client.delete_model_version_tag(name, str(target), _ROLLED_BACK)
         _crown(client, name, target, seen=before)
@@ -293,9 +294,9 @@ def _crown(client: MlflowClient, name: str, version: int, *, seen: _Registry) ->
     now = datetime.now(UTC)
     if seen.champion is not None and _CHAMPION_SINCE not in seen.tags.get(seen.champion, {_CHAMPION_SINCE: ""}):
         # A person set it by hand: since when is not known, but it was so before this one.
-        client.set_model_version_tag(name, str(seen.champion), _CHAMPION_SINCE, _written(now - timedelta(seconds=1)))
+        _tag(client, name, seen.champion, _CHAMPION_SINCE, _written(now - timedelta(seconds=1)))
     _point(client, name, CHAMPION, version)
-    client.set_model_version_tag(name, str(version), _CHAMPION_SINCE, _written(now))
+    _tag(client, name, version, _CHAMPION_SINCE, _written(now))
 
 
 def _written(moment: datetime) -> str:
@@ -311,13 +312,21 @@ def _user() -> str:
 
 
 def _point(client: MlflowClient, name: str, alias: str, version: int) -> None:
+    _insisted(partial(client.set_registered_model_alias, name, alias, str(version)))
+
+
+def _tag(client: MlflowClient, name: str, version: int, key: str, value: str) -> None:
+    _insisted(partial(client.set_model_version_tag, name, str(version), key, value))
+
+
+def _insisted(write: Callable[[], object]) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.set_registered_model_alias(name, alias, str(version))
+        write()
     except MlflowException:
-        # Two jobs that make an alias at once both insert its row, and MLflow refuses the second. Now there is a row.
-        client.set_registered_model_alias(name, alias, str(version))
+        # Two jobs that write a row that was not there both insert it, and MLflow refuses the second. Now it is there.
+        write()
 
 
 def _alias(client: MlflowClient, name: str, alias: str) -> int | None:

@@ -150,7 +150,7 @@ class Journal:
             return None
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
-        storage.write_bytes(storage.join(self.place, name), (json.dumps(values, indent=1) + "\n").encode())
+        storage.write_json(storage.join(self.place, name), values)
 
 
 def journals_below(place: str) -> list[str]:

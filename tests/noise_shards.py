@@ -1,0 +1,32 @@
+"""Shards without videos, for tests that ask which clip comes when and not what it shows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from twostream_ray.data.catalog import Clip
+from twostream_ray.data.clips import EncodedClip
+from twostream_ray.data.flow import FlowContract, encode_field
+from twostream_ray.data.shard_writer import ShardWriter, plan_shards, write_manifest
+from twostream_ray.data.shards import ShardSet, open_shards
+
+
+def noise_shards(out: str, *, rows: Sequence[int], num_fields: int) -> ShardSet:
+    """Training clips of one class with `num_fields` fields of noise of 16 px, as many to a shard as `rows` says."""
+    contract, rng = FlowContract(short_side_px=16), np.random.default_rng(0)
+    clips = [
+        Clip(uri=f"{n}.mp4", clip_id=f"{n}.mp4", class_name="c", label=0, splits=("train",), size_bytes=n)
+        for n in range(sum(rows))
+    ]
+    parts = []
+    for end, length in zip(np.cumsum(rows), rows, strict=True):
+        (plan,) = plan_shards(clips[end - length : end], contract=contract, rows_per_shard=length)
+        writer = ShardWriter(plan, out=out, contract=contract)
+        for clip in plan.clips:
+            noise = rng.normal(size=(num_fields, 16, 16, 2)).astype(np.float32)
+            fields = [encode_field(field, contract) for field in noise]
+            encoded = EncodedClip(video=b"", flow=fields, num_frames=num_fields + 1, height=16, width=16, fps=25.0)
+            writer.add(clip, encoded, source_sha256="")
+        parts.append(writer.finish())
+    write_manifest(out, parts=parts, classes=["c"], contract=contract)
+    return open_shards(out)
