@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ from twostream_ray.data.buffers import Buffers
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.lanes import Pass, Unit, plan_lanes, plan_units
 from twostream_ray.data.rows import encoded_block, rows_of, sample_block
+from twostream_ray.data.sample_cache import SampleCache
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shard_cache import ShardCache
 from twostream_ray.data.shards import ShardSet, read_row_group
@@ -85,9 +87,19 @@ class DataConfig:
     cache_gb: float = 100.0
     """Size of that directory at most, in 1e9 bytes; what does not fit is read from the store every time."""
 
+    sample_cache: str | None = None
+    """Directory on each machine's disk to keep decoded samples in, about 6 MB each, for later runs that draw the same
+    ones, and validation views for later epochs; none by default, and one of its own for each search."""
+
+    sample_cache_gb: float = 50.0
+    """Size of that directory at most, in 1e9 bytes; what does not fit is decoded every time."""
+
     def __post_init__(self) -> None:
-        if self.cache_gb <= 0:
-            raise ConfigError(f"data.cache_gb must be more than 0, got {self.cache_gb}")
+        for name in ("cache_gb", "sample_cache_gb"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"data.{name} must be more than 0, got {getattr(self, name)}")
+        if self.sample_cache is not None and self.decode_at != "worker":
+            raise ConfigError(f"data.sample_cache goes with data.decode_at=worker, got {self.decode_at}")
         if self.lanes < 1:
             raise ConfigError(f"data.lanes must be at least 1, got {self.lanes}")
         if self.read_tasks < 1:
@@ -132,6 +144,7 @@ class SnippetLoader:
         self._per_lane = global_batch // config.lanes
         self._want_rgb, self._want_flow, self._through_ray = want_rgb, want_flow, through_ray
         self._buffers = {"rgb": Buffers(), "flow": Buffers()}
+        self._kept: SampleCache | None = None
 
     def num_steps(self, a_pass: Pass) -> int:
         """Steps of a whole pass: the same on every worker."""
@@ -146,6 +159,7 @@ class SnippetLoader:
 
     def __iter__(self) -> Iterator[tuple[Pass, Iterator[Batch]]]:
         """Each pass with its batches; a pass must be consumed before the next is asked for."""
+        self._kept = self._sample_cache()
         stop = threading.Event()
         rows = self._rows(stop)
         try:
@@ -160,7 +174,7 @@ class SnippetLoader:
         lanes = self._lanes(a_pass)
         mine = range(self._rank, len(lanes), self._world_size)
         waiting: dict[int, deque[dict[str, Any]]] = {lane: deque() for lane in mine}
-        ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
+        ahead: deque[tuple[Batch, list[Future[bool]]]] = deque()
         spare: Batch | None = None
         num_steps = self.num_steps(a_pass) - a_pass.first_step
         for step in range(num_steps + _STEPS_AHEAD):
@@ -177,15 +191,15 @@ class SnippetLoader:
                 ahead.append(self._begun(a_pass, taken, total=total, threads=threads))
             if ahead and (step >= _STEPS_AHEAD or step >= num_steps):
                 batch, decoding = ahead.popleft()
-                for future in decoding:
-                    future.result()
-                if decoding:
-                    spare = batch
-                yield batch if decoding else self._weightless(spare, batch)
+                if not decoding:
+                    yield self._weightless(spare, batch)
+                    continue
+                spare = replace(batch, decoded=sum(future.result() for future in decoding))
+                yield spare
 
     def _begun(
         self, a_pass: Pass, rows: list[dict[str, Any]], *, total: int, threads: ThreadPoolExecutor
-    ) -> tuple[Batch, list[Future[None]]]:
+    ) -> tuple[Batch, list[Future[bool]]]:
         """A batch whose samples threads are decoding into place."""
         views = 1 if a_pass.training else self._config.sampling.test_times
         rgb, flow = (self._room(len(rows) * views, stream) for stream in ("rgb", "flow"))
@@ -243,22 +257,49 @@ class SnippetLoader:
 
     def _decode(
         self, a_pass: Pass, row: dict[str, Any], outs: tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]
-    ) -> None:
-        """Write the views of a row into (views, T, C, size, size) of each wanted stream."""
+    ) -> bool:
+        """Have the views of a row in (views, T, C, size, size) of each wanted stream; False if they were kept."""
         rgb, flow = outs
         if "samples" in row:
             for out, content in zip(outs, row["samples"], strict=True):
                 if out is not None:
                     out[...] = np.frombuffer(content, np.uint8).reshape(out.shape)
-            return
+            return True
         clip: EncodedClip = row["encoded"]
-        size, sampling = self._config.transforms.crop_px, self._config.sampling
-        for number, view in enumerate(self._views(a_pass, row["clip_id"], clip)):
-            if rgb is not None:
-                snippets.rgb_snippets(clip, view, size_px=size, out=rgb[number])
-            if flow is not None:
-                contract = self._shard_set.contract
-                snippets.flow_snippets(clip, view, size_px=size, config=sampling, contract=contract, out=flow[number])
+        views = self._views(a_pass, row["clip_id"], clip)
+        size, sampling, contract = self._config.transforms.crop_px, self._config.sampling, self._shard_set.contract
+
+        def decode_rgb(outs: NDArray[np.uint8]) -> None:
+            for view, out in zip(views, outs, strict=True):
+                snippets.rgb_snippets(clip, view, size_px=size, out=out)
+
+        def decode_flow(outs: NDArray[np.uint8]) -> None:
+            for view, out in zip(views, outs, strict=True):
+                snippets.flow_snippets(clip, view, size_px=size, config=sampling, contract=contract, out=out)
+
+        drawn = f"seed-{self._seed}-epoch-{a_pass.epoch}" if a_pass.training else "test-views"
+        decoded = False
+        for stream, wanted, decode in (("rgb", rgb, decode_rgb), ("flow", flow, decode_flow)):
+            if wanted is None:
+                continue
+            if self._kept is None:
+                decode(wanted)
+                decoded = True
+            else:
+                decoded |= self._kept.fill(f"{drawn}-{stream}/{row['clip']}", wanted, partial(decode, wanted))
+        return decoded
+
+    def _sample_cache(self) -> SampleCache | None:
+        config = self._config
+        if config.sample_cache is None:
+            return None
+        depends_on = {
+            "manifest": self._shard_set.hash,
+            "sampling": asdict(config.sampling),
+            "transforms": asdict(config.transforms),
+        }
+        limit_bytes = int(config.sample_cache_gb * 1e9)
+        return SampleCache(config.sample_cache, limit_bytes=limit_bytes, depends_on=depends_on)
 
     def read_unit(self, unit: Unit) -> pa.Table:
         """The encoded clips of a unit, flow cut down to the fields that the pass's views need."""

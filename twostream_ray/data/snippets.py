@@ -51,6 +51,9 @@ class Batch:
     total: float
     """Sum of weights over all workers in this step."""
 
+    decoded: int = 0
+    """Clips that were decoded for it; the others' samples were kept from before (`data.sample_cache`)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:

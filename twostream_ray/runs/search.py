@@ -17,7 +17,7 @@ from twostream_ray.errors import TrainingError
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.evaluate import Published, evaluate_run
 from twostream_ray.runs.search_draws import Draws
-from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, as_json, best_of
+from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, best_of
 from twostream_ray.runs.search_settings import TuneConfig
 from twostream_ray.runs.search_space import Drawn, Space
 from twostream_ray.runs.train import blueprint, run_place
@@ -41,6 +41,10 @@ class SearchReport:
     """What it took."""
     ended: str
     """Why it ended: all trials were done, or which budget was spent."""
+    decoded: int
+    """Clips that were decoded, over all trials and epochs."""
+    shown: int
+    """Clips that the trials saw, each once an epoch."""
     refused: dict[str, str]
     """Drawn settings that do not go together -> why; by this call alone."""
     published: Published | None
@@ -246,11 +250,15 @@ class Search:
 
     def _report(self, ended: str, *, published: Published | None, verdict: str) -> SearchReport:
         records = list(self.journal.records.values())
+        epochs = [metrics for record in records for metrics in record.history]
+        train, validation = self.config.data.train_split, str(self.config.data.validation_split)
         return SearchReport(
             records=records,
             best=self._best(),
             spent=self.spent(),
             ended=ended,
+            decoded=round(sum(_decoded_clips(metrics) for metrics in epochs)),
+            shown=len(epochs) * sum(len(self._shard_set.split(split)) for split in (train, validation)),
             refused=self._draws.refused,
             published=published,
             verdict=verdict,
@@ -263,14 +271,19 @@ class Search:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "trials.csv").write_text(as_csv(report.records))
-            (folder / "trials.json").write_bytes(as_json([record.row() for record in report.records]))
+            storage.write_json(str(folder / "trials.json"), [record.row() for record in report.records])
             tables = [folder / "trials.csv", folder / "trials.json"]
             pictures = _draw_pictures(report.records, folder)
             for path in (*tables, *pictures.values()):
                 storage.write_bytes(storage.join(self.place, path.name), path.read_bytes())
             tracking.log_artifacts(self.mlflow_run, tables)
             tracking.log_pictures(self.mlflow_run, pictures)
-        values = {"best_val_top1": best.score or 0.0, **{name: float(value) for name, value in asdict(spent).items()}}
+        clips = {"clips_decoded": float(report.decoded), "clips_shown": float(report.shown)}
+        values = {
+            "best_val_top1": best.score or 0.0,
+            **clips,
+            **{name: float(value) for name, value in asdict(spent).items()},
+        }
         tracking.log_metrics(self.mlflow_run, values, step=spent.trials)
         tags = {"twostream.best_trial": best.name, STATUS_TAG: f"ended: {report.ended}"}
         tracking.tag_run(self.mlflow_run, tags | ({"twostream.registered": report.verdict} if report.verdict else {}))
@@ -282,7 +295,11 @@ class Search:
             "gpus_per_trial": self.gpus_per_trial,
             "used_up": self._used_up,
         }
-        storage.write_bytes(storage.join(self.place, "report.json"), as_json(values_kept))
+        storage.write_json(storage.join(self.place, "report.json"), values_kept)
+
+
+def _decoded_clips(metrics: dict[str, float]) -> float:
+    return metrics.get("train_decoded_clips", 0.0) + metrics.get("val_decoded_clips", 0.0)
 
 
 def _draw_pictures(records: Sequence[TrialRecord], folder: Path) -> dict[str, Path]:

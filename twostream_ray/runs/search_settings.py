@@ -54,6 +54,10 @@ class SearchConfig:
     concurrent_trials: int | None = None
     """Trials at a time; by default as many as the cluster's GPUs have room for, or one per CPU where there is none."""
 
+    share_samples_gb: float = 20.0
+    """Disk space on each machine for decoded samples, in 1e9 bytes, so that a clip is decoded once an epoch, not once a
+    trial; given back when the search ends. 0 decodes for every trial. Not used where data.sample_cache is set."""
+
     def __post_init__(self) -> None:
         for name, value, valid in (
             ("searcher", self.searcher, get_args(Searcher)),
@@ -71,6 +75,8 @@ class SearchConfig:
         for name in ("max_hours", "max_gpu_hours"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"search.{name} must be more than 0, got {getattr(self, name)}")
+        if self.share_samples_gb < 0:
+            raise ConfigError(f"search.share_samples_gb must be at least 0, got {self.share_samples_gb}")
         if self.objective != "accuracy" and self.searcher != "tpe":
             raise ConfigError(
                 f"search.objective={self.objective} goes with search.searcher=tpe, got {self.searcher}: no other "

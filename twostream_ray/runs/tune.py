@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune as ray_tune
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import storage, tracking
 from twostream_ray.data.shards import open_shards
@@ -26,6 +31,7 @@ from twostream_ray.runs.search_journal import Spent, TrialRecord
 from twostream_ray.runs.search_settings import TuneConfig
 from twostream_ray.runs.search_space import Space
 from twostream_ray.runs.session import ray_session
+from twostream_ray.runs.train import run_place
 from twostream_ray.runs.trials import FAILURE, METRICS, in_words, run_trial, shared_out
 
 _TRIAL_CPUS = 0.01
@@ -46,7 +52,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
         TrainingError: no trial has ended an epoch.
         RegistryError: the best model cannot be registered.
     """
-    config = replace(config, data=replace(config.data, shards=storage.absolute(config.data.shards)))
+    config = _sharing_samples(replace(config, data=replace(config.data, shards=storage.absolute(config.data.shards))))
     shard_set = open_shards(config.data.shards)
     for split in (config.data.train_split, config.data.validation_split):
         shard_set.split(str(split))
@@ -59,10 +65,37 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
         with ray_session(dashboard=True):
             _run(search, progress)
             report = search.conclude()
+            if config.search.share_samples_gb:
+                _on_every_node(partial(shutil.rmtree, _samples_place(config), ignore_errors=True))
     except BaseException as error:
         search.leave("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     return report
+
+
+def _sharing_samples(config: TuneConfig) -> TuneConfig:
+    """With a place on each machine for the samples that trials share, if they do."""
+    data = config.data
+    if not config.search.share_samples_gb or data.sample_cache is not None or data.decode_at != "worker":
+        return config
+    limit_gb = config.search.share_samples_gb
+    return replace(config, data=replace(data, sample_cache=_samples_place(config), sample_cache_gb=limit_gb))
+
+
+def _samples_place(config: TuneConfig) -> str:
+    """Of this search alone, and the same when it is resumed."""
+    search = hashlib.sha256(run_place(config).encode()).hexdigest()[:12]
+    return str(Path(tempfile.gettempdir()) / f"twostream-samples-{search}")
+
+
+def _on_every_node(work: Callable[[], object]) -> None:
+    """Run something once on each machine of the cluster."""
+    task = ray.remote(num_cpus=0)(work)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    begun = [task.options(scheduling_strategy=place).remote() for place in places]
+    # A machine that is lost meanwhile takes its disk with it.
+    ray.wait(begun, num_returns=len(begun), timeout=60)
 
 
 def _run(search: Search, progress: Progress | None) -> None:

@@ -275,4 +275,9 @@ def _advice(error: NonFiniteLossError, shard_set: ShardSet) -> str:
 
 def _metrics(prefix: str, result: PassResult) -> dict[str, float]:
     losses = {f"{prefix}_loss_{tower}": loss for tower, loss in result.losses.items()}
-    return {f"{prefix}_loss": sum(result.losses.values()), **losses, f"{prefix}_top1": result.top1}
+    return {
+        f"{prefix}_loss": sum(result.losses.values()),
+        **losses,
+        f"{prefix}_top1": result.top1,
+        f"{prefix}_decoded_clips": result.decoded,
+    }

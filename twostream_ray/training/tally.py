@@ -31,6 +31,8 @@ class PassResult:
     """Total loss of each training step, over the global batch; without the skipped ones."""
     skipped_steps: int = 0
     """Steps left out because their loss was not finite."""
+    decoded: int = 0
+    """Clips decoded for it; the others' samples were kept from before."""
 
     def after(self, earlier: PassResult) -> PassResult:
         """The result of both parts of a pass that was broken off and resumed."""
@@ -48,6 +50,7 @@ class PassResult:
             data_wait=(earlier.data_wait * earlier.seconds + self.data_wait * self.seconds) / max(seconds, 1e-9),
             step_losses=earlier.step_losses + self.step_losses,
             skipped_steps=earlier.skipped_steps + self.skipped_steps,
+            decoded=earlier.decoded + self.decoded,
         )
 
 
@@ -61,6 +64,7 @@ class Tally:
         self._losses: dict[str, Tensor] = {}
         self._hits = torch.zeros((), device=device, dtype=torch.float64)
         self._samples = torch.zeros((), device=device, dtype=torch.float64)
+        self._decoded = 0
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches; the time spent waiting for each is counted."""
@@ -70,6 +74,7 @@ class Tally:
             self._waited += time.monotonic() - asked
             if batch is None:
                 return
+            self._decoded += batch.decoded
             yield batch
 
     def add(self, losses: dict[str, Tensor], scores: Tensor, labels: Tensor, weights: Tensor) -> None:
@@ -81,11 +86,12 @@ class Tally:
 
     def result(self, *, step_losses: Sequence[float] = (), skipped_steps: int = 0) -> PassResult:
         """The result so far; every worker must ask at the same step."""
-        sums = torch.stack([self._hits, self._samples, *self._losses.values()])
+        decoded = torch.tensor(self._decoded, device=self._device, dtype=torch.float64)
+        sums = torch.stack([self._hits, self._samples, decoded, *self._losses.values()])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
         seconds = time.monotonic() - self._started
-        hits, samples, *losses = sums.tolist()
+        hits, samples, clips, *losses = sums.tolist()
         return PassResult(
             losses={tower: loss / max(samples, 1) for tower, loss in zip(self._losses, losses, strict=True)},
             top1=hits / max(samples, 1),
@@ -94,4 +100,5 @@ class Tally:
             data_wait=self._waited / max(seconds, 1e-9),
             step_losses=tuple(step_losses),
             skipped_steps=skipped_steps,
+            decoded=round(clips),
         )

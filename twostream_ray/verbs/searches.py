@@ -19,6 +19,7 @@ def tune(arguments: list[str]) -> int:
     for reason in dict.fromkeys(report.refused.values()):
         console.print(f"refused before a trial started: {reason}")
     best, spent = report.best, report.spent
+    console.print(f"clips decoded: {report.decoded:,}; without sharing them between trials: {report.shown:,}")
     console.print(
         f"search {config.name} {'is finished already' if report.done_before else 'ended'}: {report.ended}; "
         f"{spent.epochs} epochs, {spent.hours:.2f} h, {spent.gpu_hours:.2f} GPU-hours"
