@@ -113,6 +113,8 @@ class Nodes:
             "RAY_ADDRESS": self._cluster.address,
             "RAY_AUTH_MODE": "disabled",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+            # The cluster that the other tests share goes without.
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         }
 

@@ -168,7 +168,6 @@ def test_2_then_1_then_2_workers_within_an_epoch_see_every_clip_once_and_learn_t
 
 
 @pytest.mark.soak
-@pytest.mark.xfail(reason="the notice of a drained node has not been seen to reach the workers", strict=True)
 @pytest.mark.timeout(300)
 def test_notice_that_a_node_will_be_taken_away_is_used_to_keep_the_epoch(shard_set: ShardSet, tmp_path: Path) -> None:
     config = experiment(shard_set, tmp_path, epochs=2)

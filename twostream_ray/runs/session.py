@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,50 +25,65 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_cluster = bool(os.environ.get("RAY_ADDRESS"))
-    if not on_cluster:
-        # A private cluster of this process needs no token; without this Ray writes one into the home directory.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    port = _free_port() if dashboard and not on_cluster else None
+    settings = {"RAY_USAGE_STATS_ENABLED": "0"} if on_cluster else _private_settings(port)
+    with environment(settings):
+        import ray
+
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS") or "local",
+            logging_level=logging.WARNING,
+            # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
+            log_to_driver=False,
+            **({} if on_cluster else {"include_dashboard": dashboard, "dashboard_port": port}),
+        )
+        # After the import that configures it: our own progress bars say what its lines would.
+        import ray.data
+
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _private_settings(dashboard_port: int | None) -> dict[str, str]:
+    """What Ray reads from the environment on a cluster of this process alone."""
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Nobody else can come in; without this Ray writes a token into the home directory.
+        "RAY_AUTH_MODE": "disabled",
         # All of a run's processes may start at once; Ray would warn of them line by line.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+        "RAY_worker_maximum_startup_concurrency": "8",
         # Keep idle processes: re-importing costs each pass over the data seconds.
-        os.environ.setdefault("RAY_num_workers_soft_limit", "16")
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        # A private cluster has no dashboard (a dozen processes). Ray Train's clean-up actor asks for one all the same:
-        # refused at once, it ends with the training; left to search, it holds up the end of every training for 12 s.
-        # Where there is a dashboard, the actor must ask this one: left to search, it takes the newest cluster of the
-        # machine, does not find its training there, and takes that training's resources away.
-        port = _free_port() if dashboard else None
-        api_before = os.environ.get("RAY_API_SERVER_ADDRESS")
-        if dashboard:
-            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-        else:
-            os.environ.setdefault("RAY_API_SERVER_ADDRESS", _NOWHERE)
+        "RAY_num_workers_soft_limit": "16",
+        "RAY_idle_worker_killing_time_threshold_ms": "600000",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         # No node of it can be taken away with notice.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    import ray
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
+    # A private cluster has no dashboard (a dozen processes). Ray Train's clean-up actor asks for one all the same:
+    # refused at once, it ends with the training; left to search, it holds up the end of every training for 12 s.
+    # Where there is a dashboard, the actor must ask this one: left to search, it takes the newest cluster of the
+    # machine, does not find its training there, and takes that training's resources away.
+    api = _NOWHERE if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}"
+    wanted = {name: os.environ.get(name, value) for name, value in settings.items()}
+    return wanted | {"RAY_API_SERVER_ADDRESS": api}
 
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS") or "local",
-        logging_level=logging.WARNING,
-        # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
-        log_to_driver=False,
-        **({} if on_cluster else {"include_dashboard": dashboard, "dashboard_port": port}),
-    )
-    # After the import that configures it: our own progress bars say what its lines would.
-    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for as long as the block runs."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
-        ray.shutdown()
-        if dashboard and not on_cluster:
-            os.environ.pop("RAY_API_SERVER_ADDRESS")
-            if api_before is not None:
-                os.environ["RAY_API_SERVER_ADDRESS"] = api_before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _free_port() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -30,7 +29,7 @@ from twostream_ray.runs.search import Search, SearchReport
 from twostream_ray.runs.search_journal import Spent, TrialRecord
 from twostream_ray.runs.search_settings import TuneConfig
 from twostream_ray.runs.search_space import Space
-from twostream_ray.runs.session import ray_session
+from twostream_ray.runs.session import environment, ray_session
 from twostream_ray.runs.train import run_place
 from twostream_ray.runs.trials import FAILURE, METRICS, in_words, run_trial, shared_out
 
@@ -275,14 +274,10 @@ _TUNE_SETTINGS = {
 def _tune_to_our_taste() -> Iterator[None]:
     """Tune leaves Ctrl-C, log files and messages to us for as long as the block runs."""
     logger = logging.getLogger("ray.tune")
-    before, level = {name: os.environ.get(name) for name in _TUNE_SETTINGS}, logger.level
-    os.environ.update(_TUNE_SETTINGS)
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with environment(_TUNE_SETTINGS):
+            yield
     finally:
         logger.setLevel(level)
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
