@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
     owner: FaultyProxy
 
     def _forward(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         proxy, fault = self.owner, self.owner.draw()
         if proxy.away:
             self.close_connection = True
@@ -114,7 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         upstream = http.client.HTTPConnection("127.0.0.1", proxy.upstream, timeout=60)
         try:
-            upstream.request(self.command, self.path, body=body, headers=dict(self.headers.items()))
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            upstream.request(self.command, self.path, body=body, headers=headers, encode_chunked=self._is_chunked())
             answer = upstream.getresponse()
             content, headers = answer.read(), answer.getheaders()
             length = answer.getheader("Content-Length")
@@ -127,6 +128,19 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None and self.command == "GET" and answer.status < 300:
             proxy.bodies.append(self.path)
         self._answer(answer.status, headers, content, length=length, cut=fault == "cut")
+
+    def _is_chunked(self) -> bool:
+        return self.headers.get("Transfer-Encoding", "").lower() == "chunked"
+
+    def _body(self) -> bytes | list[bytes]:
+        if not self._is_chunked():
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while length := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(length))
+            self.rfile.readline()
+        self.rfile.readline()
+        return chunks
 
     def _answer(
         self,

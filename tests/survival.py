@@ -211,7 +211,8 @@ class Driver:
             code = self.process.poll()
             assert code is None, f"the driver ended with {code}: {(self.log / 'out.txt').read_text()[-2000:]}"
             assert time.time() < limit, f"not in {seconds} s: {(self.log / 'out.txt').read_text()[-2000:]}"
-            time.sleep(0.02)
+            # Not oftener: this process takes its time from those that it watches.
+            time.sleep(0.1)
 
     def end(self, *, seconds: float = 240.0) -> dict[str, Any]:
         """Wait for its end; gives its report."""

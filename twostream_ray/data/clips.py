@@ -17,6 +17,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from twostream_ray.data import containers
+from twostream_ray.data.packets import packets_of
 from twostream_ray.errors import DecodeError
 
 av.logging.set_level(av.logging.PANIC)
@@ -273,22 +274,31 @@ def each_frame(
     if not wanted or wanted[0] < 0 or wanted[-1] >= num_frames:
         raise DecodeError(f"frames in [0, {num_frames}) were wanted, got {list(indices)}")
     try:
-        with av.open(io.BytesIO(content), mode="r") as container:
-            stream = container.streams.video[0]
-            if stream.frames != num_frames:
-                raise DecodeError(f"a clip of {num_frames} frames was wanted, its video has {stream.frames}")
-            ticks = 1 / (Fraction(stream.average_rate) * stream.time_base)
-            convert = _RgbConverter()
-            position = num_frames
-            for index in wanted:
-                if not index - index % GROUP_OF_PICTURES <= position < index:
-                    container.seek(round(index * ticks), stream=stream)
-                    pictures = container.decode(stream)
-                while position != index:
-                    picture = next(pictures)
-                    position = round(picture.pts / ticks)
-                yield index, convert(picture)
-    except (av.FFmpegError, ValueError, IndexError, StopIteration) as error:
+        view = memoryview(content)
+        packets = packets_of(view)
+        if len(packets.sizes) != num_frames:
+            raise DecodeError(f"a clip of {num_frames} frames was wanted, its video has {len(packets.sizes)}")
+        decoder = av.CodecContext.create("h264", "r")
+        decoder.extradata = packets.extradata
+        decoder.thread_count = 1
+        convert = _RgbConverter()
+        position = num_frames
+        for index in wanted:
+            key = int(packets.keys[np.searchsorted(packets.keys, index, side="right") - 1])
+            if not key <= position < index:
+                decoder.flush_buffers()
+                position = key - 1
+            picture = None
+            for number in range(position + 1, index + 1):
+                start = packets.starts[number]
+                packet = av.Packet(view[start : start + packets.sizes[number]])
+                packet.pts = number
+                picture = next(iter(decoder.decode(packet)), None)
+            position = index
+            if picture is None or picture.pts != index:
+                raise DecodeError(f"frame {index} of a clip was wanted, the decoder gives another")
+            yield index, convert(picture)
+    except (av.FFmpegError, ValueError, IndexError) as error:
         raise DecodeError(f"frames {list(indices)} of a clip could not be decoded ({_one_line(error)})") from error
 
 
