@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_DASHBOARD = "RAY_API_SERVER_ADDRESS"
+_DASHBOARD, _NICENESS = "RAY_API_SERVER_ADDRESS", "RAY_worker_niceness"
 STEP_S = 0.25
 """What a step takes at least by default, or most kills would fall between runs."""
 
@@ -99,8 +99,9 @@ class Nodes:
         # Ray Train's clean-up actors, on any node, must ask this dashboard: left to search, they ask the newest cluster
         # of the machine.
         port = free_port()
-        self._before = os.environ.get(_DASHBOARD)
-        os.environ[_DASHBOARD] = f"http://127.0.0.1:{port}"
+        self._before = {name: os.environ.get(name) for name in (_DASHBOARD, _NICENESS)}
+        # Workers of a node have it to themselves; here all nodes share one machine, and theirs would come last.
+        os.environ |= {_DASHBOARD: f"http://127.0.0.1:{port}", _NICENESS: "0"}
         self._cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
         )
@@ -162,9 +163,10 @@ class Nodes:
     def shutdown(self) -> None:
         """End everything."""
         self._cluster.shutdown()
-        os.environ.pop(_DASHBOARD)
-        if self._before is not None:
-            os.environ[_DASHBOARD] = self._before
+        for name, value in self._before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def test_a_trial_that_fails_does_not_end_the_search(searched: str, folder: Path)
     assert "search-0001 failed" in searched
 
 
+def test_clips_are_decoded_once_an_epoch_and_once_for_validation_and_the_disk_is_given_back(
+    searched: str, folder: Path
+) -> None:
+    train, val, epochs = 48, 8, 2
+    counted = f"clips decoded: {epochs * train + val}; without sharing them between trials: {epochs * (train + val)}"
+    assert counted in searched
+    kept = Path(tune_module._samples_place(from_arguments(TuneConfig, ["--config", str(folder / "search.yaml")])))
+    assert not kept.exists()
+
+
 def test_mlflow_has_the_search_with_its_trials_below_it(searched: str, folder: Path) -> None:
     parent, trials = children(folder)
     assert parent.info.status == "FINISHED"
@@ -238,6 +249,10 @@ def test_a_search_survives_a_killed_worker_and_goes_on_after_a_killed_driver(
         assert run.info.status == "FINISHED"
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "val_top1")]
         assert sorted(steps) == list(range(24)), "every epoch once"
+    train, val = 48, 8
+    shown = 4 * 24 * (train + val)
+    (decoded,) = re.findall(rf"clips decoded: ([\d,]+); without sharing them between trials: {shown:,}", output)
+    assert int(decoded.replace(",", "")) <= 24 * train + val, "each clip once an epoch, not once a trial"
     for number in running:
         told = [line for line in output.splitlines() if line.startswith(f"search-{number} running, ")]
         # The first line says how far it had come; it went on from there.
