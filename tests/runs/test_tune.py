@@ -53,9 +53,9 @@ def recipe(shard_set: ShardSet, folder: Path, **search: Any) -> Path:
     return path
 
 
-def started(path: Path, *more: str) -> subprocess.Popen[str]:
+def started(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [str(Path(sys.executable).with_name("twostream")), "tune", "--config", str(path), *more],
+        [str(Path(sys.executable).with_name("twostream")), "tune", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -117,7 +117,7 @@ def searched(shard_set: ShardSet, folder: Path) -> str:
     """What a search says that has a trial which cannot start: its weights are not there."""
     space = {"model.spatial.weights": [None, str(folder / "absent.safetensors")], "training.learning_rate": [0.1]}
     path = recipe(shard_set, folder, space=space, searcher="grid", scheduler="median", trials=2)
-    process = started(path)
+    process = started("--config", str(path))
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     return output
@@ -176,7 +176,7 @@ def test_the_best_trial_is_registered_as_champion_on_the_validation_split(search
 
 
 def test_a_finished_search_is_not_repeated(searched: str, folder: Path) -> None:
-    process = started(folder / "search.yaml")
+    process = started("--config", str(folder / "search.yaml"))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "search search is finished already: 2 of 2 trials" in output
@@ -213,7 +213,7 @@ def test_a_search_survives_a_killed_worker_and_goes_on_after_a_killed_driver(
     path = recipe(shard_set, tmp_path, space=space, searcher="grid", scheduler="none", trials=4)
     # Long enough for the trial whose worker survives not to end before the other one has started again.
     longer = ("--training.epochs", "24", "--workers.max_failures", "2")
-    process = started(path, *longer)
+    process = started("--config", str(path), *longer)
 
     def epochs(number: str) -> int:
         return len(trial_files(tmp_path).get(number, {}).get("history", []))
@@ -236,7 +236,7 @@ def test_a_search_survives_a_killed_worker_and_goes_on_after_a_killed_driver(
     while training_workers_of(process) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not training_workers_of(process)
-    again = started(path, *longer)
+    again = started("--config", str(path), *longer)
     output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output
     for number, stamp in stamps.items():
@@ -264,7 +264,7 @@ def test_a_search_survives_a_killed_worker_and_goes_on_after_a_killed_driver(
 def test_ctrl_c_leaves_a_search_that_goes_on(shard_set: ShardSet, tmp_path: Path) -> None:
     space = {"training.learning_rate": [0.1, 0.05]}
     path = recipe(shard_set, tmp_path, space=space, searcher="grid", scheduler="none", trials=2)
-    process = started(path, "--training.epochs", "50")
+    process = started("--config", str(path), "--training.epochs", "50")
     wait_for(process, lambda: any(trial["history"] for trial in trial_files(tmp_path).values()))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
@@ -275,7 +275,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on(shard_set: ShardSet, tmp_path: Path
     assert {run.info.status for run in (parent, *trials.values())} == {"KILLED"}
     # With a budget of what it has had it ends at once, and says so; and goes on with more another time.
     spent = sum(len(trial["history"]) for trial in trial_files(tmp_path).values())
-    again = started(path, "--training.epochs", "50", "--search.max_epochs", str(spent))
+    again = started("--resume", "search", "--storage", str(tmp_path / "runs"), "--search.max_epochs", str(spent))
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
     assert f"ended: {spent} of {spent} epochs" in output

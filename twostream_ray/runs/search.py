@@ -18,7 +18,7 @@ from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.evaluate import Published, evaluate_run
 from twostream_ray.runs.search_draws import Draws
 from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, best_of
-from twostream_ray.runs.search_settings import TuneConfig
+from twostream_ray.runs.search_settings import TuneConfig, keep_settings
 from twostream_ray.runs.search_space import Drawn, Space
 from twostream_ray.runs.train import blueprint, run_place
 from twostream_ray.runs.trials import trial_report
@@ -97,6 +97,7 @@ class Search:
 
     def begin(self) -> None:
         """Open the search's MLflow run, or go on with it."""
+        keep_settings(self.config, place=self.place)
         self.mlflow_run = tracking.start_run(
             self.config.tracking,
             run_name=self.config.name,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from twostream_ray import storage
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.settings import from_arguments
+from twostream_ray.tracking.redaction import redact
+
+_KEPT = "settings.json"
 
 Searcher = Literal["tpe", "random", "grid"]
 Objective = Literal["accuracy", "accuracy_and_parameters"]
@@ -86,7 +93,11 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(ExperimentConfig):
-    """Search over settings: every trial a resumable training, the best registered. The same command again resumes."""
+    """Search over settings: every trial a resumable training, the best registered.
+
+    The same command again resumes, and so does `--resume NAME`, with `--storage` where it is not the default; options
+    beside it, such as a larger budget, override what the search began with.
+    """
 
     search: SearchConfig
     """The space, and the way through it."""
@@ -102,3 +113,32 @@ class TuneConfig(ExperimentConfig):
             raise ConfigError(
                 f"data.validation_split must be another split than data.train_split, got {self.data.train_split} twice"
             )
+
+
+def keep_settings(config: TuneConfig, *, place: str) -> None:
+    """Write down all settings of a search for `--resume`, except a tracking URI that holds a password."""
+    values = asdict(config)
+    uri = config.tracking.uri
+    if uri is not None and redact(uri) != uri:
+        values["tracking"]["uri"] = None
+    storage.write_json(storage.join(place, _KEPT), values)
+
+
+def settings_from(arguments: Sequence[str]) -> TuneConfig:
+    """Settings of `tune` from its command line, which may name a search to go on with.
+
+    Raises:
+        ConfigError: settings are wrong, or there is no such search.
+    """
+    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    asked.add_argument("--resume")
+    asked.add_argument("--storage", default="runs")
+    search, others = asked.parse_known_args(list(arguments))
+    if search.resume is None:
+        return from_arguments(TuneConfig, arguments, prog="twostream tune")
+    kept = storage.join(storage.absolute(search.storage), search.resume, _KEPT)
+    if not storage.exists(kept):
+        raise ConfigError(f"--resume wants the name of a search that was begun, {kept} is not there: check --storage")
+    with storage.on_disk(kept) as file:
+        options = ["--config", str(file), *others, "--storage", search.storage]
+        return from_arguments(TuneConfig, options, prog="twostream tune")

@@ -6,10 +6,9 @@ from __future__ import annotations
 def tune(arguments: list[str]) -> int:
     """Many trainings, the best registered."""
     from twostream_ray.console import SearchDisplay, console
-    from twostream_ray.runs.search_settings import TuneConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.search_settings import settings_from
 
-    config = from_arguments(TuneConfig, arguments, prog="twostream tune")
+    config = settings_from(arguments)
     from twostream_ray.runs.train import run_place
     from twostream_ray.runs.tune import tune
 
