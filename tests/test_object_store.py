@@ -16,8 +16,9 @@ from s3 import ENVIRONMENT, FaultyProxy, reached_at
 from twostream_ray import storage
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shard_writer import finished_parts
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch

@@ -10,8 +10,9 @@ from noise_shards import noise_shards
 
 from twostream_ray.data import pipeline
 from twostream_ray.data.lanes import Pass, plan_lanes, plan_units
-from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig

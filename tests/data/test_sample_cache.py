@@ -13,9 +13,10 @@ from noise_shards import noise_shards
 from numpy.typing import NDArray
 
 from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.sample_cache import SampleCache
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, StorageError

@@ -14,8 +14,9 @@ from s3 import FaultyProxy, reached_at
 from twostream_ray import storage
 from twostream_ray.data.lanes import Pass
 from twostream_ray.data.locks import locked
-from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shard_cache import ShardCache
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig

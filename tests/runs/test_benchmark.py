@@ -5,8 +5,9 @@ import pytest
 
 from twostream_ray.cli import main
 from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError

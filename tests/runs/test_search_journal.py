@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from twostream_ray.data.pipeline import DataConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, best_of
 from twostream_ray.runs.search_settings import SearchConfig, TuneConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from twostream_ray.data.pipeline import DataConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig

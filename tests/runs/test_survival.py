@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from survival import Driver, Nodes, disturb, groups_of, nodes, settled_clips
 
 from twostream_ray import storage
-from twostream_ray.data.pipeline import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.models.fusion import FusionConfig

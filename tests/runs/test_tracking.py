@@ -10,8 +10,8 @@ import ray
 from mlflow import MlflowClient
 from mlflow_server import PASSWORD, USER, MlflowServer
 
-from twostream_ray.data.pipeline import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.models.fusion import FusionConfig

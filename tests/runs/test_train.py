@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twostream_ray.data.pipeline import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ContractMismatchError, ShardError, TrainingError

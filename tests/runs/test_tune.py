@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from twostream_ray.data.pipeline import DataConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs import tune as tune_module

@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,11 +32,10 @@ from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.lanes import Pass, Unit, plan_lanes, plan_units
 from twostream_ray.data.rows import encoded_block, rows_of, sample_block
 from twostream_ray.data.sample_cache import SampleCache
-from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shard_cache import ShardCache
 from twostream_ray.data.shards import ShardSet, read_row_group
 from twostream_ray.data.snippets import Batch, View
-from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ShardError, own_error
 
 _UNITS_PER_EXECUTION = 512
@@ -44,70 +43,6 @@ _UNITS_PER_TASK = 4
 _STEPS_AHEAD = 2
 _CLIPS_READ_HERE = 128
 """A few seconds of training: about what Ray Data takes to start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which shards, which splits, and how samples are drawn from them."""
-
-    shards: str
-    """Directory or s3:// prefix that `ingest` wrote."""
-
-    train_split: str = "train"
-    """Split to train on; the official lists of UCF101 give train1, train2, train3."""
-
-    validation_split: str | None = None
-    """Split scored after each epoch; none by default."""
-
-    test_split: str = "test"
-    """Split that `evaluate` scores."""
-
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Which frames."""
-
-    transforms: TransformConfig = field(default_factory=TransformConfig)
-    """Which crops."""
-
-    lanes: int = 8
-    """Parallel reading positions of a pass; at least the number of workers, and a divisor of the global batch."""
-
-    read_tasks: int = 2
-    """Ray tasks per worker that read shards at the same time; each is a process."""
-
-    decode_threads: int = 2
-    """Threads per worker that decode samples."""
-
-    decode_at: Literal["worker", "stream"] = "worker"
-    """worker: Ray Data streams encoded clips and the training worker's threads decode them; stream: the reading tasks
-    decode, on any node, and stream samples of about 6 MB. `benchmark loader` measures both; samples are the same."""
-
-    cache: str | None = None
-    """Directory on each machine's disk to keep whole shards of s3:// in, for later passes and runs; none by default."""
-
-    cache_gb: float = 100.0
-    """Size of that directory at most, in 1e9 bytes; what does not fit is read from the store every time."""
-
-    sample_cache: str | None = None
-    """Directory on each machine's disk to keep decoded samples in, about 6 MB each, for later runs that draw the same
-    ones, and validation views for later epochs; none by default, and one of its own for each search."""
-
-    sample_cache_gb: float = 50.0
-    """Size of that directory at most, in 1e9 bytes; what does not fit is decoded every time."""
-
-    def __post_init__(self) -> None:
-        for name in ("cache_gb", "sample_cache_gb"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"data.{name} must be more than 0, got {getattr(self, name)}")
-        if self.sample_cache is not None and self.decode_at != "worker":
-            raise ConfigError(f"data.sample_cache goes with data.decode_at=worker, got {self.decode_at}")
-        if self.lanes < 1:
-            raise ConfigError(f"data.lanes must be at least 1, got {self.lanes}")
-        if self.read_tasks < 1:
-            raise ConfigError(f"data.read_tasks must be at least 1, got {self.read_tasks}")
-        if self.decode_threads < 1:
-            raise ConfigError(f"data.decode_threads must be at least 1, got {self.decode_threads}")
-        if self.decode_at not in ("worker", "stream"):
-            raise ConfigError(f"data.decode_at must be worker or stream, got {self.decode_at!r}")
 
 
 class SnippetLoader:

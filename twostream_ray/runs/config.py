@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.pipeline import DataConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.synthetic import SyntheticConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from twostream_ray import storage, tracking, visualize
 from twostream_ray.data.flow import require_same_contract
 from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.pipeline import SnippetLoader
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, StorageError, TrainingError, own_error
 from twostream_ray.evaluation import Report, own_head_first, report_on

@@ -12,8 +12,9 @@ from typing import Any
 
 from twostream_ray import storage, visualize
 from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import open_shards
 from twostream_ray.data.synthetic import Group, SyntheticConfig
 from twostream_ray.data.transforms import TransformConfig

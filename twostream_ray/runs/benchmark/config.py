@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.pipeline import DataConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.training.recipe import TrainingConfig

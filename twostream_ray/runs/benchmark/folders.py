@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from twostream_ray import storage
 from twostream_ray.data import flow, sampling, snippets, transforms
 from twostream_ray.data.clips import EncodedClip, FrameStream
-from twostream_ray.data.pipeline import DataConfig
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, read_row_group
 from twostream_ray.data.snippets import View
 

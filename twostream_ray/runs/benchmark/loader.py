@@ -17,7 +17,8 @@ import numpy as np
 from twostream_ray import storage
 from twostream_ray.data import snippets
 from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import DataConfig, SnippetLoader
+from twostream_ray.data.pipeline import SnippetLoader
+from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.benchmark.config import BenchmarkLoaderConfig
