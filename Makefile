@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEARCH_CLIPS := --clips.size_px 48 --clips.test_clips 0
 
-.PHONY: demo demo-search test soak check format clean
+.PHONY: demo demo-search test test-clusters test-others soak check format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -21,8 +21,14 @@ demo-search: .venv/.installed  ## a search over fusions for videos that take bot
 		--more '[{name: order, root: demo/search/order}]' --flow.short_side_px 48 --out demo/search/shards
 	$(BIN)/twostream tune --config jobs/recipes/demo_search.yaml
 
-test: .venv/.installed  ## all tests but the soak
-	$(BIN)/python -m pytest
+test: .venv/.installed  ## all tests but the soak; those that wait for clusters of their own beside the others
+	$(MAKE) --no-print-directory --keep-going --jobs 2 test-clusters test-others
+
+test-clusters:
+	$(BIN)/python -m pytest -m 'own_cluster and not soak'
+
+test-others:
+	$(BIN)/python -m pytest -m 'not own_cluster and not soak'
 
 soak: .venv/.installed  ## kills and outages, minutes each
 	$(BIN)/python -m pytest -m soak

@@ -12,6 +12,8 @@ import pytest
 
 from twostream_ray.data.shards import ShardSet
 
+pytestmark = pytest.mark.own_cluster
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
@@ -37,6 +39,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     dashboard = free_port()
+    # Ray Train's clean-up actors would ask the newest cluster of this machine.
+    environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     command = ["start", "--head", "--block", "--num-cpus", "2", "--port", str(free_port())]
     command += ["--dashboard-port", str(dashboard), "--ray-client-server-port", str(free_port())]
     # The agent's default port may be taken by another cluster on this machine; without an agent no job starts.
@@ -51,7 +55,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         start_new_session=True,
     )
     try:
-        yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        yield environment
     finally:
         # Asked politely, the head would wait half a minute for its processes.
         subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=True)

@@ -28,6 +28,8 @@ from twostream_ray.tracking import TrackingConfig
 from twostream_ray.tracking.connection import client_for
 from twostream_ray.training.recipe import TrainingConfig
 
+pytestmark = pytest.mark.own_cluster
+
 # With dropout and batch normalisation: both must come back as they were.
 TOWER = TowerConfig(backbone="vgg_small", width=4, dropout=0.3)
 

@@ -22,6 +22,8 @@ from twostream_ray.runs.tune import tune
 from twostream_ray.settings import from_arguments
 from twostream_ray.tracking.connection import client_for
 
+pytestmark = pytest.mark.own_cluster
+
 SMALL = {"backbone": "vgg_small", "width": 8, "dropout": 0.0}
 
 
