@@ -18,7 +18,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -212,17 +211,14 @@ class SnippetLoader:
             for view, out in zip(views, outs, strict=True):
                 snippets.flow_snippets(clip, view, size_px=size, config=sampling, contract=contract, out=out)
 
-        drawn = f"seed-{self._seed}-epoch-{a_pass.epoch}" if a_pass.training else "test-views"
-        decoded = False
-        for stream, wanted, decode in (("rgb", rgb, decode_rgb), ("flow", flow, decode_flow)):
-            if wanted is None:
-                continue
-            if self._kept is None:
-                decode(wanted)
-                decoded = True
-            else:
-                decoded |= self._kept.fill(f"{drawn}-{stream}/{row['clip']}", wanted, partial(decode, wanted))
-        return decoded
+        streams = {"rgb": (rgb, decode_rgb), "flow": (flow, decode_flow)}
+        wanted = {stream: (out, decode) for stream, (out, decode) in streams.items() if out is not None}
+        if self._kept is not None:
+            drawn = f"seed-{self._seed}-epoch-{a_pass.epoch}" if a_pass.training else "test-views"
+            return self._kept.fill(drawn, str(row["clip"]), wanted)
+        for out, decode in wanted.values():
+            decode(out)
+        return True
 
     def _sample_cache(self) -> SampleCache | None:
         config = self._config

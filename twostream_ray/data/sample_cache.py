@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from twostream_ray.data.locks import locked
 from twostream_ray.errors import StorageError
 
+Decode = Callable[[NDArray[np.uint8]], object]
+
 _LOCKS = 256
 _LEFT_FREE = 0.05
 """Part of the disk that is never filled."""
@@ -49,19 +51,29 @@ class SampleCache:
                 "another, or leave it out"
             ) from error
 
-    def fill(self, name: str, out: NDArray[np.uint8], decode: Callable[[], object]) -> bool:
-        """Have the sample `name` in `out`, contiguous; gives whether it had to `decode`, which writes into `out`."""
-        entry = self._samples / name
-        if _read(entry, out):
+    def fill(self, drawn: str, clip: str, streams: Mapping[str, tuple[NDArray[np.uint8], Decode]]) -> bool:
+        """Have a clip's sample of a pass in contiguous arrays, stream -> (array, what decodes into it).
+
+        Gives whether something had to be decoded.
+        """
+
+        def missing() -> list[str]:
+            return [stream for stream, (out, _) in streams.items() if not _read(self._entry(drawn, stream, clip), out)]
+
+        if not missing():
             return False
         # Few files for many samples: whoever wants another one of the same lock waits for milliseconds.
-        with locked(self._locks / str(zlib.crc32(name.encode()) % _LOCKS)):
-            if _read(entry, out):
-                return False
-            decode()
-            if not self._full:
-                self._keep(entry, out)
-        return True
+        with locked(self._locks / str(zlib.crc32(f"{drawn}/{clip}".encode()) % _LOCKS)):
+            wanted = missing()
+            for stream in wanted:
+                out, decode = streams[stream]
+                decode(out)
+                if not self._full:
+                    self._keep(self._entry(drawn, stream, clip), out)
+        return bool(wanted)
+
+    def _entry(self, drawn: str, stream: str, clip: str) -> Path:
+        return self._samples / f"{drawn}-{stream}" / clip
 
     def _keep(self, entry: Path, out: NDArray[np.uint8]) -> None:
         partial = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
