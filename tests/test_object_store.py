@@ -14,6 +14,7 @@ import pytest
 from s3 import ENVIRONMENT, FaultyProxy, reached_at
 
 from twostream_ray import storage
+from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.lanes import Pass
 from twostream_ray.data.pipeline import SnippetLoader
@@ -94,6 +95,27 @@ def test_a_wrong_secret_a_missing_bucket_and_no_answer_each_end_in_one_line(
     with pytest.raises(StorageError, match="cannot list"):
         finished_parts("s3://archive/shards", clips=[], contract=FlowContract())
     proxy.start()
+
+
+def test_a_training_whose_checkpoints_cannot_be_written_ends_in_one_line_before_it_starts(
+    proxy: FaultyProxy,
+    shard_set: ShardSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    proxy.fail_fraction = 0.0
+    common = ["train", "--config", "jobs/recipes/demo.yaml", "--name", "x", "--data.shards", shard_set.uri]
+    common += ["--data.transforms.crop_px", "48", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db", "--storage"]
+    assert main([*common, "s3://no-such-bucket/runs"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("s3://no-such-bucket/runs/x/experiment.json: it is not there; check the path")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    storage._s3_for_reading.cache_clear()
+    assert main([*common, "s3://archive/runs"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "access denied; check the rights" in line and "not-the-secret" not in line
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from s3 import FaultyProxy, reached_at
 from safetensors.torch import load_file
-from survival import Driver, Nodes, disturb, groups_of, nodes, settled_clips
+from survival import Driver, Nodes, disturb, groups_of, nodes, settled_clips, steps_written
 
 from twostream_ray import storage
 from twostream_ray.data.sampling import SamplingConfig
@@ -29,6 +29,8 @@ from twostream_ray.tracking.connection import client_for
 from twostream_ray.training.recipe import TrainingConfig
 
 pytestmark = pytest.mark.own_cluster
+
+OUTAGE_S = 20
 
 # With dropout and batch normalisation: both must come back as they were.
 TOWER = TowerConfig(backbone="vgg_small", width=4, dropout=0.3)
@@ -204,7 +206,7 @@ def test_a_worker_that_hangs_is_found_and_named_and_the_run_goes_on(shard_set: S
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_checkpoints_in_an_object_store_behind_a_bad_network_survive_kills_too(
+def test_checkpoints_in_an_object_store_survive_kills_a_bad_network_and_an_outage(
     shard_set: ShardSet, tmp_path: Path, object_store: int
 ) -> None:
     proxy = FaultyProxy(object_store, fail_fraction=0.05, seed=2)
@@ -216,7 +218,12 @@ def test_checkpoints_in_an_object_store_behind_a_bad_network_survive_kills_too(
         driver = Driver(away, log=tmp_path / "log", on=on)
         for kind in ("worker", "driver", "node"):
             disturb(driver, on, kind=kind, steps=rng.randint(1, 3), rng=rng)
+        proxy.go_away()
+        time.sleep(OUTAGE_S)
+        began = len(steps_written(driver.log))
+        proxy.start()
         report = driver.end()
+        assert len(steps_written(driver.log)) > began, "the store was away before the end"
         (tmp_path / "model.safetensors").write_bytes(
             storage.read_bytes(storage.join(report["checkpoint"], "model.safetensors"))
         )
