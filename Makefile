@@ -15,8 +15,8 @@ demo: .venv/.installed  ## the whole journey on synthetic videos, about 6 minute
 	$(BIN)/twostream demo --config jobs/recipes/demo.yaml
 
 demo-search: .venv/.installed  ## a search over fusions for videos that take both streams and time, on 2 cores
-	$(BIN)/twostream synthesize demo/search/binding --clips.group binding $(SEARCH_CLIPS) --clips.train_clips 480 --clips.val_clips 120
-	$(BIN)/twostream synthesize demo/search/order --clips.group order $(SEARCH_CLIPS) --clips.train_clips 240 --clips.val_clips 80
+	$(BIN)/twostream synthesize demo/search/binding --clips.group binding $(SEARCH_CLIPS) --clips.train_clips 400 --clips.val_clips 100
+	$(BIN)/twostream synthesize demo/search/order --clips.group order $(SEARCH_CLIPS) --clips.train_clips 200 --clips.val_clips 60
 	$(BIN)/twostream ingest --catalog.name binding --catalog.root demo/search/binding \
 		--more '[{name: order, root: demo/search/order}]' --flow.short_side_px 48 --out demo/search/shards
 	$(BIN)/twostream tune --config jobs/recipes/demo_search.yaml
