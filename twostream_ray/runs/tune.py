@@ -65,7 +65,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
             _run(search, progress)
             report = search.conclude()
             if config.search.share_samples_gb:
-                _on_every_node(partial(shutil.rmtree, _samples_place(config), ignore_errors=True))
+                _remove_on_every_node(_samples_place(config))
     except BaseException as error:
         search.leave("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -87,12 +87,16 @@ def _samples_place(config: TuneConfig) -> str:
     return str(Path(tempfile.gettempdir()) / f"twostream-samples-{search}")
 
 
-def _on_every_node(work: Callable[[], object]) -> None:
-    """Run something once on each machine of the cluster."""
-    task = ray.remote(num_cpus=0)(work)
+def _remove_on_every_node(place: str) -> None:
+    """Remove a directory on each machine of the cluster."""
+
+    @ray.remote(num_cpus=0)
+    def remove() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    begun = [task.options(scheduling_strategy=place).remote() for place in places]
+    on_each = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    begun = [remove.options(scheduling_strategy=strategy).remote() for strategy in on_each]
     # A machine that is lost meanwhile takes its disk with it.
     ray.wait(begun, num_returns=len(begun), timeout=60)
 
