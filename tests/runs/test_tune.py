@@ -55,7 +55,7 @@ def recipe(shard_set: ShardSet, folder: Path, **search: Any) -> Path:
     return path
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
+def started(*arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("twostream")), "tune", *arguments],
         stdout=subprocess.PIPE,
@@ -63,6 +63,7 @@ def started(*arguments: str) -> subprocess.Popen[str]:
         text=True,
         env=os.environ | {"RAY_AUTH_MODE": "disabled"},
         start_new_session=True,
+        cwd=cwd,
     )
 
 
@@ -119,7 +120,8 @@ def searched(shard_set: ShardSet, folder: Path) -> str:
     """What a search says that has a trial which cannot start: its weights are not there."""
     space = {"model.spatial.weights": [None, str(folder / "absent.safetensors")], "training.learning_rate": [0.1]}
     path = recipe(shard_set, folder, space=space, searcher="grid", scheduler="median", trials=2)
-    process = started("--config", str(path))
+    # In a file named relative to this directory: trials run in others.
+    process = started("--config", str(path), "--tracking.uri", "sqlite:///mlflow.db", cwd=folder)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     return output

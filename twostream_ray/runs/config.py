@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
+from twostream_ray import storage
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.synthetic import SyntheticConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig
+from twostream_ray.models.streams import TowerConfig
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.recipe import TrainingConfig
 
@@ -159,6 +162,34 @@ class ExperimentConfig:
             raise ConfigError(
                 "training.patience_epochs wants a split to watch: set data.validation_split, or leave patience out"
             )
+
+
+_Experiment = TypeVar("_Experiment", bound=ExperimentConfig)
+
+
+def with_absolute_places(config: _Experiment) -> _Experiment:
+    """The same settings for processes that run in other directories than this one."""
+
+    def tower(one: TowerConfig) -> TowerConfig:
+        named = one.weights not in (None, "imagenet")
+        return replace(one, weights=storage.absolute(str(one.weights))) if named else one
+
+    def directory(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().absolute())
+
+    data, model = config.data, config.model
+    return replace(
+        config,
+        data=replace(
+            data,
+            shards=storage.absolute(data.shards),
+            cache=directory(data.cache),
+            sample_cache=directory(data.sample_cache),
+        ),
+        model=replace(model, spatial=tower(model.spatial), temporal=tower(model.temporal)),
+        tracking=replace(config.tracking, uri=config.tracking.resolved_uri()),
+        storage=storage.absolute(config.storage),
+    )
 
 
 def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def fit(
         trainer = _Trainer(
             run,
             train_loop_config={
-                "config": config,
+                # Workers record nothing, and a tracking URI may hold a password that Ray's pages would show.
+                "config": replace(config, tracking=tracking.TrackingConfig()),
                 "package": package,
                 "needs_rgb": needs_rgb,
                 "needs_flow": needs_flow,

@@ -16,7 +16,7 @@ from twostream_ray import storage, tracking
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import Network
-from twostream_ray.runs.config import ExperimentConfig, fixed_settings
+from twostream_ray.runs.config import ExperimentConfig, fixed_settings, with_absolute_places
 from twostream_ray.runs.fit import Progress, by_epoch, fit
 from twostream_ray.settings import refuse_changed
 from twostream_ray.training.checkpoint import ModelPackage
@@ -66,8 +66,7 @@ def train(
         ShardError: the shards are missing or damaged.
         TrainingError: the run failed more often than workers.max_failures allows.
     """
-    # Workers run in another directory.
-    config = replace(config, data=replace(config.data, shards=storage.absolute(config.data.shards)))
+    config = with_absolute_places(config)
     shard_set = open_shards(config.data.shards)
     for split in filter(None, (config.data.train_split, config.data.validation_split)):
         shard_set.split(split)
@@ -100,7 +99,9 @@ def train(
             callbacks=callbacks,
         )
     except BaseException as error:
-        tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        # A search says itself how its trials ended: it may have stopped this one.
+        if parent is None:
+            tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     # Whatever a kill kept from being recorded; what is there already stays as it is.
     tracking.log_history(handle, by_epoch(history))

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from twostream_ray import storage, tracking
 from twostream_ray.data.shards import open_shards
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.runs.config import ExperimentConfig, with_absolute_places
 from twostream_ray.runs.schedulers import scheduler_for
 from twostream_ray.runs.search import Search, SearchReport
 from twostream_ray.runs.search_journal import Spent, TrialRecord
@@ -51,7 +51,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
         TrainingError: no trial has ended an epoch.
         RegistryError: the best model cannot be registered.
     """
-    config = _sharing_samples(replace(config, data=replace(config.data, shards=storage.absolute(config.data.shards))))
+    config = _sharing_samples(with_absolute_places(config))
     shard_set = open_shards(config.data.shards)
     for split in (config.data.train_split, config.data.validation_split):
         shard_set.split(str(split))
