@@ -236,8 +236,12 @@ def groups_of(driver: Driver) -> list[dict[int, Path]]:
     return groups
 
 
-def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Random) -> float:
-    """Kill something once `steps` more steps have begun; gives the seconds from the replacement to the next step."""
+def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Random) -> tuple[float, float]:
+    """Kill something once `steps` more steps have begun; gives the seconds to the next step.
+
+    From the replacement (the kill of a worker, the new node's joining, the start of the new driver), and from the
+    moment when all of the new group of workers had joined.
+    """
     seen = len(steps_written(driver.log))
     driver.wait_for(lambda written: len(written) >= seen + 2 * steps)
     time.sleep(rng.random() * STEP_S)
@@ -250,7 +254,7 @@ def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Ran
         case "driver":
             driver.kill()
             driver.start()
-    joined = time.time()
+    replaced = time.time()
     # A group that has not yet heard of the loss may begin another step.
     known = len(groups_of(driver))
 
@@ -261,7 +265,9 @@ def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Ran
         return [text.splitlines()[0] for text in texts if "\n" in text]
 
     driver.wait_for(lambda _: len(first_steps()) == 2)
-    return float(max(json.loads(line)[0] for line in first_steps()) - joined)
+    begun = max(json.loads(line)[0] for line in first_steps())
+    together = max(float(path.name.split("-")[0]) for path in groups_of(driver)[-1].values())
+    return float(begun - replaced), float(begun - together)
 
 
 if __name__ == "__main__":

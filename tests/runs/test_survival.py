@@ -84,7 +84,7 @@ def assert_equal_weights(first: Path, second: Path) -> None:
 def undisturbed_and_disturbed(shard_set: ShardSet, folder: Path, kinds: list[str], *, epochs: int, seed: int) -> None:
     """Both end with the same weights, bit for bit; prints the seconds to the next step by kind of kill."""
     rng = random.Random(seed)
-    seconds: dict[str, list[float]] = {}
+    seconds: dict[str, list[tuple[float, float]]] = {}
     (folder / "quiet").mkdir()
     lost: list[str] = []
     expected = train(
@@ -103,8 +103,9 @@ def undisturbed_and_disturbed(shard_set: ShardSet, folder: Path, kinds: list[str
     assert_equal_weights(*(Path(place) / "model.safetensors" for place in (report["checkpoint"], expected.checkpoint)))
     assert_one_mlflow_run_with_every_epoch_once(folder / "disturbed", epochs=epochs)
     assert left == {"actors": [], "groups": []}
-    for kind, values in sorted(seconds.items()):
-        sys.stdout.write(f"{kind}: next step after {', '.join(f'{value:.1f}' for value in sorted(values))} s\n")
+    for kind, measured in sorted(seconds.items()):
+        replaced, joined = (", ".join(f"{s:.1f}" for s in sorted(each)) for each in zip(*measured, strict=True))
+        sys.stdout.write(f"{kind}: next step {replaced} s after the replacement, {joined} s after the group joined\n")
 
 
 def orphans_after_a_while(on: Nodes) -> dict[str, Any]:

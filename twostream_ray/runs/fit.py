@@ -14,6 +14,7 @@ import ray
 import ray.train
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import storage, tracking
@@ -145,7 +146,14 @@ def _failure(config: ExperimentConfig, error: Exception) -> str:
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer, except that Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1."""
+    """Ray's trainer, except for two habits.
+
+    Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1. And no actor hands out parts of
+    datasets that nobody passed: its process takes 3 s of a core and 200 MB whenever workers start.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass

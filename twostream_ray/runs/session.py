@@ -27,7 +27,7 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
         return
     on_cluster = bool(os.environ.get("RAY_ADDRESS"))
     port = _free_port() if dashboard and not on_cluster else None
-    settings = {"RAY_USAGE_STATS_ENABLED": "0"} if on_cluster else _private_settings(port)
+    settings = _cluster_settings() if on_cluster else _private_settings(port)
     with environment(settings):
         import ray
 
@@ -46,6 +46,13 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _cluster_settings() -> dict[str, str]:
+    """What Ray reads from the environment of a run on a cluster of others."""
+    # Ray Train looks every 2 s by default, and waits as long again before it replaces workers that were lost.
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+    return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
 def _private_settings(dashboard_port: int | None) -> dict[str, str]:
