@@ -97,6 +97,14 @@ def model(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path
     return directory
 
 
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    command = f"ulimit -f 1; exec {Path(sys.executable).with_name('twostream')} synthesize {tmp_path}/videos"
+    small = " --clips.train_clips 4 --clips.val_clips 0 --clips.test_clips 0"
+    done = subprocess.run(["bash", "-c", command + small], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "a disk is full or its quota used up" in done.stderr.splitlines()[-1]
+
+
 def test_predict_prints_classes_with_probabilities(
     model: Path, videos: Path, shard_set: ShardSet, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from twostream_ray import __version__
-from twostream_ray.errors import TwoStreamError
+from twostream_ray.errors import TwoStreamError, own_error
 
 USAGE = """\
 usage: twostream VERB [--config RECIPE.yaml] [--SETTING VALUE ...]
@@ -85,6 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except TwoStreamError as error:
         complain(" ".join(str(error).split()), verb=verb)
+        return 2
+    except OSError as error:
+        full = own_error(error)
+        if full is None:
+            raise
+        complain(str(full), verb=verb)
         return 2
     except KeyboardInterrupt:
         complain("interrupted; what was finished is kept, run the same command again to go on", verb=verb)

@@ -20,6 +20,10 @@ TwoStreamError
 └── RegistryError          MLflow's registry has no such model or version
 """
 
+import errno
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class TwoStreamError(Exception):
     """Whatever twostream_ray refuses; the command line prints it in one line and exits with 2."""
@@ -97,7 +101,7 @@ class RegistryError(TwoStreamError):
 
 
 def own_error(error: BaseException) -> TwoStreamError | None:
-    """The package's own error inside the wrappers that a scheduler put around it, or None."""
+    """The package's own error inside the wrappers that a scheduler put around it, or None; a full disk becomes one."""
     seen: BaseException | None = error
     while seen is not None:
         inner = getattr(seen, "cause", None)
@@ -105,5 +109,11 @@ def own_error(error: BaseException) -> TwoStreamError | None:
             # Our messages are one line; Ray Data appends advice of its own.
             message = str(seen).partition("\n")[0]
             return seen if message == str(seen) else type(seen)(message)
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            where = seen.filename or "temporary files"
+            return StorageError(
+                f"a disk is full or its quota used up ({seen.strerror}: {where}): make room, or let TMPDIR name a directory "
+                "with some, and run the same command again"
+            )
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return None
