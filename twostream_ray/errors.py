@@ -112,8 +112,8 @@ def own_error(error: BaseException) -> TwoStreamError | None:
         if isinstance(seen, OSError) and seen.errno in _FULL:
             where = seen.filename or "temporary files"
             return StorageError(
-                f"a disk is full or its quota used up ({seen.strerror}: {where}): make room, or let TMPDIR name a directory "
-                "with some, and run the same command again"
+                f"a disk is full or its quota used up ({seen.strerror}: {where}): make room, or let TMPDIR name a "
+                "directory with some, and run the same command again"
             )
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return None
