@@ -155,6 +155,8 @@ def test_mlflow_has_the_search_with_its_trials_below_it(searched: str, folder: P
     assert trials["search-0000"].data.tags[STATUS_TAG] == "finished"
     assert trials["search-0001"].data.tags[STATUS_TAG].startswith("failed: ")
     assert trials["search-0000"].data.params["training.learning_rate"] == "0.1"
+    assert trials["search-0000"].data.tags["mlflow.source.name"] == "twostream tune"
+    assert "search-0000 (" in parent.data.tags["mlflow.note.content"]
     client = client_for(f"sqlite:///{folder}/mlflow.db")
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
         "trials.csv",

@@ -73,8 +73,7 @@ def test_version_carries_lineage_and_scores_and_can_be_pulled(
     assert "class29" in version.tags["classes"]
     for said in (
         "conv fusion at relu5_3",
-        "| test split | 298 of 300 clips |",
-        "| top1 | 87.50% |",
+        "Split `test`, 298 of 300 clips: top1 87.50%",
         "4 samples of 5 snippets",
         "algorithm dis, bound_px 20.0",
         "class19 … 30 in all",

@@ -17,7 +17,7 @@ from twostream_ray.errors import TrainingError
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.evaluate import Published, evaluate_run
 from twostream_ray.runs.search_draws import Draws
-from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, best_of
+from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, as_list, best_of
 from twostream_ray.runs.search_settings import TuneConfig, keep_settings
 from twostream_ray.runs.search_space import Drawn, Space
 from twostream_ray.runs.train import blueprint, run_place
@@ -266,6 +266,15 @@ class Search:
             done_before=published is None,
         )
 
+    def _described(self, report: SearchReport) -> str:
+        """The search in Markdown, for its page in MLflow."""
+        spent, split = report.spent, self.config.data.validation_split
+        return (
+            f"Ended: {report.ended}; {spent.epochs} epochs, {spent.hours:.2f} h, {spent.gpu_hours:.2f} GPU-hours. "
+            f"Clips decoded: {report.decoded:,}, without sharing them between trials {report.shown:,}."
+            f"\n\n**Best top-1 on `{split}`.** {report.verdict}\n\n{as_list(report.records)}"
+        )
+
     def _write(self, report: SearchReport) -> None:
         """Table and pictures into the search's folder and its MLflow run, then the report that ends it."""
         best, spent = report.best, report.spent
@@ -287,7 +296,8 @@ class Search:
         }
         tracking.log_metrics(self.mlflow_run, values, step=spent.trials)
         tags = {"twostream.best_trial": best.name, STATUS_TAG: f"ended: {report.ended}"}
-        tracking.tag_run(self.mlflow_run, tags | ({"twostream.registered": report.verdict} if report.verdict else {}))
+        tags |= {"twostream.registered": report.verdict} if report.verdict else {}
+        tracking.tag_run(self.mlflow_run, tags | {tracking.DESCRIPTION: self._described(report)})
         values_kept = {
             "best": best.row(),
             "ended": report.ended,

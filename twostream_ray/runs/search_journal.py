@@ -174,6 +174,16 @@ def as_csv(records: Sequence[TrialRecord]) -> str:
     return table.getvalue()
 
 
+def as_list(records: Sequence[TrialRecord], *, most: int = 10) -> str:
+    """The most accurate trials as a numbered list in Markdown, best first."""
+    scored = sorted((record for record in records if record.score is not None), key=lambda record: -(record.score or 0))
+    return "\n".join(
+        f"1. **{record.score:.1%}** {record.name} ({record.parameters:,} parameters, {len(record.history)} epochs, "
+        f"{record.status}): {', '.join(f'{key} {json.dumps(value)}' for key, value in record.settings.items())}"
+        for record in scored[:most]
+    )
+
+
 def _fixed(config: TuneConfig) -> dict[str, Any]:
     """The settings that a resumed search must share, in JSON's types."""
     values = fixed_settings(config)

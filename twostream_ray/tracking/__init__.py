@@ -7,6 +7,7 @@ from twostream_ray.tracking.journal import journals_below
 from twostream_ray.tracking.lineage import lineage_tags
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.record import (
+    DESCRIPTION,
     RunHandle,
     below,
     deliver,
@@ -22,6 +23,7 @@ from twostream_ray.tracking.record import (
 from twostream_ray.tracking.registry import pull, record_measurement, register
 
 __all__ = [
+    "DESCRIPTION",
     "Delivery",
     "Measurement",
     "Rollback",

@@ -31,7 +31,7 @@ def model_card(
         flow_contract: the settings of the flow that the network sees.
         lineage: tags as from `lineage_tags`.
     """
-    scores = [f"| {metric} | {value:.2%} |" for metric, value in measurement.metrics.items()]
+    scores = [f"{metric.replace('_', ' ')} {value:.2%}" for metric, value in measurement.metrics.items()]
     more = f" … {len(classes)} in all" if len(classes) > _MOST_CLASSES else ""
     trained = [
         f"Trained on manifest `{lineage.get(MANIFEST, 'unknown')}`",
@@ -42,9 +42,8 @@ def model_card(
         [
             summary,
             "",
-            f"| {measurement.split} split | {measurement.n_of_n()} clips |",
-            "|---|---|",
-            *scores,
+            # MLflow's page sets tables without space between columns.
+            f"**Scores.** Split `{measurement.split}`, {measurement.n_of_n()} clips: {', '.join(scores)}.",
             "",
             f"**Protocol.** {protocol}; manifest `{measurement.manifest_hash}`.",
             "",

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 RUN_TAG = "twostream.run"
 """Tag that holds a run's logical name."""
+DESCRIPTION = "mlflow.note.content"
+"""Tag whose Markdown MLflow's page shows as a run's description."""
 
 _logger = logging.getLogger(__name__)
 # MLflow's limits (mlflow.utils.validation).
@@ -80,6 +82,10 @@ def start_run(
         StorageError: the place cannot be written.
     """
     journal = Journal(run_place=place)
+    shown = _run_tags(run_name, tags) | below(parent)
+    if parent is not None:
+        # A trial's process was started by Ray, and is called so.
+        shown["mlflow.source.name"] = "twostream tune"
     if journal.identity() is None:
         journal.begin(
             Identity(
@@ -88,7 +94,7 @@ def start_run(
                 experiment=config.experiment,
                 start_ms=int(time.time() * 1000),
                 parameters=flat_parameters(parameters),
-                tags=_run_tags(run_name, tags) | below(parent),
+                tags=shown,
             )
         )
     else:
