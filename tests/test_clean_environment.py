@@ -62,7 +62,7 @@ def registered(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) ->
     save_model(folder / "package", package.build(pretrained=False), package)
     config = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
     version = register(
-        start_run(config, run_name="clean", parameters={}, tags={}),
+        start_run(config, run_name="clean", place=str(folder / "run"), parameters={}, tags={}),
         folder / "package",
         name="two-stream",
         measurement=Measurement(
