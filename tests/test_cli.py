@@ -130,6 +130,23 @@ def test_an_unreadable_video_is_one_line_and_does_not_spoil_the_others(
     assert "missing.mp4: it is not there; check the path" in second
 
 
+@pytest.mark.real
+def test_every_corrupt_file_is_one_line_and_none_is_answered(
+    model: Path, real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corrupt = sorted(map(str, (real / "corrupt").iterdir()))
+    whole = sorted((real / "ucf101").rglob("*.avi"))[0].read_bytes()
+    for cut in (1, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / f"{cut}.avi").write_bytes(whole[:cut])
+        corrupt.append(str(tmp_path / f"{cut}.avi"))
+    assert main(["predict", *corrupt, "--model", str(model)]) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    lines = captured.err.splitlines()
+    assert len(lines) == len(corrupt) == 10
+    assert all(path in line for path, line in zip(corrupt, lines, strict=True))
+
+
 def test_flow_of_another_kind_is_refused(
     model: Path, shard_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
