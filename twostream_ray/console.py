@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -160,7 +160,7 @@ class SearchDisplay:
     def _line(record: Any) -> str:
         score = "" if record.score is None else f", best val top-1 {record.score:.1%}"
         reason = f" ({record.reason})" if record.reason else ""
-        begun = f": {_settings(record.settings)}, {record.parameters:,} parameters" if not record.history else ""
+        begun = f": {record.drawn}, {record.parameters:,} parameters" if not record.history else ""
         return f"{record.name} {record.status}{reason}, {len(record.history)} epochs{score}{begun}"
 
 
@@ -174,7 +174,7 @@ def _trials_table(title: str, records: Sequence[Any]) -> Table:
         score = "" if record.score is None else f"{record.score:.1%}"
         drawn.add_row(
             record.name,
-            _settings(record.settings),
+            record.drawn,
             record.status,
             str(len(record.history)),
             score,
@@ -182,17 +182,6 @@ def _trials_table(title: str, records: Sequence[Any]) -> Table:
             f"{record.seconds:.0f}",
         )
     return drawn
-
-
-def _settings(drawn: Mapping[str, Any]) -> str:
-    """What was drawn, by the last part of each name."""
-
-    def shown(value: Any) -> str:
-        if isinstance(value, list):
-            return "+".join(map(str, value))
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{name.rpartition('.')[2]} {shown(value)}" for name, value in drawn.items())
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

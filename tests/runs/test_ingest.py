@@ -266,7 +266,7 @@ def test_every_frame_of_every_real_clip_fetched_in_random_order_is_the_right_one
                 layout="ucf101", root=str(real / "ucf101"), lists=str(real / "lists/ucf101_official_crlf")
             ),
             out=str(tmp_path),
-            flow=FlowContract(short_side_px=128),  # a quarter of the time: it is the frames that are looked at
+            flow=FlowContract(short_side_px=128),  # flow takes long, and it is the frames that are looked at
             rows_per_shard=16,
         )
     )

@@ -7,7 +7,7 @@ import pytest
 
 from twostream_ray.data.settings import DataConfig
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, best_of
+from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, as_list, best_of
 from twostream_ray.runs.search_settings import SearchConfig, TuneConfig
 
 CONFIG = TuneConfig(
@@ -101,3 +101,21 @@ def test_the_table_has_a_column_for_every_setting_that_some_trial_has() -> None:
     assert first == "search-0000,late,,0.5,10,1,0.0,finished,"
     assert second == 'search-0001,fused,"[""relu2"", ""relu4""]",,10,0,0.0,running,'
     assert json.loads(json.dumps(records[1].row()))["score"] is None
+
+
+def test_the_list_of_a_search_begins_with_its_best_trial_and_leaves_out_what_failed_or_has_no_score() -> None:
+    records = [
+        record(0, 0.5, status="finished", parameters=20, settings={"model.fusion.layers": ["relu2", "relu4"]}),
+        record(1, 0.5, status="finished"),
+        record(2, 0.9, status="failed"),
+        record(3),
+        record(4, 0.25, 0.75, status="finished", settings={"training.learning_rate": 0.01234}),
+    ]
+    best = best_of(records)
+    assert best is not None and best.name == "search-0004"
+    assert as_list(records).splitlines() == [
+        "1. **75.0%** search-0004 (10 parameters, 2 epochs, finished): learning_rate 0.0123",
+        "1. **50.0%** search-0001 (10 parameters, 1 epochs, finished): seed 1",
+        "1. **50.0%** search-0000 (20 parameters, 1 epochs, finished): layers relu2+relu4",
+    ]
+    assert len(as_list(records, most=2).splitlines()) == 2

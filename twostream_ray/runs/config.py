@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from twostream_ray import storage
@@ -175,7 +174,7 @@ def with_absolute_places(config: _Experiment) -> _Experiment:
         return replace(one, weights=storage.absolute(str(one.weights))) if named else one
 
     def directory(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().absolute())
+        return None if path is None else storage.absolute(path)
 
     data, model = config.data, config.model
     return replace(

@@ -149,7 +149,7 @@ class _Trainer(TorchTrainer):
     """Ray's trainer, except for two habits.
 
     Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1. And no actor hands out parts of
-    datasets that nobody passed: its process takes 3 s of a core and 200 MB whenever workers start.
+    datasets that nobody passed: its process would import Ray Data whenever workers start, beside them.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

@@ -48,6 +48,17 @@ class TrialRecord:
         """Best top-1 on the validation split in [0, 1]; None before the first epoch has ended."""
         return max((metrics["val_top1"] for metrics in self.history), default=None)
 
+    @property
+    def drawn(self) -> str:
+        """Its settings in words, by the last part of each name."""
+
+        def shown(value: Any) -> str:
+            if isinstance(value, list):
+                return "+".join(map(str, value))
+            return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+        return ", ".join(f"{name.rpartition('.')[2]} {shown(value)}" for name, value in self.settings.items())
+
     def outcome(self) -> dict[str, object]:
         """The trial as the pictures of a search want it."""
         return {**self.settings, "score": self.score, "parameters": self.parameters, "status": self.status}
@@ -155,8 +166,12 @@ class Journal:
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The most accurate trial, the smaller of two equals; None before one has ended an epoch."""
+    return next(iter(_ranked(records)), None)
+
+
+def _ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     scored = [record for record in records if record.score is not None and record.status != "failed"]
-    return min(scored, key=lambda record: (-(record.score or 0.0), record.parameters, record.number), default=None)
+    return sorted(scored, key=lambda record: (-(record.score or 0.0), record.parameters, record.number))
 
 
 def as_csv(records: Sequence[TrialRecord]) -> str:
@@ -176,11 +191,10 @@ def as_csv(records: Sequence[TrialRecord]) -> str:
 
 def as_list(records: Sequence[TrialRecord], *, most: int = 10) -> str:
     """The most accurate trials as a numbered list in Markdown, best first."""
-    scored = sorted((record for record in records if record.score is not None), key=lambda record: -(record.score or 0))
     return "\n".join(
         f"1. **{record.score:.1%}** {record.name} ({record.parameters:,} parameters, {len(record.history)} epochs, "
-        f"{record.status}): {', '.join(f'{key} {json.dumps(value)}' for key, value in record.settings.items())}"
-        for record in scored[:most]
+        f"{record.status}): {record.drawn}"
+        for record in _ranked(records)[:most]
     )
 
 

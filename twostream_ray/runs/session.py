@@ -51,8 +51,7 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
 def _cluster_settings() -> dict[str, str]:
     """What Ray reads from the environment of a run on a cluster of others."""
     # Ray Train looks every 2 s by default, and waits as long again before it replaces workers that were lost.
-    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-    return {name: os.environ.get(name, value) for name, value in settings.items()}
+    return _unless_set({"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"})
 
 
 def _private_settings(dashboard_port: int | None) -> dict[str, str]:
@@ -75,8 +74,12 @@ def _private_settings(dashboard_port: int | None) -> dict[str, str]:
     # Where there is a dashboard, the actor must ask this one: left to search, it takes the newest cluster of the
     # machine, does not find its training there, and takes that training's resources away.
     api = _NOWHERE if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}"
-    wanted = {name: os.environ.get(name, value) for name, value in settings.items()}
-    return wanted | {"RAY_API_SERVER_ADDRESS": api}
+    return _unless_set(settings) | {"RAY_API_SERVER_ADDRESS": api}
+
+
+def _unless_set(settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings, except where the environment has others already."""
+    return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
 @contextmanager

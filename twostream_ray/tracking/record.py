@@ -82,11 +82,11 @@ def start_run(
         StorageError: the place cannot be written.
     """
     journal = Journal(run_place=place)
-    shown = _run_tags(run_name, tags) | below(parent)
-    if parent is not None:
-        # A trial's process was started by Ray, and is called so.
-        shown["mlflow.source.name"] = "twostream tune"
     if journal.identity() is None:
+        shown = _run_tags(run_name, tags) | below(parent)
+        if parent is not None:
+            # A trial's process was started by Ray, and is called so.
+            shown["mlflow.source.name"] = "twostream tune"
         journal.begin(
             Identity(
                 key=uuid.uuid4().hex,
