@@ -17,13 +17,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_DASHBOARD, _NICENESS = "RAY_API_SERVER_ADDRESS", "RAY_worker_niceness"
+_DASHBOARD, _NICENESS, _IDLE = "RAY_API_SERVER_ADDRESS", "RAY_worker_niceness", "RAY_num_workers_soft_limit"
 STEP_S = 0.25
 """What a step takes at least by default, or most kills would fall between runs."""
 
 
 def drive(config_file: str, log: str, step_s: str) -> None:
     """Train the pickled configuration; lines of `log`/*.steps say what each step had and when it began."""
+    import ray
+
     from twostream_ray.runs import fit as fit_module
     from twostream_ray.runs.train import train
 
@@ -52,6 +54,14 @@ def drive(config_file: str, log: str, step_s: str) -> None:
         TrainingStep.__call__ = written_down  # type: ignore[method-assign]
         return original(arguments)
 
+    connect = ray.init
+
+    def connected(*arguments: Any, **settings: Any) -> Any:
+        context = connect(*arguments, **settings)
+        (Path(log) / "joined").write_text(str(time.time()))
+        return context
+
+    ray.init = connected  # type: ignore[assignment]
     fit_module.train_worker = watched
     fit_module._RESIZE_LOOK_S = 5.0
     lost: list[str] = []
@@ -99,9 +109,10 @@ class Nodes:
         # Ray Train's clean-up actors, on any node, must ask this dashboard: left to search, they ask the newest cluster
         # of the machine.
         port = free_port()
-        self._before = {name: os.environ.get(name) for name in (_DASHBOARD, _NICENESS)}
+        self._before = {name: os.environ.get(name) for name in (_DASHBOARD, _NICENESS, _IDLE)}
         # Workers of a node have it to themselves; here all nodes share one machine, and theirs would come last.
-        os.environ |= {_DASHBOARD: f"http://127.0.0.1:{port}", _NICENESS: "0"}
+        # And a node has more CPUs than workers, as many as it keeps idle processes.
+        os.environ |= {_DASHBOARD: f"http://127.0.0.1:{port}", _NICENESS: "0", _IDLE: "8"}
         self._cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
         )
@@ -114,9 +125,6 @@ class Nodes:
             "RAY_ADDRESS": self._cluster.address,
             "RAY_AUTH_MODE": "disabled",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
-            # The cluster that the other tests share goes without.
-            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
-            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         }
 
     def lose(self, number: int) -> None:
@@ -239,8 +247,8 @@ def groups_of(driver: Driver) -> list[dict[int, Path]]:
 def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Random) -> tuple[float, float]:
     """Kill something once `steps` more steps have begun; gives the seconds to the next step.
 
-    From the replacement (the kill of a worker, the new node's joining, the start of the new driver), and from the
-    moment when all of the new group of workers had joined.
+    From the replacement (the kill of a worker; the joining of the cluster by the new node or the new driver), and from
+    the moment when all of the new group of workers had joined.
     """
     seen = len(steps_written(driver.log))
     driver.wait_for(lambda written: len(written) >= seen + 2 * steps)
@@ -253,7 +261,10 @@ def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Ran
             on.replace()
         case "driver":
             driver.kill()
+            joined = driver.log / "joined"
+            joined.unlink()
             driver.start()
+            driver.wait_for(lambda _: joined.exists() and bool(joined.read_text()))
     replaced = time.time()
     # A group that has not yet heard of the loss may begin another step.
     known = len(groups_of(driver))

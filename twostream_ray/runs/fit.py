@@ -19,9 +19,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import storage, tracking
 from twostream_ray.errors import TrainingError, own_error
+from twostream_ray.runs.board import Board
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.gauges import mean_of_workers, object_store
-from twostream_ray.runs.session import Board, polled, ray_session
+from twostream_ray.runs.session import polled, ray_session
 from twostream_ray.runs.worker import train_worker
 from twostream_ray.training.checkpoint import ModelPackage
 

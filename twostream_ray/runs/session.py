@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 _NOWHERE = "http://127.0.0.1:9"
 """An address that refuses at once."""
@@ -50,8 +49,14 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
 
 def _cluster_settings() -> dict[str, str]:
     """What Ray reads from the environment of a run on a cluster of others."""
-    # Ray Train looks every 2 s by default, and waits as long again before it replaces workers that were lost.
-    return _unless_set({"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"})
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray Train looks every 2 s by default, and waits as long again before it replaces workers that were lost.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        # The board of a training looks out itself.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
+    return _unless_set(settings)
 
 
 def _private_settings(dashboard_port: int | None) -> dict[str, str]:
@@ -143,28 +148,3 @@ def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None
         ended.set()
         thread.join(timeout=5)
     look()
-
-
-class Board:
-    """An actor where workers leave word of their progress for the driver to show.
-
-    It lives in this light module: its process would otherwise spend seconds on importing torch.
-    """
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._stops = False
-
-    def post(self, event: dict[str, Any]) -> bool:
-        """Leave an event; gives whether the run has been asked to stop."""
-        self._events.append(event)
-        return self._stops
-
-    def stop(self) -> None:
-        """Ask the run to keep what it has reached and stop."""
-        self._stops = True
-
-    def take(self) -> list[dict[str, Any]]:
-        """The events since the last call."""
-        events, self._events = self._events, []
-        return events

@@ -23,6 +23,7 @@ from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import NonFiniteLossError
 from twostream_ray.models.networks import Network
+from twostream_ray.runs.board import Wish
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.gauges import Gauges
 from twostream_ray.training.average import WeightAverage
@@ -125,8 +126,11 @@ class _Worker:
         self._first = context.get_world_rank() == 0
         self._answer: Any = None
         self._gauges = Gauges()
-        self._stopping = False
+        self._wish: Wish = ""
         self._kept = 0.0
+        board.join.remote(
+            context.get_world_rank(), world_size=context.get_world_size(), node=ray.get_runtime_context().get_node_id()
+        )
         begun = {"epoch": len(self._history), "step": self._first_step}
         self._post({"kind": "begin", "workers": context.get_world_size(), **begun})
 
@@ -216,7 +220,7 @@ class _Worker:
             ray.get(self._board.post.remote(event))
 
     def _post(self, event: dict[str, Any]) -> None:
-        """Post an event; the answer of an earlier one says whether the run is to stop."""
+        """Post an event; the answer of an earlier one says what is wanted."""
         if not self._first:
             return
         answer = self._board.post.remote(event)
@@ -225,18 +229,17 @@ class _Worker:
         elif ray.wait([self._answer], timeout=0)[0]:
             # A board that is gone has gone with its driver: no reason to stop, the next driver goes on.
             with suppress(ray.exceptions.RayActorError):
-                self._stopping = self._stopping or ray.get(self._answer)
+                self._wish = ray.get(self._answer)
             self._answer = answer
 
     def _wants_to_keep(self) -> bool:
-        """Whether the run is to stop, or a machine of it is about to be taken away."""
-        if self._stopping:
-            return True
-        return _machine_goes_away() and time.monotonic() - self._kept > _SECONDS_BETWEEN_LAST_CHECKPOINTS
+        if self._wish == "keep":
+            return time.monotonic() - self._kept > _SECONDS_BETWEEN_LAST_CHECKPOINTS
+        return self._wish == "stop"
 
     def _all_stopping(self) -> bool:
         """Rank 0's word, for every worker."""
-        return bool(ray.train.collective.broadcast_from_rank_zero(self._stopping))
+        return bool(ray.train.collective.broadcast_from_rank_zero(self._wish == "stop"))
 
     def _averaged(self) -> Any:
         return nullcontext() if self._average is None else self._average.in_place()
@@ -252,16 +255,6 @@ class _Worker:
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
         self._kept = time.monotonic()
-
-
-def _machine_goes_away() -> bool:
-    """Whether Ray has been told that a node of this run will be taken away (a spot instance's notice, a drain).
-
-    Ray's public call for this is a barrier over all workers through an actor; what its watcher left here costs nothing.
-    """
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
 
 
 def _advice(error: NonFiniteLossError, shard_set: ShardSet) -> str:

@@ -173,7 +173,7 @@ def _in_ray(config: BenchmarkTrainConfig, source: Source, *, workers: int) -> li
         )
         ray.get(arguments["results"].post.remote(made))
 
-    from twostream_ray.runs.session import Board
+    from twostream_ray.runs.board import Board
 
     results: Any = ray.remote(Board).options(num_cpus=0).remote()
     gpus = torch.cuda.is_available()
