@@ -14,7 +14,7 @@ import ray
 import ray.train
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import storage, tracking
@@ -67,16 +67,24 @@ def fit(
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
         ended: dict[str, dict[str, Any]] = {}
+        recorded = threading.Event()
         worker = train_worker
 
         def show() -> None:
             if stop is not None and stop.is_set():
                 board.stop.remote()
             for event in ray.get(board.take.remote()):
-                if event["kind"] in ("failed", "stopped"):
+                if event["kind"] == "recorded":
+                    recorded.set()
+                elif event["kind"] in ("failed", "stopped"):
                     ended[event["kind"]] = event
                 elif progress is not None:
                     progress(event)
+
+        def send() -> None:
+            if recorded.is_set():
+                recorded.clear()
+                tracking.send(handle)
 
         def run(arguments: dict[str, Any]) -> None:
             worker(arguments)  # Ray Train cannot carry tensors back
@@ -112,7 +120,7 @@ def fit(
             ),
         )
         try:
-            with polled(show, every_seconds=0.3):
+            with polled(send, every_seconds=0.3), polled(show, every_seconds=0.3):
                 result = trainer.fit()
         except Exception as error:
             failures = getattr(error, "worker_failures", {}).values()
@@ -147,21 +155,34 @@ def _failure(config: ExperimentConfig, error: Exception) -> str:
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer, except for two habits.
+    """Ray's trainer, except for three habits.
 
-    Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1. And no actor hands out parts of
-    datasets that nobody passed: its process would import Ray Data whenever workers start, beside them.
+    Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1. No actor hands out parts of datasets
+    that nobody passed: its process would import Ray Data whenever workers start, beside them. And workers are not asked
+    to leave their process group before they are killed: one that is lost or hangs would be waited for.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+        found = super()._create_default_callbacks()
+        for each in found:
+            if isinstance(each, BackendSetupCallback):
+                each.__class__ = _Setup
+        return [each for each in found if not isinstance(each, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
 
 
+class _Setup(BackendSetupCallback):
+    def before_execution_group_shutdown(self, execution_group: Any) -> None:
+        pass
+
+
 class _Telling(UserCallback):
-    """Records every epoch once, from the controller, whatever worker dies; tells of workers that were lost."""
+    """Records every epoch once, from the controller, whatever worker dies; tells of workers that were lost.
+
+    The driver sends it to MLflow, which takes seconds to import and may be slow: lost workers would wait for it.
+    """
 
     def __init__(self, handle: tracking.RunHandle, board: Any, *, timeout_s: float) -> None:
         self._handle, self._board, self._timeout_s = handle, board, timeout_s
@@ -169,7 +190,8 @@ class _Telling(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         if "step" not in metrics[0]:
             values = metrics[0] | mean_of_workers(metrics) | object_store()
-            tracking.log_history(self._handle, by_epoch([values]))
+            tracking.log_history(self._handle, by_epoch([values]), now=False)
+            self._board.post.remote({"kind": "recorded"})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         self._board.post.remote({"kind": "lost", "reason": loss_reason(worker_exceptions, timeout_s=self._timeout_s)})

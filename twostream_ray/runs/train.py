@@ -57,8 +57,8 @@ def train(
 ) -> TrainReport:
     """Train, or go on with, the run `config.name`; setting `stop` makes it keep what it has reached and stop.
 
-    A search hands in what its trials have beside: `callbacks` on Ray Train's controller, called after MLflow has an
-    epoch, and the MLflow run that this one is nested in.
+    A search hands in what its trials have beside: `callbacks` on Ray Train's controller, called after the run's journal
+    has an epoch, and the MLflow run that this one is nested in.
 
     Raises:
         KeyboardInterrupt: it was stopped, or Ctrl-C pressed.

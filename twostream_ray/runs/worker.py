@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -55,6 +56,8 @@ def train_worker(arguments: dict[str, Any]) -> Network:
     `arguments`: config, package, needs_rgb, needs_flow, and the board that progress is posted to. A run that is asked
     to stop, or that meets a loss that is not finite, ends early and says so on the board.
     """
+    # What `runs.session` says in the driver does not reach its workers, and Ray Data would start an actor for this.
+    os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     config: ExperimentConfig = arguments["config"]
     shard_set = open_shards(config.data.shards)
     worker = _Worker(config, arguments["package"], shard_set=shard_set, board=arguments["board"])

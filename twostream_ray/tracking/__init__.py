@@ -17,6 +17,7 @@ from twostream_ray.tracking.record import (
     log_metrics,
     log_pictures,
     run_at,
+    send,
     start_run,
     tag_run,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "replay",
     "rollback",
     "run_at",
+    "send",
     "start_run",
     "tag_run",
 ]

@@ -147,11 +147,22 @@ def log_metrics(handle: RunHandle, metrics: Mapping[str, float], *, step: int) -
     log_history(handle, {step: metrics})
 
 
-def log_history(handle: RunHandle, history: Mapping[int, Mapping[str, float]]) -> None:
-    """Record the metrics of many steps at once; otherwise as `log_metrics`."""
+def log_history(handle: RunHandle, history: Mapping[int, Mapping[str, float]], *, now: bool = True) -> None:
+    """Record the metrics of many steps at once; otherwise as `log_metrics`.
+
+    Not `now`, they are only written down, for `send` to deliver from another process: this one need not import MLflow.
+    """
     rows = [(_key(name), step, float(value)) for step, metrics in history.items() for name, value in metrics.items()]
     if rows:
-        _log(handle, "metrics", {"rows": rows})
+        _log(handle, "metrics", {"rows": rows}, due=now)
+
+
+def send(handle: RunHandle) -> None:
+    """Send what waits in the run's journal, unless MLflow was away a moment ago.
+
+    Never raises, and takes seconds at most.
+    """
+    deliver_if_due(Journal(run_place=handle.place), handle.uri)
 
 
 def log_artifacts(handle: RunHandle, paths: Sequence[Path], *, folder: str | None = None) -> None:
