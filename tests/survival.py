@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -244,15 +245,24 @@ def groups_of(driver: Driver) -> list[dict[int, Path]]:
     return groups
 
 
-def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Random) -> tuple[float, float]:
-    """Kill something once `steps` more steps have begun; gives the seconds to the next step.
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """Seconds to the next step after something was killed, and from the last such step to the kill."""
 
-    From the replacement (the kill of a worker; the joining of the cluster by the new node or the new driver), and from
-    the moment when all of the new group of workers had joined.
-    """
+    replaced: float
+    """From the kill of a worker; from the joining of the cluster by the new node or the new driver."""
+    joined: float
+    """From the moment when all of the new group of workers had joined."""
+    calm: float
+    """How long the group that was killed had been making steps."""
+
+
+def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Random) -> Recovery:
+    """Kill something once `steps` more steps have begun."""
     seen = len(steps_written(driver.log))
     driver.wait_for(lambda written: len(written) >= seen + 2 * steps)
     time.sleep(rng.random() * STEP_S)
+    calm = time.time() - max(json.loads(text.splitlines()[0])[0] for text in _steps_of_last_group(driver))
     match kind:
         case "worker":
             os.kill(rng.choice(on.training_workers()), signal.SIGKILL)
@@ -269,16 +279,16 @@ def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Ran
     # A group that has not yet heard of the loss may begin another step.
     known = len(groups_of(driver))
 
-    def first_steps() -> list[str]:
-        groups = groups_of(driver)[known:]
-        texts = [path.read_text() for path in groups[-1].values()] if groups else []
-        # Created before its first line is written.
-        return [text.splitlines()[0] for text in texts if "\n" in text]
-
-    driver.wait_for(lambda _: len(first_steps()) == 2)
-    begun = max(json.loads(line)[0] for line in first_steps())
+    driver.wait_for(lambda _: len(groups_of(driver)) > known and len(_steps_of_last_group(driver)) == 2)
+    begun = max(json.loads(text.splitlines()[0])[0] for text in _steps_of_last_group(driver))
     together = max(float(path.name.split("-")[0]) for path in groups_of(driver)[-1].values())
-    return float(begun - replaced), float(begun - together)
+    return Recovery(replaced=begun - replaced, joined=begun - together, calm=calm)
+
+
+def _steps_of_last_group(driver: Driver) -> list[str]:
+    """What its workers have written, of those that have begun a step; a file is created before its first line."""
+    texts = [path.read_text() for path in groups_of(driver)[-1].values()]
+    return [text for text in texts if "\n" in text]
 
 
 if __name__ == "__main__":

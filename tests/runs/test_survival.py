@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from s3 import FaultyProxy, reached_at
 from safetensors.torch import load_file
-from survival import Driver, Nodes, disturb, groups_of, nodes, settled_clips, steps_written
+from survival import Driver, Nodes, Recovery, disturb, groups_of, nodes, settled_clips, steps_written
 
 from twostream_ray import storage
 from twostream_ray.data.sampling import SamplingConfig
@@ -81,10 +81,15 @@ def assert_equal_weights(first: Path, second: Path) -> None:
     assert all(weights[name].equal(wanted[name]) for name in wanted)
 
 
-def undisturbed_and_disturbed(shard_set: ShardSet, folder: Path, kinds: list[str], *, epochs: int, seed: int) -> None:
-    """Both end with the same weights, bit for bit; prints the seconds to the next step by kind of kill."""
+def undisturbed_and_disturbed(
+    shard_set: ShardSet, folder: Path, kinds: list[str], *, epochs: int, most_steps: int, seed: int
+) -> None:
+    """Both end with the same weights, bit for bit; prints the seconds to the next step by kind of kill.
+
+    A kill comes 1 to `most_steps` steps after the last one was recovered from.
+    """
     rng = random.Random(seed)
-    seconds: dict[str, list[tuple[float, float]]] = {}
+    recoveries: dict[str, list[Recovery]] = {}
     (folder / "quiet").mkdir()
     lost: list[str] = []
     expected = train(
@@ -95,7 +100,8 @@ def undisturbed_and_disturbed(shard_set: ShardSet, folder: Path, kinds: list[str
     with nodes() as on:
         driver = Driver(experiment(shard_set, folder / "disturbed", epochs=epochs), log=folder / "disturbed/log", on=on)
         for kind in kinds:
-            seconds.setdefault(kind, []).append(disturb(driver, on, kind=kind, steps=rng.randint(1, 4), rng=rng))
+            recovery = disturb(driver, on, kind=kind, steps=rng.randint(1, most_steps), rng=rng)
+            recoveries.setdefault(kind, []).append(recovery)
         report = driver.end()
         left = orphans_after_a_while(on)
     assert_every_clip_once(folder / "disturbed/log", shard_set, epochs=epochs)
@@ -103,9 +109,12 @@ def undisturbed_and_disturbed(shard_set: ShardSet, folder: Path, kinds: list[str
     assert_equal_weights(*(Path(place) / "model.safetensors" for place in (report["checkpoint"], expected.checkpoint)))
     assert_one_mlflow_run_with_every_epoch_once(folder / "disturbed", epochs=epochs)
     assert left == {"actors": [], "groups": []}
-    for kind, measured in sorted(seconds.items()):
-        replaced, joined = (", ".join(f"{s:.1f}" for s in sorted(each)) for each in zip(*measured, strict=True))
-        sys.stdout.write(f"{kind}: next step {replaced} s after the replacement, {joined} s after the group joined\n")
+    for kind, all_of_kind in sorted(recoveries.items()):
+        for each in sorted(all_of_kind, key=lambda recovery: recovery.calm):
+            sys.stdout.write(
+                f"{kind} lost after {each.calm:.1f} s of steps: "
+                f"next one {each.replaced:.1f} s after the replacement, {each.joined:.1f} s after the group joined\n"
+            )
 
 
 def orphans_after_a_while(on: Nodes) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def orphans_after_a_while(on: Nodes) -> dict[str, Any]:
 def test_a_run_survives_the_loss_of_worker_node_and_driver_and_ends_with_the_weights_of_an_undisturbed_one(
     shard_set: ShardSet, tmp_path: Path
 ) -> None:
-    undisturbed_and_disturbed(shard_set, tmp_path, ["worker", "node", "driver"], epochs=3, seed=1)
+    undisturbed_and_disturbed(shard_set, tmp_path, ["worker", "node", "driver"], epochs=3, most_steps=4, seed=1)
 
 
 @pytest.mark.soak
@@ -132,7 +141,7 @@ def test_a_run_survives_the_loss_of_worker_node_and_driver_and_ends_with_the_wei
 def test_a_run_survives_21_kills_at_random_steps(shard_set: ShardSet, tmp_path: Path) -> None:
     kinds = ["worker", "node", "driver"] * 7
     random.Random(7).shuffle(kinds)
-    undisturbed_and_disturbed(shard_set, tmp_path, kinds, epochs=16, seed=7)
+    undisturbed_and_disturbed(shard_set, tmp_path, kinds, epochs=40, most_steps=16, seed=7)
 
 
 @pytest.mark.soak

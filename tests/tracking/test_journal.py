@@ -24,6 +24,7 @@ from twostream_ray.tracking import (
     log_metrics,
     log_pictures,
     replay,
+    send,
     start_run,
 )
 from twostream_ray.tracking.connection import alone, client_for
@@ -217,12 +218,26 @@ def test_what_mlflow_itself_refuses_is_set_aside_and_holds_up_nothing(
     assert journal.count() == 0
 
 
+def test_what_one_process_only_writes_down_another_sends(tracking: TrackingConfig, tmp_path: Path) -> None:
+    handle = start(tracking, tmp_path)
+    script = (
+        "import sys\n"
+        "from twostream_ray.tracking import write_history\n"
+        "print(write_history(sys.argv[1], {0: {'loss': 1.0}}), 'mlflow' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", script, handle.place], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True", "False"]
+    assert history(tracking, handle.run_id, "loss") == []
+    send(handle)
+    assert [(row.step, row.value) for row in history(tracking, handle.run_id, "loss")] == [(0, 1.0)]
+
+
 def test_a_run_that_a_person_deleted_is_made_anew(tracking: TrackingConfig, tmp_path: Path) -> None:
     handle = start(tracking, tmp_path)
     client_for(handle.uri).delete_run(handle.run_id)
     anew = start(tracking, tmp_path)
     assert anew.run_id not in ("", handle.run_id)
-    log_metrics(handle, {"loss": 1.0}, step=0)  # by the controller, whose handle is older
+    log_metrics(handle, {"loss": 1.0}, step=0)  # by a process whose handle is older
     assert [row.step for row in history(tracking, anew.run_id, "loss")] == [0]
 
 

@@ -116,7 +116,7 @@ def fit(
                     checkpoint_score_attribute=watched,
                     checkpoint_score_order="max",
                 ),
-                callbacks=[_Telling(handle, board, timeout_s=config.workers.timeout_s), *callbacks],
+                callbacks=[_Telling(handle.place, board, timeout_s=config.workers.timeout_s), *callbacks],
             ),
         )
         try:
@@ -163,34 +163,36 @@ class _Trainer(TorchTrainer):
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        found = super()._create_default_callbacks()
-        for each in found:
-            if isinstance(each, BackendSetupCallback):
-                each.__class__ = _Setup
-        return [each for each in found if not isinstance(each, DatasetsCallback)]
+        return [
+            _SetUp(self.backend_config) if isinstance(each, BackendSetupCallback) else each
+            for each in super()._create_default_callbacks()
+            if not isinstance(each, DatasetsCallback)
+        ]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
 
 
-class _Setup(BackendSetupCallback):
+class _SetUp(BackendSetupCallback):
+    """Makes the process group of the workers; it goes with them."""
+
     def before_execution_group_shutdown(self, execution_group: Any) -> None:
         pass
 
 
 class _Telling(UserCallback):
-    """Records every epoch once, from the controller, whatever worker dies; tells of workers that were lost.
+    """Writes every epoch down once, from the controller, whatever worker dies; tells of workers that were lost.
 
-    The driver sends it to MLflow, which takes seconds to import and may be slow: lost workers would wait for it.
+    The driver sends it to MLflow, which takes seconds to import and may be slow: new workers would wait for it.
     """
 
-    def __init__(self, handle: tracking.RunHandle, board: Any, *, timeout_s: float) -> None:
-        self._handle, self._board, self._timeout_s = handle, board, timeout_s
+    def __init__(self, place: str, board: Any, *, timeout_s: float) -> None:
+        self._place, self._board, self._timeout_s = place, board, timeout_s
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         if "step" not in metrics[0]:
             values = metrics[0] | mean_of_workers(metrics) | object_store()
-            tracking.log_history(self._handle, by_epoch([values]), now=False)
+            tracking.write_history(self._place, by_epoch([values]))
             self._board.post.remote({"kind": "recorded"})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002

@@ -20,6 +20,7 @@ from twostream_ray.tracking.record import (
     send,
     start_run,
     tag_run,
+    write_history,
 )
 from twostream_ray.tracking.registry import pull, record_measurement, register
 
@@ -50,4 +51,5 @@ __all__ = [
     "send",
     "start_run",
     "tag_run",
+    "write_history",
 ]

@@ -147,14 +147,19 @@ def log_metrics(handle: RunHandle, metrics: Mapping[str, float], *, step: int) -
     log_history(handle, {step: metrics})
 
 
-def log_history(handle: RunHandle, history: Mapping[int, Mapping[str, float]], *, now: bool = True) -> None:
-    """Record the metrics of many steps at once; otherwise as `log_metrics`.
+def log_history(handle: RunHandle, history: Mapping[int, Mapping[str, float]]) -> None:
+    """Record the metrics of many steps at once; otherwise as `log_metrics`."""
+    if write_history(handle.place, history):
+        send(handle)
 
-    Not `now`, they are only written down, for `send` to deliver from another process: this one need not import MLflow.
+
+def write_history(place: str, history: Mapping[int, Mapping[str, float]]) -> bool:
+    """Only write down metrics of a run, for `send` to deliver from another process: this one need not know MLflow.
+
+    Gives whether there is something to send; never raises.
     """
     rows = [(_key(name), step, float(value)) for step, metrics in history.items() for name, value in metrics.items()]
-    if rows:
-        _log(handle, "metrics", {"rows": rows}, due=now)
+    return bool(rows) and _write(place, "metrics", {"rows": rows})
 
 
 def send(handle: RunHandle) -> None:
@@ -189,7 +194,7 @@ def log_pictures(handle: RunHandle, pictures: Mapping[str, Path | Figure]) -> No
 
 def finish_run(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> RunHandle:
     """Close the run (`start_run` goes on with it) and send what waits in its journal, as `deliver` does."""
-    _log(handle, "status", {"status": status}, due=False)
+    _write(handle.place, "status", {"status": status})
     return deliver(handle)
 
 
@@ -199,16 +204,20 @@ def _log(
     values: Mapping[str, object],
     *,
     files: Mapping[str, Path] | None = None,
-    due: bool = True,
 ) -> None:
-    journal = Journal(run_place=handle.place)
+    if _write(handle.place, kind, values, files=files):
+        send(handle)
+
+
+def _write(place: str, kind: str, values: Mapping[str, object], *, files: Mapping[str, Path] | None = None) -> bool:
+    """Append to the journal of the run at a place; gives whether that went well."""
+    journal = Journal(run_place=place)
     try:
         journal.append(kind, values, files=files)
     except (StorageError, OSError) as error:
         _logger.warning("cannot write to %s, so %s are not recorded (%s)", journal.place, kind, redact(str(error)))
-        return
-    if due:
-        deliver_if_due(journal, handle.uri)
+        return False
+    return True
 
 
 def flat_parameters(parameters: Mapping[str, object]) -> dict[str, str]:
