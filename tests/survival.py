@@ -29,8 +29,7 @@ def drive(config_file: str, log: str, step_s: str) -> None:
 
     from twostream_ray.runs import fit as fit_module
     from twostream_ray.runs.train import train
-
-    original = fit_module.train_worker
+    from twostream_ray.runs.worker import train_worker
 
     def watched(arguments: dict[str, Any]) -> Any:
         import os
@@ -53,7 +52,7 @@ def drive(config_file: str, log: str, step_s: str) -> None:
             return learn(self, batch, epoch=epoch, step=step, num_steps=num_steps)
 
         TrainingStep.__call__ = written_down  # type: ignore[method-assign]
-        return original(arguments)
+        return train_worker(arguments)
 
     connect = ray.init
 
@@ -63,7 +62,7 @@ def drive(config_file: str, log: str, step_s: str) -> None:
         return context
 
     ray.init = connected  # type: ignore[assignment]
-    fit_module.train_worker = watched
+    fit_module.train_worker = watched  # type: ignore[attr-defined]
     fit_module._RESIZE_LOOK_S = 5.0
     lost: list[str] = []
     report = train(
@@ -138,7 +137,7 @@ class Nodes:
 
     def drain(self, number: int, *, seconds: float) -> None:
         """Give notice that a node will be taken away, as clouds do of spot instances."""
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
         deadline = int((time.time() + seconds) * 1000)
         client = GcsClient(address=self._cluster.address)
@@ -217,8 +216,12 @@ class Driver:
 
     def wait_for(self, reached: Callable[[list[Any]], bool], *, seconds: float = 120.0) -> None:
         """Wait until what was written down satisfies a condition."""
+        self.wait_until(lambda: reached(steps_written(self.log)), seconds=seconds)
+
+    def wait_until(self, reached: Callable[[], bool], *, seconds: float = 120.0) -> None:
+        """Wait for a condition while the driver lives."""
         limit = time.time() + seconds
-        while not reached(steps_written(self.log)):
+        while not reached():
             code = self.process.poll()
             assert code is None, f"the driver ended with {code}: {(self.log / 'out.txt').read_text()[-2000:]}"
             assert time.time() < limit, f"not in {seconds} s: {(self.log / 'out.txt').read_text()[-2000:]}"
@@ -247,14 +250,14 @@ def groups_of(driver: Driver) -> list[dict[int, Path]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Seconds to the next step after something was killed, and from the last such step to the kill."""
+    """What came of a kill: seconds to the first step of the new group."""
 
     replaced: float
     """From the kill of a worker; from the joining of the cluster by the new node or the new driver."""
     joined: float
     """From the moment when all of the new group of workers had joined."""
     calm: float
-    """How long the group that was killed had been making steps."""
+    """How long the group before had been making steps when it was disturbed."""
 
 
 def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Random) -> Recovery:
@@ -274,12 +277,13 @@ def disturb(driver: Driver, on: Nodes, *, kind: str, steps: int, rng: random.Ran
             joined = driver.log / "joined"
             joined.unlink()
             driver.start()
-            driver.wait_for(lambda _: joined.exists() and bool(joined.read_text()))
+            driver.wait_until(lambda: joined.exists() and bool(joined.read_text()))
     replaced = time.time()
     # A group that has not yet heard of the loss may begin another step.
     known = len(groups_of(driver))
 
-    driver.wait_for(lambda _: len(groups_of(driver)) > known and len(_steps_of_last_group(driver)) == 2)
+    # Reading every step again and again would take its time from the workers.
+    driver.wait_until(lambda: len(groups_of(driver)) > known and len(_steps_of_last_group(driver)) == 2)
     begun = max(json.loads(text.splitlines()[0])[0] for text in _steps_of_last_group(driver))
     together = max(float(path.name.split("-")[0]) for path in groups_of(driver)[-1].values())
     return Recovery(replaced=begun - replaced, joined=begun - together, calm=calm)

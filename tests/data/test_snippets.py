@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from twostream_ray.data import flow, snippets
+from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.snippets import EncodedClip, View, prepare_clip
+from twostream_ray.data.snippets import View, prepare_clip
 from twostream_ray.data.transforms import Crop, TransformConfig
 from twostream_ray.errors import DecodeError, EmptyClipError
 
@@ -171,7 +172,12 @@ def test_the_needed_fields_suffice_and_none_is_superfluous(clip: EncodedClip, ki
 def test_fields_shared_by_snippets_are_decoded_once(clip: EncodedClip, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[object] = []
     real = flow.decode_field
-    monkeypatch.setattr(flow, "decode_field", lambda content: decoded.append(content) or real(content))
+
+    def counted(content: bytes) -> object:
+        decoded.append(content)
+        return real(content)
+
+    monkeypatch.setattr(flow, "decode_field", counted)
     snippets.flow_snippets(clip, view(8, 10, 12), size_px=64, config=stack(10), contract=CONTRACT)
     assert len(decoded) == 14  # fields 3..16
 

@@ -167,10 +167,10 @@ def test_2_then_1_then_2_workers_within_an_epoch_see_every_clip_once_and_learn_t
         driver = Driver(elastic, log=tmp_path / "log", on=on, step_s=1.5)
         driver.wait_for(lambda written: len(written) >= 8)
         on.lose(0)
-        driver.wait_for(lambda _: len(groups_of(driver)[-1]) == 1 and len(groups_of(driver)) > 1)
+        driver.wait_until(lambda: len(groups_of(driver)[-1]) == 1 and len(groups_of(driver)) > 1)
         alone = len(groups_of(driver))
         on.replace()
-        driver.wait_for(lambda _: len(groups_of(driver)) > alone and len(groups_of(driver)[-1]) == 2)
+        driver.wait_until(lambda: len(groups_of(driver)) > alone and len(groups_of(driver)[-1]) == 2)
         report = driver.end()
     assert_every_clip_once(tmp_path / "log", shard_set, epochs=1)
     losses = [epoch["train_loss"] for epoch in report["history"]]
@@ -187,7 +187,7 @@ def test_notice_that_a_node_will_be_taken_away_is_used_to_keep_the_epoch(shard_s
         driver.wait_for(lambda written: len(written) >= 2)
         on.drain(0, seconds=8)
         kept = tmp_path / "runs/survivor"
-        driver.wait_for(lambda _: any(kept.glob("epoch-0000-step-*")))
+        driver.wait_until(lambda: any(kept.glob("epoch-0000-step-*")))
         time.sleep(8)
         on.lose(0)
         on.replace()

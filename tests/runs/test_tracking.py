@@ -20,6 +20,7 @@ from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs import fit as fit_module
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.train import train
+from twostream_ray.runs.worker import train_worker
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.recipe import TrainingConfig
 
@@ -53,7 +54,6 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
         tracking=TrackingConfig(uri=uri, register=False),
         seed=5,
     )
-    original = fit_module.train_worker
 
     def slow(arguments: dict[str, Any]) -> None:
         """The real worker, whose epochs take long enough for an outage of a minute to fall within the run."""
@@ -66,7 +66,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
             return at_once(self, metrics)
 
         _Worker.end_epoch = later  # type: ignore[method-assign]
-        original(arguments)
+        train_worker(arguments)
 
     told: list[tuple[float, dict[str, Any]]] = []
     away: list[float] = []

@@ -26,6 +26,7 @@ from twostream_ray.runs import train as train_module
 from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig, WorkersConfig
 from twostream_ray.runs.evaluate import evaluate, evaluate_run, published_before
 from twostream_ray.runs.train import train
+from twostream_ray.runs.worker import train_worker
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.tracking.connection import client_for
 from twostream_ray.training.recipe import TrainingConfig
@@ -69,14 +70,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_workers(cluster: None, shard_set: ShardSet, folder: Path) -> tuple[train_module.TrainReport, dict[str, str]]:
     """A run on 2 workers, and the digest of each rank's weights at its end."""
     config = experiment(shard_set, folder, name="two")
-    original = fit_module.train_worker
     digests = folder / "digests"
     digests.mkdir()
 
     def probed(arguments: dict[str, Any]) -> None:
         import ray.train
 
-        network = original(arguments)
+        network = train_worker(arguments)
         digest = hashlib.sha256()
         for name, tensor in sorted(network.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())

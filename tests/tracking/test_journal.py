@@ -165,9 +165,14 @@ def test_an_absent_server_is_told_once_and_holds_up_no_epoch(
 ) -> None:
     asked: list[float] = []
     original = delivery._deliver
-    monkeypatch.setattr(delivery, "_deliver", lambda *a, **k: asked.append(time.monotonic()) or original(*a, **k))
+
+    def counted(*arguments: Any, **settings: Any) -> delivery.Delivery:
+        asked.append(time.monotonic())
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(delivery, "_deliver", counted)
     clock = [0.0]
-    monkeypatch.setattr(delivery.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with caplog.at_level(logging.WARNING, "twostream_ray"):
         handle = start(TrackingConfig(uri=NOBODY), tmp_path)
         tried = []

@@ -31,7 +31,7 @@ def test_no_motion_is_white_and_motion_of_max_px_has_full_colour() -> None:
 
 
 def test_each_direction_has_its_hue() -> None:
-    red, green, blue = np.moveaxis([one_pixel(10 * x, 10 * y) for x, y in ((1, 0), (0, 1), (-1, 0), (0, -1))], -1, 0)
+    red, green, blue = np.transpose([one_pixel(10 * x, 10 * y) for x, y in ((1, 0), (0, 1), (-1, 0), (0, -1))])
     assert (red[0], red[0] > green[0] + 60, red[0] > blue[0] + 60) == (255, True, True)  # right: red
     assert (red[1], blue[1]) == (255, 127)  # down: yellow
     assert (blue[2], red[2]) == (255, 127)  # left: cyan to blue

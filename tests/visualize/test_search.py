@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 from pixels import num_pixels
 
 from twostream_ray.visualize import importance_picture, parallel_coordinates_picture, pareto_picture
@@ -53,7 +54,7 @@ def search(num_trials: int, *, failed: int = 0) -> list[dict[str, Any]]:
 
 
 def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_text()]
+    return [artist.get_text() for artist in figure.findobj(Text) if isinstance(artist, Text) and artist.get_text()]
 
 
 def lines_of_trials(figure: Figure) -> list[Any]:
