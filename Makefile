@@ -5,7 +5,7 @@ SEARCH_CLIPS := --clips.size_px 48 --clips.test_clips 0
 # Tests hand over settings as strings and dictionaries, and read what may be missing: then they fail, and say so.
 LOOSER := --disable-error-code arg-type --disable-error-code union-attr --disable-error-code index
 
-.PHONY: demo demo-search test test-clusters test-others soak check format clean
+.PHONY: demo demo-search test test-clusters test-others soak check test-types format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -39,9 +39,11 @@ check: .venv/.installed  ## formatting, lint, types, arrows, cluster files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores $(LOOSER) jobs tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -p no:cacheprovider --no-header tests/test_cluster.py
+
+test-types: .venv/.installed  ## types of jobs and tests; apart, as check is to take less than a minute
+	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores $(LOOSER) jobs tests
 
 format: .venv/.installed
 	$(BIN)/ruff format .
