@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -185,21 +186,36 @@ def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:
         raise StorageError(f"cannot {action} {uri}: {_brief(error)}{waited}") from error
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole content of a file.
+def read_bytes(uri: str, *, limit_bytes: int | None = None) -> bytes:
+    """The whole content of a regular file; of a FIFO or device reading might never end.
 
     Raises:
-        StorageError: the file is missing or cannot be read.
+        StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
     """
 
     def read() -> bytes:
+        _refuse_special(uri)
         system, path = filesystem(uri)
         # open_input_file reads in one request; open_input_stream would split it into many small ones.
         with system.open_input_file(path) as file:
+            size = file.size()
+            if limit_bytes is not None and size > limit_bytes:
+                raise StorageError(f"cannot read {uri}: at most {limit_bytes} bytes were wanted, it has {size}")
             content: bytes = file.read()
             return content
 
     return _explained("read", uri, read)
+
+
+def _refuse_special(uri: str) -> None:
+    """A local path that is there must be a regular file, or a link to one."""
+    place = absolute(uri)
+    if is_s3(place):
+        return
+    mode = Path(place).stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
+        raise AccessError(f"cannot read {uri}: a regular file was wanted, it is {kind}")
 
 
 @contextmanager

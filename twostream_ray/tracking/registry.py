@@ -38,6 +38,7 @@ _SERVING = (
     "simplejpeg",
     "safetensors",
     "jsonargparse[signatures]",
+    "jsonschema",
     "pyarrow",
     "s3fs",
 )

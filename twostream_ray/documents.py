@@ -1,0 +1,161 @@
+"""JSON documents from disks and buckets, held against a JSON Schema (draft 2020-12) where they are read.
+
+What lies on a disk or in a bucket may have been cut, mixed up or made by somebody else. It is checked once, here, so
+that whoever works with it finds every key, type and bound that the schema names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from twostream_ray import storage
+from twostream_ray.errors import StorageError, TwoStreamError
+
+Schema = Mapping[str, Any]
+"""A JSON Schema; a plain dictionary at the top of the module that owns the document."""
+
+LIMIT_BYTES = 256 << 20
+"""No document of this package comes near it."""
+
+SHA256 = {"type": "string", "pattern": r"^[0-9a-f]{64}\Z"}
+"""A sha256 as hexadecimal digits: the only form in which one may become part of a path."""
+
+FILE_NAME = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z"}
+"""The name of a file that this package wrote: no folder, nothing hidden, nothing above."""
+
+WORD = {"type": "string", "minLength": 1, "maxLength": 1000}
+"""A name that people gave: of a class, a split, a clip."""
+
+COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
+"""How many there are of something, or how many bytes it has."""
+
+_SHOWN = 80
+
+
+def record(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None, *, others: bool = False) -> Schema:
+    """The schema of a JSON object with these keys; further keys are refused unless `others` are allowed."""
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": sorted(required),
+        "additionalProperties": others,
+    }
+
+
+def list_of(items: Schema, *, at_least: int = 0, at_most: int = 10_000_000) -> Schema:
+    """The schema of a JSON array whose values all are of one kind."""
+    return {"type": "array", "items": items, "minItems": at_least, "maxItems": at_most}
+
+
+def read_json(
+    uri: str, schema: Schema, *, what: str, way_out: str, error: type[TwoStreamError], limit_bytes: int = LIMIT_BYTES
+) -> Any:
+    """The values of a JSON file, as `parse_json` gives them.
+
+    Raises:
+        StorageError: the file is missing or cannot be read.
+        TwoStreamError: of the kind `error`: the file is no such document.
+    """
+    content = storage.read_bytes(uri, limit_bytes=limit_bytes)
+    return parse_json(content, schema, where=uri, what=what, way_out=way_out, error=error)
+
+
+def parse_json(
+    content: bytes | str, schema: Schema, *, where: str, what: str, way_out: str, error: type[TwoStreamError]
+) -> Any:
+    """The values of a JSON text that is what the schema says: `what` ("a manifest of shards") was wanted at `where`.
+
+    NaN and infinities, which JSON does not have but Python reads, and keys that come twice are refused.
+
+    Raises:
+        TwoStreamError: of the kind `error`, in one line that ends with the `way_out`.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        values = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_twice
+        )
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{what} was wanted at {where}, it holds no JSON ({_one_line(fault)}): {way_out}") from fault
+    check(values, schema, where=where, what=what, way_out=way_out, error=error)
+    return values
+
+
+def check(values: Any, schema: Schema, *, where: str, what: str, way_out: str, error: type[TwoStreamError]) -> None:
+    """Hold values in JSON's types against a schema.
+
+    Raises:
+        TwoStreamError: of the kind `error`, which names the first place that differs.
+    """
+    faults = _validator(json.dumps(schema, sort_keys=True)).iter_errors(values)
+    try:
+        fault = next(iter(faults), None)
+    except RecursionError:
+        raise error(f"{what} was wanted at {where}, it is nested too deeply: {way_out}") from None
+    if fault is not None:
+        place = ".".join(map(str, fault.absolute_path))
+        raise error(f"{what} was wanted at {where}, {f'its {place}' if place else 'it'} {_told(fault)}: {way_out}")
+
+
+def _told(fault: Any) -> str:
+    """What is wrong with a value, in a few words; the validator's own may repeat a whole file."""
+    if fault.validator == "required":
+        return f"lacks {', '.join(sorted(set(fault.validator_value) - set(fault.instance)))}"[:200]
+    if fault.validator == "additionalProperties":
+        unknown = set(fault.instance) - set(fault.schema["properties"])
+        return f"has the unknown key {_brief(min(unknown))}"
+    wanted = {
+        "type": "wants type {}, has {}",
+        "minimum": "wants at least {}, has {}",
+        "maximum": "wants at most {}, has {}",
+        "exclusiveMinimum": "wants more than {}, has {}",
+        "exclusiveMaximum": "wants less than {}, has {}",
+        "enum": "wants one of {}, has {}",
+        "const": "wants {}, has {}",
+        "pattern": "wants a text like {}, has {}",
+        "minItems": "wants at least {} values, has {}",
+        "maxItems": "wants at most {} values, has {}",
+        "minLength": "wants at least {} characters, has {}",
+        "maxLength": "wants at most {} characters, has {}",
+    }.get(fault.validator, "is against the rule {}, with {}")
+    return wanted.format(_brief(fault.validator_value), _brief(fault.instance))
+
+
+def _brief(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _one_line(fault: BaseException) -> str:
+    return " ".join(str(fault).split())[:160] or type(fault).__name__
+
+
+@lru_cache(maxsize=64)
+def _validator(schema: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads(schema))
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:_SHOWN]} is too large for a number")
+    return value
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r} comes twice")
+    return values
