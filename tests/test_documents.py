@@ -6,7 +6,11 @@ from twostream_ray import documents
 from twostream_ray.errors import CheckpointError, StorageError
 
 SCHEMA = documents.record(
-    {"name": documents.FILE_NAME, "sha256": documents.SHA256, "rows": {"type": "integer", "minimum": 1, "maximum": 128}},
+    {
+        "name": documents.FILE_NAME,
+        "sha256": documents.SHA256,
+        "rows": {"type": "integer", "minimum": 1, "maximum": 128},
+    },
     {"notes": documents.list_of(documents.WORD)},
 )
 GOOD = '{"name": "a.parquet", "sha256": "' + "0" * 64 + '", "rows": 3}'

@@ -15,7 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from twostream_ray import storage
-from twostream_ray.errors import StorageError, TwoStreamError
+from twostream_ray.errors import TwoStreamError
 
 Schema = Mapping[str, Any]
 """A JSON Schema; a plain dictionary at the top of the module that owns the document."""
@@ -78,9 +78,7 @@ def parse_json(
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")
-        values = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_twice
-        )
+        values = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_twice)
     except (ValueError, RecursionError) as fault:
         raise error(f"{what} was wanted at {where}, it holds no JSON ({_one_line(fault)}): {way_out}") from fault
     check(values, schema, where=where, what=what, way_out=way_out, error=error)
