@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from s3 import ENVIRONMENT, FaultyProxy, reached_at
 
-from twostream_ray import storage
+from twostream_ray import lease, storage
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.lanes import Pass
@@ -24,7 +24,7 @@ from twostream_ray.data.shard_writer import finished_parts
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.errors import AccessError, StorageError
+from twostream_ray.errors import AccessError, LeaseError, StorageError
 
 OUTAGE_S = 20
 
@@ -46,6 +46,32 @@ def twostream(*arguments: str, **environment: str) -> subprocess.CompletedProces
         env=os.environ | environment,
         check=False,
     )
+
+
+def test_of_many_that_want_a_place_in_the_store_one_gets_it_and_a_stale_lease_is_taken_over(
+    object_store: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = "s3://archive/leased"
+
+    def work(number: int) -> bool:
+        try:
+            with lease.held(place, work=f"run {number}", way_out="wait"):
+                found = json.loads(storage.read_text(f"{place}/{lease.FILE}"))
+                assert found["work"] == f"run {number}"
+                time.sleep(1)
+                assert json.loads(storage.read_text(f"{place}/{lease.FILE}")) == found
+                left.append(found)
+                return True
+        except LeaseError:
+            return False
+
+    left: list[dict[str, object]] = []
+    with reached_at(f"http://127.0.0.1:{object_store}"), ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(work, range(4))).count(True) == 1
+        assert not storage.exists(f"{place}/{lease.FILE}")
+        storage.write_json(f"{place}/{lease.FILE}", left[0] | {"process_start": 1})
+        assert work(4)
+    assert "run 4 takes over s3://archive/leased" in caplog.text
 
 
 def test_places_in_the_store_behave_as_places_on_disk_though_requests_fail(proxy: FaultyProxy) -> None:

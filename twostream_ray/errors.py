@@ -12,6 +12,7 @@ TwoStreamError
 ├── TooManyBadVideosError  ingest quarantined more than max_bad_fraction allows
 ├── StorageError           a path or URI cannot be read or written
 │   └── AccessError        it is not there, or access to a local path is denied
+├── LeaseError             a run's folder or a shard set is in use by another process
 ├── CheckpointError        a checkpoint is missing, damaged or of another network
 ├── WeightsError           pretrained weights are missing or do not fit
 ├── TrainingError          a run cannot go on
@@ -71,6 +72,10 @@ class StorageError(TwoStreamError):
 
 class AccessError(StorageError):
     """A path or URI is not there, or access to a local path is denied; asking again would not help."""
+
+
+class LeaseError(TwoStreamError):
+    """A run's folder or a shard set is in use by another process, or was taken over by one."""
 
 
 class CheckpointError(TwoStreamError):

@@ -282,6 +282,30 @@ def write_bytes(uri: str, content: bytes) -> None:
     _explained("write", uri, write)
 
 
+def write_new(uri: str, content: bytes) -> bool:
+    """Write a file of s3:// only if there is none, where the store knows `If-None-Match`; gives whether it was written.
+
+    A store that does not know it writes in any case. An answer that was lost is asked for again, and then says that the
+    file is there: who needs to be sure reads it.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    place = absolute(uri)
+
+    def write() -> bool:
+        try:
+            _s3_for_writing().pipe_file(place, content, mode="create", timeout=_REQUEST_TIMEOUT_S)
+        except OSError as error:
+            answer = getattr(error.__cause__, "response", {})
+            if answer.get("Error", {}).get("Code") not in ("PreconditionFailed", "412"):
+                raise
+            return False
+        return True
+
+    return _explained("write", uri, write)
+
+
 def write_json(uri: str, values: Any) -> None:
     """Write values as a JSON file that people can read: indented, keys sorted, the same bytes for the same values.
 

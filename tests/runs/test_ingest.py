@@ -19,7 +19,7 @@ from twostream_ray.data.clips import FrameStream, fetch_frames
 from twostream_ray.data.flow import FlowContract, decode_field
 from twostream_ray.data.shard_writer import finished_parts, plan_shards
 from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
-from twostream_ray.errors import AccessError, CatalogError, TooManyBadVideosError
+from twostream_ray.errors import AccessError, CatalogError, LeaseError, TooManyBadVideosError
 from twostream_ray.runs.config import IngestConfig
 from twostream_ray.runs.ingest import catalog_of, estimate, ingest, write_shard
 
@@ -41,6 +41,21 @@ def test_before_the_work_begins_it_is_said_how_much_it_is(videos: Path) -> None:
     assert re.fullmatch(
         r"76 clips to ingest: about 1,216 frames, \d+ MB of shards, 0\.\d min on \d+ cores \(5 clips looked at\)", said
     )
+
+
+def test_a_second_ingest_into_one_place_is_refused_while_the_first_is_at_work(videos: Path, tmp_path: Path) -> None:
+    wanted = config(videos, tmp_path / "shards")
+
+    def meanwhile(_: str) -> None:
+        with pytest.raises(
+            LeaseError, match=r"ingest wants .*/shards to itself, which is in use by \S+ on .* since 20"
+        ):
+            ingest(wanted)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(wanted, announce=meanwhile)
+    assert not (tmp_path / "shards").exists(), "nothing is left that would refuse the next"
 
 
 def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(videos: Path, tmp_path: Path) -> None:

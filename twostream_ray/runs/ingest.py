@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twostream_ray import storage
+from twostream_ray import lease, storage
 from twostream_ray.data import images
 from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, read_catalogs
 from twostream_ray.data.flow import FlowContract
@@ -78,7 +78,14 @@ def ingest(
         CatalogError: folders or lists are not what the layout says.
         StorageError: a place cannot be read or written.
         TooManyBadVideosError: more videos are bad than max_bad_fraction allows; shards and quarantine table are kept.
+        LeaseError: another ingest is at work there.
     """
+    way_out = "wait for it, or choose another --out"
+    with lease.held(config.out, work="ingest", way_out=way_out):
+        return _ingest(config, progress=progress, announce=announce)
+
+
+def _ingest(config: IngestConfig, *, progress: Progress | None, announce: Callable[[str], None] | None) -> IngestReport:
     started = time.monotonic()
     out = storage.absolute(config.out)
     catalog = catalog_of(config)
