@@ -56,7 +56,10 @@ def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
             ["train", "--name", "a", "--data.shards", "/nowhere/at/all"],
             "there is no manifest.json: run `twostream ingest` first",
         ),
-        (["train", "--name", "a b", "--data.shards", "x"], "name must be a word without blanks and slashes, got 'a b'"),
+        (
+            ["train", "--name", "a b", "--data.shards", "x"],
+            "name must be a word without blanks, slashes and control characters",
+        ),
         (["predict", "v.avi", "--model", "/nowhere/at/all"], "a model was wanted at /nowhere/at/all"),
         (["evaluate", "--model", "m", "--shards", "/nowhere/at/all"], "there is no manifest.json"),
     ],

@@ -22,6 +22,7 @@ from twostream_ray.data.lists import (
     read_ucf101_lists,
 )
 from twostream_ray.errors import CatalogError, ConfigError
+from twostream_ray.names import require_name
 
 Layout = Literal["folder", "ucf101", "hmdb51", "kinetics", "table"]
 
@@ -71,8 +72,8 @@ class CatalogConfig:
             raise ConfigError(
                 f"catalog.lists must name {wanted[self.layout]} when catalog.layout is {self.layout}, got none"
             )
-        if set(self.name) & set("/\\ "):
-            raise ConfigError(f"catalog.name must be a word without blanks and slashes, got {self.name!r}")
+        if self.name:
+            require_name(self.name, setting="catalog.name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

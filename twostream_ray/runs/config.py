@@ -14,6 +14,7 @@ from twostream_ray.data.synthetic import SyntheticConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
+from twostream_ray.names import require_name
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.recipe import TrainingConfig
 
@@ -155,8 +156,7 @@ class ExperimentConfig:
     """Fixes initial weights, order and every draw."""
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set("/\\ "):
-            raise ConfigError(f"name must be a word without blanks and slashes, got {self.name!r}")
+        require_name(self.name, setting="name")
         if self.training.patience_epochs is not None and self.data.validation_split is None:
             raise ConfigError(
                 "training.patience_epochs wants a split to watch: set data.validation_split, or leave patience out"

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError
+from twostream_ray.names import require_name
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.settings import from_arguments
 from twostream_ray.tracking.redaction import redact
@@ -136,6 +137,7 @@ def settings_from(arguments: Sequence[str]) -> TuneConfig:
     search, others = asked.parse_known_args(list(arguments))
     if search.resume is None:
         return from_arguments(TuneConfig, arguments, prog="twostream tune")
+    require_name(search.resume, setting="--resume")
     kept = storage.join(storage.absolute(search.storage), search.resume, _KEPT)
     if not storage.exists(kept):
         raise ConfigError(f"--resume wants the name of a search that was begun, {kept} is not there: check --storage")

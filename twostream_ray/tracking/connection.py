@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostream_ray.errors import ConfigError, RegistryError
+from twostream_ray.names import require_name
 from twostream_ray.tracking.redaction import redact
 
 if TYPE_CHECKING:
@@ -41,8 +42,11 @@ class TrackingConfig:
     """Whether a finished training registers a version and contends for `champion`."""
 
     def __post_init__(self) -> None:
-        if not self.experiment.strip():
-            raise ConfigError("tracking.experiment must be a name, got an empty one")
+        if not self.experiment.strip() or not self.experiment.isprintable() or len(self.experiment) > 500:
+            raise ConfigError(
+                f"tracking.experiment must be a printable name of at most 500 characters, got {self.experiment[:60]!r}"
+            )
+        require_name(self.model_name, setting="tracking.model_name", blanks=True)
         if not re.fullmatch(r"[\w.\- ]+", self.model_name):
             raise ConfigError(
                 f"tracking.model_name must be of letters, digits, _ . - and space, got {self.model_name!r}"
