@@ -141,6 +141,4 @@ def settings_from(arguments: Sequence[str]) -> TuneConfig:
     kept = storage.join(storage.absolute(search.storage), search.resume, _KEPT)
     if not storage.exists(kept):
         raise ConfigError(f"--resume wants the name of a search that was begun, {kept} is not there: check --storage")
-    with storage.on_disk(kept) as file:
-        options = ["--config", str(file), *others, "--storage", search.storage]
-        return from_arguments(TuneConfig, options, prog="twostream tune")
+    return from_arguments(TuneConfig, ["--config", kept, *others, "--storage", search.storage], prog="twostream tune")

@@ -1,0 +1,193 @@
+"""YAML and JSON written by people, read strictly (safe loading, YAML 1.1): errors name the file and the line.
+
+A recipe holds blocks of settings: texts, numbers, true and false, lists. It runs nothing, names no code and stays
+small; what YAML offers beyond that, and what two readers may understand differently, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from twostream_ray import storage
+from twostream_ray.errors import ConfigError, StorageError
+
+LIMIT_BYTES = 4 << 20
+"""A recipe of a whole experiment has about 2 kB."""
+
+_MOST_VALUES = 100_000
+_MOST_LEVELS = 40
+_OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK": "a zip archive"}
+_NAME = "tag:yaml.org,2002:str"
+_MERGE = "tag:yaml.org,2002:merge"
+_FLOAT = "tag:yaml.org,2002:float"
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a text of settings holds."""
+
+    where: str
+    """File or option that the text is from."""
+    values: Any
+    """Nested dictionaries, lists, texts, finite numbers, booleans and None."""
+    lines: dict[str, int] = field(default_factory=dict)
+    """Line, from 1, at which the value of a dotted name begins."""
+
+    def place(self, key: str) -> str:
+        """Where a dotted name stands, to begin an error with."""
+        line = self.lines.get(key)
+        return f"{self.where}: " if line is None else f"{self.where}, line {line}: "
+
+
+def read_recipe(uri: str) -> Recipe:
+    """The settings in a YAML or JSON file.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
+    try:
+        content = storage.read_bytes(uri, limit_bytes=LIMIT_BYTES)
+    except StorageError as error:
+        raise ConfigError(f"a recipe was wanted: {error}") from error
+    for beginning, encoding in _OTHER_ENCODINGS.items():
+        if content.startswith(beginning):
+            raise ConfigError(f"{uri}, line 1: a recipe in UTF-8 was wanted, this is {encoding}: save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{uri}, line {line}: a recipe in UTF-8 was wanted, byte 0x{content[error.start]:02x} is not: save it as "
+            "UTF-8"
+        ) from error
+    recipe = parse_recipe(text, where=uri)
+    if not isinstance(recipe.values, dict):
+        got = "nothing" if recipe.values is None else f"a {type(recipe.values).__name__}"
+        raise ConfigError(f"{uri}: a recipe holds settings as `name: value`, got {got}")
+    return recipe
+
+
+def parse_recipe(text: str, *, where: str) -> Recipe:
+    """The settings in a YAML or JSON text that comes from `where`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        given = json.loads(text, parse_constant=_no_number) if text.lstrip().startswith(("{", "[")) else None
+    except (json.JSONDecodeError, RecursionError):
+        given = None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())[:80]}") from error
+    if given is not None:
+        # YAML refuses tabs, which JSON has between its values only.
+        text = text.replace("\t", " ")
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return Recipe(where=where, values=None)
+        lines = dict(_checked(node, where=where))
+        values = loader.construct_document(node) if given is None else given
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise ConfigError(
+            f"{where}, line {line}: a text was wanted, character 0x{error.character:02x} is none"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        told = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+        hint = " (indent with blanks)" if "'\\t'" in told else ""
+        raise ConfigError(f"{where}, line {mark.line + 1 if mark else 1}: no YAML: {told}{hint}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: settings are nested more than {_MOST_LEVELS} levels deep") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: a number is too large ({' '.join(str(error).split())[:80]})") from error
+    return Recipe(where=where, values=values, lines=lines)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values, of which 1e-3 is a number, as in YAML 1.2, and a date a text."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self._depth > _MOST_LEVELS:
+            raise RecursionError
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in _TAGS - {_FLOAT} | {_MERGE}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _checked(root: yaml.Node, *, where: str) -> Iterator[tuple[str, int]]:
+    """Dotted names and their lines, of a tree that is small and has each name once."""
+    seen = 0
+    waiting: list[tuple[yaml.Node, str, int]] = [(root, "", 0)]
+    while waiting:
+        node, name, depth = waiting.pop()
+        line = node.start_mark.line + 1
+        here = f"{where}, line {line}: "
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ConfigError(
+                f"{here}more than {_MOST_VALUES:,} values, aliases counted in full: no recipe has so many"
+            )
+        if depth > _MOST_LEVELS:
+            raise ConfigError(f"{here}settings are nested more than {_MOST_LEVELS} levels deep")
+        if node.tag not in _TAGS:
+            raise ConfigError(f"{here}the tag {node.tag} has no place in settings: they are texts, numbers and lists")
+        if node.tag == _FLOAT and not _is_finite(node.value):
+            raise ConfigError(f"{here}{name or 'a setting'} must be a finite number, got {node.value}")
+        if name:
+            yield name, line
+        if isinstance(node, yaml.SequenceNode):
+            waiting += [(item, f"{name}[{number}]", depth + 1) for number, item in enumerate(node.value)]
+        elif isinstance(node, yaml.MappingNode):
+            first: dict[str, int] = {}
+            for key, value in node.value:
+                key_line = key.start_mark.line + 1
+                if key.tag not in (_NAME, _MERGE):
+                    got = key.value if isinstance(key, yaml.ScalarNode) else "a list or block"
+                    raise ConfigError(f"{where}, line {key_line}: the name of a setting was wanted, got {got}")
+                if key.value in first:
+                    full = f"{name}.{key.value}".lstrip(".")
+                    raise ConfigError(
+                        f"{where}, line {key_line}: {full} comes twice, first in line {first[key.value]}: the second "
+                        "would replace the whole first; make one of both"
+                    )
+                first[key.value] = key_line
+                waiting.append((value, f"{name}.{key.value}".lstrip("."), depth + 1))
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"a finite number was wanted, got {name}")
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text.replace("_", "")))
+    except ValueError:  # .nan and .inf, as YAML writes them
+        return False
