@@ -20,7 +20,7 @@ from twostream_ray.data.lanes import Pass
 from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shard_writer import finished_parts
+from twostream_ray.data.shard_records import survey
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
@@ -119,7 +119,9 @@ def test_a_wrong_secret_a_missing_bucket_and_no_answer_each_end_in_one_line(
     with pytest.raises(StorageError, match="cannot look up s3://archive/x: "):
         storage.exists("s3://archive/x")
     with pytest.raises(StorageError, match="cannot list"):
-        finished_parts("s3://archive/shards", clips=[], contract=FlowContract())
+        storage.list_files("s3://archive/shards").__next__()
+    with pytest.raises(StorageError, match="cannot look up"):
+        survey("s3://archive/shards", clips=[], contract=FlowContract())
     proxy.start()
 
 

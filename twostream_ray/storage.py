@@ -17,7 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -68,6 +68,25 @@ def absolute(uri: str | Path) -> str:
 def join(uri: str, *parts: str) -> str:
     """The place `parts` below `uri`."""
     return "/".join([uri.rstrip("/"), *parts])
+
+
+def contains(outer: str, inner: str) -> bool:
+    """Whether a place is another one or lies in it, by whatever name: through links, `..`, a second mount, other case.
+
+    Raises:
+        StorageError: a scheme is neither file:// nor s3://.
+    """
+    outer, inner = absolute(outer), absolute(inner)
+    if is_s3(outer) or is_s3(inner):
+        wide, narrow = ([part for part in place.split("/") if part] for place in (outer, inner))
+        return narrow[: len(wide)] == wide
+    wide_path, narrow_path = Path(os.path.realpath(outer)), Path(os.path.realpath(inner))
+    if narrow_path.is_relative_to(wide_path):
+        return True
+    with suppress(OSError):
+        mark = wide_path.stat()
+        return any(folder.exists() and os.path.samestat(folder.stat(), mark) for folder in narrow_path.parents)
+    return False
 
 
 @lru_cache(maxsize=2)
@@ -194,10 +213,8 @@ def read_bytes(uri: str, *, limit_bytes: int | None = None) -> bytes:
     """
 
     def read() -> bytes:
-        _refuse_special(uri)
-        system, path = filesystem(uri)
         # open_input_file reads in one request; open_input_stream would split it into many small ones.
-        with system.open_input_file(path) as file:
+        with open_regular(uri) as file:
             size = file.size()
             if limit_bytes is not None and size > limit_bytes:
                 raise StorageError(f"cannot read {uri}: at most {limit_bytes} bytes were wanted, it has {size}")
@@ -205,6 +222,18 @@ def read_bytes(uri: str, *, limit_bytes: int | None = None) -> bytes:
             return content
 
     return _explained("read", uri, read)
+
+
+def open_regular(uri: str) -> Any:
+    """A regular file of a disk or a store, open for reading at random places, as a pyarrow.NativeFile.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        AccessError: it is a directory, FIFO or device.
+    """
+    _refuse_special(uri)
+    system, path = filesystem(uri)
+    return system.open_input_file(path)
 
 
 def _refuse_special(uri: str) -> None:

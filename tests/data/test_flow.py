@@ -133,6 +133,38 @@ def test_settings_out_of_range_are_refused() -> None:
         FlowContract(short_side_px=97)
 
 
+ABSURD = {
+    "bound_px": [float("inf"), -1, 0, "20", None, True, 1e9],
+    "short_side_px": [10**8, 48.5, 14, "48", -48, True],
+    "jpeg_quality": [0, 101, 89.5, "89"],
+    "algorithm": ["farneback", None, ["dis"]],
+    "coding": ["", 3],
+    "channel_order": ["y1 x1"],
+    "unknown": [1],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ABSURD.items() for value in values])
+def test_a_contract_from_a_file_has_every_key_in_its_type_and_bounds(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"a flow contract was wanted at .*{name}"):
+        FlowContract.from_dict(FlowContract().to_dict() | {name: value})
+    if name != "unknown":
+        less = {key: kept for key, kept in FlowContract().to_dict().items() if key != "bound_px"}
+        with pytest.raises(ConfigError, match="it lacks bound_px"):
+            FlowContract.from_dict(less)
+
+
+def test_settings_are_bounded_as_files_are() -> None:
+    with pytest.raises(ConfigError, match=r"flow.bound_px must be more than 0 px, got nan"):
+        FlowContract(bound_px=float("nan"))
+    for beyond in (float("inf"), 1e9):
+        with pytest.raises(ConfigError, match=r"flow.bound_px must be at most 10000 px"):
+            FlowContract(bound_px=beyond)
+    for size in (10**8, 14):
+        with pytest.raises(ConfigError, match=r"flow.short_side_px must be even and lie in 16..8192 px"):
+            FlowContract(short_side_px=size)
+
+
 def rubberwhale(real: Path) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32], NDArray[np.bool_]]:
     """Middlebury's pair of grey frames, its true flow (H, W, 2), and where that is known."""
     import cv2

@@ -2,9 +2,11 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,20 @@ import cv2
 import numpy as np
 import pytest
 
+from twostream_ray import storage
 from twostream_ray.data import isolation
 from twostream_ray.data.catalog import CatalogConfig, Clip
 from twostream_ray.data.clips import FrameStream, fetch_frames
 from twostream_ray.data.flow import FlowContract, decode_field
-from twostream_ray.data.shard_writer import finished_parts, plan_shards
+from twostream_ray.data.shard_records import survey
+from twostream_ray.data.shard_writer import plan_shards
 from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
-from twostream_ray.errors import AccessError, CatalogError, LeaseError, TooManyBadVideosError
+from twostream_ray.errors import AccessError, CatalogError, ConfigError, LeaseError, TooManyBadVideosError
 from twostream_ray.runs.config import IngestConfig
 from twostream_ray.runs.ingest import catalog_of, estimate, ingest, write_shard
 
 SMALL = FlowContract(short_side_px=48)
+LEGACY = FlowContract(short_side_px=48, coding="legacy255")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -58,6 +63,99 @@ def test_a_second_ingest_into_one_place_is_refused_while_the_first_is_at_work(vi
     assert not (tmp_path / "shards").exists(), "nothing is left that would refuse the next"
 
 
+def overlapping(videos: Path, tmp_path: Path) -> dict[str, IngestConfig]:
+    """Ingests whose shards would lie among what they read, by every name a place can have."""
+    link, shards = tmp_path / "link", tmp_path / "linked" / "shards"
+    link.symlink_to(videos)
+    shards.parent.mkdir()
+    shards.symlink_to(videos / "train")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "clips.txt").write_text("down/00000.mp4 train\n")
+    apart = tmp_path / "apart"
+    catalog, s3 = CatalogConfig(root=str(videos)), CatalogConfig(root="s3://bucket/data/videos")
+    other = CatalogConfig(root=str(link / "train"), name="b")
+    return {
+        "the root": config(videos, videos),
+        "the root as a URI": replace(config(videos, apart), out=f"file://{videos}/"),
+        "the root by a link": config(videos, link),
+        "a link to the root": config(link, videos),
+        "by ..": config(videos, videos / "train" / ".." / "." / "shards"),
+        "inside": config(videos, videos / "shards"),
+        "around": config(videos, videos.parent),
+        "relative": replace(config(videos, apart), out=os.path.relpath(videos)),
+        "shards/ is a link into the root": config(videos, shards.parent),
+        "another catalog": config(apart, videos / "train/x", catalog=replace(catalog, name="a"), more=[other]),
+        "flow": config(apart, link / "val", flow=LEGACY, catalog=CatalogConfig(root="x", flow_images=str(videos))),
+        "lists": config(
+            apart, lists, catalog=CatalogConfig(root=str(videos / "train"), lists=str(lists / "clips.txt"))
+        ),
+        "s3": replace(config(Path("x"), apart, catalog=s3), out="s3://bucket//data/"),
+        "inside s3": replace(config(Path("x"), apart, catalog=s3), out="s3://bucket/data/videos/x"),
+    }
+
+
+def test_shards_are_never_written_among_what_is_ingested(videos: Path, tmp_path: Path) -> None:
+    before = files(videos)
+    for case, wanted in overlapping(videos, tmp_path).items():
+        with pytest.raises(ConfigError, match=r"out must lie apart from catalog\.(root|lists|flow_images), got "):
+            ingest(replace(wanted, replace=True))
+            pytest.fail(case)
+    assert files(videos) == before
+    assert not storage.contains("s3://bucket/data", "s3://bucket/data2") and not storage.contains("/a/b", "/a/bc")
+
+
+def test_a_class_folder_that_is_a_link_to_the_shards_is_refused(videos: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(videos / "train" / "up", out / "parts")
+    root.mkdir()
+    (root / "up").symlink_to(out / "parts")
+    with pytest.raises(ConfigError, match=r"out must lie apart from the videos, .*/videos/up is a link into .*/out"):
+        ingest(config(root, out))
+    assert files(out / "parts") == files(videos / "train" / "up")
+
+
+def test_videos_in_a_class_folder_called_parts_survive_every_ingest(
+    cluster: None, videos: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "project"
+    for name, source in (("parts", "up"), ("shards", "down")):
+        (root / name).mkdir(parents=True)
+        for path in sorted((videos / "val" / source).iterdir()):
+            shutil.copy(path, root / name)
+    before = files(root)
+    for out in (root, root.parent, root / "shards"):
+        with pytest.raises(ConfigError, match=r"out must lie apart from catalog.root"):
+            ingest(config(root, out))
+    assert files(root) == before
+
+    out = tmp_path / "set"
+    first = ingest(config(root, out))
+    (out / "shards" / "mine.mp4").write_bytes(b"mine")
+    kept = files(out)
+    second = tmp_path / "second"
+    shutil.copytree(videos / "test", second)
+    with pytest.raises(ConfigError, match=r"the finished shards of another data set: none of its 4 clips"):
+        ingest(config(second, out))
+    (away := root / "parts").rename(tmp_path / "away")
+    with pytest.raises(ConfigError, match=r"finished shards with 2 clips of folders in which the catalog of .*project"):
+        ingest(config(root, out))
+    (tmp_path / "away").rename(away)
+    assert files(out) == kept
+    assert ingest(config(root, out)).done_before == first.clips == 4
+
+    said: list[str] = []
+    report = ingest(config(second, out, replace=True), announce=said.append)
+    assert report.clips == 20 and report.done_before == 0
+    assert re.match(
+        r"1 finished shard will go: the catalog no longer has one of the clips, for example parts/", said[0]
+    )
+    assert re.match(r"1 finished shard went: the catalog no longer has", report.notes[-2])
+    assert report.notes[-1].startswith("1 file in parts/ and shards/ of ") and report.notes[-1].endswith("mine.mp4")
+    names = {f"shards/{name}" for name in open_shards(str(out)).shard_names}
+    assert {name for name in files(out) if name.startswith("shards/")} == names | {"shards/mine.mp4"}
+
+
 def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(videos: Path, tmp_path: Path) -> None:
     clips = catalog_of(config(videos, tmp_path)).clips[:2]
     (plan,) = plan_shards(clips, contract=SMALL, rows_per_shard=16)
@@ -65,8 +163,8 @@ def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(v
     assert len(part["quarantined"]) == 2 and part["shard"] is None
     assert part["quarantined"][0]["reason"].startswith("TooLongError: ")
     assert "a clip of at most 10 frames was wanted, this has 16 or more" in part["quarantined"][0]["reason"]
-    assert len(finished_parts(str(tmp_path), clips=clips, contract=SMALL, max_frames=10)[0]) == 1
-    assert finished_parts(str(tmp_path), clips=clips, contract=SMALL, max_frames=16)[0] == []
+    assert len(survey(str(tmp_path), clips=clips, contract=SMALL, max_frames=10).kept) == 1
+    assert survey(str(tmp_path), clips=clips, contract=SMALL, max_frames=16).kept == []
 
 
 def a_second() -> bytes:

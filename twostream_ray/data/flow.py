@@ -12,10 +12,28 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from twostream_ray import documents
+from twostream_ray.documents import record
 from twostream_ray.errors import ConfigError, ContractMismatchError
 
+_CHANNEL_ORDER = "x1 y1 x2 y2 ..."
 _LEVELS = 127
 """Grey levels on either side of zero; 128 is no motion, so that zero is exact."""
+
+_MOST_BOUND_PX = 10_000.0
+_MOST_SHORT_SIDE_PX = 8192
+
+CONTRACT_SCHEMA = record(
+    {
+        "algorithm": {"enum": ["dis", "tvl1", "dis+tvl1"]},
+        "bound_px": {"type": "number", "exclusiveMinimum": 0, "maximum": _MOST_BOUND_PX},
+        "coding": {"enum": ["signed127", "legacy255"]},
+        "short_side_px": {"type": "integer", "minimum": 16, "maximum": _MOST_SHORT_SIDE_PX, "multipleOf": 2},
+        "jpeg_quality": {"type": "integer", "minimum": 1, "maximum": 100},
+    },
+    {"channel_order": {"const": _CHANNEL_ORDER}},
+)
+"""What `FlowContract.to_dict` gives, as part of the documents that carry it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +60,36 @@ class FlowContract:
     def __post_init__(self) -> None:
         if not self.bound_px > 0:
             raise ConfigError(f"flow.bound_px must be more than 0 px, got {self.bound_px}")
-        if self.short_side_px < 16 or self.short_side_px % 2:
-            raise ConfigError(f"flow.short_side_px must be even and at least 16 px, got {self.short_side_px}")
+        if self.bound_px > _MOST_BOUND_PX:
+            raise ConfigError(f"flow.bound_px must be at most {_MOST_BOUND_PX:.0f} px, got {self.bound_px}")
+        if not 16 <= self.short_side_px <= _MOST_SHORT_SIDE_PX or self.short_side_px % 2:
+            raise ConfigError(
+                f"flow.short_side_px must be even and lie in 16..{_MOST_SHORT_SIDE_PX} px, got {self.short_side_px}"
+            )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError(f"flow.jpeg_quality must lie in 1..100, got {self.jpeg_quality}")
 
     def to_dict(self) -> dict[str, Any]:
         """The contract as JSON values, with the order of channels in a stack spelt out."""
-        return asdict(self) | {"channel_order": "x1 y1 x2 y2 ..."}
+        return asdict(self) | {"channel_order": _CHANNEL_ORDER}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FlowContract:
-        """The contract that `to_dict` wrote."""
-        return cls(**{name: value for name, value in values.items() if name != "channel_order"})
+        """The contract that `to_dict` wrote.
+
+        Raises:
+            ConfigError: the values are no contract: a key too few or too many, a wrong type, a value out of range.
+        """
+        documents.check(
+            values,
+            CONTRACT_SCHEMA,
+            where="flow_contract",
+            what="a flow contract",
+            way_out="use shards and models as they were written",
+            error=ConfigError,
+        )
+        whole = {name: int(values[name]) for name in ("short_side_px", "jpeg_quality")}  # for JSON, 48.0 is one as well
+        return cls(**{name: value for name, value in values.items() if name != "channel_order"} | whole)
 
     @property
     def hash(self) -> str:
@@ -69,7 +104,7 @@ def require_same_contract(wanted: FlowContract, found: FlowContract, *, wanted_b
         ContractMismatchError: the contracts differ.
     """
     ours, theirs = wanted.to_dict(), found.to_dict()
-    differing = [name for name in ours if ours[name] != theirs[name]]
+    differing = _differing(wanted, found)
     if differing:
         raise ContractMismatchError(
             f"{wanted_by} wants flow "
@@ -78,6 +113,16 @@ def require_same_contract(wanted: FlowContract, found: FlowContract, *, wanted_b
             + ", ".join(f"{name} {theirs[name]}" for name in differing)
             + ": ingest again with the wanted settings, or choose a model made for this flow"
         )
+
+
+def differences(found: FlowContract, wanted: FlowContract) -> str:
+    """What differs between two contracts, as "bound_px 20, not 5"."""
+    theirs, ours = found.to_dict(), wanted.to_dict()
+    return "; ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in _differing(wanted, found))
+
+
+def _differing(one: FlowContract, other: FlowContract) -> list[str]:
+    return [name for name, value in one.to_dict().items() if value != other.to_dict()[name]]
 
 
 def flow_function(contract: FlowContract) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]:

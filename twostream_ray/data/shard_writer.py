@@ -21,26 +21,8 @@ from twostream_ray import storage
 from twostream_ray.data.catalog import Clip
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards import FORMAT, ROWS_PER_GROUP, fields_crc32
-from twostream_ray.errors import AccessError, TooLongError
-
-SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("label", pa.int32()),
-        ("class_name", pa.string()),
-        ("splits", pa.list_(pa.string())),
-        ("num_frames", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("fps", pa.float64()),
-        ("source_sha256", pa.string()),
-        ("video_crc32", pa.uint32()),
-        ("flow_crc32", pa.uint32()),
-        ("video", pa.large_binary()),
-        ("flow", pa.list_(pa.large_binary())),
-    ]
-)
+from twostream_ray.data.shard_records import QUARANTINE_COLUMNS, clip_identity
+from twostream_ray.data.shards import FORMAT, INDEX_SCHEMA, ROWS_PER_GROUP, SCHEMA, fields_crc32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,11 +62,6 @@ def plan_shards(clips: Sequence[Clip], *, contract: FlowContract, rows_per_shard
 def _planned(clips: Sequence[Clip], *, contract: FlowContract) -> ShardPlan:
     identity = json.dumps([FORMAT, contract.hash, [clip_identity(clip) for clip in clips]])
     return ShardPlan(key=hashlib.sha256(identity.encode()).hexdigest()[:16], clips=tuple(clips))
-
-
-def clip_identity(clip: Clip) -> list[Any]:
-    """What makes a clip the same one in a later ingest: name, size, label and splits."""
-    return [clip.clip_id, clip.size_bytes, clip.label, clip.class_name, list(clip.splits)]
 
 
 class ShardWriter:
@@ -194,46 +171,6 @@ class ShardWriter:
         return part
 
 
-def finished_parts(
-    out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frames: int | None = None
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records of shards in `out` that hold exactly what the catalog still asks for, and the names of stale files.
-
-    A shard that lacks clips which were too long is stale when the limit is another now.
-
-    Raises:
-        StorageError: the place cannot be read.
-    """
-    wanted = {clip.clip_id: clip_identity(clip) for clip in clips}
-    try:
-        names = [name for name, _ in storage.list_files(out)]
-    except AccessError:  # a new place; a store that does not answer must not look like one
-        return [], []
-    present = set(names)
-    parts, kept = [], set()
-    for name in names:
-        if not (name.startswith("parts/") and name.endswith(".json")):
-            continue
-        part = json.loads(storage.read_text(storage.join(out, name)))
-        entries = part.get("clips", []) + part.get("quarantined", [])
-        whole = (
-            part.get("format") == FORMAT
-            and FlowContract.from_dict(part["flow_contract"]) == contract
-            and (part["shard"] is None or f"shards/{part['shard']}" in present)
-            and all(wanted.get(entry["identity"][0]) == entry["identity"] for entry in entries)
-            and (part["max_frames"] == max_frames or not any(map(_was_too_long, part["quarantined"])))
-        )
-        if whole:
-            parts.append(part)
-            kept |= {name, f"shards/{part['shard']}"}
-    stale = [name for name in names if name.startswith(("parts/", "shards/")) and name not in kept]
-    return parts, stale
-
-
-def _was_too_long(entry: dict[str, Any]) -> bool:
-    return str(entry["reason"]).startswith(TooLongError.__name__)
-
-
 def write_manifest(
     out: str,
     *,
@@ -262,17 +199,7 @@ def write_manifest(
         for row, entry in enumerate(part["clips"])
     ]
     index = io.BytesIO()
-    schema = pa.schema(
-        [
-            ("clip_id", pa.string()),
-            ("label", pa.int32()),
-            ("splits", pa.list_(pa.string())),
-            ("num_frames", pa.int32()),
-            ("shard", pa.int32()),
-            ("row", pa.int32()),
-        ]
-    )
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), index)
+    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), index)
     bad = [entry for part in ordered for entry in part["quarantined"]]
     splits = Counter(split for row in rows for split in row["splits"])
     bad_splits = Counter(split for entry in bad for split in entry["identity"][4])
@@ -300,7 +227,7 @@ def write_manifest(
 
 def _as_csv(bad: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
-    table = csv.DictWriter(text, ["clip_id", "uri", "reason", "sha256"], lineterminator="\n")
+    table = csv.DictWriter(text, QUARANTINE_COLUMNS, lineterminator="\n")
     table.writeheader()
     for entry in sorted(bad, key=lambda entry: str(entry["uri"])):
         table.writerow({"clip_id": entry["identity"][0], **{name: entry[name] for name in ("uri", "reason", "sha256")}})

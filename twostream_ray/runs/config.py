@@ -51,6 +51,10 @@ class IngestConfig:
     out: str
     """Directory or s3:// prefix of the shard set."""
 
+    replace: bool = False
+    """Delete the finished shards at `out` once the new ones are there, though they are of another data set, or of
+    folders of this one that hold nothing now; without it such an ingest is refused. Other files stay in any case."""
+
     more: list[CatalogConfig] = field(default_factory=list)
     """Further data sets for multi-task training, each with its name: a network gets a head for each."""
 

@@ -18,10 +18,11 @@ from twostream_ray import lease, storage
 from twostream_ray.data import images
 from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, read_catalogs
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shard_writer import ShardPlan, ShardWriter, finished_parts, plan_shards, write_manifest
+from twostream_ray.data.shard_records import delete_stale, refuse_loss, survey, told
+from twostream_ray.data.shard_writer import ShardPlan, ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.shards import ROWS_PER_GROUP
 from twostream_ray.data.snippets import Source
-from twostream_ray.errors import AccessError, TooManyBadVideosError, VideoError, own_error
+from twostream_ray.errors import AccessError, ConfigError, TooManyBadVideosError, VideoError, own_error
 from twostream_ray.runs.config import IngestConfig
 from twostream_ray.runs.session import polled, ray_session
 
@@ -76,10 +77,15 @@ def ingest(
 
     Raises:
         CatalogError: folders or lists are not what the layout says.
+        ConfigError: `out` is not apart from what is ingested, or holds what must not be lost (see `replace`).
+        ShardError: what earlier ingests wrote there is damaged.
         StorageError: a place cannot be read or written.
-        TooManyBadVideosError: more videos are bad than max_bad_fraction allows; shards and quarantine table are kept.
+        TooManyBadVideosError: more videos are bad than max_bad_fraction allows; shards and quarantine table are kept,
+            also those of before.
         LeaseError: another ingest is at work there.
     """
+    for catalog in (config.catalog, *config.more):
+        _refuse_overlap(config.out, catalog)
     way_out = "wait for it, or choose another --out"
     with lease.held(config.out, work="ingest", way_out=way_out):
         return _ingest(config, progress=progress, announce=announce)
@@ -89,19 +95,19 @@ def _ingest(config: IngestConfig, *, progress: Progress | None, announce: Callab
     started = time.monotonic()
     out = storage.absolute(config.out)
     catalog = catalog_of(config)
-    parts, stale = finished_parts(out, clips=catalog.clips, contract=config.flow, max_frames=config.max_frames)
+    _refuse_clips_within(out, catalog)
+    before = survey(out, clips=catalog.clips, contract=config.flow, max_frames=config.max_frames)
+    refuse_loss(before, clips=catalog.clips, root=config.catalog.root, replaced=config.replace)
+    parts = list(before.kept)
     finished = {entry["identity"][0] for part in parts for entry in part["clips"] + part["quarantined"]}
     missing = [clip for clip in catalog.clips if clip.clip_id not in finished]
     if missing:
         if announce is not None:
-            announce(estimate(missing, config))
+            for sentence in (*told(before.stale, "will go"), estimate(missing, config)):
+                announce(sentence)
         plans = plan_shards(missing, contract=config.flow, rows_per_shard=_rows_per_shard(config, len(catalog.clips)))
         parts += _write_all(plans, out=out, config=config, progress=progress)
     write_manifest(out, parts=parts, classes=catalog.classes, head_classes=catalog.head_classes, contract=config.flow)
-    written = {name for part in parts for name in (f"parts/{part['key']}.json", f"shards/{part['shard']}")}
-    for name in stale:
-        if name not in written:
-            storage.delete(storage.join(out, name))
     report = IngestReport(
         clips=sum(len(part["clips"]) for part in parts),
         frames=sum(entry["num_frames"] for part in parts for entry in part["clips"]),
@@ -119,7 +125,29 @@ def _ingest(config: IngestConfig, *, progress: Progress | None, announce: Callab
             f"{config.max_bad_fraction:.1%} may: see {storage.join(out, 'quarantine.csv')}, mend them or raise "
             "max_bad_fraction and run again (finished shards are kept)"
         )
+    # Last, for a root that went away in the middle of it must not take the shards of before with it.
+    report.notes.extend(delete_stale(before, written=parts))
     return report
+
+
+def _refuse_overlap(out: str, catalog: CatalogConfig) -> None:
+    """Shards must not lie among videos and lists: their folders would be taken for classes, or classes for shards."""
+    for name in ("root", "lists", "flow_images"):
+        place = getattr(catalog, name)
+        own = (out, storage.join(out, "shards"), storage.join(out, "parts"))
+        if place is not None and (storage.contains(out, place) or any(storage.contains(place, one) for one in own)):
+            raise ConfigError(
+                f"out must lie apart from catalog.{name}, got {out} and {place}, of which one holds the other: choose "
+                "another --out, beside it"
+            )
+
+
+def _refuse_clips_within(out: str, catalog: Catalog) -> None:
+    """Links below a root may lead anywhere."""
+    videos = {clip.uri if clip.frames else clip.uri.rpartition("/")[0] for clip in catalog.clips}
+    for place in sorted(videos | {uri for clip in catalog.clips for uri in clip.flow_uris}):
+        if storage.contains(out, place):
+            raise ConfigError(f"out must lie apart from the videos, {place} is a link into {out}: choose another --out")
 
 
 def catalog_of(config: IngestConfig) -> Catalog:
