@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from twostream_ray import storage
+from twostream_ray import object_store
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test:tester",
@@ -50,9 +50,9 @@ def reached_at(endpoint: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": endpoint}).items():
             patch.setenv(name, value)
-        storage._s3_for_reading.cache_clear()
+        object_store.reader.cache_clear()
         yield
-    storage._s3_for_reading.cache_clear()
+    object_store.reader.cache_clear()
 
 
 class FaultyProxy:

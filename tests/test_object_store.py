@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from s3 import ENVIRONMENT, FaultyProxy, reached_at
 
-from twostream_ray import lease, storage
+from twostream_ray import lease, object_store, storage
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.lanes import Pass
@@ -76,7 +76,7 @@ def test_of_many_that_want_a_place_in_the_store_one_gets_it_and_a_stale_lease_is
 
 def test_places_in_the_store_behave_as_places_on_disk_though_requests_fail(proxy: FaultyProxy) -> None:
     base = "s3://archive/places"
-    names = [f"a b/%20 & #{number};+[x]!'.bin" for number in range(12)]
+    names = [f"a b/%20 & #{number};+[x]!'.bin" for number in range(10)] + ["q?x=403#1%.bin", "[q]*?"]
     contents = [os.urandom(1000 + number) for number in range(12)]
     for name, content in zip(names, contents, strict=True):
         storage.write_bytes(storage.join(base, name), b"old")
@@ -97,6 +97,13 @@ def test_places_in_the_store_behave_as_places_on_disk_though_requests_fail(proxy
     assert not copy.exists() and storage.read_bytes(f"{base}/again") == large
     with pytest.raises(AccessError, match=r"cannot read s3://archive/places/none: it is not there; check the path"):
         storage.read_bytes(f"{base}/none")
+    with pytest.raises(AccessError, match="a prefix was wanted, it is an object"):
+        list(storage.list_files(f"{base}/large"))
+    with (
+        pytest.raises(AccessError, match="at most 1000 bytes were wanted"),
+        storage.on_disk(f"{base}/large", limit_bytes=1000),
+    ):
+        pass
     assert min(proxy.requests[fault] for fault in ("busy", "cut", "lost")) >= 1
 
 
@@ -139,7 +146,7 @@ def test_a_training_whose_checkpoints_cannot_be_written_ends_in_one_line_before_
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("s3://no-such-bucket/runs/x/experiment.json: it is not there; check the path")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    storage._s3_for_reading.cache_clear()
+    object_store.reader.cache_clear()
     assert main([*common, "s3://archive/runs"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "access denied; check the rights" in line and "not-the-secret" not in line
@@ -151,7 +158,7 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.
         for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(storage, "_PATIENCE_S", 1.0)
-        monkeypatch.setattr(storage, "_REQUEST_TIMEOUT_S", 2)
+        monkeypatch.setattr(object_store, "REQUEST_TIMEOUT_S", 2)
         with pytest.raises(StorageError, match=r"cannot write s3://archive/x: .*check AWS_ENDPOINT_URL"):
             storage.write_bytes("s3://archive/x", b"content")
 

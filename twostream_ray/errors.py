@@ -11,7 +11,8 @@ TwoStreamError
 ├── ContractMismatchError  flow of one kind met a model, shard or checkpoint of another
 ├── TooManyBadVideosError  ingest quarantined more than max_bad_fraction allows
 ├── StorageError           a path or URI cannot be read or written
-│   └── AccessError        it is not there, or access to a local path is denied
+│   └── AccessError        it cannot be had: access to a local path is denied, it is no regular file, it is too large
+│       └── MissingError   it is not there
 ├── LeaseError             a run's folder or a shard set is in use by another process
 ├── CheckpointError        a checkpoint is missing, damaged or of another network
 ├── WeightsError           pretrained weights are missing or do not fit
@@ -71,7 +72,11 @@ class StorageError(TwoStreamError):
 
 
 class AccessError(StorageError):
-    """A path or URI is not there, or access to a local path is denied; asking again would not help."""
+    """A path or URI cannot be had, and asking again would not help."""
+
+
+class MissingError(AccessError):
+    """There is nothing at a path or URI."""
 
 
 class LeaseError(TwoStreamError):

@@ -1,10 +1,14 @@
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
+from twostream_ray import storage
+from twostream_ray.data import images
 from twostream_ray.data.catalog import Catalog, CatalogConfig, read_catalog
-from twostream_ray.errors import CatalogError
+from twostream_ray.errors import AccessError, CatalogError, DecodeError
 
 
 def catalog_of(
@@ -136,3 +140,68 @@ def test_a_data_set_without_any_flow_image_is_refused() -> None:
     )
     with pytest.raises(CatalogError, match=rf"no clip has flow images under flow: {wanted}"):
         catalog_of({"root": ["run/a.avi"], "flow": pictures("other/x")}, flow_images="flow")
+
+
+# -- what cannot be listed
+
+
+def tree(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"1")
+    return root
+
+
+def catalog_on_disk(root: Path, **settings: object) -> Catalog:
+    return read_catalog(
+        CatalogConfig(root=str(root), **settings),  # type: ignore[arg-type]
+        list_files=storage.list_entries,
+        read_bytes=storage.read_bytes,
+    )
+
+
+@pytest.mark.parametrize("layout", ["", "train/"])
+@pytest.mark.parametrize("kind", ["a link to nothing", "its name is not UTF-8", "a link to a directory above it"])
+def test_a_class_folder_that_cannot_be_entered_is_refused_by_name(tmp_path: Path, layout: str, kind: str) -> None:
+    tree(tmp_path, f"{layout}run/a.mp4", f"{layout}swim/b.mp4")
+    if kind == "its name is not UTF-8":
+        tree(tmp_path, f"{layout}caf\udce9/c.mp4")
+        name = r"caf\xe9"
+    else:
+        name = "walk"
+        (tmp_path / layout / name).symlink_to("/nowhere" if kind == "a link to nothing" else tmp_path)
+    wanted = re.escape(f"class folder {layout}{name} under {tmp_path} holds no video ({kind}")
+    with pytest.raises(CatalogError, match=wanted):
+        catalog_on_disk(tmp_path)
+
+
+def test_a_split_folder_that_leads_nowhere_is_refused_by_name(tmp_path: Path) -> None:
+    tree(tmp_path, "train/run/a.mp4", "train/swim/b.mp4")
+    (tmp_path / "test").symlink_to("/nowhere")
+    with pytest.raises(CatalogError, match=r"split folder test under .* holds no video \(a link to nothing\)"):
+        catalog_on_disk(tmp_path)
+
+
+def test_what_is_no_file_among_the_videos_is_named_in_the_notes(tmp_path: Path) -> None:
+    tree(tmp_path, "run/a.mp4", "swim/b.mp4", "run/caf\udce9.mp4")
+    (tmp_path / "run/gone.mp4").symlink_to("/nowhere/gone.mp4")
+    (tmp_path / "swim/zero.mp4").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "swim/pipe.mp4")
+    catalog = catalog_on_disk(tmp_path)
+    assert [clip.clip_id for clip in catalog.clips] == ["run/a.mp4", "swim/b.mp4"]
+    assert catalog.notes[0] == (
+        f"4 entries under {tmp_path} are neither files nor directories and left out: run/caf\\xe9.mp4 (its name is not "
+        "UTF-8: rename it), run/gone.mp4 (a link to nothing), swim/pipe.mp4 (a FIFO, socket or device) and 1 more"
+    )
+
+
+def test_a_numbered_image_that_is_no_file_makes_its_clip_unusable(tmp_path: Path) -> None:
+    tree(tmp_path, "img_1.jpg", "._img_2.jpg", "Thumbs.db")
+    (tmp_path / "img_2.jpg").symlink_to("/nowhere/img_2.jpg")
+    with pytest.raises(DecodeError, match=r"c: images were wanted in .*, img_2.jpg is none \(a link to nothing\)"):
+        images.read_frames(str(tmp_path), name="c")
+    (tmp_path / "img_2.jpg").unlink()
+    with (tmp_path / "img_2.jpg").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(AccessError, match=r"img_2.jpg: at most \d+ bytes were wanted, it has 1099511627776"):
+        images.read_frames(str(tmp_path), name="c")

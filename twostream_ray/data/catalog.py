@@ -168,10 +168,11 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
         CatalogError: no video, a video outside the layout, a malformed line, an unknown class or split, a clip listed
             twice or in train and test of one split, a class without clips, no flow image for any clip.
     """
-    videos, directories, notes = scan(config.root, frames=config.frames, list_files=list_files)
+    below = scan(config.root, frames=config.frames, list_files=list_files)
+    videos, notes = below.videos, below.notes
     lists = config.lists
     if lists is None:
-        memberships, more_notes = memberships_of_folders(config.root, videos=videos, directories=directories)
+        memberships, more_notes = memberships_of_folders(config.root, videos=videos, directories=below.directories)
         notes += more_notes
         classes = dict.fromkeys(sorted({m.class_name for m in memberships}), config.root)
     elif config.layout == "ucf101":

@@ -7,42 +7,95 @@ from pathlib import PurePosixPath
 
 from twostream_ray.data.lists import IMAGE_SUFFIXES, ROLES, VIDEO_SUFFIXES, ListFiles, Membership
 from twostream_ray.errors import CatalogError
+from twostream_ray.local_files import LeftOut
+
+_MOST_SHOWN = 3
+_MOST_SUFFIXES = 8
+_LONGEST_SUFFIX = 12
 
 
-def scan(root: str, *, frames: bool, list_files: ListFiles) -> tuple[dict[str, int], list[str], list[str]]:
-    """Videos, or folders of frames, with their sizes; directories that the listing names; notes on what is left out."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What lies below a data set's root."""
+
+    videos: dict[str, int]
+    """Videos, or folders of frames, with their sizes in bytes."""
+    directories: dict[str, str]
+    """What is or may be a directory that holds no video, and why, where the listing says it: "a link to nothing"."""
+    notes: list[str]
+    """Sentences on what is left out."""
+
+
+def scan(root: str, *, frames: bool, list_files: ListFiles) -> Found:
+    """Videos, or folders of frames; directories without any that the listing names; notes on what is left out."""
     suffixes = IMAGE_SUFFIXES if frames else VIDEO_SUFFIXES
     videos: dict[str, int] = {}
-    directories: list[str] = []
+    directories: dict[str, str] = {}
     empty: list[str] = []
     others: list[str] = []
-    for path, size_bytes in list_files(root):
-        hidden = any(part.startswith(".") for part in path.split("/"))
-        if path.endswith("/"):
+    left_out: list[LeftOut] = []
+    for entry in list_files(root):
+        path = entry[0]
+        hidden = _is_hidden(path)
+        if isinstance(entry, LeftOut):
+            left_out.append(entry)
+            if not hidden and _suffix(path) not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+                directories[path] = entry.why
+        elif path.endswith("/"):
             if not hidden and path.strip("/"):
-                directories.append(path.rstrip("/"))
+                directories[path.rstrip("/")] = ""
                 empty.append(path)
-        elif hidden or PurePosixPath(path).suffix.lower() not in suffixes or (frames and "/" not in path):
+        elif hidden or _suffix(path) not in suffixes or (frames and "/" not in path):
             others.append(path)
             if not hidden:
-                directories.append(str(PurePosixPath(path).parent))
+                directories.setdefault(str(PurePosixPath(path).parent), "")
         else:
             clip = str(PurePosixPath(path).parent) if frames else path
-            videos[clip] = videos.get(clip, 0) + size_bytes
+            videos[clip] = videos.get(clip, 0) + entry[1]
     kind = "image" if frames else "video"
+    notes = _notes_on_left_out(root, left_out)
     if not videos:
         raise CatalogError(
             f"no {kind} under {root}: wanted files ending in {' '.join(sorted(suffixes))}, "
-            f"found {len(others)} other files; check catalog.root and catalog.frames"
+            f"found {len(others)} other files; "
+            + "".join(f"{note}; " for note in [*_suffixes_of(others), *notes])
+            + "check catalog.root and catalog.frames"
         )
-    notes = [f"{len(others)} files are no {kind}s and left out, for example {min(others)}"] if others else []
+    if others:
+        seen = "".join(f"; {note}" for note in _suffixes_of(others, unless_one=True))
+        notes.append(f"{len(others)} files are no {kind}s and left out, for example {min(others)}{seen}")
     if frames and empty:
         notes.append(f"{len(empty)} folders hold nothing and are left out, for example {min(empty)}")
-    return videos, directories, notes
+    return Found(videos=videos, directories=directories, notes=notes)
+
+
+def _notes_on_left_out(root: str, left_out: Sequence[LeftOut]) -> list[str]:
+    if not left_out:
+        return []
+    shown = ", ".join(f"{path} ({why})" for path, why in left_out[:_MOST_SHOWN])
+    more = f" and {len(left_out) - _MOST_SHOWN} more" if len(left_out) > _MOST_SHOWN else ""
+    return [f"{len(left_out)} entries under {root} are neither files nor directories and left out: {shown}{more}"]
+
+
+def _suffixes_of(paths: Sequence[str], *, unless_one: bool = False) -> list[str]:
+    """The most frequent suffixes of files that are not hidden, in a sentence; none where there are none."""
+    counts = Counter(_suffix(path)[:_LONGEST_SUFFIX] or "none" for path in paths if not _is_hidden(path))
+    if not counts or (unless_one and len(counts) == 1):
+        return []
+    shown = ", ".join(f"{suffix} {count}" for suffix, count in counts.most_common(_MOST_SUFFIXES))
+    return [f"suffixes seen: {shown}{', ...' if len(counts) > _MOST_SUFFIXES else ''}"]
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def memberships_of_folders(
-    root: str, *, videos: Mapping[str, int], directories: Sequence[str]
+    root: str, *, videos: Mapping[str, int], directories: Mapping[str, str]
 ) -> tuple[list[Membership], list[str]]:
     """ROOT/split/class/video where all folders of ROOT that hold videos are named as splits, else ROOT/class/video.
 
@@ -66,10 +119,14 @@ def memberships_of_folders(
         memberships.append(Membership(path=path, class_name=parts[-2], split=split, where=f"{root}, {path}"))
 
     filled = {str(PurePosixPath(path).parent) for path in videos}
-    for directory in sorted(set(directories) - filled):
-        is_class = directory.count("/") == depth - 2 and directory != "."
-        if is_class and (not by_split or directory.split("/")[0] in ROLES):
-            raise CatalogError(f"class folder {directory} under {root} holds no video: add its videos or remove it")
+    for directory, why in sorted(directories.items()):
+        is_class = directory not in filled and directory.count("/") == depth - 2 and directory != "."
+        is_split = by_split and why and directory not in top
+        if (is_class or is_split) and (not by_split or directory.split("/")[0] in ROLES):
+            raise CatalogError(
+                f"{'class' if is_class else 'split'} folder {directory} under {root} holds no video"
+                f"{f' ({why})' if why else ''}: add its videos or remove it"
+            )
     if by_split:
         return memberships, []
     return memberships, [
@@ -118,9 +175,13 @@ def find_flow_images(
     A clip without any keeps the place where they were wanted: ingest quarantines it.
     """
     sizes: Counter[str] = Counter()
-    for path, size_bytes in list_files(root):
-        if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES:
-            sizes[str(PurePosixPath(path).parent)] += size_bytes
+    left_out: list[LeftOut] = []
+    for entry in list_files(root):
+        if isinstance(entry, LeftOut):
+            left_out.append(entry)
+        elif _suffix(entry[0]) in IMAGE_SUFFIXES and not _is_hidden(entry[0]):
+            sizes[str(PurePosixPath(entry[0]).parent)] += entry[1]
+    notes = _notes_on_left_out(root, left_out)
     base = root.rstrip("/")
     tails = {clip: _tails(_less_suffix(clip)) for clip in clips}
     shared = Counter(tail for names in tails.values() for tail in names)
@@ -143,11 +204,13 @@ def find_flow_images(
         example = tails[missing[0]][0]
         raise CatalogError(
             f"no clip has flow images under {root}: wanted for example u/{example}/ and v/{example}/, or {example}/, "
-            f"found {f'for example {min(sizes)}/' if sizes else 'no images'}; check catalog.flow_images"
+            f"found {f'for example {min(sizes)}/' if sizes else 'no images'}; "
+            + "".join(f"{note}; " for note in notes)
+            + "check catalog.flow_images"
         )
     if missing:
-        return found, [f"{len(missing)} clips have no flow images under {root}, for example {missing[0]}"]
-    return found, []
+        notes.append(f"{len(missing)} clips have no flow images under {root}, for example {missing[0]}")
+    return found, notes
 
 
 def _tails(path: str) -> list[str]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from twostream_ray import storage
 from twostream_ray.errors import DecodeError
+from twostream_ray.local_files import LeftOut
 
 _NUMBERED = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)\.(jpg|jpeg|png)", re.IGNORECASE)
 _COMPONENTS = (("flow_x_", "flow_y_"), ("flow_x", "flow_y"), ("x_", "y_"))
 _READERS = 8
+_LIMIT_BYTES = 64 << 20
 
 
 def read_frames(folder: str, *, name: str) -> list[bytes]:
@@ -63,8 +66,12 @@ def read_flow(x_folder: str, y_folder: str, *, name: str) -> list[tuple[bytes, b
 def _by_prefix(folder: str, *, name: str) -> dict[str, dict[int, str]]:
     """Prefix -> number -> file, of the images directly in a folder."""
     kinds: dict[str, dict[int, str]] = {}
-    for file, _ in storage.list_files(folder):
-        match = _NUMBERED.fullmatch(file)
+    for entry in storage.list_entries(folder):
+        file, match = entry[0], _NUMBERED.fullmatch(entry[0])
+        if match and isinstance(entry, LeftOut):
+            raise DecodeError(
+                f"{name}: images were wanted in {folder}, {file} is none ({entry.why}): mend or remove it"
+            )
         if match and "/" not in file and not file.startswith("."):
             files, number = kinds.setdefault(match["prefix"], {}), int(match["number"])
             if number in files:
@@ -97,4 +104,4 @@ def _in_order(numbered: dict[int, str], folder: str, *, name: str) -> list[str]:
 def _read_all(uris: Sequence[str]) -> list[bytes]:
     """A store answers many small requests side by side, one after the other they take seconds a clip."""
     with ThreadPoolExecutor(_READERS, thread_name_prefix="images") as threads:
-        return list(threads.map(storage.read_bytes, uris))
+        return list(threads.map(partial(storage.read_bytes, limit_bytes=_LIMIT_BYTES), uris))

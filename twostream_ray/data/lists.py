@@ -13,15 +13,20 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from twostream_ray.errors import CatalogError
+from twostream_ray.local_files import LeftOut
 
-ListFiles = Callable[[str], Iterable[tuple[str, int]]]
+ListFiles = Callable[[str], Iterable[tuple[str, int] | LeftOut]]
 """Directory or s3:// prefix -> (relative posix path, size in bytes) of every file below it.
 
-A directory may be given as a path that ends in "/" (object stores keep such markers): then an empty class is seen.
+A directory may be given as a path that ends in "/" (object stores keep such markers): then an empty class is seen. What
+is neither file nor directory may be given as a `LeftOut`: then the notes name it.
 """
 
 ReadBytes = Callable[[str], bytes]
 """Path or URI of a list -> its content."""
+
+LIMIT_BYTES = 256 << 20
+"""No list of clips comes near it."""
 
 VIDEO_SUFFIXES = frozenset(
     {".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".gif", ".flv", ".wmv", ".3gp", ".ts"}

@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twostream_ray import lease, storage
-from twostream_ray.data import images
+from twostream_ray.data import images, lists
 from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, read_catalogs
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shard_records import delete_stale, refuse_loss, survey, told
@@ -28,6 +29,7 @@ from twostream_ray.runs.session import polled, ray_session
 
 _TASKS_WANTED = 64
 _PROBED_CLIPS = 5
+_LARGEST_VIDEO_BYTES = 64 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +162,8 @@ def catalog_of(config: IngestConfig) -> Catalog:
     catalogs = [_placed(catalog) for catalog in (config.catalog, *config.more)]
     return read_catalogs(
         catalogs,
-        list_files=lambda uri: storage.list_files(uri, empty_directories=True),
-        read_bytes=storage.read_bytes,
+        list_files=storage.list_entries,
+        read_bytes=partial(storage.read_bytes, limit_bytes=lists.LIMIT_BYTES),
     )
 
 
@@ -314,7 +316,7 @@ def _source(clip: Clip) -> Iterator[Source]:
     if clip.frames:
         yield Source(frames=tuple(images.read_frames(clip.uri, name=clip.clip_id)), flow=flow)
         return
-    with storage.on_disk(clip.uri) as path:
+    with storage.on_disk(clip.uri, limit_bytes=_LARGEST_VIDEO_BYTES) as path:
         yield Source(video=path, flow=flow)
 
 

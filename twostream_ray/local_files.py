@@ -1,0 +1,245 @@
+"""Files of this machine: opened only when they are regular, replaced whole, walked without loops."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from twostream_ray.errors import AccessError, MissingError, StorageError
+
+_REASONS = {
+    (errno.EACCES, errno.EPERM): "access denied; check the rights of the path",
+    (errno.EROFS,): "the file system is read-only; choose a place that can be written",
+    (errno.ENOSPC, errno.EDQUOT): "the disk is full or its quota used up; make room",
+    (errno.EFBIG,): "the file is larger than it may be there; raise `ulimit -f` or choose another file system",
+    (errno.EMFILE, errno.ENFILE): "too many files are open; raise `ulimit -n`",
+    (errno.ENAMETOOLONG,): "the name is too long; choose a shorter one",
+    (errno.ENOTDIR, errno.EEXIST): "a directory was wanted, there is a file or a link to nothing; check the path",
+    (errno.EISDIR,): "a file was wanted, it is a directory; check the path",
+    (errno.ELOOP,): "it is a link that leads back to itself; check the path",
+}
+_OF_ONE_PLACE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP}
+)
+_LONGEST_NAME = 200
+_MAY_BE_CLOSED = "lost+found"
+
+
+class LeftOut(NamedTuple):
+    """An entry below a directory that is neither a regular file nor a directory to go into."""
+
+    path: str
+    """Relative, as it can be printed: bytes that are no text are written as \\xe9."""
+    why: str
+    """What it is instead, to follow its name in parentheses."""
+
+
+def reason(error: OSError) -> str:
+    """What the operating system refused, in words, with the way out."""
+    return next((words for codes, words in _REASONS.items() if error.errno in codes), error.strerror or str(error))
+
+
+def explained(error: Exception, named: str, *, place: Path) -> Exception:
+    """The error to raise instead of one that came while doing with `place` what `named` says cannot be done."""
+    if isinstance(error, MemoryError):
+        return AccessError(f"{named}: it does not fit into memory")
+    if not isinstance(error, OSError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        if place.is_symlink():
+            return AccessError(f"{named}: it is a link to nothing; mend or remove it")
+        return MissingError(f"{named}: it is not there; check the path")
+    at = str(error.filename or "")
+    where = f" ({printable(at)})" if at not in ("", str(place)) and not at.endswith(".partial") else ""
+    kind = AccessError if error.errno in _OF_ONE_PLACE else StorageError
+    return kind(f"{named}: {reason(error)}{where}")
+
+
+def printable(path: str) -> str:
+    """A path as it can be printed in one line: control characters and bytes that are no UTF-8 are escaped."""
+    return "".join(sign if sign.isprintable() else _escaped(sign) for sign in path)
+
+
+def _escaped(sign: str) -> str:
+    # Python keeps a byte of a file name that is no UTF-8 as a lone surrogate.
+    return f"\\x{ord(sign) - 0xDC00:02x}" if 0xDC80 <= ord(sign) <= 0xDCFF else repr(sign)[1:-1]
+
+
+def open_regular(path: Path, *, limit_bytes: int | None = None) -> BinaryIO:
+    """Open a regular file, or a link to one, for reading; of a FIFO or device reading might never end.
+
+    Raises:
+        AccessError: it is something else, or larger than `limit_bytes`.
+        OSError: it is not there or cannot be opened.
+    """
+    refuse_special(path)  # opening a device may do something already
+    # Not blocking: what is a FIFO by now must not make us wait.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            refuse_special(path)
+        refuse_larger(info.st_size, str(path), limit_bytes=limit_bytes)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def refuse_special(path: Path) -> None:
+    """Raise AccessError unless a path that is there is a regular file, or a link to one."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise AccessError(f"cannot read {printable(str(path))}: a regular file was wanted, it is {_kind(mode)}")
+
+
+def _kind(mode: int) -> str:
+    return "a directory" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
+
+
+def refuse_larger(size_bytes: int, place: str, *, limit_bytes: int | None) -> None:
+    """Raise AccessError if a file has more bytes than were wanted at most."""
+    if limit_bytes is not None and size_bytes > limit_bytes:
+        raise AccessError(
+            f"cannot read {printable(place)}: at most {limit_bytes} bytes were wanted, it has {size_bytes}"
+        )
+
+
+def replace(target: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole under another name, then give it its own; a link there gives way, what it leads to stays.
+
+    Raises:
+        AccessError: what is there is neither a regular file nor a link to one or to nothing.
+        OSError: it cannot be written.
+    """
+    _refuse_to_replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = target.name if len(os.fsencode(target.name)) <= _LONGEST_NAME else "long"
+    partial = target.with_name(f".{name}.{uuid.uuid4().hex[:8]}.partial")
+    with partial.open("xb") as file:  # never a file or link that is there
+        try:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _refuse_to_replace(target: Path) -> None:
+    try:
+        mode = target.stat().st_mode
+    except OSError:
+        return  # nothing is there, or writing tells what is wrong
+    if not stat.S_ISREG(mode):
+        raise AccessError(f"cannot write {printable(str(target))}: a file was wanted there, it is {_kind(mode)}")
+
+
+def remove(path: Path) -> None:
+    """Remove a regular file or a link; none there is no error.
+
+    Raises:
+        AccessError: it is something else.
+        OSError: it cannot be removed.
+    """
+    try:
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise AccessError(f"cannot delete {printable(str(path))}: a file was wanted, it is {_kind(mode)}")
+        path.unlink(missing_ok=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something; a link to nothing is nothing.
+
+    Raises:
+        OSError: that cannot be seen.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def contains(outer: Path, inner: Path) -> bool:
+    """Whether a directory is another one or holds it, by whatever name: through links, `..`, a second mount."""
+    wide, narrow = Path(os.path.realpath(outer)), Path(os.path.realpath(inner))
+    if narrow.is_relative_to(wide):
+        return True
+    with suppress(OSError):
+        mark = wide.stat()
+        return any(folder.exists() and os.path.samestat(folder.stat(), mark) for folder in narrow.parents)
+    return False
+
+
+def walk(root: Path) -> Iterator[tuple[str, int] | LeftOut]:
+    """What lies below a directory, links followed: (relative path, size in bytes), ("path/", 0) of empty directories.
+
+    Directories that hidden names or lost+found close to us are left out; any other that cannot be read is an error, for
+    what lies in it would be missing in silence.
+
+    Raises:
+        OSError: the root or a directory below it cannot be read; its name is the error's.
+    """
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(root.stat()),))]
+    while pending:
+        below, above = pending.pop()
+        try:
+            with os.scandir(root / below) as found:
+                entries = list(found)
+        except OSError as error:
+            if below and isinstance(error, FileNotFoundError):
+                continue  # it went away
+            if not below or not _may_be_closed(below):
+                raise
+            yield LeftOut(below, reason(error))
+            continue
+        if below and not entries:
+            yield f"{below}/", 0
+        for entry in entries:
+            path = f"{below}/{entry.name}" if below else entry.name
+            seen = _look_at(entry, path)
+            if isinstance(seen, LeftOut):
+                yield seen
+            elif seen is not None and stat.S_ISREG(seen.st_mode):
+                yield path, seen.st_size
+            elif seen is not None and _identity(seen) in above:
+                yield LeftOut(path, "a link to a directory above it")
+            elif seen is not None:
+                pending.append((path, (*above, _identity(seen))))
+
+
+def _look_at(entry: os.DirEntry[str], path: str) -> os.stat_result | LeftOut | None:
+    """The entry's state, links followed; None: it went away."""
+    if os.fsencode(entry.name).decode("utf-8", "replace") != entry.name:
+        return LeftOut(printable(path), "its name is not UTF-8: rename it")
+    try:
+        seen = entry.stat()
+    except OSError as error:
+        if not entry.is_symlink():
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise
+        gone = isinstance(error, FileNotFoundError)
+        return LeftOut(printable(path), "a link to nothing" if gone else f"a link that cannot be read: {reason(error)}")
+    if not (stat.S_ISREG(seen.st_mode) or stat.S_ISDIR(seen.st_mode)):
+        return LeftOut(printable(path), _kind(seen.st_mode))
+    return seen
+
+
+def _may_be_closed(path: str) -> bool:
+    return path == _MAY_BE_CLOSED or any(part.startswith(".") for part in path.split("/"))
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
