@@ -24,11 +24,19 @@ TwoStreamError
 
 import errno
 
+from twostream_ray.redaction import redact
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TwoStreamError(Exception):
-    """Whatever twostream_ray refuses; the command line prints it in one line and exits with 2."""
+    """Whatever twostream_ray refuses; the command line prints it in one line and exits with 2.
+
+    Its message names places and quotes other programs: secrets in it are hidden as soon as it is made.
+    """
+
+    def __init__(self, *told: object) -> None:
+        super().__init__(*(redact(part) if isinstance(part, str) else part for part in told))
 
 
 class ConfigError(TwoStreamError):

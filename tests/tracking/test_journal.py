@@ -14,6 +14,7 @@ from mlflow_server import PASSWORD, USER, MlflowServer
 
 from twostream_ray.cli import main
 from twostream_ray.errors import TrackingError
+from twostream_ray.scratch import locked
 from twostream_ray.tracking import (
     RunHandle,
     TrackingConfig,
@@ -27,7 +28,7 @@ from twostream_ray.tracking import (
     send,
     start_run,
 )
-from twostream_ray.tracking.connection import alone, client_for
+from twostream_ray.tracking.connection import client_for
 from twostream_ray.tracking.journal import Journal
 
 NOBODY = "http://ann:hush@127.0.0.1:9"  # the discard port: connections are refused
@@ -276,7 +277,7 @@ def test_many_processes_that_log_into_one_journal_lose_and_double_nothing(
 def test_while_another_process_delivers_a_training_only_writes_down(tracking: TrackingConfig, tmp_path: Path) -> None:
     handle = start(tracking, tmp_path)
     journal = Journal(run_place=str(tmp_path))
-    with alone(journal.place, wait_s=0):
+    with locked(journal.place, wait_s=0):
         began = time.monotonic()
         log_metrics(handle, {"loss": 1.0}, step=0)
         assert time.monotonic() - began < 2

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError
 from twostream_ray.names import require_name
+from twostream_ray.redaction import redact
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.settings import from_arguments
-from twostream_ray.tracking.redaction import redact
 
 _KEPT = "settings.json"
 

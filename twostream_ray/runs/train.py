@@ -63,10 +63,12 @@ def train(
     Raises:
         KeyboardInterrupt: it was stopped, or Ctrl-C pressed.
         ConfigError: settings do not go together, or an earlier run of this name had others.
+        StorageError: MLflow's SQLite file cannot be written, or the run's own folder.
         ShardError: the shards are missing or damaged.
         TrainingError: the run failed more often than workers.max_failures allows.
     """
     config = with_absolute_places(config)
+    config.tracking.require_usable()
     shard_set = open_shards(config.data.shards)
     for split in filter(None, (config.data.train_split, config.data.validation_split)):
         shard_set.split(split)

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import logging
 import os
 import re
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from twostream_ray.errors import ConfigError, RegistryError
 from twostream_ray.names import require_name
-from twostream_ray.tracking.redaction import redact
+from twostream_ray.redaction import redact, with_quoted_credentials
+from twostream_ray.scratch import locked, own_folder
+from twostream_ray.tracking import sqlite
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_SQLITE = "sqlite:///"
-_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+_SERVERS = ("http", "https")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_DATABASE_ATTEMPTS = 3
+"""How often MLflow tries to open a database, within a second; its own is 10 times in 100 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,36 +58,91 @@ class TrackingConfig:
         """The URI in full: no default, environment or working directory is left to guess elsewhere.
 
         Raises:
-            ConfigError: MLflow has no store of this kind.
+            ConfigError: MLflow has no store of this kind, or it is no URI.
         """
-        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
-        if uri.partition("://")[0].partition("+")[0] not in _SCHEMES and uri != "databricks":
+        uri = (self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
+        if not uri:
+            return sqlite.uri_of(Path("mlflow.db").absolute())
+        scheme = uri.partition("://")[0]
+        if sqlite.is_sqlite(uri):
+            return sqlite.resolved(uri)
+        uri = with_quoted_credentials(uri)
+        if scheme in _SERVERS:
+            _require_host(uri)
+        elif scheme.partition("+")[0] not in (*_DATABASES, "databricks"):
             raise ConfigError(
-                f"tracking.uri wants {_SQLITE}FILE.db, http(s)://HOST or another database, got {redact(uri)!r}: "
-                "MLflow no longer keeps runs in plain folders"
+                "tracking.uri (or MLFLOW_TRACKING_URI) wants sqlite:///FILE.db, http(s)://HOST or another database, "
+                f"got {redact(uri)!r}: MLflow no longer keeps runs in plain folders"
             )
-        if uri.startswith(_SQLITE):
-            return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
         return uri
 
     def artifact_location(self) -> str | None:
         """Where a new experiment keeps its files: beside a SQLite file; None leaves it to the server."""
         uri = self.resolved_uri()
-        if not uri.startswith(_SQLITE):
-            return None
-        return Path(uri.removeprefix(_SQLITE)).with_name("mlartifacts").as_uri()
+        return sqlite.path_of(uri).with_name("mlartifacts").as_uri() if sqlite.is_sqlite(uri) else None
+
+    def require_usable(self) -> None:
+        """Refuse what no waiting mends, before anything slow starts: a server that is away is none of it.
+
+        Raises:
+            StorageError: a SQLite file cannot be written, or the user's own temporary folder not be had.
+            ConfigError: a database wants a driver that is not installed, or its URL is none.
+        """
+        uri = self.resolved_uri()
+        own_folder()
+        if sqlite.is_sqlite(uri):
+            sqlite.require_writable(sqlite.path_of(uri))
+        elif uri.partition("://")[0].partition("+")[0] in _DATABASES:
+            _require_driver(uri)
 
 
-def client_for(uri: str) -> MlflowClient:
+def _require_host(uri: str) -> None:
+    try:
+        parts = urlsplit(uri)
+        known = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or re.search(r"[\s\\^|<>{}]", uri):
+        raise ConfigError(
+            f"tracking.uri (or MLFLOW_TRACKING_URI) wants http(s)://HOST or http(s)://HOST:PORT, got {redact(uri)!r}: "
+            "name a host and a port from 1 to 65535"
+        )
+
+
+def _require_driver(uri: str) -> None:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        create_engine(uri)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise ConfigError(
+            f"tracking.uri (or MLFLOW_TRACKING_URI) {redact(uri)!r} cannot be opened ({redact(first_line(error))}): "
+            "install the database's driver, or name another store, as sqlite:///FILE.db"
+        ) from error
+
+
+def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
     """A client of tracking and registry at this (resolved) URI; telemetry off.
 
     Raises:
+        StorageError: a SQLite file cannot be written, or not be read where the client only `reads`.
         Exception: whatever MLflow raises if a database cannot be opened; a server is not asked yet.
     """
+    if sqlite.is_sqlite(uri):
+        path = sqlite.path_of(uri)
+        if reads_only:
+            sqlite.require_readable(path)
+        else:
+            sqlite.require_writable(path)
     _load_mlflow()
     from mlflow import MlflowClient
 
-    if uri.startswith(_SQLITE):
+    if not uri.startswith(_SERVERS):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = _DATABASE_ATTEMPTS
+    if sqlite.is_sqlite(uri) and not reads_only:
         _migrate_once(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -125,7 +181,8 @@ def _migrate_once(uri: str) -> None:
     """Make the tables of a new SQLite file; one process at a time, as MLflow's migrations do not bear company."""
     from mlflow import MlflowClient
 
-    with alone(uri, wait_s=120), loading_mlflow():
+    sqlite.path_of(uri).parent.mkdir(parents=True, exist_ok=True)
+    with locked(uri, wait_s=120), loading_mlflow():
         MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
 
 
@@ -149,29 +206,6 @@ def hurried(*, repeat: bool = True, request_s: int = 20) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def alone(what: str, *, wait_s: float) -> Iterator[bool]:
-    """Run a block that only one process of this machine's user may run at once for the same `what`.
-
-    Gives False where another still runs it after `wait_s` seconds.
-    """
-    name = hashlib.sha256(what.encode()).hexdigest()[:16]
-    lock = Path(tempfile.gettempdir()) / f"twostream-{os.getuid()}-{name}.lock"
-    deadline = time.monotonic() + wait_s
-    with lock.open("w") as held:
-        while True:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    yield False
-                    return
-                time.sleep(0.1)
-            else:
-                yield True
-                return
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostream_ray.errors import TrackingError, TwoStreamError
-from twostream_ray.tracking.connection import TrackingConfig, alone, client_for, first_line, hurried
+from twostream_ray.redaction import redact
+from twostream_ray.scratch import locked
+from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, hurried
 from twostream_ray.tracking.journal import Event, Identity, Journal
-from twostream_ray.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,7 +77,7 @@ def deliver_if_due(journal: Journal, uri: str) -> None:
     if outage and time.monotonic() < outage.again_at:
         return
     try:
-        with alone(journal.place, wait_s=0) as free:
+        with locked(journal.place, wait_s=0) as free:
             if not free:  # another process is just delivering
                 return
             _deliver(journal, uri, request_s=_REQUEST_S, most=_MOST_AT_ONCE)
@@ -89,7 +90,7 @@ def deliver_if_due(journal: Journal, uri: str) -> None:
 def deliver_now(journal: Journal, uri: str) -> bool:
     """Send what waits, whenever MLflow was last seen away; gives whether all has arrived. Never raises."""
     try:
-        with alone(journal.place, wait_s=_PATIENCE_S):
+        with locked(journal.place, wait_s=_PATIENCE_S):
             _deliver(journal, uri, request_s=_REQUEST_S)
     except Exception as error:  # noqa: BLE001  (as above)
         _note_outage(journal, uri, error)
@@ -113,7 +114,7 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
     """
     journal, uri = Journal(run_place=run_place), config.resolved_uri()
     try:
-        with alone(journal.place, wait_s=_PATIENCE_S):
+        with locked(journal.place, wait_s=_PATIENCE_S):
             return _deliver(journal, uri, request_s=_PATIENT_REQUEST_S)
     except TwoStreamError:
         raise
@@ -126,13 +127,14 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
 
 
 def _note_outage(journal: Journal, uri: str, error: Exception) -> None:
-    if isinstance(error, TwoStreamError):  # of the place, not of MLflow
-        _logger.warning("nothing is recorded at MLflow now; training goes on (%s)", redact(str(error)))
-        return
     before = _outages.get(uri)
     pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S) if before else _FIRST_PAUSE_S
     _outages[uri] = _Outage(pause_s=pause_s, again_at=time.monotonic() + pause_s)
-    if before is None:  # once an outage
+    if before is not None:  # once an outage
+        return
+    if isinstance(error, TwoStreamError):  # of a file, not of MLflow
+        _logger.warning("nothing is recorded at MLflow now; training goes on (%s)", error)
+    else:
         _logger.warning(
             "MLflow at %s cannot be reached, so what is logged waits in %s; training goes on (%s)",
             redact(uri),

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from twostream_ray.errors import StorageError
+from twostream_ray.redaction import HIDDEN, is_secret_name, redact
 from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import deliver_if_due, deliver_now
 from twostream_ray.tracking.journal import Identity, Journal
 from twostream_ray.tracking.lineage import GIT_COMMIT
-from twostream_ray.tracking.redaction import HIDDEN, is_secret_name, redact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostream_ray.errors import RegistryError
+from twostream_ray.redaction import redact
 from twostream_ray.tracking.card import model_card
 from twostream_ray.tracking.connection import TrackingConfig, client_for, hurried, loading_mlflow, registry_errors
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.record import RunHandle, deliver
-from twostream_ray.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -147,6 +147,7 @@ def pull(model_uri: str, destination: Path, *, config: TrackingConfig) -> Path:
 
     Raises:
         RegistryError: no such model, it is not one of ours, or MLflow does not answer.
+        StorageError: the registry is a SQLite file that is not there or cannot be read.
     """
     uri = config.resolved_uri()
     wanted = f"downloading {model_uri}"
@@ -154,7 +155,7 @@ def pull(model_uri: str, destination: Path, *, config: TrackingConfig) -> Path:
         hurried(),
         registry_errors(uri, wanted=wanted, way_out="check tracking.uri and the model's name, version or alias"),
     ):
-        location = _location(client_for(uri), model_uri)
+        location = _location(client_for(uri, reads_only=True), model_uri)
         with loading_mlflow():
             from mlflow.artifacts import download_artifacts
             from mlflow.models import Model

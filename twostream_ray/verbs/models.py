@@ -13,6 +13,7 @@ def train(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
+    config.tracking.require_usable()
     from twostream_ray.runs.evaluate import evaluate_run, published_before
     from twostream_ray.runs.session import ray_session, stop_on_sigterm
     from twostream_ray.runs.train import run_place, train

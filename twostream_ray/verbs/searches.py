@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 
 def tune(arguments: list[str]) -> int:
     """Many trainings, the best registered."""
@@ -9,6 +11,7 @@ def tune(arguments: list[str]) -> int:
     from twostream_ray.runs.search_settings import settings_from
 
     config = settings_from(arguments)
+    config.tracking.require_usable()
     from twostream_ray.runs.train import run_place
     from twostream_ray.runs.tune import tune
 
@@ -78,6 +81,7 @@ def demo(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream demo")
+    config.tracking.require_usable()
     from twostream_ray.runs import demo
     from twostream_ray.runs.predict import predict
     from twostream_ray.runs.session import ray_session
@@ -117,7 +121,7 @@ def demo(arguments: list[str]) -> int:
         best = ", ".join(f"{label} {score:.2f}" for label, score in prediction.top)
         console.print(f"predicted from raw video: {video.parent.name}/{video.name} -> {best}")
     console.print(f"pictures: {config.storage}/*/evaluation/*.png")
-    console.print(f"MLflow page: mlflow ui --backend-store-uri {uri}")
+    console.print(f"MLflow page: mlflow ui --backend-store-uri {shlex.quote(uri)}")
     return 0
 
 

@@ -1,0 +1,121 @@
+"""What must never be seen: passwords, tokens and keys, in names of settings, values, URIs and messages."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import quote, unquote
+
+HIDDEN = "(hidden)"
+
+_SECRET_WORDS = frozenset(
+    {"auth", "authorization", "passphrase", "passwd", "password", "passwords", "pwd"}
+) | frozenset({"credential", "credentials", "secret", "secrets", "token", "tokens"})
+_SECRET_PAIRS = frozenset({"access key", "account key", "api key", "private key", "secret key", "signing key"})
+_SECRET_JOINED = frozenset(pair.replace(" ", "") for pair in _SECRET_PAIRS)
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_URI = re.compile(r"\b(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
+_END_OF_AUTHORITY = re.compile(r"[/?#\s]")
+_PORT = re.compile(r":\d+\Z")
+_OF_SERVERS = re.compile(r"(?:https?|postgres|mysql|mssql|mongodb|redis|amqp|ftp)")
+_QUERY_SECRET = re.compile(
+    r"(?P<name>[?&;#][^=&;\s]*(?:token|signature|\bsig|secret|password|passwd|pwd|credential|key)[^=&;\s]*=)[^&;\s]+",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # AWS key ids
+    r"|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{20,}"  # forges
+    r"|\bhf_\w{20,}|\bsk-[\w-]{20,}|\bdapi[0-9a-f]{32}|\bxox[abeprs]-[\w-]{10,}"  # hubs and services
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"  # JSON web tokens
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*"
+    r"|\b[Bb]earer\s+\S+"
+    r"|(?<=uthorization: )Basic\s+\S+"
+)
+_SECRET_VARIABLE = re.compile(r"(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|SECRET_KEY|ACCESS_KEY|API_KEY)\Z", re.I)
+_SHORTEST_KNOWN = 6
+"""Characters of the shortest value that is hidden wherever it stands: a shorter one may be part of any word."""
+
+
+def is_secret_name(name: str) -> bool:
+    """True if a setting of this (dotted) name holds a secret: `s3.secret_key`, `apiToken`, `MLFLOW_PASSWORD`."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    pairs = {f"{first} {second}" for first, second in itertools.pairwise(words)}
+    return bool(_SECRET_WORDS.intersection(words) or _SECRET_PAIRS & pairs or _SECRET_JOINED.intersection(words))
+
+
+def redact(text: str) -> str:
+    """The text with what is or looks like a secret hidden.
+
+    That is user:password@ of URIs, also where people did not quote it, signed queries, keys and tokens by their forms,
+    and the secrets that this process has in its environment.
+    """
+    text = _TOKEN.sub(HIDDEN, text)
+    text = _QUERY_SECRET.sub(rf"\g<name>{HIDDEN}", _without_credentials(text))
+    for secret in sorted(set(_known_secrets()), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def with_quoted_credentials(uri: str) -> str:
+    """The URI with user and password in the form that RFC 3986 wants: `%2F` where they have a slash."""
+    found = _URI.match(uri)
+    end = None if found is None else _credentials_end(found["scheme"], uri[found.end() :], is_bare=True)
+    if found is None or end is None or not re.search("[:@]", _END_OF_AUTHORITY.split(uri[found.end() :])[0]):
+        return uri
+    user, colon, password = uri[found.end() : found.end() + end].partition(":")
+    quoted = f"{quote(unquote(user), safe='')}{colon}{quote(unquote(password), safe='')}"
+    return f"{found[0]}{quoted}{uri[found.end() + end :]}"
+
+
+def _without_credentials(text: str) -> str:
+    starts = list(_URI.finditer(text))
+    parts, done = [], 0
+    for number, start in enumerate(starts):
+        if start.start() < done:  # what looks like a scheme was part of a password
+            continue
+        last = number + 1 == len(starts)
+        line = text[start.end() : None if last else starts[number + 1].start()].partition("\n")[0]
+        end = _credentials_end(start["scheme"], line, is_bare=start.start() == 0)
+        parts.append(text[done : start.end()])
+        done = start.end()
+        if end is not None:
+            parts.append(HIDDEN)
+            done += end
+    return "".join([*parts, text[done:]])
+
+
+def _credentials_end(scheme: str, rest: str, *, is_bare: bool) -> int | None:
+    """Where user and password end (at an @) in what follows `scheme://`; None: there are none.
+
+    By RFC 3986 they end before the first slash, but people write passwords as they are. What stands in doubt is taken
+    for a secret, except where a path is likelier: with no colon before the slash, or a port behind it.
+    """
+    authority = _END_OF_AUTHORITY.split(rest, maxsplit=1)[0]
+    if not authority:  # a path: file:///x, sqlite:////x
+        return None
+    word = rest if is_bare and _OF_SERVERS.match(scheme) else re.split(r"[\s\"'<>]", rest, maxsplit=1)[0]
+    has_colon = ":" in authority
+    if "@" not in authority and not _OF_SERVERS.match(scheme) and (not has_colon or _PORT.search(authority)):
+        return None
+    if "@" not in word and has_colon and not _PORT.search(authority):
+        word = rest  # a password with blanks or quotes
+    end = word.rfind("@")
+    return None if end < 0 else end
+
+
+def _known_secrets() -> Iterator[str]:
+    """The values that nobody may see, as they are and as they stand in URIs and JSON."""
+    for name, value in os.environ.items():
+        found = [value] if _SECRET_VARIABLE.search(name) else []
+        start = _URI.match(value) if "@" in value else None
+        end = None if start is None else _credentials_end(start["scheme"], value[start.end() :], is_bare=True)
+        if start is not None and end is not None:
+            password = value[start.end() : start.end() + end].partition(":")[2]
+            found += [password, unquote(password)]
+        for secret in found:
+            if len(secret) >= _SHORTEST_KNOWN:
+                yield from {secret, quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}
