@@ -3,7 +3,6 @@ import os
 # Before anything imports Ray or MLflow.
 os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
-    RAY_AUTH_MODE="disabled",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     RAY_num_workers_soft_limit="16",
     RAY_idle_worker_killing_time_threshold_ms="600000",

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from twostream_ray.runs.private_cluster import authenticated, environment
 
 _DASHBOARD, _NICENESS, _IDLE = "RAY_API_SERVER_ADDRESS", "RAY_worker_niceness", "RAY_num_workers_soft_limit"
 STEP_S = 0.25
@@ -109,10 +111,12 @@ class Nodes:
         # Ray Train's clean-up actors, on any node, must ask this dashboard: left to search, they ask the newest cluster
         # of the machine.
         port = free_port()
-        self._before = {name: os.environ.get(name) for name in (_DASHBOARD, _NICENESS, _IDLE)}
+        self._environment = ExitStack()
+        self._environment.enter_context(authenticated())
         # Workers of a node have it to themselves; here all nodes share one machine, and theirs would come last.
         # And a node has more CPUs than workers, as many as it keeps idle processes.
-        os.environ |= {_DASHBOARD: f"http://127.0.0.1:{port}", _NICENESS: "0", _IDLE: "8"}
+        settings = {_DASHBOARD: f"http://127.0.0.1:{port}", _NICENESS: "0", _IDLE: "8"}
+        self._environment.enter_context(environment(settings))
         self._cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
         )
@@ -123,7 +127,6 @@ class Nodes:
         """For the driver."""
         return os.environ | {
             "RAY_ADDRESS": self._cluster.address,
-            "RAY_AUTH_MODE": "disabled",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
         }
 
@@ -171,10 +174,7 @@ class Nodes:
     def shutdown(self) -> None:
         """End everything."""
         self._cluster.shutdown()
-        for name, value in self._before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        self._environment.close()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ TwoStreamError
 ├── WeightsError           pretrained weights are missing or do not fit
 ├── TrainingError          a run cannot go on
 │   └── NonFiniteLossError a step's loss was NaN or infinite
+├── ClusterError           the Ray cluster cannot be reached or started, has too little room, or has died
 ├── TrackingError          a run's journal cannot be delivered to MLflow
 └── RegistryError          MLflow's registry has no such model or version
 """
@@ -108,6 +109,10 @@ class NonFiniteLossError(TrainingError):
 
     clips: tuple[int, ...] = ()
     """Positions in the shard set's index of the step's clips, from the workers whose part was not finite."""
+
+
+class ClusterError(TwoStreamError):
+    """The Ray cluster cannot be reached or started, has too little room, or has died."""
 
 
 class TrackingError(TwoStreamError):

@@ -61,7 +61,7 @@ def started(*arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        env=dict(os.environ),
         start_new_session=True,
         cwd=cwd,
     )
@@ -88,6 +88,22 @@ def test_trials_share_half_of_the_cpus_and_all_gpus() -> None:
     assert two.num_workers == 1 and 2 * (two.cpus_per_worker or 9) < 1
     eight = shared_out(config, cpus=64, gpus=8, trials_at_once=2).workers
     assert eight.num_workers == 4 and 8 * (eight.cpus_per_worker or 9) < 32
+
+
+def test_the_keys_of_stores_do_not_travel_in_the_runtime_environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"):
+        monkeypatch.setenv(name, "planted:/@%#")
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+
+    class Trial:
+        pass
+
+    with tune_module._tune_to_our_taste():
+        sent = _ActorClassCache().get(Trial)._default_options["runtime_env"]["env_vars"]
+    assert "planted:/@%#" not in sent.values()
+    assert sent["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.25"
 
 
 def test_a_cluster_without_dashboard_is_refused(

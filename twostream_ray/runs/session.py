@@ -11,6 +11,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from twostream_ray.errors import ClusterError
+from twostream_ray.runs.cluster_address import cluster_address
+from twostream_ray.runs.private_cluster import environment, private_cluster
+
 _NOWHERE = "http://127.0.0.1:9"
 """An address that refuses at once."""
 
@@ -20,27 +24,41 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     """Connect to the cluster named by RAY_ADDRESS (set inside a submitted job), or start a local one and stop it again.
 
     A connection that is already there is used and left alone. A local cluster has a `dashboard` if one is wanted.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or none can be started here.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    on_cluster = bool(os.environ.get("RAY_ADDRESS"))
-    port = _free_port() if dashboard and not on_cluster else None
-    settings = _cluster_settings() if on_cluster else _private_settings(port)
-    with environment(settings):
-        import ray
-
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS") or "local",
-            logging_level=logging.WARNING,
-            # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
-            log_to_driver=False,
-            **({} if on_cluster else {"include_dashboard": dashboard, "dashboard_port": port}),
-        )
+    address = cluster_address()
+    port = _free_port() if dashboard and address is None else None
+    with private_cluster(_private_settings(port), dashboard_port=port) if address is None else _joined(address):
         # After the import that configures it: our own progress bars say what its lines would.
-        import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        yield
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """A connection to a cluster of others."""
+    import ray
+
+    with environment(_cluster_settings()):
+        try:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        except ray.exceptions.AuthenticationError as error:
+            raise ClusterError(
+                f"the Ray cluster {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
+                "RAY_AUTH_TOKEN) to the cluster's own"
+            ) from error
+        except ConnectionError as error:
+            first = str(error).partition("\n")[0]
+            raise ClusterError(
+                f"a Ray cluster was wanted at RAY_ADDRESS={address}, none was found ({first}): start one, name its "
+                "HOST:PORT, or unset RAY_ADDRESS to run on this machine alone"
+            ) from error
         try:
             yield
         finally:
@@ -63,8 +81,6 @@ def _private_settings(dashboard_port: int | None) -> dict[str, str]:
     """What Ray reads from the environment on a cluster of this process alone."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Nobody else can come in; without this Ray writes a token into the home directory.
-        "RAY_AUTH_MODE": "disabled",
         # All of a run's processes may start at once; Ray would warn of them line by line.
         "RAY_worker_maximum_startup_concurrency": "8",
         # Keep idle processes: re-importing costs each pass over the data seconds.
@@ -73,6 +89,9 @@ def _private_settings(dashboard_port: int | None) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         # No node of it can be taken away with notice.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # Workers meet on loopback, as all of Ray does here.
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
     }
     # A private cluster has no dashboard (a dozen processes). Ray Train's clean-up actor asks for one all the same:
     # refused at once, it ends with the training; left to search, it holds up the end of every training for 12 s.
@@ -85,20 +104,6 @@ def _private_settings(dashboard_port: int | None) -> dict[str, str]:
 def _unless_set(settings: Mapping[str, str]) -> dict[str, str]:
     """The settings, except where the environment has others already."""
     return {name: os.environ.get(name, value) for name, value in settings.items()}
-
-
-@contextmanager
-def environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for as long as the block runs."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _free_port() -> int:

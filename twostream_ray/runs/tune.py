@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import tune as ray_tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -24,12 +25,13 @@ from twostream_ray import storage, tracking
 from twostream_ray.data.shards import open_shards
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.config import ExperimentConfig, with_absolute_places
+from twostream_ray.runs.private_cluster import environment
 from twostream_ray.runs.schedulers import scheduler_for
 from twostream_ray.runs.search import Search, SearchReport
 from twostream_ray.runs.search_journal import Spent, TrialRecord
 from twostream_ray.runs.search_settings import TuneConfig
 from twostream_ray.runs.search_space import Space
-from twostream_ray.runs.session import environment, ray_session
+from twostream_ray.runs.session import ray_session
 from twostream_ray.runs.train import run_place
 from twostream_ray.runs.trials import FAILURE, METRICS, in_words, run_trial, shared_out
 
@@ -276,12 +278,17 @@ _TUNE_SETTINGS = {
 
 @contextmanager
 def _tune_to_our_taste() -> Iterator[None]:
-    """Tune leaves Ctrl-C, log files and messages to us for as long as the block runs."""
+    """Tune leaves Ctrl-C, log files and messages to us for as long as the block runs, and the keys of stores alone.
+
+    It would send them in the trials' runtime environment, which Ray writes to its logs in clear.
+    """
     logger = logging.getLogger("ray.tune")
-    level = logger.level
+    level, names = logger.level, class_cache.ENV_VARS_TO_PROPAGATE
     logger.setLevel(logging.CRITICAL)
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if name.startswith("RAY_")}
     try:
         with environment(_TUNE_SETTINGS):
             yield
     finally:
         logger.setLevel(level)
+        class_cache.ENV_VARS_TO_PROPAGATE = names

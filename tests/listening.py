@@ -1,0 +1,26 @@
+"""The ports that a process and those it has started listen on."""
+
+import importlib
+import socket
+from typing import Any
+
+psutil: Any = importlib.import_module("psutil")
+
+
+def ports_of(pid: int) -> list[tuple[int, str, int]]:
+    """(process, address, port) of every TCP port that this process or one below it listens on."""
+    found = []
+    process = psutil.Process(pid)
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            connections = each.net_connections(kind="tcp")
+        except psutil.Error:
+            continue
+        found += [(each.pid, *made.laddr) for made in connections if made.status == psutil.CONN_LISTEN]
+    return found
+
+
+def foreign_addresses() -> list[str]:
+    """IPv4 addresses of this machine beside loopback."""
+    told = [address for many in psutil.net_if_addrs().values() for address in many]
+    return [one.address for one in told if one.family == socket.AF_INET and not one.address.startswith("127.")]

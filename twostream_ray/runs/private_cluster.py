@@ -1,0 +1,213 @@
+"""A Ray cluster of one run on this machine: a token, loopback alone, and a folder and process sessions of its own."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import resource
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from twostream_ray.data.locks import locked
+from twostream_ray.errors import ClusterError
+
+_PREFIX = "ts-"
+_OWNED = "owned"
+"""File of a cluster's folder whose lock its driver holds for as long as it lives."""
+_SOCKET_PATH = 107
+"""Bytes that the path of a socket may have."""
+_LONGEST_SOCKET = len(f"/{_PREFIX}12345678/r/session_2026-01-01_00-00-00_000000_{2**22}/sockets/plasma_store")
+_OPEN_FILES = 256
+_ADDRESS_SPACE = 8 * 2**30
+"""Bytes that a process maps at most, beside the object store."""
+
+_TOKEN = secrets.token_hex(32)
+"""Of all clusters of this process: Ray keeps the first one it has read."""
+
+
+@contextmanager
+def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) -> Iterator[Any]:
+    """A cluster that goes with the block; gives Ray's node. It has a dashboard where a port is given for one.
+
+    Only processes with its token may talk to it, only from this machine. Processes of its own sessions, they get no
+    signal that is meant for this process and those of its group.
+
+    Raises:
+        ClusterError: a limit of this shell or the temporary folder does not let Ray start.
+    """
+    import ray
+
+    require_limits()
+    base = short_folder()
+    remove_abandoned(base)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+    with locked(folder / _OWNED), environment(settings):
+        try:
+            with authenticated():
+                _start(ray, folder, dashboard_port)
+            yield ray._private.worker._global_node
+        except BaseException as error:
+            # Ray's logs in it say more; the next start removes it.
+            _stop(ray, folder, keep=isinstance(error, Exception))
+            raise
+        _stop(ray, folder, keep=False)
+    _read_credentials_again()
+
+
+@contextmanager
+def authenticated() -> Iterator[None]:
+    """The token in the environment of this process, of which processes that start meanwhile get a copy."""
+    # On loopback, as on systems where Ray starts no clusters of several machines.
+    with environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
+        _read_credentials_again()
+        yield
+
+
+def _read_credentials_again() -> None:
+    """Let Ray forget what it has read from the environment before."""
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"
+
+
+def _start(ray: Any, folder: Path, dashboard_port: int | None) -> None:
+    from ray._private import services
+
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        ray.init(
+            address="local",
+            logging_level=logging.WARNING,
+            # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
+            log_to_driver=False,
+            include_dashboard=dashboard_port is not None,
+            dashboard_port=dashboard_port,
+            # Ray opens this one to everybody, and not the one around it.
+            _temp_dir=str(folder / "r"),
+        )
+    finally:
+        services.ConsolePopen = popen
+
+
+def _stop(ray: Any, folder: Path, *, keep: bool) -> None:
+    ray.shutdown()
+    end_processes(folder)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_limits() -> None:
+    """Refuse limits of this shell under which Ray's processes would die one by one.
+
+    Raises:
+        ClusterError: `ulimit -n`, `-v` or `-f` is too low.
+    """
+    from ray._private.utils import estimate_available_memory, resolve_object_store_memory
+
+    store = resolve_object_store_memory(estimate_available_memory())
+    wanted = (
+        ("-n", "open files of a process", resource.RLIMIT_NOFILE, _OPEN_FILES, 1),
+        ("-v", "KiB of address space", resource.RLIMIT_AS, store + _ADDRESS_SPACE, 2**10),
+        ("-f", "KiB that a file may have (the object store is one)", resource.RLIMIT_FSIZE, store, 2**10),
+    )
+    for flag, what, limit, least, unit in wanted:
+        # Ray raises the soft limit of open files by itself.
+        soft, hard = resource.getrlimit(limit)
+        granted = hard if flag == "-n" else soft
+        if granted != resource.RLIM_INFINITY and granted < least:
+            raise ClusterError(
+                f"a Ray cluster on this machine wants at least {-(-least // unit)} {what}, `ulimit {flag}` allows "
+                f"{granted // unit}: raise it (`ulimit {flag} unlimited`, or in the job's settings), or let "
+                "RAY_ADDRESS name a cluster"
+            )
+
+
+def short_folder() -> Path:
+    """The temporary folder, or /tmp where its path is too long for the sockets that Ray makes below.
+
+    Raises:
+        ClusterError: neither will do.
+    """
+    named = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    longest = _SOCKET_PATH - _LONGEST_SOCKET
+    for path in (named, Path("/tmp")):  # noqa: S108
+        if len(os.fsencode(path)) <= longest and os.access(path, os.W_OK | os.X_OK):
+            return path
+    raise ClusterError(
+        f"Ray's sockets want a temporary folder that can be written to, whose path has at most {longest} characters; "
+        f"{named} has {len(str(named))}, and /tmp cannot be written to: let RAY_TMPDIR name one"
+    )
+
+
+def remove_abandoned(base: Path) -> None:
+    """End what runs that were killed have left below a temporary folder: Ray's processes, and then its files.
+
+    Only folders of this user's whose driver is dead: it had held a lock, which goes with its process.
+    """
+    for folder in base.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            found = folder.lstat()
+            owned = folder / _OWNED
+            if found.st_uid != os.getuid() or folder.is_symlink() or not owned.is_file() or owned.is_symlink():
+                continue
+            with locked(owned, wait=False):
+                end_processes(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_processes(folder: Path) -> None:
+    """Kill the processes of this user that write to files below a folder, as all of Ray's do to their logs."""
+    deadline = time.monotonic() + 5
+    while (writers := _writers(folder)) and time.monotonic() < deadline:
+        for pid in writers:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _writers(folder: Path) -> list[int]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and int(process.name) != os.getpid():
+            # Others' processes, and those that have ended meanwhile.
+            with suppress(OSError):
+                if process.stat().st_uid == os.getuid() and _writes_below(process, folder):
+                    found.append(int(process.name))
+    return found
+
+
+def _writes_below(process: Path, folder: Path) -> bool:
+    for file in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):
+            if not str(file.readlink()).startswith(f"{folder}/"):
+                continue
+            flags = (process / "fdinfo" / file.name).read_text().split("flags:")[1].split()[0]
+            if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+                return True
+    return False
+
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for as long as the block runs."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
