@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from twostream_ray.errors import AccessError, MissingError, StorageError
+
+FILE_URI = re.compile(r"file:(?:(?=/[^/])|//(?:localhost(?=/))?)", re.IGNORECASE)
+"""How a file URI of this machine begins; a percent-encoded path follows (RFC 8089)."""
 
 _REASONS = {
     (errno.EACCES, errno.EPERM): "access denied; check the rights of the path",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -22,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 from twostream_ray import local_files, object_store
 from twostream_ray.errors import MissingError, StorageError
-from twostream_ray.local_files import LeftOut, printable
+from twostream_ray.local_files import FILE_URI, LeftOut, printable
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -33,7 +32,6 @@ _LONGEST_PAUSE_S = 8.0
 _SLOWEST_BYTES_S = 1e6
 _PART_BYTES = 16 << 20
 _LIMIT_BYTES = 8 << 30
-_FILE_URI = re.compile(r"file:(?:(?=/[^/])|//(?:localhost(?=/))?)", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -57,7 +55,7 @@ def absolute(uri: str | Path) -> str:
         if not text[len("s3://") :].strip("/"):
             raise StorageError(f"a bucket was wanted behind s3://, got {text!r}")
         text = text.rstrip("/")
-    elif scheme := _FILE_URI.match(text):
+    elif scheme := FILE_URI.match(text):
         text = os.fsdecode(unquote_to_bytes(text[scheme.end() :]))
     elif "://" in text:
         raise StorageError(f"a place is a local path, file:// or s3:// URI, got {text!r}")

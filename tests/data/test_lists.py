@@ -135,6 +135,28 @@ def test_what_is_wrong_in_a_list_of_kinetics_is_named_by_file_and_line(text: str
         catalog_of("kinetics", ["x_000001_000002.mp4"], lists="k.csv", files={"k.csv": text})
 
 
+def test_lists_in_a_folder_are_found_by_their_suffix_in_any_case_and_hidden_ones_are_not_read() -> None:
+    rows = KINETICS.upper().replace("LABEL,", "Label ,") + "a,x,1,2,Train\n\n"
+    files = {"k/A.CSV": rows, "k/._A.CSV": "no list", "k/b.tsv": (KINETICS + "a,y,1,2,test\n").replace(",", "\t")}
+    catalog = catalog_of("kinetics", ["x_000001_000002.mp4", "y_000001_000002.mp4"], lists="k", files=files)
+    assert [clip.splits for clip in catalog.clips] == [("train",), ("test",)]
+    lists = {"lists/._climb_test_split1.txt": "", "lists/climb_test_split1.txt": "./b.avi 1\r./c.avi 2\r"}
+    climbing = catalog_of("hmdb51", ["climb/b.avi", "climb/c.avi"], lists="lists", files=lists)
+    assert [clip.splits for clip in climbing.clips] == [("train1",), ("test1",)]
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lines_of_a_split_list_may_be_written_as_other_systems_do(coding: str) -> None:
+    text = "./a/x 1.mp4 Train\r\na\\y.mp4 TEST\r\na//z.mp4 training1\r\n"
+    paths = ["a/x 1.mp4", "a/y.mp4", "a/z.mp4"]
+    catalog = catalog_of("folder", paths, lists="s.txt", files={"s.txt": text.encode(coding)})
+    assert [(clip.clip_id, clip.class_name, clip.splits) for clip in catalog.clips] == [
+        ("a/x 1.mp4", "a", ("train",)),
+        ("a/y.mp4", "a", ("test",)),
+        ("a/z.mp4", "a", ("train1",)),
+    ]
+
+
 # -- tables
 
 TABLE = {"uri": ["b/1.mp4", "videos/2.mp4", "3.mp4"], "label": ["wave", "jump", "wave"]}

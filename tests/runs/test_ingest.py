@@ -17,7 +17,7 @@ import pytest
 
 from twostream_ray import storage
 from twostream_ray.data import isolation
-from twostream_ray.data.catalog import CatalogConfig, Clip
+from twostream_ray.data.catalog import CatalogConfig, Clip, in_text_order
 from twostream_ray.data.clips import FrameStream, fetch_frames
 from twostream_ray.data.flow import FlowContract, decode_field
 from twostream_ray.data.shard_records import survey
@@ -165,6 +165,34 @@ def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(v
     assert "a clip of at most 10 frames was wanted, this has 16 or more" in part["quarantined"][0]["reason"]
     assert len(survey(str(tmp_path), clips=clips, contract=SMALL, max_frames=10).kept) == 1
     assert survey(str(tmp_path), clips=clips, contract=SMALL, max_frames=16).kept == []
+
+
+def test_shards_labelled_when_numbers_were_ordered_as_texts_keep_their_labels(videos: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "videos", tmp_path / "out"
+    source = next((videos / "train").rglob("*.mp4"))
+    for name in ("1", "10", "2"):
+        (root / name).mkdir(parents=True)
+        shutil.copy(source, root / name / "a.mp4")
+    wanted = config(root, out)
+    numbered = catalog_of(wanted)
+    assert numbered.classes == ("1", "2", "10")
+    as_texts = in_text_order(numbered, [wanted.catalog])
+    (plan,) = plan_shards(as_texts.clips, contract=SMALL, rows_per_shard=16)
+    max_frames = wanted.max_frames
+    write_shard(plan, out=str(out), contract=SMALL, max_frames=max_frames, count=lambda _: None)
+    before = files(out / "shards")
+    report = ingest(wanted)  # starts no Ray: there is nothing to write
+    assert "classes keep the order of texts (1, 10, 2 ...) that the finished shards have" in report.notes[-1]
+    assert open_shards(str(out)).classes == ("1", "10", "2") and files(out / "shards") == before
+
+    def say(sentence: str) -> None:
+        raise RuntimeError(sentence)
+
+    shutil.copytree(root / "2", root / "11")
+    for change in ({}, {"replace": True}):
+        with pytest.raises(RuntimeError, match="1 finished shard will go: labels or splits have changed, for example"):
+            ingest(replace(wanted, **change), announce=say)  # type: ignore[arg-type]
+    assert files(out / "shards") == before
 
 
 def a_second() -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from twostream_ray.data.classes import alike, in_order
 from twostream_ray.data.folders import FlowImages, as_on_disk, find_flow_images, memberships_of_folders, scan
 from twostream_ray.data.lists import (
     SPLIT,
@@ -41,8 +42,9 @@ class CatalogConfig:
     lists: str | None = None
     """ucf101: the directory with classInd.txt, trainlist0N.txt and testlist0N.txt. hmdb51: that with
     CLASS_test_splitN.txt. kinetics: a CSV file with label, youtube_id, time_start, time_end, split, or a directory of
-    such. table: a CSV or Parquet file with uri, label, split. folder: a file with lines `class/video split` for
-    ROOT/class/video; without it every clip of that form is in the split "all"."""
+    such. table: a CSV or Parquet file with uri, label, split (or subset). folder: a file with lines `class/video split`
+    for ROOT/class/video; without it every clip of that form is in the split "all". Classes that no list numbers are
+    ordered by name, as numbers where all are numbers."""
 
     frames: bool = False
     """Clips are folders of numbered images (ROOT/class/clip/img_00001.jpg) instead of videos; lists name the videos
@@ -174,7 +176,9 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
     if lists is None:
         memberships, more_notes = memberships_of_folders(config.root, videos=videos, directories=below.directories)
         notes += more_notes
-        classes = dict.fromkeys(sorted({m.class_name for m in memberships}), config.root)
+        memberships, more_notes = _one_spelling_a_class(memberships)
+        notes += more_notes
+        classes = dict.fromkeys(in_order({m.class_name for m in memberships}), config.root)
     elif config.layout == "ucf101":
         classes, memberships = read_ucf101_lists(lists, list_files=list_files, read_bytes=read_bytes)
     elif config.layout == "hmdb51":
@@ -186,14 +190,17 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
             )
             notes += more_notes
         elif config.layout == "table":
-            memberships = read_table(lists, root=config.root, read_bytes=read_bytes)
+            memberships, more_notes = read_table(lists, root=config.root, read_bytes=read_bytes)
+            notes += more_notes
         else:
             memberships = read_split_list(lists, read_bytes=read_bytes, frames=config.frames)
+        memberships, more_notes = _one_spelling_a_class(memberships)
+        notes += more_notes
         first = {m.class_name: m.where for m in reversed(memberships)}
-        classes = {name: first[name] for name in sorted(first)}
+        classes = {name: first[name] for name in in_order(first)}
     _refuse_unlearnable_classes(classes, memberships=memberships)
 
-    on_disk, respelt = as_on_disk(memberships, videos=videos, frames=config.frames)
+    on_disk, spelling_notes = as_on_disk(memberships, videos=videos, frames=config.frames)
     by_path = _group_by_clip(on_disk)
     present = sorted(by_path.keys() & videos.keys())
     if not present:
@@ -220,8 +227,7 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
         for path in present
     )
 
-    if respelt:
-        notes.append(f"{respelt} lines spell a file in another case than it has; the file's own name is used")
+    notes += spelling_notes
     if missing := sorted(by_path.keys() - videos.keys()):
         notes.append(
             f"{len(missing)} of {len(by_path)} listed clips are not under {config.root}, for example {missing[0]}"
@@ -237,6 +243,27 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
             )
         notes.append(f"{len(absent)} of {len(classes)} classes have no clip here, for example {absent[0]}")
     return Catalog(clips=clips, classes=tuple(classes), notes=tuple(notes))
+
+
+def in_text_order(catalog: Catalog, configs: Sequence[CatalogConfig]) -> Catalog:
+    """The catalog with classes that are numbers in the order of texts (1, 10, 2), as they once were labelled.
+
+    Lists of UCF101 say themselves how classes are numbered.
+    """
+    sizes = catalog.head_classes or (len(catalog.classes),)
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    classes: list[str] = []
+    for config, start, size in zip(configs, starts, sizes, strict=True):
+        own = catalog.classes[start : start + size]
+        classes += own if config.layout == "ucf101" else sorted(own)
+    labels = {name: label for label, name in enumerate(classes)}
+    clips = tuple(replace(clip, label=labels[clip.class_name]) for clip in catalog.clips)
+    return replace(catalog, classes=tuple(classes), clips=clips)
+
+
+def _one_spelling_a_class(memberships: Sequence[Membership]) -> tuple[list[Membership], list[str]]:
+    renamed, notes = alike({m.class_name for m in memberships})
+    return [replace(m, class_name=renamed.get(m.class_name, m.class_name)) for m in memberships], notes
 
 
 def _fold(split: str) -> str:

@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from unicodedata import normalize
+from urllib.parse import unquote
 
 from twostream_ray.data.lists import IMAGE_SUFFIXES, ROLES, VIDEO_SUFFIXES, ListFiles, Membership
 from twostream_ray.errors import CatalogError
-from twostream_ray.local_files import LeftOut
+from twostream_ray.local_files import LeftOut, printable
 
 _MOST_SHOWN = 3
 _MOST_SUFFIXES = 8
@@ -102,27 +104,27 @@ def memberships_of_folders(
     A video may be a folder of frames.
     """
     top = {path.split("/")[0] for path in videos}
-    by_split = top <= ROLES.keys()
+    by_split = {folder.casefold() for folder in top} <= ROLES.keys()
     wanted = "split/class/video" if by_split else "class/video"
     depth = wanted.count("/") + 1
     memberships: list[Membership] = []
     for path in sorted(videos):
         parts = path.split("/")
         if len(parts) != depth:
-            names = " ".join(sorted(top & ROLES.keys()))
+            names = " ".join(sorted(folder for folder in top if folder.casefold() in ROLES))
             raise CatalogError(
                 f"{path} under {root} does not fit {wanted}: "
                 + (f"beside the splits {names} only split folders may hold videos; " if names and not by_split else "")
                 + f"wanted split/class/video with splits named {' '.join(ROLES)}, or class/video; move it"
             )
-        split = ROLES[parts[0]] if by_split else "all"
+        split = ROLES[parts[0].casefold()] if by_split else "all"
         memberships.append(Membership(path=path, class_name=parts[-2], split=split, where=f"{root}, {path}"))
 
     filled = {str(PurePosixPath(path).parent) for path in videos}
     for directory, why in sorted(directories.items()):
         is_class = directory not in filled and directory.count("/") == depth - 2 and directory != "."
         is_split = by_split and why and directory not in top
-        if (is_class or is_split) and (not by_split or directory.split("/")[0] in ROLES):
+        if (is_class or is_split) and (not by_split or directory.split("/")[0].casefold() in ROLES):
             raise CatalogError(
                 f"{'class' if is_class else 'split'} folder {directory} under {root} holds no video"
                 f"{f' ({why})' if why else ''}: add its videos or remove it"
@@ -137,26 +139,60 @@ def memberships_of_folders(
 
 def as_on_disk(
     memberships: Sequence[Membership], *, videos: Mapping[str, int], frames: bool
-) -> tuple[list[Membership], int]:
-    """Listed names as they are on disk, and how many of them are spelt in another case there.
+) -> tuple[list[Membership], list[str]]:
+    """Listed names as they are on disk, and notes on how many are spelt otherwise there.
 
-    Copies of UCF101's lists differ from its archive in HandStand and Handstand. A folder of frames has no suffix, and
-    may lie directly below the root.
+    Copies of UCF101's lists differ from its archive in HandStand and Handstand; macOS takes letters and their accents
+    apart (NFD), tables may write a blank as %20 and a slash as Windows does. A folder of frames has no suffix, and may
+    lie directly below the root.
     """
-    by_folded_case: dict[str, list[str]] = {}
+    folded: dict[str, list[str]] = {}
     for video in videos:
-        by_folded_case.setdefault(video.casefold(), []).append(video)
+        folded.setdefault(_folded(video), []).append(video)
     found: list[Membership] = []
     respelt = 0
+    otherwise: list[tuple[str, str]] = []
     for m in memberships:
-        names = _tails(_less_suffix(m.path.rstrip("/"))) if frames else [m.path]
+        names, *more = ([spelling] if not frames else _tails(_less_suffix(spelling)) for spelling in _spellings(m))
         path = next((name for name in names if name in videos), None)
         if path is None:
-            folded = [by_folded_case.get(name.casefold(), []) for name in names]
-            path = next((candidates[0] for candidates in folded if len(candidates) == 1), None)
-            respelt += path is not None
+            spelt = [name for tails in more for name in tails]
+            path = next((name for name in spelt if name in videos), None)
+            if path is None:
+                candidates = [folded.get(_folded(name), []) for name in (*names, *spelt)]
+                path = next((several[0] for several in candidates if len(several) == 1), None)
+            if path is not None and path.casefold() in {name.casefold() for name in names}:
+                respelt += 1
+            elif path is not None:
+                otherwise.append((m.path, path))
         found.append(m if path == m.path else replace(m, path=path or names[0]))
-    return found, respelt
+    notes = []
+    if respelt:
+        notes.append(f"{respelt} lines spell a file in another case than it has; the file's own name is used")
+    if otherwise:
+        line, file = otherwise[0]
+        notes.append(
+            f"{len(otherwise)} lines spell a file otherwise than it is (percent signs, backslashes or accents), for "
+            f"example {printable(line)} for {printable(file)}; the file's own name is used"
+        )
+    return found, notes
+
+
+def _spellings(m: Membership) -> list[str]:
+    """The listed path, and what else it may stand for."""
+    slashed = m.path.replace("\\", "/")
+    more = (
+        m.other_path,
+        unquote(m.path, errors="surrogateescape"),
+        slashed,
+        unquote(slashed, errors="surrogateescape"),
+    )
+    return [path.rstrip("/") for path in dict.fromkeys((m.path, *filter(None, more)))]
+
+
+def _folded(path: str) -> str:
+    """The same for names that differ in case and in how accents are written alone."""
+    return normalize("NFC", normalize("NFC", path).casefold())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,16 +4,19 @@ UCF101: Soomro, Zamir and Shah 2012. HMDB51: Kuehne et al. 2011. Kinetics: Kay e
 membership that knows where it was read, so that whatever is wrong later can be named by file and line.
 """
 
-import csv
-import io
+import os
+import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import PurePosixPath
-from typing import Any
+from urllib.parse import unquote
 
+from twostream_ray.data.classes import in_order
+from twostream_ray.data.tables import SPLIT_TITLES, Table, read_rows, text_of
 from twostream_ray.errors import CatalogError
-from twostream_ray.local_files import LeftOut
+from twostream_ray.local_files import FILE_URI, LeftOut
 
 ListFiles = Callable[[str], Iterable[tuple[str, int] | LeftOut]]
 """Directory or s3:// prefix -> (relative posix path, size in bytes) of every file below it.
@@ -34,14 +37,26 @@ VIDEO_SUFFIXES = frozenset(
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
-ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "validate": "val", "test": "test"}
-"""How a split may be called -> what it is called here."""
+ROLES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "validate": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""How a split may be called, in any case -> what it is called here."""
 
-SPLIT = re.compile(r"(train|validation|validate|valid|val|test)(\d*)")
+SPLIT = re.compile(r"(training|train|validation|validate|valid|val|testing|test)(\d*)", re.IGNORECASE)
 _UCF101_LIST = re.compile(r"(train|test)list(\d+)\.txt")
 _UCF101_TRAIN_LINE = re.compile(r"(?P<path>.+?)\s+(?P<number>\d+)")
-_HMDB51_LIST = re.compile(r"(.+)_test_split(\d+)\.txt")
+_HMDB51_LIST = re.compile(r"([^/]+)_test_split(\d+)\.txt")
 _HMDB51_ROLES = {"1": "train", "2": "test"}
+_TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
+_S3_BY_OTHER_NAMES = re.compile(r"s3[an]?://", re.IGNORECASE)
+_WHOLE = re.compile(r"([+-]?\d+)(\.0*)?", re.ASCII)
 _KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 
 
@@ -53,6 +68,8 @@ class Membership:
     class_name: str
     split: str
     where: str
+    other_path: str = ""
+    """The path as it would be if no sign of it stood for another; "" where that is the same."""
 
 
 def read_split_list(uri: str, *, read_bytes: ReadBytes, frames: bool = False) -> list[Membership]:
@@ -62,15 +79,13 @@ def read_split_list(uri: str, *, read_bytes: ReadBytes, frames: bool = False) ->
     """
     memberships: list[Membership] = []
     for where, line in _lines(uri, read_bytes=read_bytes):
-        path, *rest = line.rsplit(maxsplit=1)
-        match = SPLIT.fullmatch("".join(rest))
+        name, *rest = line.rsplit(maxsplit=1)
+        path, match = _plain(name), SPLIT.fullmatch("".join(rest))
         if match is None or not (_is_class_and_video(path) or (frames and path.count("/") == 1)):
             raise CatalogError(
                 f"{where}: wanted `class/video split` with a split such as train, val, test or train1, got {line!r}"
             )
-        memberships.append(
-            Membership(path=path, class_name=path.split("/")[0], split=ROLES[match[1]] + match[2], where=where)
-        )
+        memberships.append(Membership(path=path, class_name=path.split("/")[0], split=_role(match), where=where))
     if not memberships:
         raise CatalogError(f"{uri} is empty: wanted lines `class/video split`")
     return memberships
@@ -100,7 +115,7 @@ def read_ucf101_lists(
         for role in ("train", "test"):
             for where, line in _lines(f"{base}/{role}list{number}.txt", read_bytes=read_bytes):
                 match = _UCF101_TRAIN_LINE.fullmatch(line) if role == "train" else None
-                path = match["path"] if match else line
+                path = _plain(match["path"] if match else line)
                 if (role == "train" and match is None) or not _is_class_and_video(path):
                     form = "`class/video.avi number`" if role == "train" else "`class/video.avi`"
                     raise CatalogError(f"{where}: wanted {form}, got {line!r}")
@@ -132,7 +147,7 @@ def _read_class_index(uri: str, *, read_bytes: ReadBytes) -> dict[str, str]:
 
 def _lines(uri: str, *, read_bytes: ReadBytes) -> Iterable[tuple[str, str]]:
     """Non-blank lines with where they are; CRLF line ends and a byte order mark are dropped."""
-    for number, line in enumerate(_text(uri, read_bytes=read_bytes).split("\n"), start=1):
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text_of(read_bytes(uri), where=uri)), start=1):
         if line.strip():
             yield f"{uri}, line {number}", line.strip()
 
@@ -141,12 +156,9 @@ def _is_class_and_video(path: str) -> bool:
     return path.count("/") == 1 and PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _text(uri: str, *, read_bytes: ReadBytes) -> str:
-    """A list's text without its byte order mark."""
-    try:
-        return read_bytes(uri).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CatalogError(f"{uri}: a UTF-8 text was wanted, byte {error.start} is not: save it as UTF-8") from error
+def _plain(path: str) -> str:
+    """A path as the listing has it: without ./ and with slashes."""
+    return posixpath.normpath(path if "/" in path else path.replace("\\", "/"))
 
 
 def read_hmdb51_lists(
@@ -155,10 +167,12 @@ def read_hmdb51_lists(
     """Lines `name code` of CLASS_test_splitN.txt: 1 trains, 2 tests, 0 takes no part; the class is the file's name."""
     base = directory.rstrip("/")
     found = {
-        (match[1], int(match[2])): name for name, _ in list_files(directory) if (match := _HMDB51_LIST.fullmatch(name))
+        (match[1], int(match[2])): name
+        for name, _ in list_files(directory)
+        if (match := _HMDB51_LIST.fullmatch(name)) and not name.startswith(".")
     }
     numbers = sorted({number for _, number in found})
-    classes = {name: f"{base}/{name}_test_split*.txt" for name in sorted({name for name, _ in found})}
+    classes = {name: f"{base}/{name}_test_split*.txt" for name in in_order({name for name, _ in found})}
     lacking = [
         f"{name}_test_split{number}.txt" for name in classes for number in numbers if (name, number) not in found
     ]
@@ -171,7 +185,7 @@ def read_hmdb51_lists(
     for (name, number), file in sorted(found.items()):
         for where, line in _lines(f"{base}/{file}", read_bytes=read_bytes):
             video, *rest = line.rsplit(maxsplit=1)
-            path = f"{name}/{video}"
+            path = f"{name}/{_plain(video)}"
             if rest not in (["0"], ["1"], ["2"]) or not _is_class_and_video(path):
                 raise CatalogError(f"{where}: wanted `video.avi code` with code 0, 1 or 2, got {line!r}")
             if rest[0] in _HMDB51_ROLES:
@@ -191,15 +205,19 @@ def read_kinetics_lists(
     places = {PurePosixPath(path).stem: path for path in sorted(videos)}
     files = (
         [uri]
-        if uri.endswith(".csv")
-        else [f"{uri.rstrip('/')}/{name}" for name, _ in list_files(uri) if name.endswith(".csv")]
+        if uri.lower().endswith(_TABLE_SUFFIXES)
+        else [
+            f"{uri.rstrip('/')}/{name}"
+            for name, _ in list_files(uri)
+            if name.lower().endswith(_TABLE_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+        ]
     )
     if not files:
         raise CatalogError(f"{uri} has no CSV file: wanted columns {', '.join(_KINETICS_COLUMNS)}")
     memberships: list[Membership] = []
     unlabelled = 0
     for file in files:
-        for where, row in _rows(file, read_bytes=read_bytes, columns=_KINETICS_COLUMNS):
+        for where, row in read_rows(file, read_bytes=read_bytes, columns=_KINETICS_COLUMNS).rows:
             if not row["label"]:
                 unlabelled += 1
                 continue
@@ -216,76 +234,90 @@ def read_kinetics_lists(
     return memberships, [f"{unlabelled} listed clips have no label and are left out"] if unlabelled else []
 
 
-def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> list[Membership]:
+def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> tuple[list[Membership], list[str]]:
     """Rows uri, label, split of a CSV or Parquet file; several splits are separated by ";" or blanks, none is "all".
 
-    The uri is relative to root, or the whole place of a video below it.
+    The uri is relative to root, or the whole place of a video below it, a file:// URI percent-encoded (RFC 8089). A
+    table whose labels all are whole numbers may have them as 1.0, as pandas does where a cell is empty.
     """
-    rows = (
-        _parquet_rows(uri, read_bytes=read_bytes, columns=("uri", "label"))
-        if uri.endswith(".parquet")
-        else _rows(uri, read_bytes=read_bytes, columns=("uri", "label"))
-    )
-    base = root.rstrip("/") + "/"
+    table = read_rows(uri, read_bytes=read_bytes, columns=("uri", "label"), optional=("split",))
+    notes = _notes_on_splits(uri, table)
+    labels = _labels(table)
+    own_part = lru_cache(maxsize=None)(partial(_below_the_same_directory, root=root))
     memberships: list[Membership] = []
-    for where, row in rows:
-        path = row["uri"].removeprefix("file://").removeprefix(base)
-        if not path or not row["label"] or "://" in path or path.startswith("/"):
+    for (where, row), label in zip(table.rows, labels, strict=True):
+        path, other_path = _below(row["uri"], root=root, own_part=own_part)
+        if not path or not label:
             raise CatalogError(
                 f"{where}: wanted a label and the uri of a video below catalog.root ({root}), got uri {row['uri']!r}, "
                 f"label {row['label']!r}"
             )
-        for split in row.get("split", "").replace(";", " ").split() or ["all"]:
+        for split in ["all"] if notes else row["split"].replace(";", " ").split() or [""]:
             name = split if split == "all" else _split_of(split, where=where)
-            memberships.append(Membership(path=path, class_name=row["label"], split=name, where=where))
+            memberships.append(Membership(path=path, class_name=label, split=name, where=where, other_path=other_path))
     if not memberships:
         raise CatalogError(f"{uri} is empty: wanted rows with uri, label and, if there are several, split")
-    return memberships
+    return memberships, notes
+
+
+def _notes_on_splits(uri: str, table: Table) -> list[str]:
+    """A note where no row says a split; where only some do, the others are an error."""
+    if "split" in table.columns and any(row["split"] for _, row in table.rows):
+        return []
+    lack = "its column of splits is empty" if "split" in table.columns else f"no column {' or '.join(SPLIT_TITLES)}"
+    unread = f"; columns that are not read: {', '.join(table.unread)[:200]}" if table.unread else ""
+    return [f'{uri}: {lack}, every clip is in the split "all"{unread}']
+
+
+def _labels(table: Table) -> list[str]:
+    labels = [row["label"] for _, row in table.rows]
+    whole = [_WHOLE.fullmatch(label) for label in labels]
+    return [match[1] for match in whole if match] if all(whole) else labels
+
+
+def _below(uri: str, *, root: str, own_part: Callable[[str], str | None]) -> tuple[str, str]:
+    """The path below root, "" if it lies elsewhere, and the path if no percent sign stands for another sign."""
+    scheme = FILE_URI.match(uri)
+    if scheme is None:
+        return _relative(uri, root=root, own_part=own_part), ""
+    literal = uri[scheme.end() :]
+    decoded = unquote(literal, errors="surrogateescape")
+    paths = [_relative(place, root=root, own_part=own_part) for place in dict.fromkeys((decoded, literal))]
+    return paths[0], paths[-1] if len(paths) > 1 else ""
+
+
+def _relative(place: str, *, root: str, own_part: Callable[[str], str | None]) -> str:
+    base = root.rstrip("/") + "/"
+    place = _S3_BY_OTHER_NAMES.sub("s3://", place, count=1) if "://" in place else place
+    path = _normal(place.removeprefix(base).lstrip("/") if place.startswith(base) else place)
+    if path or "://" in place or "://" in base or not place.startswith("/"):
+        return path
+    folder, _, name = place.rpartition("/")
+    below = own_part(folder)
+    return "" if below is None else _normal(f"{below}/{name}")
+
+
+def _normal(path: str) -> str:
+    """A relative path without ./ and a/../; "" if it leads elsewhere."""
+    normal = posixpath.normpath(path) if path and "://" not in path else ".."
+    return "" if normal in (".", "..") or normal.startswith(("../", "/")) else normal
+
+
+def _below_the_same_directory(folder: str, *, root: str) -> str | None:
+    """The part of a directory's path that is below root by another name of root's, such as a link; None: it is not."""
+    wanted = os.path.realpath(root)
+    for above in (PurePosixPath(folder), *PurePosixPath(folder).parents):
+        if os.path.realpath(above) == wanted:
+            return str(PurePosixPath(folder).relative_to(above))
+    return None
 
 
 def _split_of(text: str, *, where: str) -> str:
     match = SPLIT.fullmatch(text.strip())
     if match is None:
         raise CatalogError(f"{where}: wanted a split such as train, val, test or train1, got {text!r}")
-    return ROLES[match[1]] + match[2]
+    return _role(match)
 
 
-def _rows(uri: str, *, read_bytes: ReadBytes, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a CSV file with where they are."""
-    reader = csv.DictReader(io.StringIO(_text(uri, read_bytes=read_bytes), newline=""), restkey="", restval="")
-    try:
-        _refuse_missing_columns(uri, found=reader.fieldnames or [], columns=columns)
-        for row in reader:
-            where = f"{uri}, line {reader.line_num}"
-            if "" in row:
-                raise CatalogError(f"{where}: wanted {len(reader.fieldnames or [])} values, got more")
-            yield where, {name: value.strip() for name, value in row.items()}
-    except csv.Error as error:
-        raise CatalogError(f"{uri}, line {reader.line_num + 1}: a CSV file was wanted ({error})") from None
-
-
-def _parquet_rows(uri: str, *, read_bytes: ReadBytes, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a Parquet file, as texts, with where they are; a list of splits is joined by ";"."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(io.BytesIO(read_bytes(uri)))
-    except (OSError, pa.ArrowException) as error:
-        raise CatalogError(f"{uri}: a Parquet file was wanted ({' '.join(str(error).split())[:120]})") from error
-    _refuse_missing_columns(uri, found=table.column_names, columns=columns)
-
-    def text(value: Any) -> str:
-        return ";".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{uri}, row {number}", {name: text(value) for name, value in row.items()}
-
-
-def _refuse_missing_columns(uri: str, *, found: Iterable[str], columns: Iterable[str]) -> None:
-    missing = [name for name in columns if name not in set(found)]
-    if missing:
-        raise CatalogError(
-            f"{uri}: wanted the columns {', '.join(columns)}, {missing[0]} is missing, "
-            f"found {', '.join(found) or 'none'}"
-        )
+def _role(match: re.Match[str]) -> str:
+    return ROLES[match[1].casefold()] + match[2]

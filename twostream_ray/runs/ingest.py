@@ -17,9 +17,9 @@ from typing import Any
 
 from twostream_ray import lease, storage
 from twostream_ray.data import images, lists
-from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, read_catalogs
+from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, in_text_order, read_catalogs
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shard_records import delete_stale, refuse_loss, survey, told
+from twostream_ray.data.shard_records import Standing, delete_stale, refuse_loss, survey, told
 from twostream_ray.data.shard_writer import ShardPlan, ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.shards import ROWS_PER_GROUP
 from twostream_ray.data.snippets import Source
@@ -99,6 +99,9 @@ def _ingest(config: IngestConfig, *, progress: Progress | None, announce: Callab
     catalog = catalog_of(config)
     _refuse_clips_within(out, catalog)
     before = survey(out, clips=catalog.clips, contract=config.flow, max_frames=config.max_frames)
+    if not config.replace and (labelled_as_before := _labelled_as(before, catalog, config)) is not None:
+        catalog = labelled_as_before
+        before = survey(out, clips=catalog.clips, contract=config.flow, max_frames=config.max_frames)
     refuse_loss(before, clips=catalog.clips, root=config.catalog.root, replaced=config.replace)
     parts = list(before.kept)
     finished = {entry["identity"][0] for part in parts for entry in part["clips"] + part["quarantined"]}
@@ -130,6 +133,28 @@ def _ingest(config: IngestConfig, *, progress: Progress | None, announce: Callab
     # Last, for a root that went away in the middle of it must not take the shards of before with it.
     report.notes.extend(delete_stale(before, written=parts))
     return report
+
+
+def _labelled_as(before: Standing, catalog: Catalog, config: IngestConfig) -> Catalog | None:
+    """The catalog in the order of classes of finished shards that were made when numbers were ordered as texts."""
+    identities = [
+        entry["identity"]
+        for record in [*before.kept, *(one.record for one in before.stale)]
+        for entry in record["clips"] + record["quarantined"]
+    ]
+    held = {class_name: label for _, _, label, class_name, _ in identities}
+
+    def fits(one: Catalog) -> bool:
+        return all(held.get(name, label) == label for label, name in enumerate(one.classes))
+
+    earlier = in_text_order(catalog, (config.catalog, *config.more))
+    if fits(catalog) or not fits(earlier):
+        return None
+    note = (
+        f"classes keep the order of texts ({', '.join(earlier.classes[:3])} ...) that the finished shards have; to "
+        "have them in the order of numbers choose another --out, or --replace true"
+    )
+    return replace(earlier, notes=(*catalog.notes, note))
 
 
 def _refuse_overlap(out: str, catalog: CatalogConfig) -> None:
