@@ -10,7 +10,7 @@ import pytest
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.config import ExperimentConfig, IngestConfig, PredictConfig
+from twostream_ray.runs.config import DescribeConfig, ExperimentConfig, IngestConfig, PredictConfig, WorkersConfig
 from twostream_ray.runs.search_settings import TuneConfig
 from twostream_ray.settings import from_arguments, from_mapping, parser_for
 
@@ -78,7 +78,7 @@ def test_invalid_combinations_speak_for_themselves() -> None:
         flow: FlowContract = field(default_factory=FlowContract)
         """Flow."""
 
-    with pytest.raises(ConfigError, match=r"flow.bound_px must be more than 0 px, got -1"):
+    with pytest.raises(ConfigError, match=r"flow.bound_px must be more than 0, got -1"):
         from_mapping(Holder, {"flow": {"bound_px": -1}})
 
 
@@ -111,11 +111,8 @@ NAMES_CODE = [
     [{"class_path": "planted.Payload"}],
 ]
 SETTINGS_WITH_BLOCKS = [
-    (
-        ExperimentConfig,
-        EXPERIMENT,
-        ("model.spatial", "workers.num_workers"),
-    ),
+    (DescribeConfig, {}, ("model.spatial",)),
+    (WorkersConfig, {}, ("num_workers",)),
     (IngestConfig, {"catalog": {"root": "r"}, "out": "o"}, ("catalog", "more", "rows_per_shard")),
     (PredictConfig, {"videos": ["a"]}, ("tracking", "format")),
 ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from twostream_ray import storage
 from twostream_ray.data import snippets
 from twostream_ray.data.isolation import prepare_apart
-from twostream_ray.errors import ConfigError, StorageError, VideoError
+from twostream_ray.errors import CheckpointError, ConfigError, StorageError, VideoError
 from twostream_ray.models.networks import Network
 from twostream_ray.training.checkpoint import ModelPackage, load_model
 from twostream_ray.training.step import to_device
@@ -67,6 +67,7 @@ class Classifier:
 
         Raises:
             VideoError: the bytes cannot be decoded whole, or hold fewer than two frames.
+            CheckpointError: the network's answer is no number.
         """
         sampling, transforms = self.package.sampling, self.package.transforms
         clip = prepare_apart(content, self.package.contract, name=name)
@@ -92,6 +93,8 @@ class Classifier:
             rgb, flow = to_device(batch, self._device).streams()
             scores = self._network.scores(self._network(rgb, flow)).float().mean(dim=0)
         result: NDArray[np.float32] = scores.cpu().numpy()
+        if not np.isfinite(result).all():
+            raise CheckpointError(f"{name}: the model's scores are no finite numbers: use another version of it")
         return result
 
     def predict(self, videos: Sequence[Video], *, top_k: int = 5) -> list[Prediction]:
@@ -109,7 +112,7 @@ class Classifier:
         try:
             content = video if isinstance(video, bytes) else storage.read_bytes(storage.absolute(video))
             scores = self.score(content, name=name)
-        except (VideoError, StorageError) as error:
+        except (VideoError, StorageError, CheckpointError) as error:
             return Prediction(video=name, top=(), scores=(), error=str(error))
         best = np.argsort(-scores, kind="stable")[:top_k]
         probabilities = self._network.probabilities(torch.from_numpy(scores)[None])[0]

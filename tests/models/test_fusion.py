@@ -89,7 +89,7 @@ def test_maps_that_differ_by_more_are_refused_with_both_sizes() -> None:
         ({"initialisation": "xavier"}, r"must be one of identity, official, gaussian, got 'xavier'"),
         ({"layers": ()}, r"fusion\.layers must name one layer or several different ones, got \[\]"),
         ({"layers": ("fc6", "fc6")}, r"several different ones, got \['fc6', 'fc6'\]"),
-        ({"pool_stride": 0}, r"must be at least 1, got 5 and 0"),
+        ({"pool_stride": 0}, r"fusion.pool_stride must be at least 1, got 0"),
         (
             {"method": "bilinear", "temporal": "pool3d"},
             r"wants one entry in fusion\.layers and fusion\.temporal=pool2d",

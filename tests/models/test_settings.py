@@ -37,7 +37,7 @@ RESNET = TowerConfig(backbone="resnet50", width=4)
             r"concat cannot join class scores at fc8",
         ),
         ({"architecture": "late", "freeze_below_fusion": True}, r"goes with model\.architecture=fused, got late"),
-        ({"head_classes": (3, 0)}, r"head_classes must be 1 or more each .* got \[3, 0\] and None"),
+        ({"head_classes": (3, 0)}, r"model.head_classes must be at least 1, got \(3, 0\)"),
         ({"head_classes": (3, 4), "num_classes": 8}, r"add up to model\.num_classes, got \[3, 4\] and 8"),
         ({"architecture": "st_resnet"}, r"wants model\.spatial\.backbone=resnet50, got vgg16"),
         ({"architecture": "stfn", "temporal": RESNET}, r"got 4096 from vgg16 and 128 from resnet50"),

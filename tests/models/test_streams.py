@@ -112,7 +112,7 @@ def test_backbones_meet_at_the_end_of_a_stage(layer: str, backbone: str, other: 
     ("settings", "message"),
     [
         ({"backbone": "vgg19"}, r"backbone must be one of vgg16, vgg_m_2048, resnet50, vgg_small, got 'vgg19'"),
-        ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1\.0"),
         ({"width": 0}, r"width must be at least 1, got 0"),
         ({"backbone": "vgg_m_2048", "weights": "imagenet"}, r"exists for vgg16 and resnet50, not for vgg_m_2048"),
         ({"weights": "imagenet", "width": 8}, r"needs the full width, got width=8"),

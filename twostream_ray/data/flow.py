@@ -13,6 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from twostream_ray import documents
+from twostream_ray.bounds import require_within
 from twostream_ray.documents import record
 from twostream_ray.errors import ConfigError, ContractMismatchError
 
@@ -58,16 +59,9 @@ class FlowContract:
     """Quality of the grey JPEG that holds a field, x stacked over y (1..100; 89 adds about .01 px of error)."""
 
     def __post_init__(self) -> None:
-        if not self.bound_px > 0:
-            raise ConfigError(f"flow.bound_px must be more than 0 px, got {self.bound_px}")
-        if self.bound_px > _MOST_BOUND_PX:
-            raise ConfigError(f"flow.bound_px must be at most {_MOST_BOUND_PX:.0f} px, got {self.bound_px}")
-        if not 16 <= self.short_side_px <= _MOST_SHORT_SIDE_PX or self.short_side_px % 2:
-            raise ConfigError(
-                f"flow.short_side_px must be even and lie in 16..{_MOST_SHORT_SIDE_PX} px, got {self.short_side_px}"
-            )
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ConfigError(f"flow.jpeg_quality must lie in 1..100, got {self.jpeg_quality}")
+        require_within(self, "flow.", bound_px="(0, 10_000]", short_side_px="[16, 8_192]", jpeg_quality="[1, 100]")
+        if self.short_side_px % 2:
+            raise ConfigError(f"flow.short_side_px must be even, got {self.short_side_px}")
 
     def to_dict(self) -> dict[str, Any]:
         """The contract as JSON values, with the order of channels in a stack spelt out."""

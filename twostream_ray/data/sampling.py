@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError, EmptyClipError
 
 FlowStack = Literal["centred", "forward", "bidirectional", "trajectory"]
@@ -42,26 +43,29 @@ class SamplingConfig:
     """Samples of a clip at test time, evenly spaced; a video's score is their mean."""
 
     def __post_init__(self) -> None:
-        if self.num_snippets < 1:
-            raise ConfigError(f"data.sampling.num_snippets must be at least 1, got {self.num_snippets}")
-        if not 1 <= self.min_stride_frames <= self.max_stride_frames:
+        require_within(
+            self,
+            "data.sampling.",
+            num_snippets="[1, 1_000]",
+            min_stride_frames="[1, 100_000]",
+            max_stride_frames="[1, 100_000]",
+            flow_length="[1, 1_000]",
+            test_times="[1, 1_000]",
+        )
+        if self.min_stride_frames > self.max_stride_frames:
             raise ConfigError(
-                "data.sampling.min_stride_frames must be at least 1 and at most max_stride_frames, got "
+                "data.sampling.min_stride_frames must be at most max_stride_frames, got "
                 f"{self.min_stride_frames} and {self.max_stride_frames}"
             )
         if self.flow_stack not in get_args(FlowStack):
             raise ConfigError(
                 f"data.sampling.flow_stack must be one of {', '.join(get_args(FlowStack))}, got {self.flow_stack!r}"
             )
-        if self.flow_length < 1:
-            raise ConfigError(f"data.sampling.flow_length must be at least 1, got {self.flow_length}")
         if self.flow_length % 2 and self.flow_stack in ("centred", "bidirectional"):
             raise ConfigError(
                 f"data.sampling.flow_length must be even for flow_stack {self.flow_stack}, which has two halves, got "
                 f"{self.flow_length}: choose another length, or forward or trajectory"
             )
-        if self.test_times < 1:
-            raise ConfigError(f"data.sampling.test_times must be at least 1, got {self.test_times}")
 
 
 def chunk_centres(num_frames: int, *, num_chunks: int, stride_frames: int, start: int = 0) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from twostream_ray.bounds import require_within
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError
@@ -59,16 +60,16 @@ class DataConfig:
     """Size of that directory at most, in 1e9 bytes; what does not fit is decoded every time."""
 
     def __post_init__(self) -> None:
-        for name in ("cache_gb", "sample_cache_gb"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"data.{name} must be more than 0, got {getattr(self, name)}")
+        require_within(
+            self,
+            "data.",
+            cache_gb="(0, 1e9]",
+            sample_cache_gb="(0, 1e9]",
+            lanes="[1, 100_000]",
+            read_tasks="[1, 10_000]",
+            decode_threads="[1, 10_000]",
+        )
         if self.sample_cache is not None and self.decode_at != "worker":
             raise ConfigError(f"data.sample_cache goes with data.decode_at=worker, got {self.decode_at}")
-        if self.lanes < 1:
-            raise ConfigError(f"data.lanes must be at least 1, got {self.lanes}")
-        if self.read_tasks < 1:
-            raise ConfigError(f"data.read_tasks must be at least 1, got {self.read_tasks}")
-        if self.decode_threads < 1:
-            raise ConfigError(f"data.decode_threads must be at least 1, got {self.decode_threads}")
         if self.decode_at not in ("worker", "stream"):
             raise ConfigError(f"data.decode_at must be worker or stream, got {self.decode_at!r}")

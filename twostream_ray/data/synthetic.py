@@ -15,6 +15,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
 
 Group = Literal["appearance", "motion", "binding", "order"]
@@ -85,6 +86,17 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         if self.group not in CLASSES:
             raise ConfigError(f"synthetic.group must be one of {', '.join(CLASSES)}, got {self.group!r}")
+        require_within(
+            self,
+            "synthetic.",
+            train_clips="[0, 10_000_000]",
+            val_clips="[0, 10_000_000]",
+            test_clips="[0, 10_000_000]",
+            size_px="[48, 4_096]",
+            num_frames="[11, 100_000]",
+            fps="[1, 1_000]",
+            seed="[0, 9_223_372_036_854_775_807]",
+        )
         for split in SPLITS:
             clips = self.clips_in(split)
             if clips < (1 if split == "train" else 0) or clips % len(self.classes):
@@ -92,16 +104,10 @@ class SyntheticConfig:
                     f"synthetic.{split}_clips must be a {'positive ' if split == 'train' else ''}multiple of "
                     f"{len(self.classes)}, the number of classes of {self.group!r}, got {clips}"
                 )
-        if self.size_px < 48 or self.size_px % 2:
-            raise ConfigError(f"synthetic.size_px must be even and at least 48, got {self.size_px}")
-        if self.frames_per_clip < 11:
-            raise ConfigError(f"synthetic.num_frames must be at least 11 (10 flow fields), got {self.num_frames}")
+        if self.size_px % 2:
+            raise ConfigError(f"synthetic.size_px must be even, got {self.size_px}")
         if self.group == "order" and self.frames_per_clip % 2:
             raise ConfigError(f"synthetic.num_frames must be even in the group order, got {self.num_frames}")
-        if self.fps < 1:
-            raise ConfigError(f"synthetic.fps must be at least 1, got {self.fps}")
-        if self.seed < 0:
-            raise ConfigError(f"synthetic.seed must not be negative, got {self.seed}")
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from twostream_ray.errors import ConfigError
+from twostream_ray.bounds import require_within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +42,7 @@ class TransformConfig:
     classes."""
 
     def __post_init__(self) -> None:
-        if self.crop_px < 16:
-            raise ConfigError(f"data.transforms.crop_px must be at least 16 px, got {self.crop_px}")
-        if not 0 <= self.size_jitter < 1:
-            raise ConfigError(f"data.transforms.size_jitter must lie in [0, 1), got {self.size_jitter}")
+        require_within(self, "data.transforms.", crop_px="[16, 4_096]", size_jitter="[0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
 
 Method = Literal["sum", "max", "concat", "conv", "bilinear"]
@@ -41,11 +42,7 @@ class FusionConfig:
                 raise ConfigError(f"fusion.{key} must be one of {', '.join(valid)}, got {value!r}")
         if not self.layers or len(set(self.layers)) != len(self.layers):
             raise ConfigError(f"fusion.layers must name one layer or several different ones, got {list(self.layers)}")
-        if self.pool_snippets < 1 or self.pool_stride < 1:
-            raise ConfigError(
-                "fusion.pool_snippets and fusion.pool_stride must be at least 1, "
-                f"got {self.pool_snippets} and {self.pool_stride}"
-            )
+        require_within(self, "fusion.", pool_snippets="[1, 1_000]", pool_stride="[1, 1_000]")
         if self.method == "bilinear" and (len(self.layers) > 1 or self.temporal != "pool2d"):
             raise ConfigError(
                 "fusion.method=bilinear leaves no maps to fuse or pool again: it wants one entry in fusion.layers and "

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig, counterpart, layer_channels
@@ -47,11 +48,10 @@ class ModelConfig:
         ):
             if value not in valid:
                 raise ConfigError(f"model.{key} must be one of {', '.join(valid)}, got {value!r}")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ConfigError(f"model.num_classes must be at least 1, got {self.num_classes}")
-        if self.head_classes and (min(self.head_classes) < 1 or self.num_classes not in (None, sum(self.head_classes))):
+        require_within(self, "model.", num_classes="[1, 1_000_000]", head_classes="[1, 1_000_000]")
+        if self.head_classes and self.num_classes not in (None, sum(self.head_classes)):
             raise ConfigError(
-                "model.head_classes must be 1 or more each and add up to model.num_classes, got "
+                "model.head_classes must add up to model.num_classes, got "
                 f"{list(self.head_classes)} and {self.num_classes}"
             )
         if self.architecture != "late" and self.streams != "both":

@@ -11,6 +11,7 @@ from typing import NamedTuple, get_args
 
 from torch import nn
 
+from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.pretrained import load_weights
 from twostream_ray.models.towers import (
@@ -46,10 +47,7 @@ class TowerConfig:
     def __post_init__(self) -> None:
         if self.backbone not in get_args(Backbone):
             raise ConfigError(f"backbone must be one of {', '.join(get_args(Backbone))}, got {self.backbone!r}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.width is not None and self.width < 1:
-            raise ConfigError(f"width must be at least 1, got {self.width}")
+        require_within(self, dropout="[0, 1)", width="[1, 4_096]")
         if self.weights == "imagenet" and self.backbone not in ("vgg16", "resnet50"):
             raise ConfigError(
                 f"weights=imagenet exists for vgg16 and resnet50, not for {self.backbone}: give a safetensors file"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
 
 Injection = Literal["add", "multiply"]
@@ -41,12 +42,7 @@ class StfnConfig:
     """Factor of what a block adds, in (0, 1]; 0.1 to 0.3 steadies wide networks (Szegedy et al. 2016)."""
 
     def __post_init__(self) -> None:
-        if self.num_blocks < 1 or self.branch_maps < 1:
-            raise ConfigError(
-                f"stfn.num_blocks and stfn.branch_maps must be at least 1, got {self.num_blocks} and {self.branch_maps}"
-            )
-        if not 0 < self.residual_scale <= 1:
-            raise ConfigError(f"stfn.residual_scale must be above 0 and at most 1, got {self.residual_scale}")
+        require_within(self, "stfn.", num_blocks="[1, 100]", branch_maps="[1, 16_384]", residual_scale="(0, 1]")
 
 
 class TimeMaxPool(nn.Module):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from twostream_ray import storage
+from twostream_ray.bounds import require_within
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.settings import DataConfig
@@ -71,17 +72,12 @@ class IngestConfig:
     """Clips per shard file at most; small sets get smaller shards, so that every core has work."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ConfigError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}")
+        require_within(self, max_bad_fraction="[0, 1]", max_frames="[2, 1_000_000]", rows_per_shard="[1, 1_000_000]")
         if self.flow.coding == "signed127" and any(one.flow_images for one in (self.catalog, *self.more)):
             raise ConfigError(
                 "flow.coding must be legacy255 where catalog.flow_images are taken in, as the usual tools write them, "
                 "got signed127"
             )
-        if self.max_frames < 2:
-            raise ConfigError(f"max_frames must be at least 2, got {self.max_frames}")
-        if self.rows_per_shard < 1:
-            raise ConfigError(f"rows_per_shard must be at least 1, got {self.rows_per_shard}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,22 +105,18 @@ class WorkersConfig:
     more than a step, the compilation before the first and a validation pass take."""
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None:
-            least, most = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
-            if not 1 <= least <= most:
-                raise ConfigError(
-                    f"workers.num_workers must be at least 1, or [MIN, MAX] of which MIN is, got {self.num_workers}"
-                )
-        if self.keep_checkpoints < 1:
-            raise ConfigError(f"workers.keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"workers.timeout_s must be more than 0, got {self.timeout_s}")
-        if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
-            raise ConfigError(f"workers.cpus_per_worker must be more than 0, got {self.cpus_per_worker}")
-        if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
-            raise ConfigError(f"workers.checkpoint_every_steps must be at least 1, got {self.checkpoint_every_steps}")
-        if self.max_failures < 0:
-            raise ConfigError(f"workers.max_failures must be at least 0, got {self.max_failures}")
+        require_within(
+            self,
+            "workers.",
+            num_workers="[1, 100_000]",
+            cpus_per_worker="(0, 10_000]",
+            max_failures="[0, 1_000_000]",
+            checkpoint_every_steps="[1, 1_000_000_000]",
+            keep_checkpoints="[1, 1_000_000]",
+            timeout_s="(0, 1e7]",
+        )
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            raise ConfigError(f"workers.num_workers as [MIN, MAX] wants MIN at most MAX, got {self.num_workers}")
 
     def most_workers(self, *, gpus: int) -> int:
         """Workers to plan for on a cluster with so many GPUs."""
@@ -161,6 +153,7 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         require_name(self.name, setting="name")
+        require_within(self, seed="[0, 9_223_372_036_854_775_807]")
         if self.training.patience_epochs is not None and self.data.validation_split is None:
             raise ConfigError(
                 "training.patience_epochs wants a split to watch: set data.validation_split, or leave patience out"
@@ -213,8 +206,7 @@ class FindingsConfig:
     """Trainings of each network, with seeds 0, 1, ..."""
 
     def __post_init__(self) -> None:
-        if self.num_seeds < 1:
-            raise ConfigError(f"num_seeds must be at least 1, got {self.num_seeds}")
+        require_within(self, num_seeds="[1, 1_000]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +229,7 @@ class InspectConfig:
     """Read every byte and hold it against the checksums."""
 
     def __post_init__(self) -> None:
-        if self.num_clips < 1:
-            raise ConfigError(f"num_clips must be at least 1, got {self.num_clips}")
+        require_within(self, num_clips="[1, 200]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,9 +255,13 @@ class DescribeConfig:
     """text: tables; json: one JSON object, for programs (--json for short)."""
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "flow_length", "num_snippets", "size_px"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_within(
+            self,
+            num_classes="[1, 1_000_000]",
+            flow_length="[1, 1_000]",
+            num_snippets="[1, 1_000]",
+            size_px="[1, 8_192]",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,11 +344,7 @@ class TuneScoresConfig:
             )
         if not self.of:
             raise ConfigError("of must name logits, softmax or both, got none")
-        if not 0 < self.weight_step <= 1:
-            raise ConfigError(f"weight_step must lie in (0, 1], got {self.weight_step}")
-        for name in ("temperatures", "svm_penalties"):
-            if any(not value > 0 for value in getattr(self, name)):
-                raise ConfigError(f"{name} must be more than 0, got {getattr(self, name)}")
+        require_within(self, weight_step="[0.0001, 1]", temperatures="(0, 1e6]", svm_penalties="(0, 1e9]")
         if not self.temperatures:
             raise ConfigError("temperatures must hold at least one, got none")
         if self.svm_penalties and not self.quote.given():
@@ -405,8 +396,7 @@ class RollbackConfig:
     """MLflow, whose registry holds the model; `tracking.model_name` is the model's."""
 
     def __post_init__(self) -> None:
-        if self.to is not None and self.to < 1:
-            raise ConfigError(f"to must be a version, from 1 on, got {self.to}")
+        require_within(self, to="[1, 2_147_483_647]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,5 +421,4 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if not self.videos:
             raise ConfigError("at least one video is wanted, got none")
-        if self.top_k < 1:
-            raise ConfigError(f"top_k must be at least 1, got {self.top_k}")
+        require_within(self, top_k="[1, 1_000_000]")

@@ -22,7 +22,7 @@ from twostream_ray.evaluation import Report, own_head_first, report_on
 from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig
 from twostream_ray.runs.session import ray_session
 from twostream_ray.runs.train import TrainReport, run_place
-from twostream_ray.training.checkpoint import MODEL_FILES, ModelPackage, load_model, read_package
+from twostream_ray.training.checkpoint import MODEL_FILES, ModelPackage, check_model, load_model
 
 _CLIPS_PER_STEP = 32
 _PUBLISHED = "published.json"
@@ -85,7 +85,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     shard_set.split(config.split)
     with tempfile.TemporaryDirectory() as folder:
         directory = local_model(config.model, config=config.tracking, folder=Path(folder))
-        package = read_package(directory)
+        package = check_model(directory)
         require_same_contract(
             package.contract, shard_set.contract, wanted_by=f"model {config.model}", found_in=config.shards
         )
@@ -95,7 +95,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
                 f"{config.shards} has {len(shard_set.classes)} ({', '.join(shard_set.classes[:4])} ...): choose shards "
                 "of the same classes"
             )
-        files = {name: (directory / name).read_bytes() for name in MODEL_FILES}
+        files = {name: storage.read_bytes(str(directory / name)) for name in MODEL_FILES}
         scores = _score_all(config, shard_set, files=files, progress=progress)
     members = shard_set.split(config.split)
     missing = len(members) - len(scores)

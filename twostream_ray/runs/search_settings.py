@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from twostream_ray import storage
+from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
 from twostream_ray.names import require_name
 from twostream_ray.redaction import redact
@@ -74,17 +75,18 @@ class SearchConfig:
         ):
             if value not in valid:
                 raise ConfigError(f"search.{name} must be one of {', '.join(valid)}, got {value!r}")
-        for name, least in (("grace_epochs", 1), ("reduction_factor", 2), ("trials", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"search.{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("max_epochs", "concurrent_trials"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"search.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_hours", "max_gpu_hours"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ConfigError(f"search.{name} must be more than 0, got {getattr(self, name)}")
-        if self.share_samples_gb < 0:
-            raise ConfigError(f"search.share_samples_gb must be at least 0, got {self.share_samples_gb}")
+        require_within(
+            self,
+            "search.",
+            grace_epochs="[1, 1_000_000]",
+            reduction_factor="[2, 1_000]",
+            trials="[1, 1_000_000]",
+            max_epochs="[1, 1_000_000_000]",
+            max_hours="(0, 1e6]",
+            max_gpu_hours="(0, 1e9]",
+            concurrent_trials="[1, 100_000]",
+            share_samples_gb="[0, 1e9]",
+        )
         if self.objective != "accuracy" and self.searcher != "tpe":
             raise ConfigError(
                 f"search.objective={self.objective} goes with search.searcher=tpe, got {self.searcher}: no other "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import Network
 
@@ -95,30 +96,23 @@ class TrainingConfig:
             raise ConfigError(
                 f"training.precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
             )
-        if self.epochs < 1:
-            raise ConfigError(f"training.epochs must be at least 1, got {self.epochs}")
-        if self.global_batch < 1:
-            raise ConfigError(f"training.global_batch must be at least 1, got {self.global_batch}")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"training.learning_rate must be more than 0, got {self.learning_rate}")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"training.momentum must lie in [0, 1), got {self.momentum}")
-        if self.weight_decay < 0:
-            raise ConfigError(f"training.weight_decay must be at least 0, got {self.weight_decay}")
-        if self.warmup_epochs < 0:
-            raise ConfigError(f"training.warmup_epochs must be at least 0, got {self.warmup_epochs}")
-        if self.clip_gradient_norm is not None and not self.clip_gradient_norm > 0:
-            raise ConfigError(f"training.clip_gradient_norm must be more than 0, got {self.clip_gradient_norm}")
-        if self.temporal_loss_weight < 0:
-            raise ConfigError(f"training.temporal_loss_weight must be at least 0, got {self.temporal_loss_weight}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"training.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
-        if self.average_decay is not None and not 0 < self.average_decay < 1:
-            raise ConfigError(f"training.average_decay must lie in (0, 1), got {self.average_decay}")
-        if self.patience_epochs is not None and self.patience_epochs < 1:
-            raise ConfigError(f"training.patience_epochs must be at least 1, got {self.patience_epochs}")
-        if self.micro_batches < 1:
-            raise ConfigError(f"training.micro_batches must be at least 1, got {self.micro_batches}")
+        require_within(
+            self,
+            "training.",
+            epochs="[1, 1_000_000]",
+            global_batch="[1, 1_000_000]",
+            learning_rate="(0, 1_000]",
+            momentum="[0, 1)",
+            weight_decay="[0, 1_000]",
+            step_epochs="[0, 1_000_000]",
+            warmup_epochs="[0, 1_000_000]",
+            clip_gradient_norm="(0, 1e9]",
+            temporal_loss_weight="[0, 1e6]",
+            label_smoothing="[0, 1)",
+            average_decay="(0, 1)",
+            patience_epochs="[1, 1_000_000]",
+            micro_batches="[1, 1_000_000]",
+        )
 
 
 def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float:

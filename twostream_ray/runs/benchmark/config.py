@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from twostream_ray.bounds import require_within
 from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.settings import DataConfig
-from twostream_ray.errors import ConfigError
 from twostream_ray.models.networks import ModelConfig
 from twostream_ray.training.recipe import TrainingConfig
 
@@ -36,9 +36,7 @@ class BenchmarkLoaderConfig:
     """Processes that read at once; by default as many as this machine has cores."""
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "rounds", "cores"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_within(self, num_clips="[1, 1_000_000]", rounds="[1, 1_000]", cores="[1, 10_000]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +68,15 @@ class BenchmarkStepConfig:
     """Steps that are measured, after one to warm up."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "num_snippets", "flow_length", "size_px", "num_classes", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_within(
+            self,
+            batch="[1, 100_000]",
+            num_snippets="[1, 1_000]",
+            flow_length="[1, 1_000]",
+            size_px="[1, 8_192]",
+            num_classes="[1, 1_000_000]",
+            steps="[1, 1_000_000]",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +96,7 @@ class BenchmarkIngestConfig:
     """Bare loops at once; by default as many as this machine has cores."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "cores"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_within(self, rounds="[1, 1_000]", cores="[1, 10_000]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,6 @@ class BenchmarkTrainConfig:
     """Different batches that each worker holds in memory for the ways without shards."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "steps", "rounds", "memory_batches"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_within(
+            self, num_workers="[1, 100_000]", steps="[1, 1_000_000]", rounds="[1, 1_000]", memory_batches="[1, 1_000]"
+        )
