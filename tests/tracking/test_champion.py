@@ -348,3 +348,54 @@ def test_the_command_says_what_moved(model: Model, capsys: pytest.CaptureFixture
     assert main(["rollback", *where, "--because", "too slow"]) == 0
     assert f"version 1 is champion of {model.name}, in the place of version 2" in capsys.readouterr().out
     assert "too slow" in tags(model, 2)["rolled_back"]
+
+
+JUNK = ["", "{", "[]", "null", "1", '{"declared": 1}', '{"declared": NaN, "terms": {}}', "[" * 3000, '"x"']
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_tags_that_nobody_here_wrote_stop_no_promotion_and_no_rollback(
+    junk: str, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.promote(model.version(0.5))
+    stranger = model.version(None)
+    for key in ("contends", f"measured.test.{OLD}", "champion_since"):
+        model.client.set_model_version_tag(model.name, str(stranger), key, junk)
+    better = model.version(0.75)
+    assert model.promote(better).alias == "champion"
+    assert model.aliases() == {"champion": better}
+    if junk:
+        assert f"tag contends of version {stranger}" in caplog.text
+    back = rollback(model.name, config=model.config)
+    assert (back.champion, back.taken_back) == (1, better)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{"top1": "high"}, {"top1": None}, {"top1": True}, ["top1"], "top1", {"top1": 1e999}, {}],
+)
+def test_a_measurement_that_is_none_is_refused_in_one_line(metrics: object, model: Model) -> None:
+    number = model.version(None)
+    key = f"measured.test.{OLD}"
+    stored = {"manifest_hash": OLD, "split": "test", "num_evaluated": 3, "num_clips": 3, "metrics": metrics}
+    model.client.set_model_version_tag(model.name, str(number), key, json.dumps(stored))
+    with pytest.raises(RegistryError, match=r"has no top1 on split test .*: evaluate it there first"):
+        model.promote(number)
+    stored |= {"metrics": {"top1": 1.0}, "num_evaluated": 4}
+    model.client.set_model_version_tag(model.name, str(number), key, json.dumps(stored))
+    with pytest.raises(RegistryError, match="evaluate it there first"):
+        model.promote(number)
+
+
+def test_a_version_nobody_measured_that_claims_to_contend_for_ever_becomes_no_champion(model: Model) -> None:
+    import time
+
+    stranger = model.version(None)
+    for declared in (time.time(), 9e10):
+        claim = {"declared": declared, "terms": {"manifest_hash": OLD, "split": "test", "metric": "top1"}}
+        model.client.set_model_version_tag(model.name, str(stranger), "contends", json.dumps(claim))
+    measured = model.version(0.25)
+    assert model.promote(measured).champion == measured
+    far = model.version(0.99)
+    model.client.set_model_version_tag(model.name, str(far), "contends", json.dumps(claim))
+    assert model.promote(model.version(0.5)).champion != far

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from twostream_ray import storage, tracking
-from twostream_ray.errors import TrackingError
+from twostream_ray.errors import JournalError, TrackingError
 from twostream_ray.runs.config import ReplayConfig
 
 
@@ -11,7 +11,8 @@ def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:
     """Deliver the journals of the runs that are named, or of all below `config.storage`.
 
     Raises:
-        TrackingError: there is no journal, or MLflow does not answer; runs before it are delivered.
+        JournalError: some have no journal, or a damaged one; all others are delivered.
+        TrackingError: MLflow does not answer; runs before it are delivered.
         StorageError: a place cannot be read.
     """
     places = [storage.absolute(run) for run in config.runs]
@@ -21,5 +22,12 @@ def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:
             raise TrackingError(
                 f"no run below {config.storage} has a tracking journal: name a run's directory, or set --storage"
             )
+    bad: list[JournalError] = []
     for place in places:
-        yield tracking.replay(place, config=config.tracking)
+        try:
+            yield tracking.replay(place, config=config.tracking)
+        except JournalError as error:
+            bad.append(error)
+    if bad:
+        more = f" (and {len(bad) - 1} runs more)" if len(bad) > 1 else ""
+        raise JournalError(f"{bad[0]}{more}")

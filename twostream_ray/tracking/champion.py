@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+from twostream_ray import documents
 from twostream_ray.errors import RegistryError
 from twostream_ray.tracking.connection import TrackingConfig, client_for, hurried, registry_errors
 from twostream_ray.tracking.measurement import Measurement, measurement_from
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
+_logger = logging.getLogger(__name__)
+
 _CONTENDS = "contends"
 _CHAMPION_SINCE = "champion_since"
 """Tag of a version: when it last became champion, by which a rollback finds the one before."""
@@ -34,6 +38,15 @@ _ROLLED_BACK = "rolled_back"
 _CONTEST_SECONDS = 600.0
 """Contenders declared this long before another may still be writing; older ones are settled, and a champion that a
 person has set by hand since then stands."""
+_CLOCKS_DIFFER_SECONDS = 600.0
+"""By how much the clock of another job may be ahead."""
+_TOLERATED = timedelta(seconds=_CLOCKS_DIFFER_SECONDS)
+_DECLARATION = documents.record(
+    {
+        "declared": {"type": "number", "minimum": 0, "maximum": 1e11},
+        "terms": documents.record(dict.fromkeys(("manifest_hash", "split", "metric"), documents.WORD)),
+    }
+)
 _MOST_ROUNDS = 20
 _TAG_LENGTH = 5000
 """MLflow's limit for a tag of a version."""
@@ -88,21 +101,35 @@ class _Registry:
     def champion_before(self) -> int | None:
         """The version that was champion last, of those that are not now and were not taken back."""
         since = {
-            version: tags[_CHAMPION_SINCE]
+            version: moment
             for version, tags in self.tags.items()
-            if _CHAMPION_SINCE in tags and version != self.champion and not self.taken_back(version)
+            if version != self.champion and not self.taken_back(version) and (moment := _moment(tags))
         }
         return max(since, key=lambda version: (since[version], version), default=None)
 
     def contenders(self, *, since: float) -> list[_Contender]:
-        """Those declared since then, oldest version first."""
+        """Those declared since then on terms that they were measured on, oldest version first."""
         found = []
         for version, tags in sorted(self.tags.items()):
-            if _CONTENDS in tags and not self.taken_back(version):
-                stored = json.loads(tags[_CONTENDS])
-                if stored["declared"] >= since:
-                    terms = _Terms(**stored["terms"])
-                    found.append(_Contender(version=version, terms=terms, declared=stored["declared"]))
+            if _CONTENDS not in tags or self.taken_back(version):
+                continue
+            try:
+                stored = documents.parse_json(
+                    tags[_CONTENDS],
+                    _DECLARATION,
+                    where=f"tag {_CONTENDS} of version {version}",
+                    what="a declaration of a contender",
+                    way_out="the version does not contend; promote it, which writes the tag anew",
+                    error=RegistryError,
+                )
+            except RegistryError as error:  # anybody may set a tag
+                _logger.warning("%s", error)
+                continue
+            contender = _Contender(version=version, terms=_Terms(**stored["terms"]), declared=stored["declared"])
+            # One from the future would contend for ever.
+            recent = since <= contender.declared <= since + _CONTEST_SECONDS + _CLOCKS_DIFFER_SECONDS
+            if recent and self.measurement(version, contender.terms) is not None:
+                found.append(contender)
         return found
 
 
@@ -302,6 +329,15 @@ def _crown(client: MlflowClient, name: str, version: int, *, seen: _Registry) ->
 def _written(moment: datetime) -> str:
     """A time of UTC that sorts as text."""
     return moment.isoformat(timespec="milliseconds")
+
+
+def _moment(tags: Mapping[str, str]) -> datetime | None:
+    """Since when a version was champion last, by its tag; None without one, or with one that nobody here wrote."""
+    try:
+        moment = datetime.fromisoformat(tags.get(_CHAMPION_SINCE, ""))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None and moment <= datetime.now(UTC) + _TOLERATED else None
 
 
 def _user() -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twostream_ray.errors import TrackingError, TwoStreamError
+from twostream_ray.errors import JournalError, TrackingError, TwoStreamError
 from twostream_ray.redaction import redact
 from twostream_ray.scratch import locked
 from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, hurried
@@ -109,7 +109,8 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
     """Deliver the journal of the run at a place; doing it again, or being killed at it, leaves nothing twice.
 
     Raises:
-        TrackingError: the place has no journal, or MLflow does not answer.
+        JournalError: the place has no journal, or it does not say which run it is of.
+        TrackingError: MLflow does not answer.
         StorageError: the place cannot be read.
     """
     journal, uri = Journal(run_place=run_place), config.resolved_uri()
@@ -146,7 +147,7 @@ def _note_outage(journal: Journal, uri: str, error: Exception) -> None:
 def _deliver(journal: Journal, uri: str, *, request_s: int, most: int | None = None) -> Delivery:
     identity = journal.identity()
     if identity is None:
-        raise TrackingError(f"a run's directory with a tracking journal was wanted, {journal.run_place} has none")
+        raise JournalError(f"a run's directory with a tracking journal was wanted, {journal.run_place} has none")
     # No request is repeated by MLflow's client: one whose answer was lost may have been obeyed, and making a run
     # cannot be told from making it again.
     with hurried(repeat=False, request_s=request_s):
@@ -170,7 +171,10 @@ def _deliver(journal: Journal, uri: str, *, request_s: int, most: int | None = N
                     _send_status(client, run.info.run_id, event)
                     statuses += 1
 
-        pending = journal.pending(most=most)
+        pending, damaged = journal.pending(most=most)
+        refused += len(damaged)
+        for told in damaged:
+            _logger.warning("%s", told)
         logged = [event for event in pending if event.kind == "metrics"]
         if logged:
             refused += _settle(journal, logged, send_metrics)
@@ -193,14 +197,15 @@ def _settle(journal: Journal, events: Sequence[Event], send: Callable[[Sequence[
 
     try:
         send(events)
-    except MlflowException as error:
-        if error.error_code not in _REFUSALS:
+    except (MlflowException, JournalError) as error:
+        if isinstance(error, MlflowException) and error.error_code not in _REFUSALS:
             raise
         if len(events) > 1:
             return sum(_settle(journal, [event], send) for event in events)
         reason = redact(first_line(error))
         journal.set_aside(events[0], reason=reason)
-        _logger.warning("MLflow refused an event, now in %s/refused (%s)", journal.place, reason)
+        who = "MLflow refused" if isinstance(error, MlflowException) else "there is no sending"
+        _logger.warning("%s an event, now in %s/refused (%s)", who, journal.place, reason)
         return 1
     for event in events:
         journal.remove(event)
@@ -212,7 +217,7 @@ def _run_of(identity: Identity, journal: Journal, client: MlflowClient, uri: str
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
-    if ids := journal.ids():
+    if ids := _ids(journal):
         try:
             run = client.get_run(ids[1])
             if run.info.lifecycle_stage == "active" and run.data.tags.get(KEY_TAG) == identity.key:
@@ -237,6 +242,16 @@ def _run_of(identity: Identity, journal: Journal, client: MlflowClient, uri: str
     return run
 
 
+def _ids(journal: Journal) -> tuple[str, str] | None:
+    """The ids that the journal knows; damaged ones are put aside, as the run is found by its key as well."""
+    try:
+        return journal.ids()
+    except JournalError as error:
+        _logger.warning("%s", error)
+        journal.forget_ids(reason=str(error))
+        return None
+
+
 def _send_metrics(client: MlflowClient, run: Run, events: Sequence[Event]) -> int:
     """Log what the run does not have yet; of two values for a step the first stays. Gives the number of values."""
     from mlflow.entities import Metric
@@ -244,7 +259,7 @@ def _send_metrics(client: MlflowClient, run: Run, events: Sequence[Event]) -> in
     # The newest step of each metric came with the run and nearly always answers; a history is asked for only for
     # steps that are not new.
     newest = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-    rows = [(key, step, value, event.time_ms) for event in events for key, step, value in event.values["rows"]]
+    rows = [(key, step, float(value), event.time_ms) for event in events for key, step, value in event.values["rows"]]
     known: dict[str, set[int]] = {key: set() for key, *_ in rows}
     for key in {key for key, step, *_ in rows if key in newest and step <= newest[key]}:
         known[key] = {row.step for row in client.get_metric_history(run.info.run_id, key)}

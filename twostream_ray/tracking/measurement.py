@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from twostream_ray import documents
 from twostream_ray.errors import RegistryError
+
+_logger = logging.getLogger(__name__)
+_SCHEMA = documents.record(
+    {
+        "manifest_hash": documents.WORD,
+        "split": documents.WORD,
+        "num_evaluated": {"type": "integer", "minimum": 1, "maximum": 2**53},
+        "num_clips": {"type": "integer", "minimum": 1, "maximum": 2**53},
+        "metrics": {"type": "object", "additionalProperties": {"type": "number", "minimum": -1e300, "maximum": 1e300}},
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +72,24 @@ def measurement_key(manifest_hash: str, split: str) -> str:
 
 
 def measurement_from(tags: Mapping[str, str], *, manifest_hash: str, split: str) -> Measurement | None:
-    """What a version's tags say about this split of this manifest; none if it was not measured there."""
-    try:
-        stored = json.loads(tags[measurement_key(manifest_hash, split)])
-        return Measurement(**stored) if stored["manifest_hash"] == manifest_hash else None
-    except (KeyError, TypeError, ValueError):
+    """What a version's tags say about this split of this manifest; none if it was not measured there.
+
+    A tag that is not one of ours, as anybody may set it, is passed by with a warning.
+    """
+    key = measurement_key(manifest_hash, split)
+    if key not in tags:
         return None
+    try:
+        stored = documents.parse_json(
+            tags[key],
+            _SCHEMA,
+            where=f"tag {key} of a model's version",
+            what="a measurement",
+            way_out="it is passed by; record_measurement, as after an evaluation, writes it anew",
+            error=RegistryError,
+        )
+        found = Measurement(**stored)
+    except RegistryError as error:
+        _logger.warning("%s", error)
+        return None
+    return found if (found.manifest_hash, found.split) == (manifest_hash, split) else None

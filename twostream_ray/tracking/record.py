@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from twostream_ray.errors import StorageError
+from twostream_ray.errors import JournalError, StorageError
 from twostream_ray.redaction import HIDDEN, is_secret_name, redact
 from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import deliver_if_due, deliver_now
@@ -80,6 +80,7 @@ def start_run(
 
     Raises:
         StorageError: the place cannot be written.
+        JournalError: what lies there does not say which run it is of.
     """
     journal = Journal(run_place=place)
     if journal.identity() is None:
@@ -103,15 +104,19 @@ def start_run(
 
 
 def run_at(config: TrackingConfig, *, place: str) -> RunHandle | None:
-    """The run that was begun at a place, or None; asks nobody but its journal.
+    """The run that was begun at a place, or None, also where its journal is damaged; asks nobody but that.
 
     Raises:
         StorageError: the place cannot be read.
     """
     journal = Journal(run_place=place)
-    if journal.identity() is None:
+    try:
+        if journal.identity() is None:
+            return None
+        experiment_id, run_id = journal.ids() or ("", "")
+    except JournalError as error:
+        _logger.warning("%s", error)
         return None
-    experiment_id, run_id = journal.ids() or ("", "")
     return RunHandle(uri=config.resolved_uri(), place=place, experiment_id=experiment_id, run_id=run_id)
 
 
@@ -133,7 +138,7 @@ def deliver(handle: RunHandle) -> RunHandle:
     """
     journal = Journal(run_place=handle.place)
     deliver_now(journal, handle.uri)
-    with contextlib.suppress(StorageError):
+    with contextlib.suppress(StorageError, JournalError):
         if ids := journal.ids():
             return replace(handle, experiment_id=ids[0], run_id=ids[1])
     return handle
