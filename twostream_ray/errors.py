@@ -129,7 +129,10 @@ class RegistryError(TwoStreamError):
 
 
 def own_error(error: BaseException) -> TwoStreamError | None:
-    """The package's own error inside the wrappers that a scheduler put around it, or None; a full disk becomes one."""
+    """The package's own error inside the wrappers that a scheduler put around it, or None.
+
+    A disk that is full or may not be written becomes one.
+    """
     seen: BaseException | None = error
     while seen is not None:
         inner = getattr(seen, "cause", None)
@@ -137,11 +140,27 @@ def own_error(error: BaseException) -> TwoStreamError | None:
             # Our messages are one line; Ray Data appends advice of its own.
             message = str(seen).partition("\n")[0]
             return seen if message == str(seen) else type(seen)(message)
-        if isinstance(seen, OSError) and seen.errno in _FULL:
-            where = seen.filename or "temporary files"
-            return StorageError(
-                f"a disk is full or its quota used up ({seen.strerror}: {where}): make room, or let TMPDIR name a "
-                "directory with some, and run the same command again"
-            )
+        if isinstance(seen, OSError) and (told := _told_of_disk(seen)):
+            return StorageError(told)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    return None
+
+
+def _told_of_disk(error: OSError) -> str | None:
+    """A disk that is full, may not be written or is not there for temporary files; None for any other fault."""
+    # Ray Data puts its advice, several lines, where the file's name was.
+    named = error.filename is not None and "\n" not in str(error.filename)
+    where = error.filename if named else "temporary files"
+    if error.errno in _FULL:
+        return (
+            f"a disk is full or its quota used up ({error.strerror}: {where}): make room, or let TMPDIR name a "
+            "directory with some, and run the same command again"
+        )
+    if error.errno == errno.EROFS:
+        return (
+            f"a disk cannot be written ({error.strerror}: {where}): let TMPDIR, or the setting that names this place, "
+            "name one that can, and run the same command again"
+        )
+    if "No usable temporary directory" in str(error):
+        return "no directory for temporary files can be written: let TMPDIR name one that can"
     return None

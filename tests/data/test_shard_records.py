@@ -147,10 +147,13 @@ def test_why_finished_shards_go_is_told_by_kind_and_example(tmp_path: Path) -> N
 
 
 def test_what_could_not_be_read_is_tried_again_and_what_was_bad_is_not(tmp_path: Path) -> None:
-    reasons = {"run/0.avi": "AccessError: cannot read run/0.avi: access denied", "walk/1.avi": "DecodeError: cut"}
-    ingested(tmp_path, bad=reasons)
-    (stale,) = surveyed(tmp_path).stale
-    assert (stale.why, stale.example) == ("a video that could not be read is tried again", "run/0.avi")
+    ingested(tmp_path, bad={"walk/1.avi": "DecodeError: cut", "sit/0.avi": "MissingError: cannot list f/x: not there"})
+    without_flow = [replace(clip, flow_uris=(f"f/{'x' if clip.label == 1 else 'y'}",)) for clip in CLIPS]
+    assert not surveyed(tmp_path, without_flow).stale
+    for kind in ("AccessError: cannot read run/0.avi: access denied", "MissingError: cannot read run/0.avi: not there"):
+        ingested(tmp_path, bad={"run/0.avi": kind})
+        (stale,) = surveyed(tmp_path).stale
+        assert (stale.why, stale.example) == ("a video that could not be read is tried again", "run/0.avi")
 
 
 def test_clips_are_in_one_shard_though_two_hold_them(tmp_path: Path) -> None:

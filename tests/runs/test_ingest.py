@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from twostream_ray import storage
+from twostream_ray.cli import main
 from twostream_ray.data import isolation
 from twostream_ray.data.catalog import CatalogConfig, Clip, in_text_order
 from twostream_ray.data.clips import FrameStream, fetch_frames
@@ -113,6 +114,17 @@ def test_a_class_folder_that_is_a_link_to_the_shards_is_refused(videos: Path, tm
     with pytest.raises(ConfigError, match=r"out must lie apart from the videos, .*/videos/up is a link into .*/out"):
         ingest(config(root, out))
     assert files(out / "parts") == files(videos / "train" / "up")
+
+
+def test_what_a_task_cannot_write_ends_the_ingest_in_one_line(
+    cluster: None, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/shards").symlink_to(tmp_path / "a disk that is not mounted")
+    arguments = ["--catalog.root", str(videos / "test"), "--out", str(tmp_path / "out"), "--flow.short_side_px", "48"]
+    assert main(["ingest", *arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot write" in line or "Trace" in line]
+    assert re.search(r"cannot write .*/out/shards/[0-9a-f]{16}-16.parquet: ", line)
 
 
 def test_videos_in_a_class_folder_called_parts_survive_every_ingest(

@@ -33,7 +33,7 @@ from twostream_ray.data.rows import encoded_block, rows_of, sample_block
 from twostream_ray.data.sample_cache import SampleCache
 from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shard_cache import ShardCache
-from twostream_ray.data.shards import ShardSet, read_row_group
+from twostream_ray.data.shards import ShardSet, read_clips
 from twostream_ray.data.snippets import Batch, View
 from twostream_ray.errors import ConfigError, ShardError, own_error
 
@@ -247,13 +247,11 @@ class SnippetLoader:
         shards = self._shard_set
         uri = storage.join(shards.uri, "shards", shards.shard_names[unit.shard])
 
-        def read(place: str) -> list[tuple[str, EncodedClip]]:
-            return list(
-                read_row_group(place, unit.group, want_rgb=self._want_rgb, want_flow=self._want_flow, rows=unit.rows)
-            )
+        def read(copy: str | None = None) -> list[tuple[str, EncodedClip]]:
+            return list(read_clips(shards, unit.clips, want_rgb=self._want_rgb, want_flow=self._want_flow, copy=copy))
 
         if self._config.cache is None or not storage.is_s3(uri):
-            return read(uri)
+            return read()
         cache = ShardCache(self._config.cache, limit_bytes=int(self._config.cache_gb * 1e9))
         sha256, size = shards.shard_sha256[unit.shard], shards.shard_bytes[unit.shard]
         entry = cache.fetch(uri, sha256=sha256, size=size)
@@ -262,7 +260,7 @@ class SnippetLoader:
                 return read(str(entry))
             except ShardError:
                 cache.drop(entry)  # it was whole when it came: this disk is to blame
-        return read(uri)
+        return read()
 
     def blocks(self, unit: Unit) -> Iterator[pa.Table]:
         """What a reading task streams to the worker: encoded clips, or samples."""
@@ -357,6 +355,7 @@ def _through_ray(loader: SnippetLoader, units: Sequence[Unit], *, tasks: int) ->
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # its wrapper loses what it wraps on the way to this process
     context.execution_options.preserve_order = True
     # One object for all tasks: the index of a large set is megabytes.
     shared = ray.put(loader)

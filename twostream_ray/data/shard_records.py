@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from twostream_ray import documents, storage
 from twostream_ray.data.catalog import Clip
 from twostream_ray.data.flow import CONTRACT_SCHEMA, FlowContract, differences
-from twostream_ray.data.shards import FORMAT, INDEX_SCHEMA, SHARD_NAME, read_manifest
+from twostream_ray.data.manifest import FORMAT, INDEX_SCHEMA, SHARD_NAME, read_manifest
 from twostream_ray.documents import COUNT, SHA256, WORD, list_of, record
-from twostream_ray.errors import AccessError, ConfigError, ShardError, TooLongError
+from twostream_ray.errors import AccessError, ConfigError, MissingError, ShardError, TooLongError
 
 QUARANTINE_COLUMNS = ("clip_id", "uri", "reason", "sha256")
 
@@ -128,7 +128,7 @@ def survey(out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frame
         StorageError: the place cannot be read.
     """
     names, sizes = _listed(out, "parts"), _listed(out, "shards")
-    wanted = {clip.clip_id: clip_identity(clip) for clip in clips}
+    wanted = {clip.clip_id: clip for clip in clips}
     kept: list[dict[str, Any]] = []
     stale: list[StaleShard] = []
     of_others: list[str] = []
@@ -195,7 +195,7 @@ def _read_record(out: str, name: str) -> dict[str, Any] | None:
 def _what_has_changed(
     values: Mapping[str, Any],
     *,
-    wanted: Mapping[str, list[Any]],
+    wanted: Mapping[str, Clip],
     sizes: Mapping[str, int],
     contract: FlowContract,
     max_frames: int | None,
@@ -208,22 +208,28 @@ def _what_has_changed(
         return "the file is not there in the size that was written", values["shard"]
     for entry in values["clips"]:
         clip_id, size, *labels = entry["identity"]
-        now = wanted.get(clip_id)
-        if now is None:
+        if clip_id not in wanted:
             return "the catalog no longer has one of the clips", clip_id
-        if now[1] != size:
+        if wanted[clip_id].size_bytes != size:
             return "a video has changed", clip_id
-        if now[2:] != labels:
+        if clip_identity(wanted[clip_id])[2:] != labels:
             return "labels or splits have changed", clip_id
     for entry in values["quarantined"]:
         clip_id, reason = entry["identity"][0], entry["reason"]
-        if wanted.get(clip_id) != entry["identity"]:
+        if clip_id not in wanted or clip_identity(wanted[clip_id]) != entry["identity"]:
             return "a quarantined video has changed or is gone", clip_id
         if values["max_frames"] != max_frames and reason.startswith(TooLongError.__name__):
             return "max_frames has changed", clip_id
-        if reason.startswith(AccessError.__name__):
+        if _was_away(reason, wanted[clip_id]):
             return "a video that could not be read is tried again", clip_id
     return None
+
+
+def _was_away(reason: str, clip: Clip) -> bool:
+    """Whether a clip that was listed could not be had then; flow images that nobody made are no such case."""
+    return reason.startswith((AccessError.__name__, MissingError.__name__)) and not any(
+        uri in reason for uri in clip.flow_uris
+    )
 
 
 def _ids(entries: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -302,7 +308,7 @@ def _refuse_files_of_others(out: str, *, replaced: bool) -> set[str]:
 def _is_index(uri: str) -> bool:
     try:
         return bool(_footer(uri).equals(INDEX_SCHEMA))
-    except (OSError, pa.ArrowException):
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
         return False
 
 
@@ -314,7 +320,7 @@ def _is_quarantine(uri: str) -> bool:
 def _is_shard(uri: str) -> bool:
     try:
         return b"flow_contract" in (_footer(uri).metadata or {})
-    except (OSError, pa.ArrowException):
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
         return False
 
 

@@ -21,8 +21,9 @@ from twostream_ray import storage
 from twostream_ray.data.catalog import Clip
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.manifest import FORMAT, INDEX_SCHEMA
 from twostream_ray.data.shard_records import QUARANTINE_COLUMNS, clip_identity
-from twostream_ray.data.shards import FORMAT, INDEX_SCHEMA, ROWS_PER_GROUP, SCHEMA, fields_crc32
+from twostream_ray.data.shards import ROWS_PER_GROUP, SCHEMA, fields_crc32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,14 +14,13 @@ Names are content-addressed: the same videos and settings give the same files, w
 from __future__ import annotations
 
 import hashlib
-import io
+import json
+import math
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,22 +29,13 @@ from numpy.typing import NDArray
 
 from twostream_ray import documents, storage
 from twostream_ray.data.clips import EncodedClip
-from twostream_ray.data.flow import CONTRACT_SCHEMA, FlowContract
-from twostream_ray.documents import COUNT, SHA256, WORD, list_of, record
-from twostream_ray.errors import ShardError
-
-FORMAT = 2
-"""Version of the layout; another one is refused."""
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.manifest import INDEX_LIMIT_BYTES, named_columns, read_index, read_manifest
+from twostream_ray.errors import AccessError, ConfigError, ShardError
 
 ROWS_PER_GROUP = 16
 """Rows read together: few requests to an object store, little memory."""
 
-
-_INDEX_LIMIT_BYTES = 2 << 30
-"""Room for some ten million clips."""
-
-SHARD_NAME = {"type": "string", "pattern": r"^[0-9a-f]{16}-[0-9]{1,9}\.parquet\Z"}
-"""The name of a shard's file: content address and number of rows. Nothing else becomes part of a path."""
 
 SCHEMA = pa.schema(
     [
@@ -66,39 +56,7 @@ SCHEMA = pa.schema(
 )
 """A shard's columns."""
 
-INDEX_SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("label", pa.int32()),
-        ("splits", pa.list_(pa.string())),
-        ("num_frames", pa.int32()),
-        ("shard", pa.int32()),
-        ("row", pa.int32()),
-    ]
-)
-"""The index's columns."""
-
-_COUNTS = {"type": "object", "additionalProperties": COUNT}
-_FORMAT_ONLY = record({"format": {"type": "integer"}}, others=True)
-_MANIFEST = record(
-    {
-        "format": {"const": FORMAT},
-        "classes": {**list_of(WORD, at_least=1, at_most=1_000_000), "uniqueItems": True},
-        "head_classes": list_of({**COUNT, "minimum": 1}, at_most=1000),
-        "flow_contract": CONTRACT_SCHEMA,
-        "flow_contract_hash": {"type": "string", "pattern": r"^[0-9a-f]{12}\Z"},
-        "clips": COUNT,
-        "frames": COUNT,
-        "quarantined": COUNT,
-        "splits": _COUNTS,
-        "quarantined_by_split": _COUNTS,
-        "index_sha256": SHA256,
-        "shards": list_of(
-            record({"name": SHARD_NAME, "rows": {**COUNT, "minimum": 1}, "bytes": COUNT, "sha256": SHA256}, others=True)
-        ),
-    },
-    others=True,
-)
+_MOST_PX = 16_384
 
 
 def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
@@ -162,65 +120,6 @@ class ShardSet:
         return np.asarray(members, dtype=np.int64)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
-    """What manifest.json says, checked; the fields are those of ShardSet."""
-
-    hash: str
-    classes: tuple[str, ...]
-    head_classes: tuple[int, ...]
-    contract: FlowContract
-    shard_names: tuple[str, ...]
-    shard_rows: tuple[int, ...]
-    shard_sha256: tuple[str, ...]
-    shard_bytes: tuple[int, ...]
-    quarantined: Mapping[str, int]
-    clips: int
-    frames: int
-    splits: Mapping[str, int]
-    index_sha256: str
-
-
-def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream ingest` again") -> Manifest:
-    """A manifest from the bytes of manifest.json.
-
-    Raises:
-        ShardError: it is none, one of another version, or its parts contradict each other.
-    """
-    terms: dict[str, Any] = {"where": where, "what": "a manifest of shards", "way_out": way_out, "error": ShardError}
-    values = documents.parse_json(content, _FORMAT_ONLY, **terms)
-    if values["format"] != FORMAT:
-        raise ShardError(
-            f"{where} has format {values['format']}, this version reads format {FORMAT}: ingest into another --out"
-        )
-    documents.check(values, _MANIFEST, **terms)
-    contract = FlowContract.from_dict(values["flow_contract"])
-    shards = values["shards"]
-    contradictions = {
-        "flow_contract_hash": values["flow_contract_hash"] != contract.hash,
-        "head_classes": bool(values["head_classes"]) and sum(values["head_classes"]) != len(values["classes"]),
-        "shards": len({shard["name"] for shard in shards}) < len(shards),
-        "clips": values["clips"] != sum(shard["rows"] for shard in shards),
-    }
-    if wrong := [name for name, differs in contradictions.items() if differs]:
-        raise ShardError(f"a manifest of shards was wanted at {where}, its {wrong[0]} contradicts the rest: {way_out}")
-    return Manifest(
-        hash=hashlib.sha256(content).hexdigest(),
-        classes=tuple(values["classes"]),
-        head_classes=tuple(map(int, values["head_classes"])),
-        contract=contract,
-        shard_names=tuple(shard["name"] for shard in shards),
-        shard_rows=tuple(int(shard["rows"]) for shard in shards),
-        shard_sha256=tuple(shard["sha256"] for shard in shards),
-        shard_bytes=tuple(int(shard["bytes"]) for shard in shards),
-        quarantined=values["quarantined_by_split"],
-        clips=values["clips"],
-        frames=values["frames"],
-        splits=values["splits"],
-        index_sha256=values["index_sha256"],
-    )
-
-
 def open_shards(uri: str) -> ShardSet:
     """Read a shard set's manifest and index.
 
@@ -236,7 +135,7 @@ def open_shards(uri: str) -> ShardSet:
         )
     content = storage.read_bytes(manifest_uri, limit_bytes=documents.LIMIT_BYTES)
     manifest = read_manifest(content, where=manifest_uri)
-    index_content = storage.read_bytes(index_uri, limit_bytes=_INDEX_LIMIT_BYTES)
+    index_content = storage.read_bytes(index_uri, limit_bytes=INDEX_LIMIT_BYTES)
     if hashlib.sha256(index_content).hexdigest() != manifest.index_sha256:
         raise ShardError(f"{index_uri} does not belong to its manifest: run `twostream ingest` again")
     return ShardSet(
@@ -249,75 +148,91 @@ def open_shards(uri: str) -> ShardSet:
         shard_sha256=manifest.shard_sha256,
         shard_bytes=manifest.shard_bytes,
         quarantined=manifest.quarantined,
-        index=_read_index(index_content, manifest, where=index_uri),
+        index=read_index(index_content, manifest, where=index_uri),
     )
 
 
-def _read_index(content: bytes, manifest: Manifest, *, where: str) -> pa.Table:
-    """The index, held against the manifest: every clip once, in a place that there is, with a label of a class."""
-    try:
-        file = pq.ParquetFile(io.BytesIO(content))
-        if not file.schema_arrow.equals(INDEX_SCHEMA):
-            raise ShardError(
-                f"{where} has the columns {_brief(file.schema_arrow)}, {_brief(INDEX_SCHEMA)} were wanted: run "
-                "`twostream ingest` again"
-            )
-        if file.metadata.num_rows != manifest.clips:
-            raise ShardError(
-                f"{where} has {file.metadata.num_rows} clips, its manifest {manifest.clips}: run `twostream ingest` "
-                "again"
-            )
-        table = file.read()
-    except (OSError, pa.ArrowException) as error:
-        raise ShardError(
-            f"an index of shards was wanted at {where} ({' '.join(str(error).split())[:160]}): run `twostream ingest` "
-            "again"
-        ) from error
-    splits = table["splits"].combine_chunks()
-    if any(table[name].null_count for name in table.column_names) or splits.flatten().null_count:
-        raise ShardError(f"{where} has empty values: run `twostream ingest` again")
-    rows = np.asarray(manifest.shard_rows, np.int64)
-    label, frames, shard, row = (
-        table[name].to_numpy().astype(np.int64) for name in ("label", "num_frames", "shard", "row")
+def read_clips(
+    shard_set: ShardSet, positions: Sequence[int], *, want_rgb: bool, want_flow: bool, copy: str | None = None
+) -> Iterator[tuple[str, EncodedClip]]:
+    """Clips of one row group by their positions in the index: (clip id, encoded clip); unwanted columns are not read.
+
+    The file is that of the manifest, or a `copy` of it: its size and flow contract are held against the manifest, each
+    row against the index, its streams against its checksums.
+
+    Raises:
+        ShardError: the shard is missing, damaged, or another one than the manifest and index speak of; names shard and
+            row.
+    """
+    places = shard_set.index.select(["shard", "row"]).take(positions).to_pydict()
+    shard, group = places["shard"][0], places["row"][0] // ROWS_PER_GROUP
+    uri = storage.join(shard_set.uri, "shards", shard_set.shard_names[shard])
+    rows = [row % ROWS_PER_GROUP for row in places["row"]]
+    expected = Expected(
+        bytes=shard_set.shard_bytes[shard],
+        contract=shard_set.contract,
+        rows=[
+            tuple(shard_set.index[name][position].as_py() for name in ("clip_id", "label", "num_frames"))
+            for position in positions
+        ],
     )
-    at = np.clip(shard, 0, max(len(rows) - 1, 0))
-    counts = dict(Counter(splits.flatten().to_pylist()))
-    wrong = {
-        "label": ((label < 0) | (label >= len(manifest.classes))).any(),
-        "num_frames": (frames < 1).any() or int(frames.sum()) != manifest.frames,
-        "shard": ((shard < 0) | (shard >= len(rows))).any(),
-        "row": len(rows) and ((row < 0) | (row >= rows[at])).any(),
-        "place of a clip": len(np.unique(shard << 32 | row)) < len(row),
-        "clip_id": len(table["clip_id"].unique()) < len(table),
-        "splits": counts != dict(manifest.splits),
-    }
-    if found := [name for name, is_wrong in wrong.items() if is_wrong]:
-        raise ShardError(f"the {found[0]} in {where} contradicts its manifest: run `twostream ingest` again")
-    return table
+    yield from read_row_group(
+        copy or uri, group, want_rgb=want_rgb, want_flow=want_flow, rows=rows, expected=expected, named=uri
+    )
 
 
-def _brief(schema: pa.Schema) -> str:
-    text = ", ".join(f"{field.name} {field.type}" for field in schema)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What the manifest and the index say of rows of a shard."""
+
+    bytes: int
+    """Size of the file."""
+
+    contract: FlowContract
+    """How its flow was made."""
+
+    rows: Sequence[tuple[str, int, int]]
+    """Clip id, label and number of frames of each row that is asked for."""
 
 
 def read_row_group(
-    shard_uri: str, group: int, *, want_rgb: bool, want_flow: bool, rows: Sequence[int]
+    shard_uri: str,
+    group: int,
+    *,
+    want_rgb: bool,
+    want_flow: bool,
+    rows: Sequence[int],
+    expected: Expected | None = None,
+    named: str | None = None,
 ) -> Iterator[tuple[str, EncodedClip]]:
     """Chosen rows of one row group, in the order asked for, as (clip id, encoded clip); unwanted columns are not read.
 
+    They are held against what is `expected` of them. Errors speak of the shard as `named`, where this is a copy.
+
     Raises:
-        ShardError: the shard is missing or damaged; names shard and row.
+        ShardError: the shard is missing, damaged or another one; names shard and row.
     """
-    columns = ["clip_id", "num_frames", "height", "width", "fps"]
+    named = named or shard_uri
+    here = f"{named}, row group {group},"
+    columns = ["clip_id", "label", "num_frames", "height", "width", "fps"]
     columns += ["video", "video_crc32"] * want_rgb + ["flow", "flow_crc32"] * want_flow
+
+    def read() -> pa.Table:
+        return _read_columns(shard_uri, group, columns, rows=rows, expected=expected, here=here)
+
     try:
-        table = storage.patiently(lambda: _read_columns(shard_uri, group, columns), place=shard_uri)
-    except (OSError, pa.ArrowException) as error:
-        raise ShardError(
-            f"{shard_uri}, row group {group}, cannot be read ({' '.join(str(error).split())[:200]}): ingest again"
-        ) from error
-    for row in rows:
+        table = storage.patiently(read, place=shard_uri)
+    except (OSError, UnicodeDecodeError, pa.ArrowException, AccessError) as error:
+        raise ShardError(f"{here} cannot be read ({' '.join(str(error).split())[:200]}): ingest again") from error
+    for number, row in enumerate(rows):
+        where = f"{named}, row {group * ROWS_PER_GROUP + row}"
+        clip_id, label, frames = (table[name][row].as_py() for name in ("clip_id", "label", "num_frames"))
+        if expected is not None and (clip_id, label, frames) != tuple(expected.rows[number]):
+            wanted = expected.rows[number]
+            raise ShardError(
+                f"{where}, holds clip {clip_id!r} of label {label} with {frames} frames, the index says {wanted[0]!r}, "
+                f"label {wanted[1]}, {wanted[2]} frames: one of them is another set's, ingest again"
+            )
         video = memoryview(table["video"][row].as_buffer()).cast("B") if want_rgb else None
         fields = None
         if want_flow:
@@ -326,20 +241,18 @@ def read_row_group(
             fields is None or fields_crc32(fields) == table["flow_crc32"][row].as_py()
         )
         if not intact:
+            raise ShardError(f"{where}, is damaged (checksum): delete it and ingest again")
+        height, width, fps = (table[name][row].as_py() for name in ("height", "width", "fps"))
+        if not (frames >= 1 and 0 < height <= _MOST_PX and 0 < width <= _MOST_PX and 0 < fps < math.inf):
             raise ShardError(
-                f"{shard_uri}, row {group * ROWS_PER_GROUP + row}, is damaged (checksum): delete it and ingest again"
+                f"{where}, says {frames} frames of {width} x {height} px at {fps} a second: it is damaged, delete it "
+                "and ingest again"
             )
-        yield (
-            table["clip_id"][row].as_py(),
-            EncodedClip(
-                video=video,
-                flow=fields,
-                num_frames=table["num_frames"][row].as_py(),
-                height=table["height"][row].as_py(),
-                width=table["width"][row].as_py(),
-                fps=table["fps"][row].as_py(),
-            ),
-        )
+        if fields is not None and len(fields) not in (0, frames - 1):
+            raise ShardError(
+                f"{where}, has {len(fields)} fields of flow for {frames} frames: delete it and ingest again"
+            )
+        yield clip_id, EncodedClip(video=video, flow=fields, num_frames=frames, height=height, width=width, fps=fps)
 
 
 def binary_values(array: pa.Array) -> list[memoryview]:
@@ -352,8 +265,40 @@ def binary_values(array: pa.Array) -> list[memoryview]:
     return [whole[start:end] for start, end in pairwise(places)]
 
 
-def _read_columns(shard_uri: str, group: int, columns: list[str]) -> pa.Table:
-    system, path = storage.filesystem(shard_uri)
-    with system.open_input_file(path) as file:
+def _read_columns(
+    shard_uri: str, group: int, columns: list[str], *, rows: Sequence[int], expected: Expected | None, here: str
+) -> pa.Table:
+    with storage.open_regular(shard_uri) as opened:
+        if expected is not None and opened.size() != expected.bytes:
+            raise ShardError(
+                f"{here} cannot be read (it is of a file of {opened.size()} bytes, its manifest says "
+                f"{expected.bytes}): it is damaged or another one, ingest again"
+            )
         # Few large requests to a store; from a disk it would only be another copy (35 ms instead of 4 for 19 MB).
-        return pq.ParquetFile(file, pre_buffer=storage.is_s3(shard_uri)).read_row_group(group, columns=columns)
+        file = pq.ParquetFile(opened, pre_buffer=storage.is_s3(shard_uri))
+        if not file.schema_arrow.equals(SCHEMA):
+            raise ShardError(
+                f"{here} is of no shard, it has the columns {named_columns(file.schema_arrow)}: ingest again"
+            )
+        stored = (file.schema_arrow.metadata or {}).get(b"flow_contract", b"")
+        if expected is not None and not _is_contract(stored, expected.contract):
+            raise ShardError(f"{here} has flow of another kind than its manifest says: ingest again")
+        if group >= file.num_row_groups or max(rows) >= file.metadata.row_group(group).num_rows:
+            raise ShardError(
+                f"{here} has fewer rows than its manifest says ({file.metadata.num_rows} in all): ingest again"
+            )
+        table = file.read_row_group(group, columns=columns)
+        table.validate(full=True)
+    empty = [name for name in columns if table[name].null_count]
+    if "flow" in columns and any(chunk.flatten().null_count for chunk in table["flow"].chunks):
+        empty.append("flow")
+    if empty or len(table) <= max(rows):
+        raise ShardError(f"{here} has rows without {', '.join(empty) or 'content'}: ingest again")
+    return table
+
+
+def _is_contract(stored: bytes, contract: FlowContract) -> bool:
+    try:
+        return FlowContract.from_dict(json.loads(stored)) == contract
+    except (ValueError, ConfigError):
+        return False

@@ -240,6 +240,7 @@ def _write_all(
         counter = ray.remote(num_cpus=0)(_Counter).remote()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        context.raise_original_map_exception = True  # its wrapper loses what it wraps on the way to this process
         plan_rows = ray.data.from_items(
             [{"key": plan.key, "clips": [asdict(clip) for clip in plan.clips]} for plan in plans],
             override_num_blocks=len(plans),

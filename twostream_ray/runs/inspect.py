@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from twostream_ray import storage, visualize
 from twostream_ray.data import clips, flow
-from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
+from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_clips
 from twostream_ray.errors import ShardError
 from twostream_ray.runs.config import InspectConfig
 
@@ -76,18 +77,38 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
 
 
 def _verify(shard_set: ShardSet, *, progress: Callable[[int, int], None] | None) -> None:
-    """Hold every shard against the manifest's sha256, and every row against its own checksums."""
-    rows = Counter(shard_set.index["shard"].to_pylist())
+    """Hold every shard against the manifest's sha256, and every row against the index and its own checksums."""
+    shards, rows = (shard_set.index[name].to_numpy() for name in ("shard", "row"))
+    in_order = np.lexsort((rows, shards))
     for number, (name, sha256) in enumerate(zip(shard_set.shard_names, shard_set.shard_sha256, strict=True)):
         uri = storage.join(shard_set.uri, "shards", name)
-        for group in range(-(-rows[number] // ROWS_PER_GROUP)):
-            members = range(min(ROWS_PER_GROUP, rows[number] - group * ROWS_PER_GROUP))
-            for _ in read_row_group(uri, group, want_rgb=True, want_flow=True, rows=members):
+        members = in_order[shards[in_order] == number]
+        for start in range(0, len(members), ROWS_PER_GROUP):
+            group = members[start : start + ROWS_PER_GROUP].tolist()
+            for _ in read_clips(shard_set, group, want_rgb=True, want_flow=True):
                 pass
-        if hashlib.sha256(storage.read_bytes(uri)).hexdigest() != sha256:
+        content = storage.read_bytes(uri, limit_bytes=shard_set.shard_bytes[number])
+        if hashlib.sha256(content).hexdigest() != sha256:
             raise ShardError(f"{uri} is not the file that the manifest names (sha256): delete it and ingest again")
+        _verify_labels(shard_set, members.tolist(), pa.py_buffer(content), uri=uri)
         if progress is not None:
             progress(number + 1, len(shard_set.shard_names))
+
+
+def _verify_labels(shard_set: ShardSet, members: list[int], content: pa.Buffer, *, uri: str) -> None:
+    """Hold what a shard says of its rows' classes and splits against what training reads of the index."""
+    table = pq.read_table(pa.BufferReader(content), columns=["clip_id", "class_name", "splits"])
+    if len(table) != len(members):
+        raise ShardError(f"{uri} has {len(table)} rows, the index {len(members)}: ingest again")
+    index = shard_set.index.select(["clip_id", "label", "splits"]).take(members).to_pylist()
+    for number, (stored, said) in enumerate(zip(table.to_pylist(), index, strict=True)):
+        told = (said["clip_id"], shard_set.classes[said["label"]], said["splits"])
+        if told != (stored["clip_id"], stored["class_name"], stored["splits"]):
+            raise ShardError(
+                f"{uri}, row {number}, is {stored['clip_id']!r} of class {stored['class_name']!r} in "
+                f"{', '.join(stored['splits'])}; index and manifest say {told[0]!r} of class {told[1]!r} in "
+                f"{', '.join(told[2])}: ingest again"
+            )
 
 
 def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:
@@ -95,7 +116,7 @@ def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:
     frames, fields, captions = [], [], []
     shown = 4 * _MOST_FRAMES if len(positions) == 1 else _MOST_FRAMES
     for position in positions:
-        clip_id, clip = _read(shard_set, position)
+        clip_id, clip = next(read_clips(shard_set, [position], want_rgb=True, want_flow=True))
         times = np.linspace(0, clip.num_frames - 2, shown).round().astype(int).tolist()
         name = clip_id.rpartition("/")[2]
         captions += [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…", *map(str, times[1:])]
@@ -114,10 +135,3 @@ def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:
         captions=captions,
         columns=_MOST_FRAMES,
     )
-
-
-def _read(shard_set: ShardSet, position: int) -> tuple[str, EncodedClip]:
-    shard, row = (int(shard_set.index[name][position].as_py()) for name in ("shard", "row"))
-    uri = storage.join(shard_set.uri, "shards", shard_set.shard_names[shard])
-    group, within = divmod(row, ROWS_PER_GROUP)
-    return next(read_row_group(uri, group, want_rgb=True, want_flow=True, rows=[within]))

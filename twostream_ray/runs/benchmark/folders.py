@@ -15,7 +15,7 @@ from twostream_ray import storage
 from twostream_ray.data import flow, sampling, snippets, transforms
 from twostream_ray.data.clips import EncodedClip, FrameStream
 from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, read_row_group
+from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, read_clips
 from twostream_ray.data.snippets import View
 
 Frames = Literal["decord in order", "decord seeking", "jpeg"]
@@ -56,11 +56,10 @@ class FolderClip:
 
 def encoded_clips(shard_set: ShardSet) -> Iterator[tuple[str, EncodedClip]]:
     """Every clip of a shard set's index with both its columns, row group by row group."""
-    places = sorted(zip(shard_set.index["shard"].to_pylist(), shard_set.index["row"].to_pylist(), strict=True))
-    for (shard, group), rows in groupby(places, key=lambda place: (place[0], place[1] // ROWS_PER_GROUP)):
-        uri = storage.join(shard_set.uri, "shards", shard_set.shard_names[shard])
-        chosen = [row % ROWS_PER_GROUP for _, row in rows]
-        yield from read_row_group(uri, group, want_rgb=True, want_flow=True, rows=chosen)
+    shard, row = (shard_set.index[name].to_numpy() for name in ("shard", "row"))
+    in_order = np.lexsort((row, shard)).tolist()
+    for _, positions in groupby(in_order, key=lambda position: (shard[position], row[position] // ROWS_PER_GROUP)):
+        yield from read_clips(shard_set, list(positions), want_rgb=True, want_flow=True)
 
 
 def extract(shard_set: ShardSet, *, videos: str, out: Path) -> list[FolderClip]:
