@@ -207,6 +207,8 @@ def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Pa
     assert right(tuned)["spatial alone"][1] == hits["spatial"]
     assert right(tuned)["temporal alone"][1] == hits["temporal"]
     assert str(tuned.chosen_on) == "20 clips of split test"
+    with np.load(files["spatial"]) as written:
+        assert tuple(written["classes"]) == shard_set.classes
     assert len(tuned.notes) == 2  # a single stream's scores are probabilities
 
 
@@ -233,6 +235,61 @@ def test_other_clips_other_labels_and_doubled_clips_are_refused(streams: dict[st
     assert "60 rows of 59 clips" in refused(ConfigError, spatial=spatial, temporal=doubled)
     narrow = write(tmp_path / "narrow.npz", streams["temporal"][:, :2], labels, ids)
     assert "got spatial (60, 3), temporal (60, 2)" in refused(ConfigError, spatial=spatial, temporal=narrow)
+
+
+def test_scores_of_other_classes_or_of_another_order_of_them_are_refused(
+    streams: dict[str, Any], tmp_path: Path
+) -> None:
+    labels, ids = streams["labels"], streams["ids"]
+
+    def files(part: str, spatial: list[str] | None, temporal: list[str] | None) -> dict[str, str]:
+        keep = np.arange(60) % 2 == (part == "quote")
+        rows = [clip for clip, kept in zip(ids, keep, strict=True) if kept]
+        return {
+            stream: write(
+                tmp_path / f"{part} {stream}.npz",
+                streams[stream][keep],
+                labels[keep],
+                rows,
+                **({} if classes is None else {"classes": np.asarray(classes)}),
+            )
+            for stream, classes in (("spatial", spatial), ("temporal", temporal))
+        }
+
+    ours = ["run", "sit", "walk"]
+    for others in (["run", "walk", "sit"], ["run", "swim", "walk"]):
+        said = refused(ConfigError, **files("choose", ours, others))
+        assert f"the same classes in the same order, but label 1 is 'sit' in the one and {others[1]!r}" in said
+        quote = StreamScoresConfig(**files("quote", others, None))
+        choose = StreamScoresConfig(**files("choose", None, ours))
+        with pytest.raises(
+            ConfigError, match="choose and quote must hold scores of the same classes in the same order"
+        ):
+            tune_scores(TuneScoresConfig(choose=choose, quote=quote, out=str(tmp_path)))
+    assert "must hold the names of its 3 classes, got <U3 (2,)" in refused(
+        ConfigError, **files("choose", ours, ours[:2])
+    )
+    named = StreamScoresConfig(**files("choose", ours, ours))
+    assert tune_scores(TuneScoresConfig(choose=named, out=str(tmp_path / "named"))).notes == ()
+    nameless = StreamScoresConfig(**files("choose", ours, None))
+    (note,) = tune_scores(TuneScoresConfig(choose=nameless, out=str(tmp_path / "nameless"))).notes
+    assert "choose temporal.npz has no names of classes, as earlier versions wrote it" in note
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "said"),
+    [
+        (np.array([0, 3]), np.zeros((2, 3)), "must hold labels from 0 to 2, got 0 to 3"),
+        (np.array([-1, 0]), np.zeros((2, 3)), "must hold labels from 0 to 2, got -1 to 0"),
+        (np.array(["a", "b"]), np.zeros((2, 3)), "must hold numbers as labels, got <U1"),
+        (np.array([0, 1]), np.full((2, 3), "x"), "must hold numbers as scores, got <U1"),
+    ],
+)
+def test_values_that_cannot_be_scores_are_refused(
+    tmp_path: Path, labels: NDArray[Any], scores: NDArray[Any], said: str
+) -> None:
+    np.savez(tmp_path / "odd.npz", spatial=scores, temporal=scores, labels=labels)
+    assert said in refused(ConfigError, both=str(tmp_path / "odd.npz"))
 
 
 def test_a_file_that_holds_something_else_is_refused_without_unpickling(tmp_path: Path) -> None:

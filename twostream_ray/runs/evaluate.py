@@ -194,6 +194,7 @@ def _write(evaluation: Evaluation, *, out: str) -> None:
         scores=evaluation.scores,
         labels=evaluation.labels,
         clip_ids=np.asarray(evaluation.clip_ids),
+        classes=np.asarray(evaluation.report.classes),
         split=np.asarray(evaluation.split),
         num_expected=np.asarray(evaluation.report.n_expected),
         head_classes=np.asarray(evaluation.package.model.head_classes, dtype=np.int64),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -50,6 +52,8 @@ class StreamScores:
     """(N,) true classes, in [0, K)."""
     clip_ids: NDArray[np.str_] | None
     """(N,) names of the clips, where the file has them."""
+    classes: tuple[str, ...] | None
+    """(K,) names of the classes, where a file has them."""
     split: str | None
     """Its name, where the files tell it."""
     num_expected: int
@@ -95,7 +99,7 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
         StorageError: a file cannot be read or is no such .npz.
     """
     if config.both is not None:
-        table = _load(config.both)
+        table = other = _load(config.both)
         _demand(table, ("spatial", "temporal", ("labels", "label")), file=config.both, name=f"{name}.both")
         spatial, temporal = table["spatial"], table["temporal"]
         labels, clip_ids = table["labels" if "labels" in table else "label"], _first(table, "clip_ids", "names")
@@ -120,10 +124,18 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
             f"{' and '.join(files)} must hold scores (N, K) of the same clips and classes with labels (N,), got "
             f"spatial {spatial.shape}, temporal {temporal.shape} and labels {labels.shape}"
         )
+    _refuse_odd_values(spatial, temporal, labels, where=" and ".join(files))
     labels = labels.astype(np.int64)
     heads = _first(table, "head_classes")
     head_classes = [spatial.shape[1]] if heads is None or not len(heads) else heads.tolist()
-    notes = []
+    tables = zip(files, (table, other), strict=False)  # one file may hold both
+    named = {file: _class_names(one, file=file, num_classes=spatial.shape[1]) for file, one in tables}
+    _refuse_other_classes(named)
+    notes = [
+        f"{name}: {file} has no names of classes, as earlier versions wrote it: it may be of other classes"
+        for file, classes in named.items()
+        if classes is None
+    ]
     streams = {"spatial": spatial.astype(np.float64), "temporal": temporal.astype(np.float64)}
     for stream, scores in streams.items():
         if _are_probabilities(scores, num_heads=len(head_classes)):
@@ -137,6 +149,7 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
         temporal=streams["temporal"],
         labels=labels,
         clip_ids=clip_ids,
+        classes=next((classes for classes in named.values() if classes is not None), None),
         split=None if split is None else str(split),
         num_expected=len(labels) if expected is None else int(expected),
         files=files,
@@ -158,6 +171,44 @@ def refuse_overlap(choose: StreamScores, quote: StreamScores) -> None:
         raise ConfigError(
             f"choose and quote must have the same classes, got {choose.spatial.shape[1]} and {quote.spatial.shape[1]}"
         )
+    _refuse_other_classes({"choose": choose.classes, "quote": quote.classes})
+
+
+def _class_names(table: dict[str, NDArray[Any]], *, file: str, num_classes: int) -> tuple[str, ...] | None:
+    """The names of the K classes that a file's scores are of; None where it has none."""
+    classes = _first(table, "classes")
+    if classes is None:
+        return None
+    if classes.shape != (num_classes,) or classes.dtype.kind != "U":
+        raise ConfigError(
+            f"{file} must hold the names of its {num_classes} classes, got {classes.dtype} {classes.shape}: evaluate "
+            "the model again"
+        )
+    return tuple(map(str, classes))
+
+
+def _refuse_other_classes(named: Mapping[str, tuple[str, ...] | None]) -> None:
+    """Raise ConfigError where two lists of classes have other names or another order."""
+    known = [(where, classes) for where, classes in named.items() if classes is not None]
+    for (first, ours), (second, theirs) in itertools.pairwise(known):
+        for label, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            if one != other:
+                raise ConfigError(
+                    f"{first} and {second} must hold scores of the same classes in the same order, but label {label} "
+                    f"is {one!r} in the one and {other!r} in the other: evaluate both on the same shards"
+                )
+
+
+def _refuse_odd_values(spatial: NDArray[Any], temporal: NDArray[Any], labels: NDArray[Any], *, where: str) -> None:
+    """Raise ConfigError unless scores are numbers and labels count classes."""
+    for one, kinds, what in ((spatial, "fiu", "scores"), (temporal, "fiu", "scores"), (labels, "iu", "labels")):
+        if one.dtype.kind not in kinds:
+            raise ConfigError(f"{where} must hold numbers as {what}, got {one.dtype}: evaluate the model again")
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < spatial.shape[1]:
+        raise ConfigError(
+            f"{where} must hold labels from 0 to {spatial.shape[1] - 1}, got {labels.min()} to {labels.max()}: "
+            "evaluate the model again"
+        )
 
 
 def _load(file: str) -> dict[str, NDArray[Any]]:
@@ -165,7 +216,7 @@ def _load(file: str) -> dict[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise StorageError(
             f"an .npz of scores was wanted at {file}, but it cannot be read ({error}): give the scores.npz that "
             "`twostream evaluate` wrote"
