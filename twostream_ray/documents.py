@@ -54,7 +54,14 @@ def list_of(items: Schema, *, at_least: int = 0, at_most: int = 10_000_000) -> S
 
 
 def read_json(
-    uri: str, schema: Schema, *, what: str, way_out: str, error: type[TwoStreamError], limit_bytes: int = LIMIT_BYTES
+    uri: str,
+    schema: Schema,
+    *,
+    what: str,
+    way_out: str,
+    error: type[TwoStreamError],
+    limit_bytes: int = LIMIT_BYTES,
+    metrics: bool = False,
 ) -> Any:
     """The values of a JSON file, as `parse_json` gives them.
 
@@ -63,22 +70,35 @@ def read_json(
         TwoStreamError: of the kind `error`: the file is no such document.
     """
     content = storage.read_bytes(uri, limit_bytes=limit_bytes)
-    return parse_json(content, schema, where=uri, what=what, way_out=way_out, error=error)
+    return parse_json(content, schema, where=uri, what=what, way_out=way_out, error=error, metrics=metrics)
 
 
 def parse_json(
-    content: bytes | str, schema: Schema, *, where: str, what: str, way_out: str, error: type[TwoStreamError]
+    content: bytes | str,
+    schema: Schema,
+    *,
+    where: str,
+    what: str,
+    way_out: str,
+    error: type[TwoStreamError],
+    metrics: bool = False,
 ) -> Any:
     """The values of a JSON text that is what the schema says: `what` ("a manifest of shards") was wanted at `where`.
 
-    NaN and infinities, which JSON does not have but Python reads, and keys that come twice are refused.
+    NaN and infinities, which JSON does not have but Python reads, and keys that come twice are refused; in a document
+    with `metrics` of training, where a loss may be either, both are taken.
 
     Raises:
         TwoStreamError: of the kind `error`, in one line that ends with the `way_out`.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")
-        values = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_twice)
+        values = json.loads(
+            text,
+            parse_constant=float if metrics else _refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_refuse_twice,
+        )
     except (ValueError, RecursionError) as fault:
         raise error(f"{what} was wanted at {where}, it holds no JSON ({_one_line(fault)}): {way_out}") from fault
     check(values, schema, where=where, what=what, way_out=way_out, error=error)

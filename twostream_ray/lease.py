@@ -100,13 +100,14 @@ class Lease:
         self.lost_to: Holder | None = None
         """Who has taken it over meanwhile."""
 
-    def refuse_if_lost(self) -> None:
-        """Raise LeaseError where somebody else has the place by now."""
-        if self.lost_to is not None:
-            raise LeaseError(
-                f"{self._mine.work} was stopped: {self.place} was not renewed for {_STALE_S:.0f} s and was taken over "
-                f"by {self.lost_to}: wait for it, then run the same command again"
-            )
+    def loss(self) -> LeaseError | None:
+        """The error to raise where somebody else has the place by now."""
+        if self.lost_to is None:
+            return None
+        return LeaseError(
+            f"{self._mine.work} was stopped: {self.place} was not renewed for {_STALE_S:.0f} s and was taken over "
+            f"by {self.lost_to}: wait for it, then run the same command again"
+        )
 
 
 @contextmanager
@@ -140,12 +141,17 @@ def held(place: str, *, work: str, way_out: str, when_lost: Callable[[], object]
     thread.start()
     try:
         yield lease
+    except BaseException as error:
+        if (loss := lease.loss()) is not None:
+            raise loss from error
+        raise
     finally:
         ended.set()
         thread.join(timeout=_RENEW_S)
         with suppress(StorageError, OSError, LeaseError):
             files.remove(mine)
-    lease.refuse_if_lost()
+    if (loss := lease.loss()) is not None:
+        raise loss
 
 
 def holder_of(place: str) -> Holder | None:

@@ -49,12 +49,12 @@ def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
     "budget", [{"trials": 9}, {"max_epochs": 9}, {"max_hours": 9.0}, {"max_gpu_hours": 9.0}, {"concurrent_trials": 9}]
 )
 def test_a_search_goes_on_with_another_budget(tmp_path: Path, budget: dict[str, Any]) -> None:
-    Journal(CONFIG, place=str(tmp_path))
+    Journal(CONFIG, place=str(tmp_path)).put(record(0))
     Journal(replace(CONFIG, search=replace(CONFIG.search, **budget)), place=str(tmp_path))
 
 
 def test_a_search_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
-    Journal(CONFIG, place=str(tmp_path))
+    Journal(CONFIG, place=str(tmp_path)).put(record(0))
     other = replace(CONFIG, search=replace(CONFIG.search, scheduler="none"))
     with pytest.raises(
         ConfigError,

@@ -189,10 +189,19 @@ def with_absolute_places(config: _Experiment) -> _Experiment:
 
 
 def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """The settings that a resumed run must share, in JSON's types: where it runs and who hears of it may change."""
-    values = json.loads(json.dumps(asdict(config)))
+    """The settings that a resumed run must share, in JSON's types.
+
+    Where it runs, who hears of it and what it is evaluated on when it is trained may change.
+    """
+    return without_free_settings(json.loads(json.dumps(asdict(config))))
+
+
+def without_free_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run without those that a resumed one may have otherwise; earlier versions wrote more down."""
     fixed = {name: value for name, value in values.items() if name not in ("workers", "tracking", "storage")}
-    return fixed | {"data": {name: value for name, value in values["data"].items() if name not in _OF_THE_MACHINE}}
+    # Which data they are is asked of their manifest.
+    free = (*_OF_THE_MACHINE, "test_split", "shards")
+    return fixed | {"data": {name: value for name, value in values.get("data", {}).items() if name not in free}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,21 +11,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twostream_ray import storage, tracking, visualize
+from twostream_ray import lease, storage, tracking, visualize
 from twostream_ray.data.flow import require_same_contract
 from twostream_ray.data.lanes import Pass
 from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet, open_shards
-from twostream_ray.errors import ConfigError, StorageError, TrainingError, own_error
+from twostream_ray.documents import read_json, record
+from twostream_ray.errors import ConfigError, ShardError, StorageError, TrainingError, own_error
 from twostream_ray.evaluation import Report, own_head_first, report_on
 from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig
+from twostream_ray.runs.run_folder import data_of, explained
 from twostream_ray.runs.session import ray_session
-from twostream_ray.runs.train import TrainReport, run_place
+from twostream_ray.runs.train import TrainReport, require_splits, run_place
 from twostream_ray.training.checkpoint import MODEL_FILES, ModelPackage, check_model, load_model
 
 _CLIPS_PER_STEP = 32
 _PUBLISHED = "published.json"
+_PUBLISHED_SCHEMA = record(
+    {"version": {"type": ["integer", "null"]}, "verdict": {"type": ["string", "null"]}},
+    {"split": {"type": "string"}},
+)
 
 Progress = Callable[[int, int], None]
 """Called with (clips scored, clips in all)."""
@@ -73,16 +79,26 @@ def local_model(model: str, *, config: tracking.TrackingConfig, folder: Path) ->
     return folder
 
 
-def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Evaluation:
+def evaluate(
+    config: EvaluateConfig, *, progress: Progress | None = None, shard_set: ShardSet | None = None
+) -> Evaluation:
     """Score a split and write report.json, scores.npz and confusion.png to `config.out`.
 
+    `shard_set` is given where `config.shards` may hold other clips by now than those that are to be scored.
+
     Raises:
+        LeaseError: another process writes there.
         ContractMismatchError: the shards' flow is of another kind than the model's.
         ConfigError: the shards' classes are not the model's.
         ShardError, RegistryError, StorageError, CheckpointError: data or model cannot be had.
     """
-    shard_set = open_shards(config.shards)
+    shard_set = shard_set or open_shards(config.shards)
     shard_set.split(config.split)
+    with lease.held(config.out, work="evaluate", way_out="wait for it or end it, or choose another --out"):
+        return _evaluate(config, shard_set, progress=progress)
+
+
+def _evaluate(config: EvaluateConfig, shard_set: ShardSet, *, progress: Progress | None) -> Evaluation:
     with tempfile.TemporaryDirectory() as folder:
         directory = local_model(config.model, config=config.tracking, folder=Path(folder))
         package = check_model(directory)
@@ -219,17 +235,55 @@ class Published:
 
 
 def published_before(config: ExperimentConfig) -> bool:
-    """Whether `evaluate_run` has come to its end for this run; a registry that was away may have kept it from it."""
-    return storage.exists(storage.join(run_place(config), _PUBLISHED))
+    """Whether `evaluate_run` has come to its end for this run and split.
+
+    A registry that was away may have kept it from it, and another split may have been named since.
+
+    Raises:
+        ConfigError: what tells so is damaged.
+    """
+    place = storage.join(run_place(config), _PUBLISHED)
+    if not storage.exists(place):
+        return False
+    told = read_json(
+        place,
+        _PUBLISHED_SCHEMA,
+        what="what became of a run in the registry",
+        way_out="delete it and run the same command again, which evaluates once more",
+        error=ConfigError,
+    )
+    return bool(told.get("split", config.data.test_split) == config.data.test_split)
 
 
-def evaluate_run(config: ExperimentConfig, trained: TrainReport, *, progress: Progress | None = None) -> Published:
+def evaluate_run(
+    config: ExperimentConfig,
+    trained: TrainReport,
+    *,
+    progress: Progress | None = None,
+    shard_set: ShardSet | None = None,
+) -> Published:
     """Evaluate a finished run on its test split, put numbers and pictures into its MLflow run, register the model.
+
+    `shard_set` is given where the run's own folder does not say which data it began with: that of a trial.
 
     Raises:
         RegistryError: the model cannot be registered.
         ShardError, StorageError, CheckpointError: data or checkpoint cannot be had.
+        LeaseError: another process is at work on the run.
     """
+    what, folder = f"run {config.name!r}", run_place(config)
+    shard_set = shard_set or data_of(folder, shards=config.data.shards, what=what)
+    require_splits(config, shard_set, ("test_split",))
+    with lease.held(folder, work=what, way_out="wait for it or end it"):
+        try:
+            return _evaluate_run(config, trained, shard_set, progress=progress)
+        except ShardError as error:
+            raise explained(error, shard_set, what=what) from error
+
+
+def _evaluate_run(
+    config: ExperimentConfig, trained: TrainReport, shard_set: ShardSet, *, progress: Progress | None
+) -> Published:
     place = storage.join(run_place(config), "evaluation")
     evaluation = evaluate(
         EvaluateConfig(
@@ -241,6 +295,7 @@ def evaluate_run(config: ExperimentConfig, trained: TrainReport, *, progress: Pr
             tracking=config.tracking,
         ),
         progress=progress,
+        shard_set=shard_set,
     )
     report = evaluation.report
     metrics = {"top1": report.top1, "mean_class_accuracy": report.mean_class}
@@ -261,7 +316,7 @@ def evaluate_run(config: ExperimentConfig, trained: TrainReport, *, progress: Pr
     published = Published(evaluation=evaluation, version=None, verdict=None)
     if config.tracking.register:
         published = _register(config, trained, evaluation, metrics=metrics)
-    told = {"version": published.version, "verdict": published.verdict}
+    told = {"version": published.version, "verdict": published.verdict, "split": evaluation.split}
     storage.write_json(storage.join(run_place(config), _PUBLISHED), told)
     return published
 

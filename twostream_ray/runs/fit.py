@@ -18,7 +18,7 @@ from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallb
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import storage, tracking
-from twostream_ray.errors import TrainingError, own_error
+from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.runs.board import Board
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.gauges import mean_of_workers, object_store
@@ -41,6 +41,7 @@ def fit(
     config: ExperimentConfig,
     package: ModelPackage,
     *,
+    data_place: str,
     handle: tracking.RunHandle,
     needs_rgb: bool,
     needs_flow: bool,
@@ -50,7 +51,10 @@ def fit(
 ) -> tuple[str, list[dict[str, float]]]:
     """Train with a group of workers; gives the checkpoint to use and the metrics of every epoch.
 
+    `data_place` is the folder where it is written down which data the run began with.
+
     Raises:
+        ConfigError: there are more workers than lanes.
         TrainingError: the group failed more often than workers.max_failures allows, or a loss was not finite.
         KeyboardInterrupt: `stop` was set, and the run has kept what it reached.
     """
@@ -62,6 +66,7 @@ def fit(
     with ray_session():
         gpus = int(ray.cluster_resources().get("GPU", 0))
         workers = config.workers.most_workers(gpus=gpus)
+        require_lanes(config, workers=workers)
         cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
         # Beside the driver: on another node it could be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -95,6 +100,7 @@ def fit(
                 # Workers record nothing, and a tracking URI may hold a password that Ray's pages would show.
                 "config": replace(config, tracking=tracking.TrackingConfig()),
                 "package": package,
+                "data_place": data_place,
                 "needs_rgb": needs_rgb,
                 "needs_flow": needs_flow,
                 "board": board,
@@ -136,6 +142,22 @@ def fit(
         with result.checkpoint.as_directory() as directory:
             history = json.loads((Path(directory) / "state.json").read_text())["history"]
     return (f"s3://{best.path}" if storage.is_s3(config.storage) else best.path), history
+
+
+def require_lanes(config: ExperimentConfig, *, workers: int) -> None:
+    """Refuse more workers than lanes, and batches that lanes cannot share, before anything starts.
+
+    Raises:
+        ConfigError: names both numbers and the settings.
+    """
+    lanes, batch = config.data.lanes, config.training.global_batch
+    if workers > lanes:
+        raise ConfigError(
+            f"{workers} workers want at least as many data.lanes, got {lanes}: raise data.lanes to a divisor of "
+            f"training.global_batch ({batch}), or set workers.num_workers to at most {lanes}"
+        )
+    if batch % lanes:
+        raise ConfigError(f"training.global_batch must be a multiple of data.lanes ({lanes}), got {batch}")
 
 
 def by_epoch(history: Sequence[dict[str, float]]) -> dict[int, dict[str, float]]:

@@ -16,6 +16,7 @@ from twostream_ray.data.shards import ShardSet
 from twostream_ray.errors import TrainingError
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.evaluate import Published, evaluate_run
+from twostream_ray.runs.run_folder import keep_data
 from twostream_ray.runs.search_draws import Draws
 from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, as_list, best_of
 from twostream_ray.runs.search_settings import TuneConfig, keep_settings
@@ -96,7 +97,8 @@ class Search:
             self._waiting.append(first)
 
     def begin(self) -> None:
-        """Open the search's MLflow run, or go on with it."""
+        """Write down what the search is, and open its MLflow run, or go on with it."""
+        keep_data(self.place, self._shard_set, what=f"search {self.config.name!r}")
         keep_settings(self.config, place=self.place)
         self.mlflow_run = tracking.start_run(
             self.config.tracking,
@@ -188,7 +190,7 @@ class Search:
         experiment = replace(
             experiment, data=replace(experiment.data, test_split=str(self.config.data.validation_split))
         )
-        published = evaluate_run(experiment, trial_report(experiment, best))
+        published = evaluate_run(experiment, trial_report(experiment, best), shard_set=self._shard_set)
         verdict = published.verdict or ""
         self.note_time()
         ended = self._ended() or "all that the space holds"

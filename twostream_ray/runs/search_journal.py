@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from twostream_ray import storage
 from twostream_ray.runs.config import fixed_settings
+from twostream_ray.runs.run_folder import begun_with
 from twostream_ray.runs.search_settings import SearchConfig, TuneConfig
 from twostream_ray.runs.search_space import Drawn
-from twostream_ray.settings import refuse_changed
 
 Status = Literal["running", "finished", "stopped early", "failed"]
 
+_SETTINGS = "search.json"
 _SECONDS_PER_HOUR = 3600
 # A search may go on with more of these.
 _MAY_CHANGE = ("trials", "max_epochs", "max_hours", "max_gpu_hours", "concurrent_trials", "share_samples_gb")
@@ -106,18 +107,14 @@ class Journal:
     """The records of a search in its folder."""
 
     def __init__(self, config: TuneConfig, *, place: str) -> None:
-        """Open the search in `place`, or begin it there.
+        """Open the search in `place`; it begins there with its first trial.
 
         Raises:
-            ConfigError: a search of this name was started with other settings.
+            ConfigError: a search of this name was started with other settings, or a file of it is damaged.
         """
-        self._place = place
-        wanted = _fixed(config)
-        settings = storage.join(place, "search.json")
-        if storage.exists(settings):
-            refuse_changed(json.loads(storage.read_text(settings)), wanted, what=f"search {config.name!r}", place=place)
-        else:
-            storage.write_json(settings, wanted)
+        self._place, self._wanted = place, _fixed(config)
+        what = f"search {config.name!r}"
+        self._begun = begun_with(place, mark=_SETTINGS, settings=self._wanted, what=what)
         state = storage.join(place, "state.json")
         self._state: dict[str, Any] = json.loads(storage.read_text(state)) if storage.exists(state) else {}
         self.records: dict[int, TrialRecord] = {}
@@ -129,6 +126,9 @@ class Journal:
 
     def put(self, record: TrialRecord) -> None:
         """Keep a new state of a trial."""
+        if not self._begun:
+            storage.write_json(storage.join(self._place, _SETTINGS), self._wanted)
+            self._begun = True
         self.records[record.number] = record
         storage.write_json(self._file(record.number), asdict(record))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -12,14 +11,29 @@ from typing import Any
 import torch
 from ray.train import UserCallback
 
-from twostream_ray import storage, tracking
-from twostream_ray.data.shards import ShardSet, open_shards
-from twostream_ray.errors import ConfigError
+from twostream_ray import lease, storage, tracking
+from twostream_ray.data.shards import ShardSet
+from twostream_ray.documents import COUNT, list_of, read_json, record
+from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.models.networks import Network
 from twostream_ray.runs.config import ExperimentConfig, fixed_settings, with_absolute_places
-from twostream_ray.runs.fit import Progress, by_epoch, fit
-from twostream_ray.settings import refuse_changed
+from twostream_ray.runs.fit import Progress, by_epoch, fit, require_lanes
+from twostream_ray.runs.run_folder import METRICS, begun_with, data_of, explained, keep_data, kept_data, refuse_foreign
 from twostream_ray.training.checkpoint import ModelPackage
+
+_SETTINGS, _REPORT = "experiment.json", "report.json"
+_ID = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{0,100}\Z"}
+_REPORT_SCHEMA = record(
+    {
+        "name": {"type": "string"},
+        "checkpoint": {"type": "string", "pattern": r"(^|/)epoch-[0-9]+(-step-[0-9]+)?\Z"},
+        "history": list_of(METRICS),
+        "parameters": COUNT,
+        "seconds": {"type": "number", "minimum": 0},
+        "run": record({"experiment_id": _ID, "run_id": _ID}),
+        "done_before": {"type": "boolean"},
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,28 +72,70 @@ def train(
     """Train, or go on with, the run `config.name`; setting `stop` makes it keep what it has reached and stop.
 
     A search hands in what its trials have beside: `callbacks` on Ray Train's controller, called after the run's journal
-    has an epoch, and the MLflow run that this one is nested in.
+    has an epoch, and the MLflow run that this one is nested in, in whose folder the data are written down that all of
+    its trials see.
 
     Raises:
         KeyboardInterrupt: it was stopped, or Ctrl-C pressed.
-        ConfigError: settings do not go together, or an earlier run of this name had others.
+        ConfigError: settings do not go together, or an earlier run of this name had others, or other data.
         StorageError: MLflow's SQLite file cannot be written, or the run's own folder.
-        ShardError: the shards are missing or damaged.
+        ShardError: the shards are missing or damaged, or lack a split.
+        LeaseError: another process trains the run.
         TrainingError: the run failed more often than workers.max_failures allows.
     """
     config = with_absolute_places(config)
     config.tracking.require_usable()
-    shard_set = open_shards(config.data.shards)
-    for split in filter(None, (config.data.train_split, config.data.validation_split)):
-        shard_set.split(split)
+    what, place = f"run {config.name!r}", run_place(config)
+    refuse_foreign(place, mark=_SETTINGS, what=what)
+    if parent is not None:
+        # The search holds its folder, and has looked at its data.
+        shard_set = kept_data(parent.place, shards=config.data.shards)
+        if shard_set is None:
+            raise ShardError(f"the data that search {parent.place} began with are not there: choose another --name")
+        return _train(config, shard_set, progress, stop, callbacks, parent)
+    shard_set = data_of(place, shards=config.data.shards, what=what)
+    require_splits(config, shard_set, ("train_split", "validation_split", "test_split"))
+    if (finished := _finished_before(config, place)) is not None:
+        return finished
+    stop = stop or threading.Event()
+    way_out = "wait for it or end it, or choose another --name"
+    with lease.held(place, work=what, way_out=way_out, when_lost=stop.set):
+        return _train(config, shard_set, progress, stop, callbacks, None)
+
+
+def require_splits(config: ExperimentConfig, shard_set: ShardSet, names: Sequence[str]) -> None:
+    """Refuse settings of `data` that name splits which the shards do not have, before anything slow.
+
+    Raises:
+        ShardError: names the split, those that there are, and the setting.
+    """
+    for name in names:
+        if (split := getattr(config.data, name)) is not None:
+            try:
+                shard_set.split(split)
+            except ShardError as error:
+                raise ShardError(f"{error}: set data.{name} to one of them") from None
+
+
+def _train(
+    config: ExperimentConfig,
+    shard_set: ShardSet,
+    progress: Progress | None,
+    stop: threading.Event | None,
+    callbacks: Sequence[UserCallback],
+    parent: tracking.RunHandle | None,
+) -> TrainReport:
+    """`train` with the run's folder to itself."""
+    what, place = f"run {config.name!r}", run_place(config)
+    if (finished := _finished_before(config, place)) is not None:
+        return finished
+    if config.workers.num_workers is not None:
+        require_lanes(config, workers=config.workers.most_workers(gpus=0))
     package, network = blueprint(config, shard_set)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    place = run_place(config)
-    finished = _earlier_run(config, place)
-    if finished:
-        run = tracking.RunHandle(uri=config.tracking.resolved_uri(), place=place, **finished["run"])
-        return TrainReport(**finished | {"run": tracking.deliver(run), "done_before": True})
-    storage.write_json(storage.join(place, "experiment.json"), fixed_settings(config))
+    storage.write_json(storage.join(place, _SETTINGS), fixed_settings(config))
+    if parent is None:
+        keep_data(place, shard_set, what=what)
     handle = tracking.start_run(
         config.tracking,
         run_name=config.name,
@@ -93,6 +149,7 @@ def train(
         checkpoint, history = fit(
             config,
             package,
+            data_place=place if parent is None else parent.place,
             handle=handle,
             needs_rgb=network.needs_rgb,
             needs_flow=network.needs_flow,
@@ -104,6 +161,8 @@ def train(
         # A search says itself how its trials ended: it may have stopped this one.
         if parent is None:
             tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if isinstance(error, ShardError):
+            raise explained(error, shard_set, what=what) from error
         raise
     # Whatever a kill kept from being recorded; what is there already stays as it is.
     tracking.log_history(handle, by_epoch(history))
@@ -119,7 +178,7 @@ def train(
     )
     # Without the tracking URI, which may hold a password.
     ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
-    storage.write_json(storage.join(place, "report.json"), asdict(report) | {"run": ids})
+    storage.write_json(storage.join(place, _REPORT), asdict(report) | {"run": ids})
     return report
 
 
@@ -176,12 +235,36 @@ def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
         ) from None
 
 
-def _earlier_run(config: ExperimentConfig, place: str) -> dict[str, Any] | None:
-    """The report of a finished run of this name; refuses a run that was started with other settings."""
-    settings = storage.join(place, "experiment.json")
-    if not storage.exists(settings):
+def _finished_before(config: ExperimentConfig, place: str) -> TrainReport | None:
+    """The report of a finished run of this name; refuses a run that was started with other settings.
+
+    Raises:
+        ConfigError: they differ, or a file of the run is damaged.
+    """
+    begun = begun_with(place, mark=_SETTINGS, settings=fixed_settings(config), what=f"run {config.name!r}")
+    if not begun or (report := read_report(place)) is None:
         return None
-    before = json.loads(storage.read_text(settings))
-    refuse_changed(before, fixed_settings(config), what=f"run {config.name!r}", place=place)
-    report = storage.join(place, "report.json")
-    return dict(json.loads(storage.read_text(report))) if storage.exists(report) else None
+    run = tracking.RunHandle(uri=config.tracking.resolved_uri(), place=place, **report.pop("run"))
+    # The folder may have been moved since.
+    report["checkpoint"] = storage.join(place, report["checkpoint"].rpartition("/")[2])
+    return TrainReport(**report | {"name": config.name, "run": tracking.deliver(run), "done_before": True})
+
+
+def read_report(place: str) -> dict[str, Any] | None:
+    """The report of the run in a folder, in JSON's types; None before its end.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    report = storage.join(place, _REPORT)
+    if not storage.exists(report):
+        return None
+    values = read_json(
+        report,
+        _REPORT_SCHEMA,
+        what="the report of a training run",
+        way_out="delete it and run the same command again, which writes it from the checkpoints",
+        error=ConfigError,
+        metrics=True,
+    )
+    return dict(values)

@@ -21,18 +21,19 @@ from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from twostream_ray import storage, tracking
-from twostream_ray.data.shards import open_shards
+from twostream_ray import lease, storage, tracking
+from twostream_ray.data.shards import ShardSet
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.config import ExperimentConfig, with_absolute_places
 from twostream_ray.runs.private_cluster import environment
+from twostream_ray.runs.run_folder import data_of, refuse_foreign
 from twostream_ray.runs.schedulers import scheduler_for
 from twostream_ray.runs.search import Search, SearchReport
 from twostream_ray.runs.search_journal import Spent, TrialRecord
 from twostream_ray.runs.search_settings import TuneConfig
 from twostream_ray.runs.search_space import Space
 from twostream_ray.runs.session import ray_session
-from twostream_ray.runs.train import run_place
+from twostream_ray.runs.train import require_splits, run_place
 from twostream_ray.runs.trials import FAILURE, METRICS, in_words, run_trial, shared_out
 
 _TRIAL_CPUS = 0.01
@@ -50,13 +51,32 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
         ConfigError: the space is wrong, an earlier search of this name had other settings, or the Ray cluster has no
             dashboard.
         ShardError: the shards are missing or damaged.
+        LeaseError: another process is at work on the search.
         TrainingError: no trial has ended an epoch.
         RegistryError: the best model cannot be registered.
     """
     config = _sharing_samples(with_absolute_places(config))
-    shard_set = open_shards(config.data.shards)
-    for split in (config.data.train_split, config.data.validation_split):
-        shard_set.split(str(split))
+    what, place = f"search {config.name!r}", run_place(config)
+    refuse_foreign(place, mark="search.json", what=what)
+    shard_set = data_of(place, shards=config.data.shards, what=what)
+    require_splits(config, shard_set, ("train_split", "validation_split"))
+    if (before := _finished_before(config, shard_set)) is not None:
+        return before
+    with lease.held(place, work=what, way_out="wait for it or end it, or choose another --name") as held:
+        return _tune(config, shard_set, progress=progress, lost=lambda: held.lost_to is not None)
+
+
+def _finished_before(config: TuneConfig, shard_set: ShardSet) -> SearchReport | None:
+    """The report of a search that has nothing left to do."""
+    if not storage.exists(storage.join(run_place(config), "report.json")):
+        return None
+    return Search(config, shard_set).report_of_before()
+
+
+def _tune(
+    config: TuneConfig, shard_set: ShardSet, *, progress: Progress | None, lost: Callable[[], bool]
+) -> SearchReport:
+    """`tune` with the search's folder to itself, until it has `lost` it."""
     search = Search(config, shard_set)
     if (before := search.report_of_before()) is not None:
         return before
@@ -64,7 +84,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
     search.begin()
     try:
         with ray_session(dashboard=True):
-            _run(search, progress)
+            _run(search, progress, lost=lost)
             report = search.conclude()
             if config.search.share_samples_gb:
                 _remove_on_every_node(_samples_place(config))
@@ -103,7 +123,7 @@ def _remove_on_every_node(place: str) -> None:
     ray.wait(begun, num_returns=len(begun), timeout=60)
 
 
-def _run(search: Search, progress: Progress | None) -> None:
+def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool]) -> None:
     """Train trials until all are done or a budget is spent; the cluster must be there."""
     _require_dashboard()
     config = search.config
@@ -137,11 +157,13 @@ def _run(search: Search, progress: Progress | None) -> None:
                 storage_path=path,
                 storage_filesystem=system,
                 callbacks=[_Keeper(search, progress)],
-                stop=_OutOfBudget(search),
+                stop=_OutOfBudget(search, lost),
                 failure_config=ray_tune.FailureConfig(max_failures=config.workers.max_failures),
                 verbose=0,
             ),
         ).fit()
+    if lost():
+        raise KeyboardInterrupt  # its lease says who has the search now
     search.pause_unfinished()
 
 
@@ -187,16 +209,16 @@ class _Suggest(Searcher):
 
 
 class _OutOfBudget(ray_tune.Stopper):
-    """Stops everything when a budget is spent."""
+    """Stops everything when a budget is spent, or another process has taken the search over."""
 
-    def __init__(self, search: Search) -> None:
-        self._search = search
+    def __init__(self, search: Search, lost: Callable[[], bool]) -> None:
+        self._search, self._lost = search, lost
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
 
     def stop_all(self) -> bool:
-        return self._search.out_of_budget() is not None
+        return self._lost() or self._search.out_of_budget() is not None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -27,6 +27,7 @@ from twostream_ray.models.networks import Network
 from twostream_ray.runs.board import Wish
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.gauges import Gauges
+from twostream_ray.runs.run_folder import kept_data
 from twostream_ray.training.average import WeightAverage
 from twostream_ray.training.checkpoint import (
     ModelPackage,
@@ -53,13 +54,14 @@ _SECONDS_BETWEEN_LAST_CHECKPOINTS = 5.0
 def train_worker(arguments: dict[str, Any]) -> Network:
     """Train from the last checkpoint, or from the start, to the end; gives this worker's copy of the network.
 
-    `arguments`: config, package, needs_rgb, needs_flow, and the board that progress is posted to. A run that is asked
+    `arguments`: config, package, needs_rgb, needs_flow, data_place, where it is written down which data the run began
+    with, and the board that progress is posted to. A run that is asked
     to stop, or that meets a loss that is not finite, ends early and says so on the board.
     """
     # What `runs.session` says in the driver does not reach its workers, and Ray Data would start an actor for this.
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     config: ExperimentConfig = arguments["config"]
-    shard_set = open_shards(config.data.shards)
+    shard_set = kept_data(arguments["data_place"], shards=config.data.shards) or open_shards(config.data.shards)
     worker = _Worker(config, arguments["package"], shard_set=shard_set, board=arguments["board"])
     loader = SnippetLoader(
         shard_set,
