@@ -3,11 +3,18 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+from av.format import ContainerFormat
 
 from twostream_ray import storage
 from twostream_ray.data import images
 from twostream_ray.data.catalog import Catalog, CatalogConfig, read_catalog
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.isolation import prepare_apart
+from twostream_ray.data.lists import VIDEO_SUFFIXES
+from twostream_ray.data.snippets import Source
 from twostream_ray.errors import AccessError, CatalogError, DecodeError
 
 
@@ -140,6 +147,68 @@ def test_a_data_set_without_any_flow_image_is_refused() -> None:
     )
     with pytest.raises(CatalogError, match=rf"no clip has flow images under flow: {wanted}"):
         catalog_of({"root": ["run/a.avi"], "flow": pictures("other/x")}, flow_images="flow")
+
+
+# -- suffixes
+
+CONTAINERS = {
+    "mpegts": ".m2t .m2ts .mts .tod .trp .ts",
+    "mpeg": ".m2p .mod .mpe .mpeg .mpg .vob .vro",
+    "mov": ".3g2 .3gp .3gpp .f4v .m4v .mov .mp4 .qt",
+    "avi": ".avi .divx .xvid",
+    "matroska": ".mk3d .mkv .webm",
+    "asf": ".asf .wmv",
+    "ogg": ".ogm .ogv",
+    "rm": ".rm .rmvb",
+    "dhav": ".dav",
+    "yuv4mpegpipe": ".y4m",
+} | {name: f".{name}" for name in ("dv", "flv", "gif", "gxf", "ivf", "mxf", "nut", "wtv")}
+
+
+def test_every_suffix_is_that_of_a_container_that_pyav_opens() -> None:
+    assert sorted(" ".join(CONTAINERS.values()).split()) == sorted(VIDEO_SUFFIXES)
+    for name in CONTAINERS:
+        assert ContainerFormat(name, "r").is_input, name
+
+
+@pytest.mark.parametrize(
+    ("name", "muxer", "codec"),
+    [
+        ("00000.MTS", "mpegts", "libx264"),
+        ("00001.m2ts", "mpegts", "mpeg2video"),
+        ("VTS_01_1.VOB", "vob", "mpeg2video"),
+        ("clip.asf", "asf", "wmv2"),
+        ("clip.Mxf", "mxf", "mpeg2video"),
+        ("clip.f4v", "f4v", "libx264"),
+        ("clip.rm", "rm", "rv10"),
+    ],
+)
+def test_what_cameras_and_discs_write_is_a_video(tmp_path: Path, name: str, muxer: str, codec: str) -> None:
+    path = tmp_path / "videos" / "run" / name
+    path.parent.mkdir(parents=True)
+    with av.open(str(path), "w", format=muxer) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = 96, 64
+        stream.pix_fmt = "yuv422p" if muxer == "mxf" else "yuv420p"
+        for number in range(12):
+            picture = np.full((64, 96, 3), 10 * number, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=stream.pix_fmt)
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (clip,) = catalog_on_disk(tmp_path / "videos").clips
+    encoded = prepare_apart(
+        Source(video=Path(clip.uri)), FlowContract(short_side_px=48), name=name, max_frames=100, prove=False
+    )
+    assert (clip.clip_id, encoded.num_frames, encoded.fps) == (f"run/{name}", 12, 25)
+
+
+def test_where_no_video_is_the_suffixes_that_were_seen_are_named() -> None:
+    paths = ["a/1.H264", "a/2.h264", "a/3.insv", "a/README", "a/._4.mp4", ".DS_Store", "a/Thumbs.db"]
+    with pytest.raises(CatalogError, match=r"found 7 other files; suffixes seen: .h264 2, .insv 1, none 1, .db 1; "):
+        catalog_of({"root": paths})
+    notes = catalog_of({"root": [*paths, "a/x.mp4"]}).notes
+    assert "example .DS_Store; suffixes seen: .h264 2, .insv 1, none 1, .db 1" in notes[0]
 
 
 # -- what cannot be listed

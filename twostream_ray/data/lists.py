@@ -31,9 +31,12 @@ ReadBytes = Callable[[str], bytes]
 LIMIT_BYTES = 256 << 20
 """No list of clips comes near it."""
 
-VIDEO_SUFFIXES = frozenset(
-    {".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".gif", ".flv", ".wmv", ".3gp", ".ts"}
+_CONTAINERS = (
+    "3g2 3gp 3gpp asf avi dav divx dv f4v flv gif gxf ivf m2p m2t m2ts m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf "
+    "nut ogm ogv qt rm rmvb tod trp ts vob vro webm wmv wtv xvid y4m"
 )
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
+"""Containers with times that PyAV's build opens; raw streams (.h264, .m2v) do not tell their frame rate."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
