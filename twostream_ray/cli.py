@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import select
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from twostream_ray import __version__
 from twostream_ray.errors import TwoStreamError, own_error
+from twostream_ray.verbs import complain
 
 USAGE = """\
 usage: twostream VERB [--config RECIPE.yaml] [--SETTING VALUE ...]
@@ -31,8 +36,13 @@ Fused appearance and motion networks for action recognition in video: from raw v
   benchmark WHAT      speed on this machine: of the loader, of ingest, of a training step, or of a training run
 
 twostream VERB --help lists the settings of a verb with units and defaults; --version prints the version.
-Exit codes: 0 done, 2 something was refused (one line says what and the way out), 130 interrupted.
+Exit codes: 0 done, 2 something was refused (one line says what and the way out), 130 interrupted,
+141 whoever reads the output (head, less) has closed it.
 """
+
+
+_BROKEN_PIPE = 141
+"""What a shell gives for a program that ends by SIGPIPE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +51,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Off unless the user switched them on; before anything imports Ray or MLflow.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from twostream_ray.verbs import benchmarks, complain, data, models, searches
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal of another encoding shows escapes; names need not be of its letters.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            code = _run(verb, rest)
+        except SystemExit as end:  # --help of a verb
+            code = end.code if isinstance(end.code, int) else 0
+        # Otherwise the interpreter meets a full disk or a closed pipe, and tells it in its own way.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and any(map(_reader_is_gone, (sys.stdout, sys.stderr))):
+            _write_no_more()
+            return _BROKEN_PIPE
+        full = own_error(error)
+        if full is None:
+            raise
+        complain(str(full), verb=verb)
+        _write_no_more()
+        return 2
+
+
+def _reader_is_gone(stream: TextIO | None) -> bool:
+    """Whether the other end of a pipe is closed, as `head` leaves it."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # type: ignore[union-attr]
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no stream, or none of the operating system's
+        return False
+
+
+def _write_no_more() -> None:
+    """Let what is still buffered go nowhere, so that the interpreter does not fail on it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    from twostream_ray.verbs import benchmarks, data, models, searches
 
     try:
         match verb:
@@ -84,13 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"unknown verb {verb!r}: `twostream --help` lists them")
         return 2
     except TwoStreamError as error:
-        complain(" ".join(str(error).split()), verb=verb)
-        return 2
-    except OSError as error:
-        full = own_error(error)
-        if full is None:
-            raise
-        complain(str(full), verb=verb)
+        complain(str(error), verb=verb)
         return 2
     except KeyboardInterrupt:
         complain("interrupted; what was finished is kept, run the same command again to go on", verb=verb)

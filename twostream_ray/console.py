@@ -13,12 +13,34 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from twostream_ray.names import printable
+
 _SECONDS_BETWEEN_LINES = 15.0
 _TOLERABLE_WAIT = 0.1
 _WIDTH_OF_FILES = 140
 """Columns where the output is no terminal."""
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
+
+class _PlainConsole(Console):
+    """A console to which every text is data: no markup, no emoji codes, no control characters."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts as they are, and rich's own renderables."""
+        shown = (printable(one, lines=True) if isinstance(one, str) else one for one in objects)
+        super().print(*shown, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, which ends with the code of a broken pipe."""
+        raise
+
+
+console = _PlainConsole(
+    markup=False,
+    emoji=False,
+    highlight=False,
+    soft_wrap=True,
+    width=None if sys.stdout is not None and sys.stdout.isatty() else _WIDTH_OF_FILES,
+)
 
 
 class Bar:
@@ -26,22 +48,22 @@ class Bar:
 
     def __init__(self, label: str, *, unit: str) -> None:
         """`unit` is what is counted, in the plural: clips, steps."""
-        self._label, self._unit = label, unit
+        self._label, self._unit = printable(label), unit
         self._started = self._last_line = time.monotonic()
         self._first: int | None = None
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
         )
-        self._task = self._bar.add_task(label, total=None, rate="", note="")
+        self._task = self._bar.add_task(self._label, total=None, rate="", note="")
 
     def __enter__(self) -> Self:
         if console.is_terminal:
@@ -61,7 +83,7 @@ class Bar:
             self._first, self._started = done, now
         rate = (done - (self._first or 0)) / max(now - self._started, 1e-9) if self._first is not None else 0.0
         told = f"{rate:.1f} {self._unit}/s" if rate else ""
-        self._bar.update(self._task, completed=done, total=total, rate=told, note=note)
+        self._bar.update(self._task, completed=done, total=total, rate=told, note=printable(note))
         if not console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = f", {(total - done) / rate:.0f} s left" if rate else ""
@@ -71,7 +93,7 @@ class Bar:
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
-        self._bar.console.print(text)
+        console.print(text)
 
 
 class TrainingDisplay(Bar):
@@ -165,7 +187,7 @@ class SearchDisplay:
 
 
 def _trials_table(title: str, records: Sequence[Any]) -> Table:
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=printable(title), title_justify="left")
     for column in ("trial", "settings", "status"):
         drawn.add_column(column, overflow="fold")
     for column in ("epochs", "val top-1", "parameters", "s"):
@@ -173,8 +195,8 @@ def _trials_table(title: str, records: Sequence[Any]) -> Table:
     for record in records:
         score = "" if record.score is None else f"{record.score:.1%}"
         drawn.add_row(
-            record.name,
-            record.drawn,
+            printable(record.name),
+            printable(record.drawn),
             record.status,
             str(len(record.history)),
             score,
@@ -186,9 +208,9 @@ def _trials_table(title: str, records: Sequence[Any]) -> Table:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table; the first column is text, the others are numbers."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=printable(title), title_justify="left")
     for number, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if number else "left")
+        drawn.add_column(printable(column), justify="right" if number else "left")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(printable, row))
     console.print(drawn)

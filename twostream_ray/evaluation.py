@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twostream_ray.errors import TrainingError
+from twostream_ray.names import printable
 
 
 def predicted_classes(scores: ArrayLike) -> NDArray[np.int64]:
@@ -335,11 +336,11 @@ class Report:
             figures.insert(1, f"top-5 {self.top5:.2%}")
         rows = [row for row in self.per_class() if row.num_clips]
         rows.sort(key=lambda row: row.num_correct / row.num_clips)
-        width = max(len("class"), *(len(row.name) for row in rows[:num_rows]))
+        width = max(len("class"), *(len(printable(row.name)) for row in rows[:num_rows]))
         lines = ["   ".join(figures), "", f"{'class':<{width}}  correct  of clips  accuracy  most often taken for"]
         lines += [
-            f"{row.name:<{width}}  {row.num_correct:>7}  {row.num_clips:>8}  {row.num_correct / row.num_clips:>8.1%}"
-            f"  {row.taken_for or '-'}"
+            f"{printable(row.name):<{width}}  {row.num_correct:>7}  {row.num_clips:>8}"
+            f"  {row.num_correct / row.num_clips:>8.1%}  {printable(row.taken_for or '-')}"
             for row in rows[:num_rows]
         ]
         if len(rows) > num_rows:

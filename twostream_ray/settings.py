@@ -179,6 +179,8 @@ def _hold_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, compl
     elif isinstance(value, str):
         if len(value) > _LONGEST_TEXT:
             raise ConfigError(f"{place}{key} wants at most {_LONGEST_TEXT} characters, got {len(value)}")
+        if "\0" in value:
+            raise ConfigError(f"{place}{key} holds a NUL character, which no path or name has")
         if not _takes_text(hint):
             raise ConfigError(f"{place}{key} wants {_told(hint)}, got the text {_brief(value)}")
     elif isinstance(value, int) and abs(value) > _LARGEST_WHOLE_NUMBER:

@@ -2,7 +2,10 @@
 
 import sys
 
+from twostream_ray.names import printable
+
 
 def complain(text: str, *, verb: str = "") -> None:
     """Say in one line what was refused."""
-    print(f"twostream {verb}".rstrip() + f": error: {text}", file=sys.stderr)  # noqa: T201
+    line = printable(" ".join(text.split()))
+    print(f"twostream {verb}".rstrip() + f": error: {line}", file=sys.stderr)  # noqa: T201

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twostream_ray.errors import ConfigError
+from twostream_ray.names import printable
 from twostream_ray.verbs import complain
 
 
@@ -64,12 +65,12 @@ def predict(arguments: list[str]) -> int:
     for prediction in predict(config):
         failed |= prediction.error is not None
         if config.format == "json":
-            print(json.dumps(asdict(prediction)), flush=True)  # noqa: T201
+            print(json.dumps(asdict(prediction), allow_nan=False), flush=True)  # noqa: T201
         elif prediction.error is None:
             best = ", ".join(f"{name} {score:.3f}" for name, score in prediction.top)
-            print(f"{prediction.video}: {best}", flush=True)  # noqa: T201
+            print(printable(f"{prediction.video}: {best}"), flush=True)  # noqa: T201
         if prediction.error is not None:
-            complain(" ".join(prediction.error.split()), verb="predict")
+            complain(prediction.error, verb="predict")
     return 2 if failed else 0
 
 
@@ -130,7 +131,7 @@ def describe(arguments: list[str]) -> int:
 
     description = describe(config)
     if config.format == "json":
-        print(json.dumps(description))  # noqa: T201
+        print(json.dumps(description, allow_nan=False))  # noqa: T201
         return 0
     parts = description["parts"]
     sized = {name: (part["parameters"], part["weight_layers"]) for name, part in parts.items()}

@@ -1,0 +1,143 @@
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from twostream_ray import console as module
+from twostream_ray.console import Bar, SearchDisplay, TrainingDisplay, console, table
+from twostream_ray.names import printable
+
+TWOSTREAM = str(Path(sys.executable).with_name("twostream"))
+NAMES = [
+    "walk [slow]",
+    "[/old]",
+    "[red]stop[/red]",
+    "a:smile:b",
+    "[link=http://x]y",
+    "100% [1/2]",
+    "$x_1$",
+    "走る",
+    "[bold",
+]
+HIDDEN = {
+    "\x1b[31mred": r"\x1b[31mred",
+    "\x1b]0;title\x07": r"\x1b]0;title\x07",
+    "a\rb": r"a\rb",
+    "a\x08b": r"a\x08b",
+    "\u202egnp.exe": r"\u202egnp.exe",
+    "\x9b2J": r"\x9b2J",
+    "\udcff": r"\udcff",
+    "\x00": r"\x00",
+}
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """A terminal of 200 columns, what it is sent."""
+    sent = io.StringIO()
+    monkeypatch.setattr(console, "_file", sent)
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "_color_system", None)
+    monkeypatch.setattr(console, "_width", 200)
+    return sent
+
+
+def seen(sent: io.StringIO) -> str:
+    return sent.getvalue()
+
+
+def test_a_terminal_shows_every_name_as_it_is(screen: io.StringIO) -> None:
+    assert isinstance(console, Console)
+    for name in NAMES:
+        console.print(name)
+        table(name, [name, "clips"], [[name, "3"]])
+        assert seen(screen).count(name) == 4, seen(screen)
+        screen.truncate(0)
+
+
+@dataclass
+class Record:
+    """What a search tells of a trial."""
+
+    name: str = "trial_0"
+    drawn: str = "training.epochs=1"
+    status: str = "running"
+    reason: str = ""
+    number: int = 0
+    parameters: int = 10
+    seconds: float = 1.0
+    score: float | None = 0.5
+    history: list[float] = field(default_factory=list)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *HIDDEN])
+def test_bars_and_searches_show_names_as_data(name: str, screen: io.StringIO) -> None:
+    with Bar(name, unit="clips") as bar:
+        bar.show(1, 2, note=name)
+        bar.line(f"line of {name}")
+    SearchDisplay(name, trials=1).summary([Record(drawn=name)])
+    display = TrainingDisplay(name)
+    display.event({"kind": "lost", "reason": name})
+    shown = HIDDEN.get(name, name)
+    assert seen(screen).count(shown) >= 4
+    if name in HIDDEN:
+        assert name not in seen(screen)
+
+
+@pytest.mark.parametrize(("name", "shown"), HIDDEN.items())
+def test_control_characters_are_shown_as_their_escapes(name: str, shown: str, screen: io.StringIO) -> None:
+    console.print(f"a {name}\nsecond line")
+    table(name, ["class"], [[name], [f"two\n{name}"]])
+    assert seen(screen).splitlines()[:2] == [f"a {shown}", "second line"]
+    assert name not in seen(screen) and rf"two\n{shown}" in seen(screen)
+
+
+def test_letters_of_every_script_stay() -> None:
+    for text in ("naïve façade", "走る", "می‌خواهم", "👩‍🚀", "a\u00a0b", "$x$ [y]"):
+        assert printable(text) == text
+    assert printable("a\nb\tc", lines=True) == "a\nb\tc" and printable("a\nb\tc") == r"a\nb\tc"
+
+
+def test_without_a_terminal_there_are_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0.0)
+    with Bar("walk [slow]", unit="clips") as bar:
+        bar.show(1, 4)
+        bar.show(3, 4, note="[/bad]")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("walk [slow]: 1 of 4 clips") and second.endswith("[/bad]")
+
+
+def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A shell's run of the installed command, as $T."""
+    variables = {**os.environ, "T": TWOSTREAM, **environment}
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=variables, errors="replace")
+
+
+def test_a_reader_that_goes_away_ends_a_verb_quietly() -> None:
+    for verb in ("--help", "describe --model.architecture late --json"):
+        done = run(f"$T {verb} | true; echo ${{PIPESTATUS[0]}}")
+        assert (done.stdout, done.stderr) == ("141\n", ""), verb
+    both = run("$T --help 2>&1 | true; $T fly 2>&1 | true; echo ${PIPESTATUS[0]}")
+    assert (both.stdout, both.stderr) == ("141\n", "")
+
+
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    done = run("$T --version > /dev/full; echo $?")
+    assert done.stdout == "2\n" and len(done.stderr.splitlines()) == 1 and "a disk is full" in done.stderr
+
+
+def test_terminals_of_another_encoding_show_escapes() -> None:
+    for environment in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        done = run("$T 走る", **environment)
+        assert len(done.stderr.splitlines()) == 1 and "unknown verb" in done.stderr
+    python = f"{sys.executable} -c"
+    script = "from twostream_ray.cli import main; from twostream_ray.console import *; main(['--version']); "
+    done = run(f"""{python} "{script} table('é', ['é'], [['走る']])" """, PYTHONIOENCODING="ascii")
+    assert done.stderr == "" and r"\u8d70\u308b" in done.stdout
