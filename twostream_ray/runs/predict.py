@@ -10,6 +10,7 @@ from twostream_ray import tracking
 from twostream_ray.inference import Classifier, Prediction
 from twostream_ray.runs.config import PredictConfig, PullConfig
 from twostream_ray.runs.evaluate import local_model
+from twostream_ray.training.checkpoint import check_model
 
 
 def predict(config: PredictConfig) -> Iterator[Prediction]:
@@ -25,9 +26,11 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
 
 
 def pull(config: PullConfig) -> Path:
-    """Download a registered model's files; gives the directory.
+    """Download a registered model's files, once they have been looked at; gives the directory.
 
     Raises:
         RegistryError: the registry has no such model, or cannot be reached.
+        CheckpointError: what it has is no model.
+        StorageError: the directory cannot be written, or has files under these names that were not pulled.
     """
-    return tracking.pull(config.model, Path(config.out), config=config.tracking)
+    return tracking.pull(config.model, Path(config.out), config=config.tracking, check=check_model)

@@ -3,6 +3,7 @@
 from twostream_ray.tracking.champion import Rollback, Verdict, promote, rollback
 from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import Delivery, replay
+from twostream_ray.tracking.download import pull
 from twostream_ray.tracking.journal import journals_below
 from twostream_ray.tracking.lineage import lineage_tags
 from twostream_ray.tracking.measurement import Measurement
@@ -22,7 +23,7 @@ from twostream_ray.tracking.record import (
     tag_run,
     write_history,
 )
-from twostream_ray.tracking.registry import pull, record_measurement, register
+from twostream_ray.tracking.registry import record_measurement, register
 
 __all__ = [
     "DESCRIPTION",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 import shutil
 import tempfile
 import warnings
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from twostream_ray.errors import RegistryError
 from twostream_ray.redaction import redact
 from twostream_ray.tracking.card import model_card
-from twostream_ray.tracking.connection import TrackingConfig, client_for, hurried, loading_mlflow, registry_errors
+from twostream_ray.tracking.connection import TrackingConfig, client_for, loading_mlflow, registry_errors
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.record import RunHandle, deliver
 
@@ -137,47 +136,6 @@ def record_measurement(name: str, version: int, measurement: Measurement, *, con
             client.set_model_version_tag(name, str(version), key, value)
 
 
-def pull(model_uri: str, destination: Path, *, config: TrackingConfig) -> Path:
-    """Download a model's safetensors + JSON into a folder, to be used without MLflow; gives the folder.
-
-    Args:
-        model_uri: models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID.
-        destination: made if missing; files of a model that is there are replaced once all of the new are here.
-        config: the registry.
-
-    Raises:
-        RegistryError: no such model, it is not one of ours, or MLflow does not answer.
-        StorageError: the registry is a SQLite file that is not there or cannot be read.
-    """
-    uri = config.resolved_uri()
-    wanted = f"downloading {model_uri}"
-    with (
-        hurried(),
-        registry_errors(uri, wanted=wanted, way_out="check tracking.uri and the model's name, version or alias"),
-    ):
-        location = _location(client_for(uri, reads_only=True), model_uri)
-        with loading_mlflow():
-            from mlflow.artifacts import download_artifacts
-            from mlflow.models import Model
-
-        destination.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=destination) as scratch:
-            described = Model.load(download_artifacts(f"{location}/MLmodel", dst_path=scratch, tracking_uri=uri))
-            artifacts = described.flavors.get("python_function", {}).get("artifacts", {})
-            if not artifacts.keys() >= _ARTIFACTS.keys():
-                raise RegistryError(
-                    f"{model_uri} is not a model of twostream_ray, it lacks {' and '.join(PACKAGE_FILES)}: "
-                    "name one that `twostream train` registered"
-                )
-            files = [
-                Path(download_artifacts(f"{location}/{artifacts[role]['path']}", dst_path=scratch, tracking_uri=uri))
-                for role in _ARTIFACTS
-            ]
-            for file in files:
-                file.replace(destination / file.name)
-    return destination
-
-
 def serving_requirements() -> list[str]:
     """Exact pip requirements of a registered model, from what is installed here."""
     pinned = []
@@ -245,27 +203,6 @@ def _signature() -> ModelSignature:
             ]
         ),
         params=ParamSchema([ParamSpec("top_k", DataType.long, default=5)]),
-    )
-
-
-def _location(client: MlflowClient, model_uri: str) -> str:
-    """Where a model's files lie. MLflow resolves such URIs too, but only at its one global tracking URI."""
-    if match := re.fullmatch(r"models:/(?P<model_id>m-[0-9a-f]{32})/?", model_uri):
-        return str(client.get_logged_model(match["model_id"]).artifact_location)
-    if match := re.fullmatch(r"models:/(?P<name>[^/@]+)@(?P<alias>[\w-]+)/?", model_uri):
-        version = client.get_model_version_by_alias(match["name"], match["alias"]).version
-        return str(client.get_model_version_download_uri(match["name"], version))
-    if match := re.fullmatch(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)/?", model_uri):
-        return str(client.get_model_version_download_uri(match["name"], match["version"]))
-    if match := re.fullmatch(r"runs:/(?P<run>\w+)(/.*)?", model_uri):
-        run = client.get_run(match["run"])
-        models = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
-        if not models:
-            raise RegistryError(f"run {match['run']} logged no model: name one that registered a version")
-        return str(client.get_logged_model(models[-1]).artifact_location)
-    raise RegistryError(
-        f"a model is models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID, got {model_uri!r}; "
-        "for instance models:/two-stream@champion"
     )
 
 

@@ -82,8 +82,15 @@ def pull(arguments: list[str]) -> int:
 
     config = from_arguments(PullConfig, arguments, prog="twostream pull", positional="out")
     from twostream_ray.runs.predict import pull
+    from twostream_ray.tracking.download import RECORD
+    from twostream_ray.training.checkpoint import MODEL_FILES
 
-    console.print(f"model.safetensors and model.json are in {pull(config)}")
+    folder = pull(config)
+    console.print(f"model.safetensors and model.json are in {folder}")
+    others = sorted({path.name for path in folder.iterdir()} - {*MODEL_FILES, RECORD})
+    if others:
+        shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+        console.print(f"note: {len(others)} other files in {folder} were left as they are: {shown}", markup=False)
     return 0
 
 

@@ -1,0 +1,186 @@
+"""From the model registry back to a plain folder: exactly the files that make a model, by name and size."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twostream_ray import documents, storage
+from twostream_ray.errors import RegistryError, StorageError
+from twostream_ray.redaction import redact
+from twostream_ray.tracking.connection import TrackingConfig, client_for, hurried, loading_mlflow, registry_errors
+from twostream_ray.tracking.registry import PACKAGE_FILES
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RECORD = "pulled.json"
+"""Beside the files of a model that was downloaded: what they were, so that no other file is taken for one of them."""
+
+_FOLDER = "artifacts"
+"""Where MLflow puts the files of a model that it logs."""
+_LIMITS_BYTES = dict(zip(PACKAGE_FILES, (64 << 30, 64 << 20), strict=True))
+_OF_RECORD = documents.record(
+    {
+        "model": documents.WORD,
+        "files": documents.record(dict.fromkeys(PACKAGE_FILES, documents.list_of(documents.SHA256, at_most=10_000))),
+    }
+)
+
+
+def pull(
+    model_uri: str, destination: Path, *, config: TrackingConfig, check: Callable[[Path], object] = lambda _: None
+) -> Path:
+    """Download a model's safetensors + JSON into a folder, to be used without MLflow; gives the folder.
+
+    Args:
+        model_uri: models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID.
+        destination: made if missing; files that an earlier `pull` put there are replaced once all of the new are here
+            and have passed the check, all others stay as they are.
+        config: the registry.
+        check: called with a folder of the new files; raises if they are no model.
+
+    Raises:
+        RegistryError: no such model, it is not one of ours, or MLflow does not answer.
+        StorageError: the registry is a SQLite file that is not there or cannot be read; or the destination has files
+            of these names that were not pulled, or cannot be written.
+    """
+    uri = config.resolved_uri()
+    wanted = f"downloading {model_uri}"
+    known = _written_before(destination)
+    with (
+        hurried(),
+        registry_errors(uri, wanted=wanted, way_out="check tracking.uri and the model's name, version or alias"),
+    ):
+        location = _location(client_for(uri, reads_only=True), model_uri)
+        with loading_mlflow():
+            from mlflow.artifacts import get_artifact_repository
+
+        repository = get_artifact_repository(location, tracking_uri=uri)
+        _require_files(repository, location, model_uri=model_uri)
+        destination.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination, prefix=".pull-") as scratch:
+            new = Path(scratch, "model")
+            new.mkdir()
+            for name in PACKAGE_FILES:
+                fetched = Path(repository.download_artifacts(f"{_FOLDER}/{name}", dst_path=scratch))
+                _require_file(fetched, name=name, where=model_uri)
+                fetched.replace(new / name)
+            check(new)
+            hashes = {name: _sha256(new / name) for name in PACKAGE_FILES}
+            for name, sha256 in hashes.items():
+                _require_ours(destination / name, {*known.get(name, []), sha256})
+            # Before the files, so that whatever lies there after a kill is known.
+            storage.write_json(
+                str(destination / RECORD),
+                {
+                    "model": redact(model_uri),
+                    "files": {name: sorted({*known.get(name, []), sha256}) for name, sha256 in hashes.items()},
+                },
+            )
+            for name in PACKAGE_FILES:
+                (new / name).replace(destination / name)
+    return destination
+
+
+def _written_before(destination: Path) -> dict[str, list[str]]:
+    """Which files of a model this package has put into a folder: name -> sha256 of each.
+
+    Raises:
+        StorageError: the destination is no folder, or has a file of a model that is not known.
+    """
+    if destination.exists() and not destination.is_dir():
+        raise StorageError(
+            f"a directory for {' and '.join(PACKAGE_FILES)} was wanted, {destination} is a file: name another"
+        )
+    record = destination / RECORD
+    known: dict[str, list[str]] = {}
+    if record.exists() or record.is_symlink():
+        known = documents.read_json(
+            str(record),
+            _OF_RECORD,
+            what="the record of a model that was pulled",
+            way_out="name another directory, or remove it",
+            error=StorageError,
+        )["files"]
+    for name in PACKAGE_FILES:
+        if known.get(name) or (destination / name).is_symlink() or (destination / name).is_dir():
+            _require_ours(destination / name, set(known.get(name, [])))
+    return known
+
+
+def _require_ours(path: Path, known: set[str]) -> None:
+    """Refuse to write over a file that was not pulled, or was changed since."""
+    if not (path.exists() or path.is_symlink()):
+        return
+    if path.is_symlink() or not path.is_file() or _sha256(path) not in known:
+        raise StorageError(
+            f"{path} was not pulled by this tool, or was changed since: name another directory, or move it away"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_files(repository: Any, location: str, *, model_uri: str) -> None:
+    """Refuse a model that lacks one of our files, or has something else under its name, before it is downloaded.
+
+    Raises:
+        RegistryError: names what is missing or too large.
+    """
+    found = {entry.path: entry for entry in repository.list_artifacts(_FOLDER)}
+    for name, limit in _LIMITS_BYTES.items():
+        entry = found.get(f"{_FOLDER}/{name}")
+        if entry is None or entry.is_dir:
+            raise RegistryError(
+                f"{model_uri} is not a model of twostream_ray, it lacks {name}: name one that `twostream train` "
+                "registered"
+            )
+        if entry.file_size is not None and int(entry.file_size) > limit:
+            raise RegistryError(
+                f"{model_uri} is not a model of twostream_ray, its {name} has {entry.file_size} bytes where at most "
+                f"{limit} were wanted: name one that `twostream train` registered"
+            )
+        if root := getattr(repository, "artifact_dir", None):  # a folder of this machine
+            file = Path(root, _FOLDER, name)
+            if not file.resolve().is_relative_to(Path(root).resolve()):
+                raise RegistryError(
+                    f"{model_uri} is not a model of twostream_ray, its {name} leads out of {location}: name one that "
+                    "`twostream train` registered"
+                )
+            _require_file(file, name=name, where=model_uri)
+
+
+def _require_file(path: Path, *, name: str, where: str) -> None:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMITS_BYTES[name]:
+        raise RegistryError(
+            f"{name} of {where} was wanted as a file of at most {_LIMITS_BYTES[name]} bytes, it is none: name a model "
+            "that `twostream train` registered"
+        )
+
+
+def _location(client: MlflowClient, model_uri: str) -> str:
+    """Where a model's files lie. MLflow resolves such URIs too, but only at its one global tracking URI."""
+    if match := re.fullmatch(r"models:/(?P<model_id>m-[0-9a-f]{32})/?", model_uri):
+        return str(client.get_logged_model(match["model_id"]).artifact_location)
+    if match := re.fullmatch(r"models:/(?P<name>[^/@]+)@(?P<alias>[\w-]+)/?", model_uri):
+        version = client.get_model_version_by_alias(match["name"], match["alias"]).version
+        return str(client.get_model_version_download_uri(match["name"], version))
+    if match := re.fullmatch(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)/?", model_uri):
+        return str(client.get_model_version_download_uri(match["name"], match["version"]))
+    if match := re.fullmatch(r"runs:/(?P<run>\w+)(/.*)?", model_uri):
+        run = client.get_run(match["run"])
+        models = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+        if not models:
+            raise RegistryError(f"run {match['run']} logged no model: name one that registered a version")
+        return str(client.get_logged_model(models[-1]).artifact_location)
+    raise RegistryError(
+        f"a model is models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID, got {model_uri!r}; "
+        "for instance models:/two-stream@champion"
+    )
