@@ -97,7 +97,7 @@ def test_beyond_the_limit_everything_is_decoded_and_the_directory_grows_no_more(
     assert drawn(shard_set, **cache) == (plain, 4 * 32)
     assert drawn(shard_set, **cache) == (plain, 4 * 32 - 10)
     kept = tmp_path.glob("*/seed-*/*")
-    assert sum(path.stat().st_size for path in kept) == 10 * sample
+    assert sum(path.stat().st_size - 4 for path in kept) == 10 * sample
 
 
 def test_a_sample_cut_short_on_disk_is_decoded_again(shard_set: ShardSet, tmp_path: Path) -> None:
@@ -106,6 +106,41 @@ def test_a_sample_cut_short_on_disk_is_decoded_again(shard_set: ShardSet, tmp_pa
         path.write_bytes(path.read_bytes()[:100])
     assert drawn(shard_set, sample_cache=str(tmp_path)) == (plain, 32)
     assert drawn(shard_set, sample_cache=str(tmp_path)) == (plain, 0)
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "another clip's", "longer", "a link", "a fifo"])
+def test_a_sample_that_is_not_the_one_that_was_kept_is_decoded_again(
+    shard_set: ShardSet, tmp_path: Path, damage: str
+) -> None:
+    cache, outside = tmp_path / "cache", tmp_path / "outside"
+    plain, _ = drawn(shard_set, sample_cache=str(cache))
+    first, *rest = sorted(cache.glob("*/seed-0-epoch-1-flow/*"))
+    content = first.read_bytes()
+    outside.write_bytes(content)
+    if damage == "a flipped bit":
+        first.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    elif damage == "another clip's":
+        first.write_bytes(rest[0].read_bytes()[:-4] + content[-4:])
+    elif damage == "longer":
+        first.write_bytes(content + b"x")
+    else:
+        first.unlink()
+        first.symlink_to(outside) if damage == "a link" else os.mkfifo(first)
+    assert drawn(shard_set, sample_cache=str(cache)) == (plain, 1)
+    assert drawn(shard_set, sample_cache=str(cache)) == (plain, 0)
+    assert outside.read_bytes() == content
+
+
+def test_no_lock_stays_behind_and_a_directory_of_others_is_refused(shard_set: ShardSet, tmp_path: Path) -> None:
+    drawn(shard_set, sample_cache=str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache/locks").iterdir())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/size").write_text("42 kg")
+    with pytest.raises(
+        StorageError, match=r"data.sample_cache wants a directory of its own, .* holds other files, as size"
+    ):
+        drawn(shard_set, sample_cache=str(tmp_path / "mine"))
+    assert (tmp_path / "mine/size").read_text() == "42 kg"
 
 
 def slowly(out: NDArray[np.uint8], log: Path) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import multiprocessing
 import os
 import time
@@ -12,15 +13,16 @@ from noise_shards import noise_shards
 from s3 import FaultyProxy, reached_at
 
 from twostream_ray import storage
+from twostream_ray.data.cache_folder import TAG
 from twostream_ray.data.lanes import Pass
 from twostream_ray.data.locks import locked
 from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shard_cache import ShardCache
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.errors import ConfigError, ShardError
+from twostream_ray.errors import ConfigError, ShardError, StorageError
 
 
 @pytest.fixture
@@ -119,8 +121,8 @@ def test_the_limit_holds_and_what_nobody_has_read_for_long_makes_room(proxy: Fau
         assert third is not None and not first.exists() and second.exists()
         assert hashlib.sha256(reading.read()).hexdigest() == sha_a, "who reads it reads on"
     assert cache.fetch("s3://archive/large", sha256="0" * 64, size=3000) is None
-    sizes = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert sizes == 2000 and not list(tmp_path.glob("*.partial"))
+    sizes = sum(path.stat().st_size for path in tmp_path.iterdir() if path.name != TAG)
+    assert sizes == 2000 and not [path for path in tmp_path.iterdir() if path.suffix in (".partial", ".lock")]
 
 
 def test_what_a_process_that_died_had_reserved_is_given_free(proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -139,6 +141,74 @@ def test_a_shard_that_is_not_the_manifests_is_never_kept(remote: ShardSet, proxy
     with pytest.raises(ShardError, match=r"\.parquet with sha256 0{12} was wanted, as its manifest says; it has"):
         samples(wrong, passes=1, cache=str(tmp_path), cache_gb=1.0)
     assert not (tmp_path / ("0" * 64)).exists() and not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "named", ["/home/me/precious.txt", "../precious", "precious", "A" * 64, "0" * 63, "0" * 65, ""]
+)
+def test_what_is_no_sha256_never_becomes_a_path(tmp_path: Path, named: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    cache = ShardCache(str(tmp_path / "cache"), limit_bytes=10**9)
+    for wanted in (named, str(precious)):
+        with pytest.raises(ShardError, match=r"the sha256 of s3://archive/x was wanted as 64 hexadecimal digits, got"):
+            cache.fetch("s3://archive/x", sha256=wanted, size=8)
+    assert precious.read_text() == "precious" and not (tmp_path / "cache").exists()
+
+
+def test_what_a_manifest_names_by_a_path_is_neither_read_nor_deleted(remote: ShardSet, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    manifest = json.loads(storage.read_bytes(f"{remote.uri}/manifest.json"))
+    for shard in manifest["shards"]:
+        shard["sha256"] = str(precious)
+    storage.write_json(f"{remote.uri}/manifest.json", manifest)
+    with pytest.raises(ShardError, match=r"manifest.json, its shards.0.sha256 wants a text like"):
+        open_shards(remote.uri)
+    wrong = replace(remote, shard_sha256=(str(precious),) * 3)
+    with pytest.raises(ShardError, match=r"wanted as 64 hexadecimal digits"):
+        samples(wrong, passes=1, cache=str(tmp_path / "cache"), cache_gb=1.0)
+    assert precious.read_text() == "precious"
+
+
+def test_nothing_but_entries_makes_room_and_no_link_is_followed(proxy: FaultyProxy, tmp_path: Path) -> None:
+    cache = ShardCache(str(tmp_path / "cache"), limit_bytes=1500)
+    uri, sha256 = put("f", 1000)
+    assert cache.fetch(uri, sha256=sha256, size=1000) is not None
+    outside = tmp_path / "outside"
+    outside.write_bytes(bytes(1000))
+    mine = {name: tmp_path / "cache" / name for name in ("notes", "0" * 40, f"{'a' * 64}.txt")}
+    for path in mine.values():
+        path.write_bytes(bytes(500))
+        os.utime(path, (0, 0))
+    link, partial = tmp_path / "cache" / ("b" * 64), tmp_path / "cache" / f"{'c' * 64}.partial"
+    other, sha = put("g", 1000)
+    for path in (link, partial, tmp_path / "cache" / sha, tmp_path / "cache" / f"{sha}.partial"):
+        path.symlink_to(outside)
+    os.utime(tmp_path / "cache" / sha256, (0, 0))
+    entry = cache.fetch(other, sha256=sha, size=1000)
+    assert entry is not None and not entry.is_symlink() and hashlib.sha256(entry.read_bytes()).hexdigest() == sha
+    assert not (tmp_path / "cache" / sha256).exists(), "the oldest entry made room"
+    assert all(path.exists() for path in mine.values()) and link.is_symlink()
+    assert outside.read_bytes() == bytes(1000)
+
+
+def test_a_directory_that_holds_other_files_is_no_cache(proxy: FaultyProxy, tmp_path: Path) -> None:
+    (tmp_path / "0123").write_text("precious")
+    uri, sha256 = put("h", 100)
+    with pytest.raises(StorageError, match=r"data.cache wants a directory of its own, .* holds other files, as 0123"):
+        ShardCache(str(tmp_path), limit_bytes=200).fetch(uri, sha256=sha256, size=100)
+
+
+def test_locks_of_those_who_died_are_cleaned_and_those_that_are_held_are_not(
+    proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    dead, held = (tmp_path / f"{digit * 64}.lock" for digit in "12")
+    dead.touch()
+    uri, sha256 = put("i", 100)
+    with locked(held):
+        assert ShardCache(str(tmp_path), limit_bytes=200).fetch(uri, sha256=sha256, size=100) is not None
+        assert {path.name for path in tmp_path.iterdir()} == {TAG, sha256, held.name}
 
 
 def test_an_entry_that_the_disk_has_damaged_is_read_from_the_store_again(

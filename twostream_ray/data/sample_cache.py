@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray.data.cache_folder import claim, new_file, opened
 from twostream_ray.data.locks import locked
 from twostream_ray.errors import StorageError
 
 Decode = Callable[[NDArray[np.uint8]], object]
 
 _LOCKS = 256
+_CHECKSUM_BYTES = 4
 _LEFT_FREE = 0.05
 """Part of the disk that is never filled."""
 
@@ -36,15 +38,16 @@ class SampleCache:
         """`depends_on`: all that makes samples of a clip differ except their `names`, in JSON's types.
 
         Raises:
-            StorageError: the directory cannot be made.
+            StorageError: the directory cannot be made, or holds something else.
         """
         identity = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
         self._root, self._limit = Path(directory).expanduser().absolute(), limit_bytes
         self._samples, self._locks = self._root / identity, self._root / "locks"
         self._full = False
+        claim(self._root, setting="data.sample_cache")
         try:
             for made in (self._samples, self._locks):
-                made.mkdir(parents=True, exist_ok=True)
+                made.mkdir(exist_ok=True)
         except OSError as error:
             raise StorageError(
                 f"data.sample_cache wants a directory that can be written, got {directory} ({error.strerror}): name "
@@ -82,7 +85,9 @@ class SampleCache:
             if self._full:
                 return
             entry.parent.mkdir(exist_ok=True)
-            out.tofile(partial)
+            with new_file(partial) as file:
+                file.write(out.data)
+                file.write(_checksum(out))
             partial.replace(entry)
         except OSError:
             # It only saves time: whatever is the matter with the disk, training goes on.
@@ -92,20 +97,26 @@ class SampleCache:
     def _reserve(self, size: int) -> bool:
         """Count a sample in, if there is room for it."""
         disk = shutil.disk_usage(self._root)
-        with locked(self._root / "size") as counter:
-            counter.seek(0)
+        with locked(self._root / "size", keep=True) as counter:
             taken = int(counter.read() or 0) + size
             if taken > self._limit or disk.free - size < _LEFT_FREE * disk.total:
                 return False
-            counter.truncate(0)
+            counter.seek(0)
             counter.write(str(taken).encode())
+            counter.truncate()
             return True
 
 
 def _read(entry: Path, out: NDArray[np.uint8]) -> bool:
-    """Read a kept sample in place, if it is there."""
+    """Read a kept sample in place, if it is there, as long as it was written and with its checksum."""
     try:
-        with entry.open("rb", buffering=0) as file:
-            return file.readinto(out.data.cast("B")) == out.nbytes
+        with opened(entry) as file:
+            whole = file.readinto(out.data.cast("B")) == out.nbytes
+            return whole and file.read(_CHECKSUM_BYTES + 1) == _checksum(out)
     except OSError:
         return False
+
+
+def _checksum(out: NDArray[np.uint8]) -> bytes:
+    """The checksum that stands behind a sample; 1 ms a megabyte."""
+    return zlib.crc32(out.data).to_bytes(_CHECKSUM_BYTES, "big")

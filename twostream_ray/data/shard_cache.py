@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from twostream_ray import storage
+from twostream_ray.data.cache_folder import claim, new_file
 from twostream_ray.data.locks import locked
-from twostream_ray.errors import ShardError
+from twostream_ray.errors import ShardError, StorageError
+
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+_PARTIAL = re.compile(r"[0-9a-f]{64}\.partial")
+_LOCK = re.compile(r"[0-9a-f]{64}\.lock")
 
 _IDLE_S = 3600.0
 """Entries read within this time stay: a pass over more shards than fit would otherwise throw out what it needs next."""
@@ -30,13 +37,17 @@ class ShardCache:
         """The shard on this machine, fetched if need be; None if there is no room for it.
 
         Raises:
-            ShardError: what the store gave does not have this sha256.
-            StorageError: the store cannot be read.
+            ShardError: what the store gave does not have this sha256, or this is none.
+            StorageError: the store cannot be read, or the directory not written, or it holds something else.
         """
+        if not _ENTRY.fullmatch(sha256):
+            raise ShardError(
+                f"the sha256 of {uri} was wanted as 64 hexadecimal digits, got {sha256[:100]!r}: ingest again"
+            )
         entry = self._directory / sha256
         if _touched(entry):
             return entry
-        self._directory.mkdir(parents=True, exist_ok=True)
+        claim(self._directory, setting="data.cache")
         # Whoever comes second waits for the first; the lock of one that dies is free.
         with locked(self._directory / f"{sha256}.lock"):
             if _touched(entry):
@@ -66,41 +77,54 @@ class ShardCache:
         """Make room, and take it by a file of the size that is to come."""
         with locked(self._directory / "lock"):
             entries = {}
+            taken = 0
             for path in self._directory.iterdir():
-                if path.suffix == ".partial" and _left_behind(path):
+                if path == partial or (_PARTIAL.fullmatch(path.name) and _left_behind(path)):
                     path.unlink(missing_ok=True)
-                elif path.suffix != ".lock":
-                    with suppress(FileNotFoundError):
-                        entries[path] = path.stat()
-            taken = sum(status.st_size for path, status in entries.items() if path != partial)
+                elif _LOCK.fullmatch(path.name):
+                    _left_behind(path)
+                elif _PARTIAL.fullmatch(path.name) or _ENTRY.fullmatch(path.name):
+                    status = _status(path)
+                    taken += status.st_size if status else 0
+                    if status and not path.suffix:
+                        entries[path] = status
             oldest_first = sorted(entries, key=lambda path: entries[path].st_mtime)
             for path in oldest_first:
                 if taken + size <= self._limit:
                     break
-                if not path.suffix and entries[path].st_mtime < time.time() - _IDLE_S:
+                if entries[path].st_mtime < time.time() - _IDLE_S:
                     # Who reads it at this moment keeps it until the file is closed.
                     path.unlink(missing_ok=True)
                     taken -= entries[path].st_size
             if taken + size > self._limit:
                 return False
-            with partial.open("wb") as file:
+            with new_file(partial) as file:
                 file.truncate(size)
             return True
 
 
 def _touched(entry: Path) -> bool:
-    """Whether the entry is there; if so it counts as read now."""
-    try:
-        os.utime(entry)
-    except FileNotFoundError:
+    """Whether the entry is there; if so it counts as read now. A link in its place is none."""
+    if _status(entry) is None:
         return False
-    return True
+    with suppress(FileNotFoundError):
+        os.utime(entry, follow_symlinks=False)
+        return True
+    return False
 
 
-def _left_behind(partial: Path) -> bool:
-    """Whether the process that was fetching it is gone."""
+def _status(path: Path) -> os.stat_result | None:
+    """Size and times of a regular file, or None."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        return status if stat.S_ISREG(status.st_mode) else None
+    return None
+
+
+def _left_behind(path: Path) -> bool:
+    """Whether the process that was fetching it is gone; its lock goes then."""
     try:
-        with locked(partial.with_suffix(".lock"), wait=False):
+        with locked(path.with_suffix(".lock"), wait=False):
             return True
-    except BlockingIOError:
+    except (BlockingIOError, StorageError):
         return False
