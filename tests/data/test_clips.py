@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from twostream_ray.data import clips
-from twostream_ray.data.clips import ClipWriter, FrameStream, fetch_frames, prove_seeking
+from twostream_ray.data.clips import ClipWriter, fetch_frames, prove_seeking
+from twostream_ray.data.raw_video import FrameStream
 from twostream_ray.errors import DecodeError
 
 

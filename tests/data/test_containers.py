@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from twostream_ray.data.containers import require_whole
+from twostream_ray.data.raw_video import FrameStream
 from twostream_ray.errors import DecodeError
 
 
@@ -45,6 +46,42 @@ def test_whole_file_is_whole_also_when_an_archive_padded_it(kind: str) -> None:
     require_whole(io.BytesIO(FILES[kind]), name=kind)
     for padding in (3, 511):
         require_whole(io.BytesIO(FILES[kind] + bytes(padding)), name=kind)
+
+
+LEFT_BEHIND = {
+    "new line": b"\n",
+    "new line of Windows": b"\r\n",
+    "camera's notes": b"\x0c\x00\x00\x00\x01\x03SEFH" + bytes(range(200)) + b"\x18\0\0\0SEFT",
+    "identifier": b"8db42d694ccc418790edff439fe026bf",
+    "noise": np.random.default_rng(2).bytes(5000),
+}
+
+
+@pytest.mark.parametrize("left", LEFT_BEHIND)
+@pytest.mark.parametrize("kind", FILES)
+def test_what_editors_and_cameras_leave_behind_the_end_is_no_damage(kind: str, left: str) -> None:
+    content = FILES[kind] + LEFT_BEHIND[left]
+    require_whole(io.BytesIO(content), name=kind)
+    assert len(list(FrameStream(content))) == 20
+
+
+@pytest.mark.real
+def test_new_line_behind_the_last_box_is_no_damage(real: Path) -> None:
+    content = (real / "bugs/mp4_with_newline_behind_last_box.mp4").read_bytes()
+    assert len(list(FrameStream(content))) == 30
+
+
+@pytest.mark.parametrize("left", ["new line", "new line of Windows"])
+def test_new_line_behind_a_recording_of_unknown_length_is_no_damage(left: str) -> None:
+    require_whole(io.BytesIO(written("matroska", "mpeg4", live="1") + LEFT_BEHIND[left]), name="live")
+
+
+def test_hole_in_a_gif_is_found_wherever_it_begins() -> None:
+    content = FILES["gif"]
+    for place in np.random.default_rng(3).integers(800, len(content) - 900, 20).tolist():
+        holed = content[:place] + bytes(800) + content[place + 800 :]
+        with pytest.raises(DecodeError, match=r"cut short|damaged"):
+            list(FrameStream(holed))
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -8,9 +8,11 @@ from s3 import reached_at
 from twostream_ray import storage
 from twostream_ray.data import flow, images
 from twostream_ray.data.catalog import CatalogConfig
-from twostream_ray.data.clips import FrameStream, ImageSequence, fetch_frames, read_image
+from twostream_ray.data.clips import fetch_frames
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.isolation import prepare_apart
+from twostream_ray.data.pictures import read_image
+from twostream_ray.data.raw_video import FrameStream, ImageSequence
 from twostream_ray.data.shard_writer import plan_shards, write_manifest
 from twostream_ray.data.shards import open_shards, read_row_group
 from twostream_ray.data.snippets import Source

@@ -4,16 +4,19 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_videos import encoded, pictures, put_together, taken_apart
 
 from twostream_ray.data import isolation
 from twostream_ray.data.clips import ClipWriter, EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.isolation import prepare_apart
+from twostream_ray.data.raw_video import Note
 from twostream_ray.data.snippets import prepare_clip
 from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError
 
@@ -90,6 +93,50 @@ def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
         prepare_apart(video(3), CONTRACT, name="x")
     monkeypatch.undo()
     assert prepare_apart(video(3), CONTRACT, name="x").num_frames == 3
+
+
+def test_a_clip_that_goes_on_and_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_apart(video(3), CONTRACT, name="x")
+    monkeypatch.setattr(isolation, "_SECONDS", 0.2)
+    monkeypatch.setattr(isolation, "_SECONDS_PER_FRAME", {"dis": 1e-6})
+    with pytest.raises(DecodeError, match="x: a clip that takes at most 0 s was wanted, this takes longer"):
+        prepare_apart(video(1500), CONTRACT, name="x", max_frames=2000)
+    monkeypatch.undo()
+    assert prepare_apart(video(3), CONTRACT, name="x").num_frames == 3
+
+
+def test_notes_about_a_video_come_back_from_the_child() -> None:
+    file = encoded("libx264", pictures(6), x264_params="interlaced=1")
+    assert prepare_apart(file, CONTRACT, name="x", prove=True).notes == (Note.INTERLACED,)
+
+
+@pytest.mark.parametrize("when", ["from the start", "in the middle"])
+def test_enormous_frames_are_refused_and_take_no_memory(when: str) -> None:
+    isolation._Child.of_this_process().end()
+    coded = taken_apart(encoded("libvpx", pictures(8), container="webm", g="4"))
+    place = [place for place, packet in enumerate(coded.packets) if packet.is_key][when == "in the middle"]
+    content = bytearray(coded.packets[place].content)
+    content[6:10] = (16383).to_bytes(2, "little") * 2
+    packets = [*coded.packets[:place], replace(coded.packets[place], content=bytes(content))]
+    file = put_together(coded, [*packets, *coded.packets[place + 1 :]], container="webm")
+    with pytest.raises(DecodeError):
+        prepare_apart(file, CONTRACT, name="x")
+    status = Path(f"/proc/{child_id()}/status").read_text()
+    peak_kb = int(status.split("VmHWM:")[1].split()[0])
+    assert peak_kb < 400_000
+
+
+def test_memory_beyond_measure_is_refused_to_the_child() -> None:
+    code = (
+        "import numpy as np; from twostream_ray.data import isolation\n"
+        "isolation._MOST_MEMORY_BYTES = 1 << 28\n"
+        "isolation._limit_memory({'sizes': [], 'max_frames': None})\n"
+        "np.ones(1 << 24)\n"
+        "try: np.ones(1 << 26)\n"
+        "except MemoryError: print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
 
 
 def test_a_script_without_a_main_guard_is_not_run_again_and_leaves_no_process(tmp_path: Path) -> None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from twostream_ray.errors import DecodeError
 
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
+_MORE_BOXES = _BOXES | {b"moof", b"mfra", b"sidx", b"styp", b"uuid", b"udta", b"meta", b"emsg", b"prft", b"ssix"}
 _EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 _ENTERED = {_SEGMENT, _CLUSTER}
+_LONGEST_INDEX_BYTES = 1 << 28
+_NEVER = (1 << 32) - 1, (1 << 64) - 1
+"""Durations that say nothing."""
 
 
-def require_whole(file: BinaryIO, *, name: str) -> None:
+def require_whole(file: BinaryIO, *, name: str) -> dict[int, int]:
     """Hold a file's length and layout against what its own headers announce; says nothing of other containers.
 
     Decoders cannot be asked: they show what is left of a file as if it were all. What follows the announced end is
-    allowed, for some archives pad their files.
+    allowed, for some archives pad their files, editors end them with a new line, and cameras append notes.
+
+    Returns how many frames of each stream an AVI file holds as empty chunks: they stand for dropped ones.
 
     Raises:
         DecodeError: the file ends before its announced end, or something else lies where one of its parts should begin.
@@ -24,35 +32,128 @@ def require_whole(file: BinaryIO, *, name: str) -> None:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(12)
+    empty: Counter[int] = Counter()
     if head[:4] == b"RIFF" and head[8:] == b"AVI ":
         end = 8 + int.from_bytes(head[4:8], "little")
+        if end <= size:
+            empty = _empty_chunks(file, size)
     elif head[4:8] in _BOXES:
-        end = _end_of_boxes(file, size)
+        end = _end_of_boxes(file, size, name=name)
     elif int.from_bytes(head[:4], "big") == _EBML:
         end = _end_of_elements(file, size, name=name)
     elif head[:3] == b"GIF":
-        file.seek(max(0, size - 512))
-        end = size if file.read().rstrip(b"\0").endswith(b";") else size + 1
+        end = _end_of_blocks(file, size)
     else:
-        return
+        return empty
     if end > size:
         raise DecodeError(f"{name}: the file announces at least {end} bytes, it has {size}: it was cut short")
+    return empty
 
 
-def _end_of_boxes(file: BinaryIO, size: int) -> int:
+def _empty_chunks(file: BinaryIO, size: int) -> Counter[int]:
+    """Stream -> chunks of video without content, as far as chunks follow one another."""
+    empty: Counter[int] = Counter()
+    at, waiting = 0, None
+    while at + 8 <= size:
+        file.seek(at)
+        kind = file.read(4)
+        length = int.from_bytes(file.read(4), "little")
+        if not (kind.isascii() and kind.decode().isprintable()):
+            break  # a hole: the chunk before it was not empty, but lost
+        if waiting is not None:
+            empty[waiting] += 1
+            waiting = None
+        if kind in (b"RIFF", b"LIST"):
+            at += 12
+            continue
+        if not length and kind[:2].isdigit() and kind[2:] in (b"dc", b"db"):
+            waiting = int(kind[:2])
+        at += 8 + length + length % 2
+    if waiting is not None and at >= size:
+        empty[waiting] += 1
+    return empty
+
+
+def _end_of_boxes(file: BinaryIO, size: int, *, name: str) -> int:
     end = 0
+    seen: set[bytes] = set()
     while end < size:
         file.seek(end)
         head = file.read(16)
-        if len(head) < 8 and any(head):
-            return end + 8
+        kind = head[4:8]
+        whole = {b"moov", b"mdat"} <= seen or {b"moov", b"moof"} <= seen
+        if len(head) < 8:
+            # The rest of a box, if it has the zeros that one begins with.
+            is_box = any(head) and (not whole or not head[0])
+            return end + 8 if is_box else size
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
         if length < 8:  # 0 is a last box that reaches to the end of the file, whatever that is
             return size
+        if end + length > size and whole and kind not in _MORE_BOXES:
+            return size  # what a camera or an editor left behind the last box
+        if kind == b"moov" and end + length <= size and length <= _LONGEST_INDEX_BYTES:
+            file.seek(end + 8)
+            _refuse_contradictions(memoryview(file.read(length - 8)), name=name)
+        seen.add(kind)
         end += length
     return end
+
+
+def _refuse_contradictions(movie: memoryview, *, name: str) -> None:
+    """A track says how long it is shown: if it is longer without an edit list, the list was lost to damage."""
+    header = _find(movie, b"mvhd")
+    scale, _ = _times(header, of_track=False) if header else (0, 0)
+    for track in (content for kind, content in _children(movie) if kind == b"trak"):
+        shown, media, handler = (_find(track, *path) for path in ((b"tkhd",), (b"mdia", b"mdhd"), (b"mdia", b"hdlr")))
+        if not (shown and media and handler) or bytes(handler[8:12]) != b"vide":
+            continue
+        edits = _find(track, b"edts", b"elst")
+        media_scale, length = _times(media, of_track=False)
+        ticks = _times(shown, of_track=True)[1]
+        frames = _find(track, b"mdia", b"minf", b"stbl", b"stsz")
+        count = int.from_bytes(frames[8:12], "big") if frames else 0
+        if not (scale and media_scale and count > 1 and ticks and length) or ticks in _NEVER or length in _NEVER:
+            continue
+        if edits and int.from_bytes(edits[4:8], "big"):
+            continue
+        seconds, whole_seconds = ticks / scale, length / media_scale
+        if whole_seconds - seconds > whole_seconds / count + 2 / scale:
+            raise DecodeError(
+                f"{name}: a video shown for {seconds:.3f} s is announced, it has {whole_seconds:.3f} s and no list of "
+                "what to leave out: it is damaged"
+            )
+
+
+def _times(box: memoryview, *, of_track: bool) -> tuple[int, int]:
+    """Time scale and duration of a header box; that of a track has its number in place of the scale."""
+    wide = box[0] == 1
+    at = 20 if wide else 12
+    scale = int.from_bytes(box[at : at + 4], "big")
+    at += 8 if of_track else 4
+    return scale, int.from_bytes(box[at : at + (8 if wide else 4)], "big")
+
+
+def _find(content: memoryview, *path: bytes) -> memoryview | None:
+    for kind in path:
+        found = next((inner for name, inner in _children(content) if name == kind), None)
+        if found is None:
+            return None
+        content = found
+    return content
+
+
+def _children(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    at = 0
+    while at + 8 <= len(content):
+        length, head = int.from_bytes(content[at : at + 4], "big"), 8
+        if length == 1:
+            length, head = int.from_bytes(content[at + 8 : at + 16], "big"), 16
+        if length < head:
+            return
+        yield bytes(content[at + 4 : at + 8]), content[at + head : at + length]
+        at += length
 
 
 def _end_of_elements(file: BinaryIO, size: int, *, name: str) -> int:
@@ -63,6 +164,8 @@ def _end_of_elements(file: BinaryIO, size: int, *, name: str) -> int:
         identity, used = _number(head, keep_marker=True)
         length, more = _number(head[used:], keep_marker=False)
         if not 0 < used <= 4 or not more:
+            if end + len(head) == size and head.isspace():
+                return size  # a new line behind a recording of unknown length
             raise DecodeError(f"{name}: no part of a Matroska file begins at byte {end} of {size}: it is damaged")
         end += used + more
         if identity == _SEGMENT and length is not None:
@@ -84,3 +187,33 @@ def _number(content: bytes, *, keep_marker: bool) -> tuple[int | None, int]:
     if keep_marker:
         return value, used
     return (None if unmarked == (1 << 7 * used) - 1 else unmarked), used
+
+
+def _end_of_blocks(file: BinaryIO, size: int) -> int:
+    """GIF89a: palettes, extensions and pictures, of blocks of up to 255 bytes, then a semicolon."""
+    file.seek(10)
+    at = 13 + palette_bytes(file.read(1))
+    while at < size:
+        file.seek(at)
+        kind = file.read(1)
+        if kind == b";":
+            return at + 1
+        if kind == b",":
+            file.seek(at + 9)
+            at += 11 + palette_bytes(file.read(1))
+        elif kind == b"!":
+            at += 2
+        else:
+            break  # damaged
+        file.seek(at)
+        while length := file.read(1):
+            at += 1 + length[0]
+            if not length[0]:
+                break
+            file.seek(at)
+    return size + 1
+
+
+def palette_bytes(flags: bytes) -> int:
+    """Bytes of the palette that the flags of a GIF's screen or picture announce."""
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0

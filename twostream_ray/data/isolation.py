@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import resource
 import select
 import signal
 import struct
@@ -18,17 +19,24 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from twostream_ray.data.clips import EncodedClip, FrameStream, prove_seeking
+from twostream_ray.data.clips import EncodedClip, prove_seeking
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.raw_video import FrameStream, refuse_more_frames
 from twostream_ray.data.snippets import Source, prepare_clip
 from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError, VideoError
 
 _SILENCE_S = 60.0
-"""A child that says nothing for so long hangs: it says something after every frame."""
+"""A child that says nothing for so long hangs: it says something after every packet and frame."""
+_SECONDS, _SECONDS_PER_FRAME = 600.0, {"dis": 0.25}
+_SECONDS_PER_SLOW_FRAME = 10.0
+"""What a clip may take in all, many times what it does: a second of TV-L1 on a free core, 0.01 of DIS."""
+_USUAL_FRAMES, _USUAL_SIDE_PX = 10_000, 256
+_MOST_MEMORY_BYTES = 4 << 30
+"""Address space for one video beyond what the child has at rest: one of 4K takes 0.8 GB, one of 8K in HEVC 1.2 GB."""
+_BYTES_PER_FRAME = 32 << 10
 _PROBED_FRAMES = 12
 _LENGTH = struct.Struct("<Q")
 _BEAT, _CLIP, _ERROR = b".", b"C", b"E"
@@ -55,7 +63,8 @@ def prepare_apart(
             except _KilledError:
                 child = _Child.of_this_process()
                 values, parts = child.ask(source, contract, name=name, max_frames=max_frames, prove=prove)
-            return EncodedClip(video=parts[0], flow=parts[1:], **values)
+            notes = tuple(values.pop("notes"))
+            return EncodedClip(video=parts[0], flow=parts[1:], notes=notes, **values)
         except VideoError:
             raise
         except BaseException:
@@ -119,7 +128,8 @@ class _Child:
             [sys.executable, "-c", _CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
+            # Each thread's own heap would count as address space.
+            env=os.environ | {"PYTHONPATH": path, "MALLOC_ARENA_MAX": "2"},
         )
         atexit.register(self.end)
 
@@ -149,6 +159,8 @@ class _Child:
             **wishes,
         }
         stdin: Any = self._process.stdin
+        self._seconds = _seconds_for(contract, wishes["max_frames"])
+        self._deadline = time.monotonic() + self._seconds
         try:
             _send(stdin, json.dumps(request).encode())
             for part in parts:
@@ -176,14 +188,25 @@ class _Child:
         while size:
             poll = select.poll()  # select() fails beyond descriptor 1023
             poll.register(stdout, select.POLLIN)
-            if not poll.poll(_SILENCE_S * 1000):
-                raise _HangError(f"the decoder hung, no frame came for {_SILENCE_S:.0f} s")
+            left = self._deadline - time.monotonic()
+            if left < 0:
+                raise _HangError(f"a clip that takes at most {self._seconds:.0f} s was wanted, this takes longer")
+            if not poll.poll(min(_SILENCE_S, left + 0.1) * 1000):
+                if left > _SILENCE_S:
+                    raise _HangError(f"the decoder hung, no frame came for {_SILENCE_S:.0f} s")
+                continue
             part = os.read(stdout.fileno(), min(size, 1 << 20))
             if not part:
                 raise _Gone
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+
+def _seconds_for(contract: FlowContract, max_frames: Any) -> float:
+    frame = _SECONDS_PER_FRAME.get(contract.algorithm, _SECONDS_PER_SLOW_FRAME)
+    area = max(1.0, (contract.short_side_px / _USUAL_SIDE_PX) ** 2)
+    return _SECONDS + frame * area * (max_frames or _USUAL_FRAMES)
 
 
 class _Gone(Exception):  # noqa: N818
@@ -214,6 +237,7 @@ def answer_requests() -> None:
     while header := requests.read(_LENGTH.size):
         request = json.loads(requests.read(_LENGTH.unpack(header)[0]))
         parts = [requests.read(size) for size in request["sizes"]]
+        _limit_memory(request)
         try:
             values, fields = _answer(_source(parts, request), request, beat=_Beat(answers))
         except Exception as error:  # noqa: BLE001  whatever a damaged video brings about
@@ -229,6 +253,15 @@ def answer_requests() -> None:
             for field in fields:
                 answers.write(field)
         answers.flush()
+
+
+def _limit_memory(request: dict[str, Any]) -> None:
+    """What one video asks for beyond measure is refused to the decoder, not taken from the machine."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    room = _MOST_MEMORY_BYTES + 3 * sum(request["sizes"]) + _BYTES_PER_FRAME * (request.get("max_frames") or 0)
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + room
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
 
 
 def _end_with_parent() -> None:
@@ -268,21 +301,19 @@ def _answer(
     contract, name = FlowContract.from_dict(request["contract"]), request["name"]
     if request.get("probe"):
         return _costs(source, contract, name=name, max_frames=request["max_frames"]), []
-    clip = prepare_clip(source, contract, name=name, max_frames=request["max_frames"], on_frame=beat)
+    clip = prepare_clip(source, contract, name=name, max_frames=request["max_frames"], on_progress=beat)
     if request["prove"]:
-        prove_seeking(clip.video or b"", num_frames=clip.num_frames)
-        beat()
-    values = {key: getattr(clip, key) for key in ("num_frames", "height", "width", "fps")}
+        prove_seeking(clip.video or b"", num_frames=clip.num_frames, on_progress=beat)
+    values = {key: getattr(clip, key) for key in ("num_frames", "height", "width", "fps", "notes")}
     return values, [clip.video or b"", *(clip.flow or ())]
 
 
 def _costs(source: Source, contract: FlowContract, *, name: str, max_frames: int) -> dict[str, Any]:
     frames = len(source.frames)
     if source.video is not None:
-        with closing(FrameStream(source.video, name=name)) as stream:
-            frames = stream.announced or sum(1 for _ in islice(stream.pictures(), max_frames + 1))
-    if frames > max_frames:
-        raise TooLongError(f"{name}: a clip of at most {max_frames} frames was wanted, this has {frames} or more")
+        with closing(FrameStream(source.video, name=name, max_frames=max_frames)) as stream:
+            frames = stream.announced
+    refuse_more_frames(frames, max_frames, name=name)
     started = time.perf_counter()
     clip = prepare_clip(source, contract, name=name, first_frames=_PROBED_FRAMES)
     seconds = time.perf_counter() - started

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twostream_ray.data import clips, flow, sampling, transforms
+from twostream_ray.data import clips, flow, pictures, raw_video, sampling, transforms
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import Crop, TransformConfig
-from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError
+from twostream_ray.errors import DecodeError, EmptyClipError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,13 +77,15 @@ def prepare_clip(
     name: str,
     max_frames: int | None = None,
     first_frames: int | None = None,
-    on_frame: Callable[[], object] | None = None,
+    on_progress: Callable[[], object] | None = None,
 ) -> EncodedClip:
     """Decode a raw video once and in order, resize it, compute its flow, and encode both as shards hold them.
 
     Frames stream through: memory does not grow with the length beyond the encoded result, about 6 kB a frame of
-    256 x 340 px. `on_frame` is called after each. Frames and flow that exist as images are taken as they are. With
-    `first_frames` the clip ends there, to see what a video costs.
+    256 x 340 px. `on_progress` is called again and again, at least after each. Frames and flow that exist as images
+    are taken as they are. With `first_frames` the clip ends there, to see what a video costs.
+
+    The stored frame has the shape that players show: pixels that are not square are stretched to be.
 
     Raises:
         DecodeError: the video cannot be decoded whole, or images of flow do not fit it.
@@ -94,12 +96,12 @@ def prepare_clip(
 
     source = Source(video=source) if isinstance(source, bytes) else source
     frames = (
-        clips.ImageSequence(source.frames, name=name)
+        raw_video.ImageSequence(source.frames, name=name)
         if source.video is None
-        else clips.FrameStream(source.video, name=name)
+        else raw_video.FrameStream(source.video, name=name, max_frames=max_frames, on_packet=on_progress)
     )
     with closing(frames):
-        _refuse_more_frames(frames.announced, max_frames, name=name)
+        raw_video.refuse_more_frames(frames.announced, max_frames, name=name)
         compute = flow.flow_function(contract)
         writer: clips.ClipWriter | None = None
         previous: NDArray[np.uint8] | None = None
@@ -107,7 +109,9 @@ def prepare_clip(
         height = width = 0
         for frame in frames:
             if writer is None:
-                height, width = _stored_size(*frame.shape[:2], short_side_px=contract.short_side_px)
+                height, width = _stored_size(
+                    frame.shape[0], frame.shape[1] * float(frames.pixel_aspect), short_side_px=contract.short_side_px
+                )
                 writer = clips.ClipWriter(width=width, height=height, fps=frames.fps)
             if frame.shape[:2] != (height, width):
                 shrinks = frame.shape[0] > height
@@ -123,9 +127,9 @@ def prepare_clip(
                     else _taken_field(source.flow, len(fields), (height, width), contract, name=name)
                 )
             previous = grey
-            _refuse_more_frames(len(fields) + 1, max_frames, name=name)
-            if on_frame is not None:
-                on_frame()
+            raw_video.refuse_more_frames(len(fields) + 1, max_frames, name=name)
+            if on_progress is not None:
+                on_progress()
             if len(fields) + 1 == first_frames:
                 break
         if writer is None or not fields:
@@ -144,6 +148,7 @@ def prepare_clip(
             height=height,
             width=width,
             fps=float(frames.fps),
+            notes=frames.notes,
         )
 
 
@@ -157,7 +162,7 @@ def _taken_field(
         raise DecodeError(
             f"{name}: a field of flow was wanted for every pair of frames, there are {len(images)} images"
         )
-    x, y = (clips.read_image(content, name=f"{name}, flow {index + 1}", grey=True) for content in images[index])
+    x, y = (pictures.read_image(content, name=f"{name}, flow {index + 1}", grey=True) for content in images[index])
     if x.shape == size == y.shape:
         return flow.encode_levels(x, y, contract)
     if x.shape != y.shape or min(x.shape) != contract.short_side_px:
@@ -170,15 +175,7 @@ def _taken_field(
     return flow.encode_field(stretched * np.array([size[1] / x.shape[1], size[0] / x.shape[0]], np.float32), contract)
 
 
-def _refuse_more_frames(num_frames: int, limit: int | None, *, name: str) -> None:
-    if limit is not None and num_frames > limit:
-        raise TooLongError(
-            f"{name}: a clip of at most {limit} frames was wanted, this has {num_frames} or more: cut it into clips, "
-            "or raise max_frames"
-        )
-
-
-def _stored_size(height: int, width: int, *, short_side_px: int) -> tuple[int, int]:
+def _stored_size(height: float, width: float, *, short_side_px: int) -> tuple[int, int]:
     scale = short_side_px / min(height, width)
     return 2 * round(height * scale / 2), 2 * round(width * scale / 2)
 

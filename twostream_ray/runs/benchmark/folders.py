@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.data import flow, sampling, snippets, transforms
-from twostream_ray.data.clips import EncodedClip, FrameStream
+from twostream_ray.data.clips import EncodedClip
+from twostream_ray.data.raw_video import FrameStream
 from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, read_clips
 from twostream_ray.data.snippets import View

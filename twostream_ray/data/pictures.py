@@ -1,0 +1,122 @@
+"""Pictures into upright RGB arrays: frames of videos as players hold them, and images."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+import simplejpeg
+from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from twostream_ray.errors import DecodeError
+
+av.logging.set_level(av.logging.PANIC)
+
+MAX_PIXELS = 64_000_000
+"""Of a frame or image."""
+
+_IMAGES = "png_pipe,bmp_pipe,webp_pipe,tiff_pipe,gif_pipe,jpeg_pipe"
+_JPEG = b"\xff\xd8"
+
+
+def read_image(content: bytes, *, name: str, grey: bool = False) -> NDArray[np.uint8]:
+    """A JPEG or PNG: RGB (H, W, 3), or grey (H, W) uint8.
+
+    Raises:
+        DecodeError: the bytes are no such picture, not a whole one, or one of more than 64 megapixels.
+    """
+    try:
+        if content.startswith(_JPEG):
+            # FFmpeg fills up a truncated JPEG and calls it whole.
+            height, width, *_ = simplejpeg.decode_jpeg_header(content)
+            _refuse_more_pixels(height * width, name=name)
+            picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+                content, colorspace="GRAY" if grey else "RGB", fastdct=False
+            )
+            return picture[:, :, 0] if grey else picture
+        with open_media(io.BytesIO(content), formats=_IMAGES) as container:
+            size = container.streams.video[0].codec_context
+            _refuse_more_pixels(size.width * size.height, name=name)
+            frame = next(container.decode(video=0))
+    except (av.FFmpegError, ValueError, IndexError, OSError, StopIteration) as error:
+        raise DecodeError(f"{name}: an image was wanted, {len(content)} bytes are none ({one_line(error)})") from error
+    if frame.is_corrupt:
+        raise DecodeError(f"{name}: the image is damaged")
+    if not grey:
+        return RgbConverter()(frame)
+    plane: NDArray[np.uint8] = frame.reformat(format="gray").to_ndarray()
+    return plane
+
+
+def _refuse_more_pixels(pixels: int, *, name: str) -> None:
+    if pixels > MAX_PIXELS:
+        raise DecodeError(f"{name}: an image of at most {MAX_PIXELS} pixels was wanted, this has {pixels}")
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """One of the eight ways to hold a picture: transposed first, then mirrored."""
+
+    transposed: bool
+    mirrored: bool
+    """Left becomes right."""
+    flipped: bool
+    """Top becomes bottom."""
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Orientation:
+        """The one nearest to the frame's display matrix: p' = a p + c q, q' = b p + d q (ISO 14496-12, 8.5.3)."""
+        try:
+            found = frame.side_data.get(Type.DISPLAYMATRIX)
+        except ValueError:  # PyAV does not know all kinds of side data, and then shows none
+            quarter_turns = round(frame.rotation / 90) % 4
+            return cls(quarter_turns % 2 == 1, quarter_turns in (2, 3), quarter_turns in (1, 2))
+        if found is None:
+            return _UPRIGHT
+        a, b, _, c, d = np.frombuffer(bytes(found), np.int32)[:5].tolist()
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(False, a < 0, d < 0)
+        return cls(True, c < 0, b < 0)
+
+
+_UPRIGHT = Orientation(False, False, False)
+
+
+class RgbConverter:
+    """Frames -> upright RGB arrays; keeps the scaler, whose making costs more than a small frame's conversion."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8, as players show it."""
+        picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray().astype(np.uint8, copy=False)
+        held = Orientation.of(frame)
+        if held == _UPRIGHT:
+            return picture
+        if held.transposed:
+            picture = picture.swapaxes(0, 1)
+        return np.ascontiguousarray(picture[:: -1 if held.flipped else 1, :: -1 if held.mirrored else 1])
+
+
+def one_line(error: Exception) -> str:
+    """What an error says."""
+    # Not str() of PyAV's errors: it ends with the last line of FFmpeg's log, which may be about another file.
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:160] or type(error).__name__
+
+
+def open_media(file: Any, *, formats: str) -> Any:
+    """Open a file as one of FFmpeg's formats named; whatever it says, no other file or address is opened.
+
+    Raises:
+        av.FFmpegError, ValueError: it is none of them.
+    """
+    file.seek(0)
+    options = {"protocol_whitelist": "none", "format_whitelist": formats, "max_pixels": str(MAX_PIXELS)}
+    return av.open(file, mode="r", options=options)
