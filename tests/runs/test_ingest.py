@@ -14,13 +14,15 @@ import av
 import cv2
 import numpy as np
 import pytest
+from foreign_videos import encoded, pictures
 
 from twostream_ray import storage
 from twostream_ray.cli import main
 from twostream_ray.data import isolation
 from twostream_ray.data.catalog import CatalogConfig, Clip, in_text_order
-from twostream_ray.data.clips import FrameStream, fetch_frames
+from twostream_ray.data.clips import fetch_frames
 from twostream_ray.data.flow import FlowContract, decode_field
+from twostream_ray.data.raw_video import FrameStream, Note
 from twostream_ray.data.shard_records import survey
 from twostream_ray.data.shard_writer import plan_shards
 from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
@@ -177,6 +179,37 @@ def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(v
     assert "a clip of at most 10 frames was wanted, this has 16 or more" in part["quarantined"][0]["reason"]
     assert len(survey(str(tmp_path), clips=clips, contract=SMALL, max_frames=10).kept) == 1
     assert survey(str(tmp_path), clips=clips, contract=SMALL, max_frames=16).kept == []
+
+
+@pytest.mark.timeout(60)
+def test_videos_that_never_end_and_rates_that_are_none_stop_no_other_clip(tmp_path: Path) -> None:
+    file = encoded("mpeg4", pictures(6), container="avi")
+    place = file.index(b"strh") + 28
+    (tmp_path / "rate.avi").write_bytes(file[:place] + b"\xff\xff\xff\xff" + file[place + 4 :])
+    os.mkfifo(tmp_path / "fifo.avi")
+    (tmp_path / "zeros.avi").symlink_to("/dev/zero")
+    with (tmp_path / "sparse.avi").open("wb") as sparse:
+        sparse.truncate(1 << 42)
+    clips = [
+        Clip(uri=f"{tmp_path}/{name}.avi", clip_id=name, class_name="c", label=0, splits=("train",), size_bytes=1)
+        for name in ("fifo", "rate", "sparse", "zeros")
+    ]
+    (plan,) = plan_shards(clips, contract=SMALL, rows_per_shard=16)
+    part = write_shard(plan, out=str(tmp_path / "out"), contract=SMALL, max_frames=300, count=lambda _: None)
+    assert [(entry["identity"][0], entry["notes"]) for entry in part["clips"]] == [("rate", [Note.NO_RATE])]
+    assert {entry["identity"][0] for entry in part["quarantined"]} == {"fifo", "sparse", "zeros"}
+
+
+def test_what_is_to_be_known_about_videos_reaches_the_report_and_stays_there(cluster: None, tmp_path: Path) -> None:
+    root = tmp_path / "videos" / "walk"
+    root.mkdir(parents=True)
+    (root / "plain.mkv").write_bytes(encoded("libx264", pictures(4)))
+    for name in ("one", "two"):
+        (root / f"{name}.mkv").write_bytes(encoded("libx264", pictures(4), x264_params="interlaced=1"))
+    wanted = config(root.parent, tmp_path / "out")
+    notes = ingest(wanted).notes
+    assert f"2 of 3 clips have {Note.INTERLACED} (walk/one.mkv)" in notes
+    assert ingest(wanted).notes == notes
 
 
 def test_shards_labelled_when_numbers_were_ordered_as_texts_keep_their_labels(videos: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ _RECORD = record(
                     "num_frames": {**COUNT, "minimum": 1, "maximum": 2**31 - 1},
                     "seconds": {"type": "number", "minimum": 0},
                 },
+                {"notes": list_of({"type": "string", "maxLength": 1_000}, at_most=100)},
                 others=True,
             ),
             at_most=100_000,

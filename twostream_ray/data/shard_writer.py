@@ -119,6 +119,7 @@ class ShardWriter:
                 "num_frames": encoded.num_frames,
                 "seconds": encoded.num_frames / encoded.fps,
             }
+            | ({"notes": list(encoded.notes)} if encoded.notes else {})
         )
         if len(self._kept) % ROWS_PER_GROUP == 0:
             self._flush()

@@ -53,7 +53,7 @@ class IngestReport:
     seconds: float
     """Wall time of this run."""
     notes: list[str] = field(default_factory=list)
-    """What the catalog had to say."""
+    """What the catalog had to say, and what is to be known about videos that were used."""
 
     def sentence(self) -> str:
         """The report in one sentence."""
@@ -122,7 +122,7 @@ def _ingest(config: IngestConfig, *, progress: Progress | None, announce: Callab
         reasons=dict(Counter(entry["reason"].split(":")[0] for part in parts for entry in part["quarantined"])),
         done_before=len(finished),
         seconds=time.monotonic() - started,
-        notes=list(catalog.notes),
+        notes=[*catalog.notes, *_notes_of(parts)],
     )
     if report.quarantined > config.max_bad_fraction * len(catalog.clips):
         raise TooManyBadVideosError(
@@ -175,6 +175,15 @@ def _refuse_clips_within(out: str, catalog: Catalog) -> None:
     for place in sorted(videos | {uri for clip in catalog.clips for uri in clip.flow_uris}):
         if storage.contains(out, place):
             raise ConfigError(f"out must lie apart from the videos, {place} is a link into {out}: choose another --out")
+
+
+def _notes_of(parts: Sequence[dict[str, Any]]) -> list[str]:
+    clips = [entry for part in parts for entry in part["clips"]]
+    noted: dict[str, list[str]] = {}
+    for entry in clips:
+        for note in entry.get("notes", ()):
+            noted.setdefault(note, []).append(entry["identity"][0])
+    return [f"{len(ids)} of {len(clips)} clips have {note} ({min(ids)})" for note, ids in sorted(noted.items())]
 
 
 def catalog_of(config: IngestConfig) -> Catalog:
