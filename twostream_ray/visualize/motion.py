@@ -7,6 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from twostream_ray.names import printable
+from twostream_ray.visualize.figures import save
+
 _WHEEL_KNOTS = (0, 15, 21, 25, 36, 49, 55)
 """Where red, yellow, green, cyan, blue, magenta and again red stand on the wheel of 55 hues (Baker et al. 2011)."""
 _WHEEL_COLOURS = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)], dtype=float)
@@ -68,7 +71,7 @@ def contact_sheet(
         above.imshow(frame)
         below.imshow(flow_colour(flow, max_px=max_px))
         if captions:
-            above.set_title(captions[index], fontsize=8)
+            above.set_title(printable(captions[index]), fontsize=8)
     key = figure.add_subplot(grid[0:2, columns])
     reach = np.linspace(-1, 1, 241)
     disc = np.stack(np.meshgrid(reach, reach), axis=-1)
@@ -79,4 +82,4 @@ def contact_sheet(
     )
     for axes in figure.axes:
         axes.set_axis_off()
-    figure.savefig(path)
+    save(figure, path)

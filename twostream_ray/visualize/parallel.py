@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from twostream_ray.visualize.figures import save
 from twostream_ray.visualize.trials import (
     FINISHED,
     LONGEST_VALUE,
@@ -96,7 +97,7 @@ def parallel_coordinates_picture(trials: Sequence[Trial], path: Path) -> None:
             fontsize=8,
             frameon=False,
         )
-    figure.savefig(path)
+    save(figure, path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from twostream_ray.names import printable
+from twostream_ray.visualize.figures import save
+
 _MOST_COUNTED_CLASSES = 20
 _MOST_NAMED_CLASSES = 120
 _LONGEST_NAME = 40
@@ -34,7 +37,9 @@ def confusion_picture(matrix: NDArray[np.integer], classes: Sequence[str], path:
     counted, named = num_classes <= _MOST_COUNTED_CLASSES, num_classes <= _MOST_NAMED_CLASSES
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     names = (
-        [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in classes] if named else []
+        [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in map(printable, classes)]
+        if named
+        else []
     )
 
     side = float(np.clip(0.45 * num_classes, 3.2, 11.5))
@@ -67,7 +72,7 @@ def confusion_picture(matrix: NDArray[np.integer], classes: Sequence[str], path:
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, ticks=[0, 0.05, 0.2, 0.5, 1])
     bar.set_label("share of the true class's clips")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.savefig(path)
+    save(figure, path)
 
 
 def accuracies_picture(accuracies: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
@@ -86,7 +91,7 @@ def accuracies_picture(accuracies: Mapping[str, Mapping[str, Sequence[float]]], 
         axes.barh(places, [float(np.mean(seeds)) for seeds in networks.values()], color="#9ecae1", height=0.7)
         for place, seeds in zip(places, networks.values(), strict=True):
             axes.plot(seeds, [place] * len(seeds), "o", color="#08306b", markersize=3.5)
-        axes.set_yticks(places, labels=list(networks), fontsize=9, parse_math=False)
+        axes.set_yticks(places, labels=[*map(printable, networks)], fontsize=9, parse_math=False)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_title(group, loc="left", fontsize=11)
@@ -95,7 +100,7 @@ def accuracies_picture(accuracies: Mapping[str, Mapping[str, Sequence[float]]], 
         axes.set_axisbelow(True)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[-1, 0].set_xlabel("top-1 on the test split; bar: mean over seeds, dots: each seed")
-    figure.savefig(path)
+    save(figure, path)
 
 
 def weights_picture(
@@ -143,7 +148,7 @@ def weights_picture(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title="at the best weight", fontsize=8, title_fontsize=8, framealpha=0.85)
     axes.set_title(title, fontsize=10, parse_math=False, wrap=True)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def curves_picture(history: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -187,4 +192,4 @@ def curves_picture(history: Sequence[Mapping[str, float]], path: Path) -> None:
     panels["top1"].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if legend:
         figure.legend(legend.values(), legend.keys(), loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(path)
+    save(figure, path)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, PercentFormatter
 
+from twostream_ray.visualize.figures import save
 from twostream_ray.visualize.trials import (
     FEWEST_TRIALS,
     FINISHED,
@@ -53,7 +54,7 @@ def importance_picture(trials: Sequence[Trial], path: Path) -> None:
         )
         axes.text(0.5, 0.5, said, ha="center", va="center", fontsize=10)
         axes.set_axis_off()
-        figure.savefig(path)
+        save(figure, path)
         return
     learns = found.error < 0.9 * found.error_of_mean
     mean, spread = 100 * np.array(list(found.settings.values())).T
@@ -77,7 +78,7 @@ def importance_picture(trials: Sequence[Trial], path: Path) -> None:
     if not learns:
         verdict += ";\nthese trials do not tell which settings matter"
     figure.suptitle(f"{count_by_status(trials)}\n{verdict}", fontsize=10, parse_math=False)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def pareto_picture(trials: Sequence[Trial], path: Path) -> None:
@@ -148,7 +149,7 @@ def pareto_picture(trials: Sequence[Trial], path: Path) -> None:
         figure.supxlabel(
             "\n".join(rows), x=0.02, ha="left", fontsize=7.5, family="monospace", parse_math=False, linespacing=1.4
         )
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _front_rows(trials: Sequence[Trial]) -> list[str]:

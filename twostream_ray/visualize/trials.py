@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray.names import printable
+
 Trial = Mapping[str, object]
 """Settings and outcome of one trial."""
 
@@ -187,7 +189,7 @@ def written(value: object) -> str:
         return " + ".join(map(written, value)) or "none"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else printable(str(value))
 
 
 def clipped(text: str, length: int) -> str:
