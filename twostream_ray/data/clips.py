@@ -11,6 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray.data import encoder
 from twostream_ray.data.packets import packets_of
 from twostream_ray.data.pictures import RgbConverter, one_line
 from twostream_ray.data.raw_video import FrameStream
@@ -62,7 +63,14 @@ class ClipWriter:
         self._stream = self._container.add_stream(
             "libx264",
             rate=fps,
-            options={"crf": "20", "preset": "veryfast", "tune": "fastdecode", "bf": "0", "threads": "1"},
+            options={
+                "crf": "20",
+                "preset": "veryfast",
+                "tune": "fastdecode",
+                "bf": "0",
+                "threads": "1",
+                "x264-params": encoder.X264_PARAMS,
+            },
         )
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.gop_size = GROUP_OF_PICTURES

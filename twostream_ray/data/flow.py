@@ -122,13 +122,15 @@ def _differing(one: FlowContract, other: FlowContract) -> list[str]:
 def flow_function(contract: FlowContract) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]:
     """A function (grey frame, next grey frame), both (H, W) uint8 -> flow (H, W, 2) float32 in px, x then y.
 
-    The function keeps buffers: use one per thread.
+    The same frames give the same flow on every x86 processor. The function keeps buffers: use one per thread.
     """
     import cv2 as opencv
 
     cv2: Any = opencv  # its type stubs lack both algorithms
     # Ray scales by processes; a second layer of threads only adds contention.
     cv2.setNumThreads(1)
+    # OpenCV's code for AVX2 and IPP rounds otherwise: flow would depend on the processor. Without it nothing is slower.
+    cv2.setUseOptimized(False)
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     if contract.algorithm == "dis":
         return lambda frame, following: dis.calc(frame, following, None)

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray.bounds import require_within
+from twostream_ray.data import encoder
 from twostream_ray.errors import ConfigError
 
 Group = Literal["appearance", "motion", "binding", "order"]
 
 SETTINGS_NAME = "synthetic.json"
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever the same settings give other videos, so that an old directory is not taken for a new one."""
 
 HUES = ("red", "lime", "teal", "violet")
@@ -312,7 +313,7 @@ def hue_vector(hue: int) -> NDArray[np.float32]:
 def encode(frames: NDArray[np.uint8], *, path: Path, container: str, fps: int) -> None:
     """Write YUV 4:2:0 frames (F, 3 H / 2, W) as H.264 (container mp4) or MPEG-4 part 2 (container avi)."""
     codec, options = {
-        "mp4": ("libx264", {"crf": "18", "preset": "veryfast"}),
+        "mp4": ("libx264", {"crf": "18", "preset": "veryfast", "x264-params": encoder.X264_PARAMS}),
         "avi": ("mpeg4", {"b": "4000000", "qmin": "2", "qmax": "3"}),
     }[container]
     with av.open(str(path), mode="w", format=container, options={"fflags": "+bitexact"}) as file:
