@@ -185,6 +185,12 @@ def test_a_name_that_is_no_text_is_refused_in_words_that_can_be_printed(name: st
     str(refused.value).encode()
 
 
+def test_a_key_that_s3fs_would_take_for_another_object_is_refused() -> None:
+    with pytest.raises(StorageError, match=r"a key without \?versionId= was wanted, got s3://b/x\?versionId=1: rename"):
+        storage.write_bytes("s3://b/x?versionId=1", b"")
+    assert storage.absolute("s3://b/x?version=1#%20") == "s3://b/x?version=1#%20"
+
+
 # -- listing
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 60
 """How long a store may say nothing."""
 
+VERSION = "?versionId="
+"""s3fs cuts a key here, and would write or delete another object."""
+
 _CONNECT_TIMEOUT_S = 5
 _DENIED = re.compile(r"ACCESS_DENIED|SignatureDoesNotMatch|INVALID_ACCESS_KEY|InvalidAccessKey|Forbidden|\b403\b", re.I)
 _ABSENT = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", re.I)
@@ -108,7 +111,7 @@ def list_below(place: str) -> Iterator[tuple[str, int] | LeftOut]:
         path = name.removeprefix(prefix)
         if path == name:
             raise AccessError(f"cannot list {place}: a prefix was wanted, it is an object; check the path")
-        if {"", ".", ".."} & set(path.removesuffix("/").split("/")):
+        if {"", ".", ".."} & set(path.removesuffix("/").split("/")) or VERSION in path:
             if path:
                 yield LeftOut(printable(path), "its key is no path")
         else:

@@ -54,6 +54,8 @@ def absolute(uri: str | Path) -> str:
     if is_s3(text):
         if not text[len("s3://") :].strip("/"):
             raise StorageError(f"a bucket was wanted behind s3://, got {text!r}")
+        if object_store.VERSION in text:
+            raise StorageError(f"a key without {object_store.VERSION} was wanted, got {printable(text)}: rename it")
         text = text.rstrip("/")
     elif scheme := FILE_URI.match(text):
         text = os.fsdecode(unquote_to_bytes(text[scheme.end() :]))
