@@ -18,7 +18,7 @@ from twostream_ray.tracking import (
     start_run,
     tag_run,
 )
-from twostream_ray.tracking.connection import _load_mlflow, client_for
+from twostream_ray.tracking.connection import client_for, load_mlflow
 from twostream_ray.tracking.record import flat_parameters
 
 
@@ -26,7 +26,7 @@ def steps_of(handle: RunHandle, metric: str) -> list[tuple[int, float]]:
     return [(row.step, row.value) for row in client_for(handle.uri).get_metric_history(handle.run_id, metric)]
 
 
-def test_importing_tracking_does_not_load_mlflow() -> None:
+def test_importing_tracking_does_notload_mlflow() -> None:
     code = "import sys, twostream_ray.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -34,7 +34,7 @@ def test_importing_tracking_does_not_load_mlflow() -> None:
 def test_telemetry_of_mlflow_is_off(tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "")  # so that it is put back afterwards
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
-    _load_mlflow.cache_clear()
+    load_mlflow.cache_clear()
     client_for(tracking.resolved_uri())
     from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
 

@@ -230,7 +230,7 @@ def test_a_database_of_others_can_be_read_but_a_run_is_not_recorded_there(tmp_pa
     script = (
         "import os, sys, time\n"
         "import twostream_ray.tracking.registry, twostream_ray.tracking.connection as connection\n"
-        "connection._load_mlflow()\n"
+        "connection.load_mlflow()\n"
         "import mlflow, mlflow.store.tracking.sqlalchemy_store, mlflow.artifacts\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "from twostream_ray.errors import RegistryError, StorageError\n"

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _DATABASE_ATTEMPTS = 3
 """How often MLflow tries to open a database, within a second; its own is 10 times in 100 s."""
+
+
+_patience = threading.Lock()
+_active: list[dict[str, str]] = []
+_before: dict[str, str | None] = {}
+"""Of the patience that several threads ask of MLflow, and of what the environment had before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +142,7 @@ def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
             sqlite.require_readable(path)
         else:
             sqlite.require_writable(path)
-    _load_mlflow()
+    load_mlflow()
     from mlflow import MlflowClient
 
     if not uri.startswith(_SERVERS):
@@ -160,7 +167,8 @@ def loading_mlflow() -> Iterator[None]:
 
 
 @cache
-def _load_mlflow() -> None:
+def load_mlflow() -> None:
+    """Import MLflow, with what it says and sends of its own accord switched off."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # At the end of a run MLflow prints a link to it, user and password of the tracking URI included.
@@ -190,22 +198,29 @@ def _migrate_once(uri: str) -> None:
 def hurried(*, repeat: bool = True, request_s: int = 20) -> Iterator[None]:
     """Run a block with seconds of patience: MLflow's own is 4 minutes, at 120 s a request, for a server that is down.
 
-    Settings that the environment already has stay, except that no request is repeated where `repeat` is False.
+    Settings that the environment already has stay, except that no request is repeated where `repeat` is False. Blocks
+    of several threads may overlap: the youngest one's settings hold, and the last to end puts everything back.
     """
-    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s)}
-    changed = {name: value for name, value in patience.items() if name not in os.environ}
-    if not repeat:
-        changed["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
+    mine = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s)}
+    with _patience:
+        if not _active:
+            _before.update({name: os.environ.get(name) for name in mine})
+        mine = {name: _before[name] or value for name, value in mine.items()}
+        if not repeat:
+            mine["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        _active.append(mine)
+        os.environ.update(mine)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        with _patience:
+            # By identity: another block's settings may be equal.
+            _active[:] = [settings for settings in _active if settings is not mine]
+            for name, value in (_active[-1] if _active else _before).items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -215,7 +230,7 @@ def registry_errors(uri: str, *, wanted: str, way_out: str) -> Iterator[None]:
     Raises:
         RegistryError: it did not; names the URI, what was wanted and the way out.
     """
-    _load_mlflow()
+    load_mlflow()
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from twostream_ray.errors import JournalError, TrackingError, TwoStreamError
 from twostream_ray.redaction import redact
 from twostream_ray.scratch import locked
-from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, hurried
+from twostream_ray.tracking import sqlite
+from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, hurried, load_mlflow
 from twostream_ray.tracking.journal import Event, Identity, Journal
+from twostream_ray.tracking.patience import limited
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +28,13 @@ KEY_TAG = "twostream.run_key"
 _logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 300.0
 _REQUEST_S, _PATIENT_REQUEST_S = 10, 60
+"""How long a server may be silent."""
+_LIMIT_S = 10.0
+"""How long a training waits for a server at its start, or at an epoch."""
+_STANDSTILL_S, _PATIENT_STANDSTILL_S = 60.0, 120.0
+"""How long a server may take for one event, behind a training and in a replay."""
+_GRACE_S = 10.0
+"""How much longer a delivery may take that nobody waits for any more."""
 _MOST_AT_ONCE = 100
 """Events that a running training sends in one go, so that a long journal does not hold it up."""
 _PATIENCE_S = 30.0
@@ -77,32 +86,39 @@ def deliver_if_due(journal: Journal, uri: str) -> None:
     if outage and time.monotonic() < outage.again_at:
         return
     try:
-        with locked(journal.place, wait_s=0) as free:
-            if not free:  # another process is just delivering
-                return
-            _deliver(journal, uri, request_s=_REQUEST_S, most=_MOST_AT_ONCE)
+        delivered = _attempt(
+            journal, uri, wait_s=0, request_s=_REQUEST_S, limit_s=_LIMIT_S, most=_MOST_AT_ONCE, getting_on=False
+        )
     except Exception as error:  # noqa: BLE001  (contract 9: nothing that MLflow or a store raises ends a training)
         _note_outage(journal, uri, error)
     else:
-        _outages.pop(uri, None)
+        if delivered is not None:
+            _outages.pop(uri, None)
 
 
-def deliver_now(journal: Journal, uri: str) -> bool:
-    """Send what waits, whenever MLflow was last seen away; gives whether all has arrived. Never raises."""
+def deliver_now(journal: Journal, uri: str, *, patient: bool) -> bool:
+    """Send what waits, whenever MLflow was last seen away; gives whether all has arrived. Never raises.
+
+    Takes some seconds at most, before a training; a `patient` one, behind it, as long as MLflow gets on.
+    """
+    wait_s, limit_s = (_PATIENCE_S, _STANDSTILL_S) if patient else (0, _LIMIT_S)
     try:
-        with locked(journal.place, wait_s=_PATIENCE_S):
-            _deliver(journal, uri, request_s=_REQUEST_S)
+        delivered = _attempt(journal, uri, wait_s=wait_s, request_s=_REQUEST_S, limit_s=limit_s, getting_on=patient)
     except Exception as error:  # noqa: BLE001  (as above)
         _note_outage(journal, uri, error)
-        if not isinstance(error, TwoStreamError):
-            _logger.warning(
-                "what MLflow at %s has not heard of this run waits: `twostream track replay %s` delivers it",
-                redact(uri),
-                journal.run_place,
-            )
-        return False
-    _outages.pop(uri, None)
-    return True
+        if isinstance(error, TwoStreamError):
+            return False
+        delivered = None
+    else:
+        if delivered is not None:
+            _outages.pop(uri, None)
+    if delivered is None and patient:
+        _logger.warning(
+            "what MLflow at %s has not heard of this run waits: `twostream track replay %s` delivers it",
+            redact(uri),
+            journal.run_place,
+        )
+    return delivered is not None
 
 
 def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
@@ -110,13 +126,14 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
 
     Raises:
         JournalError: the place has no journal, or it does not say which run it is of.
-        TrackingError: MLflow does not answer.
+        TrackingError: MLflow does not answer, or another process is just delivering it.
         StorageError: the place cannot be read.
     """
     journal, uri = Journal(run_place=run_place), config.resolved_uri()
     try:
-        with locked(journal.place, wait_s=_PATIENCE_S):
-            return _deliver(journal, uri, request_s=_PATIENT_REQUEST_S)
+        delivered = _attempt(
+            journal, uri, wait_s=_PATIENCE_S, request_s=_PATIENT_REQUEST_S, limit_s=_PATIENT_STANDSTILL_S
+        )
     except TwoStreamError:
         raise
     except Exception as error:
@@ -125,6 +142,39 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
             f"({redact(first_line(error))}): check tracking.uri and MLFLOW_TRACKING_USERNAME and _PASSWORD, then "
             "replay again"
         ) from error
+    if delivered is None:
+        raise TrackingError(
+            f"the journal of {run_place} is just being delivered by another process: wait, then replay again"
+        )
+    return delivered
+
+
+def _attempt(
+    journal: Journal,
+    uri: str,
+    *,
+    wait_s: float,
+    request_s: int,
+    limit_s: float,
+    most: int | None = None,
+    getting_on: bool = True,
+) -> Delivery | None:
+    """Deliver, unless another process is at it for more than `wait_s`: then None.
+
+    Raises:
+        TimeoutError: a server took more than `limit_s`, for one event if `getting_on` is enough, otherwise in all.
+    """
+
+    def work(progressed: Callable[[], None]) -> Delivery | None:
+        with locked(journal.place, wait_s=wait_s) as free:
+            progressed()
+            told = progressed if getting_on else lambda: None
+            return _deliver(journal, uri, request_s=request_s, most=most, progressed=told) if free else None
+
+    if sqlite.is_sqlite(uri):  # a file: it answers or fails
+        return work(lambda: None)
+    load_mlflow()  # takes seconds, which are not the server's
+    return limited(work, limit_s=wait_s + limit_s, grace_s=_GRACE_S)
 
 
 def _note_outage(journal: Journal, uri: str, error: Exception) -> None:
@@ -144,7 +194,9 @@ def _note_outage(journal: Journal, uri: str, error: Exception) -> None:
         )
 
 
-def _deliver(journal: Journal, uri: str, *, request_s: int, most: int | None = None) -> Delivery:
+def _deliver(
+    journal: Journal, uri: str, *, request_s: int, most: int | None = None, progressed: Callable[[], None]
+) -> Delivery:
     identity = journal.identity()
     if identity is None:
         raise JournalError(f"a run's directory with a tracking journal was wanted, {journal.run_place} has none")
@@ -153,11 +205,13 @@ def _deliver(journal: Journal, uri: str, *, request_s: int, most: int | None = N
     with hurried(repeat=False, request_s=request_s):
         client = client_for(uri)
         run = _run_of(identity, journal, client, uri)
+        progressed()
         metrics = files = statuses = refused = 0
 
         def send_metrics(events: Sequence[Event]) -> None:
             nonlocal metrics
             metrics += _send_metrics(client, run, events)
+            progressed()
 
         def send_other(events: Sequence[Event]) -> None:
             nonlocal files, statuses
@@ -170,6 +224,7 @@ def _deliver(journal: Journal, uri: str, *, request_s: int, most: int | None = N
                 else:
                     _send_status(client, run.info.run_id, event)
                     statuses += 1
+                progressed()
 
         pending, damaged = journal.pending(most=most)
         refused += len(damaged)
@@ -234,6 +289,10 @@ def _run_of(identity: Identity, journal: Journal, client: MlflowClient, uri: str
             start_time=identity.start_ms,
             run_name=identity.run_name,
             tags=identity.tags | {KEY_TAG: identity.key},
+        )
+    if not run.info.run_id:
+        raise TrackingError(
+            f"MLflow was wanted at {uri}, something else answers there (a run has no id): check tracking.uri"
         )
     rows = [Param(name, value) for name, value in identity.parameters.items()]
     for first in range(0, len(rows), _PARAMETERS_PER_BATCH):  # twice the same is no error

@@ -100,7 +100,7 @@ def start_run(
         )
     else:
         journal.append("status", {"status": "RUNNING"})
-    return deliver(RunHandle(uri=config.resolved_uri(), place=place, experiment_id="", run_id=""))
+    return _delivered(RunHandle(uri=config.resolved_uri(), place=place, experiment_id="", run_id=""), patient=False)
 
 
 def run_at(config: TrackingConfig, *, place: str) -> RunHandle | None:
@@ -136,8 +136,12 @@ def deliver(handle: RunHandle) -> RunHandle:
 
     Never raises.
     """
+    return _delivered(handle, patient=True)
+
+
+def _delivered(handle: RunHandle, *, patient: bool) -> RunHandle:
     journal = Journal(run_place=handle.place)
-    deliver_now(journal, handle.uri)
+    deliver_now(journal, handle.uri, patient=patient)
     with contextlib.suppress(StorageError, JournalError):
         if ids := journal.ids():
             return replace(handle, experiment_id=ids[0], run_id=ids[1])
