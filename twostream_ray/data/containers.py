@@ -51,8 +51,9 @@ def require_whole(file: BinaryIO, *, name: str) -> dict[int, int]:
 
 
 def _empty_chunks(file: BinaryIO, size: int) -> Counter[int]:
-    """Stream -> chunks of video without content, as far as chunks follow one another."""
+    """Stream -> chunks of video without content, as far as chunks follow one another, or as the index has them."""
     empty: Counter[int] = Counter()
+    listed: Counter[int] = Counter()
     at, waiting = 0, None
     while at + 8 <= size:
         file.seek(at)
@@ -66,12 +67,20 @@ def _empty_chunks(file: BinaryIO, size: int) -> Counter[int]:
         if kind in (b"RIFF", b"LIST"):
             at += 12
             continue
-        if not length and kind[:2].isdigit() and kind[2:] in (b"dc", b"db"):
+        if not length and _is_video(kind):
             waiting = int(kind[:2])
+        if kind == b"idx1" and at + 8 + length <= size and length <= _LONGEST_INDEX_BYTES:
+            index = file.read(length // 16 * 16)
+            entries = (index[place : place + 16] for place in range(0, len(index), 16))
+            listed.update(int(entry[:2]) for entry in entries if _is_video(entry[:4]) and not any(entry[12:]))
         at += 8 + length + length % 2
     if waiting is not None and at >= size:
         empty[waiting] += 1
-    return empty
+    return empty | listed  # the larger one of each
+
+
+def _is_video(chunk: bytes) -> bool:
+    return chunk[:2].isdigit() and chunk[2:] in (b"dc", b"db")
 
 
 def _end_of_boxes(file: BinaryIO, size: int, *, name: str) -> int:

@@ -86,7 +86,7 @@ class _NalReader(Reader):
                 if not self._first_slice_seen:
                     self._first_slice_seen = True
                     self.is_closed = self._is_closed(kind)
-                if not self._continues(unit, kind):
+                if not self._continues(unit):
                     pictures = 1
             elif kind not in self._slices:
                 self._learn(unit, kind)
@@ -100,7 +100,7 @@ class _NalReader(Reader):
     def _is_closed(self, kind: int) -> bool:
         raise NotImplementedError
 
-    def _continues(self, unit: bytes, kind: int) -> bool:
+    def _continues(self, unit: bytes) -> bool:
         """Whether a slice belongs to a picture whose first field came in a packet before."""
         raise NotImplementedError
 
@@ -143,7 +143,7 @@ class H264Reader(_NalReader):
         except IndexError:  # cut short: the decoder says more about it
             return
 
-    def _continues(self, unit: bytes, kind: int) -> bool:
+    def _continues(self, unit: bytes) -> bool:
         first, self._open_field, self.lacks_field = self._open_field, None, False
         bits = Bits(unit[1:40])
         try:
@@ -160,8 +160,7 @@ class H264Reader(_NalReader):
             bottom = bits.take(1)
         except IndexError:
             return False
-        # An IDR field opens a picture even where the one before has the same number, 0.
-        if first == (frame, 1 - bottom) and not (kind == _IDR_264 and not bottom):
+        if first == (frame, 1 - bottom):
             return True
         self._open_field, self.lacks_field = (frame, bottom), True
         return False
@@ -178,7 +177,7 @@ class HevcReader(_NalReader):
     def _is_closed(self, kind: int) -> bool:
         return kind in _IDR_265
 
-    def _continues(self, unit: bytes, kind: int) -> bool:  # noqa: ARG002
+    def _continues(self, unit: bytes) -> bool:  # noqa: ARG002
         return False
 
     def _learn(self, unit: bytes, kind: int) -> None:
