@@ -259,9 +259,26 @@ def test_what_is_no_file_among_the_videos_is_named_in_the_notes(tmp_path: Path) 
     catalog = catalog_on_disk(tmp_path)
     assert [clip.clip_id for clip in catalog.clips] == ["run/a.mp4", "swim/b.mp4"]
     assert catalog.notes[0] == (
-        f"4 entries under {tmp_path} are neither files nor directories and left out: run/caf\\xe9.mp4 (its name is not "
+        f"4 entries under {tmp_path} cannot be used and are left out: run/caf\\xe9.mp4 (its name is not "
         "UTF-8: rename it), run/gone.mp4 (a link to nothing), swim/pipe.mp4 (a FIFO, socket or device) and 1 more"
     )
+
+
+def test_what_the_records_of_shards_could_not_hold_is_left_out_by_name() -> None:
+    deep = "/".join(["run", *["d" * 200] * 5, "a.mp4"])
+    below = [(deep, 1), ("run/huge.mp4", 1 << 60), ("run/a.mp4", 1)]
+    config = CatalogConfig(root="root", layout="table", lists="t.csv")
+
+    def read(label: str) -> Catalog:
+        table = f"uri,label\nrun/a.mp4,{label}\n".encode()
+        return read_catalog(config, list_files=lambda _: below, read_bytes=lambda _: table)
+
+    catalog = read("run")
+    assert [clip.clip_id for clip in catalog.clips] == ["run/a.mp4"]
+    assert catalog.notes[0].startswith("2 entries under root cannot be used and are left out: run/ddd")
+    assert "run/huge.mp4 (its path or its size is beyond all bounds)" in catalog.notes[0]
+    with pytest.raises(CatalogError, match=r"t.csv, line 2: a class name of at most 1000 characters was wanted, 'xxx"):
+        read("x" * 2000)
 
 
 def test_a_numbered_image_that_is_no_file_makes_its_clip_unusable(tmp_path: Path) -> None:

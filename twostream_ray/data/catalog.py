@@ -25,6 +25,9 @@ from twostream_ray.data.lists import (
 from twostream_ray.errors import CatalogError, ConfigError
 from twostream_ray.names import require_name
 
+_LONGEST_NAME = 1000
+"""Characters: what the manifest of a shard set may hold."""
+
 Layout = Literal["folder", "ucf101", "hmdb51", "kinetics", "table"]
 
 
@@ -273,7 +276,13 @@ def _fold(split: str) -> str:
 
 
 def _refuse_unlearnable_classes(classes: Mapping[str, str], *, memberships: Sequence[Membership]) -> None:
-    """Every class must have a clip in every train split, or it can only be answered wrongly."""
+    """Every class must have a clip in every train split, or it can only be answered wrongly; and a name that fits."""
+    for name, where in classes.items():
+        if len(name) > _LONGEST_NAME:
+            raise CatalogError(
+                f"{where}: a class name of at most {_LONGEST_NAME} characters was wanted, {name[:60]!r}... has "
+                f"{len(name)}"
+            )
     for split in sorted({m.split for m in memberships if m.split.startswith("train")}):
         counts = Counter(m.class_name for m in memberships if m.split == split)
         for name, where in classes.items():

@@ -13,6 +13,9 @@ from twostream_ray.local_files import LeftOut, printable
 
 _MOST_SHOWN = 3
 _MOST_SUFFIXES = 8
+_LONGEST_PATH = 1000
+"""Characters: what the records of a shard set may hold."""
+_LARGEST_BYTES = 2**53
 _LONGEST_SUFFIX = 12
 
 
@@ -39,6 +42,8 @@ def scan(root: str, *, frames: bool, list_files: ListFiles) -> Found:
     for entry in list_files(root):
         path = entry[0]
         hidden = _is_hidden(path)
+        if not isinstance(entry, LeftOut) and (len(path) > _LONGEST_PATH or entry[1] > _LARGEST_BYTES):
+            entry = LeftOut(printable(path[:_LONGEST_PATH]), "its path or its size is beyond all bounds")
         if isinstance(entry, LeftOut):
             left_out.append(entry)
             if not hidden and _suffix(path) not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
@@ -76,7 +81,7 @@ def _notes_on_left_out(root: str, left_out: Sequence[LeftOut]) -> list[str]:
         return []
     shown = ", ".join(f"{path} ({why})" for path, why in left_out[:_MOST_SHOWN])
     more = f" and {len(left_out) - _MOST_SHOWN} more" if len(left_out) > _MOST_SHOWN else ""
-    return [f"{len(left_out)} entries under {root} are neither files nor directories and left out: {shown}{more}"]
+    return [f"{len(left_out)} entries under {root} cannot be used and are left out: {shown}{more}"]
 
 
 def _suffixes_of(paths: Sequence[str], *, unless_one: bool = False) -> list[str]:

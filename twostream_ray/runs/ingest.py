@@ -229,8 +229,9 @@ def estimate(clips: Sequence[Clip], config: IngestConfig) -> str:
 
 
 def _placed(catalog: CatalogConfig) -> CatalogConfig:
+    lists = catalog.lists and storage.absolute(catalog.lists)
     flow_images = catalog.flow_images and storage.absolute(catalog.flow_images)
-    return replace(catalog, root=storage.absolute(catalog.root), flow_images=flow_images)
+    return replace(catalog, root=storage.absolute(catalog.root), lists=lists, flow_images=flow_images)
 
 
 def _rows_per_shard(config: IngestConfig, num_clips: int) -> int:
