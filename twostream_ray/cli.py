@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import select
@@ -12,6 +13,7 @@ from typing import TextIO
 
 from twostream_ray import __version__
 from twostream_ray.errors import TwoStreamError, own_error
+from twostream_ray.local_files import reason
 from twostream_ray.verbs import complain
 
 USAGE = """\
@@ -68,11 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and any(map(_reader_is_gone, (sys.stdout, sys.stderr))):
             _write_no_more()
             return _BROKEN_PIPE
-        full = own_error(error)
-        if full is None:
+        own = own_error(error)
+        if own is None and error.filename is None and error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
-        complain(str(full), verb=verb)
+        complain(str(own or f"cannot use {error.filename or 'a file'}: {reason(error)}"), verb=verb)
         _write_no_more()
+        return 2
+    except MemoryError:
+        complain("memory is used up: raise `ulimit -v`, choose smaller settings or a larger machine", verb=verb)
         return 2
 
 

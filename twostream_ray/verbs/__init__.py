@@ -1,7 +1,10 @@
 """A function for each verb of the `twostream` command: it takes the arguments behind the verb, gives the exit code."""
 
+import os
 import sys
+from pathlib import Path
 
+from twostream_ray.errors import ConfigError
 from twostream_ray.names import printable
 
 
@@ -9,3 +12,21 @@ def complain(text: str, *, verb: str = "") -> None:
     """Say in one line what was refused."""
     line = printable(" ".join(text.split()))
     print(f"twostream {verb}".rstrip() + f": error: {line}", file=sys.stderr)  # noqa: T201
+
+
+def require_place(uri: str, *, setting: str) -> None:
+    """See that files can be written at a local place, before hours of work for them begin.
+
+    Raises:
+        ConfigError: a file is in the way, or nothing may be written there.
+    """
+    from twostream_ray import storage
+
+    place = storage.absolute(uri)
+    if storage.is_s3(place):
+        return
+    there = next(path for path in (Path(place), *Path(place).parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise ConfigError(f"{setting} must be a directory or come to lie below one, {there} is none: choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{setting}: nothing can be written in {there}: check its rights, or choose another place")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twostream_ray.verbs import require_place
+
 
 def synthesize(arguments: list[str]) -> int:
     """Make a small labelled data set."""
@@ -13,6 +15,7 @@ def synthesize(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(SynthesizeConfig, arguments, prog="twostream synthesize", positional="out")
+    require_place(config.out, setting="out")
     with Bar("synthesize", unit="clips") as bar:
         made = synthesize(config.clips, Path(config.out), progress=lambda done, total: bar.show(done, total))
     console.print(f"{made.num_clips} clips of {len(made.classes)} classes are in {made.root}, {made.num_written} new")
@@ -27,6 +30,7 @@ def ingest(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(IngestConfig, arguments, prog="twostream ingest")
+    require_place(config.out, setting="out")
     with Bar("ingest", unit="clips") as bar:
         report = ingest(
             config,
@@ -43,11 +47,14 @@ def ingest(arguments: list[str]) -> int:
 
 def inspect(arguments: list[str]) -> int:
     """What is in a shard set."""
+    from pathlib import Path
+
     from twostream_ray.console import Bar, console, table
     from twostream_ray.runs.config import InspectConfig
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(InspectConfig, arguments, prog="twostream inspect", positional="shards")
+    require_place(str(Path(config.out).parent), setting="the folder of out")
     from twostream_ray.runs.inspect import inspect
 
     with Bar("verify", unit="shards") as bar:

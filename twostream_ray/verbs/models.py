@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.names import printable
-from twostream_ray.verbs import complain
+from twostream_ray.verbs import complain, require_place
 
 
 def train(arguments: list[str]) -> int:
@@ -14,6 +14,7 @@ def train(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
+    require_place(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs.evaluate import evaluate_run, published_before
     from twostream_ray.runs.session import ray_session, stop_on_sigterm
@@ -41,6 +42,7 @@ def evaluate(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(EvaluateConfig, arguments, prog="twostream evaluate")
+    require_place(config.out, setting="out")
     from twostream_ray.runs.evaluate import evaluate
 
     with Bar("evaluate", unit="clips") as bar:

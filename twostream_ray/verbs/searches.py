@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 
+from twostream_ray.verbs import require_place
+
 
 def tune(arguments: list[str]) -> int:
     """Many trainings, the best registered."""
@@ -11,6 +13,7 @@ def tune(arguments: list[str]) -> int:
     from twostream_ray.runs.search_settings import settings_from
 
     config = settings_from(arguments)
+    require_place(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs.train import run_place
     from twostream_ray.runs.tune import tune
@@ -42,6 +45,7 @@ def tune_scores(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(TuneScoresConfig, arguments, prog="twostream tune-scores")
+    require_place(config.out, setting="out")
     from twostream_ray.runs.tune_scores import tune_scores
 
     with Bar("tune-scores", unit="settings") as bar:
@@ -81,6 +85,7 @@ def demo(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream demo")
+    require_place(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs import demo
     from twostream_ray.runs.predict import predict
@@ -132,6 +137,7 @@ def findings(arguments: list[str]) -> int:
     from twostream_ray.settings import from_arguments
 
     config = from_arguments(FindingsConfig, arguments, prog="twostream findings")
+    require_place(config.out, setting="out")
     from twostream_ray.runs import findings
     from twostream_ray.runs.session import ray_session
 
