@@ -16,10 +16,10 @@ USER, PASSWORD = "admin", "hush-a-password-of-the-tests"
 
 
 class MlflowServer:
-    """Its database and files in a folder; with `auth` it asks for USER and PASSWORD."""
+    """Its database and files in a folder; with `auth` it asks for USER and the password."""
 
-    def __init__(self, folder: Path, *, auth: bool = False) -> None:
-        self.folder, self.auth = folder, auth
+    def __init__(self, folder: Path, *, auth: bool = False, password: str = PASSWORD) -> None:
+        self.folder, self.auth, self.password = folder, auth, password
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -39,7 +39,7 @@ class MlflowServer:
             command += ["--app-name", "basic-auth"]
             environment |= {
                 "MLFLOW_AUTH_ADMIN_USERNAME": USER,
-                "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+                "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
                 "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key of the tests",
             }
         with (self.folder / "log").open("ab") as log:

@@ -5,7 +5,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 
 from twostream_ray.errors import ConfigError, own_error
-from twostream_ray.redaction import HIDDEN, is_secret_name, redact, with_quoted_credentials
+from twostream_ray.redaction import HIDDEN, has_credentials, is_secret_name, redact, with_quoted_credentials
 
 
 @pytest.mark.parametrize(
@@ -163,3 +163,8 @@ def test_signed_addresses_of_an_object_store_keep_their_place_and_lose_their_sig
     told = redact(f"cannot read {signed}: 403")
     assert told.startswith("cannot read https://b.s3.amazonaws.com/k.mp4?") and told.endswith(" 403")
     assert "planted" not in told and "AKIA" not in told
+
+
+def test_uris_with_credentials_are_told_from_others() -> None:
+    assert not any(has_credentials(uri) for uri in NO_SECRETS)
+    assert has_credentials("s3://key:se/cret@bucket/x") and has_credentials("s3://key@bucket")

@@ -279,3 +279,11 @@ def test_a_root_that_is_there_is_never_said_to_be_missing(tmp_path: Path) -> Non
         assert not isinstance(refused.value, MissingError)
     with pytest.raises(MissingError, match="nope: it is not there"):
         list(storage.list_files(str(tmp_path / "nope")))
+
+
+def test_credentials_in_a_uri_are_refused_before_they_are_written_down() -> None:
+    for uri in ("s3://key:se/cr@et@bucket/x", "s3://key@bucket", "s3://key:secret@bucket/a@b"):
+        with pytest.raises(StorageError, match=r"credentials come from AWS_ACCESS_KEY_ID") as caught:
+            storage.absolute(uri)
+        assert "cr" not in str(caught.value).partition("credentials")[0]
+    assert storage.absolute("s3://bucket/a@b:c") == "s3://bucket/a@b:c"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twostream_ray.errors import AccessError
 from twostream_ray.local_files import LeftOut, printable
+from twostream_ray.redaction import redact
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -98,7 +99,7 @@ def _told(error: Exception, *, place: str) -> str:
 
 def brief(error: Exception) -> str:
     """An error's message in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return redact(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def list_below(place: str) -> Iterator[tuple[str, int] | LeftOut]:

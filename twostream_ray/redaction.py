@@ -60,6 +60,11 @@ def redact(text: str) -> str:
     return text
 
 
+def has_credentials(uri: str) -> bool:
+    """Whether a URI holds a user or password, in whatever form."""
+    return _without_credentials(uri) != uri
+
+
 def with_quoted_credentials(uri: str) -> str:
     """The URI with user and password in the form that RFC 3986 wants: `%2F` where they have a slash."""
     found = _URI.match(uri)

@@ -22,6 +22,7 @@ from urllib.parse import unquote_to_bytes
 from twostream_ray import local_files, object_store
 from twostream_ray.errors import MissingError, StorageError
 from twostream_ray.local_files import FILE_URI, LeftOut, printable
+from twostream_ray.redaction import has_credentials
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -48,12 +49,18 @@ def absolute(uri: str | Path) -> str:
     A file:// URI is percent-encoded, as RFC 8089 has it; a local path and an s3:// URI are taken as they are.
 
     Raises:
-        StorageError: the scheme is neither file:// nor s3://, s3:// names no bucket, or the name is no text.
+        StorageError: the scheme is neither file:// nor s3://, s3:// names no bucket or holds credentials, or the
+                name is no text.
     """
     text = str(uri)
     if is_s3(text):
         if not text[len("s3://") :].strip("/"):
             raise StorageError(f"a bucket was wanted behind s3://, got {text!r}")
+        if has_credentials(text):
+            raise StorageError(
+                f"s3://BUCKET/KEY was wanted, got {text!r}: credentials come from AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, never from a URI, which is written down in many places"
+            )
         if object_store.VERSION in text:
             raise StorageError(f"a key without {object_store.VERSION} was wanted, got {printable(text)}: rename it")
         text = text.rstrip("/")

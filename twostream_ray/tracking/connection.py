@@ -124,7 +124,7 @@ def _require_driver(uri: str) -> None:
         create_engine(uri)
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise ConfigError(
-            f"tracking.uri (or MLFLOW_TRACKING_URI) {redact(uri)!r} cannot be opened ({redact(first_line(error))}): "
+            f"tracking.uri (or MLFLOW_TRACKING_URI) {redact(uri)!r} cannot be opened ({first_line(error)}): "
             "install the database's driver, or name another store, as sqlite:///FILE.db"
         ) from error
 
@@ -238,10 +238,10 @@ def registry_errors(uri: str, *, wanted: str, way_out: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        reason = redact(first_line(error))
+        reason = first_line(error)
         raise RegistryError(f"{wanted} failed at MLflow {redact(uri)} ({reason}): {way_out}") from error
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, at most 300 characters."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """The first line of an error's message without secrets, at most 300 characters."""
+    return redact((str(error).strip() or type(error).__name__).splitlines()[0])[:300]

@@ -139,7 +139,7 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
     except Exception as error:
         raise TrackingError(
             f"MLflow at {redact(uri)} did not take the journal of {run_place}, {journal.count()} events wait "
-            f"({redact(first_line(error))}): check tracking.uri and MLFLOW_TRACKING_USERNAME and _PASSWORD, then "
+            f"({first_line(error)}): check tracking.uri and MLFLOW_TRACKING_USERNAME and _PASSWORD, then "
             "replay again"
         ) from error
     if delivered is None:
@@ -190,7 +190,7 @@ def _note_outage(journal: Journal, uri: str, error: Exception) -> None:
             "MLflow at %s cannot be reached, so what is logged waits in %s; training goes on (%s)",
             redact(uri),
             journal.place,
-            redact(first_line(error)),
+            first_line(error),
         )
 
 
@@ -257,7 +257,7 @@ def _settle(journal: Journal, events: Sequence[Event], send: Callable[[Sequence[
             raise
         if len(events) > 1:
             return sum(_settle(journal, [event], send) for event in events)
-        reason = redact(first_line(error))
+        reason = first_line(error)
         journal.set_aside(events[0], reason=reason)
         who = "MLflow refused" if isinstance(error, MlflowException) else "there is no sending"
         _logger.warning("%s an event, now in %s/refused (%s)", who, journal.place, reason)
