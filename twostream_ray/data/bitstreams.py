@@ -62,8 +62,9 @@ class PacketTally:
 
     def end(self) -> None:
         """There are no more packets: a cut between the two fields of a picture leaves one that need not be shown."""
-        self.least -= self._reader.lacks_field
-        self.most -= self._reader.lacks_field
+        if self._reader.lacks_field and self.most:
+            self.most -= 1
+            self.least = min(self.least, self.most)
 
 
 class _NeverZeroReader(Reader):

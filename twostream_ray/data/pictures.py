@@ -20,7 +20,7 @@ av.logging.set_level(av.logging.PANIC)
 MAX_PIXELS = 64_000_000
 """Of a frame or image."""
 
-_IMAGES = "png_pipe,bmp_pipe,webp_pipe,tiff_pipe,gif_pipe,jpeg_pipe"
+_IMAGES = "png_pipe,apng,bmp_pipe,webp_pipe,tiff_pipe,gif_pipe,jpeg_pipe"
 _JPEG = b"\xff\xd8"
 
 
