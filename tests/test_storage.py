@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from twostream_ray import storage
-from twostream_ray.errors import AccessError, MissingError, StorageError
+from twostream_ray.errors import AccessError, MissingError, StorageError, own_error
 from twostream_ray.local_files import explained
 
 
@@ -112,6 +112,27 @@ def test_a_sparse_file_of_terabytes_is_refused_by_its_size(tmp_path: Path) -> No
     with pytest.raises(AccessError, match="at most 1000 bytes were wanted"):
         storage.copy_to_disk(uri, tmp_path / "copy", limit_bytes=1000)
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_file_that_does_not_fit_into_memory_is_one_line(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(4 << 30)
+    code = (
+        "import resource, sys; from twostream_ray import storage\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)); storage.read_bytes(sys.argv[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "large")], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("large: it does not fit into memory")
+
+
+def test_an_error_of_our_own_is_nobody_s_cause_but_the_operating_system_s(tmp_path: Path, fifo: Path) -> None:
+    """An error that is its own cause would be followed for ever."""
+    with pytest.raises(AccessError) as refused:
+        storage.read_bytes(str(fifo))
+    assert refused.value.__cause__ is None and own_error(refused.value) is refused.value
+    with pytest.raises(MissingError) as missing:
+        storage.read_bytes(str(tmp_path / "nope"))
+    assert isinstance(missing.value.__cause__, FileNotFoundError)
 
 
 def test_writing_and_deleting_touch_only_the_file_that_was_named(tmp_path: Path, fifo: Path) -> None:

@@ -46,15 +46,12 @@ class LeftOut(NamedTuple):
 
 def reason(error: OSError) -> str:
     """What the operating system refused, in words, with the way out."""
-    return next((words for codes, words in _REASONS.items() if error.errno in codes), error.strerror or str(error))
+    told = " ".join(str(error.strerror or error).split())
+    return next((words for codes, words in _REASONS.items() if error.errno in codes), told)
 
 
-def explained(error: Exception, named: str, *, place: Path) -> Exception:
+def explained(error: OSError, named: str, *, place: Path) -> StorageError:
     """The error to raise instead of one that came while doing with `place` what `named` says cannot be done."""
-    if isinstance(error, MemoryError):
-        return AccessError(f"{named}: it does not fit into memory")
-    if not isinstance(error, OSError):
-        return error
     if isinstance(error, FileNotFoundError):
         if place.is_symlink():
             return AccessError(f"{named}: it is a link to nothing; mend or remove it")

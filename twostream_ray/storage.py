@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from twostream_ray import local_files, object_store
-from twostream_ray.errors import MissingError, StorageError
+from twostream_ray.errors import AccessError, MissingError, StorageError
 from twostream_ray.local_files import FILE_URI, LeftOut, printable
 from twostream_ray.redaction import has_credentials
 
@@ -135,10 +135,12 @@ def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:
     try:
         return patiently(work, place=place)
     except Exception as error:
-        if not is_s3(place):
-            raise local_files.explained(error, named, place=Path(place)) from error
-        if not object_store.is_of_the_store(error):
+        if isinstance(error, MemoryError):
+            raise AccessError(f"{named}: it does not fit into memory") from error
+        if not (object_store.is_of_the_store(error) if is_s3(place) else isinstance(error, OSError)):
             raise
+        if isinstance(error, OSError) and not is_s3(place):
+            raise local_files.explained(error, named, place=Path(place)) from error
         if object_store.is_absent(error, place=place):
             raise MissingError(f"{named}: it is not there; check the path") from error
         if object_store.is_denied(error, place=place):
