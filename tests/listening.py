@@ -4,7 +4,9 @@ import importlib
 import socket
 from typing import Any
 
-psutil: Any = importlib.import_module("psutil")
+import ray  # noqa: F401
+
+psutil: Any = importlib.import_module("psutil")  # comes inside Ray's package, where `import ray` finds it
 
 
 def ports_of(pid: int) -> list[tuple[int, str, int]]:

@@ -7,7 +7,9 @@ import errno
 import io
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -53,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Off unless the user switched them on; before anything imports Ray or MLflow.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if threading.current_thread() is threading.main_thread():
+        # A stopped job or a spot instance's notice: what was finished is kept, as after Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         # A terminal of another encoding shows escapes; names need not be of its letters.
         if isinstance(stream, io.TextIOWrapper):

@@ -11,13 +11,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from twostream_ray.data.locks import locked
 from twostream_ray.errors import ClusterError
+from twostream_ray.runs.cluster_watch import watched
 
 _PREFIX = "ts-"
 _OWNED = "owned"
@@ -34,14 +35,15 @@ _TOKEN = secrets.token_hex(32)
 
 
 @contextmanager
-def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) -> Iterator[Any]:
-    """A cluster that goes with the block; gives Ray's node. It has a dashboard where a port is given for one.
+def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) -> Iterator[None]:
+    """A cluster that goes with the block. It has a dashboard where a port is given for one.
 
     Only processes with its token may talk to it, only from this machine. Processes of its own sessions, they get no
     signal that is meant for this process and those of its group.
 
     Raises:
-        ClusterError: a limit of this shell or the temporary folder does not let Ray start.
+        ClusterError: a limit of this shell or the temporary folder does not let Ray start, or a process of it died.
+        KeyboardInterrupt: Ray was told to stop.
     """
     import ray
 
@@ -53,7 +55,9 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
         try:
             with authenticated():
                 _start(ray, folder, dashboard_port)
-            yield ray._private.worker._global_node
+            node = ray._private.worker._global_node
+            with watched(node, folder=node.get_logs_dir_path(), end=lambda: end_processes(folder)):
+                yield
         except BaseException as error:
             # Ray's logs in it say more; the next start removes it.
             _stop(ray, folder, keep=isinstance(error, Exception))
@@ -82,10 +86,12 @@ def _read_credentials_again() -> None:
 
 
 def _start(ray: Any, folder: Path, dashboard_port: int | None) -> None:
-    from ray._private import services
+    from ray._private import services, worker
 
     popen = services.ConsolePopen
     services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    if not isinstance(worker.print_to_stdstream, functools.partial):
+        worker.print_to_stdstream = functools.partial(_without_deaths, worker.print_to_stdstream)
     try:
         ray.init(
             address="local",
@@ -99,6 +105,12 @@ def _start(ray: Any, folder: Path, dashboard_port: int | None) -> None:
         )
     finally:
         services.ConsolePopen = popen
+
+
+def _without_deaths(told: Callable[..., None], data: dict[str, Any], *rest: Any, **more: Any) -> None:
+    """Pass on what Ray tells the driver, except that its own process ended, with a page of log."""
+    if not any("Raylet is terminated" in line for line in data["lines"]):
+        told(data, *rest, **more)
 
 
 def _stop(ray: Any, folder: Path, *, keep: bool) -> None:

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from twostream_ray.errors import ClusterError
 from twostream_ray.runs.cluster_address import cluster_address
@@ -24,6 +24,7 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     """Connect to the cluster named by RAY_ADDRESS (set inside a submitted job), or start a local one and stop it again.
 
     A connection that is already there is used and left alone. A local cluster has a `dashboard` if one is wanted.
+    SIGTERM interrupts the block as Ctrl-C does.
 
     Raises:
         ClusterError: the cluster cannot be reached, or none can be started here.
@@ -33,11 +34,27 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
         return
     address = cluster_address()
     port = _free_port() if dashboard and address is None else None
-    with private_cluster(_private_settings(port), dashboard_port=port) if address is None else _joined(address):
-        # After the import that configures it: our own progress bars say what its lines would.
+    cluster = private_cluster(_private_settings(port), dashboard_port=port) if address is None else _joined(address)
+    # Our own progress bars say what Ray Data's lines would.
+    with _sigterm_kept(), cluster, environment({"RAY_DATA_LOG_LEVEL": "CRITICAL"}):
+        # The import configures it.
+        import ray.data  # noqa: F401
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """What SIGTERM did before, once the block has ended: Ray takes the signal for itself."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -138,12 +155,18 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
 
 @contextmanager
 def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None]:
-    """Call `look` again and again from a thread while the block runs, and once more when it ends well."""
+    """Call `look` again and again from a thread while the block runs, and once more when it ends well.
+
+    Not any more once Ray has failed it: the block hears of that as well.
+    """
+    from ray.exceptions import RayError
+
     ended = threading.Event()
 
     def repeat() -> None:
-        while not ended.wait(every_seconds):
-            look()
+        with suppress(RayError):
+            while not ended.wait(every_seconds):
+                look()
 
     thread = threading.Thread(target=repeat, name="progress", daemon=True)
     thread.start()

@@ -1,0 +1,124 @@
+"""What a run of the command does when Ray's processes, the whole group, or the driver is ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from listening import foreign_addresses, ports_of, psutil
+
+from twostream_ray.data.shards import ShardSet
+
+pytestmark = [pytest.mark.soak, pytest.mark.own_cluster]
+
+
+def training(shard_set: ShardSet, folder: Path, *, epochs: int = 500) -> subprocess.Popen[str]:
+    arguments = ["--config", "jobs/recipes/demo.yaml", "--name", "ended", "--data.shards", shard_set.uri]
+    arguments += ["--data.transforms.crop_px", "48", "--training.epochs", str(epochs), "--training.global_batch", "16"]
+    arguments += ["--storage", str(folder / "runs"), "--tracking.uri", f"sqlite:///{folder}/mlflow.db"]
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("twostream")), "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        start_new_session=True,
+    )
+
+
+def reach(process: subprocess.Popen[str], start: str) -> str:
+    """Read lines until one begins so."""
+    assert process.stdout is not None
+    return next(line for line in process.stdout if line.startswith(start) or start in line)
+
+
+def descendants(process: subprocess.Popen[str]) -> list[Any]:
+    return list(psutil.Process(process.pid).children(recursive=True))
+
+
+def named(processes: list[Any], name: str) -> Any:
+    return next(one for one in processes if one.name() == name)
+
+
+def folders() -> set[Path]:
+    """Folders of private clusters that are there."""
+    return set(Path(tempfile.gettempdir()).glob("ts-*"))
+
+
+ENDINGS: dict[str, tuple[Callable[[subprocess.Popen[str], list[Any]], None], int, str]] = {
+    "raylet": (lambda process, all_: named(all_, "raylet").kill(), 2, "Ray's process raylet of this run was ended by"),
+    "gcs": (
+        lambda process, all_: named(all_, "gcs_server").kill(),
+        2,
+        "Ray's process gcs_server of this run was ended",
+    ),
+    "group": (lambda process, all_: os.killpg(process.pid, signal.SIGTERM), 130, "interrupted; what was finished"),
+    "job": (lambda process, all_: _terminate([psutil.Process(process.pid), *all_]), 130, "interrupted; what was fini"),
+}
+
+
+def _terminate(processes: list[Any]) -> None:
+    for one in processes:
+        one.terminate()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("what", ENDINGS)
+def test_an_end_of_rays_processes_or_of_the_group_is_one_line_leaves_nothing_and_the_run_goes_on(
+    what: str, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    before = folders()
+    process = training(shard_set, tmp_path)
+    reach(process, "epoch 2/500")
+    below = descendants(process)
+    end, code, line = ENDINGS[what]
+    end(process, below)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == code, errors
+    assert [text for text in errors.splitlines() if text] == [errors.strip()], "one line"
+    assert errors.startswith(f"twostream train: error: {line}")
+    assert "(raylet)" not in output
+    time.sleep(1)
+    assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    process = training(shard_set, tmp_path)
+    again = reach(process, " on at epoch ")
+    process.terminate()
+    process.communicate(timeout=100)
+    assert int(again.split(" on at epoch ")[1].split(",")[0]) >= 2
+    assert folders() == before, "nothing left"
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_driver_leaves_nothing_beyond_the_next_start(shard_set: ShardSet, tmp_path: Path) -> None:
+    before = folders()
+    process = training(shard_set, tmp_path)
+    reach(process, "epoch 2/500")
+    below = descendants(process)
+    process.kill()
+    process.communicate()
+    process = training(shard_set, tmp_path)
+    reach(process, " on at epoch ")
+    assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    process.terminate()
+    process.communicate(timeout=100)
+    assert folders() == before
+
+
+@pytest.mark.timeout(400)
+def test_no_process_of_a_training_listens_beyond_loopback(shard_set: ShardSet, tmp_path: Path) -> None:
+    assert foreign_addresses()
+    process = training(shard_set, tmp_path)
+    try:
+        reach(process, "epoch 1/500")
+        listening = ports_of(process.pid)
+        assert len(listening) > 5
+        assert not [one for one in listening if one[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
+    finally:
+        process.terminate()
+        process.communicate(timeout=100)
