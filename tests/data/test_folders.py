@@ -162,7 +162,7 @@ CONTAINERS = {
     "rm": ".rm .rmvb",
     "dhav": ".dav",
     "yuv4mpegpipe": ".y4m",
-} | {name: f".{name}" for name in ("dv", "flv", "gif", "gxf", "ivf", "mxf", "nut", "wtv")}
+} | {name: f".{name}" for name in ("dv", "flv", "gif", "ivf", "mxf", "nut", "wtv")}
 
 
 def test_every_suffix_is_that_of_a_container_that_pyav_opens() -> None:

@@ -32,7 +32,7 @@ LIMIT_BYTES = 256 << 20
 """No list of clips comes near it."""
 
 _CONTAINERS = (
-    "3g2 3gp 3gpp asf avi dav divx dv f4v flv gif gxf ivf m2p m2t m2ts m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf "
+    "3g2 3gp 3gpp asf avi dav divx dv f4v flv gif ivf m2p m2t m2ts m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf "
     "nut ogm ogv qt rm rmvb tod trp ts vob vro webm wmv wtv xvid y4m"
 )
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
