@@ -32,7 +32,8 @@ _OF_ONE_PLACE = frozenset(
     {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP}
 )
 _LONGEST_NAME = 200
-_MAY_BE_CLOSED = "lost+found"
+OF_THE_SYSTEM = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "__MACOSX", "@eaDir"})
+"""Directories that file systems, archives and network disks put beside what is the user's."""
 
 
 class LeftOut(NamedTuple):
@@ -186,8 +187,8 @@ def contains(outer: Path, inner: Path) -> bool:
 def walk(root: Path) -> Iterator[tuple[str, int] | LeftOut]:
     """What lies below a directory, links followed: (relative path, size in bytes), ("path/", 0) of empty directories.
 
-    Directories that hidden names or lost+found close to us are left out; any other that cannot be read is an error, for
-    what lies in it would be missing in silence.
+    Hidden directories and those of the system that cannot be read are left out; any other is an error, for what lies in
+    it would be missing in silence.
 
     Raises:
         OSError: the root or a directory below it cannot be read; its name is the error's.
@@ -201,7 +202,7 @@ def walk(root: Path) -> Iterator[tuple[str, int] | LeftOut]:
         except OSError as error:
             if below and isinstance(error, FileNotFoundError):
                 continue  # it went away
-            if not below or not _may_be_closed(below):
+            if not below or not is_hidden(below):
                 raise
             yield LeftOut(below, reason(error))
             continue
@@ -238,8 +239,9 @@ def _look_at(entry: os.DirEntry[str], path: str) -> os.stat_result | LeftOut | N
     return seen
 
 
-def _may_be_closed(path: str) -> bool:
-    return path == _MAY_BE_CLOSED or any(part.startswith(".") for part in path.split("/"))
+def is_hidden(path: str) -> bool:
+    """Whether a relative path, or a directory on it, is hidden or the system's: nothing of the user's data."""
+    return any(part.startswith(".") or part in OF_THE_SYSTEM for part in path.split("/"))
 
 
 def _identity(info: os.stat_result) -> tuple[int, int]:

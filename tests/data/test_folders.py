@@ -244,6 +244,18 @@ def test_a_class_folder_that_cannot_be_entered_is_refused_by_name(tmp_path: Path
         catalog_on_disk(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", ".snapshots"])
+def test_directories_of_the_system_are_no_classes(tmp_path: Path, name: str) -> None:
+    tree(tmp_path, "run/a.mp4", "swim/b.mp4")
+    (tmp_path / name).mkdir()
+    assert catalog_on_disk(tmp_path).classes == ("run", "swim")
+    tree(tmp_path, f"{name}/c.mp4")
+    assert catalog_on_disk(tmp_path).classes == ("run", "swim")
+    assert (
+        catalog_on_disk(tmp_path).notes[0].startswith(f"1 files are no videos and left out, for example {name}/c.mp4")
+    )
+
+
 def test_a_split_folder_that_leads_nowhere_is_refused_by_name(tmp_path: Path) -> None:
     tree(tmp_path, "train/run/a.mp4", "train/swim/b.mp4")
     (tmp_path / "test").symlink_to("/nowhere")

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from twostream_ray.data.lists import IMAGE_SUFFIXES, ROLES, VIDEO_SUFFIXES, ListFiles, Membership
 from twostream_ray.errors import CatalogError
-from twostream_ray.local_files import LeftOut, printable
+from twostream_ray.local_files import LeftOut, is_hidden, printable
 
 _MOST_SHOWN = 3
 _MOST_SUFFIXES = 8
@@ -41,7 +41,7 @@ def scan(root: str, *, frames: bool, list_files: ListFiles) -> Found:
     left_out: list[LeftOut] = []
     for entry in list_files(root):
         path = entry[0]
-        hidden = _is_hidden(path)
+        hidden = is_hidden(path)
         if not isinstance(entry, LeftOut) and (len(path) > _LONGEST_PATH or entry[1] > _LARGEST_BYTES):
             entry = LeftOut(printable(path[:_LONGEST_PATH]), "its path or its size is beyond all bounds")
         if isinstance(entry, LeftOut):
@@ -86,7 +86,7 @@ def _notes_on_left_out(root: str, left_out: Sequence[LeftOut]) -> list[str]:
 
 def _suffixes_of(paths: Sequence[str], *, unless_one: bool = False) -> list[str]:
     """The most frequent suffixes of files that are not hidden, in a sentence; none where there are none."""
-    counts = Counter(_suffix(path)[:_LONGEST_SUFFIX] or "none" for path in paths if not _is_hidden(path))
+    counts = Counter(_suffix(path)[:_LONGEST_SUFFIX] or "none" for path in paths if not is_hidden(path))
     if not counts or (unless_one and len(counts) == 1):
         return []
     shown = ", ".join(f"{suffix} {count}" for suffix, count in counts.most_common(_MOST_SUFFIXES))
@@ -95,10 +95,6 @@ def _suffixes_of(paths: Sequence[str], *, unless_one: bool = False) -> list[str]
 
 def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
 
 
 def memberships_of_folders(
@@ -220,7 +216,7 @@ def find_flow_images(
     for entry in list_files(root):
         if isinstance(entry, LeftOut):
             left_out.append(entry)
-        elif _suffix(entry[0]) in IMAGE_SUFFIXES and not _is_hidden(entry[0]):
+        elif _suffix(entry[0]) in IMAGE_SUFFIXES and not is_hidden(entry[0]):
             sizes[str(PurePosixPath(entry[0]).parent)] += entry[1]
     notes = _notes_on_left_out(root, left_out)
     base = root.rstrip("/")
