@@ -125,3 +125,24 @@ def test_no_link_in_the_shared_folder_makes_a_run_truncate_what_it_points_to(
 @pytest.fixture
 def tracking_at(tmp_path: Path) -> TrackingConfig:
     return TrackingConfig(uri=f"sqlite:///{tmp_path}/locks.db")
+
+
+def test_the_samples_that_trials_share_lie_in_the_users_own_folder_on_whichever_machine(
+    shared: Path, tmp_path: Path
+) -> None:
+    from twostream_ray.data.sample_cache import SampleCache
+
+    for root in (shared, tmp_path / "elsewhere"):  # as of a process whose TMPDIR is another
+        root.mkdir(exist_ok=True)
+        place = root / own(shared).name / "samples-0123"
+        SampleCache(str(place), limit_bytes=1, depends_on={})
+        assert place.is_dir() and place.parent.stat().st_mode & 0o777 == 0o700
+        assert scratch.own_folder(place.parent) == place.parent
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    planted = tmp_path / "planted" / own(shared).name
+    planted.parent.mkdir()
+    planted.symlink_to(precious)
+    with pytest.raises(StorageError, match="alone"):
+        SampleCache(str(planted / "samples-0123"), limit_bytes=1, depends_on={})
+    assert not list(precious.iterdir())

@@ -178,3 +178,18 @@ def test_measurement_tag_survives_json(tracking: TrackingConfig, package: Path) 
     stored = json.loads(tags[f"measured.test.{MANIFEST}"])
     assert stored["num_evaluated"] == 298
     assert stored["metrics"] == {"top1": 0.875, "top5": 1.0}
+
+
+@pytest.mark.parametrize("name", ["wh?t #1", "100%", "a%20b", "ünï cödé", "x:y@z", "a+b&c=d"])
+def test_a_model_from_a_folder_of_any_name_is_registered_and_pulled_whole(
+    name: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking: TrackingConfig
+) -> None:
+    here = tmp_path / name
+    here.mkdir()
+    odd = package.rename(here / "checkpoint")
+    monkeypatch.chdir(here)
+    _, number = registered(tracking, odd, name=f"odd {name.encode().hex()}")
+    folder = pull(f"models:/odd {name.encode().hex()}/{number}", here / "pulled", config=tracking)
+    for file in ("model.safetensors", "model.json"):
+        assert (folder / file).read_text() == f"content of {file}"
+    assert sorted(path.name for path in here.iterdir()) == ["checkpoint", "pulled", "run"]

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from twostream_ray import scratch
 from twostream_ray.errors import StorageError
 
 TAG = "CACHEDIR.TAG"
@@ -26,6 +27,8 @@ def claim(directory: Path, *, setting: str) -> None:
     Raises:
         StorageError: it cannot be made, or holds something else.
     """
+    if directory.parent.name == scratch.place().name:  # anybody may write beside it
+        scratch.own_folder(directory.parent)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if _is_tagged(directory):

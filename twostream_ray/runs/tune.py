@@ -6,13 +6,11 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,7 +19,7 @@ from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from twostream_ray import lease, storage, tracking
+from twostream_ray import lease, scratch, storage, tracking
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.config import ExperimentConfig, with_absolute_places
@@ -106,7 +104,7 @@ def _sharing_samples(config: TuneConfig) -> TuneConfig:
 def _samples_place(config: TuneConfig) -> str:
     """Of this search alone, and the same when it is resumed."""
     search = hashlib.sha256(run_place(config).encode()).hexdigest()[:12]
-    return str(Path(tempfile.gettempdir()) / f"twostream-samples-{search}")
+    return str(scratch.place() / f"samples-{search}")
 
 
 def _remove_on_every_node(place: str) -> None:

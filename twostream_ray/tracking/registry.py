@@ -165,7 +165,8 @@ def _log_model(client: MlflowClient, handle: RunHandle, package: Path, *, name: 
             save_model(
                 path,
                 python_model=str(code / _SERVED.name),
-                artifacts={role: str(package / file) for role, file in _ARTIFACTS.items()},
+                # URIs, as MLflow decodes what it is given here.
+                artifacts={role: (package / file).absolute().as_uri() for role, file in _ARTIFACTS.items()},
                 code_paths=[str(code)],
                 pip_requirements=serving_requirements(),
                 signature=_signature(),
