@@ -212,6 +212,15 @@ def test_a_key_that_s3fs_would_take_for_another_object_is_refused() -> None:
     assert storage.absolute("s3://b/x?version=1#%20") == "s3://b/x?version=1#%20"
 
 
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(StorageError, match="the working directory is gone, so x lies nowhere: go to one that is there"):
+        storage.absolute("x")
+    assert storage.absolute("/x") == "/x"
+
+
 # -- listing
 
 

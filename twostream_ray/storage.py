@@ -70,8 +70,15 @@ def absolute(uri: str | Path) -> str:
         raise StorageError(f"a place is a local path, file:// or s3:// URI, got {text!r}")
     if "\0" in text or any(0xD800 <= ord(sign) <= 0xDFFF for sign in text):
         raise StorageError(f"a place's name is UTF-8 without zero bytes, got {printable(text)}: rename it")
-    # os.path leaves a name such as ~old that is no user's.
-    return text if is_s3(text) else str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111
+    if is_s3(text):
+        return text
+    try:
+        # os.path leaves a name such as ~old that is no user's.
+        return str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"the working directory is gone, so {printable(text)} lies nowhere: go to one that is there"
+        ) from error
 
 
 def join(uri: str, *parts: str) -> str:
