@@ -51,7 +51,7 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
     base = short_folder()
     remove_abandoned(base)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-    with locked(folder / _OWNED), environment(settings):
+    with locked(folder / _OWNED, keep=True), environment(settings):
         try:
             with authenticated():
                 _start(ray, folder, dashboard_port)
