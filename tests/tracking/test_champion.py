@@ -399,3 +399,11 @@ def test_a_version_nobody_measured_that_claims_to_contend_for_ever_becomes_no_ch
     far = model.version(0.99)
     model.client.set_model_version_tag(model.name, str(far), "contends", json.dumps(claim))
     assert model.promote(model.version(0.5)).champion != far
+
+
+def test_the_reason_of_a_rollback_is_recorded_without_the_secrets_in_it(model: Model) -> None:
+    model.promote(model.version(0.5))
+    model.promote(model.version(0.75))
+    rollback(model.name, config=model.config, because="wrong, see http://ann:hu/sh@host/x")
+    mark = model.client.get_model_version(model.name, "2").tags["rolled_back"]
+    assert mark.endswith("wrong, see http://(hidden)@host/x")

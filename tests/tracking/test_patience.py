@@ -12,9 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from twostream_ray.errors import TrackingError
-from twostream_ray.tracking import TrackingConfig, delivery, finish_run, log_metrics, replay, start_run
-from twostream_ray.tracking.connection import client_for, hurried
+from twostream_ray.errors import RegistryError, TrackingError
+from twostream_ray.tracking import (
+    TrackingConfig,
+    delivery,
+    finish_run,
+    log_metrics,
+    promote,
+    record_measurement,
+    register,
+    replay,
+    rollback,
+    start_run,
+)
+from twostream_ray.tracking.connection import client_for, hurried, within
 from twostream_ray.tracking.journal import Journal
 from twostream_ray.tracking.patience import limited
 
@@ -170,3 +181,20 @@ def test_overlapping_patience_of_threads_leaves_the_environment_as_it_was(monkey
     with hurried(), hurried(repeat=False):
         assert os.environ[name] == "0"
     assert os.environ[name] == "5"
+
+
+@pytest.mark.parametrize("what", ["drips its headers", "drips its answer", "answers without end"])
+def test_a_registry_that_does_not_get_on_is_given_up_in_one_line(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client_for("http://127.0.0.1:9")
+
+    @within(1.0)
+    def ask(*, config: TrackingConfig) -> object:
+        return client_for(config.resolved_uri()).get_registered_model("two-stream")
+
+    with serving(HALF_DEAD[what]) as uri:
+        began = time.monotonic()
+        with pytest.raises(RegistryError, match=r"it does not get on \(no end within 1 s\): look at the server"):
+            ask(config=TrackingConfig(uri=uri))
+        assert time.monotonic() - began < 4
+    for function in (promote, rollback, record_measurement, register):
+        assert hasattr(function, "__wrapped__"), f"{function.__name__} has a limit"

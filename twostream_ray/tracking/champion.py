@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING
 
 from twostream_ray import documents
 from twostream_ray.errors import RegistryError
-from twostream_ray.tracking.connection import TrackingConfig, client_for, hurried, registry_errors
+from twostream_ray.redaction import redact
+from twostream_ray.tracking.connection import (
+    ANSWER_S,
+    TrackingConfig,
+    client_for,
+    hurried,
+    registry_errors,
+    within,
+)
 from twostream_ray.tracking.measurement import Measurement, measurement_from
 
 if TYPE_CHECKING:
@@ -133,6 +141,7 @@ class _Registry:
         return found
 
 
+@within(ANSWER_S)
 def promote(
     name: str, version: int, *, config: TrackingConfig, manifest_hash: str, split: str, metric: str = "top1"
 ) -> Verdict:
@@ -194,6 +203,7 @@ class Rollback:
     """What happened, in a sentence."""
 
 
+@within(ANSWER_S)
 def rollback(name: str, *, config: TrackingConfig, to: int | None = None, because: str = "") -> Rollback:
     """Put `champion` back to the version that was so before, or to a named one; rolling back again goes further back.
 
@@ -229,7 +239,7 @@ def rollback(name: str, *, config: TrackingConfig, to: int | None = None, becaus
         if before.champion is not None:
             when = datetime.now(UTC).isoformat(timespec="seconds")
             why = f": {because}" if because else ""
-            mark = f"{when} by {_user()}, to version {target}{why}"
+            mark = redact(f"{when} by {_user()}, to version {target}{why}")
             _tag(client, name, before.champion, _ROLLED_BACK, mark[:_TAG_LENGTH])
         if _ROLLED_BACK in before.tags[target]:
             client.delete_model_version_tag(name, str(target), _ROLLED_BACK)

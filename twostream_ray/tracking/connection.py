@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from twostream_ray.errors import ConfigError, RegistryError
@@ -20,9 +20,16 @@ from twostream_ray.names import require_name
 from twostream_ray.redaction import redact, with_quoted_credentials
 from twostream_ray.scratch import locked, own_folder
 from twostream_ray.tracking import sqlite
+from twostream_ray.tracking.patience import limited
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_Taken = ParamSpec("_Taken")
+_Given = TypeVar("_Given")
+
+ANSWER_S = 120.0
+"""How long a server may take for what moves no large files."""
 
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -166,7 +173,7 @@ def loading_mlflow() -> Iterator[None]:
         yield
 
 
-@cache
+@functools.cache
 def load_mlflow() -> None:
     """Import MLflow, with what it says and sends of its own accord switched off."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -184,7 +191,7 @@ def load_mlflow() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 
-@cache
+@functools.cache
 def _migrate_once(uri: str) -> None:
     """Make the tables of a new SQLite file; one process at a time, as MLflow's migrations do not bear company."""
     from mlflow import MlflowClient
@@ -221,6 +228,34 @@ def hurried(*, repeat: bool = True, request_s: int = 20) -> Iterator[None]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+def within(limit_s: float) -> Callable[[Callable[_Taken, _Given]], Callable[_Taken, _Given]]:
+    """Give up a function that asks a server after so many seconds; it takes a `config`, or a run's handle first.
+
+    Raises:
+        RegistryError: the function did not end in time.
+    """
+
+    def decorate(function: Callable[_Taken, _Given]) -> Callable[_Taken, _Given]:
+        @functools.wraps(function)
+        def bounded(*given: _Taken.args, **named: _Taken.kwargs) -> _Given:
+            config, first = named.get("config"), given[0] if given else None
+            uri = config.resolved_uri() if isinstance(config, TrackingConfig) else str(getattr(first, "uri", ""))
+            if sqlite.is_sqlite(uri):  # a file: it answers or fails
+                return function(*given, **named)
+            load_mlflow()
+            try:
+                return limited(lambda _: function(*given, **named), limit_s=limit_s, grace_s=0)
+            except TimeoutError as error:
+                raise RegistryError(
+                    f"MLflow at {uri} was wanted to answer, it does not get on ({error}): look at the server, then run "
+                    "the same command again"
+                ) from error
+
+        return bounded
+
+    return decorate
 
 
 @contextlib.contextmanager

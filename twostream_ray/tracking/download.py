@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from twostream_ray import documents, storage
 from twostream_ray.errors import RegistryError, StorageError
 from twostream_ray.redaction import redact
-from twostream_ray.tracking.connection import TrackingConfig, client_for, hurried, loading_mlflow, registry_errors
+from twostream_ray.tracking.connection import (
+    ANSWER_S,
+    TrackingConfig,
+    client_for,
+    hurried,
+    loading_mlflow,
+    registry_errors,
+    within,
+)
 from twostream_ray.tracking.registry import PACKAGE_FILES
 
 if TYPE_CHECKING:
@@ -56,12 +64,7 @@ def pull(
         hurried(),
         registry_errors(uri, wanted=wanted, way_out="check tracking.uri and the model's name, version or alias"),
     ):
-        location = _location(client_for(uri, reads_only=True), model_uri)
-        with loading_mlflow():
-            from mlflow.artifacts import get_artifact_repository
-
-        repository = get_artifact_repository(location, tracking_uri=uri)
-        _require_files(repository, location, model_uri=model_uri)
+        repository = _found(model_uri, config=config)
         destination.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=destination, prefix=".pull-") as scratch:
             new = Path(scratch, "model")
@@ -85,6 +88,19 @@ def pull(
             for name in PACKAGE_FILES:
                 (new / name).replace(destination / name)
     return destination
+
+
+@within(ANSWER_S)
+def _found(model_uri: str, *, config: TrackingConfig) -> Any:
+    """MLflow's client of where a model's files lie, after a look at them."""
+    uri = config.resolved_uri()
+    location = _location(client_for(uri, reads_only=True), model_uri)
+    with loading_mlflow():
+        from mlflow.artifacts import get_artifact_repository
+
+    repository = get_artifact_repository(location, tracking_uri=uri)
+    _require_files(repository, location, model_uri=model_uri)
+    return repository
 
 
 def _written_before(destination: Path) -> dict[str, list[str]]:

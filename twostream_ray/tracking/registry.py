@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 from twostream_ray.errors import RegistryError
 from twostream_ray.redaction import redact
 from twostream_ray.tracking.card import model_card
-from twostream_ray.tracking.connection import TrackingConfig, client_for, loading_mlflow, registry_errors
+from twostream_ray.tracking.connection import (
+    ANSWER_S,
+    TrackingConfig,
+    client_for,
+    loading_mlflow,
+    registry_errors,
+    within,
+)
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.record import RunHandle, deliver
 
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 PACKAGE_FILES = ("model.safetensors", "model.json")
 """The files that make a model; `inference.Classifier` builds the network from a folder that has them."""
 
+_UPLOAD_S = 1800.0
+"""How long a server may take to be given a model's files."""
 _SOURCE = Path(__file__).resolve().parent.parent
 _SERVED = _SOURCE / "served.py"
 _ARTIFACTS = dict(zip(("weights", "settings"), PACKAGE_FILES, strict=True))
@@ -43,6 +52,7 @@ _SERVING = (
 )
 
 
+@within(_UPLOAD_S)
 def register(
     handle: RunHandle,
     package: Path,
@@ -123,6 +133,7 @@ def register(
     return int(version.version)
 
 
+@within(ANSWER_S)
 def record_measurement(name: str, version: int, measurement: Measurement, *, config: TrackingConfig) -> None:
     """Tag a version with what it scored, for instance a champion that was evaluated on new data.
 
