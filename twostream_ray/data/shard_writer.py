@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twostream_ray import storage
+from twostream_ray.data import encoder
 from twostream_ray.data.catalog import Clip
 from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
@@ -31,7 +32,8 @@ class ShardPlan:
     """One shard to be written: which clips, in which order."""
 
     key: str
-    """Content address: 16 hexadecimal digits over the clips' identities and the flow contract."""
+    """Content address: 16 hexadecimal digits over the clips' identities, the flow contract and the versions of
+    the encoder."""
 
     clips: tuple[Clip, ...]
     """Rows to be, less those that turn out bad."""
@@ -48,7 +50,8 @@ class Quarantined:
 
 
 def plan_shards(clips: Sequence[Clip], *, contract: FlowContract, rows_per_shard: int) -> list[ShardPlan]:
-    """Clips shuffled by a hash of their name and cut into shards; the same clips always give the same plan.
+    """Clips shuffled by a hash of their name and cut into shards; the same clips, settings and versions of the encoder
+    always give the same plan.
 
     Removing whole planned shards from `clips` leaves the plan of the rest unchanged, so an interrupted ingest can be
     planned again over what is missing.
@@ -61,7 +64,7 @@ def plan_shards(clips: Sequence[Clip], *, contract: FlowContract, rows_per_shard
 
 
 def _planned(clips: Sequence[Clip], *, contract: FlowContract) -> ShardPlan:
-    identity = json.dumps([FORMAT, contract.hash, [clip_identity(clip) for clip in clips]])
+    identity = json.dumps([FORMAT, contract.hash, encoder.versions(), [clip_identity(clip) for clip in clips]])
     return ShardPlan(key=hashlib.sha256(identity.encode()).hexdigest()[:16], clips=tuple(clips))
 
 
@@ -158,6 +161,7 @@ class ShardWriter:
             "key": self._plan.key,
             "flow_contract": self._contract.to_dict(),
             "max_frames": self._max_frames,
+            "encoder": encoder.versions(),
             "shard": name,
             "bytes": size if name else 0,
             "sha256": sha256 if name else None,

@@ -8,7 +8,8 @@ A shard set is a directory or prefix:
     shards/*.parquet     128 rows a file, 16 rows a row group, one column per stream
     parts/*.json         one record per finished shard: what a later ingest need not repeat
 
-Names are content-addressed: the same videos and settings give the same files, whoever writes them and in what order.
+Names are content-addressed: the same videos, settings and versions of the encoder give the same files, whoever
+writes them, on which x86 processor, and in what order.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from twostream_ray import lease, storage
-from twostream_ray.data import images, lists
+from twostream_ray.data import encoder, images, lists
 from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, in_text_order, read_catalogs
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shard_records import Standing, delete_stale, refuse_loss, survey, told
@@ -122,7 +122,11 @@ def _ingest(config: IngestConfig, *, progress: Progress | None, announce: Callab
         reasons=dict(Counter(entry["reason"].split(":")[0] for part in parts for entry in part["quarantined"])),
         done_before=len(finished),
         seconds=time.monotonic() - started,
-        notes=[*catalog.notes, *_notes_of(parts)],
+        notes=[
+            *catalog.notes,
+            *_notes_of(parts),
+            *encoder.told_apart([part.get("encoder") for part in parts if part["shard"]]),
+        ],
     )
     if report.quarantined > config.max_bad_fraction * len(catalog.clips):
         raise TooManyBadVideosError(
