@@ -17,7 +17,6 @@ import getpass
 import json
 import logging
 import os
-import socket
 import stat
 import threading
 import time
@@ -32,6 +31,7 @@ from typing import Any
 from twostream_ray import documents, storage
 from twostream_ray.documents import COUNT, record
 from twostream_ray.errors import LeaseError, StorageError
+from twostream_ray.processes import is_gone, started_at, this_machine
 
 FILE = "lease.json"
 """Name of the lease within its place; there only while somebody is at work."""
@@ -177,10 +177,10 @@ def _taken(files: _Files, place: str, *, work: str, way_out: str) -> Holder:
             key=uuid.uuid4().hex,
             work=work[:1000],
             user=_user(),
-            host=socket.gethostname()[:300],
+            host=this_machine().host[:300],
             machine=_machine(),
             process=os.getpid(),
-            process_start=_process_start(os.getpid()) or 0,
+            process_start=started_at(os.getpid()) or 0,
             since=now,
             renewed=now,
         )
@@ -336,33 +336,12 @@ def _is_gone(holder: Holder) -> bool:
     """Whether its process is known to be gone, or its last sign is older than any difference of clocks explains."""
     if not _is_of_here(holder):
         return time.time() - holder.renewed > _STALE_S + _CLOCKS_DIFFER_S
-    try:
-        os.kill(holder.process, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # there, and somebody else's
-    start = _process_start(holder.process)
-    return start is not None and start != holder.process_start
-
-
-def _process_start(process: int) -> int | None:
-    """When a process began, in clock ticks since boot; None if that cannot be read, 0 if it has ended (a zombie)."""
-    try:
-        # Behind the name, which may hold blanks and brackets: state, parent, ...
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return 0 if fields[0] in "ZX" else int(fields[19])
+    return is_gone(holder.process, start=holder.process_start)
 
 
 def _machine() -> str:
-    boot, namespace = "", ""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with suppress(OSError):
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    return f"{boot or socket.gethostname()} {namespace}"
+    machine = this_machine()
+    return f"{machine.boot or machine.host} {machine.namespace}"
 
 
 def _user() -> str:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from twostream_ray import local_files, object_store
 from twostream_ray.errors import AccessError, MissingError, StorageError
 from twostream_ray.local_files import FILE_URI, LeftOut, printable
 from twostream_ray.redaction import has_credentials
+from twostream_ray.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -207,7 +207,7 @@ def on_disk(uri: str, *, limit_bytes: int | None = None) -> Iterator[Path]:
         _explained("read", uri, lambda: local_files.open_regular(Path(place), limit_bytes=limit_bytes).close())
         yield Path(place)
         return
-    with tempfile.TemporaryDirectory(prefix="twostream-") as folder:
+    with temporary_folder() as folder:
         copy = Path(folder) / "copy"
         copy_to_disk(place, copy, limit_bytes=limit_bytes)
         yield copy

@@ -119,3 +119,43 @@ def test_the_list_of_a_search_begins_with_its_best_trial_and_leaves_out_what_fai
         "1. **50.0%** search-0000 (20 parameters, 1 epochs, finished): layers relu2+relu4",
     ]
     assert len(as_list(records, most=2).splitlines()) == 2
+
+
+DAMAGE = ["", "{", "[]", "null", '{"a": NaN}', "[" * 100_000, '{"seconds": "x"}', '{"number": 7}']
+
+
+@pytest.mark.parametrize("content", DAMAGE, ids=range(len(DAMAGE)))
+@pytest.mark.parametrize("name", ["search.json", "state.json", "trials/0001.json"])
+def test_a_damaged_file_of_a_search_is_named_in_one_line_with_the_way_out(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    journal = Journal(CONFIG, place=str(tmp_path))
+    journal.put(record(0, 0.5))
+    journal.put(record(1))
+    journal.note_seconds(1.0)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=rf"was wanted at {tmp_path}/{name}, .*(choose another --name|delete it)"):
+        Journal(CONFIG, place=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../../x"},
+        {"name": "/tmp/x"},
+        {"number": 3},
+        {"settings": {"storage": "/tmp/x"}},
+        {"settings": {"model.class_path": "os.system"}},
+        {"status": "well"},
+        {"history": [{"epoch": 0}]},
+        {"history": [{"epoch": 0, "val_top1": "x"}]},
+        {"seconds": -1},
+        {"more": 1},
+    ],
+)
+def test_a_trial_that_would_lead_elsewhere_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    Journal(CONFIG, place=str(tmp_path)).put(record(0, 0.5))
+    place = tmp_path / "trials/0000.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | change))
+    with pytest.raises(ConfigError, match=r"trial search-0000 was wanted at .*/trials/0000\.json"):
+        Journal(CONFIG, place=str(tmp_path))

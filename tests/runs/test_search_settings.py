@@ -46,3 +46,15 @@ def test_a_search_that_never_began_cannot_be_taken_up(tmp_path: Path, capsys: py
         settings_from(["--resume", "absent", "--storage", str(tmp_path)])
     assert main(["tune", "--resume", "absent", "--storage", str(tmp_path)]) == 2
     assert "check --storage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 5000, '{"name": 1', "\x00", '{"unheard_of": 1}'])
+def test_damaged_settings_of_a_search_are_named_in_one_line(
+    recipe: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings_from(["--config", str(recipe)])
+    keep_settings(config, place=f"{config.storage}/which")
+    (tmp_path / "runs/which/settings.json").write_text(content)
+    assert main(["tune", "--resume", "which", "--storage", config.storage]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "settings.json" in line and len(line) < 600

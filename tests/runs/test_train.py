@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,21 @@ def test_a_finished_run_is_not_trained_again(two_workers: tuple[Any, Any], shard
     assert (again.checkpoint, again.history) == (two_workers[0].checkpoint, two_workers[0].history)
 
 
+def test_a_run_whose_snapshot_was_cut_and_whose_report_is_gone_goes_on_from_its_checkpoints(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "runs/two", tmp_path / "runs/two")
+    (tmp_path / "runs/two/report.json").unlink()
+    snapshot = tmp_path / "runs/two/checkpoint_manager_snapshot.json"
+    snapshot.write_bytes(snapshot.read_bytes()[:-40])
+    told: list[dict[str, Any]] = []
+    config = experiment(shard_set, folder, name="two", storage=str(tmp_path / "runs"))
+    again = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=told.append)
+    assert again.history == two_workers[0].history
+    assert Path(again.checkpoint).name == Path(two_workers[0].checkpoint).name
+    assert not [event for event in told if event["kind"] == "epoch"], "nothing is done twice"
+
+
 def test_the_same_name_with_other_settings_is_refused(
     two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
 ) -> None:
@@ -164,8 +180,6 @@ def test_raw_video_gets_the_scores_that_evaluation_gives_its_shard(
 def test_flow_of_another_kind_is_refused_naming_both(
     two_workers: tuple[Any, Any], shard_set: ShardSet, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = tmp_path / "shards"
     shutil.copytree(shard_set.uri, copy)
     manifest = json.loads((copy / "manifest.json").read_text())

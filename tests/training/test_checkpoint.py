@@ -21,13 +21,12 @@ from twostream_ray.training.checkpoint import (
     ModelPackage,
     load_average,
     load_model,
-    load_state,
     load_weights,
     read_package,
     save_model,
-    save_state,
 )
 from twostream_ray.training.recipe import TrainingConfig, build_optimiser
+from twostream_ray.training.state import load_state, save_state
 
 TOWER = TowerConfig(backbone="vgg_small", width=4)
 PACKAGE = ModelPackage(
@@ -58,9 +57,9 @@ def test_momentum_and_position_come_back(tmp_path: Path) -> None:
     outputs = network(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 8, 32, 32))
     sum(logits.sum() for logits in outputs.values()).backward()  # type: ignore[union-attr]
     optimiser.step()
-    save_state(tmp_path, optimiser, {"history": [{"epoch": 0, "train_loss": 1.5}]})
+    save_state(tmp_path, optimiser, {"history": [{"epoch": 0, "train_loss": 1.5}], "step": 0})
     fresh = build_optimiser(network, config=TrainingConfig())
-    assert load_state(tmp_path, fresh) == {"history": [{"epoch": 0, "train_loss": 1.5}]}
+    assert load_state(tmp_path, fresh) == {"history": [{"epoch": 0, "train_loss": 1.5}], "step": 0}
     assert fresh.state.keys() == optimiser.state.keys() != set()
     for parameter, slots in optimiser.state.items():
         torch.testing.assert_close(fresh.state[parameter]["momentum_buffer"], slots["momentum_buffer"], rtol=0, atol=0)
@@ -69,7 +68,7 @@ def test_momentum_and_position_come_back(tmp_path: Path) -> None:
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     network = PACKAGE.build(pretrained=False)
     save_model(tmp_path, network, PACKAGE)
-    save_state(tmp_path, build_optimiser(network, config=TrainingConfig()), {"history": []})
+    save_state(tmp_path, build_optimiser(network, config=TrainingConfig()), {"history": [], "step": 0})
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
 
 
@@ -109,7 +108,7 @@ def test_averaged_weights_are_the_model_and_training_goes_on_with_its_own(tmp_pa
     own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with average.in_place():
         save_model(tmp_path, network, PACKAGE)
-    save_state(tmp_path, build_optimiser(network, config=TrainingConfig()), {"history": []}, network=network)
+    save_state(tmp_path, build_optimiser(network, config=TrainingConfig()), {"history": [], "step": 0}, network=network)
     served, _ = load_model(tmp_path)
     resumed = PACKAGE.build(pretrained=False)
     load_weights(resumed, tmp_path, averaged=True)

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.manifest import FORMAT, INDEX_SCHEMA
 from twostream_ray.data.shard_records import QUARANTINE_COLUMNS, clip_identity
 from twostream_ray.data.shards import ROWS_PER_GROUP, SCHEMA, fields_crc32
+from twostream_ray.temporary import temporary_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class ShardWriter:
     def __init__(self, plan: ShardPlan, *, out: str, contract: FlowContract, max_frames: int | None = None) -> None:
         """`out` is the shard set's directory or prefix; max_frames is what longer clips were quarantined by."""
         self._plan, self._out, self._contract, self._max_frames = plan, out, contract, max_frames
-        self._folder = tempfile.TemporaryDirectory(prefix="twostream-")
+        self._folder = temporary_folder()
         self._shard, self._waiting = (Path(self._folder.name) / name for name in ("shard", "waiting"))
         self._writer = pq.ParquetWriter(
             self._shard,

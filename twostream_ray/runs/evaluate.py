@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,18 @@ from twostream_ray.documents import read_json, record
 from twostream_ray.errors import ConfigError, ShardError, StorageError, TrainingError, own_error
 from twostream_ray.evaluation import Report, own_head_first, report_on
 from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig
+from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.run_folder import data_of, explained
 from twostream_ray.runs.session import ray_session
 from twostream_ray.runs.train import TrainReport, require_splits, run_place
+from twostream_ray.temporary import sweep, temporary_folder
 from twostream_ray.training.checkpoint import MODEL_FILES, ModelPackage, check_model, load_model
 
 _CLIPS_PER_STEP = 32
+_FILES = ("report.json", "scores.npz", "confusion.png")
+_REPORT_SCHEMA = record(
+    {"top1": {"type": "number"}, "split": {"type": "string"}, "manifest_hash": {"type": "string"}}, others=True
+)
 _PUBLISHED = "published.json"
 _PUBLISHED_SCHEMA = record(
     {"version": {"type": ["integer", "null"]}, "verdict": {"type": ["string", "null"]}},
@@ -89,17 +94,19 @@ def evaluate(
     Raises:
         LeaseError: another process writes there.
         ContractMismatchError: the shards' flow is of another kind than the model's.
-        ConfigError: the shards' classes are not the model's.
+        ConfigError: the shards' classes are not the model's, or somebody else's files are there.
         ShardError, RegistryError, StorageError, CheckpointError: data or model cannot be had.
     """
+    sweep()
     shard_set = shard_set or open_shards(config.shards)
     shard_set.split(config.split)
+    refuse_foreign_files(storage.absolute(config.out), _FILES, schema=_REPORT_SCHEMA, verb="evaluate")
     with lease.held(config.out, work="evaluate", way_out="wait for it or end it, or choose another --out"):
         return _evaluate(config, shard_set, progress=progress)
 
 
 def _evaluate(config: EvaluateConfig, shard_set: ShardSet, *, progress: Progress | None) -> Evaluation:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         directory = local_model(config.model, config=config.tracking, folder=Path(folder))
         package = check_model(directory)
         require_same_contract(
@@ -179,7 +186,7 @@ def _score_lanes(
 
     shard_set, files, split = shared
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
         network, package = load_model(Path(folder))
@@ -203,7 +210,7 @@ def _score_lanes(
 
 def _write(evaluation: Evaluation, *, out: str) -> None:
     values = evaluation.report.to_dict() | {"split": evaluation.split, "manifest_hash": evaluation.manifest_hash}
-    storage.write_json(storage.join(out, "report.json"), values)
+    storage.write_json(storage.join(out, _FILES[0]), values)
     table = io.BytesIO()
     np.savez_compressed(
         table,
@@ -215,11 +222,11 @@ def _write(evaluation: Evaluation, *, out: str) -> None:
         num_expected=np.asarray(evaluation.report.n_expected),
         head_classes=np.asarray(evaluation.package.model.head_classes, dtype=np.int64),
     )
-    storage.write_bytes(storage.join(out, "scores.npz"), table.getvalue())
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "confusion.png"
+    storage.write_bytes(storage.join(out, _FILES[1]), table.getvalue())
+    with temporary_folder() as folder:
+        picture = Path(folder) / _FILES[2]
         visualize.confusion_picture(evaluation.report.confusion, evaluation.report.classes, picture)
-        storage.write_bytes(storage.join(out, "confusion.png"), picture.read_bytes())
+        storage.write_bytes(storage.join(out, _FILES[2]), picture.read_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +312,7 @@ def _evaluate_run(
     tracking.log_metrics(
         trained.run, {f"{evaluation.split}_{name}": value for name, value in metrics.items()}, step=last
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         curves = Path(folder) / "curves.png"
         visualize.curves_picture(trained.history, curves)
         storage.write_bytes(storage.join(place, "curves.png"), curves.read_bytes())
@@ -325,7 +332,7 @@ def _register(
     config: ExperimentConfig, trained: TrainReport, evaluation: Evaluation, *, metrics: dict[str, float]
 ) -> Published:
     package = evaluation.package
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         measurement = tracking.Measurement(
             manifest_hash=evaluation.manifest_hash,
             split=evaluation.split,

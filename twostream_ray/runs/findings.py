@@ -18,16 +18,29 @@ from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import open_shards
 from twostream_ray.data.synthetic import Group, SyntheticConfig
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.errors import TrainingError, own_error
+from twostream_ray.documents import COUNT, read_json, record
+from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.networks import ModelConfig, build_network
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs import demo
 from twostream_ray.runs.config import FindingsConfig
+from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.session import polled, ray_session
 from twostream_ray.training.recipe import TrainingConfig
 
+_FILES = ("findings.md", "findings.png")
+_TABLE_HEAD = "| videos | network | top-1 | clips | parameters |"
 _SIZE_PX = 96
+_RESULT_SCHEMA = record(
+    {
+        "experiment": {"type": "object"},
+        "top1": {"type": "number", "minimum": 0, "maximum": 1},
+        "clips": {"type": "string"},
+        "parameters": COUNT,
+    },
+    others=True,
+)
 _ORDER_STRIDE_FRAMES = 16
 _SMALL = TowerConfig(backbone="vgg_small", width=16, dropout=0.0)
 _ONE_FRAME = SamplingConfig(num_snippets=1, min_stride_frames=1, max_stride_frames=1, test_times=1)
@@ -138,9 +151,11 @@ def findings(config: FindingsConfig, shards: Mapping[Group, str], *, progress: P
     process with one thread, so a figure depends on its seed alone.
 
     Raises:
+        ConfigError: files of somebody else would be written over, or a kept result is damaged.
         TrainingError: not every clip of the test split was scored.
         ShardError, StorageError: the shards cannot be read.
     """
+    refuse_foreign_files(storage.absolute(config.out), _FILES, begins=_TABLE_HEAD.encode(), verb="findings")
     out = Path(storage.absolute(config.out)) / "results"
     out.mkdir(parents=True, exist_ok=True)
     wanted = [
@@ -159,8 +174,8 @@ def findings(config: FindingsConfig, shards: Mapping[Group, str], *, progress: P
         for group, network, seed in wanted:
             experiment = _experiment(group, network, seed, shards=shards[group])
             place = out / f"{group}, {network}, seed {seed}.json"
-            kept = json.loads(place.read_text()) if place.exists() else {}
-            if kept.get("experiment") == experiment:
+            kept = _kept(str(place))
+            if kept is not None and kept["experiment"] == experiment:
                 results[group, network, seed] = kept
             else:
                 pending[task.remote(group, network, seed, shards[group])] = ((group, network, seed), place)
@@ -195,18 +210,38 @@ def findings(config: FindingsConfig, shards: Mapping[Group, str], *, progress: P
     ]
 
 
+def _kept(place: str) -> dict[str, Any] | None:
+    """The result of an earlier call; None if there is none.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    if not storage.exists(place):
+        return None
+    return dict(
+        read_json(
+            place,
+            _RESULT_SCHEMA,
+            what="the result of a training",
+            way_out="delete it and run the same command again, which trains it anew",
+            error=ConfigError,
+            metrics=True,
+        )
+    )
+
+
 def write(config: FindingsConfig, found: list[Finding]) -> str:
     """Write table (findings.md) and picture (findings.png) below `config.out`; gives the directory."""
     out = Path(storage.absolute(config.out))
-    lines = ["| videos | network | top-1 | clips | parameters |", "|---|---|---|---|---|"]
+    lines = [_TABLE_HEAD, "|---|---|---|---|---|"]
     lines += [f"| {row.group} | {row.network} | {row.sentence()} | {row.clips} | {row.parameters:,} |" for row in found]
-    storage.write_bytes(str(out / "findings.md"), ("\n".join(lines) + "\n").encode())
+    storage.write_bytes(str(out / _FILES[0]), ("\n".join(lines) + "\n").encode())
     visualize.accuracies_picture(
         {
             group: {row.network: row.top1 for row in found if row.group == group}
             for group in dict.fromkeys(row.group for row in found)
         },
-        out / "findings.png",
+        out / _FILES[1],
     )
     return str(out)
 

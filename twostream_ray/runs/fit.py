@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from twostream_ray import storage, tracking
 from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.runs.board import Board
+from twostream_ray.runs.checkpoints import history_of, mend_snapshot
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.gauges import mean_of_workers, object_store
 from twostream_ray.runs.session import polled, ray_session
@@ -59,7 +58,8 @@ def fit(
         KeyboardInterrupt: `stop` was set, and the run has kept what it reached.
     """
     system, path = storage.filesystem(storage.absolute(config.storage), patient=True)
-    watched = "val_top1" if config.data.validation_split is not None else "epoch"
+    watched = watched_metric(config)
+    mend_snapshot(storage.join(storage.absolute(config.storage), config.name), watched=watched)
     elastic = isinstance(config.workers.num_workers, tuple)
     if elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _SHRINK_AFTER_S)
@@ -139,9 +139,13 @@ def fit(
         best = result.get_best_checkpoint(watched, "max")
         if best is None:
             raise TrainingError(f"run {config.name!r} ended without a checkpoint: look at Ray's logs")
-        with result.checkpoint.as_directory() as directory:
-            history = json.loads((Path(directory) / "state.json").read_text())["history"]
-    return (f"s3://{best.path}" if storage.is_s3(config.storage) else best.path), history
+        scheme = "s3://" if storage.is_s3(config.storage) else ""
+        return f"{scheme}{best.path}", history_of(f"{scheme}{result.checkpoint.path}")
+
+
+def watched_metric(config: ExperimentConfig) -> str:
+    """The metric whose highest value tells the checkpoint to use."""
+    return "val_top1" if config.data.validation_split is not None else "epoch"
 
 
 def require_lanes(config: ExperimentConfig, *, workers: int) -> None:

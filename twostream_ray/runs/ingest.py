@@ -26,6 +26,7 @@ from twostream_ray.data.snippets import Source
 from twostream_ray.errors import AccessError, ConfigError, TooManyBadVideosError, VideoError, own_error
 from twostream_ray.runs.config import IngestConfig
 from twostream_ray.runs.session import polled, ray_session
+from twostream_ray.temporary import sweep
 
 _TASKS_WANTED = 64
 _PROBED_CLIPS = 5
@@ -89,6 +90,7 @@ def ingest(
     for catalog in (config.catalog, *config.more):
         _refuse_overlap(config.out, catalog)
     way_out = "wait for it, or choose another --out"
+    sweep()
     with lease.held(config.out, work="ingest", way_out=way_out):
         return _ingest(config, progress=progress, announce=announce)
 

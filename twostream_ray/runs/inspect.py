@@ -18,6 +18,8 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_clips
 from twostream_ray.errors import ShardError
 from twostream_ray.runs.config import InspectConfig
+from twostream_ray.runs.outputs import marked, refuse_foreign_picture
+from twostream_ray.temporary import temporary_folder
 
 _MOST_FRAMES = 8
 _LONGEST_NAME = 23
@@ -50,8 +52,10 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
     """Look at a shard set, draw some of its clips, and with `verify` read and check every byte.
 
     Raises:
+        ConfigError: the picture would be written over somebody else's file.
         ShardError: there is no such set, a clip is not in it, or a shard is damaged; names shard and row.
     """
+    refuse_foreign_picture(Path(storage.absolute(config.out)), verb="inspect")
     shard_set = open_shards(config.shards)
     index = shard_set.index
     ids = index["clip_id"].to_pylist()
@@ -63,7 +67,10 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
         _verify(shard_set, progress=progress)
     every = max(1, len(ids) // config.num_clips)
     positions = list(range(0, len(ids), every))[: config.num_clips] if config.clip is None else [ids.index(config.clip)]
-    _draw(shard_set, positions, Path(config.out))
+    with temporary_folder() as folder:
+        picture = Path(folder) / "picture.png"
+        _draw(shard_set, positions, picture)
+        storage.write_bytes(config.out, marked(picture.read_bytes()))
     labels = Counter(index["label"].to_pylist())
     splits = Counter(split for splits in index["splits"].to_pylist() for split in splits)
     return Inspection(

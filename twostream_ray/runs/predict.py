@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from twostream_ray import tracking
 from twostream_ray.inference import Classifier, Prediction
 from twostream_ray.runs.config import PredictConfig, PullConfig
 from twostream_ray.runs.evaluate import local_model
+from twostream_ray.temporary import temporary_folder
 from twostream_ray.training.checkpoint import check_model
 
 
@@ -19,7 +19,7 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
     Raises:
         RegistryError, StorageError, CheckpointError: the model cannot be had.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         classifier = Classifier.load(local_model(config.model, config=config.tracking, folder=Path(folder)))
     for video in config.videos:
         yield from classifier.predict([video], top_k=config.top_k)

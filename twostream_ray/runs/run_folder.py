@@ -15,7 +15,7 @@ from typing import Any
 
 from twostream_ray import lease, storage
 from twostream_ray.data.shards import ShardSet, open_shards
-from twostream_ray.documents import COUNT, read_json, record
+from twostream_ray.documents import read_json, record
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.runs.config import without_free_settings
 from twostream_ray.settings import refuse_changed
@@ -25,14 +25,6 @@ from twostream_ray.tracking.lineage import MANIFEST
 _FOLDER = "data"
 _FILES = ("index.parquet", "manifest.json")
 _SHOWN = 4
-
-METRICS = {
-    "type": "object",
-    "properties": {"epoch": COUNT},
-    "required": ["epoch"],
-    "additionalProperties": {"type": "number"},
-}
-"""The schema of an epoch's metrics."""
 
 _log = logging.getLogger(__name__)
 

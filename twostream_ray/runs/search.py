@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twostream_ray import storage, tracking, visualize
+from twostream_ray import documents, storage, tracking, visualize
 from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.shards import ShardSet
-from twostream_ray.errors import TrainingError
+from twostream_ray.errors import ConfigError, TrainingError
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.evaluate import Published, evaluate_run
 from twostream_ray.runs.run_folder import keep_data
 from twostream_ray.runs.search_draws import Draws
-from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, as_list, best_of
+from twostream_ray.runs.search_journal import Journal, Spent, TrialRecord, as_csv, as_list, best_of, trial_name
 from twostream_ray.runs.search_settings import TuneConfig, keep_settings
 from twostream_ray.runs.search_space import Drawn, Space
 from twostream_ray.runs.train import blueprint, run_place
 from twostream_ray.runs.trials import trial_report
+from twostream_ray.temporary import temporary_folder
 
 STATUS_TAG = "twostream.status"
 """MLflow tag of a trial that tells how it ended."""
 
 _SECONDS_BETWEEN_NOTES = 5.0
+_REPORT_SCHEMA = documents.record(
+    {
+        "gpus_per_trial": {"type": "number", "minimum": 0},
+        "used_up": {"type": "boolean"},
+        "verdict": {"type": "string"},
+    },
+    others=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +92,14 @@ class Search:
         place = storage.join(self.place, "report.json")
         if not storage.exists(place):
             return None
-        stored = json.loads(storage.read_text(place))
+        stored = documents.read_json(
+            place,
+            _REPORT_SCHEMA,
+            what=f"the report of search {self.config.name!r}",
+            way_out="delete it and run the same command again, which evaluates the best trial once more",
+            error=ConfigError,
+            metrics=True,
+        )
         self.gpus_per_trial, self._used_up = stored["gpus_per_trial"], stored["used_up"]
         if (ended := self._ended()) is None:
             return None
@@ -219,7 +233,7 @@ class Search:
 
     def trial_name(self, number: int) -> str:
         """The trial's logical run."""
-        return f"{self.config.name}-{number:04d}"
+        return trial_name(self.config.name, number)
 
     def _unfinished(self) -> list[TrialRecord]:
         return [record for record in self.journal.records.values() if record.status == "running"]
@@ -280,7 +294,7 @@ class Search:
     def _write(self, report: SearchReport) -> None:
         """Table and pictures into the search's folder and its MLflow run, then the report that ends it."""
         best, spent = report.best, report.spent
-        with tempfile.TemporaryDirectory() as name:
+        with temporary_folder() as name:
             folder = Path(name)
             (folder / "trials.csv").write_text(as_csv(report.records))
             storage.write_json(str(folder / "trials.json"), [record.row() for record in report.records])

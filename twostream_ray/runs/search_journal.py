@@ -7,17 +7,21 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from twostream_ray import storage
+from twostream_ray.documents import COUNT, list_of, read_json, record
+from twostream_ray.errors import ConfigError
 from twostream_ray.runs.config import fixed_settings
 from twostream_ray.runs.run_folder import begun_with
 from twostream_ray.runs.search_settings import SearchConfig, TuneConfig
 from twostream_ray.runs.search_space import Drawn
+from twostream_ray.training.state import METRICS
 
 Status = Literal["running", "finished", "stopped early", "failed"]
 
 _SETTINGS = "search.json"
+_STATE_SCHEMA = record({}, {"seconds": {"type": "number", "minimum": 0}})
 _SECONDS_PER_HOUR = 3600
 # A search may go on with more of these.
 _MAY_CHANGE = ("trials", "max_epochs", "max_hours", "max_gpu_hours", "concurrent_trials", "share_samples_gb")
@@ -116,28 +120,33 @@ class Journal:
         what = f"search {config.name!r}"
         self._begun = begun_with(place, mark=_SETTINGS, settings=self._wanted, what=what)
         state = storage.join(place, "state.json")
-        self._state: dict[str, Any] = json.loads(storage.read_text(state)) if storage.exists(state) else {}
+        self._state: dict[str, Any] = {}
+        if storage.exists(state):
+            way_out = "delete it and run the same command again, which then counts the hours from 0"
+            self._state = read_json(
+                state, _STATE_SCHEMA, what=f"the state of {what}", way_out=way_out, error=ConfigError
+            )
         self.records: dict[int, TrialRecord] = {}
         """By number."""
         number = 0
         while storage.exists(self._file(number)):
-            self.records[number] = TrialRecord(**json.loads(storage.read_text(self._file(number))))
+            self.records[number] = _read_trial(self._file(number), config, number=number, place=place)
             number += 1
 
-    def put(self, record: TrialRecord) -> None:
+    def put(self, trial: TrialRecord) -> None:
         """Keep a new state of a trial."""
         if not self._begun:
             storage.write_json(storage.join(self._place, _SETTINGS), self._wanted)
             self._begun = True
-        self.records[record.number] = record
-        storage.write_json(self._file(record.number), asdict(record))
+        self.records[trial.number] = trial
+        storage.write_json(self._file(trial.number), asdict(trial))
 
     def end_epoch(self, number: int, metrics: dict[str, float], *, seconds: float) -> bool:
         """A trial has ended an epoch after `seconds` more; False if that was known (a resumed trial tells it again)."""
-        record = self.records[number]
-        fresh = int(metrics["epoch"]) == len(record.history)
-        history = [*record.history, metrics] if fresh else record.history
-        self.put(replace(record, history=history, seconds=record.seconds + seconds))
+        trial = self.records[number]
+        fresh = int(metrics["epoch"]) == len(trial.history)
+        history = [*trial.history, metrics] if fresh else trial.history
+        self.put(replace(trial, history=history, seconds=trial.seconds + seconds))
         return fresh
 
     @property
@@ -162,6 +171,32 @@ class Journal:
 
     def _file(self, number: int) -> str:
         return storage.join(self._place, "trials", f"{number:04d}.json")
+
+
+def trial_name(search: str, number: int) -> str:
+    """A trial's logical run."""
+    return f"{search}-{number:04d}"
+
+
+def _read_trial(uri: str, config: TuneConfig, *, number: int, place: str) -> TrialRecord:
+    name = trial_name(config.name, number)
+    drawn = [setting.strip() for settings in config.search.space for setting in settings.split(",")]
+    schema = record(
+        {
+            "number": {"const": number},
+            # It becomes a folder.
+            "name": {"const": name},
+            "settings": record({}, {setting: {} for setting in drawn}),
+            "parameters": COUNT,
+            "status": {"enum": list(get_args(Status))},
+            "reason": {"type": "string"},
+            "history": list_of(METRICS | {"required": ["epoch", "val_top1"]}),
+            "seconds": {"type": "number", "minimum": 0},
+        }
+    )
+    way_out = f"choose another --name, or delete {place}"
+    values = read_json(uri, schema, what=f"trial {name}", way_out=way_out, error=ConfigError, metrics=True)
+    return TrialRecord(**values)
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -16,17 +16,20 @@ from twostream_ray.data.shards import ShardSet
 from twostream_ray.documents import COUNT, list_of, read_json, record
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.models.networks import Network
+from twostream_ray.runs.checkpoints import CHECKPOINT_NAME
 from twostream_ray.runs.config import ExperimentConfig, fixed_settings, with_absolute_places
 from twostream_ray.runs.fit import Progress, by_epoch, fit, require_lanes
-from twostream_ray.runs.run_folder import METRICS, begun_with, data_of, explained, keep_data, kept_data, refuse_foreign
+from twostream_ray.runs.run_folder import begun_with, data_of, explained, keep_data, kept_data, refuse_foreign
+from twostream_ray.temporary import sweep
 from twostream_ray.training.checkpoint import ModelPackage
+from twostream_ray.training.state import METRICS
 
 _SETTINGS, _REPORT = "experiment.json", "report.json"
 _ID = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{0,100}\Z"}
 _REPORT_SCHEMA = record(
     {
         "name": {"type": "string"},
-        "checkpoint": {"type": "string", "pattern": r"(^|/)epoch-[0-9]+(-step-[0-9]+)?\Z"},
+        "checkpoint": {"type": "string", "pattern": rf"(^|/){CHECKPOINT_NAME}\Z"},
         "history": list_of(METRICS),
         "parameters": COUNT,
         "seconds": {"type": "number", "minimum": 0},
@@ -85,6 +88,7 @@ def train(
     """
     config = with_absolute_places(config)
     config.tracking.require_usable()
+    sweep()
     what, place = f"run {config.name!r}", run_place(config)
     refuse_foreign(place, mark=_SETTINGS, what=what)
     if parent is not None:

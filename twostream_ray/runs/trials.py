@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import ray.train
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from twostream_ray import storage, tracking
 from twostream_ray.errors import TrainingError, own_error
+from twostream_ray.runs.checkpoints import history_of, result_of
 from twostream_ray.runs.config import ExperimentConfig
+from twostream_ray.runs.fit import watched_metric
 from twostream_ray.runs.search_journal import TrialRecord
-from twostream_ray.runs.train import TrainReport, run_place, train
+from twostream_ray.runs.train import TrainReport, read_report, run_place, train
 
 EPOCHS_DONE = "epochs_done"
 """What Tune's schedulers take for time: 1 after the first epoch, and going on from there after a resume."""
@@ -78,14 +77,12 @@ class _TellTune(TuneReportCallback):
 
 def epochs_so_far(config: ExperimentConfig) -> list[dict[str, float]]:
     """Metrics of the epochs that a run's newest checkpoint holds."""
-    report = storage.join(run_place(config), "report.json")
-    if storage.exists(report):
-        return list(json.loads(storage.read_text(report))["history"])
-    result = _result(config)
+    if (report := read_report(run_place(config))) is not None:
+        return list(report["history"])
+    result = result_of(run_place(config), watched=watched_metric(config))
     if result is None or result.checkpoint is None:
         return []
-    with result.checkpoint.as_directory() as directory:
-        return list(json.loads((Path(directory) / "state.json").read_text())["history"])
+    return history_of(f"{'s3://' if storage.is_s3(config.storage) else ''}{result.checkpoint.path}")
 
 
 def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
@@ -94,8 +91,8 @@ def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
     Raises:
         TrainingError: the trial's checkpoints are gone.
     """
-    result = _result(config)
-    best = None if result is None else result.get_best_checkpoint("val_top1", "max")
+    result = result_of(run_place(config), watched=watched_metric(config))
+    best = None if result is None or not result.best_checkpoints else result.get_best_checkpoint("val_top1", "max")
     if best is None:
         raise TrainingError(f"the best checkpoint of trial {record.name} was wanted in {run_place(config)}, it is gone")
     place = run_place(config)
@@ -109,13 +106,6 @@ def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
         run=run or tracking.RunHandle(uri=config.tracking.resolved_uri(), place=place, experiment_id="", run_id=""),
         done_before=False,
     )
-
-
-def _result(config: ExperimentConfig) -> ray.train.Result | None:
-    if not storage.exists(storage.join(run_place(config), "checkpoint_manager_snapshot.json")):
-        return None
-    system, path = storage.filesystem(run_place(config), patient=True)
-    return ray.train.Result.from_path(path, storage_filesystem=system)
 
 
 def shared_out(config: ExperimentConfig, *, cpus: float, gpus: int, trials_at_once: int) -> ExperimentConfig:

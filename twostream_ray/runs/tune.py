@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,6 +34,7 @@ from twostream_ray.runs.search_space import Space
 from twostream_ray.runs.session import ray_session
 from twostream_ray.runs.train import require_splits, run_place
 from twostream_ray.runs.trials import FAILURE, METRICS, in_words, run_trial, shared_out
+from twostream_ray.temporary import is_own_folder, sweep
 
 _TRIAL_CPUS = 0.01
 """Of a trial's own process, which waits for its training workers."""
@@ -54,6 +56,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
         RegistryError: the best model cannot be registered.
     """
     config = _sharing_samples(with_absolute_places(config))
+    sweep()
     what, place = f"search {config.name!r}", run_place(config)
     refuse_foreign(place, mark="search.json", what=what)
     shard_set = data_of(place, shards=config.data.shards, what=what)
@@ -108,11 +111,12 @@ def _samples_place(config: TuneConfig) -> str:
 
 
 def _remove_on_every_node(place: str) -> None:
-    """Remove a directory on each machine of the cluster."""
+    """Remove a directory of this user, named after a search, on each machine of the cluster."""
 
     @ray.remote(num_cpus=0)
     def remove() -> None:
-        shutil.rmtree(place, ignore_errors=True)
+        if is_own_folder(Path(place)):
+            shutil.rmtree(place, ignore_errors=True)
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     on_each = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]

@@ -6,7 +6,6 @@ Simonyan and Zisserman 2014, sec. 2: averaging and a linear SVM on stacked L2-no
 from __future__ import annotations
 
 import itertools
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,11 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray import storage, visualize
+from twostream_ray.documents import record
 from twostream_ray.evaluation import late_fusion_hits, svm_fusion, top_k_hits
 from twostream_ray.runs.config import TuneScoresConfig
+from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.stream_scores import JudgedOn, StreamScores, read_scores, refuse_overlap
+from twostream_ray.temporary import temporary_folder
 
 _MOST_FOLDS = 5
+_FILES = ("fusion.json", "fusion.png")
+_SCHEMA = record({"tried": {"type": "array"}, "chosen": {"type": "object"}, "verdict": {"type": "string"}}, others=True)
 
 Progress = Callable[[int, int], None]
 """Called with (settings tried, settings in all)."""
@@ -107,6 +111,7 @@ def tune_scores(config: TuneScoresConfig, *, progress: Progress | None = None) -
         StorageError: a file cannot be read or is no such .npz.
         TrainingError: scores are not finite, or an SVM lacks clips of a class.
     """
+    refuse_foreign_files(storage.absolute(config.out), _FILES, schema=_SCHEMA, verb="tune-scores")
     choose = read_scores(config.choose, name="choose")
     quote = read_scores(config.quote, name="quote") if config.quote.given() else None
     if quote is not None:
@@ -247,7 +252,7 @@ def _folds(scores: StreamScores) -> Iterator[tuple[NDArray[np.int64], NDArray[np
 def _write(config: TuneScoresConfig, tuned: TunedScores, choose: StreamScores, quote: StreamScores | None) -> None:
     out = storage.absolute(config.out)
     values = asdict(tuned) | {"verdict": tuned.verdict()}
-    storage.write_json(storage.join(out, "fusion.json"), values)
+    storage.write_json(storage.join(out, _FILES[0]), values)
     weights = _weights(config)
     lines, marked, quoted, levels = {}, {}, {}, {}
     for one in tuned.tried:
@@ -260,8 +265,8 @@ def _write(config: TuneScoresConfig, tuned: TunedScores, choose: StreamScores, q
             lines[label] = _hits(one.setting, choose, weights) / len(choose.labels)
             if quote is not None:
                 quoted[label] = _hits(one.setting, quote, weights) / len(quote.labels)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         picture = Path(folder) / "fusion.png"
         title = f"chosen: {tuned.chosen.setting}; {tuned.chosen_on}"
         visualize.weights_picture(weights, lines, picture, marked=marked, quoted=quoted, levels=levels, title=title)
-        storage.write_bytes(storage.join(out, "fusion.png"), picture.read_bytes())
+        storage.write_bytes(storage.join(out, _FILES[1]), picture.read_bytes())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import ray.train.collective
 import torch
 from ray.train.torch import get_device
 
+from twostream_ray import storage
 from twostream_ray.data.lanes import Pass
 from twostream_ray.data.pipeline import SnippetLoader
 from twostream_ray.data.shards import ShardSet, open_shards
@@ -28,15 +28,9 @@ from twostream_ray.runs.board import Wish
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.gauges import Gauges
 from twostream_ray.runs.run_folder import kept_data
+from twostream_ray.temporary import sweep, temporary_folder
 from twostream_ray.training.average import WeightAverage
-from twostream_ray.training.checkpoint import (
-    ModelPackage,
-    load_average,
-    load_state,
-    load_weights,
-    save_model,
-    save_state,
-)
+from twostream_ray.training.checkpoint import ModelPackage, load_average, load_weights, save_model
 from twostream_ray.training.loop import KeepPlan, score_pass, train_pass
 from twostream_ray.training.recipe import (
     balanced_class_weights,
@@ -44,6 +38,7 @@ from twostream_ray.training.recipe import (
     learning_rate_at,
     lost_patience,
 )
+from twostream_ray.training.state import load_state, save_state
 from twostream_ray.training.step import TrainingStep, distributed, prepared
 from twostream_ray.training.tally import PassResult
 
@@ -61,6 +56,7 @@ def train_worker(arguments: dict[str, Any]) -> Network:
     # What `runs.session` says in the driver does not reach its workers, and Ray Data would start an actor for this.
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     config: ExperimentConfig = arguments["config"]
+    sweep()
     shard_set = kept_data(arguments["data_place"], shards=config.data.shards) or open_shards(config.data.shards)
     worker = _Worker(config, arguments["package"], shard_set=shard_set, board=arguments["board"])
     loader = SnippetLoader(
@@ -112,8 +108,8 @@ class _Worker:
         self._first_step = 0
         self._earlier: PassResult | None = None
         if checkpoint is not None:
-            with checkpoint.as_directory() as directory:
-                self._go_on(Path(directory))
+            with _on_disk(checkpoint, storage_place=config.storage) as directory:
+                self._go_on(directory)
         self._step = TrainingStep(
             distributed(self.network, config=config.training, device=device),
             self._optimiser,
@@ -251,7 +247,7 @@ class _Worker:
 
     def _report(self, state: dict[str, Any], *, metrics: dict[str, float], name: str) -> None:
         """Hand metrics and, from rank 0, the checkpoint to Ray Train; returns when it is stored."""
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             checkpoint = None
             if self._first:
                 with self._averaged():
@@ -260,6 +256,16 @@ class _Worker:
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
         self._kept = time.monotonic()
+
+
+@contextmanager
+def _on_disk(checkpoint: ray.train.Checkpoint, *, storage_place: str) -> Iterator[Path]:
+    """A checkpoint's files on this machine; of s3:// a copy, which Ray's own way would leave if this were killed."""
+    if not storage.is_s3(storage_place):
+        yield Path(checkpoint.path)
+        return
+    with temporary_folder() as folder:
+        yield Path(checkpoint.to_directory(folder))
 
 
 def _advice(error: NonFiniteLossError, shard_set: ShardSet) -> str:

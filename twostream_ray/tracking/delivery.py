@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from twostream_ray.errors import JournalError, TrackingError, TwoStreamError
 from twostream_ray.redaction import redact
 from twostream_ray.scratch import locked
+from twostream_ray.temporary import temporary_folder
 from twostream_ray.tracking import sqlite
 from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, hurried, load_mlflow
 from twostream_ray.tracking.journal import Event, Identity, Journal
@@ -333,7 +333,7 @@ def _send_metrics(client: MlflowClient, run: Run, events: Sequence[Event]) -> in
 
 
 def _send_files(client: MlflowClient, run_id: str, journal: Journal, event: Event) -> int:
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder() as scratch:
         count = journal.fetch_files(event, Path(scratch))
         if count:  # else a delivery was killed before it could forget the event
             client.log_artifacts(run_id, scratch, event.values["folder"])

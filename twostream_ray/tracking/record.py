@@ -13,7 +13,6 @@ import json
 import logging
 import re
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from twostream_ray.errors import JournalError, StorageError
 from twostream_ray.redaction import HIDDEN, is_secret_name, redact
+from twostream_ray.temporary import temporary_folder
 from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import deliver_if_due, deliver_now
 from twostream_ray.tracking.journal import Identity, Journal
@@ -190,7 +190,7 @@ def log_artifacts(handle: RunHandle, paths: Sequence[Path], *, folder: str | Non
 
 def log_pictures(handle: RunHandle, pictures: Mapping[str, Path | Figure]) -> None:
     """Store pictures by name, files or matplotlib figures, where the run's page shows them: `pictures/NAME.png`."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder() as scratch:
         files = {}
         for name, picture in pictures.items():
             if isinstance(picture, Path):

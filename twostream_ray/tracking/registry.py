@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from twostream_ray.errors import RegistryError
 from twostream_ray.redaction import redact
+from twostream_ray.temporary import temporary_folder
 from twostream_ray.tracking.card import model_card
 from twostream_ray.tracking.connection import (
     ANSWER_S,
@@ -167,7 +167,7 @@ def _log_model(client: MlflowClient, handle: RunHandle, package: Path, *, name: 
     logged = client.create_logged_model(handle.experiment_id, name=name, source_run_id=handle.run_id)
     status = "FAILED"  # of a model whose files are not whole; lists leave it out
     try:
-        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        with temporary_folder() as scratch, warnings.catch_warnings():
             code = Path(scratch, "code", _SOURCE.name)
             shutil.copytree(_SOURCE, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
             path = Path(scratch, "model")

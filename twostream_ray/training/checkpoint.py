@@ -1,8 +1,8 @@
-"""Train state <-> directory: weights and optimiser as safetensors, everything else as JSON; nothing is pickled.
+"""A model's package <-> directory: weights as safetensors, everything else as JSON; nothing is pickled.
 
-model.safetensors and model.json are the model's package: all that serving needs. In a checkpoint of training
-optimiser.safetensors and state.json lie beside them; and, where model.safetensors holds averaged weights, those that
-training goes on with in training.safetensors.
+model.safetensors and model.json are all that serving needs. In a checkpoint of training the state of training lies
+beside them (state.py); and, where model.safetensors holds averaged weights, those that training goes on with in
+training.safetensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMAT = 1
 """Version of the files; another one is refused."""
 
 MODEL_FILES = ("model.safetensors", "model.json")
-_BEHIND_AVERAGE = "training.safetensors"
+BEHIND_AVERAGE = "training.safetensors"
 
 _LIMIT_BYTES = 64 << 20
 _MOST_NUMBERS = 4_000_000_000
@@ -104,14 +104,15 @@ def save_model(directory: Path, network: Network, package: ModelPackage) -> None
         OSError: the directory cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = _tensors(network)
+    tensors = tensors_of(network)
     save_file(tensors, directory / MODEL_FILES[0])
     (directory / "model.json").write_text(
         json.dumps({"format": FORMAT, **asdict(package)}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
     )
 
 
-def _tensors(network: Network) -> dict[str, torch.Tensor]:
+def tensors_of(network: Network) -> dict[str, torch.Tensor]:
+    """The network's weights as they are stored."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
@@ -183,7 +184,7 @@ def load_weights(network: Network, directory: Path, *, averaged: bool = False) -
     Raises:
         CheckpointError: the weights are missing, damaged, another network's or no finite numbers.
     """
-    path = directory / (_BEHIND_AVERAGE if averaged else MODEL_FILES[0])
+    path = directory / (BEHIND_AVERAGE if averaged else MODEL_FILES[0])
     _check_weights(path, network)
     try:
         network.load_state_dict(load_file(path))
@@ -249,49 +250,3 @@ def load_average(average: WeightAverage, directory: Path) -> None:
         average.load(load_file(path))
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"averaged weights were wanted at {path}, missing or damaged ({error})") from error
-
-
-def save_state(
-    directory: Path, optimiser: torch.optim.Optimizer, state: dict[str, Any], *, network: Network | None = None
-) -> None:
-    """Write the optimiser and the position of training beside a model's package.
-
-    `network` is given where the package holds averaged weights: it has those that training goes on with.
-
-    Raises:
-        OSError: the directory cannot be written.
-    """
-    tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, slots in optimiser.state_dict()["state"].items()
-        for name, value in slots.items()
-        if isinstance(value, torch.Tensor)
-    }
-    save_file(tensors, directory / "optimiser.safetensors")
-    if network is not None:
-        save_file(_tensors(network), directory / _BEHIND_AVERAGE)
-    (directory / "state.json").write_text(json.dumps({"format": FORMAT, **state}) + "\n", encoding="utf-8")
-
-
-def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the stored momentum into the optimiser and return the position of training.
-
-    Raises:
-        CheckpointError: a file is missing, damaged or of another version.
-    """
-    try:
-        state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-        version = state.pop("format")
-        tensors = load_file(directory / "optimiser.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the state of a run was wanted at {directory}, it is missing or damaged ({error})"
-        ) from error
-    if version != FORMAT:
-        raise CheckpointError(f"{directory}/state.json has format {version}, this version reads format {FORMAT}")
-    slots: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        slots.setdefault(int(index), {})[name] = tensor
-    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
-    return dict(state)

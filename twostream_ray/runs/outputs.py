@@ -1,0 +1,72 @@
+"""Files that a verb writes where the user says: only such as it has written itself are written over."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from twostream_ray import storage
+from twostream_ray.documents import parse_json
+from twostream_ray.errors import ConfigError, TwoStreamError
+
+_MARK = b"Software\0twostream_ray"
+_LIMIT_BYTES = 1 << 30
+_HEADER_BYTES = 33
+"""Of a PNG: its signature and the chunk IHDR, behind which others may stand."""
+
+
+def refuse_foreign_files(
+    out: str, names: Sequence[str], *, verb: str, schema: Any = None, begins: bytes | None = None
+) -> None:
+    """Refuse to write `names` over files of somebody else.
+
+    The first of them is written first, and tells whose they are: it is JSON of a `schema`, or a text that `begins` so.
+
+    Raises:
+        ConfigError: names the file and the way out.
+    """
+    there = [name for name in names if storage.exists(storage.join(out, name))]
+    if not there:
+        return
+    try:
+        content = storage.read_bytes(storage.join(out, names[0]), limit_bytes=_LIMIT_BYTES)
+        if begins is None:
+            parse_json(content, schema, where=out, what="", way_out="", error=ConfigError, metrics=True)
+        ours = begins is None or content.startswith(begins)
+    except TwoStreamError:
+        ours = False
+    if not ours:
+        _refuse(storage.join(out, there[0]), verb=verb)
+
+
+def refuse_foreign_picture(place: Path, *, verb: str) -> None:
+    """Refuse to write over a picture that `marked` has not made.
+
+    Raises:
+        ConfigError: names the file and the way out.
+    """
+    if not place.is_symlink() and not place.exists():
+        return
+    try:
+        ours = _MARK in storage.read_bytes(str(place), limit_bytes=_LIMIT_BYTES)[:1000]
+    except TwoStreamError:
+        ours = False
+    if not ours:
+        _refuse(str(place), verb=verb)
+
+
+def marked(picture: bytes) -> bytes:
+    """A PNG that says what has made it."""
+    chunk = b"tEXt" + _MARK
+    told = struct.pack(">I", len(_MARK)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return picture[:_HEADER_BYTES] + told + picture[_HEADER_BYTES:]
+
+
+def _refuse(place: str, *, verb: str) -> None:
+    raise ConfigError(
+        f"{verb} wants to write {place}, where there is a file that it did not write (or an earlier version did): move "
+        "it away, or choose another --out"
+    )

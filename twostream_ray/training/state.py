@@ -1,0 +1,121 @@
+"""The state of training beside a model's package: optimiser.safetensors, state.json, and training.safetensors.
+
+state.json tells how far training had come, so a checkpoint says itself what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from twostream_ray.documents import COUNT, check, list_of, parse_json, record
+from twostream_ray.errors import CheckpointError
+from twostream_ray.models.networks import Network
+from twostream_ray.training.checkpoint import BEHIND_AVERAGE, FORMAT, tensors_of
+
+STATE_FILE, OPTIMISER_FILE = "state.json", "optimiser.safetensors"
+
+METRICS = {
+    "type": "object",
+    "properties": {"epoch": COUNT},
+    "required": ["epoch"],
+    "additionalProperties": {"type": "number"},
+}
+"""The schema of an epoch's metrics."""
+
+_NUMBER = {"type": "number"}
+_RESULT = record(
+    {
+        "losses": {"type": "object", "additionalProperties": _NUMBER},
+        "top1": _NUMBER,
+        "samples": COUNT,
+        "seconds": _NUMBER,
+        "data_wait": _NUMBER,
+    },
+    {"step_losses": list_of(_NUMBER), "skipped_steps": COUNT, "decoded": COUNT},
+)
+_BETWEEN_EPOCHS = record({"format": {"const": FORMAT}, "history": list_of(METRICS), "step": {"const": 0}})
+_WITHIN_ONE = record(
+    {
+        "format": {"const": FORMAT},
+        "history": list_of(METRICS),
+        "step": COUNT | {"minimum": 1},
+        "result": _RESULT,
+    }
+)
+_WAY_OUT = "delete this checkpoint and run the same command again, which goes on from another one"
+
+
+def save_state(
+    directory: Path, optimiser: torch.optim.Optimizer, state: dict[str, Any], *, network: Network | None = None
+) -> None:
+    """Write the optimiser and the position of training beside a model's package.
+
+    `network` is given where the package holds averaged weights: it has those that training goes on with.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    tensors = {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, slots in optimiser.state_dict()["state"].items()
+        for name, value in slots.items()
+        if isinstance(value, torch.Tensor)
+    }
+    save_file(tensors, directory / OPTIMISER_FILE)
+    if network is not None:
+        save_file(tensors_of(network), directory / BEHIND_AVERAGE)
+    (directory / STATE_FILE).write_text(json.dumps({"format": FORMAT, **state}) + "\n", encoding="utf-8")
+
+
+def parse_state(content: bytes, *, where: str) -> dict[str, Any]:
+    """What a state.json at `where` holds: history (metrics of each finished epoch), step, and the pass so far.
+
+    Raises:
+        CheckpointError: it is damaged or of another version.
+    """
+    what = "the state of a training"
+    state: dict[str, Any] = parse_json(
+        content, {"type": "object"}, where=where, what=what, way_out=_WAY_OUT, error=CheckpointError, metrics=True
+    )
+    if isinstance(version := state.get("format"), int) and version != FORMAT:
+        raise CheckpointError(f"{where} has format {version}, this version reads format {FORMAT}: train again")
+    schema = _WITHIN_ONE if state.get("step") else _BETWEEN_EPOCHS
+    check(state, schema, where=where, what=what, way_out=_WAY_OUT, error=CheckpointError)
+    return {name: value for name, value in state.items() if name != "format"}
+
+
+def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put the stored momentum into the optimiser and return the position of training.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another version or of another network.
+    """
+    where = directory / OPTIMISER_FILE
+    try:
+        content = (directory / STATE_FILE).read_bytes()
+        tensors = load_file(where)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the state of a run was wanted at {directory}, it is missing or damaged ({error}): {_WAY_OUT}"
+        ) from error
+    state = parse_state(content, where=str(directory / STATE_FILE))
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters) or not name:
+            raise CheckpointError(f"{where} holds {key!r}, which is of no weight of this network: {_WAY_OUT}")
+        if tensor.dim() and tensor.shape != parameters[int(index)].shape:
+            raise CheckpointError(
+                f"{where} has {key} of shape {tuple(tensor.shape)}, this network's is "
+                f"{tuple(parameters[int(index)].shape)}: {_WAY_OUT}"
+            )
+        slots.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    return state
