@@ -71,7 +71,9 @@ WRITERS: dict[str, tuple[list[str], Callable[[Path, Path, ShardSet], object]]] =
     ),
     "inspect": (
         ["inspect.png"],
-        lambda out, folder, shards: inspect(InspectConfig(shards=shards.uri, out=str(out / "inspect.png"))),
+        lambda out, folder, shards: inspect(
+            InspectConfig(shards=shards.uri, num_clips=2, out=str(out / "inspect.png"))
+        ),
     ),
 }
 CASES = [(verb, name) for verb, (names, _) in WRITERS.items() for name in names]
