@@ -193,3 +193,22 @@ def test_a_model_from_a_folder_of_any_name_is_registered_and_pulled_whole(
     for file in ("model.safetensors", "model.json"):
         assert (folder / file).read_text() == f"content of {file}"
     assert sorted(path.name for path in here.iterdir()) == ["checkpoint", "pulled", "run"]
+
+
+def test_a_models_card_and_tags_hold_no_secrets(tracking: TrackingConfig, package: Path) -> None:
+    handle = start_run(tracking, run_name="run", place=str(package.parent / "run"), parameters={}, tags={})
+    measurement = Measurement(manifest_hash=MANIFEST, split="test", num_evaluated=1, num_clips=1, metrics={"top1": 1.0})
+    version = register(
+        handle,
+        package,
+        name="secretive",
+        measurement=measurement,
+        protocol="as at http://ann:hu/sh@host/x",
+        summary="from s3://key:hu/sh@bucket",
+        classes=["a"],
+        flow_contract={},
+        lineage={"git_commit": "http://ann:hu/sh@host/repository"},
+    )
+    stored = client_for(handle.uri).get_model_version("secretive", str(version))
+    assert "hu/sh" not in f"{stored.description}{stored.tags}"
+    assert "(hidden)@host/repository" in stored.tags["git_commit"]

@@ -125,8 +125,8 @@ def register(
             name,
             source=location,
             run_id=handle.run_id,
-            tags=tags,
-            description=description,
+            tags={key: redact(value) for key, value in tags.items()},
+            description=redact(description),
             model_id=model_id,
             await_creation_for=0,  # all files are there already
         )
