@@ -104,16 +104,13 @@ NAMES_CODE = [
     {"class_path": "planted.Payload"},
     {"class_path": "planted.Payload", "init_args": {"epochs": 1}},
     {"init_args": {"epochs": 1}},
-    {"class_path": "planted.Payload", "dict_kwargs": {"a": 1}},
     "planted.Payload",
-    "planted",
-    ["planted.Payload"],
     [{"class_path": "planted.Payload"}],
 ]
 SETTINGS_WITH_BLOCKS = [
     (DescribeConfig, {}, ("model.spatial",)),
     (WorkersConfig, {}, ("num_workers",)),
-    (IngestConfig, {"catalog": {"root": "r"}, "out": "o"}, ("catalog", "more", "rows_per_shard")),
+    (IngestConfig, {"catalog": {"root": "r"}, "out": "o"}, ("catalog", "more")),
     (PredictConfig, {"videos": ["a"]}, ("tracking", "format")),
 ]
 
@@ -224,6 +221,8 @@ def test_faults_in_a_recipe_name_file_and_line(tmp_path: Path) -> None:
         "out: o\nflow: {bound_px: '3'}\n": "line 2: flow.bound_px wants a number, got the text '3'",
         "out: o\nmore:\n- {root: a}\n- {rot: a}\n": "line 4: unknown setting 'more[1].rot'",
         "out: o\nrows_per_shard: 99999999999999999999\n": "line 2: rows_per_shard is too large a number",
+        "out: null\n": "line 1: out wants a text, got nothing",
+        "out: o\nflow: {jpeg_quality: }\n": "line 2: flow.jpeg_quality wants a whole number, got nothing",
         f"out: {'o' * 5000}\n": "line 1: out wants at most 4096 characters, got 5000",
     }.items():
         recipe.write_text(text)

@@ -16,7 +16,7 @@ _SHOWN = 80
 
 
 def require_within(settings: Any, prefix: str = "", **intervals: str) -> None:
-    """Refuse numbers outside their intervals, NaN, infinities, booleans and texts; None is left alone.
+    """Refuse numbers outside their intervals, NaN, infinities, booleans and texts; None only where it is a value.
 
     Args:
         settings: a dataclass; of a list or tuple every value counts.
@@ -31,7 +31,7 @@ def require_within(settings: Any, prefix: str = "", **intervals: str) -> None:
         value = getattr(settings, name)
         many = isinstance(value, list | tuple) and ("tuple" in kinds[name] or "list" in kinds[name])
         for number in value if many else [value]:
-            if number is not None:
+            if number is not None or "None" not in kinds[name]:
                 _require(number, f"{prefix}{name}", interval, whole="float" not in kinds[name], got=value)
 
 

@@ -176,6 +176,8 @@ def _hold_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, compl
             _hold_against(hint, value, recipe=recipe, prefix=key, complete=complete)  # type: ignore[arg-type]
         elif value is not None or complete:
             raise ConfigError(f"{place}{key} holds settings of its own as `name: value`, got {_brief(value)}")
+    elif value is None and not _takes(NoneType, hint):
+        raise ConfigError(f"{place}{key} wants {_told(hint)}, got nothing")
     elif isinstance(value, str):
         if len(value) > _LONGEST_TEXT:
             raise ConfigError(f"{place}{key} wants at most {_LONGEST_TEXT} characters, got {len(value)}")
@@ -198,6 +200,10 @@ def _parts(hint: Any) -> list[Any]:
     return next((parts for one in get_args(hint) if (parts := _parts(one))), [])
 
 
+def _takes(kind: type, hint: Any) -> bool:
+    return hint in (kind, Any) or any(_takes(kind, one) for one in get_args(hint) if get_origin(hint) is not dict)
+
+
 def _takes_text(hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return any(isinstance(choice, str) for choice in get_args(hint))
@@ -207,7 +213,7 @@ def _takes_text(hint: Any) -> bool:
 
 
 def _told(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
     many = {list: "a list", tuple: "a list", dict: "a block"}
     alternatives = [hint] if hint in words or get_origin(hint) in many else get_args(hint)
     return " or ".join(words.get(one) or many.get(get_origin(one), str(one)) for one in alternatives)

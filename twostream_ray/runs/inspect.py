@@ -111,9 +111,10 @@ def _verify_labels(shard_set: ShardSet, members: list[int], content: pa.Buffer, 
     for number, (stored, said) in enumerate(zip(table.to_pylist(), index, strict=True)):
         told = (said["clip_id"], shard_set.classes[said["label"]], said["splits"])
         if told != (stored["clip_id"], stored["class_name"], stored["splits"]):
+            splits = ", ".join(map(str, stored["splits"] or ["no split"]))
             raise ShardError(
                 f"{uri}, row {number}, is {stored['clip_id']!r} of class {stored['class_name']!r} in "
-                f"{', '.join(stored['splits'])}; index and manifest say {told[0]!r} of class {told[1]!r} in "
+                f"{splits}; index and manifest say {told[0]!r} of class {told[1]!r} in "
                 f"{', '.join(told[2])}: ingest again"
             )
 
