@@ -144,7 +144,7 @@ def test_a_training_whose_checkpoints_cannot_be_written_ends_in_one_line_before_
     common += ["--data.transforms.crop_px", "48", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db", "--storage"]
     assert main([*common, "s3://no-such-bucket/runs"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("s3://no-such-bucket/runs/x/experiment.json: it is not there; check the path")
+    assert line.endswith("s3://no-such-bucket/runs/x/lease.json: it is not there; check the path")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     object_store.reader.cache_clear()
     assert main([*common, "s3://archive/runs"]) == 2

@@ -8,11 +8,11 @@ import re
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from twostream_ray.errors import AccessError, MissingError, StorageError
+from twostream_ray.errors import AccessError, MissingError, StorageError, own_error
 
 FILE_URI = re.compile(r"file:(?:(?=/[^/])|//(?:localhost(?=/))?)", re.IGNORECASE)
 """How a file URI of this machine begins; a percent-encoded path follows (RFC 8089)."""
@@ -34,6 +34,7 @@ _OF_ONE_PLACE = frozenset(
 _LONGEST_NAME = 200
 OF_THE_SYSTEM = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "__MACOSX", "@eaDir"})
 """Directories that file systems, archives and network disks put beside what is the user's."""
+_TRIAL_BYTES = 1 << 16
 
 
 class LeftOut(NamedTuple):
@@ -71,6 +72,35 @@ def printable(path: str) -> str:
 def _escaped(sign: str) -> str:
     # Python keeps a byte of a file name that is no UTF-8 as a lone surrogate.
     return f"\\x{ord(sign) - 0xDC00:02x}" if 0xDC80 <= ord(sign) <= 0xDCFF else repr(sign)[1:-1]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Explain what the operating system refuses while something is written there.
+
+    Raises:
+        StorageError: it refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = own_error(error)
+        raise full or explained(error, f"cannot write {printable(str(path))}", place=path) from error
+
+
+def require_writable(path: Path) -> None:
+    """See that a file can be written there, without leaving anything.
+
+    Raises:
+        OSError: it cannot, or the disk is full.
+    """
+    folder = next(parent for parent in path.parents if parent.exists())
+    trial = folder / f".{uuid.uuid4().hex}.partial"
+    try:
+        with trial.open("xb") as file:
+            file.write(bytes(_TRIAL_BYTES))
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def open_regular(path: Path, *, limit_bytes: int | None = None) -> BinaryIO:

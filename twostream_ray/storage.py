@@ -248,6 +248,17 @@ def read_text(uri: str) -> str:
         raise StorageError(f"cannot read {uri}: a UTF-8 text was wanted, byte {error.start} is not") from error
 
 
+def require_writable(uri: str) -> None:
+    """See that a local file can be written, before what it is to hold is made; of s3:// the first write tells.
+
+    Raises:
+        StorageError: it cannot, or the disk is full.
+    """
+    place = absolute(uri)
+    if not is_s3(place):
+        _explained("write", uri, lambda: local_files.require_writable(Path(place)))
+
+
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a file whole: readers see the old content or the new, never a part.
 

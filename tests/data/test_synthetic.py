@@ -1,3 +1,7 @@
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from twostream_ray.data.synthetic import (
     order_path,
     synthesize,
 )
-from twostream_ray.errors import ConfigError
+from twostream_ray.errors import ConfigError, StorageError
 
 BINDING = SyntheticConfig(train_clips=8, val_clips=4, test_clips=4)
 
@@ -246,3 +250,53 @@ def test_decoded_colour_hides_nothing_in_the_grey_that_flow_sees(binding_root: P
         error = seen - (luma - 16) * 255 / 219
         assert np.abs(error).mean() < 5
         assert np.corrcoef(seen.ravel(), luma.ravel())[0, 1] > 0.97
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"seed": NaN}',
+        b'{"seed": 0, "seed": 1}',
+        b'{"seed": {}}',
+        b"{}",
+    ],
+)
+def test_a_settings_file_that_is_not_ours_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / SETTINGS_NAME).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"choose another directory, or delete this one") as refused:
+        synthesize(BINDING, tmp_path)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 1500
+    assert [path.name for path in tmp_path.iterdir()] == [SETTINGS_NAME]
+
+
+def test_a_place_that_cannot_be_written_is_one_line_before_anything_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "a disk that is not mounted")
+    (tmp_path / "fifo").mkdir()
+    os.mkfifo(tmp_path / "fifo" / SETTINGS_NAME)
+    for place in (Path("/proc/x"), tmp_path / "file" / "x", tmp_path / "dangling", tmp_path / "fifo"):
+        with pytest.raises(StorageError, match=r"cannot (write|read) /"):
+            synthesize(BINDING, place, progress=lambda *_: pytest.fail("a clip was written"))
+    with pytest.raises(ConfigError, match="holds something else"):
+        synthesize(BINDING, tmp_path)
+
+
+def test_a_disk_that_is_full_ends_in_one_line_and_leaves_no_half_clip(tmp_path: Path) -> None:
+    """Files of more than 4 kB fail as a full disk fails, by `ulimit -f`."""
+    script = (
+        "import resource; from twostream_ray.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "arguments = ['--clips.size_px', '64', '--clips.train_clips', '4', '--clips.num_frames', '30']\n"
+        f"raise SystemExit(main(['synthesize', {str(tmp_path / 'out')!r}, *arguments]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"a disk is full or its quota used up \(File too large: .*\.(mp4|avi)", done.stderr)
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == [SETTINGS_NAME]

@@ -19,7 +19,7 @@ from foreign_videos import encoded, pictures
 from twostream_ray import storage
 from twostream_ray.cli import main
 from twostream_ray.data import isolation
-from twostream_ray.data.catalog import CatalogConfig, Clip, in_text_order
+from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, in_text_order
 from twostream_ray.data.clips import fetch_frames
 from twostream_ray.data.flow import FlowContract, decode_field
 from twostream_ray.data.raw_video import FrameStream, Note
@@ -28,7 +28,7 @@ from twostream_ray.data.shard_writer import plan_shards
 from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
 from twostream_ray.errors import AccessError, CatalogError, ConfigError, LeaseError, TooManyBadVideosError
 from twostream_ray.runs.config import IngestConfig
-from twostream_ray.runs.ingest import catalog_of, estimate, ingest, write_shard
+from twostream_ray.runs.ingest import catalog_of, estimate, ingest, refuse_overlap, write_shard
 
 SMALL = FlowContract(short_side_px=48)
 LEGACY = FlowContract(short_side_px=48, coding="legacy255")
@@ -102,8 +102,11 @@ def test_shards_are_never_written_among_what_is_ingested(videos: Path, tmp_path:
     before = files(videos)
     for case, wanted in overlapping(videos, tmp_path).items():
         with pytest.raises(ConfigError, match=r"out must lie apart from catalog\.(root|lists|flow_images), got "):
-            ingest(replace(wanted, replace=True))
+            refuse_overlap(replace(wanted, replace=True), Catalog(clips=(), classes=(), notes=()))
             pytest.fail(case)
+    for out in (videos, videos / "shards", videos.parent):
+        with pytest.raises(ConfigError, match=r"out must lie apart from catalog.root, got "):
+            ingest(config(videos, out, replace=True))
     assert files(videos) == before
     assert not storage.contains("s3://bucket/data", "s3://bucket/data2") and not storage.contains("/a/b", "/a/bc")
 
@@ -116,6 +119,21 @@ def test_a_class_folder_that_is_a_link_to_the_shards_is_refused(videos: Path, tm
     with pytest.raises(ConfigError, match=r"out must lie apart from the videos, .*/videos/up is a link into .*/out"):
         ingest(config(root, out))
     assert files(out / "parts") == files(videos / "train" / "up")
+
+
+@pytest.mark.parametrize(
+    "place", ["/proc/x", "/proc/x/y", "/dev/null", "/dev/null/x", "{file}", "{file}/x", "{dangling}"]
+)
+def test_a_place_that_cannot_be_written_is_one_line_before_the_work_begins(
+    videos: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to("/proc/x")
+    out = place.format(file=tmp_path / "file", dangling=tmp_path / "dangling")
+    assert main(["ingest", "--catalog.root", str(videos), "--out", out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("twostream ingest: error: ") and (out in line or str(Path(out).parent) in line)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_what_a_task_cannot_write_ends_the_ingest_in_one_line(

@@ -1,13 +1,20 @@
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from matplotlib.image import imread
+from matplotlib.image import imread, imsave
+from noise_shards import noise_shards
 
 from twostream_ray.cli import main
+from twostream_ray.data.catalog import CatalogConfig
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shard_writer import plan_shards, write_manifest
 from twostream_ray.data.shards import ShardSet
-from twostream_ray.errors import ShardError
-from twostream_ray.runs.config import InspectConfig
+from twostream_ray.errors import ConfigError, ShardError
+from twostream_ray.runs.config import IngestConfig, InspectConfig
+from twostream_ray.runs.ingest import catalog_of, write_shard
 from twostream_ray.runs.inspect import inspect
 
 
@@ -46,3 +53,55 @@ def test_verify_finds_a_single_flipped_bit_and_names_shard_and_row(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and path.name in error and "ingest again" in error
+
+
+def picture_of_others(path: Path, kind: str) -> None:
+    if kind == "a photo":
+        imsave(path, np.zeros((4, 4, 3)))
+    elif kind == "a text":
+        path.write_text("my notes")
+    elif kind == "a cut picture":
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
+    elif kind == "nothing":
+        path.touch()
+    elif kind == "a directory":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("kind", ["a photo", "a text", "a cut picture", "nothing", "a directory", "a fifo"])
+def test_nothing_but_an_earlier_picture_is_written_over(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, out = noise_shards(str(tmp_path / "shards"), rows=(3,), num_fields=2), tmp_path / "inspect.png"
+    picture_of_others(out, kind)
+    before = out.read_bytes() if out.is_file() else None
+    assert main(["inspect", shards.uri, "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "where there is a file that it did not write" in line and "choose another --out" in line
+    assert before is None or out.read_bytes() == before
+
+
+def test_an_earlier_picture_is_written_over(videos: Path, tmp_path: Path) -> None:
+    contract, shards = FlowContract(short_side_px=48), str(tmp_path / "shards")
+    catalog = catalog_of(IngestConfig(catalog=CatalogConfig(root=str(videos / "val")), out=shards))
+    (plan,) = plan_shards(catalog.clips[:2], contract=contract, rows_per_shard=16)
+    part = write_shard(plan, out=shards, contract=contract, max_frames=100, count=lambda _: None)
+    write_manifest(shards, parts=[part], classes=catalog.classes, contract=contract)
+    out = tmp_path / "made" / "inspect.png"
+    for clips in (1, 2):
+        inspect(InspectConfig(shards=shards, out=str(out), num_clips=clips))
+    assert [path.name for path in out.parent.iterdir()] == ["inspect.png"]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for place in ("/proc/x/inspect.png", str(tmp_path / "file/inspect.png")):
+        assert main(["inspect", str(tmp_path / "no-shards"), "--out", place, "--verify", "true"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(Path(place).parent) in line
+    with pytest.raises(ConfigError, match=r"out must name a file that ends in .png, got 'train.py'"):
+        InspectConfig(shards="x", out="train.py")

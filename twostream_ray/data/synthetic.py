@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import reprlib
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -15,8 +17,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray import documents, local_files, storage
 from twostream_ray.bounds import require_within
 from twostream_ray.data import encoder
+from twostream_ray.documents import record
 from twostream_ray.errors import ConfigError
 
 Group = Literal["appearance", "motion", "binding", "order"]
@@ -169,11 +173,13 @@ def synthesize(
 
     Raises:
         ConfigError: out_dir holds clips of other settings, or something else.
+        StorageError: out_dir cannot be written, or the disk is full.
     """
-    _claim(out_dir, config=config)
     clips = [(split, index) for split in SPLITS for index in range(config.clips_in(split))]
-    for directory in {(out_dir / clip_name(config, *clip)).parent for clip in clips}:
-        directory.mkdir(parents=True, exist_ok=True)
+    with local_files.writing(out_dir):
+        _claim(out_dir, config=config)
+        for directory in {(out_dir / clip_name(config, *clip)).parent for clip in clips}:
+            directory.mkdir(parents=True, exist_ok=True)
     missing = [clip for clip in clips if not (out_dir / clip_name(config, *clip)).exists()]
     write = partial(_write_clip, config, out_dir)
     num_workers = min(workers or os.cpu_count() or 1, 1 + len(missing) // _CLIPS_WORTH_A_PROCESS)
@@ -329,9 +335,13 @@ def encode(frames: NDArray[np.uint8], *, path: Path, container: str, fps: int) -
 def _write_clip(config: SyntheticConfig, out_dir: Path, clip: tuple[str, int]) -> None:
     """Draw and encode one (split, index); the file is there whole or not at all, so a stopped run can go on."""
     path = out_dir / clip_name(config, *clip)
-    part = path.with_name(f".{path.name}.part")
-    encode(draw_clip(config, *clip), path=part, container=path.suffix[1:], fps=config.fps)
-    part.replace(path)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    with local_files.writing(path):
+        try:
+            encode(draw_clip(config, *clip), path=part, container=path.suffix[1:], fps=config.fps)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _draw_centres(radii_px: NDArray[np.int64], *, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -364,9 +374,17 @@ def _claim(out_dir: Path, *, config: SyntheticConfig) -> None:
     settings = {"generator_version": GENERATOR_VERSION, "classes": list(config.classes), **asdict(config)}
     path = out_dir / SETTINGS_NAME
     if path.exists():
-        found = json.loads(path.read_text())
+        found = documents.read_json(
+            str(path),
+            record({}, others=True),
+            what="the settings of synthetic videos",
+            way_out="choose another directory, or delete this one",
+            error=ConfigError,
+        )
         others = [
-            f"{key} {found.get(key)!r}, not {value!r}" for key, value in settings.items() if found.get(key) != value
+            f"{key} {reprlib.repr(found.get(key))}, not {value!r}"
+            for key, value in settings.items()
+            if found.get(key) != value
         ]
         if others:
             raise ConfigError(
@@ -379,4 +397,4 @@ def _claim(out_dir: Path, *, config: SyntheticConfig) -> None:
             f"synthetic videos want a new or empty directory, {out_dir} holds something else: choose another"
         )
     out_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    storage.write_bytes(str(path), (json.dumps(settings, indent=2) + "\n").encode())

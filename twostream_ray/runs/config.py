@@ -226,7 +226,7 @@ class InspectConfig:
     """Directory or s3:// prefix that `ingest` wrote."""
 
     out: str = "inspect.png"
-    """File of the picture."""
+    """File of the picture, a PNG; one that is there is written over only if `inspect` drew it."""
 
     num_clips: int = 6
     """Clips to draw, spread over the set; a row each."""
@@ -238,6 +238,8 @@ class InspectConfig:
     """Read every byte and hold it against the checksums."""
 
     def __post_init__(self) -> None:
+        if not self.out.lower().endswith(".png"):
+            raise ConfigError(f"out must name a file that ends in .png, got {self.out!r}")
         require_within(self, num_clips="[1, 200]")
 
 

@@ -87,19 +87,24 @@ def ingest(
             also those of before.
         LeaseError: another ingest is at work there.
     """
-    for catalog in (config.catalog, *config.more):
-        _refuse_overlap(config.out, catalog)
+    started = time.monotonic()
+    catalog = catalog_of(config)
+    refuse_overlap(config, catalog)
     way_out = "wait for it, or choose another --out"
     sweep()
     with lease.held(config.out, work="ingest", way_out=way_out):
-        return _ingest(config, progress=progress, announce=announce)
+        return _ingest(config, catalog, started=started, progress=progress, announce=announce)
 
 
-def _ingest(config: IngestConfig, *, progress: Progress | None, announce: Callable[[str], None] | None) -> IngestReport:
-    started = time.monotonic()
+def _ingest(
+    config: IngestConfig,
+    catalog: Catalog,
+    *,
+    started: float,
+    progress: Progress | None,
+    announce: Callable[[str], None] | None,
+) -> IngestReport:
     out = storage.absolute(config.out)
-    catalog = catalog_of(config)
-    _refuse_clips_within(out, catalog)
     before = survey(out, clips=catalog.clips, contract=config.flow, max_frames=config.max_frames)
     if not config.replace and (labelled_as_before := _labelled_as(before, catalog, config)) is not None:
         catalog = labelled_as_before
@@ -163,22 +168,25 @@ def _labelled_as(before: Standing, catalog: Catalog, config: IngestConfig) -> Ca
     return replace(earlier, notes=(*catalog.notes, note))
 
 
-def _refuse_overlap(out: str, catalog: CatalogConfig) -> None:
-    """Shards must not lie among videos and lists: their folders would be taken for classes, or classes for shards."""
-    for name in ("root", "lists", "flow_images"):
-        place = getattr(catalog, name)
-        own = (out, storage.join(out, "shards"), storage.join(out, "parts"))
-        if place is not None and (storage.contains(out, place) or any(storage.contains(place, one) for one in own)):
-            raise ConfigError(
-                f"out must lie apart from catalog.{name}, got {out} and {place}, of which one holds the other: choose "
-                "another --out, beside it"
-            )
+def refuse_overlap(config: IngestConfig, catalog: Catalog) -> None:
+    """Shards must not lie among videos and lists: their folders would be taken for classes, or classes for shards.
 
-
-def _refuse_clips_within(out: str, catalog: Catalog) -> None:
-    """Links below a root may lead anywhere."""
-    videos = {clip.uri if clip.frames else clip.uri.rpartition("/")[0] for clip in catalog.clips}
-    for place in sorted(videos | {uri for clip in catalog.clips for uri in clip.flow_uris}):
+    Raises:
+        ConfigError: `out` is, holds or lies in a place that is read, by whatever name, or a folder of clips lies in it.
+    """
+    out = config.out
+    own = (out, storage.join(out, "shards"), storage.join(out, "parts"))
+    for one in (config.catalog, *config.more):
+        for name in ("root", "lists", "flow_images"):
+            place = getattr(one, name)
+            if place is not None and (storage.contains(out, place) or any(storage.contains(place, x) for x in own)):
+                raise ConfigError(
+                    f"out must lie apart from catalog.{name}, got {out} and {place}, of which one holds the other: "
+                    "choose another --out, beside it"
+                )
+    # Links below a root may lead anywhere.
+    folders = {clip.uri if clip.frames else clip.uri.rpartition("/")[0] for clip in catalog.clips}
+    for place in sorted(folders | {uri for clip in catalog.clips for uri in clip.flow_uris}):
         if storage.contains(out, place):
             raise ConfigError(f"out must lie apart from the videos, {place} is a link into {out}: choose another --out")
 

@@ -53,9 +53,11 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
 
     Raises:
         ConfigError: the picture would be written over somebody else's file.
+        StorageError: the picture cannot be written.
         ShardError: there is no such set, a clip is not in it, or a shard is damaged; names shard and row.
     """
     refuse_foreign_picture(Path(storage.absolute(config.out)), verb="inspect")
+    storage.require_writable(config.out)  # before minutes of verifying
     shard_set = open_shards(config.shards)
     index = shard_set.index
     ids = index["clip_id"].to_pylist()
