@@ -1,4 +1,8 @@
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -87,3 +91,16 @@ def test_a_cluster_that_is_there_is_recognised(cluster: None, monkeypatch: pytes
     address = ray.get_runtime_context().gcs_address
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert cluster_address() == address
+
+
+def test_a_cluster_that_wants_a_token_says_so_in_a_line(cluster: None) -> None:
+    code = "from twostream_ray.runs.session import ray_session\nwith ray_session(): pass"
+    mine = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | mine, capture_output=True, text=True, timeout=100
+    )
+    assert told.returncode == 1
+    last = told.stderr.strip().splitlines()[-1]
+    assert re.match(
+        r"twostream_ray.errors.ClusterError: the Ray cluster 127.0.0.1:\d+ wants a token: set RAY_AUTH_MODE", last
+    )

@@ -1,6 +1,5 @@
 """What whoever is on the network, or on this machine without the token, gets of a run's cluster: nothing."""
 
-import http.client
 import os
 import signal
 import socket
@@ -8,34 +7,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 import ray
-from listening import foreign_addresses, ports_of
+from listening import foreign_addresses, ports_of, post_job
 
 from twostream_ray.errors import ClusterError
 from twostream_ray.runs.private_cluster import remove_abandoned, require_limits, short_folder
 
 STRANGER = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-def post_job(port: int) -> int:
-    """Ask an agent to run a command; gives what it answers."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/api/job_agent/jobs/",
-        data=b'{"entrypoint": "id > /tmp/owned"}',
-        headers={"Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, http.client.HTTPException):
-        return 0  # no server of HTTP
 
 
 def test_every_port_of_a_private_cluster_is_on_loopback_and_answers_nobody_elsewhere(cluster: None) -> None:

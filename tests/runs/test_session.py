@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from listening import foreign_addresses, ports_of, psutil
+from listening import foreign_addresses, ports_of, post_job, psutil
 
 from twostream_ray.data.shards import ShardSet
 
 pytestmark = [pytest.mark.soak, pytest.mark.own_cluster]
 
 
-def training(shard_set: ShardSet, folder: Path, *, epochs: int = 500) -> subprocess.Popen[str]:
-    arguments = ["--config", "jobs/recipes/demo.yaml", "--name", "ended", "--data.shards", shard_set.uri]
-    arguments += ["--data.transforms.crop_px", "48", "--training.epochs", str(epochs), "--training.global_batch", "16"]
+def training(shard_set: ShardSet, folder: Path, *, verb: str = "train") -> subprocess.Popen[str]:
+    """A training of 500 epochs, or a search of such."""
+    recipe = "demo.yaml" if verb == "train" else "demo_search.yaml"
+    arguments = ["--config", f"jobs/recipes/{recipe}", "--name", "ended", "--data.shards", shard_set.uri]
+    arguments += ["--data.transforms.crop_px", "48", "--training.epochs", "500", "--training.global_batch", "16"]
     arguments += ["--storage", str(folder / "runs"), "--tracking.uri", f"sqlite:///{folder}/mlflow.db"]
     return subprocess.Popen(
-        [str(Path(sys.executable).with_name("twostream")), "train", *arguments],
+        [str(Path(sys.executable).with_name("twostream")), verb, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,14 +113,20 @@ def test_a_killed_driver_leaves_nothing_beyond_the_next_start(shard_set: ShardSe
 
 
 @pytest.mark.timeout(400)
-def test_no_process_of_a_training_listens_beyond_loopback(shard_set: ShardSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("verb", "begun"), [("train", "epoch 1/500"), ("tune", ", 1 epochs")])
+def test_no_process_of_a_run_listens_beyond_loopback_or_takes_a_job_without_the_token(
+    verb: str, begun: str, shard_set: ShardSet, tmp_path: Path
+) -> None:
     assert foreign_addresses()
-    process = training(shard_set, tmp_path)
+    process = training(shard_set, tmp_path, verb=verb)
     try:
-        reach(process, "epoch 1/500")
+        reach(process, begun)
         listening = ports_of(process.pid)
         assert len(listening) > 5
         assert not [one for one in listening if one[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
+        answers = {port: post_job(port) for _, _, port in listening}
+        assert 401 in answers.values(), "the agent's port of jobs was among them"
+        assert not [port for port, answer in answers.items() if 200 <= answer < 400], answers
     finally:
         process.terminate()
         process.communicate(timeout=100)

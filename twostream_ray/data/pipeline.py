@@ -37,6 +37,8 @@ from twostream_ray.data.shards import ShardSet, read_clips
 from twostream_ray.data.snippets import Batch, View
 from twostream_ray.errors import ConfigError, ShardError, own_error
 
+READING_CPUS = 0.1
+"""CPUs of a Ray task that reads shards: it waits for disk or network most of the time."""
 _UNITS_PER_EXECUTION = 512
 _UNITS_PER_TASK = 4
 _STEPS_AHEAD = 2
@@ -365,14 +367,14 @@ def _through_ray(loader: SnippetLoader, units: Sequence[Unit], *, tasks: int) ->
         for number in numbers["item"].to_pylist():
             yield from reader.blocks(units[number])
 
-    # Reading waits for disk or network most of the time, and train workers hold most of the CPUs.
+    # Train workers hold most of the CPUs.
     numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=-(-len(units) // _UNITS_PER_TASK))
     stream = numbers.map_batches(
         read,
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        num_cpus=0.1,
+        num_cpus=READING_CPUS,
         compute=ray.data.TaskPoolStrategy(size=tasks),
     )
     batches: Iterable[pa.Table] = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)

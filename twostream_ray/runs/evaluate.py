@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 from twostream_ray import lease, storage, tracking, visualize
 from twostream_ray.data.flow import require_same_contract
 from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import SnippetLoader
+from twostream_ray.data.pipeline import READING_CPUS, SnippetLoader
 from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet, open_shards
 from twostream_ray.documents import read_json, record
 from twostream_ray.errors import ConfigError, ShardError, StorageError, TrainingError, own_error
 from twostream_ray.evaluation import Report, own_head_first, report_on
+from twostream_ray.runs.cluster_room import require_room
 from twostream_ray.runs.config import EvaluateConfig, ExperimentConfig
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.run_folder import data_of, explained
-from twostream_ray.runs.session import ray_session
+from twostream_ray.runs.session import ray_session, require_cluster
 from twostream_ray.runs.train import TrainReport, require_splits, run_place
 from twostream_ray.temporary import sweep, temporary_folder
 from twostream_ray.training.checkpoint import MODEL_FILES, ModelPackage, check_model, load_model
@@ -101,6 +102,7 @@ def evaluate(
     shard_set = shard_set or open_shards(config.shards)
     shard_set.split(config.split)
     refuse_foreign_files(storage.absolute(config.out), _FILES, schema=_REPORT_SCHEMA, verb="evaluate")
+    require_cluster()
     with lease.held(config.out, work="evaluate", way_out="wait for it or end it, or choose another --out"):
         return _evaluate(config, shard_set, progress=progress)
 
@@ -157,6 +159,12 @@ def _score_all(
         data = DataConfig(shards=config.shards)
         workers = min(config.workers.most_workers(gpus=gpus), data.lanes)
         cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
+        share = {"CPU": cpus, **({"GPU": 1.0} if gpus else {})}
+        require_room(
+            [share, {"CPU": READING_CPUS}],
+            what="a worker that scores, and reading for it,",
+            way_out="lower workers.cpus_per_worker, or choose a larger cluster",
+        )
         task = ray.remote(_score_lanes).options(num_cpus=cpus, num_gpus=1 if gpus else 0)
         shared = ray.put((shard_set, files, config.split))
         pending = [task.remote(shared, rank, workers) for rank in range(workers)]

@@ -11,16 +11,19 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import storage, tracking
+from twostream_ray.data.pipeline import READING_CPUS
 from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.runs.board import Board
 from twostream_ray.runs.checkpoints import history_of, mend_snapshot
+from twostream_ray.runs.cluster_room import require_room
 from twostream_ray.runs.config import ExperimentConfig
 from twostream_ray.runs.gauges import mean_of_workers, object_store
+from twostream_ray.runs.process_group import process_group_config
 from twostream_ray.runs.session import polled, ray_session
 from twostream_ray.runs.worker import train_worker
 from twostream_ray.training.checkpoint import ModelPackage
@@ -68,6 +71,12 @@ def fit(
         workers = config.workers.most_workers(gpus=gpus)
         require_lanes(config, workers=workers)
         cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
+        require_room(
+            [*worker_shares(config, cpus=cpus, gpus=gpus), {"CPU": READING_CPUS}],
+            what=f"the workers of run {config.name!r}, and reading for them,",
+            way_out="lower workers.num_workers or workers.cpus_per_worker, or choose a larger cluster",
+            stop=stop,
+        )
         # Beside the driver: on another node it could be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -105,7 +114,7 @@ def fit(
                 "needs_flow": needs_flow,
                 "board": board,
             },
-            torch_config=TorchConfig(timeout_s=config.workers.timeout_s),
+            torch_config=process_group_config(timeout_s=config.workers.timeout_s),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.workers.num_workers if elastic else workers,
                 use_gpu=gpus > 0,
@@ -162,6 +171,13 @@ def require_lanes(config: ExperimentConfig, *, workers: int) -> None:
         )
     if batch % lanes:
         raise ConfigError(f"training.global_batch must be a multiple of data.lanes ({lanes}), got {batch}")
+
+
+def worker_shares(config: ExperimentConfig, *, cpus: float, gpus: int) -> list[dict[str, float]]:
+    """What each of the workers that a training cannot do without takes of a cluster with so many GPUs."""
+    many = config.workers.num_workers
+    least = min(many) if isinstance(many, tuple) else config.workers.most_workers(gpus=gpus)
+    return [{"CPU": cpus, **({"GPU": 1.0} if gpus else {})}] * least
 
 
 def by_epoch(history: Sequence[dict[str, float]]) -> dict[int, dict[str, float]]:

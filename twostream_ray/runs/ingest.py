@@ -24,8 +24,9 @@ from twostream_ray.data.shard_writer import ShardPlan, ShardWriter, plan_shards,
 from twostream_ray.data.shards import ROWS_PER_GROUP
 from twostream_ray.data.snippets import Source
 from twostream_ray.errors import AccessError, ConfigError, TooManyBadVideosError, VideoError, own_error
+from twostream_ray.runs.cluster_room import require_room
 from twostream_ray.runs.config import IngestConfig
-from twostream_ray.runs.session import polled, ray_session
+from twostream_ray.runs.session import polled, ray_session, require_cluster
 from twostream_ray.temporary import sweep
 
 _TASKS_WANTED = 64
@@ -114,6 +115,7 @@ def _ingest(
     finished = {entry["identity"][0] for part in parts for entry in part["clips"] + part["quarantined"]}
     missing = [clip for clip in catalog.clips if clip.clip_id not in finished]
     if missing:
+        require_cluster()
         if announce is not None:
             for sentence in (*told(before.stale, "will go"), estimate(missing, config)):
                 announce(sentence)
@@ -261,6 +263,8 @@ def _write_all(
     with ray_session():
         import ray
 
+        task = {"CPU": 1.0, "memory": float(task_memory(config.max_frames))}
+        require_room([task], what="a task of ingest", way_out="lower max_frames, or choose a larger cluster")
         counter = ray.remote(num_cpus=0)(_Counter).remote()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

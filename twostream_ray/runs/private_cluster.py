@@ -30,6 +30,9 @@ _OPEN_FILES = 256
 _ADDRESS_SPACE = 8 * 2**30
 """Bytes that a process maps at most, beside the object store."""
 
+_FOLDER = "TWOSTREAM_PRIVATE_CLUSTER"
+"""Environment variable of a private cluster's processes and its driver: its folder."""
+
 _TOKEN = secrets.token_hex(32)
 """Of all clusters of this process: Ray keeps the first one it has read."""
 
@@ -51,19 +54,31 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
     base = short_folder()
     remove_abandoned(base)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-    with locked(folder / _OWNED, keep=True), environment(settings):
-        try:
-            with authenticated():
-                _start(ray, folder, dashboard_port)
-            node = ray._private.worker._global_node
-            with watched(node, folder=node.get_logs_dir_path(), end=lambda: end_processes(folder)):
-                yield
-        except BaseException as error:
-            # Ray's logs in it say more; the next start removes it.
-            _stop(ray, folder, keep=isinstance(error, Exception))
-            raise
-        _stop(ray, folder, keep=False)
-    _read_credentials_again()
+    try:
+        with locked(folder / _OWNED, keep=True), environment({**settings, _FOLDER: str(folder)}):
+            try:
+                with authenticated():
+                    _start(ray, folder, dashboard_port)
+                node = ray._private.worker._global_node
+                with watched(node, folder=node.get_logs_dir_path(), end=lambda: end_processes(folder)):
+                    yield
+            except BaseException as error:
+                # Ray's logs in it say more; the next start removes it.
+                _stop(ray, folder, keep=isinstance(error, Exception))
+                raise
+            _stop(ray, folder, keep=False)
+    finally:
+        _read_credentials_again()
+
+
+def private_folder() -> Path | None:
+    """The folder of the private cluster that this process works on, or None: the cluster is one of others."""
+    import ray
+
+    node, folder = ray._private.worker._global_node, os.environ.get(_FOLDER)
+    if not folder or node is None or not Path(node.get_session_dir_path()).is_relative_to(folder):
+        return None
+    return Path(folder)
 
 
 @contextmanager
@@ -103,6 +118,12 @@ def _start(ray: Any, folder: Path, dashboard_port: int | None) -> None:
             # Ray opens this one to everybody, and not the one around it.
             _temp_dir=str(folder / "r"),
         )
+    except Exception as error:
+        told = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"Ray did not start on this machine ({told}): its logs are in {folder} until the next start; end what uses "
+            "up memory or processes here, or let RAY_ADDRESS name a cluster"
+        ) from error
     finally:
         services.ConsolePopen = popen
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 from twostream_ray.errors import ClusterError
 from twostream_ray.runs.cluster_address import cluster_address
-from twostream_ray.runs.private_cluster import environment, private_cluster
+from twostream_ray.runs.private_cluster import environment, private_cluster, require_limits, short_folder
 
 _NOWHERE = "http://127.0.0.1:9"
 """An address that refuses at once."""
@@ -46,6 +46,19 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
         yield
 
 
+def require_cluster() -> None:
+    """Refuse what `ray_session` would refuse, before anything slow has started.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or none can be started here.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return
+    if cluster_address() is None:
+        require_limits()
+        short_folder()
+
+
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
     """What SIGTERM did before, once the block has ended: Ray takes the signal for itself."""
@@ -70,10 +83,10 @@ def _joined(address: str) -> Iterator[None]:
                 f"the Ray cluster {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
                 "RAY_AUTH_TOKEN) to the cluster's own"
             ) from error
-        except ConnectionError as error:
-            first = str(error).partition("\n")[0]
+        except (ConnectionError, RuntimeError, ray.exceptions.RpcError) as error:
             raise ClusterError(
-                f"a Ray cluster was wanted at RAY_ADDRESS={address}, none was found ({first}): start one, name its "
+                f"a Ray cluster was wanted at RAY_ADDRESS={address}, it cannot be joined "
+                f"({' '.join(str(error).split())[:300]}): start one with this version of Ray and Python, name its "
                 "HOST:PORT, or unset RAY_ADDRESS to run on this machine alone"
             ) from error
         try:
@@ -106,16 +119,15 @@ def _private_settings(dashboard_port: int | None) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         # No node of it can be taken away with notice.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        # Workers meet on loopback, as all of Ray does here.
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
     }
     # A private cluster has no dashboard (a dozen processes). Ray Train's clean-up actor asks for one all the same:
     # refused at once, it ends with the training; left to search, it holds up the end of every training for 12 s.
     # Where there is a dashboard, the actor must ask this one: left to search, it takes the newest cluster of the
     # machine, does not find its training there, and takes that training's resources away.
     api = _NOWHERE if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}"
-    return _unless_set(settings) | {"RAY_API_SERVER_ADDRESS": api}
+    # Workers meet on loopback, as all of Ray does here, whatever the shell says for clusters.
+    meet = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return _unless_set(settings) | meet | {"RAY_API_SERVER_ADDRESS": api}
 
 
 def _unless_set(settings: Mapping[str, str]) -> dict[str, str]:

@@ -21,9 +21,12 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import lease, scratch, storage, tracking
+from twostream_ray.data.pipeline import READING_CPUS
 from twostream_ray.data.shards import ShardSet
 from twostream_ray.errors import ConfigError
+from twostream_ray.runs.cluster_room import require_room
 from twostream_ray.runs.config import ExperimentConfig, with_absolute_places
+from twostream_ray.runs.fit import worker_shares
 from twostream_ray.runs.private_cluster import environment
 from twostream_ray.runs.run_folder import data_of, refuse_foreign
 from twostream_ray.runs.schedulers import scheduler_for
@@ -31,7 +34,7 @@ from twostream_ray.runs.search import Search, SearchReport
 from twostream_ray.runs.search_journal import Spent, TrialRecord
 from twostream_ray.runs.search_settings import TuneConfig
 from twostream_ray.runs.search_space import Space
-from twostream_ray.runs.session import ray_session
+from twostream_ray.runs.session import ray_session, require_cluster
 from twostream_ray.runs.train import require_splits, run_place
 from twostream_ray.runs.trials import FAILURE, METRICS, in_words, run_trial, shared_out
 from twostream_ray.temporary import is_own_folder, sweep
@@ -55,6 +58,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
         TrainingError: no trial has ended an epoch.
         RegistryError: the best model cannot be registered.
     """
+    require_cluster()
     config = _sharing_samples(with_absolute_places(config))
     sweep()
     what, place = f"search {config.name!r}", run_place(config)
@@ -134,6 +138,15 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
     at_once = config.search.concurrent_trials or max(1, gpus // wanted if gpus else int(cpus))
     share = partial(shared_out, cpus=cpus, gpus=gpus, trials_at_once=at_once)
     search.gpus_per_trial = float(share(config).workers.most_workers(gpus=gpus)) if gpus else 0.0
+    one = share(config)
+    trial = [{"CPU": _TRIAL_CPUS}, *worker_shares(one, cpus=one.workers.cpus_per_worker or 0.0, gpus=gpus)]
+    require_room(
+        [*trial * at_once, {"CPU": READING_CPUS}],
+        what=f"{at_once} trials at once with their workers, and reading for them,",
+        way_out=(
+            "lower search.concurrent_trials, workers.num_workers or workers.cpus_per_worker, or choose a larger cluster"
+        ),
+    )
     left = search.trials_left()
     if not left:
         return

@@ -24,10 +24,13 @@ from twostream_ray.errors import ConfigError, TrainingError
 from twostream_ray.models import description
 from twostream_ray.models.networks import build_network
 from twostream_ray.runs.benchmark.config import BenchmarkTrainConfig
+from twostream_ray.runs.cluster_room import require_room
+from twostream_ray.runs.process_group import process_group_config
 from twostream_ray.runs.session import ray_session
 from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.step import TrainingStep, distributed, on_device, prepared, unwrapped
 
+_PATIENCE_S = 1800.0
 _WARM_UP = 2
 _FORWARD_AND_BACKWARD = 3
 """Backward takes about twice forward: once for the maps, once for the weights."""
@@ -177,6 +180,8 @@ def _in_ray(config: BenchmarkTrainConfig, source: Source, *, workers: int) -> li
 
     results: Any = ray.remote(Board).options(num_cpus=0).remote()
     gpus = torch.cuda.is_available()
+    share = {"CPU": ray.cluster_resources()["CPU"] / 2 / workers, **({"GPU": 1.0} if gpus else {})}
+    require_room([share] * workers, what="the workers of the benchmark", way_out="ask for fewer workers")
     with tempfile.TemporaryDirectory() as folder:
         TorchTrainer(
             run,
@@ -184,11 +189,9 @@ def _in_ray(config: BenchmarkTrainConfig, source: Source, *, workers: int) -> li
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus,
-                resources_per_worker={
-                    "CPU": ray.cluster_resources()["CPU"] / 2 / workers,
-                    **({"GPU": 1} if gpus else {}),
-                },
+                resources_per_worker=share,
             ),
+            torch_config=process_group_config(timeout_s=_PATIENCE_S),
             run_config=ray.train.RunConfig(name="benchmark", storage_path=folder),
         ).fit()
     made: list[dict[str, float]] = ray.get(results.take.remote())
