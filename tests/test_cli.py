@@ -72,10 +72,11 @@ def test_bad_input_ends_in_one_line_that_names_the_way_out(
 
 
 def test_an_empty_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "train/jump").mkdir(parents=True)
-    (tmp_path / "train/run").mkdir()
-    (tmp_path / "train/run/a.avi").write_bytes(b"x")
-    said = refused(["ingest", "--catalog.root", str(tmp_path), "--out", str(tmp_path / "out")], capsys)
+    videos = tmp_path / "videos"
+    (videos / "train/jump").mkdir(parents=True)
+    (videos / "train/run").mkdir()
+    (videos / "train/run/a.avi").write_bytes(b"x")
+    said = refused(["ingest", "--catalog.root", str(videos), "--out", str(tmp_path / "out")], capsys)
     assert "class folder train/jump" in said and "holds no video" in said
 
 
