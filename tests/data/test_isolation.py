@@ -47,6 +47,16 @@ def test_a_clip_prepared_apart_is_the_one_prepared_here_and_the_child_stays() ->
     assert child_id() == first != os.getpid()
 
 
+def test_no_credential_is_in_the_environment_of_the_process_that_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "WHATEVER_KEY", "HTTPS_PROXY")
+    for name in secrets:
+        monkeypatch.setenv(name, f"planted-{name}")
+    isolation._Child.of_this_process().end()
+    prepare_apart(video(3), CONTRACT, name="x")
+    environment = Path(f"/proc/{child_id()}/environ").read_bytes()
+    assert b"PATH=" in environment and b"planted" not in environment
+
+
 def test_errors_keep_their_kind_and_their_one_line() -> None:
     with pytest.raises(DecodeError, match=r"x.mp4: a video was wanted, 4 bytes are none"):
         prepare_apart(b"none", CONTRACT, name="x.mp4")

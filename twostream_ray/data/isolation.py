@@ -43,6 +43,8 @@ _BEAT, _CLIP, _ERROR = b".", b"C", b"E"
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 """Signals that no decoder raises: the system lacked memory, or somebody ends processes. The video is not to blame."""
 _ERRORS: dict[str, type[VideoError]] = {kind.__name__: kind for kind in (DecodeError, EmptyClipError, TooLongError)}
+_NEEDED = ("PATH", "HOME", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "LANG", "LC_ALL")
+"""Where programs and libraries are, and how texts are written."""
 _CHILD = "from twostream_ray.data.isolation import answer_requests; answer_requests()"
 
 
@@ -106,6 +108,13 @@ def probe_apart(source: bytes | Source, contract: FlowContract, *, name: str, ma
 _lock = threading.Lock()
 
 
+def _environment() -> dict[str, str]:
+    """What the child needs of this process's environment: no credentials, whatever they are called."""
+    needed = {name: os.environ[name] for name in _NEEDED if name in os.environ}
+    # Each thread's own heap would count as address space.
+    return needed | {"MALLOC_ARENA_MAX": "2"}
+
+
 class _Child:
     """A process that decodes, and the pipes to it."""
 
@@ -128,8 +137,7 @@ class _Child:
             [sys.executable, "-c", _CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Each thread's own heap would count as address space.
-            env=os.environ | {"PYTHONPATH": path, "MALLOC_ARENA_MAX": "2"},
+            env=_environment() | {"PYTHONPATH": path},
         )
         atexit.register(self.end)
 
