@@ -21,6 +21,8 @@ from typing import Any
 from twostream_ray.runs.private_cluster import authenticated, environment
 
 _DASHBOARD, _NICENESS, _IDLE = "RAY_API_SERVER_ADDRESS", "RAY_worker_niceness", "RAY_num_workers_soft_limit"
+_LONGEST_JOINING_S = 20.0
+"""Between the first and the last worker of a group, 1.5 s on a quiet machine; a smaller or larger group comes later."""
 STEP_S = 0.25
 """What a step takes at least by default, or most kills would fall between runs."""
 
@@ -236,12 +238,12 @@ class Driver:
 
 
 def groups_of(driver: Driver) -> list[dict[int, Path]]:
-    """The groups of workers that have trained so far, each with its files by rank; one joins within 1.5 s."""
+    """The groups of workers that have trained so far, each with its files by rank."""
     groups: list[dict[int, Path]] = []
     begun = 0.0
     for path in sorted(driver.log.glob("*.steps"), key=lambda path: float(path.name.split("-")[0])):
         started, rank = float(path.name.split("-")[0]), int(path.name.split("-")[1])
-        if not groups or started - begun > 5 or rank in groups[-1]:
+        if not groups or started - begun > _LONGEST_JOINING_S or rank in groups[-1]:
             groups.append({})
             begun = started
         groups[-1][rank] = path
