@@ -218,6 +218,8 @@ def test_faults_in_a_recipe_name_file_and_line(tmp_path: Path) -> None:
     for text, told in {
         "out: o\ncatalog:\n  root: r\n  layot: folder\n": "line 4: unknown setting 'catalog.layot'",
         "out: o\ncatalog: videos\n": "line 2: catalog holds settings of its own",
+        "out: o\ncatalog:\n# root: videos\n": "line 2: catalog holds settings of its own as `name: value`, got nothing",
+        "out: o\nflow: ~\n": "line 2: flow holds settings of its own",
         "out: o\nflow: {bound_px: '3'}\n": "line 2: flow.bound_px wants a number, got the text '3'",
         "out: o\nmore:\n- {root: a}\n- {rot: a}\n": "line 4: unknown setting 'more[1].rot'",
         "out: o\nrows_per_shard: 99999999999999999999\n": "line 2: rows_per_shard is too large a number",

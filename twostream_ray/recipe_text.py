@@ -27,6 +27,9 @@ _OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "
 _NAME = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
 _FLOAT = "tag:yaml.org,2002:float"
+_INT = "tag:yaml.org,2002:int"
+_READ_DIFFERENTLY = re.compile(r"[-+]?0[0-9_]+|.*:.*")
+"""Whole numbers that YAML 1.1 takes for octal (010 is 8) or base 60 (1:30 is 90), which people and YAML 1.2 do not."""
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
 
 
@@ -109,8 +112,11 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         raise ConfigError(f"{where}, line {mark.line + 1 if mark else 1}: no YAML: {told}{hint}") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: settings are nested more than {_MOST_LEVELS} levels deep") from error
-    except ValueError as error:
-        raise ConfigError(f"{where}: a number is too large ({' '.join(str(error).split())[:80]})") from error
+    except (ValueError, KeyError) as error:
+        told = " ".join(str(error).split())[:80]
+        raise ConfigError(
+            f"{where}: a number is too large, or a value is not what its tag says ({told}): leave tags out"
+        ) from error
     return Recipe(where=where, values=values, lines=lines)
 
 
@@ -159,6 +165,11 @@ def _checked(root: yaml.Node, *, where: str) -> Iterator[tuple[str, int]]:
             raise ConfigError(f"{here}settings are nested more than {_MOST_LEVELS} levels deep")
         if node.tag not in _TAGS:
             raise ConfigError(f"{here}the tag {node.tag} has no place in settings: they are texts, numbers and lists")
+        if node.tag == _INT and _READ_DIFFERENTLY.fullmatch(node.value):
+            raise ConfigError(
+                f"{here}{name or 'a setting'} wants a whole number without leading zeros and colons, got {node.value}, "
+                "which YAML 1.1 reads as octal or base 60: write it in digits, or in quotes if it is a text"
+            )
         if node.tag == _FLOAT and not _is_finite(node.value):
             raise ConfigError(f"{here}{name or 'a setting'} must be a finite number, got {node.value}")
         if name:

@@ -174,8 +174,9 @@ def _hold_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, compl
     if is_dataclass(hint):
         if isinstance(value, Mapping):
             _hold_against(hint, value, recipe=recipe, prefix=key, complete=complete)  # type: ignore[arg-type]
-        elif value is not None or complete:
-            raise ConfigError(f"{place}{key} holds settings of its own as `name: value`, got {_brief(value)}")
+        else:
+            got = "nothing: leave it out" if value is None else _brief(value)
+            raise ConfigError(f"{place}{key} holds settings of its own as `name: value`, got {got}")
     elif value is None and not _takes(NoneType, hint):
         raise ConfigError(f"{place}{key} wants {_told(hint)}, got nothing")
     elif isinstance(value, str):
