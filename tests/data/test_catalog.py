@@ -81,12 +81,17 @@ def test_files_that_are_no_videos_and_hidden_files_are_counted_not_read() -> Non
     assert catalog.notes[0] == "3 files are no videos and left out, for example .trash/y.mp4"
 
 
-@pytest.mark.parametrize("empty", ["train/b/", "train/b/notes.txt"])
+@pytest.mark.parametrize("empty", ["train/b/", "train/b/notes.txt", "train/b/._x.mp4", "train/b/.DS_Store"])
 def test_a_class_folder_without_a_video_is_refused(empty: str) -> None:
     with pytest.raises(CatalogError, match="class folder train/b under videos holds no video: add its videos"):
         catalog_of(["train/a/x.mp4", empty])
     with pytest.raises(CatalogError, match="class folder b under videos holds no video"):
         catalog_of(["a/x.mp4", empty.removeprefix("train/")])
+
+
+def test_hidden_folders_are_no_classes() -> None:
+    hidden = [".DS_Store", ".cache/x.mp4", "__MACOSX/a/._x.mp4", "a/.thumbs/x.mp4", ".git/hooks/.x"]
+    assert catalog_of(["a/x.mp4", *hidden]).classes == ("a",)
 
 
 def test_a_class_that_is_only_tested_is_refused() -> None:

@@ -2,6 +2,7 @@ import io
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -63,6 +64,38 @@ def test_what_editors_and_cameras_leave_behind_the_end_is_no_damage(kind: str, l
     content = FILES[kind] + LEFT_BEHIND[left]
     require_whole(io.BytesIO(content), name=kind)
     assert len(list(FrameStream(content))) == 20
+
+
+@pytest.mark.parametrize(
+    "left", [b"TAG".ljust(128, b"\0"), bytes(4096), bytes(70) + b"x"], ids=["ID3", "zeros", "zeros and more"]
+)
+@pytest.mark.parametrize("kind", FILES)
+def test_zeros_behind_the_end_are_no_hole(kind: str, left: bytes) -> None:
+    assert len(list(FrameStream(FILES[kind] + left))) == 20
+
+
+@pytest.mark.parametrize(("container", "codec"), [("avi", "mpeg4"), ("avi", "mjpeg"), ("ivf", "libvpx")])
+def test_lengths_that_a_writer_could_not_go_back_to_say_nothing(container: str, codec: str) -> None:
+    class Pipe(io.RawIOBase):
+        content = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, part: Any) -> int:
+            self.content += bytes(part)
+            return len(part)
+
+    pipe = Pipe()
+    with av.open(pipe, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=25)
+        stream.width, stream.height = 64, 48
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for level in range(20):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), level * 9, np.uint8))))
+        output.mux(stream.encode(None))
+    assert b"\xff\xff\xff\xff" in pipe.content
+    assert len(list(FrameStream(pipe.content))) == 20
 
 
 @pytest.mark.real

@@ -210,9 +210,12 @@ def test_few_colours_of_a_gif_are_a_palette_with_zeros_behind_them() -> None:
     picture = b"\x21\xf9\4\0\x0a\0\0\0," + bytes(4) + (4).to_bytes(2, "little") * 2
     of_file = screen + b"\xf7\0\0" + palette + (picture + b"\0" + data) * 5 + b";"
     of_pictures = screen + b"\0\0\0" + (picture + b"\x87" + palette + data) * 5 + b";"
-    for file in (of_file, of_pictures):
+    comment = b"\x21\xfe\xff" + bytes(255) + b"\0"
+    commented = screen + b"\x80\0\0" + palette[:6] + (picture + b"\0" + data + comment) * 5 + b";"
+    for file in (of_file, of_pictures, commented):
         assert bytes(64) in file
         assert count(file) == 5
+    assert count(of_file[:-1] + b"\x21\xfe\x04made\0" * 3 + b";") == 5
 
 
 # -- which stream

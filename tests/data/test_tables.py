@@ -55,6 +55,9 @@ WITHOUT_A_NOTE = {
     "quoted": '"uri","label","split"\n"a/a1.mp4","a","train"\n"a/a2.mp4","a","test"\n"b/b1.mp4","b","train"\n',
     "quoted with tabs": '"uri"\t"label"\t"split"\n"a/a1.mp4"\t"a"\t"train"\n"a/a2.mp4"\ta\ttest\nb/b1.mp4\tb\ttrain\n',
     "CRLF and a byte order mark": "\ufeff" + PLAIN.replace("\n", "\r\n"),
+    "a line for Excel": "sep=,\n" + PLAIN,
+    "a line for Excel and semicolons": "\ufeffsep=;\r\n" + PLAIN.replace(",", ";").replace("\n", "\r\n"),
+    "a quoted line for Excel and tabs": '"sep=\t"\n' + PLAIN.replace(",", "\t"),
     "CR alone": PLAIN.replace("\n", "\r"),
     "empty rows and cells of a spreadsheet": "\n" + PLAIN.replace("\n", ",,\n") + ",,,,\n\n",
     "./": PLAIN.replace("a/a", "./a/a").replace("b/b", "./b//b"),
@@ -200,3 +203,28 @@ def test_tables_that_were_read_too_literally_give_the_clips_they_name(
         {"train"} if clips == 2 else {"train", "test"}
     )
     assert not any("not under" in note or '"all"' in note for note in catalog.notes)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([2**50] * 3, pa.timestamp("s")),
+        pa.array([2**58] * 3, pa.timestamp("us")),
+        pa.array([2**60] * 3, pa.duration("s")),
+        pa.array([b"a", b"\xff", b"b"]).view(pa.string()),
+    ],
+    ids=lambda values: str(values.type),
+)
+@pytest.mark.parametrize("column", ["uri", "label", "split"])
+def test_values_of_parquet_that_are_no_text_are_one_line(tmp_path: Path, column: str, values: pa.Array) -> None:
+    columns = {"uri": list(CLIPS), "label": list("aab"), "split": ["train", "test", "train"]} | {column: values}
+    table = as_parquet(list(columns), list(columns.values()))
+    with pytest.raises(CatalogError, match=rf"t\.parquet: values .* wanted in {column} \([^\n]+\)$"):
+        catalog_of(tmp_path, table, name="t.parquet")
+
+
+@pytest.mark.parametrize("head", [b"PK\3\4", b"\xd0\xcf\x11\xe0", b"\x1f\x8b"])
+@pytest.mark.parametrize("name", ["t.csv", "t.xlsx", "t.csv.gz"])
+def test_workbook_or_archive_is_to_be_exported(tmp_path: Path, head: bytes, name: str) -> None:
+    with pytest.raises(CatalogError, match="it is a workbook or an archive: export the table as CSV"):
+        catalog_of(tmp_path, head + bytes(range(200)), name=name)

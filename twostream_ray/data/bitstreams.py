@@ -180,23 +180,28 @@ class _Vp9Reader(_NeverZeroReader):
 
 
 class _GifReader(Reader):
-    """Palettes may be padded, the coded picture cannot."""
+    """Palettes and comments may hold zeros, the coded picture cannot; comments behind the last picture are none."""
+
+    def count(self, packet: bytes) -> int:
+        at = self._behind_extensions(packet)
+        return int(at != len(packet) and packet[at : at + 1] != b";")
 
     def has_hole(self, packet: bytes) -> bool:
+        at = self._behind_extensions(packet)
+        if packet[at : at + 1] != b"," or at + 10 > len(packet):
+            return packet[at : at + 1] != b";"
+        at += 10 + palette_bytes(packet[at + 9 : at + 10])
+        end = _end_of_blocks(packet, at + 1)
+        # Comments may follow, and behind the last picture what is behind the end of the file.
+        return HOLE in packet[at : end if packet[end : end + 1] in (b"!", b",", b";") else len(packet)]
+
+    def _behind_extensions(self, packet: bytes) -> int:
         at = 0
         if packet[:3] == b"GIF" and len(packet) >= 13:
             at = 13 + palette_bytes(packet[10:11])
-        while at < len(packet):
-            if packet[at] == 0x2C and at + 10 <= len(packet):
-                at += 10 + palette_bytes(packet[at + 9 : at + 10])
-                return HOLE in packet[at:]
-            if packet[at] != 0x21:
-                break
-            at += 2
-            while at < len(packet) and packet[at]:
-                at += 1 + packet[at]
-            at += 1
-        return True
+        while packet[at : at + 1] == b"!":
+            at = _end_of_blocks(packet, at + 2)
+        return at
 
 
 _READERS: dict[str, type[Reader]] = {
@@ -214,6 +219,13 @@ _READERS: dict[str, type[Reader]] = {
     "libaom-av1": _NeverZeroReader,
     "gif": _GifReader,
 }
+
+
+def _end_of_blocks(content: bytes, at: int) -> int:
+    """Where what follows the sub-blocks of a GIF begins."""
+    while at < len(content) and content[at]:
+        at += 1 + content[at]
+    return at + 1
 
 
 def _vp9_frames(packet: bytes) -> list[bytes]:

@@ -34,7 +34,8 @@ def require_whole(file: BinaryIO, *, name: str) -> dict[int, int]:
     head = file.read(12)
     empty: Counter[int] = Counter()
     if head[:4] == b"RIFF" and head[8:] == b"AVI ":
-        end = 8 + int.from_bytes(head[4:8], "little")
+        length = int.from_bytes(head[4:8], "little")
+        end = 8 + (0 if length in _NEVER else length)
         if end <= size:
             empty = _empty_chunks(file, size)
     elif head[4:8] in _BOXES:

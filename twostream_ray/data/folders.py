@@ -54,8 +54,9 @@ def scan(root: str, *, frames: bool, list_files: ListFiles) -> Found:
                 empty.append(path)
         elif hidden or _suffix(path) not in suffixes or (frames and "/" not in path):
             others.append(path)
-            if not hidden:
-                directories.setdefault(str(PurePosixPath(path).parent), "")
+            parent = str(PurePosixPath(path).parent)
+            if not is_hidden(parent):
+                directories.setdefault(parent, "")
         else:
             clip = str(PurePosixPath(path).parent) if frames else path
             videos[clip] = videos.get(clip, 0) + entry[1]

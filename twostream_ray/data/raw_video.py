@@ -33,6 +33,8 @@ _CONTAINERS = (
     "h264,hevc,vvc,av1,obu,m4v,vc1,vc1test,mjpeg,mjpeg_2000,smjpeg,mpjpeg,yuv4mpegpipe,apng,webp,flic,amv,dhav,lmlm4,pva,"
     "viv,vivo,roq,bink,smk,thp,rpl,nuv,cavsvideo,avs2,avs3,dirac,dnxhd,swf,film_cpk,filmstrip,4xm,cine,lxf,mlv,ty,ipmovie"
 )
+_UNKNOWN_LENGTH = 2**30
+"""So many frames or more in a header are none that were counted: writers to a pipe cannot go back to it."""
 _WITHOUT_INDEX = {"mpegts", "mpeg", "mpegvideo"}
 _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
 _AS_GOOD = 0.3
@@ -146,7 +148,8 @@ class FrameStream:
             raise DecodeError(f"{self._name}: frame {tally.hole} or one soon after is damaged: there are zeros")
         # An edit list takes packets out of the index, empty ones stand for dropped frames.
         listed = len(film.index_entries) if container.format.name.startswith("mov") else film.frames
-        wanted = min(film.frames, listed) - self._empty.get(film.index, 0)
+        counted = 0 if film.frames >= _UNKNOWN_LENGTH else film.frames
+        wanted = min(counted, listed) - self._empty.get(film.index, 0)
         if tally.packets < wanted:
             raise DecodeError(f"{self._name}: the file announces {wanted} frames, {tally.packets} are there")
         refuse_more_frames(tally.least, self._max_frames, name=self._name)

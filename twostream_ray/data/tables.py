@@ -18,6 +18,10 @@ SPLIT_TITLES = ("split", "splits", "subset", "set", "partition")
 """How a column of splits may be called; the first is taken where there are several."""
 
 _DELIMITERS = (",", "\t", ";", "|")
+_OF_EXCEL = re.compile(r'\A"?sep=[^\r\n]"?(?=[\r\n])', re.IGNORECASE)
+"""A line in front of the titles that tells Excel how values are separated."""
+_ARCHIVES = (b"PK\3\4", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")
+"""How workbooks and compressed files begin."""
 _PARQUET = b"PAR1"
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _MOST_ROWS = 50_000_000
@@ -77,7 +81,12 @@ def read_rows(
     content = read_bytes(uri)
     if content.startswith(_PARQUET) or uri.lower().endswith(_PARQUET_SUFFIXES):
         return _read_parquet(uri, content, columns=columns, optional=optional)
-    return _read_csv(uri, text_of(content, where=uri), columns=columns, optional=optional)
+    if content.startswith(_ARCHIVES):
+        raise CatalogError(
+            f"{uri}: a CSV or Parquet file was wanted, it is a workbook or an archive: export the table as CSV"
+        )
+    text = _OF_EXCEL.sub("", text_of(content, where=uri), count=1)
+    return _read_csv(uri, text, columns=columns, optional=optional)
 
 
 def _read_csv(uri: str, text: str, *, columns: Sequence[str], optional: Sequence[str]) -> Table:
@@ -137,7 +146,15 @@ def _read_parquet(uri: str, content: bytes, *, columns: Sequence[str], optional:
     except (OSError, pa.ArrowException) as error:
         raise CatalogError(f"{uri}: a Parquet file was wanted ({' '.join(str(error).split())[:120]})") from error
     positions, unread = _find(uri, table.column_names, columns=columns, optional=optional)
-    read = {name: table.column(at).to_pylist() for name, at in positions.items()}
+    read = {}
+    for name, at in positions.items():
+        try:
+            read[name] = table.column(at).to_pylist()
+        except (OverflowError, ValueError) as error:  # dates beyond Python's, texts that are none
+            why = " ".join(str(error).split())[:120]
+            raise CatalogError(
+                f"{uri}: values that can be written as UTF-8 text were wanted in {name} ({why})"
+            ) from error
     rows = []
     for number in range(table.num_rows):
         where = f"{uri}, row {number + 1}"
