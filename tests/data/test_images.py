@@ -93,6 +93,14 @@ def test_a_number_that_is_there_twice_and_a_missing_folder_are_named(tmp_path: P
         images.read_flow(str(tmp_path / "u"), str(tmp_path / "v"), name="clip")
 
 
+@pytest.mark.parametrize("dates", [["img_20260101120000"], ["1403636579763555584", "1403636579813555456"], ["9" * 200]])
+def test_names_that_are_dates_are_no_numbers_of_frames(tmp_path: Path, dates: list[str]) -> None:
+    for name in ("img_1", "img_2", *dates) if dates[0].startswith("img") else dates:
+        (tmp_path / f"{name}.jpg").write_bytes(b"x")
+    with pytest.raises(DecodeError, match=r"numbered without a gap were wanted in .*, \d is missing of 1\.\.\d+$"):
+        images.read_frames(str(tmp_path), name="a")
+
+
 def test_an_image_that_is_not_whole_or_too_large_is_refused() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     for suffix in (".jpg", ".png"):

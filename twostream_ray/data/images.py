@@ -93,10 +93,11 @@ def _only(kinds: dict[str, dict[int, str]], folder: str, *, name: str) -> dict[i
 def _in_order(numbered: dict[int, str], folder: str, *, name: str) -> list[str]:
     """Files by number from 0 or 1 on: where the first ones are gone, all fields would belong to other frames."""
     first, last = min(1, *numbered), max(numbered)
-    missing = [number for number in range(first, last + 1) if number not in numbered]
-    if missing:
+    # The first one only: names that are dates span more numbers than can be looked at.
+    missing = next((number for number in range(first, last + 1) if number not in numbered), None)
+    if missing is not None:
         raise DecodeError(
-            f"{name}: images numbered without a gap were wanted in {folder}, {missing[0]} is missing of {first}..{last}"
+            f"{name}: images numbered without a gap were wanted in {folder}, {missing} is missing of {first}..{last}"
         )
     return [storage.join(folder, numbered[number]) for number in sorted(numbered)]
 
