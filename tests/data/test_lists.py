@@ -250,3 +250,28 @@ def test_data_sets_together_keep_their_clips_apart_and_their_classes_one_after_t
     ]
     with pytest.raises(ConfigError, match="several data sets want catalog names of their own, got 'ucf', ''"):
         read_catalogs([configs[0], CatalogConfig(root="h")], list_files=list_files, read_bytes=lambda _: b"")
+
+
+# -- numbers of splits and classes
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 10, "٢", "²"])
+def test_numbers_beyond_all_bounds_and_of_other_scripts_are_one_line(number: str) -> None:
+    line = f"a/x.avi {number}"
+    files = {"l/classInd.txt": "1 a\n", "l/trainlist01.txt": line, "l/testlist01.txt": ""}
+    with pytest.raises(CatalogError, match=r"trainlist01.txt, line 1: wanted `class/video.avi number`"):
+        catalog_of("ucf101", ["a/x.avi"], lists="l", files=files)
+    with pytest.raises(CatalogError, match=r"l.txt, line 1: wanted `class/video split`"):
+        catalog_of("folder", ["a/x.avi"], lists="l.txt", files={"l.txt": f"a/x.avi train{number}"})
+
+
+def test_a_second_list_for_one_split_of_hmdb51_takes_no_place() -> None:
+    for number in ("01", "001", "١"):
+        assert hmdb51(**{f"climb_test_split{number}": "b.avi 1"}).clips == hmdb51().clips
+
+
+@pytest.mark.parametrize(("one", "other"), [("train1", "test01"), ("Train002", "test2"), ("train0", "val00")])
+def test_a_clip_has_one_role_in_a_split_however_its_number_is_written(one: str, other: str) -> None:
+    text = f"a/x.avi {one}\na/y.avi {one}\na/x.avi {other}\n"
+    with pytest.raises(CatalogError, match=r"line 3: a/x.avi is in .* a clip may have one role in a split"):
+        catalog_of("folder", ["a/x.avi", "a/y.avi"], lists="l.txt", files={"l.txt": text})

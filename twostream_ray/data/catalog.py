@@ -270,9 +270,9 @@ def _one_spelling_a_class(memberships: Sequence[Membership]) -> tuple[list[Membe
 
 
 def _fold(split: str) -> str:
-    """The official split a split belongs to: "2" for test2, "" for train."""
+    """The official split a split belongs to: "2" for test2 and test02, "" for train."""
     match = SPLIT.fullmatch(split)
-    return match[2] if match else ""
+    return match[2] and str(int(match[2])) if match else ""
 
 
 def _refuse_unlearnable_classes(classes: Mapping[str, str], *, memberships: Sequence[Membership]) -> None:

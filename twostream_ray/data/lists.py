@@ -52,10 +52,10 @@ ROLES = {
 }
 """How a split may be called, in any case -> what it is called here."""
 
-SPLIT = re.compile(r"(training|train|validation|validate|valid|val|testing|test)(\d*)", re.IGNORECASE)
-_UCF101_LIST = re.compile(r"(train|test)list(\d+)\.txt")
-_UCF101_TRAIN_LINE = re.compile(r"(?P<path>.+?)\s+(?P<number>\d+)")
-_HMDB51_LIST = re.compile(r"([^/]+)_test_split(\d+)\.txt")
+SPLIT = re.compile(r"(training|train|validation|validate|valid|val|testing|test)([0-9]{0,9})", re.IGNORECASE)
+_UCF101_LIST = re.compile(r"(train|test)list([0-9]{1,9})\.txt")
+_UCF101_TRAIN_LINE = re.compile(r"(?P<path>.+?)\s+(?P<number>[0-9]{1,9})")
+_HMDB51_LIST = re.compile(r"([^/]+)_test_split([1-9][0-9]{0,8})\.txt")
 _HMDB51_ROLES = {"1": "train", "2": "test"}
 _TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 _S3_BY_OTHER_NAMES = re.compile(r"s3[an]?://", re.IGNORECASE)
