@@ -62,7 +62,10 @@ def settings_classes() -> list[type]:
         found |= {
             name: value
             for name, value in vars(import_module(module.name)).items()
-            if name.endswith("Config") and is_dataclass(value) and value.__module__.startswith("twostream_ray.")
+            if name.endswith("Config")
+            and not name.startswith("_")
+            and is_dataclass(value)
+            and value.__module__.startswith("twostream_ray.")
         }
     return list(found.values())
 

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from twostream_ray.errors import ClusterError
+from twostream_ray.runs import private_cluster
 from twostream_ray.runs.cluster_address import cluster_address
 
 
@@ -91,6 +92,16 @@ def test_a_cluster_that_is_there_is_recognised(cluster: None, monkeypatch: pytes
     address = ray.get_runtime_context().gcs_address
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert cluster_address() == address
+
+
+def test_a_cluster_that_listens_on_loopback_alone_is_joined(cluster: None) -> None:
+    code = "import ray\nfrom twostream_ray.runs.session import ray_session\nwith ray_session(): print(len(ray.nodes()))"
+    mine = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
+    mine |= {"RAY_AUTH_TOKEN": private_cluster._TOKEN}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | mine, capture_output=True, text=True, timeout=100
+    )
+    assert told.stdout.split() == ["1"], told.stderr
 
 
 def test_a_cluster_that_wants_a_token_says_so_in_a_line(cluster: None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.settings import DataConfig
 from twostream_ray.data.shards import ShardSet
@@ -184,6 +185,7 @@ def test_flow_of_another_kind_is_refused_naming_both(
     shutil.copytree(shard_set.uri, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["flow_contract"]["bound_px"] = 15.0
+    manifest["flow_contract_hash"] = FlowContract.from_dict(manifest["flow_contract"]).hash
     (copy / "manifest.json").write_text(json.dumps(manifest))
     config = EvaluateConfig(model=two_workers[0].checkpoint, shards=str(copy), out=str(tmp_path / "out"))
     with pytest.raises(ContractMismatchError, match=r"wants flow bound_px 20.0; .* has bound_px 15.0: ingest again"):
@@ -278,7 +280,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_names_clips_and_the_
         match=r"run 'diverges': a finite loss was wanted, epoch \d, step \d gave .*, from clips train/.*: lower "
         r"training.learning_rate, set training.clip_gradient_norm",
     ):
-        train(replace(config, training=replace(config.training, learning_rate=1e20)), progress=told.append)
+        train(replace(config, training=replace(config.training, learning_rate=1_000.0)), progress=told.append)
     assert not [event for event in told if event["kind"] == "lost"], "starting again would not help"
 
 

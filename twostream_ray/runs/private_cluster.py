@@ -68,7 +68,7 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
                 raise
             _stop(ray, folder, keep=False)
     finally:
-        _read_credentials_again()
+        read_environment_again()
 
 
 def private_folder() -> Path | None:
@@ -86,12 +86,12 @@ def authenticated() -> Iterator[None]:
     """The token in the environment of this process, of which processes that start meanwhile get a copy."""
     # On loopback, as on systems where Ray starts no clusters of several machines.
     with environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
-        _read_credentials_again()
+        read_environment_again()
         yield
 
 
-def _read_credentials_again() -> None:
-    """Let Ray forget what it has read from the environment before."""
+def read_environment_again() -> None:
+    """Let Ray forget what it has read of addresses and credentials in the environment before."""
     from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 

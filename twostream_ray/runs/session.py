@@ -13,8 +13,15 @@ from contextlib import contextmanager, suppress
 
 from twostream_ray.errors import ClusterError
 from twostream_ray.runs.cluster_address import cluster_address
-from twostream_ray.runs.private_cluster import environment, private_cluster, require_limits, short_folder
+from twostream_ray.runs.private_cluster import (
+    environment,
+    private_cluster,
+    read_environment_again,
+    require_limits,
+    short_folder,
+)
 
+_CONNECT_S = 2.0
 _NOWHERE = "http://127.0.0.1:9"
 """An address that refuses at once."""
 
@@ -75,15 +82,19 @@ def _joined(address: str) -> Iterator[None]:
     """A connection to a cluster of others."""
     import ray
 
-    with environment(_cluster_settings()):
+    with environment(_cluster_settings() | _loopback_settings(address)):
+        read_environment_again()
         try:
+            # Once: ray.init would ask for minutes, also with a token that is not the cluster's.
+            if address != "auto":
+                ray._raylet.GcsClient(address=ray._private.services.canonicalize_bootstrap_address(address))
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-        except ray.exceptions.AuthenticationError as error:
-            raise ClusterError(
-                f"the Ray cluster {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
-                "RAY_AUTH_TOKEN) to the cluster's own"
-            ) from error
-        except (ConnectionError, RuntimeError, ray.exceptions.RpcError) as error:
+        except (ConnectionError, RuntimeError, ray.exceptions.RpcError, ray.exceptions.AuthenticationError) as error:
+            if isinstance(error, ray.exceptions.AuthenticationError) or "Unauthenticated" in str(error):
+                raise ClusterError(
+                    f"the Ray cluster {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
+                    "RAY_AUTH_TOKEN) to the cluster's own"
+                ) from error
             raise ClusterError(
                 f"a Ray cluster was wanted at RAY_ADDRESS={address}, it cannot be joined "
                 f"({' '.join(str(error).split())[:300]}): start one with this version of Ray and Python, name its "
@@ -93,6 +104,20 @@ def _joined(address: str) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _loopback_settings(address: str) -> dict[str, str]:
+    """What lets Ray join a cluster that listens on loopback alone: it would look for it at this machine's address."""
+    from ray._private import services
+
+    host, _, port = address.rpartition(":")
+    if host not in ("localhost", "127.0.0.1", "[::1]", "::1"):
+        return {}
+    try:
+        socket.create_connection((services.get_node_ip_address(), int(port)), timeout=_CONNECT_S).close()
+    except OSError:
+        return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return {}
 
 
 def _cluster_settings() -> dict[str, str]:
