@@ -141,6 +141,7 @@ def _told(fault: Any) -> str:
         "maxItems": "wants at most {} values, has {}",
         "minLength": "wants at least {} characters, has {}",
         "maxLength": "wants at most {} characters, has {}",
+        "uniqueItems": "has a value twice: {1}",
     }.get(fault.validator, "is against the rule {}, with {}")
     return wanted.format(_brief(fault.validator_value), _brief(fault.instance))
 

@@ -127,8 +127,8 @@ def test_a_mismatch_names_both_sides_and_the_way_out() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"flow.bound_px must be more than 0, got 0"):
-        FlowContract(bound_px=0)
+    with pytest.raises(ConfigError, match=r"flow.bound_px must be at least 0.001, got 1e-300"):
+        FlowContract(bound_px=1e-300)  # float32 overflows
     with pytest.raises(ConfigError, match="must be even"):
         FlowContract(short_side_px=97)
 

@@ -1,6 +1,7 @@
 """What a run of the command does when Ray's processes, the whole group, or the driver is ended."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from listening import foreign_addresses, ports_of, post_job, psutil
 
 from twostream_ray.data.shards import ShardSet
+from twostream_ray.runs.private_cluster import remove_abandoned
 
 pytestmark = [pytest.mark.soak, pytest.mark.own_cluster]
 
@@ -130,3 +132,39 @@ def test_no_process_of_a_run_listens_beyond_loopback_or_takes_a_job_without_the_
     finally:
         process.terminate()
         process.communicate(timeout=100)
+
+
+FAILING = """
+import sys
+from twostream_ray.runs.session import ray_session
+try:
+    with ray_session():
+        raise ValueError("of the user's own")
+except ValueError:
+    print("failed", flush=True)
+sys.stdin.read()
+print("still here")
+"""
+
+
+def test_a_process_that_outlives_its_failed_cluster_survives_the_next_start() -> None:
+    base = Path(tempfile.mkdtemp(prefix="b", dir="/tmp"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", FAILING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_TMPDIR": str(base)},
+    )
+    try:
+        reach(process, "failed")
+        (folder,) = base.glob("ts-*")
+        remove_abandoned(base)
+        assert folder.exists(), "its logs are open in a process that lives"
+        output, _ = process.communicate("", timeout=60)
+        assert (process.returncode, output.strip()) == (0, "still here")
+        remove_abandoned(base)
+        assert not folder.exists()
+    finally:
+        process.kill()
+        shutil.rmtree(base, ignore_errors=True)

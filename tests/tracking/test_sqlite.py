@@ -127,6 +127,17 @@ def test_a_database_without_its_driver_is_refused(monkeypatch: pytest.MonkeyPatc
     assert "ss@" not in str(caught.value)
 
 
+@pytest.mark.parametrize("verb", [["pull", "out"], ["predict", "x.mp4"], ["rollback"]])
+@pytest.mark.parametrize("uri", ["postgresql+nonsense://ann:p/ss@host/db", "mysql+nothing://root:s3cr%et@host/db"])
+def test_every_verb_that_reads_a_registry_names_the_driver_that_lacks_in_one_line(
+    uri: str, verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*verb, "--tracking.uri", uri]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "install the database's driver" in line and "ss@" not in line and "s3cr" not in line
+
+
 def spoil(what: str, tmp_path: Path) -> Path:
     """A database that no waiting makes writable."""
     (tmp_path / "file").write_text("not a folder")

@@ -177,6 +177,8 @@ def stored(tmp_path: Path) -> Path:
         ("classes", ["left", 2], "its classes.1 wants type 'string', has 2"),
         ("classes", ["left", ""], "its classes.1 wants at least 1 characters"),
         ("classes", ["left", "r" * 2000], "its classes.1 wants at most 1000 characters"),
+        ("classes", ["left", "left"], "its classes has a value twice"),
+        ("contract.bound_px", 1e-300, "bound_px must be at least 0.001"),
         ("classes", "left", "its classes wants type 'array'"),
         ("model.num_classes", 3, "its network has 3 outputs, there are 2 classes"),
         ("model.head_classes", [1, 2], "its network has 3 outputs, there are 2 classes"),

@@ -21,13 +21,15 @@ _CHANNEL_ORDER = "x1 y1 x2 y2 ..."
 _LEVELS = 127
 """Grey levels on either side of zero; 128 is no motion, so that zero is exact."""
 
+_LEAST_BOUND_PX = 0.001
+"""Below, all motion is clipped; far below, float32 overflows."""
 _MOST_BOUND_PX = 10_000.0
 _MOST_SHORT_SIDE_PX = 8192
 
 CONTRACT_SCHEMA = record(
     {
         "algorithm": {"enum": ["dis", "tvl1", "dis+tvl1"]},
-        "bound_px": {"type": "number", "exclusiveMinimum": 0, "maximum": _MOST_BOUND_PX},
+        "bound_px": {"type": "number", "minimum": _LEAST_BOUND_PX, "maximum": _MOST_BOUND_PX},
         "coding": {"enum": ["signed127", "legacy255"]},
         "short_side_px": {"type": "integer", "minimum": 16, "maximum": _MOST_SHORT_SIDE_PX, "multipleOf": 2},
         "jpeg_quality": {"type": "integer", "minimum": 1, "maximum": 100},
@@ -59,7 +61,7 @@ class FlowContract:
     """Quality of the grey JPEG that holds a field, x stacked over y (1..100; 89 adds about .01 px of error)."""
 
     def __post_init__(self) -> None:
-        require_within(self, "flow.", bound_px="(0, 10_000]", short_side_px="[16, 8_192]", jpeg_quality="[1, 100]")
+        require_within(self, "flow.", bound_px="[0.001, 10_000]", short_side_px="[16, 8_192]", jpeg_quality="[1, 100]")
         if self.short_side_px % 2:
             raise ConfigError(f"flow.short_side_px must be even, got {self.short_side_px}")
 

@@ -55,7 +55,7 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
     remove_abandoned(base)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
     try:
-        with locked(folder / _OWNED, keep=True), environment({**settings, _FOLDER: str(folder)}):
+        with locked(folder / _OWNED, keep=True) as owned, environment({**settings, _FOLDER: str(folder)}):
             try:
                 with authenticated():
                     _start(ray, folder, dashboard_port)
@@ -63,8 +63,12 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
                 with watched(node, folder=node.get_logs_dir_path(), end=lambda: end_processes(folder)):
                     yield
             except BaseException as error:
-                # Ray's logs in it say more; the next start removes it.
-                _stop(ray, folder, keep=isinstance(error, Exception))
+                keep = isinstance(error, Exception)
+                if keep:
+                    # Ray's logs in it say more; the next start removes it, with who writes to them. This process has
+                    # them open as long as it lives, so it holds the lock as long.
+                    os.dup(owned.fileno())
+                _stop(ray, folder, keep=keep)
                 raise
             _stop(ray, folder, keep=False)
     finally:

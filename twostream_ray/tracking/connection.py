@@ -106,8 +106,12 @@ class TrackingConfig:
         own_folder()
         if sqlite.is_sqlite(uri):
             sqlite.require_writable(sqlite.path_of(uri))
-        elif uri.partition("://")[0].partition("+")[0] in _DATABASES:
+        elif _is_database(uri):
             _require_driver(uri)
+
+
+def _is_database(uri: str) -> bool:
+    return uri.partition("://")[0].partition("+")[0] in _DATABASES
 
 
 def _require_host(uri: str) -> None:
@@ -141,6 +145,7 @@ def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
 
     Raises:
         StorageError: a SQLite file cannot be written, or not be read where the client only `reads`.
+        ConfigError: a database wants a driver that is not installed, or its URL is none.
         Exception: whatever MLflow raises if a database cannot be opened; a server is not asked yet.
     """
     if sqlite.is_sqlite(uri):
@@ -149,6 +154,8 @@ def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
             sqlite.require_readable(path)
         else:
             sqlite.require_writable(path)
+    elif _is_database(uri):
+        _require_driver(uri)
     load_mlflow()
     from mlflow import MlflowClient
 

@@ -43,7 +43,7 @@ _SCHEMA = record(
     {
         "format": {"const": FORMAT},
         "model": _BLOCK,
-        "classes": list_of(WORD, at_least=1, at_most=1_000_000),
+        "classes": {**list_of(WORD, at_least=1, at_most=1_000_000), "uniqueItems": True},
         "contract": _BLOCK,
         "sampling": _BLOCK,
         "transforms": _BLOCK,
