@@ -5,6 +5,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -69,3 +70,33 @@ def test_video_is_no_image() -> None:
 
     with pytest.raises(DecodeError, match="x: an image was wanted"):
         read_image(encoded("libx264", pictures(3)), name="x")
+
+
+def exif(value: int, order: str) -> bytes:
+    """An APP1 segment whose second entry says how the camera was held."""
+    entries = struct.pack(f"{order}HHHLL", 2, 0x10F, 2, 4, 0) + struct.pack(f"{order}HHLHH", 0x112, 3, 1, value, 0)
+    tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}L", 8) + entries + bytes(4)
+    return b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("value", range(10))
+def test_jpeg_is_shown_as_its_camera_was_held(value: int, order: str) -> None:
+    smooth = cv2.resize(PICTURE[:3, :4], (40, 24))
+    plain = cv2.imencode(".jpg", smooth, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    note = b"\xff\xfe\0\6note"
+    for front in (b"", plain[2:20], note, plain[2:20] + note):
+        held = plain[:2] + front + exif(value, order) + plain[20:]
+        wanted = cv2.imdecode(np.frombuffer(held, np.uint8), cv2.IMREAD_COLOR_RGB)
+        assert wanted.shape == ((40, 24, 3) if 5 <= value <= 8 else (24, 40, 3))
+        np.testing.assert_allclose(read_image(held, name="x").astype(int), wanted.astype(int), atol=4)
+
+
+def test_exif_that_leads_nowhere_turns_nothing() -> None:
+    plain = cv2.imencode(".jpg", PICTURE)[1].tobytes()
+    upright = read_image(plain, name="x")
+    whole = exif(6, "<")
+    rng = np.random.default_rng(3)
+    for tiff in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", whole[10:20], b"MM\0*\0\0\0\x08\xff\xff", rng.bytes(40)):
+        segment = b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
+        np.testing.assert_array_equal(read_image(plain[:2] + segment + plain[2:], name="x"), upright)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -38,7 +38,7 @@ def read_image(content: bytes, *, name: str, grey: bool = False) -> NDArray[np.u
             picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(
                 content, colorspace="GRAY" if grey else "RGB", fastdct=False
             )
-            return picture[:, :, 0] if grey else picture
+            return picture[:, :, 0] if grey else _held_by_exif(content).turned(picture)
         with open_media(io.BytesIO(content), formats=_IMAGES) as container:
             size = container.streams.video[0].codec_context
             _refuse_more_pixels(size.width * size.height, name=name)
@@ -83,8 +83,50 @@ class Orientation:
             return cls(False, a < 0, d < 0)
         return cls(True, c < 0, b < 0)
 
+    def turned(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A coded picture (H, W, 3) as it is to be shown."""
+        if self == _UPRIGHT:
+            return picture
+        if self.transposed:
+            picture = picture.swapaxes(0, 1)
+        return np.ascontiguousarray(picture[:: -1 if self.flipped else 1, :: -1 if self.mirrored else 1])
+
 
 _UPRIGHT = Orientation(False, False, False)
+_BY_EXIF = {
+    2: Orientation(False, True, False),
+    3: Orientation(False, True, True),
+    4: Orientation(False, False, True),
+    5: Orientation(True, False, False),
+    6: Orientation(True, True, False),
+    7: Orientation(True, True, True),
+    8: Orientation(True, False, True),
+}
+_NOTES_OF_JPEG = {bytes([marker]) for marker in (*range(0xE0, 0xF0), 0xFE)}
+_EXIF, _EXIF_ORIENTATION = b"Exif\0\0", 0x112
+
+
+def _held_by_exif(content: bytes) -> Orientation:
+    """How a JPEG's camera was held (Exif 2.32, 4.6.4 A): decoders of JPEG leave that to whoever shows it."""
+    at = 2
+    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] in _NOTES_OF_JPEG:
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        tiff = content[at + 4 + len(_EXIF) : end]
+        if content[at + 1] == 0xE1 and content[at + 4 : end].startswith(_EXIF):
+            return _BY_EXIF.get(_short_of_tiff(tiff, _EXIF_ORIENTATION), _UPRIGHT)
+        at = end
+    return _UPRIGHT
+
+
+def _short_of_tiff(tiff: bytes, tag: int) -> int:
+    """A 16-bit value of the first directory of a TIFF file; 0 is none."""
+    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
+    start = int.from_bytes(tiff[4:8], order)
+    count = int.from_bytes(tiff[start : start + 2], order)
+    for at in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
+        if int.from_bytes(tiff[at : at + 2], order) == tag:
+            return int.from_bytes(tiff[at + 8 : at + 10], order)
+    return 0
 
 
 class RgbConverter:
@@ -96,12 +138,7 @@ class RgbConverter:
     def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """(H, W, 3) uint8, as players show it."""
         picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray().astype(np.uint8, copy=False)
-        held = Orientation.of(frame)
-        if held == _UPRIGHT:
-            return picture
-        if held.transposed:
-            picture = picture.swapaxes(0, 1)
-        return np.ascontiguousarray(picture[:: -1 if held.flipped else 1, :: -1 if held.mirrored else 1])
+        return Orientation.of(frame).turned(picture)
 
 
 def one_line(error: Exception) -> str:
