@@ -186,3 +186,10 @@ def test_synthesize_writes_real_videos(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["synthesize", str(tmp_path / "v"), *arguments, "--clips.size_px", "48"]) == 0
     assert "6 clips" in capsys.readouterr().out
     assert len(list((tmp_path / "v").rglob("*.mp4"))) + len(list((tmp_path / "v").rglob("*.avi"))) == 6
+
+
+def test_the_command_is_a_module_as_well() -> None:
+    told = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "twostream_ray.cli", "--version"], capture_output=True, text=True
+    )
+    assert (told.returncode, told.stderr) == (0, "") and told.stdout.startswith("twostream_ray ")

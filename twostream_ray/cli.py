@@ -151,3 +151,7 @@ def _run(verb: str, rest: list[str]) -> int:
     except KeyboardInterrupt:
         complain("interrupted; what was finished is kept, run the same command again to go on", verb=verb)
         return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -165,7 +165,8 @@ def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
         utils.MAX_RETRY_COUNT = _DATABASE_ATTEMPTS
     if sqlite.is_sqlite(uri) and not reads_only:
         _migrate_once(uri)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with loading_mlflow():
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextlib.contextmanager
