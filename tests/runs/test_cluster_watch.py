@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from twostream_ray.errors import ClusterError
-from twostream_ray.runs.cluster_watch import watched
+from twostream_ray.runs.cluster_watch import note_stop, watched
 
 
 def node(**processes: "subprocess.Popen[Any]") -> Any:
@@ -55,6 +55,30 @@ def test_processes_that_were_told_to_stop_interrupt_as_ctrl_c_does() -> None:
         watched(node(raylet=process), folder="/logs", end=lambda: None),
     ):
         process.terminate()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("first", ["raylet", "gcs_server"])
+def test_where_all_were_told_to_stop_one_that_ends_for_want_of_another_is_no_death(first: str) -> None:
+    dies = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); raise SystemExit(1)"])
+    told = subprocess.Popen(["sleep", "1000"])
+    (second,) = {"raylet", "gcs_server"} - {first}
+    with (
+        pytest.raises(KeyboardInterrupt),
+        watched(node(**{first: dies, second: told}), folder="/logs", end=lambda: None),
+    ):
+        dies.wait()
+        told.terminate()
+        time.sleep(60)
+
+
+def test_what_ends_of_ray_when_this_process_was_told_to_stop_was_told_so_too() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); raise SystemExit(1)"])
+    with (
+        pytest.raises(KeyboardInterrupt),
+        watched(node(raylet=process), folder="/logs", end=lambda: None),
+    ):
+        note_stop()
         time.sleep(60)
 
 

@@ -17,6 +17,15 @@ _PATIENCE_S = 15.0
 """How long the driver may take to leave what it was doing; something in it may wait for Ray for ever."""
 _VITAL = ("gcs_server", "raylet")
 _TOLD_TO_STOP = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+_SETTLE_S = 0.5
+"""Where all processes of a job are told to stop, one may end for want of another before that one has ended."""
+
+_stop_noted = threading.Event()
+
+
+def note_stop() -> None:
+    """Remember that this process was told to stop: whatever ends of Ray from now on was told so with it."""
+    _stop_noted.set()
 
 
 @contextmanager
@@ -29,12 +38,16 @@ def watched(node: Any, *, folder: str, end: Callable[[], None]) -> Iterator[None
         ClusterError: such a process has died.
         KeyboardInterrupt: it was told to stop, as this process may have been with it.
     """
-    done = threading.Event()
+    done, interrupted = threading.Event(), threading.Event()
+    _stop_noted.clear()
 
     def look() -> None:
         while not done.wait(_LOOK_EVERY_S):
-            if (lost := _lost(node, folder)) is None:
+            if _lost(node, folder) is None:
                 continue
+            done.wait(_SETTLE_S)
+            lost = _lost(node, folder)
+            interrupted.set()
             # Raised in the main thread, whatever it is waiting for.
             signal.pthread_kill(main, signal.SIGINT)
             if not done.wait(_PATIENCE_S):
@@ -49,7 +62,7 @@ def watched(node: Any, *, folder: str, end: Callable[[], None]) -> Iterator[None
         yield
     except BaseException as error:
         lost = _lost(node, folder)
-        if lost is None:
+        if lost is None or (isinstance(error, KeyboardInterrupt) and not interrupted.is_set()):
             raise
         raise lost from error
     finally:
@@ -57,16 +70,18 @@ def watched(node: Any, *, folder: str, end: Callable[[], None]) -> Iterator[None
 
 
 def _lost(node: Any, folder: str) -> ClusterError | KeyboardInterrupt | None:
-    for name in _VITAL:
-        for started in node.all_processes.get(name, ()):
-            code = started.process.poll()
-            if code is None:
-                continue
-            if code in _TOLD_TO_STOP:
-                return KeyboardInterrupt()
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            return ClusterError(
-                f"Ray's process {name} of this run {how} (killed, or out of memory: its log is in {folder} until the "
-                "next start); what was finished is kept, run the same command again to go on"
-            )
-    return None
+    vital = [(name, started.process.poll()) for name in _VITAL for started in node.all_processes.get(name, ())]
+    ended = [(name, code) for name, code in vital if code is not None]
+    if not ended:
+        return None
+    if _stop_noted.is_set():
+        return KeyboardInterrupt()
+    # What was killed comes before what ended for want of it.
+    name, code = min(ended, key=lambda one: (one[1] >= 0 or one[1] in _TOLD_TO_STOP, one[1] not in _TOLD_TO_STOP))
+    if code in _TOLD_TO_STOP:
+        return KeyboardInterrupt()
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return ClusterError(
+        f"Ray's process {name} of this run {how} (killed, or out of memory: its log is in {folder} until the "
+        "next start); what was finished is kept, run the same command again to go on"
+    )

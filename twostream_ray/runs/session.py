@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 from twostream_ray.errors import ClusterError
 from twostream_ray.runs.cluster_address import cluster_address
+from twostream_ray.runs.cluster_watch import note_stop
 from twostream_ray.runs.private_cluster import (
     environment,
     private_cluster,
@@ -179,6 +180,7 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
     event = threading.Event()
 
     def told(_signal: int, _frame: object) -> None:
+        note_stop()
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
