@@ -71,6 +71,13 @@ def test_bad_input_ends_in_one_line_that_names_the_way_out(
     assert said in refused(arguments, capsys)
 
 
+def test_shards_are_looked_for_before_a_cluster_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "there is no manifest.json" in refused(["train", "--name", "a", "--data.shards", "/nowhere/at/all"], capsys)
+
+
 def test_an_empty_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     videos = tmp_path / "videos"
     (videos / "train/jump").mkdir(parents=True)

@@ -28,6 +28,11 @@ def note_stop() -> None:
     _stop_noted.set()
 
 
+def is_stopping() -> bool:
+    """Whether this process was told to stop while the present cluster is there."""
+    return _stop_noted.is_set()
+
+
 @contextmanager
 def watched(node: Any, *, folder: str, end: Callable[[], None]) -> Iterator[None]:
     """Interrupt the block when a process of Ray's `node` that the cluster cannot do without ends.

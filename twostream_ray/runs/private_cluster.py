@@ -18,7 +18,7 @@ from typing import Any
 
 from twostream_ray.data.locks import locked
 from twostream_ray.errors import ClusterError
-from twostream_ray.runs.cluster_watch import watched
+from twostream_ray.runs.cluster_watch import is_stopping, watched
 
 _PREFIX = "ts-"
 _OWNED = "owned"
@@ -133,8 +133,10 @@ def _start(ray: Any, folder: Path, dashboard_port: int | None) -> None:
 
 
 def _without_deaths(told: Callable[..., None], data: dict[str, Any], *rest: Any, **more: Any) -> None:
-    """Pass on what Ray tells the driver, except that its own process ended, with a page of log."""
-    if not any("Raylet is terminated" in line for line in data["lines"]):
+    """Pass on what Ray tells the driver, except that its own process ended, with a page of log, and what all that ends
+    when this process is told to stop gives it to say.
+    """
+    if not is_stopping() and not any("Raylet is terminated" in line for line in data["lines"]):
         told(data, *rest, **more)
 
 

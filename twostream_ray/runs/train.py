@@ -24,6 +24,9 @@ from twostream_ray.temporary import sweep
 from twostream_ray.training.checkpoint import ModelPackage
 from twostream_ray.training.state import METRICS
 
+SPLITS = ("train_split", "validation_split", "test_split")
+"""Settings of `data` that name splits."""
+
 _SETTINGS, _REPORT = "experiment.json", "report.json"
 _ID = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{0,100}\Z"}
 _REPORT_SCHEMA = record(
@@ -98,7 +101,7 @@ def train(
             raise ShardError(f"the data that search {parent.place} began with are not there: choose another --name")
         return _train(config, shard_set, progress, stop, callbacks, parent)
     shard_set = data_of(place, shards=config.data.shards, what=what)
-    require_splits(config, shard_set, ("train_split", "validation_split", "test_split"))
+    require_splits(config, shard_set, SPLITS)
     if (finished := _finished_before(config, place)) is not None:
         return finished
     stop = stop or threading.Event()

@@ -10,6 +10,7 @@ from twostream_ray.verbs import complain, require_place
 def train(arguments: list[str]) -> int:
     """Shards to a trained, evaluated and registered network."""
     from twostream_ray.console import TrainingDisplay, console
+    from twostream_ray.data.shards import open_shards
     from twostream_ray.runs.config import ExperimentConfig
     from twostream_ray.settings import from_arguments
 
@@ -18,8 +19,10 @@ def train(arguments: list[str]) -> int:
     config.tracking.require_usable()
     from twostream_ray.runs.evaluate import evaluate_run, published_before
     from twostream_ray.runs.session import ray_session, stop_on_sigterm
-    from twostream_ray.runs.train import run_place, train
+    from twostream_ray.runs.train import SPLITS, require_splits, run_place, train
 
+    # Before a cluster is started, which takes seconds.
+    require_splits(config, open_shards(config.data.shards), SPLITS)
     with ray_session():
         with TrainingDisplay(config.name) as display, stop_on_sigterm() as stop:
             trained = train(config, progress=display.event, stop=stop)
