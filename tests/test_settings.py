@@ -78,7 +78,7 @@ def test_invalid_combinations_speak_for_themselves() -> None:
         flow: FlowContract = field(default_factory=FlowContract)
         """Flow."""
 
-    with pytest.raises(ConfigError, match=r"flow.bound_px must be more than 0, got -1"):
+    with pytest.raises(ConfigError, match=r"flow.bound_px must be at least 0.001, got -1"):
         from_mapping(Holder, {"flow": {"bound_px": -1}})
 
 
