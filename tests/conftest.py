@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from mlflow_server import MlflowServer
 
-from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards import ShardSet, open_shards
-from twostream_ray.data.synthetic import SyntheticConfig, synthesize
+from twostream_ray.data.shards.shards import ShardSet, open_shards
+from twostream_ray.data.sources.catalog import CatalogConfig
+from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def real() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One local Ray cluster for all tests that need one."""
-    from twostream_ray.runs.session import ray_session
+    from twostream_ray.runs.cluster.session import ray_session
 
     with ray_session():
         yield
@@ -52,8 +52,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shard_set(cluster: None, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """The videos in shards, by the real ingest."""
-    from twostream_ray.runs.config import IngestConfig
-    from twostream_ray.runs.ingest import ingest
+    from twostream_ray.runs.ingest import IngestConfig, ingest
 
     out = tmp_path_factory.mktemp("shards")
     ingest(

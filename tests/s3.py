@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from twostream_ray import object_store
+from twostream_ray.storage import object_store
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test:tester",

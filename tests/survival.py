@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twostream_ray.runs.private_cluster import authenticated, environment
+from twostream_ray.runs.cluster.private_cluster import authenticated, environment
 
 _DASHBOARD, _NICENESS, _IDLE = "RAY_API_SERVER_ADDRESS", "RAY_worker_niceness", "RAY_num_workers_soft_limit"
 _LONGEST_JOINING_S = 20.0
@@ -31,9 +31,9 @@ def drive(config_file: str, log: str, step_s: str) -> None:
     """Train the pickled configuration; lines of `log`/*.steps say what each step had and when it began."""
     import ray
 
-    from twostream_ray.runs import fit as fit_module
-    from twostream_ray.runs.train import train
-    from twostream_ray.runs.worker import train_worker
+    from twostream_ray.runs.train import worker_group as fit_module
+    from twostream_ray.runs.train.run import train
+    from twostream_ray.runs.train.worker import train_worker
 
     def watched(arguments: dict[str, Any]) -> Any:
         import os

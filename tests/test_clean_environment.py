@@ -18,17 +18,16 @@ import pytest
 import torch
 
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.evaluation import softmax
+from twostream_ray.evaluation.metrics import softmax
 from twostream_ray.inference import Classifier
+from twostream_ray.model_package import ModelPackage, save_model
+from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.config import EvaluateConfig
-from twostream_ray.runs.evaluate import Evaluation, evaluate
+from twostream_ray.runs.score.evaluate import EvaluateConfig, Evaluation, evaluate
 from twostream_ray.tracking import Measurement, TrackingConfig, promote, register, start_run
-from twostream_ray.training.checkpoint import ModelPackage, save_model
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]
 

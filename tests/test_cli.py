@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from twostream_ray.cli import main
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards.shards import ShardSet
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -92,9 +92,9 @@ def model(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path
     """An untrained model for the shards: what is tested here is everything around it."""
     from twostream_ray.data.sampling import SamplingConfig
     from twostream_ray.data.transforms import TransformConfig
-    from twostream_ray.models.networks import ModelConfig
+    from twostream_ray.model_package import ModelPackage, save_model
+    from twostream_ray.models.build import ModelConfig
     from twostream_ray.models.streams import TowerConfig
-    from twostream_ray.training.checkpoint import ModelPackage, save_model
 
     tower = TowerConfig(backbone="vgg_small", width=4)
     package = ModelPackage(

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import twostream_ray
-from twostream_ray.runs.config import ExperimentConfig
-from twostream_ray.settings import from_arguments
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.settings.parser import from_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))

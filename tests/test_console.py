@@ -10,7 +10,7 @@ from rich.console import Console
 
 from twostream_ray import console as module
 from twostream_ray.console import Bar, SearchDisplay, TrainingDisplay, console, table
-from twostream_ray.names import printable
+from twostream_ray.settings.names import printable
 
 TWOSTREAM = str(Path(sys.executable).with_name("twostream"))
 NAMES = [

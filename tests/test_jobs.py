@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards.shards import ShardSet
 
 pytestmark = pytest.mark.own_cluster
 

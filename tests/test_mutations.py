@@ -15,29 +15,28 @@ import pytest
 import torch
 from mutations import mutated_header, mutated_json, mutated_parquet
 
-from twostream_ray.data import snippets
-from twostream_ray.data.catalog import Clip
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shard_records import survey
-from twostream_ray.data.shard_writer import ShardWriter, plan_shards, write_manifest
-from twostream_ray.data.shards import open_shards, read_clips
-from twostream_ray.data.synthetic import SyntheticConfig, synthesize
+from twostream_ray.data.shards.records import survey
+from twostream_ray.data.shards.shards import open_shards, read_clips
+from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
+from twostream_ray.data.sources.catalog import Clip
+from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.data.video import prepare
 from twostream_ray.errors import TwoStreamError
-from twostream_ray.models.networks import ModelConfig
+from twostream_ray.model_package import ModelPackage, load_model, save_model
+from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.config import ExperimentConfig, InspectConfig
-from twostream_ray.runs.inspect import inspect
-from twostream_ray.runs.search_journal import Journal as SearchJournal
-from twostream_ray.runs.search_journal import TrialRecord, as_csv, as_list, best_of
-from twostream_ray.runs.search_settings import SearchConfig, TuneConfig, keep_settings, settings_from
-from twostream_ray.settings import from_arguments
-from twostream_ray.tracking.journal import Identity, Journal
-from twostream_ray.training.checkpoint import ModelPackage, load_model, save_model
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.inspect import InspectConfig, inspect
+from twostream_ray.runs.search.records import TrialRecord, TrialStore, as_csv, as_list, best_of
+from twostream_ray.runs.search.settings import SearchConfig, TuneConfig, keep_settings, settings_from
+from twostream_ray.settings.parser import from_arguments
+from twostream_ray.tracking.outbox import Identity, Outbox
+from twostream_ray.training.checkpoint import load_state, save_state
 from twostream_ray.training.recipe import TrainingConfig, build_optimiser
-from twostream_ray.training.state import load_state, save_state
 
 _SECONDS = 60
 MUTANTS = 200
@@ -83,7 +82,7 @@ def make_shards(folder: Path) -> None:
     (plan,) = plan_shards(clips, contract=contract, rows_per_shard=8)
     writer = ShardWriter(plan, out=str(folder), contract=contract)
     for clip in plan.clips:
-        encoded = snippets.prepare_clip(Path(clip.uri).read_bytes(), contract, name=clip.clip_id)
+        encoded = prepare.prepare_clip(Path(clip.uri).read_bytes(), contract, name=clip.clip_id)
         writer.add(clip, encoded, source_sha256="0" * 64)
     write_manifest(str(folder), parts=[writer.finish()], classes=["c"], contract=contract)
     shutil.rmtree(folder / "v")
@@ -127,7 +126,7 @@ def make_recipe(folder: Path) -> None:
 
 def make_search(folder: Path) -> None:
     keep_settings(SEARCH, place=str(folder / "search"))
-    journal = SearchJournal(SEARCH, place=str(folder / "search"))
+    journal = TrialStore(SEARCH, place=str(folder / "search"))
     for number in range(2):
         history = [{"epoch": 0, "val_top1": 0.5, "train_loss": 1.0}]
         settings = {"training.epochs": 1, "seed": 3}
@@ -138,14 +137,14 @@ def make_search(folder: Path) -> None:
 
 
 def read_search(folder: Path) -> None:
-    journal = SearchJournal(SEARCH, place=str(folder / "search"))
+    journal = TrialStore(SEARCH, place=str(folder / "search"))
     records = list(journal.records.values())
     journal.spent(gpus_per_trial=1.0)
     best_of(records), as_csv(records), as_list(records)
 
 
 def make_journal(folder: Path) -> None:
-    journal = Journal(run_place=str(folder))
+    journal = Outbox(run_place=str(folder))
     journal.begin(
         Identity(key="0" * 32, run_name="r", experiment="e", start_ms=1, parameters={"lr": "1"}, tags={"git": "abc"})
     )
@@ -158,7 +157,7 @@ def make_journal(folder: Path) -> None:
 
 
 def read_journal(folder: Path) -> None:
-    journal = Journal(run_place=str(folder))
+    journal = Outbox(run_place=str(folder))
     events, _ = journal.pending()
     for event in events:
         if event.kind == "files":

@@ -5,18 +5,19 @@ import pytest
 import torch
 from torch import nn
 
-from twostream_ray.data import snippets
-from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.snippets import Batch
+from twostream_ray.data.loading.device import to_device
+from twostream_ray.data.video import prepare
+from twostream_ray.data.video.clips import EncodedClip
+from twostream_ray.data.video.prepare import Batch
+from twostream_ray.models.build import ModelConfig, Network, build_network
 from twostream_ray.models.description import count_parameters
-from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.config import ExperimentConfig
-from twostream_ray.settings import from_arguments
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.settings.parser import from_arguments
 from twostream_ray.training.loop import score_pass, train_pass
 from twostream_ray.training.recipe import build_optimiser
-from twostream_ray.training.step import TrainingStep, to_device
+from twostream_ray.training.step import TrainingStep
 
 RECIPES = {
     path.stem: path
@@ -102,7 +103,7 @@ REAL_CLIPS = [
 def eight_clips(real: Path) -> list[EncodedClip]:
     """Two clips of each of four classes, with their flow, small."""
     return [
-        snippets.prepare_clip((real / "ucf101" / name).read_bytes(), CONTRACT, name=name.partition("/")[2])
+        prepare.prepare_clip((real / "ucf101" / name).read_bytes(), CONTRACT, name=name.partition("/")[2])
         for name in REAL_CLIPS
     ]
 
@@ -112,12 +113,12 @@ def batch_of(clips: list[EncodedClip], config: ExperimentConfig) -> Batch:
     sampling, transforms = config.data.sampling, config.data.transforms
     samples = []
     for clip in clips:
-        (view,) = snippets.evaluation_views(clip, sampling_config=sampling, transform_config=transforms)
+        (view,) = prepare.evaluation_views(clip, sampling_config=sampling, transform_config=transforms)
         size = transforms.crop_px
-        flow = snippets.flow_snippets(clip, view, size_px=size, config=sampling, contract=CONTRACT)
-        samples.append((snippets.rgb_snippets(clip, view, size_px=size), flow))
+        flow = prepare.flow_snippets(clip, view, size_px=size, config=sampling, contract=CONTRACT)
+        samples.append((prepare.rgb_snippets(clip, view, size_px=size), flow))
     labels = [number // 2 for number in range(len(clips))]
-    return snippets.collate(samples, labels=labels, weights=[1.0] * 8, clip_positions=range(8), total=8.0)
+    return prepare.collate(samples, labels=labels, weights=[1.0] * 8, clip_positions=range(8), total=8.0)
 
 
 def settle_moments(network: Network, batch: Batch) -> None:

@@ -16,9 +16,9 @@ from urllib.parse import quote
 import pytest
 from mlflow_server import USER, MlflowServer
 
-from twostream_ray import object_store, storage
 from twostream_ray.cli import main
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.storage import object_store, uris
 from twostream_ray.tracking import (
     TrackingConfig,
     delivery,
@@ -79,7 +79,7 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:{planted('tracking')}@127.0.0.1:9")
     monkeypatch.setenv("HTTPS_PROXY", f"http://ann:{planted('proxy')}@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(storage, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(uris, "_PATIENCE_S", 0.1)
     object_store.reader.cache_clear()
     yield
     object_store.reader.cache_clear()

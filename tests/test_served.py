@@ -13,14 +13,14 @@ import torch
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.synthetic import SyntheticConfig, draw_clip, encode
+from twostream_ray.data.sources.synthetic import SyntheticConfig, draw_clip, encode
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.inference import Classifier
+from twostream_ray.model_package import ModelPackage, save_model
+from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.tracking import Measurement, TrackingConfig, promote, pull, register, start_run
-from twostream_ray.training.checkpoint import ModelPackage, save_model
 
 # What a stranger does with the registered model: in a process that knows neither this checkout nor pickle, nor any
 # distribution that the model's own requirements do not bring.

@@ -15,7 +15,7 @@ from typing import TextIO
 
 from twostream_ray import __version__
 from twostream_ray.errors import TwoStreamError, own_error
-from twostream_ray.local_files import reason
+from twostream_ray.storage.local_files import reason
 from twostream_ray.verbs import complain
 
 USAGE = """\

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from twostream_ray import storage
-from twostream_ray.data import snippets
-from twostream_ray.data.isolation import prepare_apart
+from twostream_ray.data.loading.device import to_device
+from twostream_ray.data.video import prepare
+from twostream_ray.data.video.isolation import prepare_in_subprocess
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError, VideoError
-from twostream_ray.models.networks import Network
-from twostream_ray.training.checkpoint import ModelPackage, load_model
-from twostream_ray.training.step import to_device
+from twostream_ray.model_package import ModelPackage, load_model
+from twostream_ray.models.build import Network
 
 Video = str | Path | bytes
 """A path, a file:// or s3:// URI, or the bytes of a video file."""
@@ -70,19 +70,19 @@ class Classifier:
             CheckpointError: the network's answer is no number.
         """
         sampling, transforms = self.package.sampling, self.package.transforms
-        clip = prepare_apart(content, self.package.contract, name=name)
-        views = snippets.evaluation_views(clip, sampling_config=sampling, transform_config=transforms)
+        clip = prepare_in_subprocess(content, self.package.contract, name=name)
+        views = prepare.evaluation_views(clip, sampling_config=sampling, transform_config=transforms)
         size = transforms.crop_px
         samples = [
             (
-                snippets.rgb_snippets(clip, view, size_px=size) if self._network.needs_rgb else None,
-                snippets.flow_snippets(clip, view, size_px=size, config=sampling, contract=self.package.contract)
+                prepare.rgb_snippets(clip, view, size_px=size) if self._network.needs_rgb else None,
+                prepare.flow_snippets(clip, view, size_px=size, config=sampling, contract=self.package.contract)
                 if self._network.needs_flow
                 else None,
             )
             for view in views
         ]
-        batch = snippets.collate(
+        batch = prepare.collate(
             samples,
             labels=[0] * len(samples),
             weights=[1.0] * len(samples),

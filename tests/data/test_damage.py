@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from twostream_ray.data import clips
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.isolation import prepare_apart
-from twostream_ray.data.raw_video import FrameStream
+from twostream_ray.data.video import clips
+from twostream_ray.data.video.isolation import prepare_in_subprocess
+from twostream_ray.data.video.raw_video import FrameStream
 from twostream_ray.errors import VideoError
 
 Damage = Literal["truncation", "hole", "flips"]
@@ -53,14 +53,14 @@ def damaged(content: bytes, kind: Damage, rng: np.random.Generator) -> bytes:
 @pytest.mark.parametrize("seed", [7, 14])
 def test_no_mutated_copy_crashes_or_hangs_and_what_lacks_frames_is_never_taken_for_whole(real: Path, seed: int) -> None:
     whole = {name: (real / name).read_bytes() for name in SMALL}
-    frames = {name: prepare_apart(content, CONTRACT, name=name).num_frames for name, content in whole.items()}
+    frames = {name: prepare_in_subprocess(content, CONTRACT, name=name).num_frames for name, content in whole.items()}
     kinds: tuple[Damage, ...] = ("truncation", "hole", "flips")
     passed = refused = 0
     for number in range(COPIES):
         name, kind = SMALL[number % len(SMALL)], kinds[number // len(SMALL) % 3]
         content = damaged(whole[name], kind, np.random.default_rng([seed, number]))
         try:
-            clip = prepare_apart(content, CONTRACT, name=name, max_frames=1000, prove=True)
+            clip = prepare_in_subprocess(content, CONTRACT, name=name, max_frames=1000, prove=True)
         except VideoError as error:
             refused += 1
             assert "\n" not in str(error) and "crashed" not in str(error) and "hung" not in str(error), str(error)
@@ -87,7 +87,7 @@ def test_frames_fetched_in_random_order_are_those_decoded_in_order(real: Path, g
     for path in sorted((real / group).rglob("*.*")):
         name = path.relative_to(real).as_posix()
         try:
-            clip = prepare_apart(path.read_bytes(), FlowContract(short_side_px=64), name=name)
+            clip = prepare_in_subprocess(path.read_bytes(), FlowContract(short_side_px=64), name=name)
         except VideoError as error:
             assert path.name == "testsrc2_mpeg4.mp4", str(error)  # one frame
             continue

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from twostream_ray.cli import main
-from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import SnippetLoader
+from twostream_ray.data.loading.lanes import Pass
+from twostream_ray.data.loading.pipeline import SnippetLoader
+from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.networks import ModelConfig
+from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.benchmark.config import BenchmarkLoaderConfig, BenchmarkStepConfig
 from twostream_ray.runs.benchmark.folders import FolderDataset, extract
 from twostream_ray.runs.benchmark.loader import benchmark_loader
+from twostream_ray.runs.benchmark.settings import BenchmarkLoaderConfig, BenchmarkStepConfig
 from twostream_ray.runs.benchmark.step import benchmark_step
 
 

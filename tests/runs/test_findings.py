@@ -6,24 +6,23 @@ from pathlib import Path
 import pytest
 
 from twostream_ray.cli import main
-from twostream_ray.data.synthetic import SyntheticConfig
+from twostream_ray.data.sources.synthetic import SyntheticConfig
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.networks import build_network
+from twostream_ray.models.build import build_network
 from twostream_ray.runs import findings
-from twostream_ray.runs.config import FindingsConfig
-from twostream_ray.runs.findings import Finding, contests
+from twostream_ray.runs.findings import ComparisonRow, FindingsConfig, comparisons
 
 
 def test_every_contestant_of_a_contest_has_the_same_videos_and_budget_and_can_be_built() -> None:
-    for contest in contests().values():
-        assert len(contest.networks) >= 4
-        for model in contest.networks.values():
-            network = build_network(model, num_classes=4, flow_length=contest.sampling.flow_length)
+    for comparison in comparisons().values():
+        assert len(comparison.networks) >= 4
+        for model in comparison.networks.values():
+            network = build_network(model, num_classes=4, flow_length=comparison.sampling.flow_length)
             assert sum(parameter.numel() for parameter in network.parameters()) > 10_000
 
 
 def test_one_tower_above_an_early_fusion_has_about_half_the_parameters_of_late() -> None:
-    networks = contests()["binding"].networks
+    networks = comparisons()["binding"].networks
 
     def parameters(name: str) -> int:
         network = build_network(networks[name], num_classes=4, flow_length=10)
@@ -34,7 +33,7 @@ def test_one_tower_above_an_early_fusion_has_about_half_the_parameters_of_late()
 
 
 def test_mean_and_spread_are_those_of_the_seeds() -> None:
-    row = Finding(group="binding", network="x", parameters=1, top1=(0.5, 0.6, 0.7), clips="4 of 4 clips")
+    row = ComparisonRow(group="binding", network="x", parameters=1, top1=(0.5, 0.6, 0.7), clips="4 of 4 clips")
     assert row.sentence() == "60.0% ± 10.0%"
     assert replace(row, top1=(0.5,)).sentence() == "50.0%"
 
@@ -50,15 +49,15 @@ def test_no_seed_at_all_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_trainings_are_kept_and_not_repeated_and_the_same_seed_gives_the_same_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contest = contests()["binding"]
+    comparison = comparisons()["binding"]
     small = replace(
-        contest,
+        comparison,
         clips=SyntheticConfig(train_clips=16, val_clips=0, test_clips=8, size_px=96),
-        training=replace(contest.training, epochs=1, global_batch=8),
-        networks={name: contest.networks[name] for name in ("motion alone", "conv at relu3")},
+        training=replace(comparison.training, epochs=1, global_batch=8),
+        networks={name: comparison.networks[name] for name in ("motion alone", "conv at relu3")},
     )
     shards = findings.prepare(FindingsConfig(out=str(tmp_path)), small, progress=lambda *_: None)
-    monkeypatch.setattr(findings, "contests", lambda: {"binding": small})
+    monkeypatch.setattr(findings, "comparisons", lambda: {"binding": small})
     results = {name: findings._train_one("binding", name, 0, shards) for name in small.networks}
     kept = tmp_path / "results"
     kept.mkdir()

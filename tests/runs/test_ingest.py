@@ -18,17 +18,16 @@ from foreign_videos import encoded, pictures
 
 from twostream_ray import storage
 from twostream_ray.cli import main
-from twostream_ray.data import isolation
-from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, in_text_order
-from twostream_ray.data.clips import fetch_frames
 from twostream_ray.data.flow import FlowContract, decode_field
-from twostream_ray.data.raw_video import FrameStream, Note
-from twostream_ray.data.shard_records import survey
-from twostream_ray.data.shard_writer import plan_shards
-from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
+from twostream_ray.data.shards.records import survey
+from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
+from twostream_ray.data.shards.writer import plan_shards
+from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, Clip, in_text_order
+from twostream_ray.data.video import isolation
+from twostream_ray.data.video.clips import fetch_frames
+from twostream_ray.data.video.raw_video import FrameStream, Note
 from twostream_ray.errors import AccessError, CatalogError, ConfigError, LeaseError, TooManyBadVideosError
-from twostream_ray.runs.config import IngestConfig
-from twostream_ray.runs.ingest import catalog_of, estimate, ingest, refuse_overlap, write_shard
+from twostream_ray.runs.ingest import IngestConfig, catalog_of, estimate, ingest, refuse_overlap, write_shard
 
 SMALL = FlowContract(short_side_px=48)
 LEGACY = FlowContract(short_side_px=48, coding="legacy255")

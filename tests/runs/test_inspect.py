@@ -8,14 +8,13 @@ from matplotlib.image import imread, imsave
 from noise_shards import noise_shards
 
 from twostream_ray.cli import main
-from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shard_writer import plan_shards, write_manifest
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.data.shards.writer import plan_shards, write_manifest
+from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.errors import ConfigError, ShardError
-from twostream_ray.runs.config import IngestConfig, InspectConfig
-from twostream_ray.runs.ingest import catalog_of, write_shard
-from twostream_ray.runs.inspect import inspect
+from twostream_ray.runs.ingest import IngestConfig, catalog_of, write_shard
+from twostream_ray.runs.inspect import InspectConfig, inspect
 
 
 def test_counts_are_those_of_the_set_and_the_picture_has_a_row_for_each_clip(

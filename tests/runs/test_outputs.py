@@ -8,26 +8,20 @@ import numpy as np
 import pytest
 
 from twostream_ray.cli import main
-from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shard_writer import plan_shards, write_manifest
-from twostream_ray.data.shards import ShardSet, open_shards
-from twostream_ray.data.synthetic import SyntheticConfig, synthesize
+from twostream_ray.data.shards.shards import ShardSet, open_shards
+from twostream_ray.data.shards.writer import plan_shards, write_manifest
+from twostream_ray.data.sources.catalog import CatalogConfig
+from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 from twostream_ray.errors import ConfigError, TwoStreamError
 from twostream_ray.runs import findings as findings_module
-from twostream_ray.runs.config import (
-    EvaluateConfig,
-    FindingsConfig,
-    IngestConfig,
-    InspectConfig,
-    StreamScoresConfig,
-    TuneScoresConfig,
-)
-from twostream_ray.runs.evaluate import evaluate
-from twostream_ray.runs.ingest import catalog_of, write_shard
-from twostream_ray.runs.inspect import inspect
+from twostream_ray.runs.findings import FindingsConfig
+from twostream_ray.runs.ingest import IngestConfig, catalog_of, write_shard
+from twostream_ray.runs.inspect import InspectConfig, inspect
 from twostream_ray.runs.outputs import marked
-from twostream_ray.runs.tune_scores import tune_scores
+from twostream_ray.runs.score.evaluate import EvaluateConfig, evaluate
+from twostream_ray.runs.score.score_files import StreamScoresConfig
+from twostream_ray.runs.score.tune_scores import TuneScoresConfig, tune_scores
 
 
 def scores(folder: Path) -> str:

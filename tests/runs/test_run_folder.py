@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twostream_ray import lease
-from twostream_ray.data.catalog import Clip
-from twostream_ray.data.clips import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field
+from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shard_writer import ShardWriter, plan_shards, write_manifest
-from twostream_ray.data.shards import ShardSet, open_shards
+from twostream_ray.data.shards.shards import ShardSet, open_shards
+from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
+from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.data.video.clips import EncodedClip
 from twostream_ray.errors import ConfigError, LeaseError, ShardError, TwoStreamError
-from twostream_ray.models.networks import ModelConfig
+from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.config import ExperimentConfig, WorkersConfig, fixed_settings
+from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig, fixed_settings
 from twostream_ray.runs.run_folder import data_of, explained, keep_data, kept_data
-from twostream_ray.runs.search_settings import SearchConfig, TuneConfig
-from twostream_ray.runs.train import train
-from twostream_ray.runs.tune import tune
+from twostream_ray.runs.search.ray_tune import tune
+from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
+from twostream_ray.runs.train.run import train
+from twostream_ray.storage import lease
 from twostream_ray.tracking import TrackingConfig
-from twostream_ray.tracking.journal import Identity, Journal
+from twostream_ray.tracking.outbox import Identity, Outbox
 from twostream_ray.training.recipe import TrainingConfig
 
 CONTRACT = FlowContract(short_side_px=16)
@@ -106,7 +106,7 @@ def begun(folder: Path, *, finished: bool = False) -> ExperimentConfig:
 
 
 def begun_search(folder: Path) -> TuneConfig:
-    from twostream_ray.runs.search import Search
+    from twostream_ray.runs.search.search import Search
 
     config = search(folder)
     made = Search(config, open_shards(config.data.shards))
@@ -169,7 +169,7 @@ def test_of_a_run_that_an_earlier_version_began_its_journal_tells_the_data(
     shard_set, place = ingested(tmp_path / "shards"), str(tmp_path / "runs/run")
     tags = {"the same": {"manifest_hash": shard_set.hash}, "another": {"manifest_hash": "0" * 64}, "none": {}}[told]
     identity = Identity(key="0" * 32, run_name="run", experiment="x", start_ms=1, parameters={}, tags=tags)
-    Journal(run_place=place).begin(identity)
+    Outbox(run_place=place).begin(identity)
     if told == "another":
         with pytest.raises(ConfigError, match=r"run 'run' began with manifest 000000000000, .* holds .* by now"):
             data_of(place, shards=shard_set.uri, what="run 'run'")

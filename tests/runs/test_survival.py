@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from survival import Driver, Nodes, Recovery, disturb, groups_of, nodes, settled_clips, steps_written
 
 from twostream_ray import storage
+from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.config import ExperimentConfig, WorkersConfig
-from twostream_ray.runs.train import train
+from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
+from twostream_ray.runs.train.run import train
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.tracking.connection import client_for
 from twostream_ray.training.recipe import TrainingConfig

@@ -10,17 +10,17 @@ import ray
 from mlflow import MlflowClient
 from mlflow_server import PASSWORD, USER, MlflowServer
 
+from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shards import ShardSet
+from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.networks import ModelConfig
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs import fit as fit_module
-from twostream_ray.runs.config import ExperimentConfig
-from twostream_ray.runs.train import train
-from twostream_ray.runs.worker import train_worker
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.train import worker_group as fit_module
+from twostream_ray.runs.train.run import train
+from twostream_ray.runs.train.worker import train_worker
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.recipe import TrainingConfig
 
@@ -57,7 +57,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
 
     def slow(arguments: dict[str, Any]) -> None:
         """The real worker, whose epochs take long enough for an outage of a minute to fall within the run."""
-        from twostream_ray.runs.worker import _Worker
+        from twostream_ray.runs.train.worker import _Worker
 
         at_once = _Worker.end_epoch
 

@@ -14,7 +14,7 @@ from twostream_ray.cli import main
 from twostream_ray.errors import ConfigError, StorageError
 from twostream_ray.tracking import TrackingConfig, delivery, log_artifacts, log_metrics, start_run
 from twostream_ray.tracking.connection import client_for
-from twostream_ray.tracking.journal import Journal
+from twostream_ray.tracking.outbox import Outbox
 
 ODD = ["wh?t", "a#b", "100%", "a%20b", "a b", "ünïcödé 日本", "ann:pw@host", "x?timeout=5", "semi;colon&and=", "~"]
 
@@ -24,7 +24,7 @@ def recorded(config: TrackingConfig, place: Path) -> str:
     handle = start_run(config, run_name="run", place=str(place), parameters={"lr": 0.1}, tags={})
     (place / "note.txt").write_text("kept")
     log_artifacts(handle, [place / "note.txt"], folder="kept")
-    assert handle.run_id and Journal(run_place=str(place)).count() == 0
+    assert handle.run_id and Outbox(run_place=str(place)).count() == 0
     run = client_for(handle.uri).get_run(handle.run_id)
     assert run.data.params == {"lr": "0.1"}
     return str(run.info.run_id)
@@ -224,7 +224,7 @@ def test_a_database_that_goes_bad_while_a_run_trains_is_told_once_and_holds_up_n
     for step in range(20):
         log_metrics(handle, {"loss": 1.0}, step=step)
     assert time.monotonic() - began < 5
-    assert Journal(run_place=str(tmp_path / "run")).count() == 20
+    assert Outbox(run_place=str(tmp_path / "run")).count() == 20
     assert len([record for record in caplog.records if "training goes on" in record.getMessage()]) == 1
     delivery._outages.clear()
 

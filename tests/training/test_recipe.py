@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
+from twostream_ray.models.build import ModelConfig, Network, build_network
 from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.training.recipe import (
     TrainingConfig,

@@ -10,15 +10,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from twostream_ray.data.snippets import Batch
+from twostream_ray.data.loading.device import to_device
+from twostream_ray.data.video.prepare import Batch
 from twostream_ray.errors import ConfigError, NonFiniteLossError
+from twostream_ray.models.build import ModelConfig, Network, build_network
 from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.networks import ModelConfig, Network, build_network
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.training.loop import KeepPlan, train_pass
 from twostream_ray.training.recipe import TrainingConfig, build_optimiser
-from twostream_ray.training.step import TrainingStep, prepared, to_device
-from twostream_ray.training.tally import PassResult
+from twostream_ray.training.running_metrics import PassResult
+from twostream_ray.training.step import TrainingStep, prepared
 
 DEVICE = torch.device("cpu")
 

@@ -12,10 +12,10 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from twostream_ray import documents
-from twostream_ray.bounds import require_within
-from twostream_ray.documents import record
 from twostream_ray.errors import ConfigError, ContractMismatchError
+from twostream_ray.settings.bounds import require_within
+from twostream_ray.storage import json_files
+from twostream_ray.storage.json_files import record
 
 _CHANNEL_ORDER = "x1 y1 x2 y2 ..."
 _LEVELS = 127
@@ -76,7 +76,7 @@ class FlowContract:
         Raises:
             ConfigError: the values are no contract: a key too few or too many, a wrong type, a value out of range.
         """
-        documents.check(
+        json_files.check(
             values,
             CONTRACT_SCHEMA,
             where="flow_contract",

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError, EmptyClipError
+from twostream_ray.settings.bounds import require_within
 
 FlowStack = Literal["centred", "forward", "bidirectional", "trajectory"]
 

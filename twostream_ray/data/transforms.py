@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from twostream_ray.bounds import require_within
+from twostream_ray.settings.bounds import require_within
 
 if TYPE_CHECKING:
     from torch import Tensor

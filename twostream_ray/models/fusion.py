@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
+from twostream_ray.settings.bounds import require_within
 
 Method = Literal["sum", "max", "concat", "conv", "bilinear"]
 TemporalFusion = Literal["pool2d", "pool3d", "conv3d"]

@@ -1,61 +1,373 @@
-"""Networks by their settings: the room that everybody else comes to."""
+"""The papers' architectures.
 
+late: Simonyan and Zisserman 2014. fused: Feichtenhofer, Pinz and Zisserman 2016 (sec. 3.4). st_resnet: Feichtenhofer,
+Pinz and Wildes 2016, after its official code. stfn: Cho and Foroosh 2018, of which only the abstract is public.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.architectures import FusedNetwork, LateNetwork, MakeTower, Network, Stfn, StResNet
-from twostream_ray.models.settings import ModelConfig
-from twostream_ray.models.streams import build_tower
-from twostream_ray.models.towers import RGB_CHANNELS, ReadBytes
+from twostream_ray.models.fusion import ConcatFusion, FusionConfig, build_fusion, mixing_matrix
+from twostream_ray.models.settings import ModelConfig, feature_layer
+from twostream_ray.models.streams import counterpart, layer_channels
+from twostream_ray.models.temporal import ResidualInception, TimeConv, TimeMaxPool, TimeResidualUnit, mean_scores
+from twostream_ray.models.towers import CLASSIFIER, LAST_POOL, Bottleneck, FullyConnected, Tower
 
-__all__ = ["ModelConfig", "Network", "build_network"]
+MakeTower = Callable[..., Tower]
+"""`build_tower` with all but `upto` and `stacked` filled in."""
+
+RESIDUAL_STAGES = (2, 3, 4, 5)
 
 
-def build_network(
-    config: ModelConfig,
-    *,
-    num_classes: int,
-    flow_length: int,
-    read_bytes: ReadBytes | None = None,
-    pretrained: bool = True,
-) -> Network:
-    """The network that `config` describes, initialised from torch's global random numbers.
+class Network(nn.Module):
+    """Snippets in, class scores out.
 
-    Args:
-        config: the model's settings.
-        num_classes: K, over all data sets.
-        flow_length: L, the flow fields of a snippet.
-        read_bytes: reads the safetensors files that the towers' weights name.
-        pretrained: False leaves out the towers' weights, for a network whose state is loaded next.
-
-    Raises:
-        ConfigError: config wants another number of classes than num_classes.
-        WeightsError: a tower's weights cannot be had, or do not fit.
+    `forward(rgb, flow)` takes RGB (N, T, 3, H, W) and flow (N, T, 2L, H, W), or None for the one it does not need, and
+    gives logits (N, K) for every tower that has a loss of its own.
     """
-    wanted = sum(config.head_classes) or config.num_classes
-    if wanted not in (None, num_classes):
-        raise ConfigError(
-            f"model.{'head_classes' if config.head_classes else 'num_classes'} is {wanted}, but the data has "
-            f"{num_classes} classes: leave it out, or choose other data"
+
+    needs_rgb: bool = True
+    """Whether forward wants RGB frames."""
+    needs_flow: bool = True
+    """Whether forward wants stacks of flow."""
+    head_classes: tuple[int, ...]
+    """Classes of each data set; they add up to K."""
+
+    def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
+        """Logits (N, K) by tower."""
+        raise NotImplementedError
+
+    def scores(self, outputs: dict[str, Tensor], *, head: int = 0) -> Tensor:
+        """Class scores (N, K) for the decision: the mean of the towers' last layers (Feichtenhofer et al. 2016).
+
+        With several data sets, the scores of the classes of data set number `head`.
+        """
+        return torch.stack([self.split_heads(logits)[head] for logits in outputs.values()]).mean(dim=0)
+
+    def all_scores(self, outputs: dict[str, Tensor]) -> Tensor:
+        """The scores of all data sets side by side, (N, K); those of different data sets do not compare."""
+        return torch.cat([self.scores(outputs, head=head) for head in range(len(self.head_classes))], dim=1)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Scores (N, K), averaged over views or not, as probabilities that add up to 1."""
+        return F.softmax(scores, dim=1)
+
+    def split_heads(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Logits (N, K) as one (N, K_i) for each data set of multi-task training."""
+        return logits.split(self.head_classes, dim=1)
+
+    def parameter_groups(self, *, lr: float, weight_decay: float, bias_lr_factor: float = 2.0) -> list[dict[str, Any]]:
+        """What learns, as an optimiser's groups (the official codes of both 2016 papers).
+
+        Weights learn at lr with decay, biases at bias_lr_factor times lr without; batch norm has no decay, and its
+        scales learn as fast as biases do, its shifts at lr. Frozen parameters are in no group.
+        """
+        weights, biases, shifts = [], [], []
+        for module in self.modules():
+            is_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+            for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
+                if is_norm and name == "bias":
+                    shifts.append(parameter)
+                elif is_norm or name == "bias":
+                    biases.append(parameter)
+                else:
+                    weights.append(parameter)
+        groups = [
+            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
+            {"name": "biases", "params": biases, "lr": bias_lr_factor * lr, "weight_decay": 0.0},
+            {"name": "norm shifts", "params": shifts, "lr": lr, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def checkpoint_activations(self) -> "Network":
+        """Let towers keep only the maps at their poolings, and compute the others again in the backward pass.
+
+        Raises:
+            ConfigError: a tower has batch normalisation that learns: its moments would move twice a step.
+        """
+        towers = [module for module in self.modules() if isinstance(module, Tower)]
+        for tower in towers:
+            norms = (module for module in tower.modules() if isinstance(module, nn.BatchNorm2d))
+            if any(next(norm.parameters()).requires_grad for norm in norms):
+                raise ConfigError(
+                    "activation checkpointing goes with towers without batch normalisation (vgg16, vgg_m_2048), "
+                    "or with frozen ones: set training.activation_checkpointing=false, or use training.micro_batches"
+                )
+        for tower in towers:
+            tower.recomputes = True
+        return self
+
+    def to_channels_last(self) -> "Network":
+        """Lay convolutions out as GPUs read them best, maps innermost; the maps follow by themselves."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+            elif isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
+        return self
+
+
+def _wanted(frames: Tensor | None, stream: str) -> Tensor:
+    """The frames, which a network with this stream cannot do without."""
+    if frames is None:
+        raise ConfigError(f"this network wants {stream}, got None: load both streams, or choose model.streams")
+    return frames
+
+
+class LateNetwork(Network):
+    """Towers that meet only in their scores (Simonyan and Zisserman 2014, sec. 2); also one stream alone."""
+
+    def __init__(self, config: ModelConfig, *, spatial_tower: MakeTower, temporal_tower: MakeTower) -> None:
+        super().__init__()
+        self.needs_rgb = config.streams != "temporal"
+        self.needs_flow = config.streams != "spatial"
+        if self.needs_rgb:
+            self.spatial = spatial_tower()
+        if self.needs_flow:
+            self.temporal = temporal_tower()
+
+    def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
+        """Logits (N, K) of each tower, averaged over snippets."""
+        outputs = {}
+        if self.needs_rgb:
+            rgb = _wanted(rgb, "rgb")
+            outputs["spatial"] = mean_scores(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0])
+        if self.needs_flow:
+            flow = _wanted(flow, "flow")
+            outputs["temporal"] = mean_scores(self.temporal(flow.flatten(0, 1)), num_samples=flow.shape[0])
+        return outputs
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """The scores themselves: they are means of softmax scores."""
+        return scores
+
+    def scores(self, outputs: dict[str, Tensor], *, head: int = 0) -> Tensor:
+        """The mean of the towers' softmax scores, (N, K)."""
+        logits = (self.split_heads(outputs[tower])[head] for tower in outputs)
+        return torch.stack([F.softmax(scores, dim=1) for scores in logits]).mean(dim=0)
+
+
+class _Stop(NamedTuple):
+    """Where the towers halt: to be fused, or to be pooled over time."""
+
+    spatial: str
+    temporal: str | None
+    """None: the temporal tower has ended before."""
+    fuses: bool
+
+
+class FusedNetwork(Network):
+    """The temporal tower is fused into the spatial one, which goes on as the spatiotemporal stream."""
+
+    def __init__(
+        self, config: ModelConfig, *, num_classes: int, spatial_tower: MakeTower, temporal_tower: MakeTower
+    ) -> None:
+        super().__init__()
+        fusion = config.fusion
+        channels = layer_channels(config.spatial, num_classes=num_classes)
+        is_bilinear = fusion.method == "bilinear"
+        self.keeps_temporal = config.keep_temporal_tower
+        self.stops = _stops(config)
+        self.conv_layer = _time_conv_layer(config)
+        temporal_layers = [counterpart(layer, among=list(layer_channels(config.temporal))) for layer in fusion.layers]
+        self.spatial = spatial_tower(
+            upto=fusion.layers[-1] if is_bilinear else None,
+            stacked={layer: channels[layer] for layer in fusion.layers if fusion.method == "concat"},
         )
-    spatial, temporal = (
-        tower if pretrained else replace(tower, weights=None) for tower in (config.spatial, config.temporal)
+        self.temporal = temporal_tower(upto=None if self.keeps_temporal else temporal_layers[-1])
+        if config.freeze_below_fusion:
+            self.spatial.freeze(fusion.layers[0])
+            self.temporal.freeze(temporal_layers[0])
+        self.fusions = nn.ModuleDict(
+            {layer: self._fusion_at(layer, fusion, num_channels=channels[layer]) for layer in fusion.layers}
+        )
+        if self.conv_layer is not None:
+            self.time_conv = _time_conv(fusion, num_channels=channels[self.conv_layer])
+        if fusion.temporal != "pool2d":
+            self.time_pool = TimeMaxPool(window=fusion.pool_snippets, stride=fusion.pool_stride)
+        if is_bilinear:
+            self.classifier = FullyConnected(channels[fusion.layers[0]] ** 2, num_classes, classifies=True)
+
+    def _fusion_at(self, layer: str, fusion: FusionConfig, *, num_channels: int) -> nn.Module:
+        if fusion.method == "conv" and layer == self.conv_layer:
+            return ConcatFusion()
+        if fusion.method == "conv" and layer == CLASSIFIER and len(fusion.layers) > 1:
+            # Feichtenhofer et al. 2016, table 2: fusing the scores after an earlier fusion adds no weights.
+            return build_fusion(replace(fusion, method="sum"), num_channels=num_channels)
+        return build_fusion(fusion, num_channels=num_channels, rectifies=layer != CLASSIFIER)
+
+    def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
+        """Logits (N, K) of the spatiotemporal stream ("fused") and, where it is kept, of the temporal tower."""
+        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
+        num_samples = rgb.shape[0]
+        spatial, temporal = rgb.flatten(0, 1), flow.flatten(0, 1)
+        spatial_layer, temporal_layer = None, None
+        for stop in self.stops:
+            spatial = self.spatial(spatial, after=spatial_layer, upto=stop.spatial)
+            spatial_layer = stop.spatial
+            if stop.temporal is not None:
+                temporal = self.temporal(temporal, after=temporal_layer, upto=stop.temporal)
+                temporal_layer = stop.temporal
+            if stop.fuses:
+                spatial = self.fusions[stop.spatial](spatial, temporal)
+                if stop.spatial == self.conv_layer:
+                    spatial = self.time_conv(spatial, num_samples=num_samples)
+            else:
+                spatial = self.time_pool(spatial, num_samples=num_samples)
+                if stop.temporal is not None:
+                    temporal = self.time_pool(temporal, num_samples=num_samples)
+        spatial = self.spatial(spatial, after=spatial_layer)
+        if hasattr(self, "classifier"):
+            spatial = self.classifier(spatial)
+        outputs = {"fused": mean_scores(spatial, num_samples=num_samples)}
+        if self.keeps_temporal:
+            temporal = self.temporal(temporal, after=temporal_layer)
+            outputs["temporal"] = mean_scores(temporal, num_samples=num_samples)
+        return outputs
+
+
+class StResNet(Network):
+    """Residual motion connections into appearance, and temporal filters in both (Feichtenhofer et al. 2016b, code).
+
+    In every stage K, resKb of either tower convolves over snippets, and the branch of the appearance tower's resKb
+    reads its own resKa before the ReLU joined by the motion tower's resKa after the ReLU; the identity stays unfused.
+    """
+
+    def __init__(self, config: ModelConfig, *, spatial_tower: MakeTower, temporal_tower: MakeTower) -> None:
+        super().__init__()
+        self.multiplies = config.st_resnet.injection == "multiply"
+        self.pools_time = config.st_resnet.pools_time
+        self.spatial, self.temporal = spatial_tower(), temporal_tower()
+        for tower in (self.spatial, self.temporal):
+            for stage in RESIDUAL_STAGES:
+                _inflate(tower, f"res{stage}b")
+        if self.pools_time:
+            self.time_pool = TimeMaxPool(window=config.fusion.pool_snippets, stride=config.fusion.pool_stride)
+
+    def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
+        """Logits (N, K) of both towers, each with a loss of its own."""
+        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
+        num_samples = rgb.shape[0]
+        spatial, temporal = rgb.flatten(0, 1), flow.flatten(0, 1)
+        above = None
+        for stage in RESIDUAL_STAGES:
+            fused, unit = f"res{stage}a", f"res{stage}b"
+            unrectified = self.spatial(spatial, after=above, upto=fused)
+            temporal = self.temporal(temporal, after=above, upto=f"{fused}_relu")
+            injected = unrectified * temporal if self.multiplies else unrectified + temporal
+            spatial = self.spatial(unrectified, after=fused, upto=f"{fused}_relu")
+            spatial = self.spatial.get_submodule(unit)(spatial, injected=injected, num_samples=num_samples)
+            temporal = self.temporal.get_submodule(unit)(temporal, injected=temporal, num_samples=num_samples)
+            above = unit
+        outputs = {}
+        for name, tower, maps in (("spatial", self.spatial, spatial), ("temporal", self.temporal, temporal)):
+            last_maps = tower(maps, after=above, upto="res5c_relu")
+            if self.pools_time:
+                last_maps = self.time_pool(last_maps, num_samples=num_samples)
+            outputs[name] = mean_scores(tower(last_maps, after="res5c_relu"), num_samples=num_samples)
+        return outputs
+
+
+class Stfn(Network):
+    """Two sets of residual inception blocks over the whole video, and a fusion connection (Cho and Foroosh 2018).
+
+    The abstract says: blocks for the temporal dynamics of appearance and of motion, over the features of the whole
+    video, a fusion connection between them, end to end, on any base network. Ours is the rest: one set on each
+    tower's features (below fc8, averaged over places), fusion.method as the connection, the mean over time as the
+    video's representation, one classifier; block sizes in `StfnConfig`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, num_classes: int, spatial_tower: MakeTower, temporal_tower: MakeTower
+    ) -> None:
+        super().__init__()
+        channels = layer_channels(config.spatial)[feature_layer(config.spatial)]
+        self.spatial = spatial_tower(upto=feature_layer(config.spatial))
+        self.temporal = temporal_tower(upto=feature_layer(config.temporal))
+        self.appearance, self.motion = (
+            nn.Sequential(
+                *(
+                    ResidualInception(
+                        channels,
+                        branch_maps=config.stfn.branch_maps,
+                        residual_scale=config.stfn.residual_scale,
+                    )
+                    for _ in range(config.stfn.num_blocks)
+                )
+            )
+            for _ in range(2)
+        )
+        self.fusion = build_fusion(config.fusion, num_channels=channels)
+        in_maps = 2 * channels if config.fusion.method == "concat" else channels
+        self.classifier = FullyConnected(in_maps, num_classes, classifies=True)
+
+    def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
+        """Logits (N, K) of the whole video."""
+        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
+        appearance = self.appearance(_over_time(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0]))
+        motion = self.motion(_over_time(self.temporal(flow.flatten(0, 1)), num_samples=rgb.shape[0]))
+        fused = self.fusion(appearance[..., None], motion[..., None])
+        return {"fused": self.classifier(fused.mean(dim=(2, 3), keepdim=True)).flatten(1)}
+
+
+def _stops(config: ModelConfig) -> tuple[_Stop, ...]:
+    """Where the towers halt, in the order of the way through them."""
+    order = list(layer_channels(config.spatial))
+    temporal_order = list(layer_channels(config.temporal))
+    stops = [_Stop(layer, counterpart(layer, among=temporal_order), fuses=True) for layer in config.fusion.layers]
+    if config.fusion.temporal != "pool2d":
+        below_pool = temporal_order[temporal_order.index(LAST_POOL) - 1]
+        last_fused = counterpart(config.fusion.layers[-1], among=temporal_order)
+        goes_on = config.keep_temporal_tower or temporal_order.index(last_fused) > temporal_order.index(below_pool)
+        pool = _Stop(order[order.index(LAST_POOL) - 1], below_pool if goes_on else None, fuses=False)
+        # Fusion at the pool's own layer comes first: False sorts before True.
+        stops = sorted([*stops, pool], key=lambda stop: (order.index(stop.spatial), not stop.fuses))
+    return tuple(stops)
+
+
+def _time_conv_layer(config: ModelConfig) -> str | None:
+    """The fusion layer that the 3D convolution follows: the last one that still has all snippets."""
+    if config.fusion.temporal != "conv3d":
+        return None
+    order = list(layer_channels(config.spatial))
+    return [layer for layer in config.fusion.layers if order.index(layer) < order.index(LAST_POOL)][-1]
+
+
+def _time_conv(fusion: FusionConfig, *, num_channels: int) -> TimeConv:
+    """The 3D convolution; for conv fusion it mixes both towers' maps itself, else it follows the fusion."""
+    stacked = 2 if fusion.method in ("conv", "concat") else 1
+    out_maps = stacked * num_channels if fusion.method == "concat" else num_channels
+    mixing = None
+    if fusion.initialisation != "gaussian":
+        mixing = (
+            torch.eye(out_maps)
+            if fusion.method == "concat"
+            else mixing_matrix(num_channels, stacked=stacked, initialisation=fusion.initialisation)
+        )
+    return TimeConv(stacked * num_channels, out_maps, mixing=mixing)
+
+
+def _inflate(tower: Tower, name: str) -> None:
+    """Replace a residual unit by one that convolves over snippets, starting where the unit stands."""
+    unit = cast(Bottleneck, tower.get_submodule(name))
+    tower.add_module(
+        name,
+        TimeResidualUnit(
+            convolutions=(unit.branch2a, unit.branch2b, unit.branch2c), norms=(unit.bn2a, unit.bn2b, unit.bn2c)
+        ),
     )
-    make = partial(build_tower, num_classes=num_classes, read_bytes=read_bytes)
-    towers: dict[str, MakeTower] = {
-        "spatial_tower": partial(make, spatial, in_channels=RGB_CHANNELS),
-        "temporal_tower": partial(make, temporal, in_channels=2 * flow_length),
-    }
-    network: Network
-    match config.architecture:
-        case "late":
-            network = LateNetwork(config, **towers)
-        case "fused":
-            network = FusedNetwork(config, num_classes=num_classes, **towers)
-        case "st_resnet":
-            network = StResNet(config, **towers)
-        case "stfn":
-            network = Stfn(config, num_classes=num_classes, **towers)
-    network.head_classes = config.head_classes or (num_classes,)
-    return network
+    if name in tower.frozen:
+        tower.freeze(name)
+
+
+def _over_time(maps: Tensor, *, num_samples: int) -> Tensor:
+    """Snippet features, (N * T, D, H, W) -> (N, D, T): the mean over places."""
+    return maps.mean(dim=(2, 3)).unflatten(0, (num_samples, -1)).transpose(1, 2)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig, counterpart, layer_channels
 from twostream_ray.models.temporal import StfnConfig, StResNetConfig
 from twostream_ray.models.towers import CLASSIFIER, LAST_POOL
+from twostream_ray.settings.bounds import require_within
 
 Architecture = Literal["late", "fused", "st_resnet", "stfn"]
 Streams = Literal["both", "spatial", "temporal"]

@@ -11,7 +11,6 @@ from typing import NamedTuple, get_args
 
 from torch import nn
 
-from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.pretrained import load_weights
 from twostream_ray.models.towers import (
@@ -25,6 +24,7 @@ from twostream_ray.models.towers import (
     Tower,
     batch_norm,
 )
+from twostream_ray.settings.bounds import require_within
 
 _FIRST_STAGE_MAPS: dict[Backbone, int] = {"vgg16": 64, "vgg_m_2048": 96, "resnet50": 64, "vgg_small": 32}
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
+from twostream_ray.settings.bounds import require_within
 
 Injection = Literal["add", "multiply"]
 

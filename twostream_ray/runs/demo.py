@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twostream_ray import storage
-from twostream_ray.data.catalog import CatalogConfig
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.synthetic import SyntheticConfig, synthesize
-from twostream_ray.models.networks import ModelConfig
-from twostream_ray.runs.config import ExperimentConfig, IngestConfig
-from twostream_ray.runs.evaluate import Published, evaluate_run
-from twostream_ray.runs.fit import Progress
-from twostream_ray.runs.ingest import IngestReport, ingest
-from twostream_ray.runs.train import TrainReport, train
+from twostream_ray.data.sources.catalog import CatalogConfig
+from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
+from twostream_ray.models.build import ModelConfig
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.ingest import IngestConfig, IngestReport, ingest
+from twostream_ray.runs.score.publish import Published, evaluate_run
+from twostream_ray.runs.train.run import TrainReport, train
+from twostream_ray.runs.train.worker_group import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

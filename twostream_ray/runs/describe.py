@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from twostream_ray.models import description
-from twostream_ray.runs.config import DescribeConfig
+from twostream_ray.models.build import ModelConfig
+from twostream_ray.settings.bounds import require_within
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeConfig:
+    """Parts, sizes and costs of a network for one training sample; builds nothing and takes seconds."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+
+    num_classes: int = 101
+    """K, where the model's own settings leave it to the data."""
+
+    flow_length: int = 10
+    """L: flow fields per snippet."""
+
+    num_snippets: int = 5
+    """T: snippets per sample."""
+
+    size_px: int = 224
+    """Height and width of the network's input in px."""
+
+    format: Literal["text", "json"] = "text"
+    """text: tables; json: one JSON object, for programs (--json for short)."""
+
+    def __post_init__(self) -> None:
+        require_within(
+            self,
+            num_classes="[1, 1_000_000]",
+            flow_length="[1, 1_000]",
+            num_snippets="[1, 1_000]",
+            size_px="[1, 8_192]",
+        )
 
 
 def describe(config: DescribeConfig) -> dict[str, Any]:

@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from twostream_ray import storage, visualize
-from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import SnippetLoader
+from twostream_ray.data.loading.lanes import Pass
+from twostream_ray.data.loading.pipeline import SnippetLoader
+from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shards import open_shards
-from twostream_ray.data.synthetic import Group, SyntheticConfig
+from twostream_ray.data.shards.shards import open_shards
+from twostream_ray.data.sources.synthetic import Group, SyntheticConfig
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.documents import COUNT, read_json, record
 from twostream_ray.errors import ConfigError, TrainingError, own_error
+from twostream_ray.models.build import ModelConfig, build_network
 from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.networks import ModelConfig, build_network
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs import demo
-from twostream_ray.runs.config import FindingsConfig
+from twostream_ray.runs.cluster.session import polled, ray_session
 from twostream_ray.runs.outputs import refuse_foreign_files
-from twostream_ray.runs.session import polled, ray_session
+from twostream_ray.settings.bounds import require_within
+from twostream_ray.storage.json_files import COUNT, read_json, record
 from twostream_ray.training.recipe import TrainingConfig
 
 _FILES = ("findings.md", "findings.png")
@@ -50,7 +50,21 @@ _WHOLE_CLIP = SamplingConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class FindingsConfig:
+    """Train every network of the papers' comparisons on synthetic videos: under an hour on 2 cores, resumable."""
+
+    out: str = "findings"
+    """Directory for videos, shards, results, table and picture."""
+
+    num_seeds: int = 3
+    """Trainings of each network, with seeds 0, 1, ..."""
+
+    def __post_init__(self) -> None:
+        require_within(self, num_seeds="[1, 1_000]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
     """Networks that are trained on the same videos with the same budget."""
 
     clips: SyntheticConfig
@@ -64,7 +78,7 @@ class Contest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class ComparisonRow:
     """A network's accuracy over seeds."""
 
     group: Group
@@ -84,7 +98,7 @@ class Finding:
         return f"{statistics.mean(self.top1):.1%}{spread}"
 
 
-def contests() -> dict[Group, Contest]:
+def comparisons() -> dict[Group, Comparison]:
     """What is compared on which videos.
 
     `binding`: streams alone and averaged, every method at relu3, every layer, one tower or two above the fusion
@@ -97,7 +111,7 @@ def contests() -> dict[Group, Contest]:
         return ModelConfig(spatial=_SMALL, temporal=_SMALL, fusion=fusion, keep_temporal_tower=keep)
 
     return {
-        "binding": Contest(
+        "binding": Comparison(
             clips=SyntheticConfig(group="binding", val_clips=0, size_px=_SIZE_PX),
             sampling=_ONE_FRAME,
             training=TrainingConfig(epochs=5, global_batch=32, learning_rate=0.1, schedule="cosine", warmup_epochs=1.0),
@@ -119,7 +133,7 @@ def contests() -> dict[Group, Contest]:
                 "conv at relu3, one tower above": fused("relu3", keep=False),
             },
         ),
-        "order": Contest(
+        "order": Comparison(
             clips=SyntheticConfig(group="order", train_clips=640, val_clips=0, size_px=_SIZE_PX),
             sampling=_WHOLE_CLIP,
             training=TrainingConfig(epochs=4, global_batch=16, learning_rate=0.1, schedule="cosine", warmup_epochs=1.0),
@@ -137,15 +151,17 @@ Progress = Callable[[int, int], None]
 """Called with (trainings done, trainings in all)."""
 
 
-def prepare(config: FindingsConfig, contest: Contest, *, progress: Callable[[int, int], None]) -> str:
-    """Write a contest's videos and shards below `config.out`, or find them there; gives the shards' place."""
-    shards = storage.join(storage.absolute(config.out), contest.clips.group, "shards")
-    demo.prepare(contest.clips, shards=shards, progress=lambda done, _, total: progress(done, total))
+def prepare(config: FindingsConfig, comparison: Comparison, *, progress: Callable[[int, int], None]) -> str:
+    """Write a comparison's videos and shards below `config.out`, or find them there; gives the shards' place."""
+    shards = storage.join(storage.absolute(config.out), comparison.clips.group, "shards")
+    demo.prepare(comparison.clips, shards=shards, progress=lambda done, _, total: progress(done, total))
     return shards
 
 
-def findings(config: FindingsConfig, shards: Mapping[Group, str], *, progress: Progress | None = None) -> list[Finding]:
-    """Train every network of every contest with every seed, as many at a time as there are CPUs.
+def findings(
+    config: FindingsConfig, shards: Mapping[Group, str], *, progress: Progress | None = None
+) -> list[ComparisonRow]:
+    """Train every network of every comparison with every seed, as many at a time as there are CPUs.
 
     A training's result is kept below `config.out`: an interrupted call goes on where it was. Each training is one
     process with one thread, so a figure depends on its seed alone.
@@ -161,9 +177,9 @@ def findings(config: FindingsConfig, shards: Mapping[Group, str], *, progress: P
     wanted = [
         (group, network, seed)
         for seed in range(config.num_seeds)
-        for group, contest in contests().items()
+        for group, comparison in comparisons().items()
         if group in shards
-        for network in contest.networks
+        for network in comparison.networks
     ]
     results: dict[tuple[Group, str, int], dict[str, Any]] = {}
     with ray_session():
@@ -198,7 +214,7 @@ def findings(config: FindingsConfig, shards: Mapping[Group, str], *, progress: P
                 results[key] = result
                 storage.write_json(str(place), result)
     return [
-        Finding(
+        ComparisonRow(
             group=group,
             network=network,
             parameters=results[group, network, 0]["parameters"],
@@ -206,7 +222,7 @@ def findings(config: FindingsConfig, shards: Mapping[Group, str], *, progress: P
             clips=results[group, network, 0]["clips"],
         )
         for group in shards
-        for network in contests()[group].networks
+        for network in comparisons()[group].networks
     ]
 
 
@@ -230,7 +246,7 @@ def _kept(place: str) -> dict[str, Any] | None:
     )
 
 
-def write(config: FindingsConfig, found: list[Finding]) -> str:
+def write(config: FindingsConfig, found: list[ComparisonRow]) -> str:
     """Write table (findings.md) and picture (findings.png) below `config.out`; gives the directory."""
     out = Path(storage.absolute(config.out))
     lines = [_TABLE_HEAD, "|---|---|---|---|---|"]
@@ -248,50 +264,50 @@ def write(config: FindingsConfig, found: list[Finding]) -> str:
 
 def _experiment(group: Group, network: str, seed: int, *, shards: str) -> dict[str, Any]:
     """All that a result depends on, in JSON's types."""
-    contest = contests()[group]
+    comparison = comparisons()[group]
     settings = {
         "manifest_hash": open_shards(shards).hash,
-        "sampling": asdict(contest.sampling),
-        "training": asdict(contest.training),
-        "model": asdict(contest.networks[network]),
+        "sampling": asdict(comparison.sampling),
+        "training": asdict(comparison.training),
+        "model": asdict(comparison.networks[network]),
         "seed": seed,
     }
     return dict(json.loads(json.dumps(settings)))
 
 
 def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[str, Any]:
-    """Train one network of a contest and score the test split, in this process alone."""
+    """Train one network of a comparison and score the test split, in this process alone."""
     import numpy as np
     import torch
 
-    from twostream_ray.evaluation import report_on
+    from twostream_ray.evaluation.metrics import report_on
     from twostream_ray.training.loop import score_pass, train_pass
     from twostream_ray.training.recipe import build_optimiser
     from twostream_ray.training.step import TrainingStep
 
     started = time.monotonic()
-    contest = contests()[group]
+    comparison = comparisons()[group]
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     shard_set, device = open_shards(shards), torch.device("cpu")
     network = build_network(
-        contest.networks[network_name],
+        comparison.networks[network_name],
         num_classes=len(shard_set.classes),
-        flow_length=contest.sampling.flow_length,
+        flow_length=comparison.sampling.flow_length,
     )
-    optimiser = build_optimiser(network, config=contest.training)
-    step = TrainingStep(network, optimiser, config=contest.training, seed=seed, device=device)
+    optimiser = build_optimiser(network, config=comparison.training)
+    step = TrainingStep(network, optimiser, config=comparison.training, seed=seed, device=device)
     loader = SnippetLoader(
         shard_set,
         config=DataConfig(
             shards=shards,
-            sampling=contest.sampling,
+            sampling=comparison.sampling,
             # Left and right are classes.
             transforms=TransformConfig(crop_px=_SIZE_PX, size_jitter=0.0, flip=False),
             decode_threads=1,
         ),
-        passes=list(_passes(contest.training.epochs)),
-        global_batch=contest.training.global_batch,
+        passes=list(_passes(comparison.training.epochs)),
+        global_batch=comparison.training.global_batch,
         seed=seed,
         want_rgb=network.needs_rgb,
         want_flow=network.needs_flow,

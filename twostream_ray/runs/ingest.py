@@ -15,23 +15,63 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from twostream_ray import lease, storage
-from twostream_ray.data import encoder, images, lists
-from twostream_ray.data.catalog import Catalog, CatalogConfig, Clip, in_text_order, read_catalogs
+from twostream_ray import storage
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shard_records import Standing, delete_stale, refuse_loss, survey, told
-from twostream_ray.data.shard_writer import ShardPlan, ShardWriter, plan_shards, write_manifest
-from twostream_ray.data.shards import ROWS_PER_GROUP
-from twostream_ray.data.snippets import Source
+from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, survey, told
+from twostream_ray.data.shards.shards import ROWS_PER_GROUP
+from twostream_ray.data.shards.writer import ShardPlan, ShardWriter, plan_shards, write_manifest
+from twostream_ray.data.sources import images, lists
+from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, Clip, in_text_order, read_catalogs
+from twostream_ray.data.video import encoder
+from twostream_ray.data.video.prepare import Source
 from twostream_ray.errors import AccessError, ConfigError, TooManyBadVideosError, VideoError, own_error
-from twostream_ray.runs.cluster_room import require_room
-from twostream_ray.runs.config import IngestConfig
-from twostream_ray.runs.session import polled, ray_session, require_cluster
-from twostream_ray.temporary import sweep
+from twostream_ray.runs.cluster.resources import require_room
+from twostream_ray.runs.cluster.session import polled, ray_session, require_cluster
+from twostream_ray.settings.bounds import require_within
+from twostream_ray.storage import lease
+from twostream_ray.storage.temporary_folders import sweep
 
 _TASKS_WANTED = 64
 _PROBED_CLIPS = 5
 _LARGEST_VIDEO_BYTES = 64 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """Labelled raw videos -> shards with optical flow."""
+
+    catalog: CatalogConfig
+    """Where the videos and their labels are."""
+
+    out: str
+    """Directory or s3:// prefix of the shard set."""
+
+    replace: bool = False
+    """Delete the finished shards at `out` once the new ones are there, though they are of another data set, or of
+    folders of this one that hold nothing now; without it such an ingest is refused. Other files stay in any case."""
+
+    more: list[CatalogConfig] = field(default_factory=list)
+    """Further data sets for multi-task training, each with its name: a network gets a head for each."""
+
+    flow: FlowContract = field(default_factory=FlowContract)
+    """How optical flow is computed and coded."""
+
+    max_bad_fraction: float = 0.05
+    """Fail when more than this fraction of the videos had to be quarantined, in [0, 1]."""
+
+    max_frames: int = 10_000
+    """Longer videos are quarantined: a clip is one row, and a task takes about 40 kB of memory for every frame."""
+
+    rows_per_shard: int = 128
+    """Clips per shard file at most; small sets get smaller shards, so that every core has work."""
+
+    def __post_init__(self) -> None:
+        require_within(self, max_bad_fraction="[0, 1]", max_frames="[2, 1_000_000]", rows_per_shard="[1, 1_000_000]")
+        if self.flow.coding == "signed127" and any(one.flow_images for one in (self.catalog, *self.more)):
+            raise ConfigError(
+                "flow.coding must be legacy255 where catalog.flow_images are taken in, as the usual tools write them, "
+                "got signed127"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +262,7 @@ def estimate(clips: Sequence[Clip], config: IngestConfig) -> str:
 
     Time is that of this machine's cores; a cluster divides it by its own.
     """
-    from twostream_ray.data.isolation import probe_apart
+    from twostream_ray.data.video.isolation import probe_apart
 
     by_size = sorted(clips, key=lambda clip: clip.size_bytes)
     costs = []
@@ -338,7 +378,7 @@ def write_shard(
 
     A bad video is quarantined; nothing takes its place.
     """
-    from twostream_ray.data.isolation import prepare_apart
+    from twostream_ray.data.video.isolation import prepare_in_subprocess
 
     writer = ShardWriter(plan, out=out, contract=contract, max_frames=max_frames)
     for clip in plan.clips:
@@ -346,7 +386,7 @@ def write_shard(
         try:
             with _source(clip) as source:
                 sha256 = _hash(source)
-                encoded = prepare_apart(source, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
+                encoded = prepare_in_subprocess(source, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
         except (VideoError, AccessError) as error:
             writer.quarantine(clip, reason=f"{type(error).__name__}: {error}", sha256=sha256)
             count(True)

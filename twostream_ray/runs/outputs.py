@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from twostream_ray import storage
-from twostream_ray.documents import parse_json
 from twostream_ray.errors import ConfigError, TwoStreamError
+from twostream_ray.storage.json_files import parse_json
 
 _MARK = b"Software\0twostream_ray"
 _LIMIT_BYTES = 1 << 30

@@ -1,10 +1,25 @@
 """Delivering to MLflow what runs logged while it was away."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from twostream_ray import storage, tracking
 from twostream_ray.errors import JournalError, TrackingError
-from twostream_ray.runs.config import ReplayConfig
+from twostream_ray.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Deliver to MLflow what was logged while it was away; running it twice leaves nothing twice."""
+
+    runs: list[str] = field(default_factory=list)
+    """Directories or s3:// prefixes of runs, as runs/NAME; none: every run below `storage`."""
+
+    storage: str = "runs"
+    """Directory or s3:// prefix of all runs."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow; each run goes to the experiment that it was started for."""
 
 
 def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:

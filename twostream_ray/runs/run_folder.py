@@ -13,14 +13,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from twostream_ray import lease, storage
-from twostream_ray.data.shards import ShardSet, open_shards
-from twostream_ray.documents import read_json, record
+from twostream_ray import storage
+from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, ShardError
-from twostream_ray.runs.config import without_free_settings
-from twostream_ray.settings import refuse_changed
-from twostream_ray.tracking.journal import Journal
+from twostream_ray.runs.experiment import without_free_settings
+from twostream_ray.settings.parser import refuse_changed
+from twostream_ray.storage import lease
+from twostream_ray.storage.json_files import read_json, record
 from twostream_ray.tracking.lineage import MANIFEST
+from twostream_ray.tracking.outbox import Outbox
 
 _FOLDER = "data"
 _FILES = ("index.parquet", "manifest.json")
@@ -156,7 +157,7 @@ def explained(error: ShardError, shard_set: ShardSet, *, what: str) -> ShardErro
 
 def _refuse_other_manifest(place: str, now: ShardSet, *, what: str) -> None:
     """Of a run that an earlier version began only the tags of its MLflow run tell the data."""
-    identity = Journal(run_place=place).identity()
+    identity = Outbox(run_place=place).identity()
     if identity is None:
         return
     then = identity.tags.get(MANIFEST)

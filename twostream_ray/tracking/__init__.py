@@ -4,9 +4,9 @@ from twostream_ray.tracking.champion import Rollback, Verdict, promote, rollback
 from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import Delivery, replay
 from twostream_ray.tracking.download import pull
-from twostream_ray.tracking.journal import journals_below
 from twostream_ray.tracking.lineage import lineage_tags
 from twostream_ray.tracking.measurement import Measurement
+from twostream_ray.tracking.outbox import journals_below
 from twostream_ray.tracking.record import (
     DESCRIPTION,
     RunHandle,

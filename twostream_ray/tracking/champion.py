@@ -18,15 +18,15 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from twostream_ray import documents
 from twostream_ray.errors import RegistryError
 from twostream_ray.redaction import redact
+from twostream_ray.storage import json_files
 from twostream_ray.tracking.connection import (
     ANSWER_S,
     TrackingConfig,
     client_for,
-    hurried,
     registry_errors,
+    short_timeouts,
     within,
 )
 from twostream_ray.tracking.measurement import Measurement, measurement_from
@@ -49,10 +49,10 @@ person has set by hand since then stands."""
 _CLOCKS_DIFFER_SECONDS = 600.0
 """By how much the clock of another job may be ahead."""
 _TOLERATED = timedelta(seconds=_CLOCKS_DIFFER_SECONDS)
-_DECLARATION = documents.record(
+_DECLARATION = json_files.record(
     {
         "declared": {"type": "number", "minimum": 0, "maximum": 1e11},
-        "terms": documents.record(dict.fromkeys(("manifest_hash", "split", "metric"), documents.WORD)),
+        "terms": json_files.record(dict.fromkeys(("manifest_hash", "split", "metric"), json_files.WORD)),
     }
 )
 _MOST_ROUNDS = 20
@@ -122,7 +122,7 @@ class _Registry:
             if _CONTENDS not in tags or self.taken_back(version):
                 continue
             try:
-                stored = documents.parse_json(
+                stored = json_files.parse_json(
                     tags[_CONTENDS],
                     _DECLARATION,
                     where=f"tag {_CONTENDS} of version {version}",
@@ -166,7 +166,7 @@ def promote(
     uri = config.resolved_uri()
     terms = _Terms(manifest_hash=manifest_hash, split=split, metric=metric)
     with (
-        hurried(),
+        short_timeouts(),
         registry_errors(
             uri,
             wanted=f"promoting {name} version {version}",
@@ -221,7 +221,7 @@ def rollback(name: str, *, config: TrackingConfig, to: int | None = None, becaus
     """
     uri = config.resolved_uri()
     wanted = f"rolling back {name}" + (f" to version {to}" if to else "")
-    with hurried(), registry_errors(uri, wanted=wanted, way_out="check tracking.model_name and tracking.uri"):
+    with short_timeouts(), registry_errors(uri, wanted=wanted, way_out="check tracking.model_name and tracking.uri"):
         client = client_for(uri)
         before = _read(client, name)
         known = ", ".join(map(str, sorted(before.tags))) or "none"
@@ -243,7 +243,7 @@ def rollback(name: str, *, config: TrackingConfig, to: int | None = None, becaus
             _tag(client, name, before.champion, _ROLLED_BACK, mark[:_TAG_LENGTH])
         if _ROLLED_BACK in before.tags[target]:
             client.delete_model_version_tag(name, str(target), _ROLLED_BACK)
-        _crown(client, name, target, seen=before)
+        _set_champion(client, name, target, seen=before)
         if _alias(client, name, CHALLENGER) == target:
             client.delete_registered_model_alias(name, CHALLENGER)
     left = "which had none" if before.champion is None else f"in the place of version {before.champion}"
@@ -264,7 +264,7 @@ def _settle(client: MlflowClient, name: str, *, incumbent: int | None, since: fl
                 rightful = contender.version
         if rightful is None or rightful == seen.champion:
             return seen
-        _crown(client, name, rightful, seen=seen)
+        _set_champion(client, name, rightful, seen=seen)
     raise RegistryError(f"champion of {name} kept moving while {_MOST_ROUNDS} rounds were tried: promote again later")
 
 
@@ -326,7 +326,7 @@ def _read(client: MlflowClient, name: str) -> _Registry:
             return _Registry(tags=tags, champion=_alias(client, name, CHAMPION))
 
 
-def _crown(client: MlflowClient, name: str, version: int, *, seen: _Registry) -> None:
+def _set_champion(client: MlflowClient, name: str, version: int, *, seen: _Registry) -> None:
     """Make a version champion, on the record."""
     now = datetime.now(UTC)
     if seen.champion is not None and _CHAMPION_SINCE not in seen.tags.get(seen.champion, {_CHAMPION_SINCE: ""}):
@@ -358,14 +358,14 @@ def _user() -> str:
 
 
 def _point(client: MlflowClient, name: str, alias: str, version: int) -> None:
-    _insisted(partial(client.set_registered_model_alias, name, alias, str(version)))
+    _retry_once(partial(client.set_registered_model_alias, name, alias, str(version)))
 
 
 def _tag(client: MlflowClient, name: str, version: int, key: str, value: str) -> None:
-    _insisted(partial(client.set_model_version_tag, name, str(version), key, value))
+    _retry_once(partial(client.set_model_version_tag, name, str(version), key, value))
 
 
-def _insisted(write: Callable[[], object]) -> None:
+def _retry_once(write: Callable[[], object]) -> None:
     from mlflow.exceptions import MlflowException
 
     try:

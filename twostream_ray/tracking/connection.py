@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from twostream_ray.errors import ConfigError, RegistryError
-from twostream_ray.names import require_name
 from twostream_ray.redaction import redact, with_quoted_credentials
-from twostream_ray.scratch import locked, own_folder
+from twostream_ray.settings.names import require_name
+from twostream_ray.storage.user_folder import locked, own_folder
 from twostream_ray.tracking import sqlite
-from twostream_ray.tracking.patience import limited
+from twostream_ray.tracking.timeouts import limited
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -210,7 +210,7 @@ def _migrate_once(uri: str) -> None:
 
 
 @contextlib.contextmanager
-def hurried(*, repeat: bool = True, request_s: int = 20) -> Iterator[None]:
+def short_timeouts(*, repeat: bool = True, request_s: int = 20) -> Iterator[None]:
     """Run a block with seconds of patience: MLflow's own is 4 minutes, at 120 s a request, for a server that is down.
 
     Settings that the environment already has stay, except that no request is repeated where `repeat` is False. Blocks

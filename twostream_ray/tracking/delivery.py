@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from twostream_ray.errors import JournalError, TrackingError, TwoStreamError
 from twostream_ray.redaction import redact
-from twostream_ray.scratch import locked
-from twostream_ray.temporary import temporary_folder
+from twostream_ray.storage.temporary_folders import temporary_folder
+from twostream_ray.storage.user_folder import locked
 from twostream_ray.tracking import sqlite
-from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, hurried, load_mlflow
-from twostream_ray.tracking.journal import Event, Identity, Journal
-from twostream_ray.tracking.patience import limited
+from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, load_mlflow, short_timeouts
+from twostream_ray.tracking.outbox import Event, Identity, Outbox
+from twostream_ray.tracking.timeouts import limited
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,7 +80,7 @@ class Delivery:
         return f"{self.run_place}: {told}" + (f"; refused {self.refused}" if self.refused else "")
 
 
-def deliver_if_due(journal: Journal, uri: str) -> None:
+def deliver_if_due(journal: Outbox, uri: str) -> None:
     """Send what waits, in at most some seconds; while MLflow is away only now and then. Never raises."""
     outage = _outages.get(uri)
     if outage and time.monotonic() < outage.again_at:
@@ -96,7 +96,7 @@ def deliver_if_due(journal: Journal, uri: str) -> None:
             _outages.pop(uri, None)
 
 
-def deliver_now(journal: Journal, uri: str, *, patient: bool) -> bool:
+def deliver_now(journal: Outbox, uri: str, *, patient: bool) -> bool:
     """Send what waits, whenever MLflow was last seen away; gives whether all has arrived. Never raises.
 
     Takes some seconds at most, before a training; a `patient` one, behind it, as long as MLflow gets on.
@@ -129,7 +129,7 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
         TrackingError: MLflow does not answer, or another process is just delivering it.
         StorageError: the place cannot be read.
     """
-    journal, uri = Journal(run_place=run_place), config.resolved_uri()
+    journal, uri = Outbox(run_place=run_place), config.resolved_uri()
     try:
         delivered = _attempt(
             journal, uri, wait_s=_PATIENCE_S, request_s=_PATIENT_REQUEST_S, limit_s=_PATIENT_STANDSTILL_S
@@ -150,7 +150,7 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
 
 
 def _attempt(
-    journal: Journal,
+    journal: Outbox,
     uri: str,
     *,
     wait_s: float,
@@ -177,7 +177,7 @@ def _attempt(
     return limited(work, limit_s=wait_s + limit_s, grace_s=_GRACE_S)
 
 
-def _note_outage(journal: Journal, uri: str, error: Exception) -> None:
+def _note_outage(journal: Outbox, uri: str, error: Exception) -> None:
     before = _outages.get(uri)
     pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S) if before else _FIRST_PAUSE_S
     _outages[uri] = _Outage(pause_s=pause_s, again_at=time.monotonic() + pause_s)
@@ -195,14 +195,14 @@ def _note_outage(journal: Journal, uri: str, error: Exception) -> None:
 
 
 def _deliver(
-    journal: Journal, uri: str, *, request_s: int, most: int | None = None, progressed: Callable[[], None]
+    journal: Outbox, uri: str, *, request_s: int, most: int | None = None, progressed: Callable[[], None]
 ) -> Delivery:
     identity = journal.identity()
     if identity is None:
         raise JournalError(f"a run's directory with a tracking journal was wanted, {journal.run_place} has none")
     # No request is repeated by MLflow's client: one whose answer was lost may have been obeyed, and making a run
     # cannot be told from making it again.
-    with hurried(repeat=False, request_s=request_s):
+    with short_timeouts(repeat=False, request_s=request_s):
         client = client_for(uri)
         run = _run_of(identity, journal, client, uri)
         progressed()
@@ -246,7 +246,7 @@ def _deliver(
     )
 
 
-def _settle(journal: Journal, events: Sequence[Event], send: Callable[[Sequence[Event]], None]) -> int:
+def _settle(journal: Outbox, events: Sequence[Event], send: Callable[[Sequence[Event]], None]) -> int:
     """Send and forget; what MLflow itself refuses is set aside. Gives the number of those."""
     from mlflow.exceptions import MlflowException
 
@@ -267,7 +267,7 @@ def _settle(journal: Journal, events: Sequence[Event], send: Callable[[Sequence[
     return 0
 
 
-def _run_of(identity: Identity, journal: Journal, client: MlflowClient, uri: str) -> Run:
+def _run_of(identity: Identity, journal: Outbox, client: MlflowClient, uri: str) -> Run:
     """The run at this MLflow, made if it is not there; one that a person has deleted is made anew."""
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
@@ -301,7 +301,7 @@ def _run_of(identity: Identity, journal: Journal, client: MlflowClient, uri: str
     return run
 
 
-def _ids(journal: Journal) -> tuple[str, str] | None:
+def _ids(journal: Outbox) -> tuple[str, str] | None:
     """The ids that the journal knows; damaged ones are put aside, as the run is found by its key as well."""
     try:
         return journal.ids()
@@ -332,7 +332,7 @@ def _send_metrics(client: MlflowClient, run: Run, events: Sequence[Event]) -> in
     return len(fresh)
 
 
-def _send_files(client: MlflowClient, run_id: str, journal: Journal, event: Event) -> int:
+def _send_files(client: MlflowClient, run_id: str, journal: Outbox, event: Event) -> int:
     with temporary_folder() as scratch:
         count = journal.fetch_files(event, Path(scratch))
         if count:  # else a delivery was killed before it could forget the event

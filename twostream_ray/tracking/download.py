@@ -9,16 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostream_ray import documents, storage
+from twostream_ray import storage
 from twostream_ray.errors import RegistryError, StorageError
 from twostream_ray.redaction import redact
+from twostream_ray.storage import json_files
 from twostream_ray.tracking.connection import (
     ANSWER_S,
     TrackingConfig,
     client_for,
-    hurried,
     loading_mlflow,
     registry_errors,
+    short_timeouts,
     within,
 )
 from twostream_ray.tracking.registry import PACKAGE_FILES
@@ -32,10 +33,10 @@ RECORD = "pulled.json"
 _FOLDER = "artifacts"
 """Where MLflow puts the files of a model that it logs."""
 _LIMITS_BYTES = dict(zip(PACKAGE_FILES, (64 << 30, 64 << 20), strict=True))
-_OF_RECORD = documents.record(
+_OF_RECORD = json_files.record(
     {
-        "model": documents.WORD,
-        "files": documents.record(dict.fromkeys(PACKAGE_FILES, documents.list_of(documents.SHA256, at_most=10_000))),
+        "model": json_files.WORD,
+        "files": json_files.record(dict.fromkeys(PACKAGE_FILES, json_files.list_of(json_files.SHA256, at_most=10_000))),
     }
 )
 
@@ -61,7 +62,7 @@ def pull(
     wanted = f"downloading {model_uri}"
     known = _written_before(destination)
     with (
-        hurried(),
+        short_timeouts(),
         registry_errors(uri, wanted=wanted, way_out="check tracking.uri and the model's name, version or alias"),
     ):
         repository = _found(model_uri, config=config)
@@ -116,7 +117,7 @@ def _written_before(destination: Path) -> dict[str, list[str]]:
     record = destination / RECORD
     known: dict[str, list[str]] = {}
     if record.exists() or record.is_symlink():
-        known = documents.read_json(
+        known = json_files.read_json(
             str(record),
             _OF_RECORD,
             what="the record of a model that was pulled",

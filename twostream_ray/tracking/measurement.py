@@ -9,14 +9,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from twostream_ray import documents
 from twostream_ray.errors import RegistryError
+from twostream_ray.storage import json_files
 
 _logger = logging.getLogger(__name__)
-_SCHEMA = documents.record(
+_SCHEMA = json_files.record(
     {
-        "manifest_hash": documents.WORD,
-        "split": documents.WORD,
+        "manifest_hash": json_files.WORD,
+        "split": json_files.WORD,
         "num_evaluated": {"type": "integer", "minimum": 1, "maximum": 2**53},
         "num_clips": {"type": "integer", "minimum": 1, "maximum": 2**53},
         "metrics": {"type": "object", "additionalProperties": {"type": "number", "minimum": -1e300, "maximum": 1e300}},
@@ -80,7 +80,7 @@ def measurement_from(tags: Mapping[str, str], *, manifest_hash: str, split: str)
     if key not in tags:
         return None
     try:
-        stored = documents.parse_json(
+        stored = json_files.parse_json(
             tags[key],
             _SCHEMA,
             where=f"tag {key} of a model's version",

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Literal
 
 from twostream_ray.errors import JournalError, StorageError
 from twostream_ray.redaction import HIDDEN, is_secret_name, redact
-from twostream_ray.temporary import temporary_folder
+from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import deliver_if_due, deliver_now
-from twostream_ray.tracking.journal import Identity, Journal
 from twostream_ray.tracking.lineage import GIT_COMMIT
+from twostream_ray.tracking.outbox import Identity, Outbox
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def start_run(
         StorageError: the place cannot be written.
         JournalError: what lies there does not say which run it is of.
     """
-    journal = Journal(run_place=place)
+    journal = Outbox(run_place=place)
     if journal.identity() is None:
         shown = _run_tags(run_name, tags) | below(parent)
         if parent is not None:
@@ -109,7 +109,7 @@ def run_at(config: TrackingConfig, *, place: str) -> RunHandle | None:
     Raises:
         StorageError: the place cannot be read.
     """
-    journal = Journal(run_place=place)
+    journal = Outbox(run_place=place)
     try:
         if journal.identity() is None:
             return None
@@ -140,7 +140,7 @@ def deliver(handle: RunHandle) -> RunHandle:
 
 
 def _delivered(handle: RunHandle, *, patient: bool) -> RunHandle:
-    journal = Journal(run_place=handle.place)
+    journal = Outbox(run_place=handle.place)
     deliver_now(journal, handle.uri, patient=patient)
     with contextlib.suppress(StorageError, JournalError):
         if ids := journal.ids():
@@ -176,7 +176,7 @@ def send(handle: RunHandle) -> None:
 
     Never raises, and takes seconds at most.
     """
-    deliver_if_due(Journal(run_place=handle.place), handle.uri)
+    deliver_if_due(Outbox(run_place=handle.place), handle.uri)
 
 
 def log_artifacts(handle: RunHandle, paths: Sequence[Path], *, folder: str | None = None) -> None:
@@ -220,7 +220,7 @@ def _log(
 
 def _write(place: str, kind: str, values: Mapping[str, object], *, files: Mapping[str, Path] | None = None) -> bool:
     """Append to the journal of the run at a place; gives whether that went well."""
-    journal = Journal(run_place=place)
+    journal = Outbox(run_place=place)
     try:
         journal.append(kind, values, files=files)
     except (StorageError, OSError) as error:

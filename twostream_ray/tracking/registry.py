@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from twostream_ray.errors import RegistryError
 from twostream_ray.redaction import redact
-from twostream_ray.temporary import temporary_folder
-from twostream_ray.tracking.card import model_card
+from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.tracking.connection import (
     ANSWER_S,
     TrackingConfig,
@@ -22,6 +21,7 @@ from twostream_ray.tracking.connection import (
     within,
 )
 from twostream_ray.tracking.measurement import Measurement
+from twostream_ray.tracking.model_card import model_card
 from twostream_ray.tracking.record import RunHandle, deliver
 
 if TYPE_CHECKING:

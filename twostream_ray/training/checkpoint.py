@@ -1,245 +1,128 @@
-"""A model's package <-> directory: weights as safetensors, everything else as JSON; nothing is pickled.
+"""The state of training beside a model's package: optimiser.safetensors, state.json, and training.safetensors.
 
-model.safetensors and model.json are all that serving needs. In a checkpoint of training the state of training lies
-beside them (state.py); and, where model.safetensors holds averaged weights, those that training goes on with in
-training.safetensors.
+state.json tells how far training had come, so a checkpoint says itself what it is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from twostream_ray import storage
-from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.documents import WORD, check, list_of, read_json, record
-from twostream_ray.errors import CheckpointError, ConfigError, StorageError
-from twostream_ray.models.networks import ModelConfig, Network, build_network
-from twostream_ray.settings import from_mapping
-from twostream_ray.training.average import WeightAverage
+from twostream_ray.errors import CheckpointError
+from twostream_ray.model_package import BEHIND_AVERAGE, FORMAT, MODEL_FILES, tensors_of
+from twostream_ray.models.build import Network
+from twostream_ray.storage.json_files import COUNT, check, list_of, parse_json, record
+from twostream_ray.training.ema import WeightEma
 
-FORMAT = 1
-"""Version of the files; another one is refused."""
+STATE_FILE, OPTIMISER_FILE = "state.json", "optimiser.safetensors"
 
-MODEL_FILES = ("model.safetensors", "model.json")
-BEHIND_AVERAGE = "training.safetensors"
+METRICS = {
+    "type": "object",
+    "properties": {"epoch": COUNT},
+    "required": ["epoch"],
+    "additionalProperties": {"type": "number"},
+}
+"""The schema of an epoch's metrics."""
 
-_LIMIT_BYTES = 64 << 20
-_MOST_NUMBERS = 4_000_000_000
-"""Of all samples of a video; the papers' networks take 20 to 300 million."""
-
-_BLOCK = {"type": "object"}
-_OF_ANY_FORMAT = record({"format": {"type": "integer"}}, others=True)
-_SCHEMA = record(
+_NUMBER = {"type": "number"}
+_RESULT = record(
+    {
+        "losses": {"type": "object", "additionalProperties": _NUMBER},
+        "top1": _NUMBER,
+        "samples": COUNT,
+        "seconds": _NUMBER,
+        "data_wait": _NUMBER,
+    },
+    {"step_losses": list_of(_NUMBER), "skipped_steps": COUNT, "decoded": COUNT},
+)
+_BETWEEN_EPOCHS = record({"format": {"const": FORMAT}, "history": list_of(METRICS), "step": {"const": 0}})
+_WITHIN_ONE = record(
     {
         "format": {"const": FORMAT},
-        "model": _BLOCK,
-        "classes": {**list_of(WORD, at_least=1, at_most=1_000_000), "uniqueItems": True},
-        "contract": _BLOCK,
-        "sampling": _BLOCK,
-        "transforms": _BLOCK,
-        "lineage": {"type": "object", "additionalProperties": {"type": "string"}},
+        "history": list_of(METRICS),
+        "step": COUNT | {"minimum": 1},
+        "result": _RESULT,
     }
 )
-"""Of model.json; what its blocks hold, their settings classes say."""
+_WAY_OUT = "delete this checkpoint and run the same command again, which goes on from another one"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelPackage:
-    """Everything besides weights that using a trained network takes."""
+def save_state(
+    directory: Path, optimiser: torch.optim.Optimizer, state: dict[str, Any], *, network: Network | None = None
+) -> None:
+    """Write the optimiser and the position of training beside a model's package.
 
-    model: ModelConfig
-    """The network."""
-    classes: tuple[str, ...]
-    """Class names by index."""
-    contract: FlowContract
-    """The flow it was trained on, and must be given."""
-    sampling: SamplingConfig
-    """Snippets and test times."""
-    transforms: TransformConfig
-    """Crop size."""
-    lineage: dict[str, str] = field(default_factory=dict)
-    """Where it comes from: manifest hash, git commit, job id."""
-
-    def __post_init__(self) -> None:
-        outputs = sum(self.model.head_classes) or self.model.num_classes
-        if outputs not in (None, len(self.classes)):
-            raise ConfigError(f"its network has {outputs} outputs, there are {len(self.classes)} classes")
-        sampling, size = self.sampling, self.transforms.crop_px
-        numbers = sampling.test_times * sampling.num_snippets * (3 + 2 * sampling.flow_length) * size**2
-        if numbers > _MOST_NUMBERS:
-            raise ConfigError(
-                f"the samples of a video hold {numbers:,} numbers, at most {_MOST_NUMBERS:,} are wanted: choose fewer "
-                "test_times, num_snippets or flow fields, or a smaller crop_px"
-            )
-
-    def build(self, *, pretrained: bool) -> Network:
-        """The network, freshly initialised from torch's random numbers, or from the towers' pretrained weights.
-
-        Raises:
-            WeightsError: pretrained weights cannot be had, or do not fit.
-        """
-        return build_network(
-            self.model,
-            num_classes=len(self.classes),
-            flow_length=self.sampling.flow_length,
-            read_bytes=storage.read_bytes,
-            pretrained=pretrained,
-        )
-
-
-def save_model(directory: Path, network: Network, package: ModelPackage) -> None:
-    """Write a model's package.
+    `network` is given where the package holds averaged weights: it has those that training goes on with.
 
     Raises:
         OSError: the directory cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = tensors_of(network)
-    save_file(tensors, directory / MODEL_FILES[0])
-    (directory / "model.json").write_text(
-        json.dumps({"format": FORMAT, **asdict(package)}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
-
-
-def tensors_of(network: Network) -> dict[str, torch.Tensor]:
-    """The network's weights as they are stored."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-
-
-def read_package(directory: Path) -> ModelPackage:
-    """Read a model's settings without its weights.
-
-    Raises:
-        CheckpointError: model.json is missing, damaged or of another version.
-    """
-    path = str(directory / "model.json")
-    told: dict[str, Any] = {
-        "what": "a model's package",
-        "way_out": "take it from its registry again, or train again",
-        "error": CheckpointError,
+    tensors = {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, slots in optimiser.state_dict()["state"].items()
+        for name, value in slots.items()
+        if isinstance(value, torch.Tensor)
     }
-    try:
-        values = read_json(path, _OF_ANY_FORMAT, limit_bytes=_LIMIT_BYTES, **told)
-    except StorageError as error:
-        raise CheckpointError(f"a model's package was wanted at {directory}: {error}") from error
-    if values["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {values['format']}, this version reads format {FORMAT}: train again")
-    check(values, _SCHEMA, where=path, **told)
-    try:
-        return from_mapping(
-            ModelPackage, {name: value for name, value in values.items() if name != "format"}, complete=True
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{path} is damaged or was written by another version: {error}") from error
+    save_file(tensors, directory / OPTIMISER_FILE)
+    if network is not None:
+        save_file(tensors_of(network), directory / BEHIND_AVERAGE)
+    (directory / STATE_FILE).write_text(json.dumps({"format": FORMAT, **state}) + "\n", encoding="utf-8")
 
 
-def check_model(directory: Path) -> ModelPackage:
-    """Read a model's settings, and see that its weights are those of its network, before either takes memory.
+def parse_state(content: bytes, *, where: str) -> dict[str, Any]:
+    """What a state.json at `where` holds: history (metrics of each finished epoch), step, and the pass so far.
 
     Raises:
-        CheckpointError: a file is missing, damaged, of another version, or the weights are another network's.
+        CheckpointError: it is damaged or of another version.
     """
-    package = read_package(directory)
-    sampling, size = package.sampling, package.transforms.crop_px
-    with torch.device("meta"):
-        network = package.build(pretrained=False).eval()
-        rgb = torch.empty(1, sampling.num_snippets, 3, size, size)
-        flow = torch.empty(1, sampling.num_snippets, 2 * sampling.flow_length, size, size)
-    _check_weights(directory / MODEL_FILES[0], network)
-    try:
-        network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
-    except (ConfigError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{directory / 'model.json'}: crops of {size} px do not go through its network ({_brief(error)})"
-        ) from error
-    return package
+    what = "the state of a training"
+    state: dict[str, Any] = parse_json(
+        content, {"type": "object"}, where=where, what=what, way_out=_WAY_OUT, error=CheckpointError, metrics=True
+    )
+    if isinstance(version := state.get("format"), int) and version != FORMAT:
+        raise CheckpointError(f"{where} has format {version}, this version reads format {FORMAT}: train again")
+    schema = _WITHIN_ONE if state.get("step") else _BETWEEN_EPOCHS
+    check(state, schema, where=where, what=what, way_out=_WAY_OUT, error=CheckpointError)
+    return {name: value for name, value in state.items() if name != "format"}
 
 
-def load_model(directory: Path) -> tuple[Network, ModelPackage]:
-    """The trained network in evaluation mode, and its settings.
+def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put the stored momentum into the optimiser and return the position of training.
 
     Raises:
-        CheckpointError: a file is missing, damaged, of another version, or the weights are another network's.
+        CheckpointError: a file is missing, damaged, of another version or of another network.
     """
-    package = check_model(directory)
-    network = package.build(pretrained=False)
-    load_weights(network, directory)
-    network.eval()
-    return network, package
-
-
-def load_weights(network: Network, directory: Path, *, averaged: bool = False) -> None:
-    """Put a package's weights into a network of the same settings; where they are averages, those that were averaged.
-
-    Raises:
-        CheckpointError: the weights are missing, damaged, another network's or no finite numbers.
-    """
-    path = directory / (BEHIND_AVERAGE if averaged else MODEL_FILES[0])
-    _check_weights(path, network)
+    where = directory / OPTIMISER_FILE
     try:
-        network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise _no_weights(path, error) from error
-    for name, tensor in network.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{path} is damaged: {name} holds what is no finite number: use an earlier checkpoint or version"
-            )
-
-
-def _check_weights(path: Path, network: Network) -> None:
-    """Hold a file's names, shapes and kinds of numbers against a network's, without reading a weight."""
-    if not path.is_file():
-        raise _no_weights(path, "no regular file is there")
-    wanted = network.state_dict()
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in stored.items()}
+        content = (directory / STATE_FILE).read_bytes()
+        tensors = load_file(where)
     except (OSError, SafetensorError) as error:
-        raise _no_weights(path, error) from error
-    difference = _difference(wanted, found)
-    if difference:
         raise CheckpointError(
-            f"{path} holds the weights of another network ({difference}): use the settings it was trained with, or "
-            "another run name"
-        )
+            f"the state of a run was wanted at {directory}, it is missing or damaged ({error}): {_WAY_OUT}"
+        ) from error
+    state = parse_state(content, where=str(directory / STATE_FILE))
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters) or not name:
+            raise CheckpointError(f"{where} holds {key!r}, which is of no weight of this network: {_WAY_OUT}")
+        if tensor.dim() and tensor.shape != parameters[int(index)].shape:
+            raise CheckpointError(
+                f"{where} has {key} of shape {tuple(tensor.shape)}, this network's is "
+                f"{tuple(parameters[int(index)].shape)}: {_WAY_OUT}"
+            )
+        slots.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    return state
 
 
-def _difference(wanted: Mapping[str, torch.Tensor], found: Mapping[str, tuple[tuple[int, ...], str]]) -> str | None:
-    missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or unknown:
-        names = [f"lacks {missing[0]}"] if missing else []
-        names += [f"has {unknown[0][:100]!r} besides"] if unknown else []
-        return ", ".join(names) + f"; {len(missing) + len(unknown)} names differ"
-    for name, tensor in wanted.items():
-        shape, kind = found[name]
-        if shape != tuple(tensor.shape):
-            return f"{name} has shape {list(shape)[:8]}, {list(tensor.shape)} is wanted"
-        if kind.startswith(("F", "BF")) != tensor.is_floating_point():
-            return f"{name} is of kind {kind}, {tensor.dtype} is wanted"
-    return None
-
-
-def _no_weights(path: Path, fault: object) -> CheckpointError:
-    return CheckpointError(f"weights were wanted at {path}, which is missing or damaged ({_brief(fault)})")
-
-
-def _brief(fault: object) -> str:
-    return " ".join(str(fault).split())[:200]
-
-
-def load_average(average: WeightAverage, directory: Path) -> None:
+def load_average(average: WeightEma, directory: Path) -> None:
     """Go on with the averaged weights of a checkpoint.
 
     Raises:

@@ -12,11 +12,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twostream_ray.data.snippets import Batch
+from twostream_ray.data.loading.device import on_device
+from twostream_ray.data.video.prepare import Batch
 from twostream_ray.errors import NonFiniteLossError
 from twostream_ray.training.recipe import Precision, tower_losses, within_own_head
-from twostream_ray.training.step import TrainingStep, logits, on_device, unwrapped
-from twostream_ray.training.tally import PassResult, Tally
+from twostream_ray.training.running_metrics import PassResult, RunningMetrics
+from twostream_ray.training.step import TrainingStep, logits, unwrapped
 
 StepReport = Callable[[int, float], None]
 """Called after each step with (steps done, total loss of the step over the global batch)."""
@@ -52,7 +53,7 @@ def train_pass(
         NonFiniteLossError: a step's loss was NaN or infinite, and the settings say to stop; on every worker alike.
     """
     step.model.train()
-    tally = Tally(step.device)
+    tally = RunningMetrics(step.device)
     losses: list[float] = []
     skipped = 0
     unread: _Unread | None = None
@@ -134,7 +135,7 @@ def score_pass(
     """
     network = unwrapped(model)
     network.eval()
-    tally = Tally(device)
+    tally = RunningMetrics(device)
     sums: dict[int, NDArray[np.float32]] = {}
     views: dict[int, int] = {}
     for batch in on_device(tally.timed(batches), device):

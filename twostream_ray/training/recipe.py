@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from twostream_ray.bounds import require_within
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.networks import Network
+from twostream_ray.models.build import Network
+from twostream_ray.settings.bounds import require_within
 
 Precision = Literal["float32", "bfloat16"]
 

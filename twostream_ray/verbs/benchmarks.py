@@ -25,8 +25,8 @@ def benchmark(arguments: list[str]) -> int:
 
 def _benchmark_loader(arguments: list[str]) -> int:
     from twostream_ray.console import Bar, table
-    from twostream_ray.runs.benchmark.config import BenchmarkLoaderConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.benchmark.settings import BenchmarkLoaderConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(BenchmarkLoaderConfig, arguments, prog="twostream benchmark loader")
     require_place(config.out, setting="out")
@@ -57,8 +57,8 @@ def _benchmark_loader(arguments: list[str]) -> int:
 
 def _benchmark_ingest(arguments: list[str]) -> int:
     from twostream_ray.console import Bar, table
-    from twostream_ray.runs.benchmark.config import BenchmarkIngestConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.benchmark.settings import BenchmarkIngestConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(BenchmarkIngestConfig, arguments, prog="twostream benchmark ingest")
     from twostream_ray.runs.benchmark.ingest import benchmark_ingest
@@ -84,8 +84,8 @@ def _benchmark_ingest(arguments: list[str]) -> int:
 
 def _benchmark_step(arguments: list[str]) -> int:
     from twostream_ray.console import table
-    from twostream_ray.runs.benchmark.config import BenchmarkStepConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(BenchmarkStepConfig, arguments, prog="twostream benchmark step")
     from twostream_ray.runs.benchmark.step import benchmark_step
@@ -109,8 +109,8 @@ def _benchmark_step(arguments: list[str]) -> int:
 
 def _benchmark_train(arguments: list[str]) -> int:
     from twostream_ray.console import Bar, console, table
-    from twostream_ray.runs.benchmark.config import BenchmarkTrainConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.benchmark.settings import BenchmarkTrainConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(BenchmarkTrainConfig, arguments, prog="twostream benchmark train")
     from twostream_ray.runs.benchmark.training import benchmark_train

@@ -10,9 +10,8 @@ def synthesize(arguments: list[str]) -> int:
     from pathlib import Path
 
     from twostream_ray.console import Bar, console
-    from twostream_ray.data.synthetic import synthesize
-    from twostream_ray.runs.config import SynthesizeConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.data.sources.synthetic import SynthesizeConfig, synthesize
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(SynthesizeConfig, arguments, prog="twostream synthesize", positional="out")
     require_place(config.out, setting="out")
@@ -25,9 +24,8 @@ def synthesize(arguments: list[str]) -> int:
 def ingest(arguments: list[str]) -> int:
     """Labelled raw videos to shards."""
     from twostream_ray.console import Bar, console
-    from twostream_ray.runs.config import IngestConfig
-    from twostream_ray.runs.ingest import ingest
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.ingest import IngestConfig, ingest
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(IngestConfig, arguments, prog="twostream ingest")
     require_place(config.out, setting="out")
@@ -50,8 +48,8 @@ def inspect(arguments: list[str]) -> int:
     from pathlib import Path
 
     from twostream_ray.console import Bar, console, table
-    from twostream_ray.runs.config import InspectConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.inspect import InspectConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(InspectConfig, arguments, prog="twostream inspect", positional="shards")
     require_place(str(Path(config.out).parent), setting="the folder of out")

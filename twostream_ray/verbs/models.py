@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.names import printable
+from twostream_ray.settings.names import printable
 from twostream_ray.verbs import complain, require_place
 
 
 def train(arguments: list[str]) -> int:
     """Shards to a trained, evaluated and registered network."""
     from twostream_ray.console import TrainingDisplay, console
-    from twostream_ray.data.shards import open_shards
-    from twostream_ray.runs.config import ExperimentConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.data.shards.shards import open_shards
+    from twostream_ray.runs.experiment import ExperimentConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
     require_place(config.storage, setting="storage")
     config.tracking.require_usable()
-    from twostream_ray.runs.evaluate import evaluate_run, published_before
-    from twostream_ray.runs.session import ray_session, stop_on_sigterm
-    from twostream_ray.runs.train import SPLITS, require_splits, run_place, train
+    from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
+    from twostream_ray.runs.score.publish import evaluate_run, published_before
+    from twostream_ray.runs.train.run import SPLITS, require_splits, run_place, train
 
     # Before a cluster is started, which takes seconds.
     require_splits(config, open_shards(config.data.shards), SPLITS)
@@ -41,12 +41,12 @@ def train(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     """A trained model on a split of shards."""
     from twostream_ray.console import Bar, console
-    from twostream_ray.runs.config import EvaluateConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.score.evaluate import EvaluateConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(EvaluateConfig, arguments, prog="twostream evaluate")
     require_place(config.out, setting="out")
-    from twostream_ray.runs.evaluate import evaluate
+    from twostream_ray.runs.score.evaluate import evaluate
 
     with Bar("evaluate", unit="clips") as bar:
         evaluation = evaluate(config, progress=lambda done, total: bar.show(done, total))
@@ -60,11 +60,11 @@ def predict(arguments: list[str]) -> int:
     import json
     from dataclasses import asdict
 
-    from twostream_ray.runs.config import PredictConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.score.predict import PredictConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(PredictConfig, arguments, prog="twostream predict", positional="videos")
-    from twostream_ray.runs.predict import predict
+    from twostream_ray.runs.score.predict import predict
 
     failed = False
     for prediction in predict(config):
@@ -82,13 +82,13 @@ def predict(arguments: list[str]) -> int:
 def pull(arguments: list[str]) -> int:
     """Download a registered model."""
     from twostream_ray.console import console
-    from twostream_ray.runs.config import PullConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.score.model_source import PullConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(PullConfig, arguments, prog="twostream pull", positional="out")
-    from twostream_ray.runs.predict import pull
+    from twostream_ray.model_package import MODEL_FILES
+    from twostream_ray.runs.score.predict import pull
     from twostream_ray.tracking.download import RECORD
-    from twostream_ray.training.checkpoint import MODEL_FILES
 
     folder = pull(config)
     console.print(f"model.safetensors and model.json are in {folder}")
@@ -103,8 +103,8 @@ def rollback(arguments: list[str]) -> int:
     """Put the champion back."""
     from twostream_ray import tracking
     from twostream_ray.console import console
-    from twostream_ray.runs.config import RollbackConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.score.publish import RollbackConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(RollbackConfig, arguments, prog="twostream rollback")
     moved = tracking.rollback(config.tracking.model_name, config=config.tracking, to=config.to, because=config.because)
@@ -115,8 +115,8 @@ def rollback(arguments: list[str]) -> int:
 def track(arguments: list[str]) -> int:
     """Deliver to MLflow what was logged while it was away."""
     from twostream_ray.console import console
-    from twostream_ray.runs.config import ReplayConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.replay import ReplayConfig
+    from twostream_ray.settings.parser import from_arguments
 
     what, *rest = arguments or [""]
     if what != "replay":
@@ -134,8 +134,8 @@ def describe(arguments: list[str]) -> int:
     import json
 
     from twostream_ray.console import console, table
-    from twostream_ray.runs.config import DescribeConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.describe import DescribeConfig
+    from twostream_ray.settings.parser import from_arguments
 
     spelt_out = ["--format=json" if argument == "--json" else argument for argument in arguments]
     config = from_arguments(DescribeConfig, spelt_out, prog="twostream describe")

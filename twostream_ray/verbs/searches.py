@@ -10,13 +10,13 @@ from twostream_ray.verbs import require_place
 def tune(arguments: list[str]) -> int:
     """Many trainings, the best registered."""
     from twostream_ray.console import SearchDisplay, console
-    from twostream_ray.runs.search_settings import settings_from
+    from twostream_ray.runs.search.settings import settings_from
 
     config = settings_from(arguments)
     require_place(config.storage, setting="storage")
     config.tracking.require_usable()
-    from twostream_ray.runs.train import run_place
-    from twostream_ray.runs.tune import tune
+    from twostream_ray.runs.search.ray_tune import tune
+    from twostream_ray.runs.train.run import run_place
 
     with SearchDisplay(config.name, trials=config.search.trials) as display:
         report = tune(config, progress=display.show)
@@ -41,12 +41,12 @@ def tune(arguments: list[str]) -> int:
 def tune_scores(arguments: list[str]) -> int:
     """The best late fusion of scores."""
     from twostream_ray.console import Bar, console, table
-    from twostream_ray.runs.config import TuneScoresConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.score.tune_scores import TuneScoresConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(TuneScoresConfig, arguments, prog="twostream tune-scores")
     require_place(config.out, setting="out")
-    from twostream_ray.runs.tune_scores import tune_scores
+    from twostream_ray.runs.score.tune_scores import tune_scores
 
     with Bar("tune-scores", unit="settings") as bar:
         tuned = tune_scores(config, progress=bar.show)
@@ -80,16 +80,17 @@ def tune_scores(arguments: list[str]) -> int:
 def demo(arguments: list[str]) -> int:
     """The whole journey on synthetic videos."""
     from twostream_ray.console import Bar, TrainingDisplay, console, table
-    from twostream_ray.data.synthetic import SyntheticConfig
-    from twostream_ray.runs.config import ExperimentConfig, PredictConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.data.sources.synthetic import SyntheticConfig
+    from twostream_ray.runs.experiment import ExperimentConfig
+    from twostream_ray.runs.score.predict import PredictConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream demo")
     require_place(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs import demo
-    from twostream_ray.runs.predict import predict
-    from twostream_ray.runs.session import ray_session
+    from twostream_ray.runs.cluster.session import ray_session
+    from twostream_ray.runs.score.predict import predict
 
     rows = []
     with ray_session():
@@ -133,19 +134,19 @@ def demo(arguments: list[str]) -> int:
 def findings(arguments: list[str]) -> int:
     """The papers' findings on synthetic videos."""
     from twostream_ray.console import Bar, console, table
-    from twostream_ray.runs.config import FindingsConfig
-    from twostream_ray.settings import from_arguments
+    from twostream_ray.runs.findings import FindingsConfig
+    from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(FindingsConfig, arguments, prog="twostream findings")
     require_place(config.out, setting="out")
     from twostream_ray.runs import findings
-    from twostream_ray.runs.session import ray_session
+    from twostream_ray.runs.cluster.session import ray_session
 
     with ray_session():
         shards = {}
-        for group, contest in findings.contests().items():
+        for group, comparison in findings.comparisons().items():
             with Bar(f"{group}: videos to shards", unit="clips") as bar:
-                shards[group] = findings.prepare(config, contest, progress=bar.show)
+                shards[group] = findings.prepare(config, comparison, progress=bar.show)
         with Bar("networks", unit="trainings") as bar:
             found = findings.findings(config, shards, progress=lambda done, total: bar.show(done, total))
     for group in shards:

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray import storage
-from twostream_ray.data import flow, sampling, snippets, transforms
-from twostream_ray.data.clips import EncodedClip
-from twostream_ray.data.raw_video import FrameStream
-from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shards import ROWS_PER_GROUP, ShardSet, read_clips
-from twostream_ray.data.snippets import View
+from twostream_ray.data import flow, sampling, transforms
+from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, read_clips
+from twostream_ray.data.video import prepare
+from twostream_ray.data.video.clips import EncodedClip
+from twostream_ray.data.video.prepare import View
+from twostream_ray.data.video.raw_video import FrameStream
 
 Frames = Literal["decord in order", "decord seeking", "jpeg"]
 
@@ -45,7 +46,7 @@ class FolderClip:
         blank = EncodedClip(
             video=None, flow=None, num_frames=self.num_frames, height=self.height, width=self.width, fps=25.0
         )
-        return snippets.training_view(
+        return prepare.training_view(
             blank,
             sampling_config=config.sampling,
             transform_config=config.transforms,

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twostream_ray import storage
-from twostream_ray.data.catalog import Clip
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.benchmark.config import BenchmarkIngestConfig
-from twostream_ray.runs.config import IngestConfig
-from twostream_ray.runs.ingest import catalog_of, ingest
-from twostream_ray.runs.session import ray_session
+from twostream_ray.runs.benchmark.settings import BenchmarkIngestConfig
+from twostream_ray.runs.cluster.session import ray_session
+from twostream_ray.runs.ingest import IngestConfig, catalog_of, ingest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +76,8 @@ def _bare_processes(clips: tuple[Clip, ...], contract: FlowContract, *, cores: i
 
 def _bare(clips: tuple[Clip, ...], contract: FlowContract) -> float:
     """Clips per second of one thread that reads, decodes, computes flow, encodes and proves, and stores nothing."""
-    from twostream_ray.data.clips import prove_seeking
-    from twostream_ray.data.snippets import prepare_clip
+    from twostream_ray.data.video.clips import prove_seeking
+    from twostream_ray.data.video.prepare import prepare_clip
 
     def work(clip: Clip) -> None:
         content = storage.read_bytes(clip.uri)

@@ -15,15 +15,15 @@ from typing import Any, cast
 import numpy as np
 
 from twostream_ray import storage
-from twostream_ray.data import snippets
-from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import SnippetLoader
-from twostream_ray.data.settings import DataConfig
-from twostream_ray.data.shards import ShardSet, open_shards
+from twostream_ray.data.loading.lanes import Pass
+from twostream_ray.data.loading.pipeline import SnippetLoader
+from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.shards.shards import ShardSet, open_shards
+from twostream_ray.data.video import prepare
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.benchmark.config import BenchmarkLoaderConfig
 from twostream_ray.runs.benchmark.folders import FolderClip, FolderDataset, Frames, encoded_clips, extract
-from twostream_ray.runs.session import ray_session
+from twostream_ray.runs.benchmark.settings import BenchmarkLoaderConfig
+from twostream_ray.runs.cluster.session import ray_session
 
 _MEASURED_PASSES = 2
 _BATCH = 16
@@ -235,7 +235,7 @@ def _folder_costs(clips: list[FolderClip], data: DataConfig, *, frames: Frames) 
 
 def _distinct_fields(clip: FolderClip, data: DataConfig) -> int:
     times = clip.view(data, epoch=1).times
-    return len(snippets.needed_fields(times, config=data.sampling, num_frames=clip.num_frames))
+    return len(prepare.needed_fields(times, config=data.sampling, num_frames=clip.num_frames))
 
 
 def _refuse_missing_videos(clips: list[FolderClip]) -> None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from twostream_ray.data.snippets import Batch
+from twostream_ray.data.loading.device import to_device
+from twostream_ray.data.video.prepare import Batch
 from twostream_ray.models import description
-from twostream_ray.models.networks import build_network
-from twostream_ray.runs.benchmark.config import BenchmarkStepConfig
+from twostream_ray.models.build import build_network
+from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
 from twostream_ray.training.recipe import build_optimiser
-from twostream_ray.training.step import TrainingStep, prepared, to_device
+from twostream_ray.training.step import TrainingStep, prepared
 
 _FORWARD_AND_BACKWARD = 3
 """Backward takes about twice forward: once for the maps, once for the weights."""

@@ -16,19 +16,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from twostream_ray.data.lanes import Pass
-from twostream_ray.data.pipeline import SnippetLoader
-from twostream_ray.data.shards import open_shards
-from twostream_ray.data.snippets import Batch
+from twostream_ray.data.loading.device import on_device
+from twostream_ray.data.loading.lanes import Pass
+from twostream_ray.data.loading.pipeline import SnippetLoader
+from twostream_ray.data.shards.shards import open_shards
+from twostream_ray.data.video.prepare import Batch
 from twostream_ray.errors import ConfigError, TrainingError
 from twostream_ray.models import description
-from twostream_ray.models.networks import build_network
-from twostream_ray.runs.benchmark.config import BenchmarkTrainConfig
-from twostream_ray.runs.cluster_room import require_room
-from twostream_ray.runs.process_group import process_group_config
-from twostream_ray.runs.session import ray_session
+from twostream_ray.models.build import build_network
+from twostream_ray.runs.benchmark.settings import BenchmarkTrainConfig
+from twostream_ray.runs.cluster.resources import require_room
+from twostream_ray.runs.cluster.session import ray_session
+from twostream_ray.runs.train.process_group import process_group_config
 from twostream_ray.training.recipe import build_optimiser
-from twostream_ray.training.step import TrainingStep, distributed, on_device, prepared, unwrapped
+from twostream_ray.training.step import TrainingStep, distributed, prepared, unwrapped
 
 _PATIENCE_S = 1800.0
 _WARM_UP = 2
@@ -176,9 +177,9 @@ def _in_ray(config: BenchmarkTrainConfig, source: Source, *, workers: int) -> li
         )
         ray.get(arguments["results"].post.remote(made))
 
-    from twostream_ray.runs.board import Board
+    from twostream_ray.runs.train.mailbox import Mailbox
 
-    results: Any = ray.remote(Board).options(num_cpus=0).remote()
+    results: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
     gpus = torch.cuda.is_available()
     share = {"CPU": ray.cluster_resources()["CPU"] / 2 / workers, **({"GPU": 1.0} if gpus else {})}
     require_room([share] * workers, what="the workers of the benchmark", way_out="ask for fewer workers")

@@ -1,0 +1,327 @@
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from numpy.typing import NDArray
+from pixels import num_pixels
+
+from twostream_ray.cli import main
+from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.errors import ConfigError, StorageError, TwoStreamError
+from twostream_ray.evaluation.metrics import late_fusion, softmax, top_k_hits
+from twostream_ray.runs.score.score_files import StreamScoresConfig
+from twostream_ray.runs.score.tune_scores import TunedScores, TuneScoresConfig, tune_scores
+
+UCF101 = "scores/ucf101_split1_two_stream_minli.npz"
+
+
+def write(path: Path, scores: NDArray[Any], labels: NDArray[Any], ids: list[str], **more: Any) -> str:
+    np.savez(path, scores=scores, labels=labels, clip_ids=np.asarray(ids), **more)
+    return str(path)
+
+
+def right(tuned: TunedScores) -> dict[str, tuple[str, int]]:
+    return {one.name: (str(one.setting), one.num_right) for one in tuned.tried}
+
+
+@pytest.fixture
+def streams(tmp_path: Path) -> dict[str, Any]:
+    """Two files as `evaluate` writes them, of 60 clips of 3 classes, 10 videos each; the second is shuffled."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 20)
+    ids = [f"class{label}/v_{number // 2:02d}_c{number % 2}.avi" for number, label in enumerate(labels)]
+    spatial, temporal = (rng.normal(size=(60, 3)) + 1.2 * np.eye(3)[labels] for _ in range(2))
+    order = rng.permutation(60)
+    return {
+        "labels": labels,
+        "ids": ids,
+        "spatial": spatial,
+        "temporal": temporal,
+        "files": {
+            "spatial": write(tmp_path / "s.npz", spatial, labels, ids, split=np.asarray("val"), num_expected=61),
+            "temporal": write(tmp_path / "t.npz", temporal[order], labels[order], [ids[row] for row in order]),
+        },
+    }
+
+
+# -- the real scores of UCF101
+
+
+@pytest.mark.real
+def test_real_scores_of_ucf101_give_the_known_best_weight_in_well_under_two_seconds_for_1000_settings(
+    real: Path, tmp_path: Path
+) -> None:
+    config = TuneScoresConfig(choose=StreamScoresConfig(both=str(real / UCF101)), out=str(tmp_path))
+    started = time.process_time()
+    tuned = tune_scores(config)
+    seconds = time.process_time() - started
+    found = right(tuned)
+    assert found["spatial alone"][1] == 3074
+    assert found["temporal alone"][1] == 3014
+    assert found["equal weights of logits"][1] == 3332
+    assert found["equal weights of softmax"][1] == 3247
+    assert found["best average of logits"] == ("logits, temporal weight 0.24", 3421)
+    assert tuned.chosen.setting.temporal_weight == 0.24
+    assert (tuned.num_settings, tuned.chosen_on.num_clips) == (201 + 16 * 201, 3783)
+    assert seconds * 1000 / tuned.num_settings < 2
+    assert num_pixels(tmp_path / "fusion.png", "#0072b2") > 500
+
+
+@pytest.mark.real
+def test_choosing_and_quoting_on_the_same_real_clips_is_said_to_be_no_accuracy_to_quote(
+    real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--choose.both", str(real / UCF101), "--out", str(tmp_path), "--of", "[logits]"]
+    assert main(["tune-scores", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "201 settings in" in printed and "chosen: logits, temporal weight 0.24" in printed
+    assert "not an accuracy to quote: the setting was chosen on the 3783 clips that it is judged by" in printed
+    assert "choosing on the test split flatters" in printed
+    stored = json.loads((tmp_path / "fusion.json").read_text())
+    assert stored["chosen"]["num_right"] == 3421
+    assert stored["chosen"]["setting"]["temporal_weight"] == 0.24
+    assert stored["quoted_on"] is None and stored["verdict"].startswith("not an accuracy to quote")
+
+
+@pytest.mark.real
+def test_the_figure_that_an_svm_is_chosen_by_does_not_flatter_it(real: Path, tmp_path: Path) -> None:
+    """Ten hard classes of UCF101, odd groups to choose on, even ones to quote on; in mixed folds it would be 96.8 %."""
+    hard = [19, 22, 23, 31, 34, 53, 57, 77, 78, 98]
+    with np.load(real / UCF101) as arrays:
+        scores = dict(arrays)
+    groups = np.array([int(name[-6:-4]) for name in scores["names"]])
+    files, num_clips = {}, {}
+    for part, remainder in (("choose", 1), ("quote", 0)):
+        at = np.flatnonzero(np.isin(scores["label"], hard) & (groups % 2 == remainder))
+        labels, ids = np.searchsorted(hard, scores["label"][at]), list(scores["names"][at])
+        stored = {
+            stream: write(tmp_path / f"{part}_{stream}.npz", scores[stream][at][:, hard], labels, ids)
+            for stream in ("spatial", "temporal")
+        }
+        files[part], num_clips[part] = StreamScoresConfig(**stored), len(at)
+    tuned = tune_scores(TuneScoresConfig(**files, svm_penalties=[1.0], of=["logits"], out=str(tmp_path)))
+    (svm,) = [one for one in tuned.tried if one.setting.method == "svm"]
+    assert svm.num_right / num_clips["choose"] < (svm.num_right_quoted or 0) / num_clips["quote"]
+    assert tuned.chosen.setting.method == "average"
+    share = (tuned.chosen.num_right_quoted or 0) / num_clips["quote"]
+    assert tuned.verdict().startswith(f"to quote: top-1 {share:.2%}")
+
+
+# -- files
+
+
+def test_two_files_are_matched_clip_by_clip_whatever_their_order(streams: dict[str, Any], tmp_path: Path) -> None:
+    tuned = tune_scores(
+        TuneScoresConfig(
+            choose=StreamScoresConfig(**streams["files"]), weight_step=0.1, temperatures=[2.0], out=str(tmp_path)
+        )
+    )
+    labels, spatial, temporal = (streams[name] for name in ("labels", "spatial", "temporal"))
+    for of, key in (("logits", "equal weights of logits"), ("softmax", "equal weights of softmax")):
+        fused = late_fusion(spatial, temporal, of=of)  # type: ignore[arg-type]
+        assert right(tuned)[key][1] == top_k_hits(fused, labels, k=1).sum()
+    fused = late_fusion(spatial / 2, temporal / 2, temporal_weight=0.3)
+    (best,) = [one for one in tuned.tried if one.name == "best average of softmax"]
+    assert best.num_right >= top_k_hits(fused, labels, k=1).sum()
+    assert str(tuned.chosen_on) == "60 clips of split val (61 with those in quarantine)"
+    assert tuned.num_settings == 22
+
+
+def test_the_chosen_setting_is_quoted_on_other_clips(
+    streams: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [f"test/{clip}" for clip in streams["ids"]]
+    quote = {
+        name: write(tmp_path / f"q{name}.npz", streams[name][::-1], streams["labels"], ids, split=np.asarray("test"))
+        for name in ("spatial", "temporal")
+    }
+    arguments = [f"--choose.{name}={file}" for name, file in streams["files"].items()]
+    arguments += [f"--quote.{name}={file}" for name, file in quote.items()]
+    assert main(["tune-scores", *arguments, "--out", str(tmp_path / "o"), "--svm_penalties", "[1.0]"]) == 0
+    stored = json.loads((tmp_path / "o/fusion.json").read_text())
+    hits = stored["chosen"]["num_right_quoted"]
+    said = f"to quote: top-1 {hits / 60:.2%}, {hits} of 60 clips of split test; the setting was chosen on 60 clips"
+    assert stored["verdict"].startswith(said)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert said in printed and "best SVM of logits" in printed
+    assert imread(tmp_path / "o/fusion.png").shape[:2] == (506, 935)
+
+
+def test_probabilities_are_taken_for_what_they_are(streams: dict[str, Any], tmp_path: Path) -> None:
+    """`evaluate` writes the softmax of a single stream: averaging it is averaging softmax, not a softmax of softmax."""
+    files = {
+        name: write(
+            tmp_path / f"p{name}.npz", softmax(4 * streams[name]).astype(np.float32), streams["labels"], streams["ids"]
+        )
+        for name in ("spatial", "temporal")
+    }
+    config = TuneScoresConfig(choose=StreamScoresConfig(**files), temperatures=[1.0], out=str(tmp_path))
+    tuned = tune_scores(config)
+    fused = late_fusion(4 * streams["spatial"], 4 * streams["temporal"], of="softmax")
+    assert right(tuned)["equal weights of softmax"][1] == top_k_hits(fused, streams["labels"], k=1).sum()
+    fused = late_fusion(streams["spatial"], streams["temporal"], of="logits")
+    assert right(tuned)["equal weights of logits"][1] == top_k_hits(fused, streams["labels"], k=1).sum()
+    assert "choose: the spatial scores are probabilities; their logarithms are taken as logits" in tuned.notes
+
+
+def test_each_data_set_of_a_network_for_several_is_judged_by_its_own_classes(tmp_path: Path) -> None:
+    scores = np.array([[1.0, 2.0, 9.0], [9.0, 0.0, 3.0]])  # two classes of one data set, one of another
+    labels, ids = np.array([1, 2]), ["a", "b"]
+    files = {
+        name: write(tmp_path / f"{name}.npz", scores, labels, ids, head_classes=np.array([2, 1]))
+        for name in ("spatial", "temporal")
+    }
+    tuned = tune_scores(TuneScoresConfig(choose=StreamScoresConfig(**files), out=str(tmp_path)))
+    assert right(tuned)["spatial alone"][1] == 2
+
+
+def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Path) -> None:
+    from twostream_ray.data.sampling import SamplingConfig
+    from twostream_ray.data.transforms import TransformConfig
+    from twostream_ray.model_package import ModelPackage, save_model
+    from twostream_ray.models.build import ModelConfig
+    from twostream_ray.models.streams import TowerConfig
+    from twostream_ray.runs.score.evaluate import EvaluateConfig, evaluate
+
+    files, hits = {}, {}
+    tower = TowerConfig(backbone="vgg_small", width=4)
+    for stream in ("spatial", "temporal"):
+        package = ModelPackage(
+            model=ModelConfig(architecture="late", streams=stream, spatial=tower, temporal=tower),  # type: ignore[arg-type]
+            classes=shard_set.classes,
+            contract=shard_set.contract,
+            sampling=SamplingConfig(num_snippets=1, test_times=1),
+            transforms=TransformConfig(crop_px=48),
+        )
+        (tmp_path / stream).mkdir()
+        save_model(tmp_path / stream, package.build(pretrained=False), package)
+        out = tmp_path / f"{stream} out"
+        evaluation = evaluate(EvaluateConfig(model=str(tmp_path / stream), shards=shard_set.uri, out=str(out)))
+        files[stream], hits[stream] = str(out / "scores.npz"), round(evaluation.report.top1 * 20)
+    tuned = tune_scores(TuneScoresConfig(choose=StreamScoresConfig(**files), out=str(tmp_path / "tuned")))
+    assert right(tuned)["spatial alone"][1] == hits["spatial"]
+    assert right(tuned)["temporal alone"][1] == hits["temporal"]
+    assert str(tuned.chosen_on) == "20 clips of split test"
+    with np.load(files["spatial"]) as written:
+        assert tuple(written["classes"]) == shard_set.classes
+    assert len(tuned.notes) == 2  # a single stream's scores are probabilities
+
+
+# -- what is refused
+
+
+def refused(kind: type[TwoStreamError], **choose: str) -> str:
+    with pytest.raises(kind) as caught:
+        tune_scores(TuneScoresConfig(choose=StreamScoresConfig(**choose), out="/nowhere"))
+    return str(caught.value)
+
+
+def test_other_clips_other_labels_and_doubled_clips_are_refused(streams: dict[str, Any], tmp_path: Path) -> None:
+    spatial, labels, ids = streams["files"]["spatial"], streams["labels"], streams["ids"]
+    fewer = write(tmp_path / "fewer.npz", streams["temporal"][5:], labels[5:], ids[5:])
+    said = refused(ConfigError, spatial=spatial, temporal=fewer)
+    assert "of 60 and 55 there are 5 only in" in said and "(class0/v_00_c0.avi)" in said
+    assert "evaluate both models on the same split" in said
+    relabelled = write(tmp_path / "labels.npz", streams["temporal"], (labels + 1) % 3, ids)
+    assert "class0/v_00_c0.avi and 59 more clips have different labels" in refused(
+        ConfigError, spatial=spatial, temporal=relabelled
+    )
+    doubled = write(tmp_path / "doubled.npz", streams["temporal"], labels, [*ids[:59], ids[0]])
+    assert "60 rows of 59 clips" in refused(ConfigError, spatial=spatial, temporal=doubled)
+    narrow = write(tmp_path / "narrow.npz", streams["temporal"][:, :2], labels, ids)
+    assert "got spatial (60, 3), temporal (60, 2)" in refused(ConfigError, spatial=spatial, temporal=narrow)
+
+
+def test_scores_of_other_classes_or_of_another_order_of_them_are_refused(
+    streams: dict[str, Any], tmp_path: Path
+) -> None:
+    labels, ids = streams["labels"], streams["ids"]
+
+    def files(part: str, spatial: list[str] | None, temporal: list[str] | None) -> dict[str, str]:
+        keep = np.arange(60) % 2 == (part == "quote")
+        rows = [clip for clip, kept in zip(ids, keep, strict=True) if kept]
+        return {
+            stream: write(
+                tmp_path / f"{part} {stream}.npz",
+                streams[stream][keep],
+                labels[keep],
+                rows,
+                **({} if classes is None else {"classes": np.asarray(classes)}),
+            )
+            for stream, classes in (("spatial", spatial), ("temporal", temporal))
+        }
+
+    ours = ["run", "sit", "walk"]
+    for others in (["run", "walk", "sit"], ["run", "swim", "walk"]):
+        said = refused(ConfigError, **files("choose", ours, others))
+        assert f"the same classes in the same order, but label 1 is 'sit' in the one and {others[1]!r}" in said
+        quote = StreamScoresConfig(**files("quote", others, None))
+        choose = StreamScoresConfig(**files("choose", None, ours))
+        with pytest.raises(
+            ConfigError, match="choose and quote must hold scores of the same classes in the same order"
+        ):
+            tune_scores(TuneScoresConfig(choose=choose, quote=quote, out=str(tmp_path)))
+    assert "must hold the names of its 3 classes, got <U3 (2,)" in refused(
+        ConfigError, **files("choose", ours, ours[:2])
+    )
+    named = StreamScoresConfig(**files("choose", ours, ours))
+    assert tune_scores(TuneScoresConfig(choose=named, out=str(tmp_path / "named"))).notes == ()
+    nameless = StreamScoresConfig(**files("choose", ours, None))
+    (note,) = tune_scores(TuneScoresConfig(choose=nameless, out=str(tmp_path / "nameless"))).notes
+    assert "choose temporal.npz has no names of classes, as earlier versions wrote it" in note
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "said"),
+    [
+        (np.array([0, 3]), np.zeros((2, 3)), "must hold labels from 0 to 2, got 0 to 3"),
+        (np.array([-1, 0]), np.zeros((2, 3)), "must hold labels from 0 to 2, got -1 to 0"),
+        (np.array(["a", "b"]), np.zeros((2, 3)), "must hold numbers as labels, got <U1"),
+        (np.array([0, 1]), np.full((2, 3), "x"), "must hold numbers as scores, got <U1"),
+    ],
+)
+def test_values_that_cannot_be_scores_are_refused(
+    tmp_path: Path, labels: NDArray[Any], scores: NDArray[Any], said: str
+) -> None:
+    np.savez(tmp_path / "odd.npz", spatial=scores, temporal=scores, labels=labels)
+    assert said in refused(ConfigError, both=str(tmp_path / "odd.npz"))
+
+
+def test_a_file_that_holds_something_else_is_refused_without_unpickling(tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("no zip")
+    assert "cannot be read" in refused(StorageError, both=str(tmp_path / "text.npz"))
+    np.savez(tmp_path / "pickled.npz", spatial=np.array([{}], dtype=object))
+    assert "cannot be read" in refused(StorageError, both=str(tmp_path / "pickled.npz"))
+    np.savez(tmp_path / "other.npz", joint=np.zeros((2, 2)))
+    said = refused(ConfigError, both=str(tmp_path / "other.npz"))
+    assert "it lacks spatial, temporal, labels and has joint" in said
+    assert "it is not there" in refused(StorageError, both=str(tmp_path / "missing.npz"))
+
+
+def test_clips_to_quote_on_that_were_chosen_on_are_refused(streams: dict[str, Any], tmp_path: Path) -> None:
+    files = StreamScoresConfig(**streams["files"])
+    with pytest.raises(ConfigError, match="must not share clips, 60 of 60 to quote on are in both"):
+        tune_scores(TuneScoresConfig(choose=files, quote=files, out=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "choose.spatial and choose.temporal"),
+        (["--choose.spatial", "a.npz"], "scores are wanted as spatial and temporal, or as both, got spatial a.npz"),
+        (["--choose.both", "a.npz", "--weight_step", "0"], "weight_step must lie in [0.0001, 1], got 0.0"),
+        (["--choose.both", "a.npz", "--temperatures", "[0]"], "temperatures must be more than 0, got [0.0]"),
+        (["--choose.both", "a.npz", "--svm_penalties", "[1]"], "svm_penalties want quote.spatial and quote.temporal"),
+        (["--choose.both", "a.npz", "--of", "[]"], "of must name logits, softmax or both"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune-scores", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("twostream tune-scores: error: ") and said in line

@@ -1,0 +1,337 @@
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.errors import ConfigError, ContractMismatchError, ShardError, TrainingError
+from twostream_ray.inference import Classifier
+from twostream_ray.models.build import ModelConfig
+from twostream_ray.models.fusion import FusionConfig
+from twostream_ray.models.streams import TowerConfig
+from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
+from twostream_ray.runs.score.evaluate import EvaluateConfig, evaluate
+from twostream_ray.runs.score.publish import evaluate_run, published_before
+from twostream_ray.runs.train import run as train_module
+from twostream_ray.runs.train import worker_group as fit_module
+from twostream_ray.runs.train.run import train
+from twostream_ray.runs.train.worker import train_worker
+from twostream_ray.tracking import TrackingConfig
+from twostream_ray.tracking.connection import client_for
+from twostream_ray.training.recipe import TrainingConfig
+
+# No batch normalisation and no dropout: then a step does not depend on how the batch is shared out.
+TOWER = TowerConfig(backbone="vgg_m_2048", width=4, dropout=0.0)
+
+
+def experiment(shard_set: ShardSet, folder: Path, **change: Any) -> ExperimentConfig:
+    return replace(
+        ExperimentConfig(
+            name="run",
+            data=DataConfig(
+                shards=shard_set.uri,
+                validation_split="val",
+                sampling=SamplingConfig(
+                    num_snippets=1, min_stride_frames=1, max_stride_frames=1, test_times=2, flow_length=4
+                ),
+                transforms=TransformConfig(crop_px=224, size_jitter=0.0),
+            ),
+            model=ModelConfig(
+                spatial=TOWER,
+                temporal=TOWER,
+                fusion=FusionConfig(method="conv", layers=("relu5",), temporal="pool2d"),
+            ),
+            training=TrainingConfig(epochs=2, global_batch=16, learning_rate=0.01, schedule="constant"),
+            storage=str(folder / "runs"),
+            tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", register=False),
+            seed=5,
+        ),
+        **change,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def two_workers(cluster: None, shard_set: ShardSet, folder: Path) -> tuple[train_module.TrainReport, dict[str, str]]:
+    """A run on 2 workers, and the digest of each rank's weights at its end."""
+    config = experiment(shard_set, folder, name="two")
+    digests = folder / "digests"
+    digests.mkdir()
+
+    def probed(arguments: dict[str, Any]) -> None:
+        import ray.train
+
+        network = train_worker(arguments)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        (digests / str(ray.train.get_context().get_world_rank())).write_text(digest.hexdigest())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "train_worker", probed)
+        report = train(config)
+    return report, {path.name: path.read_text() for path in digests.iterdir()}
+
+
+def test_both_ranks_end_with_identical_weights(two_workers: tuple[Any, dict[str, str]]) -> None:
+    _, digests = two_workers
+    assert digests.keys() == {"0", "1"}
+    assert digests["0"] == digests["1"]
+
+
+def test_one_worker_with_the_doubled_batch_gives_the_same_losses(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
+) -> None:
+    alone = train(experiment(shard_set, folder, name="one", workers=WorkersConfig(num_workers=1)))
+    for name in ("train_loss", "train_loss_fused", "train_loss_temporal", "val_loss", "train_top1"):
+        expected = [metrics[name] for metrics in two_workers[0].history]
+        assert [metrics[name] for metrics in alone.history] == pytest.approx(expected, abs=1e-4)
+    assert len({metrics["train_loss"] for metrics in alone.history}) == 2
+
+
+def test_a_finished_run_is_not_trained_again(two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path) -> None:
+    again = train(experiment(shard_set, folder, name="two"))
+    assert again.done_before
+    assert (again.checkpoint, again.history) == (two_workers[0].checkpoint, two_workers[0].history)
+
+
+def test_a_run_whose_snapshot_was_cut_and_whose_report_is_gone_goes_on_from_its_checkpoints(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "runs/two", tmp_path / "runs/two")
+    (tmp_path / "runs/two/report.json").unlink()
+    snapshot = tmp_path / "runs/two/checkpoint_manager_snapshot.json"
+    snapshot.write_bytes(snapshot.read_bytes()[:-40])
+    told: list[dict[str, Any]] = []
+    config = experiment(shard_set, folder, name="two", storage=str(tmp_path / "runs"))
+    again = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=told.append)
+    assert again.history == two_workers[0].history
+    assert Path(again.checkpoint).name == Path(two_workers[0].checkpoint).name
+    assert not [event for event in told if event["kind"] == "epoch"], "nothing is done twice"
+
+
+def test_the_same_name_with_other_settings_is_refused(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
+) -> None:
+    with pytest.raises(
+        ConfigError, match="run 'two' was started with seed=5, now seed=6 is wanted: choose another --name"
+    ):
+        train(experiment(shard_set, folder, name="two", seed=6))
+
+
+def test_evaluation_is_exact_and_says_n_of_n(two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path) -> None:
+    config = experiment(shard_set, folder, name="two")
+    assert not published_before(config)
+    published = evaluate_run(config, two_workers[0])
+    assert published_before(config)
+    evaluation = published.evaluation
+    assert evaluation.report.coverage == "20 of 20 clips"
+    assert evaluation.scores.shape == (20, 4)
+    place = Path(config.storage) / "two/evaluation"
+    stored = np.load(place / "scores.npz")
+    assert json.loads((place / "report.json").read_text())["top1"] == evaluation.report.top1
+    assert (stored["scores"].argmax(axis=1) == stored["labels"]).mean() == evaluation.report.top1
+    assert (place / "confusion.png").stat().st_size > 5000 and (place / "curves.png").stat().st_size > 5000
+
+
+def test_scores_do_not_depend_on_the_number_of_workers(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    def scores(workers: int) -> np.ndarray:
+        config = EvaluateConfig(
+            model=two_workers[0].checkpoint,
+            shards=shard_set.uri,
+            out=str(tmp_path / str(workers)),
+            workers=WorkersConfig(num_workers=workers),
+        )
+        return evaluate(config).scores
+
+    np.testing.assert_allclose(scores(1), scores(3), atol=1e-5)
+
+
+def test_raw_video_gets_the_scores_that_evaluation_gives_its_shard(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, videos: Path, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(model=two_workers[0].checkpoint, shards=shard_set.uri, out=str(tmp_path))
+    evaluation = evaluate(config)
+    classifier = Classifier.load(Path(two_workers[0].checkpoint))
+    chosen = range(0, 20, 5)
+    predictions = classifier.predict([videos / evaluation.clip_ids[number] for number in chosen])
+    for number, prediction in zip(chosen, predictions, strict=True):
+        np.testing.assert_allclose(prediction.scores, evaluation.scores[number], atol=1e-5)
+
+
+def test_flow_of_another_kind_is_refused_naming_both(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(shard_set.uri, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["flow_contract"]["bound_px"] = 15.0
+    manifest["flow_contract_hash"] = FlowContract.from_dict(manifest["flow_contract"]).hash
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    config = EvaluateConfig(model=two_workers[0].checkpoint, shards=str(copy), out=str(tmp_path / "out"))
+    with pytest.raises(ContractMismatchError, match=r"wants flow bound_px 20.0; .* has bound_px 15.0: ingest again"):
+        evaluate(config)
+
+
+def test_mlflow_holds_one_run_with_every_epoch_once(two_workers: tuple[Any, Any], folder: Path) -> None:
+    client = client_for(f"sqlite:///{folder}/mlflow.db")
+    experiment_id = client.get_experiment_by_name("twostream").experiment_id
+    runs = [run for run in client.search_runs([experiment_id]) if run.info.run_name == "two"]
+    assert len(runs) == 1 and runs[0].info.status == "FINISHED"
+    assert runs[0].data.params["model.fusion.method"] == "conv"
+    steps = [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train_loss")]
+    assert sorted(steps) == [0, 1]
+
+
+def test_an_unknown_split_is_refused_before_anything_starts(shard_set: ShardSet, folder: Path) -> None:
+    config = experiment(shard_set, folder, name="nosplit")
+    with pytest.raises(ShardError, match="split 'dev' was wanted"):
+        train(replace(config, data=replace(config.data, train_split="dev")))
+
+
+def test_a_network_gets_a_head_for_each_data_set_of_its_shards(shard_set: ShardSet, folder: Path) -> None:
+    config = experiment(shard_set, folder)
+    heads = (
+        train_module.package_for(config, replace(shard_set, head_classes=(3, 1))).build(pretrained=False).head_classes
+    )
+    assert heads == (3, 1)
+    assert train_module.package_for(config, shard_set).build(pretrained=False).head_classes == (4,)
+    other = replace(config, model=replace(config.model, head_classes=(1, 3)))
+    with pytest.raises(ConfigError, match=r"head_classes is \[1, 3\], but the data sets of .* have \[3, 1\] classes"):
+        train_module.package_for(other, replace(shard_set, head_classes=(3, 1)))
+
+
+def test_crops_too_small_for_the_network_are_refused_before_anything_starts(shard_set: ShardSet, folder: Path) -> None:
+    config = experiment(shard_set, folder, name="toosmall")
+    small = replace(config, data=replace(config.data, transforms=TransformConfig(crop_px=32)))
+    with pytest.raises(ConfigError, match=r"data.transforms.crop_px=32 is too small for vgg_m_2048"):
+        train(small)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_a_run_killed_within_an_epoch_goes_on_there_with_another_number_of_workers_and_ends_as_an_undisturbed_one(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
+) -> None:
+    config = experiment(shard_set, folder, name="killed", workers=WorkersConfig(checkpoint_every_steps=1))
+    place = Path(config.storage) / "killed"
+    script = folder / "killed.py"
+    script.write_text(
+        "import pickle, sys\nfrom twostream_ray.runs.train.run import train\n"
+        "train(pickle.load(open(sys.argv[1], 'rb')))\n"
+    )
+    import pickle
+
+    (folder / "killed.pickle").write_bytes(pickle.dumps(config))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder / "killed.pickle")],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=dict(os.environ),
+    )
+    registered = place / "checkpoint_manager_snapshot.json"
+    while not (registered.exists() and "epoch-0001-step-" in registered.read_text()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    # All its processes at once, as when a machine loses power: Ray's would go on for a while without their driver.
+    subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=True)
+    process.wait()
+    assert not (place / "report.json").exists()
+    assert not (place / "epoch-0001").exists(), "killed within the epoch"
+    told: list[dict[str, Any]] = []
+    resumed = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=told.append)
+    steps = [(event["epoch"], event["step"]) for event in told if event["kind"] == "step"]
+    assert steps in ([(1, 2), (1, 3)], [(1, 3)]), "nothing is done twice"
+    losses = [metrics["train_loss"] for metrics in resumed.history]
+    assert losses == pytest.approx([metrics["train_loss"] for metrics in two_workers[0].history], abs=1e-5)
+    client = client_for(f"sqlite:///{folder}/mlflow.db")
+    experiment_id = client.get_experiment_by_name("twostream").experiment_id
+    runs = [run for run in client.search_runs([experiment_id]) if run.info.run_name == "killed"]
+    assert len(runs) == 1
+    assert sorted(m.step for m in client.get_metric_history(runs[0].info.run_id, "train_loss")) == [0, 1]
+
+
+@pytest.mark.timeout(300)
+def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_names_clips_and_the_way_out(
+    cluster: None, shard_set: ShardSet, folder: Path
+) -> None:
+    config = experiment(shard_set, folder, name="diverges")
+    told: list[dict[str, Any]] = []
+    with pytest.raises(
+        TrainingError,
+        match=r"run 'diverges': a finite loss was wanted, epoch \d, step \d gave .*, from clips train/.*: lower "
+        r"training.learning_rate, set training.clip_gradient_norm",
+    ):
+        train(replace(config, training=replace(config.training, learning_rate=1_000.0)), progress=told.append)
+    assert not [event for event in told if event["kind"] == "lost"], "starting again would not help"
+
+
+def twostream_train(shard_set: ShardSet, folder: Path, *, name: str, epochs: int) -> subprocess.Popen[str]:
+    arguments = ["--config", "jobs/recipes/demo.yaml", "--name", name, "--data.shards", shard_set.uri]
+    arguments += ["--data.transforms.crop_px", "48", "--training.epochs", str(epochs), "--training.global_batch", "16"]
+    arguments += ["--storage", str(folder / "runs"), "--tracking.uri", f"sqlite:///{folder}/mlflow.db"]
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("twostream")), "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[3],
+        env=dict(os.environ),
+    )
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_sigterm_keeps_what_the_run_has_reached_and_the_same_command_goes_on_there(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    process = twostream_train(shard_set, tmp_path, name="terminated", epochs=500)
+    assert process.stdout is not None
+    assert any(line.startswith("epoch 1/500") for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted; what was finished is kept, run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    kept = sorted(path.name for path in (tmp_path / "runs/terminated").glob("epoch-*"))
+    process = twostream_train(shard_set, tmp_path, name="terminated", epochs=500)
+    assert process.stdout is not None
+    again = next(line for line in process.stdout if " on at epoch " in line)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    parts = kept[-1].split("-")
+    epoch, step = (int(parts[1]), int(parts[3])) if len(parts) > 2 else (int(parts[1]) + 1, 0)
+    assert again == f"2 workers go on at epoch {epoch + 1}, step {step + 1}\n"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_with_130_one_line_and_no_process_left(shard_set: ShardSet, tmp_path: Path) -> None:
+    process = twostream_train(shard_set, tmp_path, name="interrupted", epochs=500)
+    assert process.stdout is not None and process.stderr is not None
+    assert any(line.startswith("epoch 1/500") for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert [line for line in errors.splitlines() if line.startswith("twostream train: error: interrupted")]
+    assert "Traceback" not in errors

@@ -1,0 +1,98 @@
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from twostream_ray.storage.temporary_folders import sweep, temporary_folder
+from twostream_ray.storage.user_folder import own_folder
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from twostream_ray.temporary import temporary_folder
+with temporary_folder() as name:
+    folder = Path(name)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    print(folder, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def left_behind(temporary: Path) -> Path:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        check=False,
+    )
+    folder = Path(done.stdout.strip())
+    assert (folder / "model.safetensors").exists()
+    return folder
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(temporary: Path) -> None:
+    folders = [left_behind(temporary) for _ in range(2)]
+    assert sweep() == 2
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_the_folder_of_a_living_process_stays_and_goes_with_its_block(temporary: Path) -> None:
+    with temporary_folder() as name:
+        folder = Path(name)
+        assert sweep() == 0 and folder.is_dir()
+    assert not folder.exists()
+
+
+def test_a_process_id_that_was_used_again_protects_nothing(temporary: Path) -> None:
+    with temporary_folder() as name:
+        folder = Path(name)
+        parts = folder.name.split("-")
+        other = folder.rename(folder.with_name("-".join([*parts[:4], "1", *parts[5:]])))
+        assert sweep() == 1 and not other.exists()
+        folder.mkdir()
+
+
+@pytest.mark.parametrize(("part", "goes"), [(0, False), (1, True), (2, False)], ids=["host", "boot", "container"])
+def test_what_was_left_before_a_restart_goes_and_what_another_host_or_container_has_stays(
+    temporary: Path, part: int, goes: bool
+) -> None:
+    folder = left_behind(temporary)
+    parts = folder.name.split("-")
+    parts[part] = "0" * 8
+    other = folder.rename(folder.with_name("-".join(parts)))
+    assert sweep() == goes and other.exists() != goes
+
+
+def test_nothing_of_others_is_touched(temporary: Path) -> None:
+    folder = left_behind(temporary)
+    precious, own = temporary / "precious", own_folder()
+    shutil.copytree(folder, precious)
+    names = ["tmpabcd", "checkpoint_tmp_1", "keep", f"{folder.name}.keep", f"x{folder.name}"]
+    for name in names:
+        shutil.copytree(folder, own / name)
+    link = folder.with_name(f"{folder.name}x")
+    link.symlink_to(precious)
+    file = folder.with_name(f"{folder.name}y")
+    file.write_text("a file")
+    (folder / "link").symlink_to(precious)
+    assert sweep() == 1 and not folder.exists()
+    assert (precious / "model.safetensors").exists() and link.is_symlink() and file.exists()
+    assert all((own / name / "model.safetensors").exists() for name in names)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_the_folder_of_another_user_stays(temporary: Path) -> None:
+    folder = left_behind(temporary)
+    os.chown(folder, 12345, 12345)
+    assert sweep() == 0 and folder.exists()

@@ -1,0 +1,1 @@
+"""Data loading: shards into batches for each worker of a distributed training."""

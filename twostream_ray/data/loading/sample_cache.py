@@ -1,0 +1,122 @@
+"""Decoded samples kept on this machine's disk, each decoded once for all runs that draw the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostream_ray.errors import StorageError
+from twostream_ray.storage.cache_folder import claim, new_file, opened
+from twostream_ray.storage.locks import locked
+
+Decode = Callable[[NDArray[np.uint8]], object]
+
+_LOCKS = 256
+_CHECKSUM_BYTES = 4
+_LEFT_FREE = 0.05
+"""Part of the disk that is never filled."""
+
+
+class SampleCache:
+    """A directory of decoded samples within a limit, for any number of threads and processes.
+
+    A sample is named by all that it depends on, so trainings that differ in their networks alone share it. When two
+    want one at the same moment, the second waits for the first. When the limit is reached, further samples are decoded
+    every time: what came first stays, for the first epochs are those that every trial of a search trains on.
+    """
+
+    def __init__(self, directory: str, *, limit_bytes: int, depends_on: Mapping[str, Any]) -> None:
+        """`depends_on`: all that makes samples of a clip differ except their `names`, in JSON's types.
+
+        Raises:
+            StorageError: the directory cannot be made, or holds something else.
+        """
+        identity = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+        self._root, self._limit = Path(directory).expanduser().absolute(), limit_bytes
+        self._samples, self._locks = self._root / identity, self._root / "locks"
+        self._full = False
+        claim(self._root, setting="data.sample_cache")
+        try:
+            for made in (self._samples, self._locks):
+                made.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"data.sample_cache wants a directory that can be written, got {directory} ({error.strerror}): name "
+                "another, or leave it out"
+            ) from error
+
+    def fill(self, drawn: str, clip: str, streams: Mapping[str, tuple[NDArray[np.uint8], Decode]]) -> bool:
+        """Have a clip's sample of a pass in contiguous arrays, stream -> (array, what decodes into it).
+
+        Gives whether something had to be decoded.
+        """
+
+        def missing() -> list[str]:
+            return [stream for stream, (out, _) in streams.items() if not _read(self._entry(drawn, stream, clip), out)]
+
+        if not missing():
+            return False
+        # Few files for many samples: whoever wants another one of the same lock waits for milliseconds.
+        with locked(self._locks / str(zlib.crc32(f"{drawn}/{clip}".encode()) % _LOCKS)):
+            wanted = missing()
+            for stream in wanted:
+                out, decode = streams[stream]
+                decode(out)
+                if not self._full:
+                    self._keep(self._entry(drawn, stream, clip), out)
+        return bool(wanted)
+
+    def _entry(self, drawn: str, stream: str, clip: str) -> Path:
+        return self._samples / f"{drawn}-{stream}" / clip
+
+    def _keep(self, entry: Path, out: NDArray[np.uint8]) -> None:
+        partial = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
+        try:
+            self._full = not self._reserve(out.nbytes)
+            if self._full:
+                return
+            entry.parent.mkdir(exist_ok=True)
+            with new_file(partial) as file:
+                file.write(out.data)
+                file.write(_checksum(out))
+            partial.replace(entry)
+        except OSError:
+            # It only saves time: whatever is the matter with the disk, training goes on.
+            self._full = True
+            partial.unlink(missing_ok=True)
+
+    def _reserve(self, size: int) -> bool:
+        """Count a sample in, if there is room for it."""
+        disk = shutil.disk_usage(self._root)
+        with locked(self._root / "size", keep=True) as counter:
+            taken = int(counter.read() or 0) + size
+            if taken > self._limit or disk.free - size < _LEFT_FREE * disk.total:
+                return False
+            counter.seek(0)
+            counter.write(str(taken).encode())
+            counter.truncate()
+            return True
+
+
+def _read(entry: Path, out: NDArray[np.uint8]) -> bool:
+    """Read a kept sample in place, if it is there, as long as it was written and with its checksum."""
+    try:
+        with opened(entry) as file:
+            whole = file.readinto(out.data.cast("B")) == out.nbytes
+            return whole and file.read(_CHECKSUM_BYTES + 1) == _checksum(out)
+    except OSError:
+        return False
+
+
+def _checksum(out: NDArray[np.uint8]) -> bytes:
+    """The checksum that stands behind a sample; 1 ms a megabyte."""
+    return zlib.crc32(out.data).to_bytes(_CHECKSUM_BYTES, "big")

@@ -1,0 +1,75 @@
+"""The settings of reading shards: which splits, which samples, how they are decoded and what is kept on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.errors import ConfigError
+from twostream_ray.settings.bounds import require_within
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shards, which splits, and how samples are drawn from them."""
+
+    shards: str
+    """Directory or s3:// prefix that `ingest` wrote."""
+
+    train_split: str = "train"
+    """Split to train on; the official lists of UCF101 give train1, train2, train3."""
+
+    validation_split: str | None = None
+    """Split scored after each epoch; none by default."""
+
+    test_split: str = "test"
+    """Split that `evaluate` scores."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Which frames."""
+
+    transforms: TransformConfig = field(default_factory=TransformConfig)
+    """Which crops."""
+
+    lanes: int = 8
+    """Parallel reading positions of a pass; at least the number of workers, and a divisor of the global batch."""
+
+    read_tasks: int = 2
+    """Ray tasks per worker that read shards at the same time; each is a process."""
+
+    decode_threads: int = 2
+    """Threads per worker that decode samples."""
+
+    decode_at: Literal["worker", "stream"] = "worker"
+    """worker: Ray Data streams encoded clips and the training worker's threads decode them; stream: the reading tasks
+    decode, on any node, and stream samples of about 6 MB. `benchmark loader` measures both; samples are the same."""
+
+    cache: str | None = None
+    """Directory on each machine's disk to keep whole shards of s3:// in, for later passes and runs; none by default."""
+
+    cache_gb: float = 100.0
+    """Size of that directory at most, in 1e9 bytes; what does not fit is read from the store every time."""
+
+    sample_cache: str | None = None
+    """Directory on each machine's disk to keep decoded samples in, about 6 MB each, for later runs that draw the same
+    ones, and validation views for later epochs; none by default, and one of its own for each search."""
+
+    sample_cache_gb: float = 50.0
+    """Size of that directory at most, in 1e9 bytes; what does not fit is decoded every time."""
+
+    def __post_init__(self) -> None:
+        require_within(
+            self,
+            "data.",
+            cache_gb="(0, 1e9]",
+            sample_cache_gb="(0, 1e9]",
+            lanes="[1, 100_000]",
+            read_tasks="[1, 10_000]",
+            decode_threads="[1, 10_000]",
+        )
+        if self.sample_cache is not None and self.decode_at != "worker":
+            raise ConfigError(f"data.sample_cache goes with data.decode_at=worker, got {self.decode_at}")
+        if self.decode_at not in ("worker", "stream"):
+            raise ConfigError(f"data.decode_at must be worker or stream, got {self.decode_at!r}")

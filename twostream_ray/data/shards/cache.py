@@ -1,0 +1,130 @@
+"""Whole shards of an object store kept on this machine's disk, each fetched once for all its processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from twostream_ray import storage
+from twostream_ray.errors import ShardError, StorageError
+from twostream_ray.storage.cache_folder import claim, new_file
+from twostream_ray.storage.locks import locked
+
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+_PARTIAL = re.compile(r"[0-9a-f]{64}\.partial")
+_LOCK = re.compile(r"[0-9a-f]{64}\.lock")
+
+_IDLE_S = 3600.0
+"""Entries read within this time stay: a pass over more shards than fit would otherwise throw out what it needs next."""
+
+
+class ShardCache:
+    """A directory of shards named by their sha256, within a limit, for any number of processes and shard sets.
+
+    Where the limit is reached, entries that nobody has read for an hour make room, the longest unread first; if there
+    are none, further shards are read from the store as without a cache.
+    """
+
+    def __init__(self, directory: str, *, limit_bytes: int) -> None:
+        self._directory, self._limit = Path(directory).expanduser().absolute(), limit_bytes
+
+    def fetch(self, uri: str, *, sha256: str, size: int) -> Path | None:
+        """The shard on this machine, fetched if need be; None if there is no room for it.
+
+        Raises:
+            ShardError: what the store gave does not have this sha256, or this is none.
+            StorageError: the store cannot be read, or the directory not written, or it holds something else.
+        """
+        if not _ENTRY.fullmatch(sha256):
+            raise ShardError(
+                f"the sha256 of {uri} was wanted as 64 hexadecimal digits, got {sha256[:100]!r}: ingest again"
+            )
+        entry = self._directory / sha256
+        if _touched(entry):
+            return entry
+        claim(self._directory, setting="data.cache")
+        # Whoever comes second waits for the first; the lock of one that dies is free.
+        with locked(self._directory / f"{sha256}.lock"):
+            if _touched(entry):
+                return entry
+            partial = self._directory / f"{sha256}.partial"
+            if not self._reserve(partial, size):
+                return None
+            try:
+                storage.copy_to_disk(uri, partial)
+                with partial.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != sha256:
+                    raise ShardError(
+                        f"{uri} with sha256 {sha256[:12]} was wanted, as its manifest says; it has {found[:12]}: it is "
+                        "damaged, delete it and ingest again"
+                    )
+                partial.replace(entry)
+            finally:
+                partial.unlink(missing_ok=True)
+        return entry
+
+    def drop(self, entry: Path) -> None:
+        """Forget an entry that turned out to be damaged."""
+        entry.unlink(missing_ok=True)
+
+    def _reserve(self, partial: Path, size: int) -> bool:
+        """Make room, and take it by a file of the size that is to come."""
+        with locked(self._directory / "lock"):
+            entries = {}
+            taken = 0
+            for path in self._directory.iterdir():
+                if path == partial or (_PARTIAL.fullmatch(path.name) and _left_behind(path)):
+                    path.unlink(missing_ok=True)
+                elif _LOCK.fullmatch(path.name):
+                    _left_behind(path)
+                elif _PARTIAL.fullmatch(path.name) or _ENTRY.fullmatch(path.name):
+                    status = _status(path)
+                    taken += status.st_size if status else 0
+                    if status and not path.suffix:
+                        entries[path] = status
+            oldest_first = sorted(entries, key=lambda path: entries[path].st_mtime)
+            for path in oldest_first:
+                if taken + size <= self._limit:
+                    break
+                if entries[path].st_mtime < time.time() - _IDLE_S:
+                    # Who reads it at this moment keeps it until the file is closed.
+                    path.unlink(missing_ok=True)
+                    taken -= entries[path].st_size
+            if taken + size > self._limit:
+                return False
+            with new_file(partial) as file:
+                file.truncate(size)
+            return True
+
+
+def _touched(entry: Path) -> bool:
+    """Whether the entry is there; if so it counts as read now. A link in its place is none."""
+    if _status(entry) is None:
+        return False
+    with suppress(FileNotFoundError):
+        os.utime(entry, follow_symlinks=False)
+        return True
+    return False
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Size and times of a regular file, or None."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        return status if stat.S_ISREG(status.st_mode) else None
+    return None
+
+
+def _left_behind(path: Path) -> bool:
+    """Whether the process that was fetching it is gone; its lock goes then."""
+    try:
+        with locked(path.with_suffix(".lock"), wait=False):
+            return True
+    except (BlockingIOError, StorageError):
+        return False

@@ -1,0 +1,306 @@
+"""Shards of encoded clips with their flow: what a set of them consists of, and reading it.
+
+A shard set is a directory or prefix:
+
+    manifest.json        classes, flow contract, splits, shards with rows, bytes and sha256
+    index.parquet        one row per clip: where it lies, label, splits, frames; no pictures
+    quarantine.csv       videos that could not be used: uri, reason, sha256
+    shards/*.parquet     128 rows a file, 16 rows a row group, one column per stream
+    parts/*.json         one record per finished shard: what a later ingest need not repeat
+
+Names are content-addressed: the same videos, settings and versions of the encoder give the same files, whoever
+writes them, on which x86 processor, and in what order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from twostream_ray import storage
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards.manifest import INDEX_LIMIT_BYTES, named_columns, read_index, read_manifest
+from twostream_ray.data.video.clips import EncodedClip
+from twostream_ray.errors import AccessError, ConfigError, ShardError
+from twostream_ray.storage import json_files
+
+ROWS_PER_GROUP = 16
+"""Rows read together: few requests to an object store, little memory."""
+
+
+SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("label", pa.int32()),
+        ("class_name", pa.string()),
+        ("splits", pa.list_(pa.string())),
+        ("num_frames", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("fps", pa.float64()),
+        ("source_sha256", pa.string()),
+        ("video_crc32", pa.uint32()),
+        ("flow_crc32", pa.uint32()),
+        ("video", pa.large_binary()),
+        ("flow", pa.list_(pa.large_binary())),
+    ]
+)
+"""A shard's columns."""
+
+_MOST_PX = 16_384
+
+
+def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
+    """Checksum over a clip's flow fields in order."""
+    value = 0
+    for field in fields:
+        value = zlib.crc32(field, value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSet:
+    """A manifest read back: what there is, and where each clip lies."""
+
+    uri: str
+    """Directory or prefix of the set."""
+
+    hash: str
+    """sha256 of manifest.json: names the data exactly."""
+
+    classes: tuple[str, ...]
+    """Class names by label."""
+
+    head_classes: tuple[int, ...]
+    """Classes of each data set, in their order; () is one data set."""
+
+    contract: FlowContract
+    """How the flow was made."""
+
+    shard_names: tuple[str, ...]
+    """File names below shards/."""
+
+    shard_sha256: tuple[str, ...]
+    """Hash of each of these files."""
+
+    shard_bytes: tuple[int, ...]
+    """Size of each of these files."""
+
+    quarantined: Mapping[str, int]
+    """Videos of each split that could not be used."""
+
+    index: pa.Table
+    """One row per clip: clip_id, label, splits, num_frames, shard, row."""
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of each clip in the index, (num_clips,)."""
+        labels: NDArray[np.int64] = self.index["label"].to_numpy().astype(np.int64)
+        return labels
+
+    def split(self, name: str) -> NDArray[np.int64]:
+        """Index positions of the clips in a split.
+
+        Raises:
+            ShardError: the set has no such split.
+        """
+        members = [position for position, splits in enumerate(self.index["splits"].to_pylist()) if name in splits]
+        if not members:
+            known = sorted({split for splits in self.index["splits"].to_pylist() for split in splits})
+            raise ShardError(f"split {name!r} was wanted of {self.uri}, it has {', '.join(known) or 'no clips'}")
+        return np.asarray(members, dtype=np.int64)
+
+
+def open_shards(uri: str) -> ShardSet:
+    """Read a shard set's manifest and index.
+
+    Raises:
+        ShardError: there is no manifest, it or the index is damaged, or they contradict each other.
+        StorageError: they cannot be read.
+    """
+    place = storage.absolute(uri)
+    manifest_uri, index_uri = (storage.join(place, name) for name in ("manifest.json", "index.parquet"))
+    if not storage.exists(manifest_uri):
+        raise ShardError(
+            f"shards were wanted at {uri}, there is no manifest.json: run `twostream ingest` first, or check the path"
+        )
+    content = storage.read_bytes(manifest_uri, limit_bytes=json_files.LIMIT_BYTES)
+    manifest = read_manifest(content, where=manifest_uri)
+    index_content = storage.read_bytes(index_uri, limit_bytes=INDEX_LIMIT_BYTES)
+    if hashlib.sha256(index_content).hexdigest() != manifest.index_sha256:
+        raise ShardError(f"{index_uri} does not belong to its manifest: run `twostream ingest` again")
+    return ShardSet(
+        uri=place,
+        hash=manifest.hash,
+        classes=manifest.classes,
+        head_classes=manifest.head_classes,
+        contract=manifest.contract,
+        shard_names=manifest.shard_names,
+        shard_sha256=manifest.shard_sha256,
+        shard_bytes=manifest.shard_bytes,
+        quarantined=manifest.quarantined,
+        index=read_index(index_content, manifest, where=index_uri),
+    )
+
+
+def read_clips(
+    shard_set: ShardSet, positions: Sequence[int], *, want_rgb: bool, want_flow: bool, copy: str | None = None
+) -> Iterator[tuple[str, EncodedClip]]:
+    """Clips of one row group by their positions in the index: (clip id, encoded clip); unwanted columns are not read.
+
+    The file is that of the manifest, or a `copy` of it: its size and flow contract are held against the manifest, each
+    row against the index, its streams against its checksums.
+
+    Raises:
+        ShardError: the shard is missing, damaged, or another one than the manifest and index speak of; names shard and
+            row.
+    """
+    places = shard_set.index.select(["shard", "row"]).take(positions).to_pydict()
+    shard, group = places["shard"][0], places["row"][0] // ROWS_PER_GROUP
+    uri = storage.join(shard_set.uri, "shards", shard_set.shard_names[shard])
+    rows = [row % ROWS_PER_GROUP for row in places["row"]]
+    expected = Expected(
+        bytes=shard_set.shard_bytes[shard],
+        contract=shard_set.contract,
+        rows=[
+            tuple(shard_set.index[name][position].as_py() for name in ("clip_id", "label", "num_frames"))
+            for position in positions
+        ],
+    )
+    yield from read_row_group(
+        copy or uri, group, want_rgb=want_rgb, want_flow=want_flow, rows=rows, expected=expected, named=uri
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What the manifest and the index say of rows of a shard."""
+
+    bytes: int
+    """Size of the file."""
+
+    contract: FlowContract
+    """How its flow was made."""
+
+    rows: Sequence[tuple[str, int, int]]
+    """Clip id, label and number of frames of each row that is asked for."""
+
+
+def read_row_group(
+    shard_uri: str,
+    group: int,
+    *,
+    want_rgb: bool,
+    want_flow: bool,
+    rows: Sequence[int],
+    expected: Expected | None = None,
+    named: str | None = None,
+) -> Iterator[tuple[str, EncodedClip]]:
+    """Chosen rows of one row group, in the order asked for, as (clip id, encoded clip); unwanted columns are not read.
+
+    They are held against what is `expected` of them. Errors speak of the shard as `named`, where this is a copy.
+
+    Raises:
+        ShardError: the shard is missing, damaged or another one; names shard and row.
+    """
+    named = named or shard_uri
+    here = f"{named}, row group {group},"
+    columns = ["clip_id", "label", "num_frames", "height", "width", "fps"]
+    columns += ["video", "video_crc32"] * want_rgb + ["flow", "flow_crc32"] * want_flow
+
+    def read() -> pa.Table:
+        return _read_columns(shard_uri, group, columns, rows=rows, expected=expected, here=here)
+
+    try:
+        table = storage.patiently(read, place=shard_uri)
+    except (OSError, UnicodeDecodeError, pa.ArrowException, AccessError) as error:
+        raise ShardError(f"{here} cannot be read ({' '.join(str(error).split())[:200]}): ingest again") from error
+    for number, row in enumerate(rows):
+        where = f"{named}, row {group * ROWS_PER_GROUP + row}"
+        clip_id, label, frames = (table[name][row].as_py() for name in ("clip_id", "label", "num_frames"))
+        if expected is not None and (clip_id, label, frames) != tuple(expected.rows[number]):
+            wanted = expected.rows[number]
+            raise ShardError(
+                f"{where}, holds clip {clip_id!r} of label {label} with {frames} frames, the index says {wanted[0]!r}, "
+                f"label {wanted[1]}, {wanted[2]} frames: one of them is another set's, ingest again"
+            )
+        video = memoryview(table["video"][row].as_buffer()).cast("B") if want_rgb else None
+        fields = None
+        if want_flow:
+            fields = binary_values(table["flow"][row].values)
+        intact = (video is None or zlib.crc32(video) == table["video_crc32"][row].as_py()) and (
+            fields is None or fields_crc32(fields) == table["flow_crc32"][row].as_py()
+        )
+        if not intact:
+            raise ShardError(f"{where}, is damaged (checksum): delete it and ingest again")
+        height, width, fps = (table[name][row].as_py() for name in ("height", "width", "fps"))
+        if not (frames >= 1 and 0 < height <= _MOST_PX and 0 < width <= _MOST_PX and 0 < fps < math.inf):
+            raise ShardError(
+                f"{where}, says {frames} frames of {width} x {height} px at {fps} a second: it is damaged, delete it "
+                "and ingest again"
+            )
+        if fields is not None and len(fields) not in (0, frames - 1):
+            raise ShardError(
+                f"{where}, has {len(fields)} fields of flow for {frames} frames: delete it and ingest again"
+            )
+        yield clip_id, EncodedClip(video=video, flow=fields, num_frames=frames, height=height, width=width, fps=fps)
+
+
+def binary_values(array: pa.Array) -> list[memoryview]:
+    """The values of a large_binary array, not copied, nor wrapped by Arrow one by one, which costs 2 us each."""
+    _, ends, content = array.buffers()
+    if content is None:
+        return [memoryview(b"")] * len(array)
+    whole = memoryview(content).cast("B")
+    places = np.frombuffer(ends, np.int64)[array.offset : array.offset + len(array) + 1].tolist()
+    return [whole[start:end] for start, end in pairwise(places)]
+
+
+def _read_columns(
+    shard_uri: str, group: int, columns: list[str], *, rows: Sequence[int], expected: Expected | None, here: str
+) -> pa.Table:
+    with storage.open_regular(shard_uri) as opened:
+        if expected is not None and opened.size() != expected.bytes:
+            raise ShardError(
+                f"{here} cannot be read (it is of a file of {opened.size()} bytes, its manifest says "
+                f"{expected.bytes}): it is damaged or another one, ingest again"
+            )
+        # Few large requests to a store; from a disk it would only be another copy (35 ms instead of 4 for 19 MB).
+        file = pq.ParquetFile(opened, pre_buffer=storage.is_s3(shard_uri))
+        if not file.schema_arrow.equals(SCHEMA):
+            raise ShardError(
+                f"{here} is of no shard, it has the columns {named_columns(file.schema_arrow)}: ingest again"
+            )
+        stored = (file.schema_arrow.metadata or {}).get(b"flow_contract", b"")
+        if expected is not None and not _is_contract(stored, expected.contract):
+            raise ShardError(f"{here} has flow of another kind than its manifest says: ingest again")
+        if group >= file.num_row_groups or max(rows) >= file.metadata.row_group(group).num_rows:
+            raise ShardError(
+                f"{here} has fewer rows than its manifest says ({file.metadata.num_rows} in all): ingest again"
+            )
+        table = file.read_row_group(group, columns=columns)
+        table.validate(full=True)
+    empty = [name for name in columns if table[name].null_count]
+    if "flow" in columns and any(chunk.flatten().null_count for chunk in table["flow"].chunks):
+        empty.append("flow")
+    if empty or len(table) <= max(rows):
+        raise ShardError(f"{here} has rows without {', '.join(empty) or 'content'}: ingest again")
+    return table
+
+
+def _is_contract(stored: bytes, contract: FlowContract) -> bool:
+    try:
+        return FlowContract.from_dict(json.loads(stored)) == contract
+    except (ValueError, ConfigError):
+        return False

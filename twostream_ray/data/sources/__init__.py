@@ -1,0 +1,1 @@
+"""Dataset catalogs: which labelled clips there are, by folders, lists and tables; synthetic videos."""

@@ -1,0 +1,326 @@
+"""The formats in which data sets list their clips, classes and splits.
+
+UCF101: Soomro, Zamir and Shah 2012. HMDB51: Kuehne et al. 2011. Kinetics: Kay et al. 2017. Every line becomes a
+membership that knows where it was read, so that whatever is wrong later can be named by file and line.
+"""
+
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+from twostream_ray.data.sources.classes import in_order
+from twostream_ray.data.sources.tables import SPLIT_TITLES, Table, read_rows, text_of
+from twostream_ray.errors import CatalogError
+from twostream_ray.storage.local_files import FILE_URI, LeftOut
+
+ListFiles = Callable[[str], Iterable[tuple[str, int] | LeftOut]]
+"""Directory or s3:// prefix -> (relative posix path, size in bytes) of every file below it.
+
+A directory may be given as a path that ends in "/" (object stores keep such markers): then an empty class is seen. What
+is neither file nor directory may be given as a `LeftOut`: then the notes name it.
+"""
+
+ReadBytes = Callable[[str], bytes]
+"""Path or URI of a list -> its content."""
+
+LIMIT_BYTES = 256 << 20
+"""No list of clips comes near it."""
+
+_CONTAINERS = (
+    "3g2 3gp 3gpp asf avi dav divx dv f4v flv gif ivf m2p m2t m2ts m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf "
+    "nut ogm ogv qt rm rmvb tod trp ts vob vro webm wmv wtv xvid y4m"
+)
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
+"""Containers with times that PyAV's build opens; raw streams (.h264, .m2v) do not tell their frame rate."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+
+ROLES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "validate": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""How a split may be called, in any case -> what it is called here."""
+
+SPLIT = re.compile(r"(training|train|validation|validate|valid|val|testing|test)([0-9]{0,9})", re.IGNORECASE)
+_UCF101_LIST = re.compile(r"(train|test)list([0-9]{1,9})\.txt")
+_UCF101_TRAIN_LINE = re.compile(r"(?P<path>.+?)\s+(?P<number>[0-9]{1,9})")
+_HMDB51_LIST = re.compile(r"([^/]+)_test_split([1-9][0-9]{0,8})\.txt")
+_HMDB51_ROLES = {"1": "train", "2": "test"}
+_TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
+_S3_BY_OTHER_NAMES = re.compile(r"s3[an]?://", re.IGNORECASE)
+_WHOLE = re.compile(r"([+-]?\d+)(\.0*)?", re.ASCII)
+_KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Membership:
+    """This video is in this split, says this line."""
+
+    path: str
+    class_name: str
+    split: str
+    where: str
+    other_path: str = ""
+    """The path as it would be if no sign of it stood for another; "" where that is the same."""
+
+
+def read_split_list(uri: str, *, read_bytes: ReadBytes, frames: bool = False) -> list[Membership]:
+    """Lines `class/video split`; the video's name may hold spaces, the split is train, val or test with a number.
+
+    With `frames` the name may be that of a folder.
+    """
+    memberships: list[Membership] = []
+    for where, line in _lines(uri, read_bytes=read_bytes):
+        name, *rest = line.rsplit(maxsplit=1)
+        path, match = _plain(name), SPLIT.fullmatch("".join(rest))
+        if match is None or not (_is_class_and_video(path) or (frames and path.count("/") == 1)):
+            raise CatalogError(
+                f"{where}: wanted `class/video split` with a split such as train, val, test or train1, got {line!r}"
+            )
+        memberships.append(Membership(path=path, class_name=path.split("/")[0], split=_role(match), where=where))
+    if not memberships:
+        raise CatalogError(f"{uri} is empty: wanted lines `class/video split`")
+    return memberships
+
+
+def read_ucf101_lists(
+    directory: str, *, list_files: ListFiles, read_bytes: ReadBytes
+) -> tuple[dict[str, str], list[Membership]]:
+    """Classes in classInd.txt's order, each with the line that names it, and every line of every train and test list.
+
+    The label is that of the directory, for the archive itself has HandstandPushups/v_HandStandPushups_g01_c01.avi.
+    """
+    base = directory.rstrip("/")
+    found = {name for name, _ in list_files(directory)}
+    numbers = sorted({match[2] for match in map(_UCF101_LIST.fullmatch, found) if match})
+    wanted = {f"{role}list{number}.txt" for number in numbers for role in ("train", "test")} | {"classInd.txt"}
+    if not numbers or wanted - found:
+        lacking = min(wanted - found) if numbers else "trainlist01.txt"
+        raise CatalogError(
+            f"{directory} has no {lacking}: wanted classInd.txt and, per split, trainlist0N.txt and testlist0N.txt, "
+            f"found {' '.join(sorted(found)[:8]) or 'nothing'}"
+        )
+    classes = _read_class_index(f"{base}/classInd.txt", read_bytes=read_bytes)
+    positions = {name: position for position, name in enumerate(classes, start=1)}
+    memberships: list[Membership] = []
+    for number in numbers:
+        for role in ("train", "test"):
+            for where, line in _lines(f"{base}/{role}list{number}.txt", read_bytes=read_bytes):
+                match = _UCF101_TRAIN_LINE.fullmatch(line) if role == "train" else None
+                path = _plain(match["path"] if match else line)
+                if (role == "train" and match is None) or not _is_class_and_video(path):
+                    form = "`class/video.avi number`" if role == "train" else "`class/video.avi`"
+                    raise CatalogError(f"{where}: wanted {form}, got {line!r}")
+                name = path.split("/")[0]
+                if name not in classes:
+                    raise CatalogError(f"{where}: class {name!r} is not in {base}/classInd.txt; got {line!r}")
+                if match and positions[name] != int(match["number"]):
+                    raise CatalogError(
+                        f"{where}: class {name!r} is number {positions[name]} in {base}/classInd.txt, "
+                        f"the line says {match['number']}: the lists do not belong together"
+                    )
+                memberships.append(Membership(path=path, class_name=name, split=f"{role}{int(number)}", where=where))
+    return classes, memberships
+
+
+def _read_class_index(uri: str, *, read_bytes: ReadBytes) -> dict[str, str]:
+    """Class name -> the line that names it; lines `number name`, numbered from 1 without a gap."""
+    classes: dict[str, str] = {}
+    for where, line in _lines(uri, read_bytes=read_bytes):
+        number, _, name = line.partition(" ")
+        name = name.strip()
+        if number != str(len(classes) + 1) or not name or name in classes:
+            raise CatalogError(f"{where}: wanted `{len(classes) + 1} class name` with a new name, got {line!r}")
+        classes[name] = where
+    if not classes:
+        raise CatalogError(f"{uri} is empty: wanted lines `number class name`")
+    return classes
+
+
+def _lines(uri: str, *, read_bytes: ReadBytes) -> Iterable[tuple[str, str]]:
+    """Non-blank lines with where they are; CRLF line ends and a byte order mark are dropped."""
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text_of(read_bytes(uri), where=uri)), start=1):
+        if line.strip():
+            yield f"{uri}, line {number}", line.strip()
+
+
+def _is_class_and_video(path: str) -> bool:
+    return path.count("/") == 1 and PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _plain(path: str) -> str:
+    """A path as the listing has it: without ./ and with slashes."""
+    return posixpath.normpath(path if "/" in path else path.replace("\\", "/"))
+
+
+def read_hmdb51_lists(
+    directory: str, *, list_files: ListFiles, read_bytes: ReadBytes
+) -> tuple[dict[str, str], list[Membership]]:
+    """Lines `name code` of CLASS_test_splitN.txt: 1 trains, 2 tests, 0 takes no part; the class is the file's name."""
+    base = directory.rstrip("/")
+    found = {
+        (match[1], int(match[2])): name
+        for name, _ in list_files(directory)
+        if (match := _HMDB51_LIST.fullmatch(name)) and not name.startswith(".")
+    }
+    numbers = sorted({number for _, number in found})
+    classes = {name: f"{base}/{name}_test_split*.txt" for name in in_order({name for name, _ in found})}
+    lacking = [
+        f"{name}_test_split{number}.txt" for name in classes for number in numbers if (name, number) not in found
+    ]
+    if not found or lacking:
+        raise CatalogError(
+            f"{directory} has no {lacking[0] if lacking else 'CLASS_test_split1.txt'}: wanted such a list for every "
+            f"class and split, found {len(found)}"
+        )
+    memberships: list[Membership] = []
+    for (name, number), file in sorted(found.items()):
+        for where, line in _lines(f"{base}/{file}", read_bytes=read_bytes):
+            video, *rest = line.rsplit(maxsplit=1)
+            path = f"{name}/{_plain(video)}"
+            if rest not in (["0"], ["1"], ["2"]) or not _is_class_and_video(path):
+                raise CatalogError(f"{where}: wanted `video.avi code` with code 0, 1 or 2, got {line!r}")
+            if rest[0] in _HMDB51_ROLES:
+                split = f"{_HMDB51_ROLES[rest[0]]}{number}"
+                memberships.append(Membership(path=path, class_name=name, split=split, where=where))
+    return classes, memberships
+
+
+def read_kinetics_lists(
+    uri: str, *, videos: Mapping[str, int], list_files: ListFiles, read_bytes: ReadBytes
+) -> tuple[list[Membership], list[str]]:
+    """Rows label, youtube_id, time_start, time_end, split of a CSV file, or of every CSV file of a directory.
+
+    A clip is the video ID_SSSSSS_EEEEEE (start and end in seconds), wherever it lies. Rows without a label, as test
+    lists have, are counted in a note.
+    """
+    places = {PurePosixPath(path).stem: path for path in sorted(videos)}
+    files = (
+        [uri]
+        if uri.lower().endswith(_TABLE_SUFFIXES)
+        else [
+            f"{uri.rstrip('/')}/{name}"
+            for name, _ in list_files(uri)
+            if name.lower().endswith(_TABLE_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+        ]
+    )
+    if not files:
+        raise CatalogError(f"{uri} has no CSV file: wanted columns {', '.join(_KINETICS_COLUMNS)}")
+    memberships: list[Membership] = []
+    unlabelled = 0
+    for file in files:
+        for where, row in read_rows(file, read_bytes=read_bytes, columns=_KINETICS_COLUMNS).rows:
+            if not row["label"]:
+                unlabelled += 1
+                continue
+            try:
+                stem = f"{row['youtube_id']}_{round(float(row['time_start'])):06d}_{round(float(row['time_end'])):06d}"
+            except (ValueError, OverflowError):
+                raise CatalogError(
+                    f"{where}: wanted seconds in time_start and time_end, got {row['time_start']!r} and "
+                    f"{row['time_end']!r}"
+                ) from None
+            path = places.get(stem, f"{row['label']}/{stem}.mp4")
+            split = _split_of(row["split"], where=where)
+            memberships.append(Membership(path=path, class_name=row["label"], split=split, where=where))
+    return memberships, [f"{unlabelled} listed clips have no label and are left out"] if unlabelled else []
+
+
+def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> tuple[list[Membership], list[str]]:
+    """Rows uri, label, split of a CSV or Parquet file; several splits are separated by ";" or blanks, none is "all".
+
+    The uri is relative to root, or the whole place of a video below it, a file:// URI percent-encoded (RFC 8089). A
+    table whose labels all are whole numbers may have them as 1.0, as pandas does where a cell is empty.
+    """
+    table = read_rows(uri, read_bytes=read_bytes, columns=("uri", "label"), optional=("split",))
+    notes = _notes_on_splits(uri, table)
+    labels = _labels(table)
+    own_part = lru_cache(maxsize=None)(partial(_below_the_same_directory, root=root))
+    memberships: list[Membership] = []
+    for (where, row), label in zip(table.rows, labels, strict=True):
+        path, other_path = _below(row["uri"], root=root, own_part=own_part)
+        if not path or not label:
+            raise CatalogError(
+                f"{where}: wanted a label and the uri of a video below catalog.root ({root}), got uri {row['uri']!r}, "
+                f"label {row['label']!r}"
+            )
+        for split in ["all"] if notes else row["split"].replace(";", " ").split() or [""]:
+            name = split if split == "all" else _split_of(split, where=where)
+            memberships.append(Membership(path=path, class_name=label, split=name, where=where, other_path=other_path))
+    if not memberships:
+        raise CatalogError(f"{uri} is empty: wanted rows with uri, label and, if there are several, split")
+    return memberships, notes
+
+
+def _notes_on_splits(uri: str, table: Table) -> list[str]:
+    """A note where no row says a split; where only some do, the others are an error."""
+    if "split" in table.columns and any(row["split"] for _, row in table.rows):
+        return []
+    lack = "its column of splits is empty" if "split" in table.columns else f"no column {' or '.join(SPLIT_TITLES)}"
+    unread = f"; columns that are not read: {', '.join(table.unread)[:200]}" if table.unread else ""
+    return [f'{uri}: {lack}, every clip is in the split "all"{unread}']
+
+
+def _labels(table: Table) -> list[str]:
+    labels = [row["label"] for _, row in table.rows]
+    whole = [_WHOLE.fullmatch(label) for label in labels]
+    return [match[1] for match in whole if match] if all(whole) else labels
+
+
+def _below(uri: str, *, root: str, own_part: Callable[[str], str | None]) -> tuple[str, str]:
+    """The path below root, "" if it lies elsewhere, and the path if no percent sign stands for another sign."""
+    scheme = FILE_URI.match(uri)
+    if scheme is None:
+        return _relative(uri, root=root, own_part=own_part), ""
+    literal = uri[scheme.end() :]
+    decoded = unquote(literal, errors="surrogateescape")
+    paths = [_relative(place, root=root, own_part=own_part) for place in dict.fromkeys((decoded, literal))]
+    return paths[0], paths[-1] if len(paths) > 1 else ""
+
+
+def _relative(place: str, *, root: str, own_part: Callable[[str], str | None]) -> str:
+    base = root.rstrip("/") + "/"
+    place = _S3_BY_OTHER_NAMES.sub("s3://", place, count=1) if "://" in place else place
+    path = _normal(place.removeprefix(base).lstrip("/") if place.startswith(base) else place)
+    if path or "://" in place or "://" in base or not place.startswith("/"):
+        return path
+    folder, _, name = place.rpartition("/")
+    below = own_part(folder)
+    return "" if below is None else _normal(f"{below}/{name}")
+
+
+def _normal(path: str) -> str:
+    """A relative path without ./ and a/../; "" if it leads elsewhere."""
+    normal = posixpath.normpath(path) if path and "://" not in path else ".."
+    return "" if normal in (".", "..") or normal.startswith(("../", "/")) else normal
+
+
+def _below_the_same_directory(folder: str, *, root: str) -> str | None:
+    """The part of a directory's path that is below root by another name of root's, such as a link; None: it is not."""
+    wanted = os.path.realpath(root)
+    for above in (PurePosixPath(folder), *PurePosixPath(folder).parents):
+        if os.path.realpath(above) == wanted:
+            return str(PurePosixPath(folder).relative_to(above))
+    return None
+
+
+def _split_of(text: str, *, where: str) -> str:
+    match = SPLIT.fullmatch(text.strip())
+    if match is None:
+        raise CatalogError(f"{where}: wanted a split such as train, val, test or train1, got {text!r}")
+    return _role(match)
+
+
+def _role(match: re.Match[str]) -> str:
+    return ROLES[match[1].casefold()] + match[2]

@@ -1,0 +1,310 @@
+"""Video and images as they come from outside, decoded once, whole and in order, into upright RGB frames.
+
+It never follows what a file says about other files or addresses, as playlists and session descriptions do.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from enum import StrEnum
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.stream import Disposition
+from numpy.typing import NDArray
+
+from twostream_ray.data.video import containers
+from twostream_ray.data.video.bitstreams import PacketTally
+from twostream_ray.data.video.pictures import MAX_PIXELS, Orientation, RgbConverter, one_line, open_media, read_image
+from twostream_ray.errors import AccessError, DecodeError, TooLongError
+from twostream_ray.storage.local_files import open_regular
+
+_MOST_TIMES_AS_LONG = 64
+"""Times that a picture may be as long as it is short."""
+_CONTAINERS = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,gif,asf,asf_o,flv,live_flv,kux,ogg,mxf,rm,ivf,nut,dv,wtv,gxf,nsv,h261,h263,"
+    "h264,hevc,vvc,av1,obu,m4v,vc1,vc1test,mjpeg,mjpeg_2000,smjpeg,mpjpeg,yuv4mpegpipe,apng,webp,flic,amv,dhav,lmlm4,pva,"
+    "viv,vivo,roq,bink,smk,thp,rpl,nuv,cavsvideo,avs2,avs3,dirac,dnxhd,swf,film_cpk,filmstrip,4xm,cine,lxf,mlv,ty,ipmovie"
+)
+_UNKNOWN_LENGTH = 2**30
+"""So many frames or more in a header are none that were counted: writers to a pipe cannot go back to it."""
+_WITHOUT_INDEX = {"mpegts", "mpeg", "mpegvideo"}
+_NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
+_AS_GOOD = 0.3
+"""Of the largest stream, by all its pixels: what an earlier one needs to be the film and no preview of it."""
+_FRAME_RATES = (Fraction(1, 1000), 1000)
+_RATE = Fraction(25)
+_SAME_SHAPE = 0.02
+
+
+class Note(StrEnum):
+    """What a report says of videos that are used though not all is as one would wish: "3 clips have ..."."""
+
+    SEVERAL_STREAMS = "several video streams, of which one was taken"
+    INTERLACED = "interlaced frames, whose moving edges show combs: deinterlace the videos to be rid of them"
+    RESIZED = "frames of several sizes, which were brought to one"
+    BEGINS_CUT = "frames at their start that refer to others cut away before, which were left out"
+    NO_RATE = "no frame rate that can be, 25 frames a second were taken"
+
+
+class FrameStream:
+    """The frames of an encoded video, decoded once and in order, as upright RGB (H, W, 3) uint8.
+
+    Frames have the file's own pixels, of which `pixel_aspect` tells the shape. The film is taken where a file has
+    several video streams: no attached picture, and no preview, which has far fewer pixels.
+
+    Iterating raises DecodeError as soon as the bytes cannot be decoded, and at the end when pictures are missing: what
+    was decoded is held against what the container's header and the headers in its packets announce. MPEG program and
+    transport streams have neither count nor index: cut between two frames they cannot be told from whole.
+    """
+
+    def __init__(
+        self,
+        content: bytes | memoryview | Path,
+        *,
+        name: str = "video",
+        max_frames: int | None = None,
+        on_packet: Callable[[], object] | None = None,
+    ) -> None:
+        """Open a video and look at its packets; of a file, parts are read as they are needed.
+
+        Raises:
+            DecodeError: the bytes are no video, or not all of one, or a picture is larger than 64 megapixels.
+            TooLongError: it has more than max_frames.
+        """
+        self._name, self._max_frames, self._on_packet = name, max_frames, on_packet
+        self._notes: set[Note] = set()
+        size = 0
+        with ExitStack() as opened:
+            try:
+                file: Any = opened.enter_context(
+                    open_regular(content) if isinstance(content, Path) else io.BytesIO(content)
+                )
+                size = file.seek(0, os.SEEK_END)
+                self._empty = containers.require_whole(file, name=name)
+                with closing(open_media(file, formats=_CONTAINERS)) as container:
+                    self._tally, index = self._choose(container)
+                self._container = opened.enter_context(open_media(file, formats=_CONTAINERS))
+                self._stream: Any = self._container.streams[index]
+            except AccessError as error:
+                raise DecodeError(f"{name}: {error}") from error
+            except (av.FFmpegError, ValueError, OSError) as error:
+                raise DecodeError(f"{name}: a video was wanted, {size} bytes are none ({one_line(error)})") from error
+            self._opened = opened.pop_all()
+        self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        self._stream.codec_context.thread_count = 1  # others decode beside us; threads take memory and save little
+        self.fps = self._rate()
+        """Mean frames per second."""
+        self.announced = self._tally.least
+        """Frames that there must be."""
+        self.pixel_aspect = Fraction(1)
+        """Width of the frames' pixels for a height of 1; of the first frame, known when it is there."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known about the video; all of it when the last frame was there."""
+        return tuple(sorted(self._notes))
+
+    def close(self) -> None:
+        """Let go of the file; iterating to the end does."""
+        self._opened.close()
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        convert = RgbConverter()
+        return (convert(frame) for frame in self.pictures())
+
+    def _choose(self, container: Any) -> tuple[PacketTally, int]:
+        """What the packets of the film come to, and its number among the streams."""
+        streams = [stream for stream in container.streams.video if not stream.disposition & _NO_FILM]
+        if not streams:
+            raise DecodeError(f"{self._name}: a video stream was wanted, the file has none")
+        known = [stream for stream in streams if stream.codec_context is not None]
+        if not known:
+            raise DecodeError(f"{self._name}: a video in a known codec was wanted, the file names none")
+        tallies = self._count(container, known)
+        # A picture alone is a cover, whatever the file calls it.
+        films = [stream for stream in known if tallies[stream.index].packets > 1] or known
+        shown = {
+            stream.index: tallies[stream.index].packets * stream.codec_context.width * stream.codec_context.height
+            for stream in films
+        }
+        good = [stream for stream in films if shown[stream.index] >= _AS_GOOD * max(shown.values())]
+        film = next((stream for stream in good if stream.disposition & Disposition.default), good[0])
+        if len(films) > 1:
+            self._notes.add(Note.SEVERAL_STREAMS)
+        tally = tallies[film.index]
+        if film.codec_context.width * film.codec_context.height > MAX_PIXELS:
+            raise DecodeError(
+                f"{self._name}: frames of at most {MAX_PIXELS} pixels were wanted, the file has larger ones"
+            )
+        if tally.hole is not None:
+            raise DecodeError(f"{self._name}: frame {tally.hole} or one soon after is damaged: there are zeros")
+        # An edit list takes packets out of the index, empty ones stand for dropped frames.
+        listed = len(film.index_entries) if container.format.name.startswith("mov") else film.frames
+        counted = 0 if film.frames >= _UNKNOWN_LENGTH else film.frames
+        wanted = min(counted, listed) - self._empty.get(film.index, 0)
+        if tally.packets < wanted:
+            raise DecodeError(f"{self._name}: the file announces {wanted} frames, {tally.packets} are there")
+        refuse_more_frames(tally.least, self._max_frames, name=self._name)
+        return tally, film.index
+
+    def _count(self, container: Any, streams: Sequence[Any]) -> dict[int, PacketTally]:
+        anywhere = container.format.name in _WITHOUT_INDEX
+        tallies = {
+            stream.index: PacketTally(
+                stream.codec_context.name, stream.codec_context.extradata, begins_anywhere=anywhere
+            )
+            for stream in streams
+        }
+        for packet in container.demux(*streams):
+            if not packet.size:
+                continue
+            if self._on_packet is not None:
+                self._on_packet()
+            tally = tallies[packet.stream_index]
+            tally.add(bytes(packet), is_key=packet.is_keyframe, is_hidden=packet.is_discard, time=packet.pts)
+            if len(streams) == 1 and self._max_frames is not None and tally.least > self._max_frames:
+                # What is left need not be read.
+                refuse_more_frames(max(tally.least, streams[0].frames), self._max_frames, name=self._name)
+        for tally in tallies.values():
+            tally.end()
+        return tallies
+
+    def _rate(self) -> Fraction:
+        least, most = _FRAME_RATES
+        for rate in (self._stream.average_rate, self._stream.guessed_rate):
+            if rate and least <= (rate := Fraction(rate).limit_denominator(1001 * 240)) <= most:
+                return rate
+        self._notes.add(Note.NO_RATE)
+        return _RATE
+
+    def pictures(self) -> Iterator[av.VideoFrame]:
+        """The same frames before their conversion to RGB, for whoever looks at a few of them only."""
+        tally, decoded = self._tally, 0
+        watch = _ShapeWatch(self._stream)
+        try:
+            for packet in self._packets():
+                for frame in self._stream.decode(packet):
+                    decoded += 1
+                    if frame.is_corrupt:
+                        raise DecodeError(f"{self._name}: frame {decoded - 1} is damaged")
+                    if watch.changes(frame, name=self._name):
+                        self._notes.add(Note.RESIZED)
+                    if frame.interlaced_frame:
+                        self._notes.add(Note.INTERLACED)
+                    self.pixel_aspect = watch.pixel_aspect
+                    yield frame
+        except (av.FFmpegError, ValueError, MemoryError) as error:
+            raise DecodeError(
+                f"{self._name}: all frames were wanted, decoding broke after {decoded} of {tally.least} "
+                f"({one_line(error)})"
+            ) from error
+        finally:
+            self.close()
+        if not tally.least <= decoded <= max(tally.most, tally.packets - tally.hidden):
+            raise DecodeError(f"{self._name}: the file announces {tally.least} frames, {decoded} could be decoded")
+        if tally.before_key or decoded < tally.most:
+            self._notes.add(Note.BEGINS_CUT)
+
+    def _packets(self) -> Iterator[av.Packet | None]:
+        """Packets to decode, and None at the end; an empty packet would end the decoder's work before that."""
+        full = (packet for packet in self._container.demux(self._stream) if packet.size)
+        yield from islice(full, self._tally.before_key, None)
+        yield None
+
+
+class _ShapeWatch:
+    """How wide a picture is for its height as players show it, and whether that stays so."""
+
+    def __init__(self, stream: Any) -> None:
+        self._context = stream.codec_context
+        self._aspect = Fraction(stream.sample_aspect_ratio or 1)
+        self._first: tuple[int, int, Fraction] | None = None
+        self._coded: Fraction | None = None
+        self._shape = Fraction(1)
+        self.pixel_aspect = Fraction(1)
+        """Width of an upright pixel for a height of 1."""
+
+    def changes(self, frame: av.VideoFrame, *, name: str) -> bool:
+        """Whether a frame has another size than the first one.
+
+        Raises:
+            DecodeError: it has another shape, or one that is too long.
+        """
+        aspect, turned = self._now(frame), Orientation.of(frame).transposed
+        size = (frame.width, frame.height, aspect)
+        shape = aspect * frame.width / frame.height
+        shape = 1 / shape if turned else shape
+        if self._first is None:
+            self._first, self._shape = size, shape
+            self.pixel_aspect = 1 / aspect if turned else aspect
+            if not 1 / _MOST_TIMES_AS_LONG <= shape <= _MOST_TIMES_AS_LONG:
+                raise DecodeError(
+                    f"{name}: a picture at most {_MOST_TIMES_AS_LONG} times as long as short was wanted, this has "
+                    f"{frame.width}x{frame.height} pixels of {aspect}"
+                )
+        elif abs(shape / self._shape - 1) > _SAME_SHAPE:
+            raise DecodeError(
+                f"{name}: pictures of one shape were wanted, it changes from {self._first[0]}x{self._first[1]} to "
+                f"{frame.width}x{frame.height} px (pixels {self._first[2]} and {aspect} as wide as high): cut the "
+                "video in two there"
+            )
+        return size != self._first
+
+    def _now(self, frame: av.VideoFrame) -> Fraction:
+        """What the container says holds for all frames; where it says nothing the coded pictures do, one by one."""
+        coded = self._context.sample_aspect_ratio
+        if not coded or (self._context.width, self._context.height) != (frame.width, frame.height):
+            return self._aspect
+        if self._coded is not None and coded != self._coded and self._aspect == self._coded:
+            self._aspect = coded
+        self._coded = coded
+        return self._aspect
+
+
+class ImageSequence:
+    """Frames that exist as images, in order, as RGB (H, W, 3) uint8; like a FrameStream at 25 frames a second."""
+
+    def __init__(self, images: Sequence[bytes], *, name: str) -> None:
+        self._images, self._name = images, name
+        self.fps = Fraction(25)
+        """Images do not say how fast they follow one another."""
+        self.announced = len(images)
+        """Images that there are."""
+        self.pixel_aspect = Fraction(1)
+        self.notes: tuple[str, ...] = ()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        shape = None
+        for number, content in enumerate(self._images, start=1):
+            frame = read_image(content, name=f"{self._name}, frame {number}")
+            shape = shape or frame.shape
+            if frame.shape != shape:
+                raise DecodeError(
+                    f"{self._name}: frames of one size were wanted, frame {number} is "
+                    f"{frame.shape[1]}x{frame.shape[0]} px, the first {shape[1]}x{shape[0]} px"
+                )
+            yield frame
+
+
+def refuse_more_frames(num_frames: int, limit: int | None, *, name: str) -> None:
+    """A clip may be so long.
+
+    Raises:
+        TooLongError: it is longer.
+    """
+    if limit is not None and num_frames > limit:
+        raise TooLongError(
+            f"{name}: a clip of at most {limit} frames was wanted, this has {num_frames} or more: cut it into clips, "
+            "or raise max_frames"
+        )

@@ -1,0 +1,1 @@
+"""Metrics of a set of scores: accuracies, late fusion, reports."""

@@ -1,0 +1,130 @@
+"""The settings of the benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.sources.catalog import CatalogConfig
+from twostream_ray.models.build import ModelConfig
+from twostream_ray.settings.bounds import require_within
+from twostream_ray.training.recipe import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkLoaderConfig:
+    """Measure how fast shards become batches, beside the ways people read two-stream data today."""
+
+    data: DataConfig
+    """Shards, their training split, and how samples are drawn."""
+
+    videos: str | None = None
+    """Directory of the videos that were ingested (catalog.root): also measure torch's DataLoader over them and over
+    folders of JPEG files, which are written below `out`."""
+
+    out: str = "benchmark"
+    """Directory for those folders; they take about ten times the shards' bytes."""
+
+    num_clips: int = 96
+    """Clips of the split that are read, at most."""
+
+    rounds: int = 3
+    """Times that every way is measured; medians are shown."""
+
+    cores: int | None = None
+    """Processes that read at once; by default as many as this machine has cores."""
+
+    def __post_init__(self) -> None:
+        require_within(self, num_clips="[1, 1_000_000]", rounds="[1, 1_000]", cores="[1, 10_000]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkStepConfig:
+    """Measure training steps on random samples in memory: speed, memory, and floating-point operations a second."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network; it begins without pretrained weights."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Precision, layout and compilation count here."""
+
+    batch: int = 1
+    """Samples of a step."""
+
+    num_snippets: int = 5
+    """T: snippets per sample."""
+
+    flow_length: int = 10
+    """L: flow fields per snippet."""
+
+    size_px: int = 224
+    """Height and width of the network's input in px."""
+
+    num_classes: int = 101
+    """K."""
+
+    steps: int = 3
+    """Steps that are measured, after one to warm up."""
+
+    def __post_init__(self) -> None:
+        require_within(
+            self,
+            batch="[1, 100_000]",
+            num_snippets="[1, 1_000]",
+            flow_length="[1, 1_000]",
+            size_px="[1, 8_192]",
+            num_classes="[1, 1_000_000]",
+            steps="[1, 1_000_000]",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkIngestConfig:
+    """Measure how fast raw videos become shards, beside bare loops of the same work; keeps nothing."""
+
+    catalog: CatalogConfig
+    """Where the videos and their labels are; 64 clips or more give steady figures."""
+
+    flow: FlowContract = field(default_factory=FlowContract)
+    """How optical flow is computed and coded."""
+
+    rounds: int = 3
+    """Times that everything is measured; medians are shown."""
+
+    cores: int | None = None
+    """Bare loops at once; by default as many as this machine has cores."""
+
+    def __post_init__(self) -> None:
+        require_within(self, rounds="[1, 1_000]", cores="[1, 10_000]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkTrainConfig:
+    """Measure training: a bare process group, the same inside Ray Train, and fed from shards, one after the other."""
+
+    data: DataConfig
+    """Shards, their training split, and how samples are drawn."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network; it begins without pretrained weights."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Global batch, precision, layout and all else that costs time."""
+
+    num_workers: int | None = None
+    """Processes that train; by default one per GPU, or 2 where there is none."""
+
+    steps: int = 20
+    """Steps that are measured, after two to warm up."""
+
+    rounds: int = 3
+    """Times that every way is measured; medians are shown."""
+
+    memory_batches: int = 2
+    """Different batches that each worker holds in memory for the ways without shards."""
+
+    def __post_init__(self) -> None:
+        require_within(
+            self, num_workers="[1, 100_000]", steps="[1, 1_000_000]", rounds="[1, 1_000]", memory_batches="[1, 1_000]"
+        )

@@ -1,0 +1,252 @@
+"""A Ray cluster of one run on this machine: a token, loopback alone, and a folder and process sessions of its own."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import resource
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from twostream_ray.errors import ClusterError
+from twostream_ray.runs.cluster.watchdog import is_stopping, watched
+from twostream_ray.storage.locks import locked
+
+_PREFIX = "ts-"
+_OWNED = "owned"
+"""File of a cluster's folder whose lock its driver holds for as long as it lives."""
+_SOCKET_PATH = 107
+"""Bytes that the path of a socket may have."""
+_LONGEST_SOCKET = len(f"/{_PREFIX}12345678/r/session_2026-01-01_00-00-00_000000_{2**22}/sockets/plasma_store")
+_OPEN_FILES = 256
+_ADDRESS_SPACE = 8 * 2**30
+"""Bytes that a process maps at most, beside the object store."""
+
+_FOLDER = "TWOSTREAM_PRIVATE_CLUSTER"
+"""Environment variable of a private cluster's processes and its driver: its folder."""
+
+_TOKEN = secrets.token_hex(32)
+"""Of all clusters of this process: Ray keeps the first one it has read."""
+
+
+@contextmanager
+def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) -> Iterator[None]:
+    """A cluster that goes with the block. It has a dashboard where a port is given for one.
+
+    Only processes with its token may talk to it, only from this machine. Processes of its own sessions, they get no
+    signal that is meant for this process and those of its group.
+
+    Raises:
+        ClusterError: a limit of this shell or the temporary folder does not let Ray start, or a process of it died.
+        KeyboardInterrupt: Ray was told to stop.
+    """
+    import ray
+
+    require_limits()
+    base = short_folder()
+    remove_abandoned(base)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+    try:
+        with locked(folder / _OWNED, keep=True) as owned, environment({**settings, _FOLDER: str(folder)}):
+            try:
+                with authenticated():
+                    _start(ray, folder, dashboard_port)
+                node = ray._private.worker._global_node
+                with watched(node, folder=node.get_logs_dir_path(), end=lambda: end_processes(folder)):
+                    yield
+            except BaseException as error:
+                keep = isinstance(error, Exception)
+                if keep:
+                    # Ray's logs in it say more; the next start removes it, with who writes to them. This process has
+                    # them open as long as it lives, so it holds the lock as long.
+                    os.dup(owned.fileno())
+                _stop(ray, folder, keep=keep)
+                raise
+            _stop(ray, folder, keep=False)
+    finally:
+        read_environment_again()
+
+
+def private_folder() -> Path | None:
+    """The folder of the private cluster that this process works on, or None: the cluster is one of others."""
+    import ray
+
+    node, folder = ray._private.worker._global_node, os.environ.get(_FOLDER)
+    if not folder or node is None or not Path(node.get_session_dir_path()).is_relative_to(folder):
+        return None
+    return Path(folder)
+
+
+@contextmanager
+def authenticated() -> Iterator[None]:
+    """The token in the environment of this process, of which processes that start meanwhile get a copy."""
+    # On loopback, as on systems where Ray starts no clusters of several machines.
+    with environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
+        read_environment_again()
+        yield
+
+
+def read_environment_again() -> None:
+    """Let Ray forget what it has read of addresses and credentials in the environment before."""
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"
+
+
+def _start(ray: Any, folder: Path, dashboard_port: int | None) -> None:
+    from ray._private import services, worker
+
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    if not isinstance(worker.print_to_stdstream, functools.partial):
+        worker.print_to_stdstream = functools.partial(_without_deaths, worker.print_to_stdstream)
+    try:
+        ray.init(
+            address="local",
+            logging_level=logging.WARNING,
+            # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
+            log_to_driver=False,
+            include_dashboard=dashboard_port is not None,
+            dashboard_port=dashboard_port,
+            # Ray opens this one to everybody, and not the one around it.
+            _temp_dir=str(folder / "r"),
+        )
+    except Exception as error:
+        told = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"Ray did not start on this machine ({told}): its logs are in {folder} until the next start; end what uses "
+            "up memory or processes here, or let RAY_ADDRESS name a cluster"
+        ) from error
+    finally:
+        services.ConsolePopen = popen
+
+
+def _without_deaths(told: Callable[..., None], data: dict[str, Any], *rest: Any, **more: Any) -> None:
+    """Pass on what Ray tells the driver, except that its own process ended, with a page of log, and what all that ends
+    when this process is told to stop gives it to say.
+    """
+    if not is_stopping() and not any("Raylet is terminated" in line for line in data["lines"]):
+        told(data, *rest, **more)
+
+
+def _stop(ray: Any, folder: Path, *, keep: bool) -> None:
+    ray.shutdown()
+    end_processes(folder)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_limits() -> None:
+    """Refuse limits of this shell under which Ray's processes would die one by one.
+
+    Raises:
+        ClusterError: `ulimit -n`, `-v` or `-f` is too low.
+    """
+    from ray._private.utils import estimate_available_memory, resolve_object_store_memory
+
+    store = resolve_object_store_memory(estimate_available_memory())
+    wanted = (
+        ("-n", "open files of a process", resource.RLIMIT_NOFILE, _OPEN_FILES, 1),
+        ("-v", "KiB of address space", resource.RLIMIT_AS, store + _ADDRESS_SPACE, 2**10),
+        ("-f", "KiB that a file may have (the object store is one)", resource.RLIMIT_FSIZE, store, 2**10),
+    )
+    for flag, what, limit, least, unit in wanted:
+        # Ray raises the soft limit of open files by itself.
+        soft, hard = resource.getrlimit(limit)
+        granted = hard if flag == "-n" else soft
+        if granted != resource.RLIM_INFINITY and granted < least:
+            raise ClusterError(
+                f"a Ray cluster on this machine wants at least {-(-least // unit)} {what}, `ulimit {flag}` allows "
+                f"{granted // unit}: raise it (`ulimit {flag} unlimited`, or in the job's settings), or let "
+                "RAY_ADDRESS name a cluster"
+            )
+
+
+def short_folder() -> Path:
+    """The temporary folder, or /tmp where its path is too long for the sockets that Ray makes below.
+
+    Raises:
+        ClusterError: neither will do.
+    """
+    named = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    longest = _SOCKET_PATH - _LONGEST_SOCKET
+    for path in (named, Path("/tmp")):  # noqa: S108
+        if len(os.fsencode(path)) <= longest and os.access(path, os.W_OK | os.X_OK):
+            return path
+    raise ClusterError(
+        f"Ray's sockets want a temporary folder that can be written to, whose path has at most {longest} characters; "
+        f"{named} has {len(str(named))}, and /tmp cannot be written to: let RAY_TMPDIR name one"
+    )
+
+
+def remove_abandoned(base: Path) -> None:
+    """End what runs that were killed have left below a temporary folder: Ray's processes, and then its files.
+
+    Only folders of this user's whose driver is dead: it had held a lock, which goes with its process.
+    """
+    for folder in base.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            found = folder.lstat()
+            owned = folder / _OWNED
+            if found.st_uid != os.getuid() or folder.is_symlink() or not owned.is_file() or owned.is_symlink():
+                continue
+            with locked(owned, wait=False):
+                end_processes(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_processes(folder: Path) -> None:
+    """Kill the processes of this user that write to files below a folder, as all of Ray's do to their logs."""
+    deadline = time.monotonic() + 5
+    while (writers := _writers(folder)) and time.monotonic() < deadline:
+        for pid in writers:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _writers(folder: Path) -> list[int]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and int(process.name) != os.getpid():
+            # Others' processes, and those that have ended meanwhile.
+            with suppress(OSError):
+                if process.stat().st_uid == os.getuid() and _writes_below(process, folder):
+                    found.append(int(process.name))
+    return found
+
+
+def _writes_below(process: Path, folder: Path) -> bool:
+    for file in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):
+            if not str(file.readlink()).startswith(f"{folder}/"):
+                continue
+            flags = (process / "fdinfo" / file.name).read_text().split("flags:")[1].split()[0]
+            if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+                return True
+    return False
+
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for as long as the block runs."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -1,0 +1,110 @@
+"""Room for what a run wants of the cluster: refused at once where it can never be, waited for where nodes may come."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twostream_ray.errors import ClusterError
+from twostream_ray.runs.cluster.private_cluster import private_folder
+
+_LINE_EVERY_S = 15.0
+_LOOK_EVERY_S = 0.5
+_NO_AUTOSCALER = "node_"
+"""How Ray names the types of nodes that no autoscaler has started."""
+
+Resources = Mapping[str, float]
+"""Amounts by Ray's names: CPU and GPU in pieces, memory in bytes."""
+
+
+def require_room(wanted: Sequence[Resources], *, what: str, way_out: str, stop: threading.Event | None = None) -> None:
+    """Return when all that is wanted together, each on one node, fits the cluster; `stop` ends a wait for nodes.
+
+    Raises:
+        ClusterError: it does not fit, and no autoscaler is there that could bring nodes.
+        KeyboardInterrupt: `stop` was set.
+    """
+    import ray
+
+    if fits(wanted, _nodes(ray)):
+        return
+    if not _may_grow():
+        raise ClusterError(
+            f"{what} want {in_words(wanted)}, the Ray cluster has {in_words(_nodes(ray), free=True)}: {way_out}"
+        )
+    _wait(ray, wanted, what=what, stop=stop)
+
+
+def fits(wanted: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
+    """Whether nodes of these sizes can hold all of these at once; the largest are placed first, wherever they fit."""
+    left = [dict(node) for node in nodes]
+    for one in sorted(wanted, key=lambda one: sorted(one.values(), reverse=True), reverse=True):
+        for node in left:
+            if all(node.get(name, 0.0) >= amount - 1e-6 for name, amount in one.items()):
+                for name, amount in one.items():
+                    node[name] = node.get(name, 0.0) - amount
+                break
+        else:
+            return False
+    return True
+
+
+def in_words(many: Sequence[Resources], *, free: bool = False) -> str:
+    """As in "12 x (1 CPU, 1 GPU) and 1 x (0.1 CPU)"; of nodes, what is not wanted of them as well."""
+    names = ("CPU", "GPU", "memory")
+    told = Counter(
+        ", ".join(_amount(name, one.get(name, 0.0)) for name in names if one.get(name) or (free and name != "memory"))
+        for one in many
+    )
+    return " and ".join(f"{count} x ({words})" for words, count in told.items()) or "no node"
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 2**30:.1f} GiB of memory" if name == "memory" else f"{amount:g} {name}"
+
+
+def _nodes(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _may_grow() -> bool:
+    """Whether an autoscaler is there: it gives nodes the names of their types."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+    from ray.experimental.internal_kv import _internal_kv_get, internal_kv_get_gcs_client
+
+    if private_folder() is not None:
+        return False
+    told = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    kinds = (told.get("autoscaler_report") or {}).get("active_nodes") or {}
+    if any(not kind.startswith(_NO_AUTOSCALER) for kind in kinds):
+        return True
+    # The second generation of autoscalers leaves no such report.
+    states = get_cluster_resource_state(internal_kv_get_gcs_client()).node_states
+    return any(state.ray_node_type_name for state in states)
+
+
+def _wait(ray: Any, wanted: Sequence[Resources], *, what: str, stop: threading.Event | None) -> None:
+    """Ask for the room as one placement group, which an autoscaler sees, until it is there; then give it back."""
+    group = ray.util.placement_group([dict(one) for one in wanted], strategy="PACK")
+    begun = told = time.monotonic()
+    try:
+        while not group.wait(_LOOK_EVERY_S):
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+            now = time.monotonic()
+            if told == begun or now - told >= _LINE_EVERY_S:
+                told = now
+                print(  # noqa: T201
+                    f"{what} want {in_words(wanted)}, the Ray cluster has {in_words(_nodes(ray), free=True)}: waiting "
+                    f"for its autoscaler, {now - begun:.0f} s so far",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    finally:
+        ray.util.remove_placement_group(group)

@@ -1,0 +1,217 @@
+"""Joining the Ray cluster that is there, or starting one on this machine for as long as a run lasts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from twostream_ray.errors import ClusterError
+from twostream_ray.runs.cluster.address import cluster_address
+from twostream_ray.runs.cluster.private_cluster import (
+    environment,
+    private_cluster,
+    read_environment_again,
+    require_limits,
+    short_folder,
+)
+from twostream_ray.runs.cluster.watchdog import note_stop
+
+_CONNECT_S = 2.0
+_NOWHERE = "http://127.0.0.1:9"
+"""An address that refuses at once."""
+
+
+@contextmanager
+def ray_session(*, dashboard: bool = False) -> Iterator[None]:
+    """Connect to the cluster named by RAY_ADDRESS (set inside a submitted job), or start a local one and stop it again.
+
+    A connection that is already there is used and left alone. A local cluster has a `dashboard` if one is wanted.
+    SIGTERM interrupts the block as Ctrl-C does.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or none can be started here.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
+    address = cluster_address()
+    port = _free_port() if dashboard and address is None else None
+    cluster = private_cluster(_private_settings(port), dashboard_port=port) if address is None else _joined(address)
+    # Our own progress bars say what Ray Data's lines would.
+    with _sigterm_kept(), cluster, environment({"RAY_DATA_LOG_LEVEL": "CRITICAL"}):
+        # The import configures it.
+        import ray.data  # noqa: F401
+
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        yield
+
+
+def require_cluster() -> None:
+    """Refuse what `ray_session` would refuse, before anything slow has started.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or none can be started here.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return
+    if cluster_address() is None:
+        require_limits()
+        short_folder()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """What SIGTERM did before, once the block has ended: Ray takes the signal for itself."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """A connection to a cluster of others."""
+    import ray
+
+    with environment(_cluster_settings() | _loopback_settings(address)):
+        read_environment_again()
+        try:
+            # Once: ray.init would ask for minutes, also with a token that is not the cluster's.
+            if address != "auto":
+                ray._raylet.GcsClient(address=ray._private.services.canonicalize_bootstrap_address(address))
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ray.exceptions.RpcError, ray.exceptions.AuthenticationError) as error:
+            if isinstance(error, ray.exceptions.AuthenticationError) or "Unauthenticated" in str(error):
+                raise ClusterError(
+                    f"the Ray cluster {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
+                    "RAY_AUTH_TOKEN) to the cluster's own"
+                ) from error
+            raise ClusterError(
+                f"a Ray cluster was wanted at RAY_ADDRESS={address}, it cannot be joined "
+                f"({' '.join(str(error).split())[:300]}): start one with this version of Ray and Python, name its "
+                "HOST:PORT, or unset RAY_ADDRESS to run on this machine alone"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _loopback_settings(address: str) -> dict[str, str]:
+    """What lets Ray join a cluster that listens on loopback alone: it would look for it at this machine's address."""
+    from ray._private import services
+
+    host, _, port = address.rpartition(":")
+    if host not in ("localhost", "127.0.0.1", "[::1]", "::1"):
+        return {}
+    try:
+        socket.create_connection((services.get_node_ip_address(), int(port)), timeout=_CONNECT_S).close()
+    except OSError:
+        return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return {}
+
+
+def _cluster_settings() -> dict[str, str]:
+    """What Ray reads from the environment of a run on a cluster of others."""
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray Train looks every 2 s by default, and waits as long again before it replaces workers that were lost.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        # The board of a training looks out itself.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
+    return _unless_set(settings)
+
+
+def _private_settings(dashboard_port: int | None) -> dict[str, str]:
+    """What Ray reads from the environment on a cluster of this process alone."""
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # All of a run's processes may start at once; Ray would warn of them line by line.
+        "RAY_worker_maximum_startup_concurrency": "8",
+        # Keep idle processes: re-importing costs each pass over the data seconds.
+        "RAY_num_workers_soft_limit": "16",
+        "RAY_idle_worker_killing_time_threshold_ms": "600000",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # No node of it can be taken away with notice.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
+    # A private cluster has no dashboard (a dozen processes). Ray Train's clean-up actor asks for one all the same:
+    # refused at once, it ends with the training; left to search, it holds up the end of every training for 12 s.
+    # Where there is a dashboard, the actor must ask this one: left to search, it takes the newest cluster of the
+    # machine, does not find its training there, and takes that training's resources away.
+    api = _NOWHERE if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}"
+    # Workers meet on loopback, as all of Ray does here, whatever the shell says for clusters.
+    meet = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return _unless_set(settings) | meet | {"RAY_API_SERVER_ADDRESS": api}
+
+
+def _unless_set(settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings, except where the environment has others already."""
+    return {name: os.environ.get(name, value) for name, value in settings.items()}
+
+
+def _free_port() -> int:
+    """A port of this machine that nobody listens on, outside 10002 to 19999, which Ray gives to its processes."""
+    while True:
+        with socket.socket() as asked:
+            asked.bind(("127.0.0.1", 0))
+            port = int(asked.getsockname()[1])
+        if not 10002 <= port <= 19999:
+            return port
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM (a spot instance's notice, a stopped job) sets; the second one interrupts.
+
+    Inside `ray_session`, which would take the signal for itself; in the main thread.
+    """
+    event = threading.Event()
+
+    def told(_signal: int, _frame: object) -> None:
+        note_stop()
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None]:
+    """Call `look` again and again from a thread while the block runs, and once more when it ends well.
+
+    Not any more once Ray has failed it: the block hears of that as well.
+    """
+    from ray.exceptions import RayError
+
+    ended = threading.Event()
+
+    def repeat() -> None:
+        with suppress(RayError):
+            while not ended.wait(every_seconds):
+                look()
+
+    thread = threading.Thread(target=repeat, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5)
+    look()

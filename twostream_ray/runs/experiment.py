@@ -1,0 +1,152 @@
+"""The settings of every verb, composed from the parts' own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+from twostream_ray import storage
+from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.errors import ConfigError
+from twostream_ray.models.build import ModelConfig
+from twostream_ray.models.streams import TowerConfig
+from twostream_ray.settings.bounds import require_within
+from twostream_ray.settings.names import require_name
+from twostream_ray.tracking import TrackingConfig
+from twostream_ray.training.recipe import TrainingConfig
+
+# They change neither samples nor their order.
+_OF_THE_MACHINE = (
+    "read_tasks",
+    "decode_threads",
+    "decode_at",
+    "cache",
+    "cache_gb",
+    "sample_cache",
+    "sample_cache_gb",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """The processes that train, each with its share of every batch."""
+
+    num_workers: int | tuple[int, int] | None = None
+    """Data-parallel workers; by default one per GPU of the cluster, or 2 where there is none. [MIN, MAX]: as many as
+    the cluster has room for, while it grows and shrinks; the samples of a step stay the same."""
+
+    cpus_per_worker: float | None = None
+    """CPUs a worker reserves; by default its share of half the cluster's CPUs: reading needs the rest."""
+
+    max_failures: int = 3
+    """Restarts from the last checkpoint after a worker or node is lost, before the run fails."""
+
+    checkpoint_every_steps: int | None = None
+    """Steps from one checkpoint to the next within an epoch; by default there is one at the end of each epoch."""
+
+    keep_checkpoints: int = 2
+    """The best on the validation split (without one the newest) that are kept, besides the last."""
+
+    timeout_s: float = 600.0
+    """Seconds that workers wait for one that has stopped answering before they start again from the last checkpoint;
+    more than a step, the compilation before the first and a validation pass take."""
+
+    def __post_init__(self) -> None:
+        require_within(
+            self,
+            "workers.",
+            num_workers="[1, 100_000]",
+            cpus_per_worker="(0, 10_000]",
+            max_failures="[0, 1_000_000]",
+            checkpoint_every_steps="[1, 1_000_000_000]",
+            keep_checkpoints="[1, 1_000_000]",
+            timeout_s="(0, 1e7]",
+        )
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            raise ConfigError(f"workers.num_workers as [MIN, MAX] wants MIN at most MAX, got {self.num_workers}")
+
+    def most_workers(self, *, gpus: int) -> int:
+        """Workers to plan for on a cluster with so many GPUs."""
+        return max(self.num_workers) if isinstance(self.num_workers, tuple) else self.num_workers or gpus or 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Shards -> a trained, evaluated and registered network."""
+
+    name: str
+    """Name of the logical run: running the same name again resumes it."""
+
+    data: DataConfig
+    """Shards, splits and how samples are drawn."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Optimisation."""
+
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    """The cluster's share."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+    storage: str = "runs"
+    """Directory or s3:// prefix of checkpoints and reports, in a folder per run; on a cluster all nodes must see it."""
+
+    seed: int = 0
+    """Fixes initial weights, order and every draw."""
+
+    def __post_init__(self) -> None:
+        require_name(self.name, setting="name")
+        require_within(self, seed="[0, 9_223_372_036_854_775_807]")
+        if self.training.patience_epochs is not None and self.data.validation_split is None:
+            raise ConfigError(
+                "training.patience_epochs wants a split to watch: set data.validation_split, or leave patience out"
+            )
+
+
+_Experiment = TypeVar("_Experiment", bound=ExperimentConfig)
+
+
+def with_absolute_places(config: _Experiment) -> _Experiment:
+    """The same settings for processes that run in other directories than this one."""
+
+    def tower(one: TowerConfig) -> TowerConfig:
+        named = one.weights not in (None, "imagenet")
+        return replace(one, weights=storage.absolute(str(one.weights))) if named else one
+
+    def directory(path: str | None) -> str | None:
+        return None if path is None else storage.absolute(path)
+
+    data, model = config.data, config.model
+    return replace(
+        config,
+        data=replace(
+            data,
+            shards=storage.absolute(data.shards),
+            cache=directory(data.cache),
+            sample_cache=directory(data.sample_cache),
+        ),
+        model=replace(model, spatial=tower(model.spatial), temporal=tower(model.temporal)),
+        tracking=replace(config.tracking, uri=config.tracking.resolved_uri()),
+        storage=storage.absolute(config.storage),
+    )
+
+
+def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share, in JSON's types.
+
+    Where it runs, who hears of it and what it is evaluated on when it is trained may change.
+    """
+    return without_free_settings(json.loads(json.dumps(asdict(config))))
+
+
+def without_free_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run without those that a resumed one may have otherwise; earlier versions wrote more down."""
+    fixed = {name: value for name, value in values.items() if name not in ("workers", "tracking", "storage")}
+    # Which data they are is asked of their manifest.
+    free = (*_OF_THE_MACHINE, "test_split", "shards")
+    return fixed | {"data": {name: value for name, value in values.get("data", {}).items() if name not in free}}

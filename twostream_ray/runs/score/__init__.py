@@ -1,0 +1,1 @@
+"""Scoring with trained models: evaluation, publication, prediction, tuning of late fusion."""

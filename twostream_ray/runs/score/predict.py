@@ -1,0 +1,65 @@
+"""A trained model on raw videos: fetch it, then classify each file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from twostream_ray import tracking
+from twostream_ray.errors import ConfigError
+from twostream_ray.inference import Classifier, Prediction
+from twostream_ray.model_package import check_model
+from twostream_ray.runs.score.model_source import PullConfig, local_model
+from twostream_ray.settings.bounds import require_within
+from twostream_ray.storage.temporary_folders import temporary_folder
+from twostream_ray.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """A trained model on raw videos."""
+
+    videos: list[str]
+    """Paths or URIs of videos."""
+
+    model: str = "models:/two-stream@champion"
+    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
+
+    top_k: int = 5
+    """Classes to show per video."""
+
+    format: Literal["text", "json"] = "text"
+    """text: a table; json: one JSON object a line, for programs."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, where the model comes from its registry."""
+
+    def __post_init__(self) -> None:
+        if not self.videos:
+            raise ConfigError("at least one video is wanted, got none")
+        require_within(self, top_k="[1, 1_000_000]")
+
+
+def predict(config: PredictConfig) -> Iterator[Prediction]:
+    """Classify videos one after the other; one that cannot be used gives a prediction with an error.
+
+    Raises:
+        RegistryError, StorageError, CheckpointError: the model cannot be had.
+    """
+    with temporary_folder() as folder:
+        classifier = Classifier.load(local_model(config.model, config=config.tracking, folder=Path(folder)))
+    for video in config.videos:
+        yield from classifier.predict([video], top_k=config.top_k)
+
+
+def pull(config: PullConfig) -> Path:
+    """Download a registered model's files, once they have been looked at; gives the directory.
+
+    Raises:
+        RegistryError: the registry has no such model, or cannot be reached.
+        CheckpointError: what it has is no model.
+        StorageError: the directory cannot be written, or has files under these names that were not pulled.
+    """
+    return tracking.pull(config.model, Path(config.out), config=config.tracking, check=check_model)

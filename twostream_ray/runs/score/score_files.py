@@ -1,0 +1,284 @@
+"""Two streams' cached scores of the same clips, as `evaluate` writes them: read, matched clip by clip, made logits."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostream_ray import storage
+from twostream_ray.errors import ConfigError, StorageError
+from twostream_ray.evaluation.metrics import own_head_first, softmax
+
+_SMALLEST_PROBABILITY = 1e-30
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamScoresConfig:
+    """Scores of the same clips by two streams: a file of each that `evaluate` wrote, or one file with both."""
+
+    spatial: str | None = None
+    """The spatial network's scores.npz: path, file:// or s3:// URI."""
+
+    temporal: str | None = None
+    """The temporal network's scores.npz."""
+
+    both: str | None = None
+    """An .npz with spatial (N, K), temporal (N, K), labels (N,) and clip_ids (N,) instead."""
+
+    def given(self) -> bool:
+        """Whether any file is named."""
+        return any(file is not None for file in (self.spatial, self.temporal, self.both))
+
+    def __post_init__(self) -> None:
+        if (self.spatial is None) != (self.temporal is None) or (self.both is not None and self.spatial is not None):
+            raise ConfigError(
+                f"scores are wanted as spatial and temporal, or as both, got spatial {self.spatial}, temporal "
+                f"{self.temporal} and both {self.both}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedOn:
+    """The clips of a figure."""
+
+    num_clips: int
+    """n: clips that have scores."""
+    num_expected: int
+    """N: clips of the split, those in quarantine among them."""
+    split: str | None
+    """Its name, where the files tell it."""
+    files: tuple[str, ...]
+    """Where the scores come from."""
+
+    def __str__(self) -> str:
+        of = "" if self.split is None else f" of split {self.split}"
+        quarantined = "" if self.num_expected == self.num_clips else f" ({self.num_expected} with those in quarantine)"
+        return f"{self.num_clips} clips{of}{quarantined}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StreamScores:
+    """Two streams' logits of the same clips."""
+
+    spatial: NDArray[np.float64]
+    """(N, K) logits."""
+    temporal: NDArray[np.float64]
+    """(N, K) logits."""
+    labels: NDArray[np.int64]
+    """(N,) true classes, in [0, K)."""
+    clip_ids: NDArray[np.str_] | None
+    """(N,) names of the clips, where the file has them."""
+    classes: tuple[str, ...] | None
+    """(K,) names of the classes, where a file has them."""
+    split: str | None
+    """Its name, where the files tell it."""
+    num_expected: int
+    """Clips of the split, those in quarantine among them."""
+    files: tuple[str, ...]
+    """Where they were read."""
+    notes: tuple[str, ...]
+    """What was done with them, in sentences."""
+    _softmax: dict[tuple[str, float], NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
+
+    def judged_on(self) -> JudgedOn:
+        """What the clips of a figure are called."""
+        return JudgedOn(num_clips=len(self.labels), num_expected=self.num_expected, split=self.split, files=self.files)
+
+    def fused_as(
+        self, of: Literal["logits", "softmax"], temperatures: tuple[float, float]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What is fused of the spatial and the temporal stream: its logits, or the softmax of logits / temperature."""
+        if of == "logits":
+            return self.spatial, self.temporal
+        for stream, temperature in zip(("spatial", "temporal"), temperatures, strict=True):
+            if (stream, temperature) not in self._softmax:
+                self._softmax[stream, temperature] = softmax(getattr(self, stream) / temperature)
+        return self._softmax["spatial", temperatures[0]], self._softmax["temporal", temperatures[1]]
+
+    def part(self, rows: NDArray[np.int64]) -> StreamScores:
+        """The scores of some clips, by their rows."""
+        return replace(
+            self,
+            spatial=self.spatial[rows],
+            temporal=self.temporal[rows],
+            labels=self.labels[rows],
+            clip_ids=None,
+            num_expected=len(rows),
+        )
+
+
+def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
+    """The two streams' scores as logits, in the same order of clips.
+
+    Raises:
+        ConfigError: the streams' clips, labels or classes differ, or a file lacks some of them.
+        StorageError: a file cannot be read or is no such .npz.
+    """
+    if config.both is not None:
+        table = other = _load(config.both)
+        _demand(table, ("spatial", "temporal", ("labels", "label")), file=config.both, name=f"{name}.both")
+        spatial, temporal = table["spatial"], table["temporal"]
+        labels, clip_ids = table["labels" if "labels" in table else "label"], _first(table, "clip_ids", "names")
+        files: tuple[str, ...] = (config.both,)
+    else:
+        assert config.spatial is not None and config.temporal is not None  # noqa: S101  (its settings say so)
+        files = (config.spatial, config.temporal)
+        table, other = (_load(file) for file in files)
+        for file, one, stream in zip(files, (table, other), ("spatial", "temporal"), strict=True):
+            _demand(one, ("scores", "labels", "clip_ids"), file=file, name=f"{name}.{stream}")
+        order = _matching(table["clip_ids"], other["clip_ids"], files=files)
+        spatial, temporal = table["scores"], other["scores"][order]
+        labels, clip_ids = table["labels"], table["clip_ids"]
+        wrong = np.flatnonzero(labels != other["labels"][order])
+        if wrong.size:
+            raise ConfigError(
+                f"{files[0]} and {files[1]} must agree on the classes, but {clip_ids[wrong[0]]} and {wrong.size - 1} "
+                "more clips have different labels: evaluate both models on the same shards"
+            )
+    if spatial.ndim != 2 or spatial.shape != temporal.shape or labels.shape != spatial.shape[:1]:
+        raise ConfigError(
+            f"{' and '.join(files)} must hold scores (N, K) of the same clips and classes with labels (N,), got "
+            f"spatial {spatial.shape}, temporal {temporal.shape} and labels {labels.shape}"
+        )
+    _refuse_odd_values(spatial, temporal, labels, where=" and ".join(files))
+    labels = labels.astype(np.int64)
+    heads = _first(table, "head_classes")
+    head_classes = [spatial.shape[1]] if heads is None or not len(heads) else heads.tolist()
+    tables = zip(files, (table, other), strict=False)  # one file may hold both
+    named = {file: _class_names(one, file=file, num_classes=spatial.shape[1]) for file, one in tables}
+    _refuse_other_classes(named)
+    notes = [
+        f"{name}: {file} has no names of classes, as earlier versions wrote it: it may be of other classes"
+        for file, classes in named.items()
+        if classes is None
+    ]
+    streams = {"spatial": spatial.astype(np.float64), "temporal": temporal.astype(np.float64)}
+    for stream, scores in streams.items():
+        if _are_probabilities(scores, num_heads=len(head_classes)):
+            streams[stream] = np.log(np.maximum(scores, _SMALLEST_PROBABILITY))
+            notes.append(f"{name}: the {stream} scores are probabilities; their logarithms are taken as logits")
+        if len(head_classes) > 1:
+            streams[stream] = own_head_first(streams[stream], labels, head_classes=head_classes)
+    split, expected = _first(table, "split"), _first(table, "num_expected")
+    return StreamScores(
+        spatial=streams["spatial"],
+        temporal=streams["temporal"],
+        labels=labels,
+        clip_ids=clip_ids,
+        classes=next((classes for classes in named.values() if classes is not None), None),
+        split=None if split is None else str(split),
+        num_expected=len(labels) if expected is None else int(expected),
+        files=files,
+        notes=tuple(notes),
+    )
+
+
+def refuse_overlap(choose: StreamScores, quote: StreamScores) -> None:
+    """Raise ConfigError unless the two have no clip in common, and the same number of classes."""
+    if choose.clip_ids is None or quote.clip_ids is None:
+        raise ConfigError("choose and quote want clip_ids in their files, so that no clip can be in both")
+    common = np.intersect1d(choose.clip_ids, quote.clip_ids)
+    if common.size:
+        raise ConfigError(
+            f"choose and quote must not share clips, {common.size} of {len(quote.labels)} to quote on are in both "
+            f"({common[0]}): a setting is chosen on one split and quoted on another"
+        )
+    if choose.spatial.shape[1] != quote.spatial.shape[1]:
+        raise ConfigError(
+            f"choose and quote must have the same classes, got {choose.spatial.shape[1]} and {quote.spatial.shape[1]}"
+        )
+    _refuse_other_classes({"choose": choose.classes, "quote": quote.classes})
+
+
+def _class_names(table: dict[str, NDArray[Any]], *, file: str, num_classes: int) -> tuple[str, ...] | None:
+    """The names of the K classes that a file's scores are of; None where it has none."""
+    classes = _first(table, "classes")
+    if classes is None:
+        return None
+    if classes.shape != (num_classes,) or classes.dtype.kind != "U":
+        raise ConfigError(
+            f"{file} must hold the names of its {num_classes} classes, got {classes.dtype} {classes.shape}: evaluate "
+            "the model again"
+        )
+    return tuple(map(str, classes))
+
+
+def _refuse_other_classes(named: Mapping[str, tuple[str, ...] | None]) -> None:
+    """Raise ConfigError where two lists of classes have other names or another order."""
+    known = [(where, classes) for where, classes in named.items() if classes is not None]
+    for (first, ours), (second, theirs) in itertools.pairwise(known):
+        for label, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            if one != other:
+                raise ConfigError(
+                    f"{first} and {second} must hold scores of the same classes in the same order, but label {label} "
+                    f"is {one!r} in the one and {other!r} in the other: evaluate both on the same shards"
+                )
+
+
+def _refuse_odd_values(spatial: NDArray[Any], temporal: NDArray[Any], labels: NDArray[Any], *, where: str) -> None:
+    """Raise ConfigError unless scores are numbers and labels count classes."""
+    for one, kinds, what in ((spatial, "fiu", "scores"), (temporal, "fiu", "scores"), (labels, "iu", "labels")):
+        if one.dtype.kind not in kinds:
+            raise ConfigError(f"{where} must hold numbers as {what}, got {one.dtype}: evaluate the model again")
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < spatial.shape[1]:
+        raise ConfigError(
+            f"{where} must hold labels from 0 to {spatial.shape[1] - 1}, got {labels.min()} to {labels.max()}: "
+            "evaluate the model again"
+        )
+
+
+def _load(file: str) -> dict[str, NDArray[Any]]:
+    content = storage.read_bytes(storage.absolute(file))
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise StorageError(
+            f"an .npz of scores was wanted at {file}, but it cannot be read ({error}): give the scores.npz that "
+            "`twostream evaluate` wrote"
+        ) from None
+
+
+def _demand(table: dict[str, NDArray[Any]], keys: Sequence[str | tuple[str, ...]], *, file: str, name: str) -> None:
+    wanted = [(key,) if isinstance(key, str) else key for key in keys]
+    missing = [names[0] for names in wanted if not any(one in table for one in names)]
+    if missing:
+        raise ConfigError(
+            f"{name} wants {', '.join(names[0] for names in wanted)} in {file}, it lacks {', '.join(missing)} and has "
+            f"{', '.join(table) or 'nothing'}: `twostream evaluate` writes scores.npz of one network, "
+            f"{name.partition('.')[0]}.spatial and {name.partition('.')[0]}.temporal"
+        )
+
+
+def _first(table: dict[str, NDArray[Any]], *names: str) -> NDArray[Any] | None:
+    return next((table[name] for name in names if name in table), None)
+
+
+def _matching(spatial: NDArray[Any], temporal: NDArray[Any], *, files: Sequence[str]) -> NDArray[np.int64]:
+    """Rows of the temporal file in the order of the spatial one."""
+    ours, theirs = ({str(clip): row for row, clip in enumerate(ids)} for ids in (spatial, temporal))
+    for ids, rows, file in ((spatial, ours, files[0]), (temporal, theirs, files[1])):
+        if len(rows) != len(ids):
+            raise ConfigError(f"{file} must hold each clip once, it has {len(ids)} rows of {len(rows)} clips")
+    absent, more = [clip for clip in ours if clip not in theirs], [clip for clip in theirs if clip not in ours]
+    if absent or more:
+        both_ways = ((absent, files[0]), (more, files[1]))
+        lone = [f"{len(clips)} only in {file} ({clips[0]})" for clips, file in both_ways if clips]
+        raise ConfigError(
+            f"{files[0]} and {files[1]} must hold the same clips, but of {len(ours)} and {len(theirs)} there are "
+            f"{' and '.join(lone)}: evaluate both models on the same split of the same shards"
+        )
+    return np.array([theirs[clip] for clip in ours], dtype=np.int64)
+
+
+def _are_probabilities(scores: NDArray[np.float64], *, num_heads: int) -> bool:
+    """Whether each head's row adds up to 1: `evaluate` averages the softmax of a single stream and of late fusion."""
+    return bool((scores >= 0).all() and np.abs(scores.sum(axis=1) - num_heads).max() < 1e-3 * num_heads)

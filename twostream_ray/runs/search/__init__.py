@@ -1,0 +1,1 @@
+"""Hyperparameter search over fusion designs, on Ray Tune."""

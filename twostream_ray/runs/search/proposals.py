@@ -1,0 +1,192 @@
+"""Which trial comes next: random, grid or Optuna's TPE over a search space, past what is invalid or was drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twostream_ray.errors import ConfigError
+from twostream_ray.runs.search.settings import SearchConfig
+from twostream_ray.runs.search.space import Dimension, Space, TrialSettings, signature
+
+if TYPE_CHECKING:
+    import optuna
+
+_ATTEMPTS = 100
+"""Proposer for one trial, before a finite space is gone through point by point, and any other counts as used up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """The settings of a new trial."""
+
+    settings: TrialSettings
+    """What was drawn."""
+    parameters: int
+    """Weights that its network has."""
+
+
+class Proposer:
+    """Proposer trials; what it is told of earlier ones guides the next.
+
+    A draw is a function of seed, number of the trial, and what has been told: a resumed search draws as one that was
+    never broken off.
+    """
+
+    def __init__(self, space: Space, *, config: SearchConfig, seed: int, check: Callable[[TrialSettings], int]) -> None:
+        """`check` builds a trial's network without memory and gives its parameters, or raises ConfigError.
+
+        Raises:
+            ConfigError: a grid over a space with a range.
+        """
+        if config.searcher == "grid" and not space.finite:
+            names = ", ".join(one.name for one in space.dimensions if not one.choices)
+            raise ConfigError(f"search.searcher=grid wants lists of choices, got ranges for {names}: list the values")
+        self._space, self._config, self._seed, self._check = space, config, seed, check
+        self._taken: set[str] = set()
+        self.refused: dict[str, str] = {}
+        """Signature of settings that do not go together -> why."""
+        self._asked: dict[int, optuna.trial.Trial] = {}
+        self._parameters: dict[int, int] = {}
+        self._study: optuna.Study | None = None
+
+    def draw(self, number: int) -> Draw | None:
+        """The settings of trial `number`; None when nothing new is left.
+
+        Raises:
+            ConfigError: nothing that was drawn goes together; says what is wrong with the last.
+        """
+        for settings in self._candidates(number):
+            key = signature(settings)
+            if key in self._taken:
+                self._drop(number, valid=True)
+                continue
+            self._taken.add(key)
+            try:
+                parameters = self._check(settings)
+            except ConfigError as error:
+                self.refused[key] = str(error)
+                self._drop(number, valid=False)
+                continue
+            self._parameters[number] = parameters
+            return Draw(settings=settings, parameters=parameters)
+        if self.refused and len(self.refused) == len(self._taken):
+            raise ConfigError(
+                f"search.space: none of {len(self.refused)} combinations makes a network; of the last: "
+                + list(self.refused.values())[-1]
+            )
+        return None
+
+    def recall(self, number: int, settings: TrialSettings, parameters: int) -> None:
+        """A trial of an earlier call of the same search; `tell` follows if it has ended."""
+        self._taken.add(signature(settings))
+        self._parameters[number] = parameters
+        if self._config.searcher == "tpe":
+            self._ask_for(number, settings)
+
+    def tell(self, number: int, score: float | None) -> None:
+        """How a trial ended: its best accuracy in [0, 1], or None if it failed."""
+        asked = self._asked.pop(number, None)
+        if asked is None:
+            return
+        from optuna.trial import TrialState
+
+        if score is None:
+            self._optuna().tell(asked, state=TrialState.FAIL)
+        elif self._config.objective == "accuracy":
+            self._optuna().tell(asked, score)
+        else:
+            self._optuna().tell(asked, [score, float(self._parameters[number])])
+
+    def _candidates(self, number: int) -> Iterator[TrialSettings]:
+        if self._config.searcher == "grid":
+            yield from self._space.grid()
+            return
+        for attempt in range(_ATTEMPTS):
+            if self._config.searcher == "tpe":
+                yield self._ask(number, attempt)
+            else:
+                yield self._space.point(_at_random(self._generator(number, attempt)))
+        if self._space.finite:
+            rest = [point for point in self._space.grid() if signature(point) not in self._taken]
+            self._generator(number, _ATTEMPTS).shuffle(rest)
+            for point in rest:
+                if self._config.searcher == "tpe":
+                    self._ask_for(number, point)
+                yield point
+
+    def _generator(self, number: int, attempt: int) -> random.Random:
+        return random.Random(f"{self._seed}/{number}/{attempt}")
+
+    def _optuna(self) -> optuna.Study:
+        """The study, made when first wanted: importing Optuna takes a second."""
+        if self._study is None:
+            import optuna
+
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            sizes = ["minimize"] if self._config.objective == "accuracy_and_parameters" else []
+            self._study = optuna.create_study(directions=["maximize", *sizes])
+        return self._study
+
+    def _ask(self, number: int, attempt: int) -> TrialSettings:
+        """Let TPE draw, with random numbers of this trial and attempt alone."""
+        from optuna.samplers import TPESampler
+
+        study = self._optuna()
+        # A third of a short search to look around; TPE's own ten would leave it no trial to choose.
+        study.sampler = TPESampler(
+            seed=self._generator(number, attempt).getrandbits(32),
+            n_startup_trials=min(10, max(2, self._config.trials // 3)),
+        )
+        self._asked[number] = trial = study.ask()
+        return self._space.point(lambda dimension: _suggest(trial, dimension))
+
+    def _ask_for(self, number: int, settings: TrialSettings) -> None:
+        """Tell TPE of a trial that it did not draw itself."""
+        wanted = {
+            dimension.name: _as_parameter(dimension, settings[dimension.settings[0]])
+            for dimension in self._space.dimensions
+            if dimension.settings[0] in settings
+        }
+        self._optuna().enqueue_trial(wanted)
+        self._ask(number, _ATTEMPTS)
+
+    def _drop(self, number: int, *, valid: bool) -> None:
+        """Take back what was asked for; TPE keeps away from what does not go together, as from bad results."""
+        asked = self._asked.pop(number, None)
+        if asked is None:
+            return
+        from optuna.trial import TrialState
+
+        self._optuna().tell(asked, state=TrialState.FAIL if valid else TrialState.PRUNED)
+
+
+def _as_parameter(dimension: Dimension, value: Any) -> Any:
+    """Optuna's categories must be strings or numbers; ours may be lists."""
+    return json.dumps(value) if dimension.choices else value
+
+
+def _suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
+    if dimension.choices:
+        return json.loads(trial.suggest_categorical(dimension.name, [json.dumps(one) for one in dimension.choices]))
+    if dimension.integer:
+        return trial.suggest_int(dimension.name, int(dimension.low), int(dimension.high), log=dimension.log)
+    return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
+
+
+def _at_random(generator: random.Random) -> Callable[[Dimension], Any]:
+    def pick(dimension: Dimension) -> Any:
+        low, high = dimension.low, dimension.high
+        if dimension.choices:
+            return generator.choice(dimension.choices)
+        if dimension.log:
+            value = min(max(math.exp(generator.uniform(math.log(low), math.log(high))), low), high)
+        else:
+            value = generator.uniform(low, high)
+        return round(value) if dimension.integer else value
+
+    return pick

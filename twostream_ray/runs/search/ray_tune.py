@@ -1,0 +1,336 @@
+"""The run `tune`: Ray Tune over resumable trainings, two or more at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune as ray_tune
+from ray.tune.execution import class_cache
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from twostream_ray import storage, tracking
+from twostream_ray.data.loading.pipeline import READING_CPUS
+from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.errors import ConfigError
+from twostream_ray.runs.cluster.private_cluster import environment
+from twostream_ray.runs.cluster.resources import require_room
+from twostream_ray.runs.cluster.session import ray_session, require_cluster
+from twostream_ray.runs.experiment import ExperimentConfig, with_absolute_places
+from twostream_ray.runs.run_folder import data_of, refuse_foreign
+from twostream_ray.runs.search.records import Spent, TrialRecord
+from twostream_ray.runs.search.schedulers import scheduler_for
+from twostream_ray.runs.search.search import Search, SearchReport
+from twostream_ray.runs.search.settings import TuneConfig
+from twostream_ray.runs.search.space import Space
+from twostream_ray.runs.search.trial import FAILURE, METRICS, in_words, run_trial, shared_out
+from twostream_ray.runs.train.run import require_splits, run_place
+from twostream_ray.runs.train.worker_group import worker_shares
+from twostream_ray.storage import lease, user_folder
+from twostream_ray.storage.temporary_folders import is_own_folder, sweep
+
+_TRIAL_CPUS = 0.01
+"""Of a trial's own process, which waits for its training workers."""
+_DASHBOARD_PATIENCE_SECONDS = 60.0
+
+Progress = Callable[[Sequence[TrialRecord], Spent], None]
+"""Called with all trials and what is spent, whenever something has changed."""
+
+
+def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchReport:
+    """Search, or go on with, the search `config.name`: unfinished trials first, from their checkpoints.
+
+    Raises:
+        ConfigError: the space is wrong, an earlier search of this name had other settings, or the Ray cluster has no
+            dashboard.
+        ShardError: the shards are missing or damaged.
+        LeaseError: another process is at work on the search.
+        TrainingError: no trial has ended an epoch.
+        RegistryError: the best model cannot be registered.
+    """
+    require_cluster()
+    config = _sharing_samples(with_absolute_places(config))
+    sweep()
+    what, place = f"search {config.name!r}", run_place(config)
+    refuse_foreign(place, mark="search.json", what=what)
+    shard_set = data_of(place, shards=config.data.shards, what=what)
+    require_splits(config, shard_set, ("train_split", "validation_split"))
+    if (before := _finished_before(config, shard_set)) is not None:
+        return before
+    with lease.held(place, work=what, way_out="wait for it or end it, or choose another --name") as held:
+        return _tune(config, shard_set, progress=progress, lost=lambda: held.lost_to is not None)
+
+
+def _finished_before(config: TuneConfig, shard_set: ShardSet) -> SearchReport | None:
+    """The report of a search that has nothing left to do."""
+    if not storage.exists(storage.join(run_place(config), "report.json")):
+        return None
+    return Search(config, shard_set).report_of_before()
+
+
+def _tune(
+    config: TuneConfig, shard_set: ShardSet, *, progress: Progress | None, lost: Callable[[], bool]
+) -> SearchReport:
+    """`tune` with the search's folder to itself, until it has `lost` it."""
+    search = Search(config, shard_set)
+    if (before := search.report_of_before()) is not None:
+        return before
+    search.draw_first()
+    search.begin()
+    try:
+        with ray_session(dashboard=True):
+            _run(search, progress, lost=lost)
+            report = search.conclude()
+            if config.search.share_samples_gb:
+                _remove_on_every_node(_samples_place(config))
+    except BaseException as error:
+        search.leave("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    return report
+
+
+def _sharing_samples(config: TuneConfig) -> TuneConfig:
+    """With a place on each machine for the samples that trials share, if they do."""
+    data = config.data
+    if not config.search.share_samples_gb or data.sample_cache is not None or data.decode_at != "worker":
+        return config
+    limit_gb = config.search.share_samples_gb
+    return replace(config, data=replace(data, sample_cache=_samples_place(config), sample_cache_gb=limit_gb))
+
+
+def _samples_place(config: TuneConfig) -> str:
+    """Of this search alone, and the same when it is resumed."""
+    search = hashlib.sha256(run_place(config).encode()).hexdigest()[:12]
+    return str(user_folder.place() / f"samples-{search}")
+
+
+def _remove_on_every_node(place: str) -> None:
+    """Remove a directory of this user, named after a search, on each machine of the cluster."""
+
+    @ray.remote(num_cpus=0)
+    def remove() -> None:
+        if is_own_folder(Path(place)):
+            shutil.rmtree(place, ignore_errors=True)
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    on_each = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    begun = [remove.options(scheduling_strategy=strategy).remote() for strategy in on_each]
+    # A machine that is lost meanwhile takes its disk with it.
+    ray.wait(begun, num_returns=len(begun), timeout=60)
+
+
+def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool]) -> None:
+    """Train trials until all are done or a budget is spent; the cluster must be there."""
+    _require_dashboard()
+    config = search.config
+    cpus, gpus = ray.cluster_resources().get("CPU", 1.0), int(ray.cluster_resources().get("GPU", 0))
+    wanted = config.workers.most_workers(gpus=gpus) if config.workers.num_workers else 1
+    at_once = config.search.concurrent_trials or max(1, gpus // wanted if gpus else int(cpus))
+    share = partial(shared_out, cpus=cpus, gpus=gpus, trials_at_once=at_once)
+    search.gpus_per_trial = float(share(config).workers.most_workers(gpus=gpus)) if gpus else 0.0
+    one = share(config)
+    trial = [{"CPU": _TRIAL_CPUS}, *worker_shares(one, cpus=one.workers.cpus_per_worker or 0.0, gpus=gpus)]
+    require_room(
+        [*trial * at_once, {"CPU": READING_CPUS}],
+        what=f"{at_once} trials at once with their workers, and reading for them,",
+        way_out=(
+            "lower search.concurrent_trials, workers.num_workers or workers.cpus_per_worker, or choose a larger cluster"
+        ),
+    )
+    left = search.trials_left()
+    if not left:
+        return
+    system, path = storage.filesystem(search.place, patient=True)
+    trainable = partial(_train_one, space=search.space, place=search.place, share=share, parent=search.mlflow_run)
+    with _tune_to_our_taste():
+        ray_tune.Tuner(
+            ray_tune.with_resources(trainable, {"CPU": _TRIAL_CPUS}),
+            tune_config=ray_tune.TuneConfig(
+                search_alg=_Suggest(search),
+                scheduler=scheduler_for(
+                    config.search,
+                    epochs=search.space.largest("training.epochs"),
+                    past=[record for record in search.journal.records.values() if record.status != "running"],
+                ),
+                num_samples=left,
+                max_concurrent_trials=at_once,
+                trial_dirname_creator=lambda trial: f"{trial.config['name']}-{trial.trial_id}",
+            ),
+            run_config=ray_tune.RunConfig(
+                # Tune's own notes are never read back: the journal is what a search goes on from.
+                name="tune",
+                storage_path=path,
+                storage_filesystem=system,
+                callbacks=[ResultRecorder(search, progress)],
+                stop=_OutOfBudget(search, lost),
+                failure_config=ray_tune.FailureConfig(max_failures=config.workers.max_failures),
+                verbose=0,
+            ),
+        ).fit()
+    if lost():
+        raise KeyboardInterrupt  # its lease says who has the search now
+    search.pause_unfinished()
+
+
+def _train_one(
+    drawn: dict[str, Any],
+    *,
+    space: Space,
+    place: str,
+    share: Callable[[ExperimentConfig], ExperimentConfig],
+    parent: tracking.RunHandle,
+) -> None:
+    """What Tune runs in a process of its own for each trial."""
+    experiment = space.experiment(json.loads(drawn["settings"]), name=drawn["name"], storage=place)
+    run_trial(share(experiment), parent=parent)
+
+
+class _Suggest(Searcher):
+    """Tune asks here for trials."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self._search = search
+
+    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002
+        record = self._search.next()
+        if record is None:
+            return Searcher.FINISHED
+        # The settings as one string: Tune would take dotted names and lists apart.
+        return {"number": record.number, "name": record.name, "settings": json.dumps(record.settings)}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """The keeper of the journal sees to it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to keep: the journal is what a search goes on from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never asked for."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it was given; it never asks for it again."""
+        return {}
+
+
+class _OutOfBudget(ray_tune.Stopper):
+    """Stops everything when a budget is spent, or another process has taken the search over."""
+
+    def __init__(self, search: Search, lost: Callable[[], bool]) -> None:
+        self._search, self._lost = search, lost
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
+        return False
+
+    def stop_all(self) -> bool:
+        return self._lost() or self._search.out_of_budget() is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class ResultRecorder(ray_tune.Callback):
+    """Writes down what becomes of the trials, as soon as Tune knows it."""
+
+    def __init__(self, search: Search, progress: Progress | None) -> None:
+        self._search, self._progress = search, progress
+        self._since: dict[int, float] = {}
+        self._failures: dict[int, str] = {}
+        self._show()
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Ray Tune's hook: a trial's process starts."""
+        self._since[trial.config["number"]] = time.monotonic()
+        self._show()
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
+        """Ray Tune's hook: a trial has ended an epoch, or says why it failed."""
+        number, now = trial.config["number"], time.monotonic()
+        if FAILURE in result:
+            self._failures[number] = result[FAILURE]
+            return
+        self._search.journal.end_epoch(number, result[METRICS], seconds=now - self._since.get(number, now))
+        self._since[number] = now
+        self._show()
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Ray Tune's hook: a trial has ended."""
+        number = trial.config["number"]
+        self._search.end_trial(number, failure=self._failures.get(number))
+        self._show()
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Ray Tune's hook: a trial's process died."""
+        self._search.end_trial(trial.config["number"], failure=in_words(trial.get_pickled_error()))
+        self._show()
+
+    def _show(self) -> None:
+        if self._progress is not None:
+            self._progress(list(self._search.journal.records.values()), self._search.spent())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _require_dashboard() -> None:
+    """Refuse a cluster on which a stopped trial's workers would never be given back."""
+    from ray.util.state import list_nodes
+
+    # Without it Ray would ask the newest cluster of this machine.
+    address = ray.get_runtime_context().gcs_address
+    # A cluster that was just started answers before its dashboard does.
+    deadline = time.monotonic() + _DASHBOARD_PATIENCE_SECONDS
+    while True:
+        try:
+            list_nodes(address, limit=1, timeout=10)
+        except Exception as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.5)
+                continue
+            raise ConfigError(
+                "tune wants a Ray cluster with its dashboard, which gives back what a stopped trial held; it does not "
+                f"answer ({type(error).__name__}): start Ray with ray[default] and include_dashboard=True"
+            ) from error
+        return
+
+
+_TUNE_SETTINGS = {
+    # KeyboardInterrupt it is: the journal is up to date at any moment.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A trial that ends without a word must not end the search.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Its own snapshots are never read.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Its tables would come between the lines of ours.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@contextmanager
+def _tune_to_our_taste() -> Iterator[None]:
+    """Tune leaves Ctrl-C, log files and messages to us for as long as the block runs, and the keys of stores alone.
+
+    It would send them in the trials' runtime environment, which Ray writes to its logs in clear.
+    """
+    logger = logging.getLogger("ray.tune")
+    level, names = logger.level, class_cache.ENV_VARS_TO_PROPAGATE
+    logger.setLevel(logging.CRITICAL)
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if name.startswith("RAY_")}
+    try:
+        with environment(_TUNE_SETTINGS):
+            yield
+    finally:
+        logger.setLevel(level)
+        class_cache.ENV_VARS_TO_PROPAGATE = names

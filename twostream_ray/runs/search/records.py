@@ -1,0 +1,239 @@
+"""What a search has done so far, one JSON file a trial: the truth that a search killed at any moment goes on from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from twostream_ray import storage
+from twostream_ray.errors import ConfigError
+from twostream_ray.runs.experiment import fixed_settings
+from twostream_ray.runs.run_folder import begun_with
+from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
+from twostream_ray.runs.search.space import TrialSettings
+from twostream_ray.storage.json_files import COUNT, list_of, read_json, record
+from twostream_ray.training.checkpoint import METRICS
+
+Status = Literal["running", "finished", "stopped early", "failed"]
+
+_SETTINGS = "search.json"
+_STATE_SCHEMA = record({}, {"seconds": {"type": "number", "minimum": 0}})
+_SECONDS_PER_HOUR = 3600
+# A search may go on with more of these.
+_MAY_CHANGE = ("trials", "max_epochs", "max_hours", "max_gpu_hours", "concurrent_trials", "share_samples_gb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial, as far as it has come."""
+
+    number: int
+    """From 0, in the order of drawing."""
+    name: str
+    """Of its training run."""
+    settings: TrialSettings
+    """What was drawn."""
+    parameters: int
+    """Weights that its network has."""
+    status: Status = "running"
+    """running: it goes on when the search does."""
+    reason: str = ""
+    """Why it failed or was stopped."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of every epoch."""
+    seconds: float = 0.0
+    """Time that it held its share of the cluster."""
+
+    @property
+    def score(self) -> float | None:
+        """Best top-1 on the validation split in [0, 1]; None before the first epoch has ended."""
+        return max((metrics["val_top1"] for metrics in self.history), default=None)
+
+    @property
+    def drawn(self) -> str:
+        """Its settings in words, by the last part of each name."""
+
+        def shown(value: Any) -> str:
+            if isinstance(value, list):
+                return "+".join(map(str, value))
+            return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+        return ", ".join(f"{name.rpartition('.')[2]} {shown(value)}" for name, value in self.settings.items())
+
+    def outcome(self) -> dict[str, object]:
+        """The trial as the pictures of a search want it."""
+        return {**self.settings, "score": self.score, "parameters": self.parameters, "status": self.status}
+
+    def row(self) -> dict[str, object]:
+        """The trial as a row of a table: its settings, score, parameters and status."""
+        return {
+            "trial": self.name,
+            **self.settings,
+            "score": self.score,
+            "parameters": self.parameters,
+            "epochs": len(self.history),
+            "seconds": round(self.seconds, 1),
+            "status": self.status,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a search has used of its budget."""
+
+    trials: int
+    """Trials that were begun."""
+    epochs: int
+    """Epochs over all trials."""
+    hours: float
+    """Hours that the search has run, over all calls."""
+    gpu_hours: float
+    """Hours of GPUs over all trials."""
+
+    def over(self, config: SearchConfig) -> str | None:
+        """Which budget is spent, in words, or None; how many trials may be drawn is another question."""
+        for used, allowed, unit in (
+            (self.epochs, config.max_epochs, "epochs"),
+            (self.hours, config.max_hours, "hours"),
+            (self.gpu_hours, config.max_gpu_hours, "GPU-hours"),
+        ):
+            if allowed is not None and used >= allowed:
+                return f"{used:.4g} of {allowed:g} {unit}"
+        return None
+
+
+class TrialStore:
+    """The records of a search in its folder."""
+
+    def __init__(self, config: TuneConfig, *, place: str) -> None:
+        """Open the search in `place`; it begins there with its first trial.
+
+        Raises:
+            ConfigError: a search of this name was started with other settings, or a file of it is damaged.
+        """
+        self._place, self._wanted = place, _fixed(config)
+        what = f"search {config.name!r}"
+        self._begun = begun_with(place, mark=_SETTINGS, settings=self._wanted, what=what)
+        state = storage.join(place, "state.json")
+        self._state: dict[str, Any] = {}
+        if storage.exists(state):
+            way_out = "delete it and run the same command again, which then counts the hours from 0"
+            self._state = read_json(
+                state, _STATE_SCHEMA, what=f"the state of {what}", way_out=way_out, error=ConfigError
+            )
+        self.records: dict[int, TrialRecord] = {}
+        """By number."""
+        number = 0
+        while storage.exists(self._file(number)):
+            self.records[number] = _read_trial(self._file(number), config, number=number, place=place)
+            number += 1
+
+    def put(self, trial: TrialRecord) -> None:
+        """Keep a new state of a trial."""
+        if not self._begun:
+            storage.write_json(storage.join(self._place, _SETTINGS), self._wanted)
+            self._begun = True
+        self.records[trial.number] = trial
+        storage.write_json(self._file(trial.number), asdict(trial))
+
+    def end_epoch(self, number: int, metrics: dict[str, float], *, seconds: float) -> bool:
+        """A trial has ended an epoch after `seconds` more; False if that was known (a resumed trial tells it again)."""
+        trial = self.records[number]
+        fresh = int(metrics["epoch"]) == len(trial.history)
+        history = [*trial.history, metrics] if fresh else trial.history
+        self.put(replace(trial, history=history, seconds=trial.seconds + seconds))
+        return fresh
+
+    @property
+    def seconds(self) -> float:
+        """Time that earlier calls and this one have run."""
+        return float(self._state.get("seconds", 0.0))
+
+    def note_seconds(self, seconds: float) -> None:
+        """Keep how long the search has run, over all calls."""
+        self._state["seconds"] = seconds
+        storage.write_json(storage.join(self._place, "state.json"), self._state)
+
+    def spent(self, *, gpus_per_trial: float) -> Spent:
+        """What is used of the budget."""
+        records = self.records.values()
+        return Spent(
+            trials=len(self.records),
+            epochs=sum(len(record.history) for record in records),
+            hours=self.seconds / _SECONDS_PER_HOUR,
+            gpu_hours=gpus_per_trial * sum(record.seconds for record in records) / _SECONDS_PER_HOUR,
+        )
+
+    def _file(self, number: int) -> str:
+        return storage.join(self._place, "trials", f"{number:04d}.json")
+
+
+def trial_name(search: str, number: int) -> str:
+    """A trial's logical run."""
+    return f"{search}-{number:04d}"
+
+
+def _read_trial(uri: str, config: TuneConfig, *, number: int, place: str) -> TrialRecord:
+    name = trial_name(config.name, number)
+    drawn = [setting.strip() for settings in config.search.space for setting in settings.split(",")]
+    schema = record(
+        {
+            "number": {"const": number},
+            # It becomes a folder.
+            "name": {"const": name},
+            "settings": record({}, {setting: {} for setting in drawn}),
+            "parameters": COUNT,
+            "status": {"enum": list(get_args(Status))},
+            "reason": {"type": "string"},
+            "history": list_of(METRICS | {"required": ["epoch", "val_top1"]}),
+            "seconds": {"type": "number", "minimum": 0},
+        }
+    )
+    way_out = f"choose another --name, or delete {place}"
+    values = read_json(uri, schema, what=f"trial {name}", way_out=way_out, error=ConfigError, metrics=True)
+    return TrialRecord(**values)
+
+
+def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The most accurate trial, the smaller of two equals; None before one has ended an epoch."""
+    return next(iter(_ranked(records)), None)
+
+
+def _ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    scored = [record for record in records if record.score is not None and record.status != "failed"]
+    return sorted(scored, key=lambda record: (-(record.score or 0.0), record.parameters, record.number))
+
+
+def as_csv(records: Sequence[TrialRecord]) -> str:
+    """The trials as a table; a setting that a trial does not read is empty, lists are JSON."""
+    rows = [record.row() for record in records]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    last = ["score", "parameters", "epochs", "seconds", "status", "reason"]
+    columns = [key for key in columns if key not in last] + last
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+    )
+    return table.getvalue()
+
+
+def as_list(records: Sequence[TrialRecord], *, most: int = 10) -> str:
+    """The most accurate trials as a numbered list in Markdown, best first."""
+    return "\n".join(
+        f"1. **{record.score:.1%}** {record.name} ({record.parameters:,} parameters, {len(record.history)} epochs, "
+        f"{record.status}): {record.drawn}"
+        for record in _ranked(records)[:most]
+    )
+
+
+def _fixed(config: TuneConfig) -> dict[str, Any]:
+    """The settings that a resumed search must share, in JSON's types."""
+    values = fixed_settings(config)
+    return values | {"search": {key: value for key, value in values["search"].items() if key not in _MAY_CHANGE}}

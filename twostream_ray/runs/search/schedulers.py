@@ -1,0 +1,87 @@
+"""Schedulers of Ray Tune that stop bad trials early, as a resumed search needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from twostream_ray.runs.search.records import TrialRecord
+from twostream_ray.runs.search.settings import SearchConfig
+from twostream_ray.runs.search.trial import EPOCHS_DONE, LAST, SCORE, told
+
+
+def scheduler_for(config: SearchConfig, *, epochs: int, past: list[TrialRecord]) -> TrialScheduler:
+    """The scheduler that a search asks for; trials of at most `epochs` are compared with `past` ones too."""
+    scheduler: Asha | Median
+    if config.scheduler == "none" or config.grace_epochs >= epochs:
+        return FIFOScheduler()
+    if config.scheduler == "asha":
+        scheduler = Asha(
+            time_attr=EPOCHS_DONE,
+            metric=SCORE,
+            mode="max",
+            grace_period=config.grace_epochs,
+            reduction_factor=config.reduction_factor,
+            max_t=epochs,
+            stop_last_trials=False,
+        )
+    else:
+        scheduler = Median(
+            time_attr=EPOCHS_DONE,
+            metric=SCORE,
+            mode="max",
+            grace_period=config.grace_epochs,
+            # It would pause trials that it cannot judge yet, and Tune forgets where a paused one was.
+            min_time_slice=float("inf"),
+        )
+    for record in past:
+        scheduler.recall(record)
+    return scheduler
+
+
+class _LetsTheLastEpochEnd:
+    """A trial that has ended its last epoch is not stopped any more, but ends by itself, with its report."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        action: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
+        return TrialScheduler.CONTINUE if result[LAST] else action
+
+
+@dataclass(frozen=True)
+class _Past:
+    """Stands for a trial of an earlier call towards a scheduler."""
+
+    trial_id: str
+
+
+class Asha(_LetsTheLastEpochEnd, AsyncHyperBandScheduler):
+    """Asynchronous successive halving."""
+
+    def recall(self, record: TrialRecord) -> None:
+        """Know a trial that has ended: those to come are compared with it."""
+        past = _Past(record.name)
+        self.on_trial_add(None, past)
+        for result in _results(record):
+            AsyncHyperBandScheduler.on_trial_result(self, None, past, result)
+
+
+class Median(_LetsTheLastEpochEnd, MedianStoppingRule):
+    """The median stopping rule."""
+
+    def recall(self, record: TrialRecord) -> None:
+        """Know a trial that has ended: those to come are compared with it."""
+        past = _Past(record.name)
+        for result in _results(record):
+            # Not on_trial_result: it decides, and fails on the results of a trial that it would have stopped before.
+            self.on_trial_complete(None, past, result)
+
+
+def _results(record: TrialRecord) -> list[dict[str, Any]]:
+    """What Tune has heard of a trial."""
+    best, results = 0.0, []
+    for metrics in record.history:
+        best = max(best, metrics["val_top1"])
+        results.append(told(metrics, best=best, last=False))
+    return results

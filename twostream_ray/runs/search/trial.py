@@ -1,0 +1,119 @@
+"""One trial of a search: a training run inside Ray Tune, which hears of its epochs, also of those before a kill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from twostream_ray import storage, tracking
+from twostream_ray.errors import TrainingError, own_error
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.search.records import TrialRecord
+from twostream_ray.runs.train.checkpoints import history_of, result_of
+from twostream_ray.runs.train.run import TrainReport, read_report, run_place, train
+from twostream_ray.runs.train.worker_group import watched_metric
+
+EPOCHS_DONE = "epochs_done"
+"""What Tune's schedulers take for time: 1 after the first epoch, and going on from there after a resume."""
+SCORE = "score"
+"""What Tune's schedulers compare: the best top-1 on the validation split so far, in [0, 1]."""
+METRICS = "metrics"
+"""The epoch's own metrics within what Tune is told."""
+LAST = "last"
+"""Whether it was the trial's last epoch."""
+FAILURE = "failure"
+"""What ended the trial; there only if something did."""
+
+
+def run_trial(config: ExperimentConfig, *, parent: tracking.RunHandle) -> None:
+    """Train a trial, or go on with it; runs in a Tune trial's process. `parent` is the search's MLflow run."""
+    # A resumed training tells only what is new. Tune fails when a trial says nothing, and its schedulers would miss
+    # the epochs at which they compare.
+    epochs = config.training.epochs
+    best = 0.0
+    for metrics in epochs_so_far(config):
+        best = max(best, metrics["val_top1"])
+        tune.report(told(metrics, best=best, last=metrics["epoch"] + 1 >= epochs))
+    try:
+        train(config, callbacks=[ReportToTune(best, epochs=epochs)], parent=parent)
+    except Exception as error:  # noqa: BLE001  (whatever ends one trial must not end the others)
+        # Told as a result: raised, it would have Tune repeat what Ray Train has repeated already.
+        history = epochs_so_far(config)
+        best = max((metrics["val_top1"] for metrics in history), default=0.0)
+        tune.report({EPOCHS_DONE: len(history), SCORE: best, LAST: True, FAILURE: in_words(error)})
+
+
+def in_words(error: BaseException | None) -> str:
+    """What ended a trial, in one line."""
+    if error is None:
+        return "unknown"
+    own = own_error(error)
+    lines = [line.strip() for line in str(own or error).splitlines() if line.strip()]
+    return (lines[0 if own else -1] if lines else repr(error))[:300]
+
+
+def told(metrics: dict[str, float], *, best: float, last: bool) -> dict[str, Any]:
+    """An epoch as Tune hears of it."""
+    return {EPOCHS_DONE: int(metrics["epoch"]) + 1, SCORE: best, LAST: last, METRICS: metrics}
+
+
+class ReportToTune(TuneReportCallback):
+    """Passes epochs on to Tune, but no checkpoints within one: they have nothing to compare."""
+
+    def __init__(self, best: float, *, epochs: int) -> None:
+        super().__init__()
+        self._best, self._epochs = best, epochs
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Ray Train's hook: every worker has reported."""
+        if "step" in metrics[0]:
+            return
+        self._best = max(self._best, metrics[0]["val_top1"])
+        last = metrics[0]["epoch"] + 1 >= self._epochs
+        super().after_report(run_context, [told(metrics[0], best=self._best, last=last)], checkpoint)
+
+
+def epochs_so_far(config: ExperimentConfig) -> list[dict[str, float]]:
+    """Metrics of the epochs that a run's newest checkpoint holds."""
+    if (report := read_report(run_place(config))) is not None:
+        return list(report["history"])
+    result = result_of(run_place(config), watched=watched_metric(config))
+    if result is None or result.checkpoint is None:
+        return []
+    return history_of(f"{'s3://' if storage.is_s3(config.storage) else ''}{result.checkpoint.path}")
+
+
+def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
+    """What `train` would have given for a trial, whether it came to its end or was stopped early.
+
+    Raises:
+        TrainingError: the trial's checkpoints are gone.
+    """
+    result = result_of(run_place(config), watched=watched_metric(config))
+    best = None if result is None or not result.best_checkpoints else result.get_best_checkpoint("val_top1", "max")
+    if best is None:
+        raise TrainingError(f"the best checkpoint of trial {record.name} was wanted in {run_place(config)}, it is gone")
+    place = run_place(config)
+    run = tracking.run_at(config.tracking, place=place)
+    return TrainReport(
+        name=record.name,
+        checkpoint=f"s3://{best.path}" if storage.is_s3(config.storage) else best.path,
+        history=record.history,
+        parameters=record.parameters,
+        seconds=record.seconds,
+        run=run or tracking.RunHandle(uri=config.tracking.resolved_uri(), place=place, experiment_id="", run_id=""),
+        done_before=False,
+    )
+
+
+def shared_out(config: ExperimentConfig, *, cpus: float, gpus: int, trials_at_once: int) -> ExperimentConfig:
+    """The experiment with its trial's share of the cluster: half the CPUs go to training, reading needs the rest."""
+    if config.workers.num_workers is None:
+        config = replace(config, workers=replace(config.workers, num_workers=max(1, gpus // trials_at_once)))
+    workers = config.workers.most_workers(gpus=gpus)
+    # Each trial's own process takes a little as well.
+    share = config.workers.cpus_per_worker or max(0.05, cpus / 2 / workers / trials_at_once - 0.02)
+    return replace(config, workers=replace(config.workers, cpus_per_worker=round(share, 3)))

@@ -1,0 +1,233 @@
+"""The checkpoints of a run, by Ray Train's snapshot of them, or, where that is damaged, by what they say themselves.
+
+Ray writes checkpoint_manager_snapshot.json in place with every report: a driver that is killed at that moment leaves a
+part of it, and Ray refuses to go on. The checkpoints beside it are whole, each with its own state.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+
+from twostream_ray import storage
+from twostream_ray.errors import CheckpointError, StorageError, TwoStreamError
+from twostream_ray.model_package import MODEL_FILES
+from twostream_ray.storage.json_files import COUNT, list_of, parse_json, record
+from twostream_ray.training.checkpoint import OPTIMISER_FILE, STATE_FILE, parse_state
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+CHECKPOINT_NAME = r"epoch-[0-9]{1,9}(-step-[0-9]{1,9})?"
+"""Folders of checkpoints, within a run's; only what is called so is ever taken for one."""
+
+_MOST_HEADER_BYTES = 100 << 20
+_ONE = record(
+    {
+        "checkpoint_dir_name": {"type": "string", "pattern": rf"^{CHECKPOINT_NAME}\Z"},
+        "metrics": {"type": "object", "additionalProperties": {"type": "number"}},
+    },
+    others=True,
+)
+_SCHEMA = record(
+    {
+        "checkpoint_results": list_of(_ONE),
+        "checkpoint_report_indices": list_of(COUNT),
+        "latest_checkpoint_result": {"anyOf": [_ONE, {"type": "null"}]},
+        "pending_training_results": list_of({}, at_most=0),
+        "pending_validation_specs": list_of({}, at_most=0),
+        "current_report_index": COUNT,
+        "validated_checkpoint_dir_names": list_of({"type": "string"}),
+        "timed_out_validation_checkpoint_dir_names": list_of({"type": "string"}),
+        "failed_validation_checkpoint_dir_names": list_of({"type": "string"}),
+    },
+    others=True,
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A checkpoint that is whole."""
+
+    name: str
+    """Of its folder."""
+    history: list[dict[str, float]]
+    """Metrics of the epochs that were finished."""
+    step: int
+    """Steps of the next one that were made."""
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far it has come, in epochs and steps."""
+        return len(self.history), self.step
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was reported with it, as far as Ray needs it to sort."""
+        if not self.step:
+            return self.history[-1] if self.history else {"epoch": -1}
+        return {"epoch": len(self.history) - 1 + self.step / (self.step + 1), "step": self.step}
+
+
+def history_of(checkpoint: str) -> list[dict[str, float]]:
+    """The metrics of all epochs that a checkpoint, a directory or s3:// prefix, has behind it.
+
+    Raises:
+        CheckpointError: its state is damaged.
+        StorageError: it cannot be read.
+    """
+    where = storage.join(checkpoint, STATE_FILE)
+    history: list[dict[str, float]] = parse_state(storage.read_bytes(where), where=where)["history"]
+    return history
+
+
+def result_of(place: str, *, watched: str) -> ray.train.Result | None:
+    """What Ray knows of the run in a folder; None before its first checkpoint. `watched` tells the best.
+
+    Raises:
+        StorageError: the place cannot be read or written.
+    """
+    mend_snapshot(place, watched=watched)
+    if not storage.exists(storage.join(place, SNAPSHOT)):
+        return None
+    system, path = storage.filesystem(place, patient=True)
+    return ray.train.Result.from_path(path, storage_filesystem=system)
+
+
+def mend_snapshot(place: str, *, watched: str) -> None:
+    """Have a snapshot that Ray Train can go on from, and say so in a line if it had to be written anew.
+
+    Raises:
+        StorageError: the place cannot be read or written.
+    """
+    uri = storage.join(place, SNAPSHOT)
+    if not storage.exists(uri):
+        return
+    try:
+        fault = _fault_of(uri, place)
+    except (TwoStreamError, UnicodeDecodeError) as error:
+        fault = str(error).partition(" was wanted at ")[2] or str(error)
+    if fault is None:
+        return
+    whole = sorted(_whole(place), key=lambda kept: kept.progress)
+    storage.write_json(uri, _snapshot(whole, watched=watched))
+    from_where = (
+        f"from checkpoint {whole[-1].name}, the last that is whole" if whole else "from the start: none is whole"
+    )
+    _log.warning("%s: Ray's notes of the checkpoints are damaged (%s); the run goes on %s", place, fault, from_where)
+
+
+def _fault_of(uri: str, place: str) -> str | None:
+    """What Ray would stumble over, in words; None if all is well."""
+    found = parse_json(
+        storage.read_bytes(uri, limit_bytes=64 << 20),
+        _SCHEMA,
+        where=uri,
+        what="Ray Train's snapshot",
+        way_out="it is written anew",
+        error=CheckpointError,
+        metrics=True,
+    )
+    names = [one["checkpoint_dir_name"] for one in found["checkpoint_results"]]
+    if len(names) != len(found["checkpoint_report_indices"]):
+        return "as many reports as checkpoints were wanted"
+    latest = found["latest_checkpoint_result"]
+    if latest is None:
+        return None if not names else "it names no last checkpoint"
+    if latest["checkpoint_dir_name"] not in names:
+        return "its last checkpoint is not among the others"
+    # Only the last is gone on from; the others are looked at when they are used.
+    for name in names:
+        if not storage.exists(storage.join(place, name, STATE_FILE)):
+            return f"{name} is gone or damaged"
+    _require_whole(place, latest["checkpoint_dir_name"])
+    return None
+
+
+def _whole(place: str) -> Iterator[Kept]:
+    """The checkpoints in a run's folder that nothing is missing of."""
+    if storage.is_s3(place):
+        names = {path.partition("/")[0] for path, _ in storage.list_files(place)}
+    else:
+        names = {path.name for path in Path(place).iterdir() if path.is_dir()}
+    for name in sorted(names):
+        if re.fullmatch(CHECKPOINT_NAME, name):
+            try:
+                yield _require_whole(place, name)
+            except TwoStreamError as error:
+                _log.warning("%s/%s is left out: %s", place, name, error)
+
+
+def _require_whole(place: str, name: str) -> Kept:
+    """Read what a checkpoint says of itself, and see that its tensors are there to the last byte.
+
+    Raises:
+        CheckpointError, StorageError: something is missing or damaged.
+    """
+    folder = storage.join(place, name)
+    where = storage.join(folder, STATE_FILE)
+    state = parse_state(storage.read_bytes(where), where=where)
+    for file in (MODEL_FILES[0], OPTIMISER_FILE):
+        _require_all_bytes(storage.join(folder, file))
+    if not storage.exists(storage.join(folder, MODEL_FILES[1])):
+        raise CheckpointError(f"{folder} lacks {MODEL_FILES[1]}")
+    return Kept(name=name, history=state["history"], step=int(state["step"]))
+
+
+def _require_all_bytes(uri: str) -> None:
+    """Hold a safetensors file's length against the places of tensors in its header; the tensors are not read."""
+    system, path = storage.filesystem(uri)
+
+    def read() -> tuple[bytes, int]:
+        with system.open_input_file(path) as file:
+            size = file.size()
+            (length,) = struct.unpack("<Q", file.read(8)) if size >= 8 else (_MOST_HEADER_BYTES + 1,)
+            return (file.read(length) if length <= _MOST_HEADER_BYTES else b""), size
+
+    try:
+        header, size = storage.patiently(read, place=uri)
+        tensors = json.loads(header)
+        end = max((entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"), default=0)
+        whole = size == 8 + len(header) + end
+    except OSError as error:
+        raise StorageError(f"cannot read {uri}: {error.strerror or error}") from error
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{uri} is cut or damaged")
+
+
+def _snapshot(whole: list[Kept], *, watched: str) -> dict[str, Any]:
+    """Ray Train's snapshot of checkpoints that are given in the order of their making."""
+
+    def score(kept: Kept) -> tuple[float, int]:
+        value = kept.metrics.get(watched)
+        # One within an epoch has no score, and is never the best.
+        return (float("-inf") if value is None or value != value else value), whole.index(kept)
+
+    def entry(kept: Kept) -> dict[str, Any]:
+        return {"version": 0, "checkpoint_dir_name": kept.name, "metrics": kept.metrics}
+
+    by_score = sorted(whole, key=score)
+    return {
+        "ray_version": ray.__version__,
+        "checkpoint_results": [entry(kept) for kept in by_score],
+        "checkpoint_report_indices": [whole.index(kept) for kept in by_score],
+        "latest_checkpoint_result": entry(whole[-1]) if whole else None,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": len(whole),
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }

@@ -1,0 +1,278 @@
+"""The run `train`: settings checked before anything starts, one MLflow run across restarts, a report at the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from ray.train import UserCallback
+
+from twostream_ray import storage, tracking
+from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.errors import ConfigError, ShardError
+from twostream_ray.model_package import ModelPackage
+from twostream_ray.models.build import Network
+from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, with_absolute_places
+from twostream_ray.runs.run_folder import begun_with, data_of, explained, keep_data, kept_data, refuse_foreign
+from twostream_ray.runs.train.checkpoints import CHECKPOINT_NAME
+from twostream_ray.runs.train.worker_group import Progress, by_epoch, fit, require_lanes
+from twostream_ray.storage import lease
+from twostream_ray.storage.json_files import COUNT, list_of, read_json, record
+from twostream_ray.storage.temporary_folders import sweep
+from twostream_ray.training.checkpoint import METRICS
+
+SPLITS = ("train_split", "validation_split", "test_split")
+"""Settings of `data` that name splits."""
+
+_SETTINGS, _REPORT = "experiment.json", "report.json"
+_ID = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{0,100}\Z"}
+_REPORT_SCHEMA = record(
+    {
+        "name": {"type": "string"},
+        "checkpoint": {"type": "string", "pattern": rf"(^|/){CHECKPOINT_NAME}\Z"},
+        "history": list_of(METRICS),
+        "parameters": COUNT,
+        "seconds": {"type": "number", "minimum": 0},
+        "run": record({"experiment_id": _ID, "run_id": _ID}),
+        "done_before": {"type": "boolean"},
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a training run left behind."""
+
+    name: str
+    """The logical run."""
+    checkpoint: str
+    """Place of the checkpoint to use: the best on the validation split, or the last without one."""
+    history: list[dict[str, float]]
+    """Metrics of every epoch."""
+    parameters: int
+    """Weights that the network has."""
+    seconds: float
+    """Wall time of training, restarts of this call included."""
+    run: tracking.RunHandle
+    """The MLflow run."""
+    done_before: bool
+    """The run had been finished by an earlier call; nothing was trained."""
+
+
+def run_place(config: ExperimentConfig) -> str:
+    """Where a run keeps its checkpoints and reports."""
+    return storage.join(storage.absolute(config.storage), config.name)
+
+
+def train(
+    config: ExperimentConfig,
+    *,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    callbacks: Sequence[UserCallback] = (),
+    parent: tracking.RunHandle | None = None,
+) -> TrainReport:
+    """Train, or go on with, the run `config.name`; setting `stop` makes it keep what it has reached and stop.
+
+    A search hands in what its trials have beside: `callbacks` on Ray Train's controller, called after the run's journal
+    has an epoch, and the MLflow run that this one is nested in, in whose folder the data are written down that all of
+    its trials see.
+
+    Raises:
+        KeyboardInterrupt: it was stopped, or Ctrl-C pressed.
+        ConfigError: settings do not go together, or an earlier run of this name had others, or other data.
+        StorageError: MLflow's SQLite file cannot be written, or the run's own folder.
+        ShardError: the shards are missing or damaged, or lack a split.
+        LeaseError: another process trains the run.
+        TrainingError: the run failed more often than workers.max_failures allows.
+    """
+    config = with_absolute_places(config)
+    config.tracking.require_usable()
+    sweep()
+    what, place = f"run {config.name!r}", run_place(config)
+    refuse_foreign(place, mark=_SETTINGS, what=what)
+    if parent is not None:
+        # The search holds its folder, and has looked at its data.
+        shard_set = kept_data(parent.place, shards=config.data.shards)
+        if shard_set is None:
+            raise ShardError(f"the data that search {parent.place} began with are not there: choose another --name")
+        return _train(config, shard_set, progress, stop, callbacks, parent)
+    shard_set = data_of(place, shards=config.data.shards, what=what)
+    require_splits(config, shard_set, SPLITS)
+    if (finished := _finished_before(config, place)) is not None:
+        return finished
+    stop = stop or threading.Event()
+    way_out = "wait for it or end it, or choose another --name"
+    with lease.held(place, work=what, way_out=way_out, when_lost=stop.set):
+        return _train(config, shard_set, progress, stop, callbacks, None)
+
+
+def require_splits(config: ExperimentConfig, shard_set: ShardSet, names: Sequence[str]) -> None:
+    """Refuse settings of `data` that name splits which the shards do not have, before anything slow.
+
+    Raises:
+        ShardError: names the split, those that there are, and the setting.
+    """
+    for name in names:
+        if (split := getattr(config.data, name)) is not None:
+            try:
+                shard_set.split(split)
+            except ShardError as error:
+                raise ShardError(f"{error}: set data.{name} to one of them") from None
+
+
+def _train(
+    config: ExperimentConfig,
+    shard_set: ShardSet,
+    progress: Progress | None,
+    stop: threading.Event | None,
+    callbacks: Sequence[UserCallback],
+    parent: tracking.RunHandle | None,
+) -> TrainReport:
+    """`train` with the run's folder to itself."""
+    what, place = f"run {config.name!r}", run_place(config)
+    if (finished := _finished_before(config, place)) is not None:
+        return finished
+    if config.workers.num_workers is not None:
+        require_lanes(config, workers=config.workers.most_workers(gpus=0))
+    package, network = blueprint(config, shard_set)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    storage.write_json(storage.join(place, _SETTINGS), fixed_settings(config))
+    if parent is None:
+        keep_data(place, shard_set, what=what)
+    handle = tracking.start_run(
+        config.tracking,
+        run_name=config.name,
+        place=place,
+        parameters=asdict(config) | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
+        tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
+        parent=parent,
+    )
+    started = time.monotonic()
+    try:
+        checkpoint, history = fit(
+            config,
+            package,
+            data_place=place if parent is None else parent.place,
+            handle=handle,
+            needs_rgb=network.needs_rgb,
+            needs_flow=network.needs_flow,
+            progress=progress,
+            stop=stop,
+            callbacks=callbacks,
+        )
+    except BaseException as error:
+        # A search says itself how its trials ended: it may have stopped this one.
+        if parent is None:
+            tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if isinstance(error, ShardError):
+            raise explained(error, shard_set, what=what) from error
+        raise
+    # Whatever a kill kept from being recorded; what is there already stays as it is.
+    tracking.log_history(handle, by_epoch(history))
+    handle = tracking.finish_run(handle)
+    report = TrainReport(
+        name=config.name,
+        checkpoint=checkpoint,
+        history=history,
+        parameters=parameters,
+        seconds=time.monotonic() - started,
+        run=handle,
+        done_before=False,
+    )
+    # Without the tracking URI, which may hold a password.
+    ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
+    storage.write_json(storage.join(place, _REPORT), asdict(report) | {"run": ids})
+    return report
+
+
+def blueprint(config: ExperimentConfig, shard_set: ShardSet) -> tuple[ModelPackage, Network]:
+    """What a run will train, without memory behind its weights.
+
+    Raises:
+        ConfigError: the settings fit neither each other, nor the shards, nor the size of the crops.
+    """
+    package = package_for(config, shard_set)
+    with torch.device("meta"):
+        network = package.build(pretrained=False)
+        _refuse_small_crops(network, config)
+    return package, network
+
+
+def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:
+    """What the trained model will carry besides its weights.
+
+    Raises:
+        ConfigError: the settings want other heads than the data sets of the shards have classes.
+    """
+    model = config.model
+    if shard_set.head_classes and model.head_classes not in ((), shard_set.head_classes):
+        raise ConfigError(
+            f"model.head_classes is {list(model.head_classes)}, but the data sets of {shard_set.uri} have "
+            f"{list(shard_set.head_classes)} classes: leave it out"
+        )
+    if shard_set.head_classes:
+        model = replace(model, head_classes=shard_set.head_classes)
+    return ModelPackage(
+        model=model,
+        classes=shard_set.classes,
+        contract=shard_set.contract,
+        sampling=config.data.sampling,
+        transforms=config.data.transforms,
+        lineage=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
+    )
+
+
+def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
+    """Run a sample through the network's shapes, so that what cannot fit fails here and not on every worker."""
+    sampling, size = config.data.sampling, config.data.transforms.crop_px
+    try:
+        network.eval()(
+            torch.empty(1, sampling.num_snippets, 3, size, size),
+            torch.empty(1, sampling.num_snippets, 2 * sampling.flow_length, size, size),
+        )
+    except (RuntimeError, ConfigError) as error:
+        raise ConfigError(
+            f"data.transforms.crop_px={size} is too small for {config.model.spatial.backbone} and "
+            f"{config.model.temporal.backbone} ({' '.join(str(error).split())[:160]}): the papers' towers "
+            "take 224 px, vgg_small takes any size"
+        ) from None
+
+
+def _finished_before(config: ExperimentConfig, place: str) -> TrainReport | None:
+    """The report of a finished run of this name; refuses a run that was started with other settings.
+
+    Raises:
+        ConfigError: they differ, or a file of the run is damaged.
+    """
+    begun = begun_with(place, mark=_SETTINGS, settings=fixed_settings(config), what=f"run {config.name!r}")
+    if not begun or (report := read_report(place)) is None:
+        return None
+    run = tracking.RunHandle(uri=config.tracking.resolved_uri(), place=place, **report.pop("run"))
+    # The folder may have been moved since.
+    report["checkpoint"] = storage.join(place, report["checkpoint"].rpartition("/")[2])
+    return TrainReport(**report | {"name": config.name, "run": tracking.deliver(run), "done_before": True})
+
+
+def read_report(place: str) -> dict[str, Any] | None:
+    """The report of the run in a folder, in JSON's types; None before its end.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    report = storage.join(place, _REPORT)
+    if not storage.exists(report):
+        return None
+    values = read_json(
+        report,
+        _REPORT_SCHEMA,
+        what="the report of a training run",
+        way_out="delete it and run the same command again, which writes it from the checkpoints",
+        error=ConfigError,
+        metrics=True,
+    )
+    return dict(values)

@@ -1,0 +1,84 @@
+"""Directories of caches, tagged by the Cache Directory Tagging Specification: nothing of others is taken for theirs."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+from twostream_ray.errors import StorageError
+from twostream_ray.storage import user_folder
+
+TAG = "CACHEDIR.TAG"
+_TAG_CONTENT = b"""Signature: 8a477f597d28d172789f06886806bc55
+# This file marks a cache of twostream_ray: whatever else lies here may be deleted at any moment.
+"""
+_LEFT_BY_OURS = re.compile(r"[0-9a-f]{64}\.(partial|lock)|lock")
+
+
+def claim(directory: Path, *, setting: str) -> None:
+    """Make a directory of the cache that a `setting` names, or see that it is one already.
+
+    Raises:
+        StorageError: it cannot be made, or holds something else.
+    """
+    if directory.parent.name == user_folder.place().name:  # anybody may write beside it
+        user_folder.own_folder(directory.parent)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if _is_tagged(directory):
+            return
+        others = sorted(path.name for path in directory.iterdir() if not _LEFT_BY_OURS.fullmatch(path.name))
+        # Another process may have begun in between.
+        if others and not _is_tagged(directory):
+            raise StorageError(
+                f"{setting} wants a directory of its own, {directory} holds other files, as {others[0]}: name a new or "
+                "empty one"
+            )
+        with suppress(FileExistsError), new_file(directory / TAG) as file:
+            file.write(_TAG_CONTENT)
+    except OSError as error:
+        raise StorageError(
+            f"{setting} wants a directory that can be written, got {directory} ({error.strerror}): name another, or "
+            "leave it out"
+        ) from error
+
+
+def _is_tagged(directory: Path) -> bool:
+    try:
+        with opened(directory / TAG) as file:
+            return file.read(len(_TAG_CONTENT)) == _TAG_CONTENT
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[FileIO]:
+    """A regular file, open for reading, without a buffer; no link is followed.
+
+    Raises:
+        OSError: it is not there, or something else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FileNotFoundError(f"{path} is no regular file")
+        yield file
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that was not there before, open for writing; no link is followed.
+
+    Raises:
+        FileExistsError: there is something.
+        OSError: it cannot be made.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        yield file

@@ -1,0 +1,352 @@
+"""Leases (Gray and Cheriton 1989) on places: who is at work in a run's or search's folder or a shard set at the moment.
+
+A lease is the file `lease.json` in the place: user, host, process, since when. Its holder renews it every 10 s. One
+whose process is gone on this machine, or that is not renewed for a minute, is taken over.
+
+What it promises. On a local disk exactly one process holds a place, however the one before was killed. On a network
+disk that knows flock likewise, but for a holder that was stopped for more than a minute (a suspended machine) and wakes
+up: it learns within 10 s that it has lost the place. On s3:// likewise where the store knows `If-None-Match` (AWS,
+MinIO, Ceph, Swift); on one that does not, and whenever a stale lease is taken over there, two that begin within the
+same second could both pass if the store also shows a write later than that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import json
+import logging
+import os
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from twostream_ray import storage
+from twostream_ray.errors import LeaseError, StorageError
+from twostream_ray.processes import is_gone, started_at, this_machine
+from twostream_ray.storage import json_files
+from twostream_ray.storage.json_files import COUNT, record
+
+FILE = "lease.json"
+"""Name of the lease within its place; there only while somebody is at work."""
+
+_RENEW_S = 10.0
+_STALE_S = 60.0
+_CLOCKS_DIFFER_S = 60.0
+"""How far apart the clocks of two hosts are taken to be, at most."""
+_SETTLE_S = 1.0
+"""Time after which a store shows everybody what was written last."""
+_LOOK_S = 1.0
+_LIMIT_BYTES = 1 << 16
+
+_NAME = {"type": "string", "maxLength": 300}
+_TIME = {"type": "number", "minimum": 0, "maximum": 1e11}
+_SCHEMA = record(
+    {
+        "key": _NAME,
+        "work": {"type": "string", "maxLength": 2000},
+        "user": _NAME,
+        "host": _NAME,
+        "machine": _NAME,
+        "process": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+        "process_start": COUNT,
+        "since": _TIME,
+        "renewed": _TIME,
+    }
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """Who holds a lease."""
+
+    key: str
+    """One of a kind."""
+    work: str
+    """What is done there, as 'run "x"'."""
+    user: str
+    """Name of the user."""
+    host: str
+    """Name of the host."""
+    machine: str
+    """Its boot and process namespace: only within one are process ids comparable."""
+    process: int
+    """Process id."""
+    process_start: int
+    """When that process began, in clock ticks since boot: ids are used again."""
+    since: float
+    """When the lease was taken, in s since 1970."""
+    renewed: float
+    """When it was renewed last, in s since 1970 by the holder's clock."""
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"{self.user} on {self.host} (process {self.process}, {self.work}) since {since}"
+
+
+class Lease:
+    """A lease that is held."""
+
+    def __init__(self, place: str, mine: Holder) -> None:
+        self.place, self._mine = place, mine
+        self.lost_to: Holder | None = None
+        """Who has taken it over meanwhile."""
+
+    def loss(self) -> LeaseError | None:
+        """The error to raise where somebody else has the place by now."""
+        if self.lost_to is None:
+            return None
+        return LeaseError(
+            f"{self._mine.work} was stopped: {self.place} was not renewed for {_STALE_S:.0f} s and was taken over "
+            f"by {self.lost_to}: wait for it, then run the same command again"
+        )
+
+
+@contextmanager
+def held(place: str, *, work: str, way_out: str, when_lost: Callable[[], object] | None = None) -> Iterator[Lease]:
+    """Hold a directory or s3:// prefix for some `work` ('run "x"') while the block runs.
+
+    `when_lost` is called, from another thread, if somebody else takes the place over; the block must then end, and
+    LeaseError is raised behind it.
+
+    Raises:
+        LeaseError: somebody else is at work there; names who, where and since when, and ends with the `way_out`.
+        StorageError: the place cannot be written.
+    """
+    place = storage.absolute(place)
+    files: _Files = _S3Files(place) if storage.is_s3(place) else _LocalFiles(place)
+    mine = _taken(files, place, work=work, way_out=way_out)
+    lease, ended = Lease(place, mine), threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(_RENEW_S):
+            with suppress(StorageError, OSError, LeaseError):  # a place that is away for a while is asked again
+                now = replace(mine, renewed=time.time())
+                done, found = files.swap(now, expected=lambda holder: holder is None or holder.key == mine.key)
+                if not done and found is not None and not ended.is_set():
+                    lease.lost_to = found
+                    if when_lost is not None:
+                        when_lost()
+                    return
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    except BaseException as error:
+        if (loss := lease.loss()) is not None:
+            raise loss from error
+        raise
+    finally:
+        ended.set()
+        thread.join(timeout=_RENEW_S)
+        with suppress(StorageError, OSError, LeaseError):
+            files.remove(mine)
+    if (loss := lease.loss()) is not None:
+        raise loss
+
+
+def holder_of(place: str) -> Holder | None:
+    """Who is at work in a place at the moment, as far as its lease tells.
+
+    Raises:
+        LeaseError: the lease is damaged.
+        StorageError: the place cannot be read.
+    """
+    uri = storage.join(storage.absolute(place), FILE)
+    if not storage.exists(uri):
+        return None
+    found = _parsed(storage.read_bytes(uri, limit_bytes=_LIMIT_BYTES), uri)
+    return None if found is None or _is_gone(found) else found
+
+
+def _taken(files: _Files, place: str, *, work: str, way_out: str) -> Holder:
+    """Take the lease, waiting where only time tells whether its holder is still there."""
+    watched: tuple[Holder, float] | None = None
+    while True:
+        now = time.time()
+        mine = Holder(
+            key=uuid.uuid4().hex,
+            work=work[:1000],
+            user=_user(),
+            host=this_machine().host[:300],
+            machine=_machine(),
+            process=os.getpid(),
+            process_start=started_at(os.getpid()) or 0,
+            since=now,
+            renewed=now,
+        )
+        stale = watched[0] if watched is not None and time.monotonic() - watched[1] >= _STALE_S else None
+
+        def free(found: Holder | None, *, stale: Holder | None = stale) -> bool:
+            return found is None or found == stale or _is_gone(found)
+
+        done, found = files.swap(mine, expected=free)
+        if done:
+            if found is not None:
+                why = "whose process is gone" if _is_of_here(found) else "and did not renew it"
+                _log.warning("%s takes over %s, which was held by %s, %s", work, place, found, why)
+            return mine
+        if found is None:
+            continue  # it was let go at this moment
+        if _is_of_here(found) or (watched is not None and watched[0] != found):
+            raise LeaseError(f"{work} wants {place} to itself, which is in use by {found}: {way_out}")
+        if watched is None:
+            watched = (found, time.monotonic())
+            _log.warning("%s waits up to %.0f s to see whether %s is held: by %s", work, _STALE_S, place, found)
+        time.sleep(_LOOK_S)
+
+
+class _Files:
+    """Where leases lie; what differs between disks and object stores."""
+
+    def swap(self, mine: Holder, *, expected: Callable[[Holder | None], bool]) -> tuple[bool, Holder | None]:
+        """Write `mine` if what is there is as expected; gives whether that went well, and what was or is there."""
+        raise NotImplementedError
+
+    def remove(self, mine: Holder) -> None:
+        """Remove the lease if it is still mine."""
+        raise NotImplementedError
+
+
+class _LocalFiles(_Files):
+    """A file that is read and written under flock: one process at a time looks and decides."""
+
+    def __init__(self, place: str) -> None:
+        self._folder = Path(place)
+        self._path = self._folder / FILE
+        self._made = False
+
+    def swap(self, mine: Holder, *, expected: Callable[[Holder | None], bool]) -> tuple[bool, Holder | None]:
+        try:
+            if not self._folder.exists():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._made = True
+            with self._alone() as file:
+                found = _parsed(os.pread(file, _LIMIT_BYTES, 0), str(self._path))
+                if not expected(found):
+                    return False, found
+                content = _content(mine)
+                os.pwrite(file, content, 0)
+                os.ftruncate(file, len(content))
+                return True, found
+        except OSError as error:
+            raise StorageError(
+                f"{mine.work} wants to write into {self._folder}, it cannot ({error.strerror or error}): check the "
+                "rights of the path and the room on the disk"
+            ) from error
+
+    def remove(self, mine: Holder) -> None:
+        with self._alone() as file:
+            found = _parsed(os.pread(file, _LIMIT_BYTES, 0), str(self._path))
+            if found is None or found.key == mine.key:
+                self._path.unlink(missing_ok=True)
+        if self._made:
+            with suppress(OSError):  # whatever lies in it keeps it
+                self._folder.rmdir()
+
+    @contextmanager
+    def _alone(self) -> Iterator[int]:
+        while True:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+            try:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise LeaseError(f"a lease was wanted at {self._path}, which is no regular file: remove it")
+                with suppress(OSError):  # a network disk without locks: what is left is who writes last
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if self._is_there(file):
+                    yield file
+                    return
+            finally:
+                os.close(file)
+
+    def _is_there(self, file: int) -> bool:
+        """Whether the open file is still the one with this name: its holder may have removed it meanwhile."""
+        try:
+            return os.path.samestat(os.fstat(file), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+
+class _S3Files(_Files):
+    """An object that is created only where there is none, and read again after a moment."""
+
+    def __init__(self, place: str) -> None:
+        self._uri = storage.join(place, FILE)
+
+    def swap(self, mine: Holder, *, expected: Callable[[Holder | None], bool]) -> tuple[bool, Holder | None]:
+        before = self._read()
+        if not expected(before):
+            return False, before
+        if before is not None and before.key == mine.key:
+            storage.write_bytes(self._uri, _content(mine))
+            return True, before
+        if before is not None:
+            storage.delete(self._uri)
+        storage.write_new(self._uri, _content(mine))
+        time.sleep(_SETTLE_S)
+        now = self._read()
+        return (True, before) if now is not None and now.key == mine.key else (False, now)
+
+    def remove(self, mine: Holder) -> None:
+        found = self._read()
+        if found is not None and found.key == mine.key:
+            storage.delete(self._uri)
+
+    def _read(self) -> Holder | None:
+        if not storage.exists(self._uri):
+            return None
+        return _parsed(storage.read_bytes(self._uri, limit_bytes=_LIMIT_BYTES), self._uri)
+
+
+def _content(holder: Holder) -> bytes:
+    return (json.dumps(asdict(holder), indent=1, sort_keys=True) + "\n").encode()
+
+
+def _parsed(content: bytes, where: str) -> Holder | None:
+    """The holder; None where the file is empty: whoever made it was killed before it wrote its name."""
+    if not content:
+        return None
+    values: dict[str, Any] = json_files.parse_json(
+        content,
+        _SCHEMA,
+        where=where,
+        what="a lease",
+        way_out="delete it if nobody is at work there",
+        error=LeaseError,
+    )
+    # JSON's 12.0 is an integer as well.
+    return Holder(**values | {name: int(values[name]) for name in ("process", "process_start")})
+
+
+def _is_of_here(holder: Holder) -> bool:
+    """Whether its process id is one of this machine's."""
+    return holder.machine == _machine()
+
+
+def _is_gone(holder: Holder) -> bool:
+    """Whether its process is known to be gone, or its last sign is older than any difference of clocks explains."""
+    if not _is_of_here(holder):
+        return time.time() - holder.renewed > _STALE_S + _CLOCKS_DIFFER_S
+    return is_gone(holder.process, start=holder.process_start)
+
+
+def _machine() -> str:
+    machine = this_machine()
+    return f"{machine.boot or machine.host} {machine.namespace}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()[:300]
+    except (OSError, KeyError):  # a container's user may have no name
+        return f"user {os.getuid()}"

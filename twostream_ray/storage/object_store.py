@@ -1,0 +1,119 @@
+"""S3's clients, what lies below a prefix, and what a store's answers mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from twostream_ray.errors import AccessError
+from twostream_ray.redaction import redact
+from twostream_ray.storage.local_files import LeftOut, printable
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+REQUEST_TIMEOUT_S = 60
+"""How long a store may say nothing."""
+
+VERSION = "?versionId="
+"""s3fs cuts a key here, and would write or delete another object."""
+
+_CONNECT_TIMEOUT_S = 5
+_DENIED = re.compile(r"ACCESS_DENIED|SignatureDoesNotMatch|INVALID_ACCESS_KEY|InvalidAccessKey|Forbidden|\b403\b", re.I)
+_ABSENT = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", re.I)
+_NO_CREDENTIALS = "NoCredentialsError"
+
+
+@lru_cache(maxsize=2)
+def reader(max_attempts: int) -> FileSystem:
+    """The client that reads; asks again by itself as often as `max_attempts` says."""
+    from pyarrow import fs
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=max_attempts),
+        "connect_timeout": _CONNECT_TIMEOUT_S,
+        "request_timeout": REQUEST_TIMEOUT_S,
+    }
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        options |= {"endpoint_override": host, "scheme": scheme or "https"}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region or endpoint:
+        options["region"] = region or "us-east-1"
+    return fs.S3FileSystem(**options)
+
+
+def writer() -> Any:
+    """The client that lists, writes and deletes."""
+    import s3fs
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return s3fs.S3FileSystem(
+        endpoint_url=endpoint,
+        use_listings_cache=False,
+        config_kwargs={
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "read_timeout": REQUEST_TIMEOUT_S,
+            "retries": {"mode": "standard", "max_attempts": 2},
+        },
+    )
+
+
+def passes(error: Exception, *, place: str) -> bool:
+    """Whether waiting may help."""
+    return is_of_the_store(error) and not (is_absent(error, place=place) or is_denied(error, place=place))
+
+
+def is_of_the_store(error: Exception) -> bool:
+    """Whether an error came from the store or the way to it."""
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+
+    return isinstance(error, OSError | BotoCoreError | ClientError)
+
+
+def is_absent(error: Exception, *, place: str) -> bool:
+    """Whether the store says that there is no such object or bucket."""
+    return isinstance(error, FileNotFoundError) or bool(_ABSENT.search(_told(error, place=place)))
+
+
+def is_denied(error: Exception, *, place: str) -> bool:
+    """Whether the store refuses these credentials, or there are none."""
+    return (
+        isinstance(error, PermissionError)
+        or type(error).__name__ == _NO_CREDENTIALS
+        or bool(_DENIED.search(_told(error, place=place)))
+    )
+
+
+def _told(error: Exception, *, place: str) -> str:
+    """What the store says, without the object's name: that may hold any word and number."""
+    path = place.removeprefix("s3://")
+    _, _, key = path.partition("/")
+    return str(error).replace(path, "").replace(f"'{key}'", "")
+
+
+def brief(error: Exception) -> str:
+    """An error's message in one line."""
+    return redact(" ".join(str(error).split()))[:200] or type(error).__name__
+
+
+def list_below(place: str) -> Iterator[tuple[str, int] | LeftOut]:
+    """(key below the place, size in bytes) of every object; keys that are no paths are left out."""
+    prefix = place.removeprefix("s3://") + "/"
+    found = writer().find(place, detail=True)
+    if not found:
+        raise FileNotFoundError(place)
+    for name, entry in found.items():
+        path = name.removeprefix(prefix)
+        if path == name:
+            raise AccessError(f"cannot list {place}: a prefix was wanted, it is an object; check the path")
+        if {"", ".", ".."} & set(path.removesuffix("/").split("/")) or VERSION in path:
+            if path:
+                yield LeftOut(printable(path), "its key is no path")
+        else:
+            yield path, int(entry["size"])

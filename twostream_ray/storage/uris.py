@@ -1,0 +1,392 @@
+"""Local paths, file:// and s3:// URIs as one kind of place: read, write whole, list, delete.
+
+Reading goes through pyarrow.fs (about twice as fast as s3fs on large objects), listing and upload through s3fs.
+Endpoint, region and credentials of S3 come from the usual environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY) and AWS's own files. A store that is away or answers with errors is asked again for a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote_to_bytes
+
+from twostream_ray.errors import AccessError, MissingError, StorageError
+from twostream_ray.redaction import has_credentials
+from twostream_ray.storage import local_files, object_store
+from twostream_ray.storage.local_files import FILE_URI, LeftOut, printable
+from twostream_ray.storage.temporary_folders import temporary_folder
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+_PATIENCE_S = 60.0
+_LONGEST_PAUSE_S = 8.0
+_SLOWEST_BYTES_S = 1e6
+_PART_BYTES = 16 << 20
+_LIMIT_BYTES = 8 << 30
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the place is an object store rather than this machine's disk."""
+    return uri.startswith("s3://")
+
+
+def absolute(uri: str | Path) -> str:
+    """The place's full name: an s3:// URI unchanged, anything else an absolute local path.
+
+    A file:// URI is percent-encoded, as RFC 8089 has it; a local path and an s3:// URI are taken as they are.
+
+    Raises:
+        StorageError: the scheme is neither file:// nor s3://, s3:// names no bucket or holds credentials, or the
+                name is no text.
+    """
+    text = str(uri)
+    if is_s3(text):
+        if not text[len("s3://") :].strip("/"):
+            raise StorageError(f"a bucket was wanted behind s3://, got {text!r}")
+        if has_credentials(text):
+            raise StorageError(
+                f"s3://BUCKET/KEY was wanted, got {text!r}: credentials come from AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, never from a URI, which is written down in many places"
+            )
+        if object_store.VERSION in text:
+            raise StorageError(f"a key without {object_store.VERSION} was wanted, got {printable(text)}: rename it")
+        text = text.rstrip("/")
+    elif scheme := FILE_URI.match(text):
+        text = os.fsdecode(unquote_to_bytes(text[scheme.end() :]))
+    elif "://" in text:
+        raise StorageError(f"a place is a local path, file:// or s3:// URI, got {text!r}")
+    if "\0" in text or any(0xD800 <= ord(sign) <= 0xDFFF for sign in text):
+        raise StorageError(f"a place's name is UTF-8 without zero bytes, got {printable(text)}: rename it")
+    if is_s3(text):
+        return text
+    try:
+        # os.path leaves a name such as ~old that is no user's.
+        return str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"the working directory is gone, so {printable(text)} lies nowhere: go to one that is there"
+        ) from error
+
+
+def join(uri: str, *parts: str) -> str:
+    """The place `parts` below `uri`."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def contains(outer: str, inner: str) -> bool:
+    """Whether a place is another one or lies in it, by whatever name: through links, `..`, a second mount, other case.
+
+    Raises:
+        StorageError: a scheme is neither file:// nor s3://.
+    """
+    outer, inner = absolute(outer), absolute(inner)
+    if is_s3(outer) or is_s3(inner):
+        wide, narrow = ([part for part in place.split("/") if part] for place in (outer, inner))
+        return narrow[: len(wide)] == wide
+    return local_files.contains(Path(outer), Path(inner))
+
+
+def filesystem(uri: str, *, patient: bool = False) -> tuple[FileSystem, str]:
+    """The pyarrow filesystem a place lies on, and its path there; a patient one asks again for about a minute itself.
+
+    Everything here waits by `patiently` instead; libraries that are handed the filesystem cannot.
+    """
+    from pyarrow import fs
+
+    place = absolute(uri)
+    if is_s3(place):
+        return object_store.reader(10 if patient else 3), place[len("s3://") :]
+    return fs.LocalFileSystem(), place
+
+
+def patiently(action: Callable[[], _Result], *, place: str) -> _Result:
+    """Do something with a place; on s3:// do it again for a minute while the store is away or answers with errors.
+
+    What no waiting mends is raised at once: a missing object, refused credentials.
+    """
+    if not is_s3(place):
+        return action()
+    started, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            spent = time.monotonic() - started
+            if not object_store.passes(error, place=place) or spent + pause > _PATIENCE_S:
+                raise
+            _log.warning(
+                "%s: the store does not answer (%s), trying again for %.0f s",
+                place,
+                object_store.brief(error),
+                _PATIENCE_S - spent,
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:
+    place, named = absolute(uri), f"cannot {action} {printable(str(uri))}"
+    try:
+        return patiently(work, place=place)
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise AccessError(f"{named}: it does not fit into memory") from error
+        if not (object_store.is_of_the_store(error) if is_s3(place) else isinstance(error, OSError)):
+            raise
+        if isinstance(error, OSError) and not is_s3(place):
+            raise local_files.explained(error, named, place=Path(place)) from error
+        if object_store.is_absent(error, place=place):
+            raise MissingError(f"{named}: it is not there; check the path") from error
+        if object_store.is_denied(error, place=place):
+            # To a store that denies one object all are denied: that is no fault of a single video.
+            raise StorageError(
+                f"{named}: access denied; check the rights of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY there"
+            ) from error
+        waited = f"(tried for {_PATIENCE_S:.0f} s; check AWS_ENDPOINT_URL and the network)"
+        raise StorageError(f"{named}: {object_store.brief(error)} {waited}") from error
+
+
+def read_bytes(uri: str, *, limit_bytes: int = _LIMIT_BYTES) -> bytes:
+    """The whole content of a regular file; of a FIFO or device reading might never end.
+
+    Raises:
+        StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
+    """
+    place = absolute(uri)
+
+    def read() -> bytes:
+        if not is_s3(place):
+            with local_files.open_regular(Path(place), limit_bytes=limit_bytes) as local:
+                return local.read(os.fstat(local.fileno()).st_size)
+        system, path = filesystem(place)
+        # open_input_file reads in one request; open_input_stream would split it into many small ones.
+        with system.open_input_file(path) as file:
+            local_files.refuse_larger(file.size(), uri, limit_bytes=limit_bytes)
+            content: bytes = file.read()
+            return content
+
+    return _explained("read", uri, read)
+
+
+def open_regular(uri: str) -> Any:
+    """A regular file of a disk or a store, open for reading at random places, as a pyarrow.NativeFile.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        AccessError: it is a directory, FIFO or device.
+    """
+    place = absolute(uri)
+    if not is_s3(place):
+        local_files.refuse_special(Path(place))
+    system, path = filesystem(place)
+    return system.open_input_file(path)
+
+
+@contextmanager
+def on_disk(uri: str, *, limit_bytes: int | None = None) -> Iterator[Path]:
+    """The file on this machine: itself, or of s3:// a copy that goes at the end; never in memory as a whole.
+
+    Raises:
+        StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
+    """
+    place = absolute(uri)
+    if not is_s3(place):
+        _explained("read", uri, lambda: local_files.open_regular(Path(place), limit_bytes=limit_bytes).close())
+        yield Path(place)
+        return
+    with temporary_folder() as folder:
+        copy = Path(folder) / "copy"
+        copy_to_disk(place, copy, limit_bytes=limit_bytes)
+        yield copy
+
+
+def copy_to_disk(uri: str, path: Path, *, limit_bytes: int | None = None) -> None:
+    """Copy a file to this machine, part by part.
+
+    Raises:
+        StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
+    """
+    place = absolute(uri)
+
+    def fetch() -> None:
+        if not is_s3(place):
+            with local_files.open_regular(Path(place), limit_bytes=limit_bytes) as local, path.open("wb") as copy:
+                shutil.copyfileobj(local, copy, _PART_BYTES)
+            return
+        system, name = filesystem(place)
+        with system.open_input_file(name) as file:
+            local_files.refuse_larger(file.size(), uri, limit_bytes=limit_bytes)
+            with path.open("wb") as copy:
+                while part := file.read(_PART_BYTES):
+                    copy.write(part)
+
+    _explained("read", uri, fetch)
+
+
+def read_text(uri: str) -> str:
+    """The whole content of a UTF-8 text file.
+
+    Raises:
+        StorageError: the file is missing, cannot be read or is not UTF-8.
+    """
+    try:
+        return read_bytes(uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StorageError(f"cannot read {uri}: a UTF-8 text was wanted, byte {error.start} is not") from error
+
+
+def require_writable(uri: str) -> None:
+    """See that a local file can be written, before what it is to hold is made; of s3:// the first write tells.
+
+    Raises:
+        StorageError: it cannot, or the disk is full.
+    """
+    place = absolute(uri)
+    if not is_s3(place):
+        _explained("write", uri, lambda: local_files.require_writable(Path(place)))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file whole: readers see the old content or the new, never a part.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    place = absolute(uri)
+
+    def write() -> None:
+        if is_s3(place):
+            # A server that accepts and says nothing passes by the client's own time-outs.
+            object_store.writer().pipe_file(
+                place, content, timeout=object_store.REQUEST_TIMEOUT_S + len(content) / _SLOWEST_BYTES_S
+            )
+        else:
+            local_files.replace(Path(place), lambda file: file.write(content))
+
+    _explained("write", uri, write)
+
+
+def write_new(uri: str, content: bytes) -> bool:
+    """Write a file of s3:// only if there is none, where the store knows `If-None-Match`; gives whether it was written.
+
+    A store that does not know it writes in any case. An answer that was lost is asked for again, and then says that the
+    file is there: who needs to be sure reads it.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    place = absolute(uri)
+
+    def write() -> bool:
+        try:
+            object_store.writer().pipe_file(place, content, mode="create", timeout=object_store.REQUEST_TIMEOUT_S)
+        except OSError as error:
+            answer = getattr(error.__cause__, "response", {})
+            if answer.get("Error", {}).get("Code") not in ("PreconditionFailed", "412"):
+                raise
+            return False
+        return True
+
+    return _explained("write", uri, write)
+
+
+def write_json(uri: str, values: Any) -> None:
+    """Write values as a JSON file that people can read: indented, keys sorted, the same bytes for the same values.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    write_bytes(uri, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_file(uri: str, source: Path) -> None:
+    """Write a file whole as `write_bytes` does, a copy of one on this machine that need not fit into memory.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    place = absolute(uri)
+
+    def write() -> None:
+        if is_s3(place):
+            timeout = object_store.REQUEST_TIMEOUT_S + source.stat().st_size / _SLOWEST_BYTES_S
+            object_store.writer().put_file(str(source), place, max_concurrency=2, timeout=timeout)
+            return
+        with source.open("rb") as content:
+            local_files.replace(Path(place), lambda file: shutil.copyfileobj(content, file, _PART_BYTES))
+
+    _explained("write", uri, write)
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or directory.
+
+    Raises:
+        StorageError: the place cannot be asked.
+    """
+    place = absolute(uri)
+
+    def look() -> bool:
+        return bool(object_store.writer().exists(place)) if is_s3(place) else local_files.exists(Path(place))
+
+    return _explained("look up", uri, look)
+
+
+def list_files(uri: str, *, empty_directories: bool = False) -> Iterator[tuple[str, int]]:
+    """Every regular file below a directory or prefix, in order of name: (relative posix path, size in bytes).
+
+    A local directory without content is listed as ("path/", 0) when `empty_directories` asks for it.
+
+    Raises:
+        StorageError: the directory is missing or cannot be read, or one below it.
+    """
+    for entry in list_entries(uri):
+        if not isinstance(entry, LeftOut) and (empty_directories or is_s3(uri) or not entry[0].endswith("/")):
+            yield entry
+
+
+def list_entries(uri: str) -> Iterator[tuple[str, int] | LeftOut]:
+    """All that lies below a directory or prefix, in order of name: files, empty directories, and what is neither.
+
+    Raises:
+        StorageError: the directory is missing or cannot be read, or one below it.
+    """
+    place = absolute(uri)
+
+    def listed() -> list[tuple[str, int] | LeftOut]:
+        found = object_store.list_below(place) if is_s3(place) else local_files.walk(Path(place))
+        return sorted(found, key=lambda entry: entry[0])
+
+    yield from _explained("list", uri, listed)
+
+
+def delete(uri: str) -> None:
+    """Remove one file; none there is no error, and a directory is never removed.
+
+    Raises:
+        StorageError: the place cannot be written, or is no file.
+    """
+    place = absolute(uri)
+
+    def remove() -> None:
+        if is_s3(place):
+            store = object_store.writer()
+            if store.exists(place):
+                store.rm_file(place)
+        else:
+            local_files.remove(Path(place))
+
+    _explained("delete", uri, remove)

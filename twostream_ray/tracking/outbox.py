@@ -1,0 +1,300 @@
+"""What MLflow has still to hear of a run: files beside its checkpoints, written before they are sent, removed after.
+
+Below `<run>/tracking-journal/`, on disk or s3://:
+
+    run.json                 who the run is: key, name, experiment, start, parameters, tags; written once, stays
+    mlflow.json              its ids at MLflow, once it has been made there
+    events/ORDER.json        one event each: metrics, files or a status, with the time when it was logged
+    files/ORDER/...          the files of that event
+    refused/ORDER.json       events that MLflow itself turned down, and damaged files; kept to be looked at
+
+One object for each event, under a name of its own: object stores cannot append, and driver and controller both write.
+Whatever is read has been checked: names of other forms are not ours and are left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from twostream_ray import storage
+from twostream_ray.errors import AccessError, JournalError, StorageError
+from twostream_ray.storage import json_files
+
+FOLDER = "tracking-journal"
+_RUN, _IDS, _REFUSED = "run.json", "mlflow.json", "refused"
+
+_ORDER = re.compile(r"(\d{20}-[0-9a-f]{8}-\d{1,10})\.json")
+_TEXT = {"type": "string", "maxLength": 10_000}
+_TEXTS = {"type": "object", "additionalProperties": _TEXT, "propertyNames": {"minLength": 1, "maxLength": 250}}
+_ID = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{1,64}\Z"}
+_LARGEST = 1.7976931348623157e308
+_NON_FINITE = ("nan", "inf", "-inf")
+_ROW = {
+    "type": "array",
+    "prefixItems": [
+        {"type": "string", "minLength": 1, "maxLength": 250},
+        {"type": "integer", "minimum": -(2**53), "maximum": 2**53},
+        {"anyOf": [{"type": "number", "minimum": -_LARGEST, "maximum": _LARGEST}, {"enum": list(_NON_FINITE)}]},
+    ],
+    "items": False,
+    "minItems": 3,
+}
+_OF_RUN = json_files.record(
+    {
+        "key": {"type": "string", "pattern": r"^[0-9a-f]{32}\Z"},
+        "run_name": json_files.WORD,
+        "experiment": json_files.WORD,
+        "start_ms": json_files.COUNT,
+        "parameters": _TEXTS,
+        "tags": _TEXTS,
+    }
+)
+_OF_IDS = json_files.record({"experiment_id": _ID, "run_id": _ID})
+_OF_EVENT = json_files.record(
+    {
+        "kind": {"enum": ["metrics", "files", "tags", "status"]},
+        "time_ms": json_files.COUNT,
+        "values": {"type": "object"},
+    }
+)
+_OF_VALUES = {
+    "metrics": json_files.record({"rows": json_files.list_of(_ROW, at_most=1_000_000)}),
+    # No folder above, and none from the root.
+    "files": json_files.record(
+        {"folder": {"type": ["string", "null"], "pattern": r"^(?!/)(?!(.*/)?\.\.?(/|\Z))[^\\\x00-\x1f]{1,500}\Z"}}
+    ),
+    "tags": json_files.record({"tags": _TEXTS}),
+    "status": json_files.record({"status": {"enum": ["RUNNING", "FINISHED", "FAILED", "KILLED"]}}),
+}
+
+_lock = threading.Lock()
+_last_ns = 0
+_writer = uuid.uuid4().hex[:8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """A logical run, the same across all its restarts."""
+
+    key: str
+    """One of a kind; a tag of the run at MLflow, by which it is found again."""
+    run_name: str
+    """The name people know it by."""
+    experiment: str
+    """Name of the MLflow experiment."""
+    start_ms: int
+    """When it was first started, in ms since 1970."""
+    parameters: dict[str, str]
+    """As MLflow takes them: flat, secrets hidden."""
+    tags: dict[str, str]
+    """Likewise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something logged."""
+
+    order: str
+    """Its name: events sort by it in the order in which they were logged."""
+    kind: str
+    """metrics, files, tags or status."""
+    time_ms: int
+    """When it was logged, in ms since 1970."""
+    values: dict[str, Any]
+    """metrics: {"rows": [[key, step, value], ...]}; files: {"folder": str or None}; status: {"status": str};
+    tags: {"tags": {name: value}}."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outbox:
+    """The journal of the run at a place.
+
+    Every method raises StorageError if the place cannot be read or written, and JournalError if what it reads there is
+    damaged or not one of ours.
+    """
+
+    run_place: str
+    """The run's directory or s3:// prefix."""
+
+    @property
+    def place(self) -> str:
+        """Where the journal itself lies."""
+        return storage.join(self.run_place, FOLDER)
+
+    def identity(self) -> Identity | None:
+        """Who the run is; None before its first start."""
+        found = self._read(_RUN, _OF_RUN, way_out=f"move {_RUN} away to begin a new run at MLflow")
+        return None if found is None else Identity(**found)
+
+    def begin(self, identity: Identity) -> None:
+        """Write down who the run is."""
+        self._write(_RUN, asdict(identity))
+
+    def ids(self) -> tuple[str, str] | None:
+        """(experiment id, run id) at MLflow; None as long as the run was not made there."""
+        found = self._read(_IDS, _OF_IDS, way_out="remove it; the run is found again by its key")
+        return None if found is None else (found["experiment_id"], found["run_id"])
+
+    def forget_ids(self, *, reason: str) -> None:
+        """Put ids that cannot be read aside."""
+        self._set_file_aside(_IDS, name=f"{_next()}.mlflow.json", reason=reason)
+
+    def located(self, *, experiment_id: str, run_id: str) -> None:
+        """Write down the ids at MLflow."""
+        self._write(_IDS, {"experiment_id": experiment_id, "run_id": run_id})
+
+    def append(self, kind: str, values: Mapping[str, Any], *, files: Mapping[str, Path] | None = None) -> None:
+        """Write an event down, its files (by their relative posix paths) before it."""
+        order = _next()
+        for path, file in (files or {}).items():
+            storage.write_bytes(storage.join(self.place, "files", order, path), file.read_bytes())
+        values = dict(values)
+        if kind == "metrics":
+            # JSON has no NaN.
+            rows = [[key, step, value if math.isfinite(value) else str(value)] for key, step, value in values["rows"]]
+            values = {"rows": rows}
+        self._write(f"events/{order}.json", {"kind": kind, "time_ms": int(time.time() * 1000), "values": values})
+
+    def pending(self, *, most: int | None = None) -> tuple[list[Event], list[str]]:
+        """What has not been delivered, in order, at most that many; and what was damaged, in a sentence each.
+
+        Damaged events are now in `refused`.
+        """
+        events, damaged = [], []
+        for order in self._orders()[:most]:
+            name = f"events/{order}.json"
+            way_out = f"it is kept in {self.place}/{_REFUSED}, the others are delivered"
+            try:
+                found = self._read(name, _OF_EVENT, way_out=way_out)
+                if found is None:  # another process has just delivered it
+                    continue
+                where = storage.join(self.place, name)
+                json_files.check(
+                    found["values"],
+                    _OF_VALUES[found["kind"]],
+                    where=where,
+                    what=f"an event of kind {found['kind']}",
+                    way_out=way_out,
+                    error=JournalError,
+                )
+            except JournalError as error:
+                self._set_file_aside(name, name=f"{order}.json", reason=str(error))
+                damaged.append(str(error))
+            else:
+                events.append(Event(order=order, **found))
+        return events, damaged
+
+    def count(self) -> int:
+        """How many events have not been delivered."""
+        return len(self._orders())
+
+    def fetch_files(self, event: Event, folder: Path) -> int:
+        """Copy an event's files into a folder; gives their number."""
+        place = storage.join(self.place, "files", event.order)
+        paths = self._files_of(event)
+        for path in paths:
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(storage.read_bytes(storage.join(place, path)))
+        return len(paths)
+
+    def remove(self, event: Event) -> None:
+        """Forget an event that has arrived; the last to go is the event itself."""
+        if event.kind == "files":
+            place = storage.join(self.place, "files", event.order)
+            for path in self._files_of(event):
+                storage.delete(storage.join(place, path))
+        storage.delete(storage.join(self.place, f"events/{event.order}.json"))
+
+    def set_aside(self, event: Event, *, reason: str) -> None:
+        """Put an event that MLflow refuses where it holds up no others."""
+        self._write(f"{_REFUSED}/{event.order}.json", asdict(event) | {"reason": reason})
+        storage.delete(storage.join(self.place, f"events/{event.order}.json"))
+
+    def _orders(self) -> list[str]:
+        found = map(_ORDER.fullmatch, _files_below(storage.join(self.place, "events")))
+        return [match[1] for match in found if match]
+
+    def _files_of(self, event: Event) -> list[str]:
+        """An event's files, by relative paths.
+
+        Raises:
+            JournalError: a name or a link leads to another place.
+        """
+        place = storage.join(self.place, "files", event.order)
+        paths = _files_below(place)
+        for path in paths:
+            inside = not any(part in ("", ".", "..") for part in path.split("/"))
+            if inside and not storage.is_s3(place):
+                root = Path(storage.absolute(self.place)).resolve() / "files" / event.order
+                inside = (root / path).resolve().is_relative_to(root)
+            if not inside:
+                raise JournalError(f"files of an event were wanted below {place}, {path} leads outside: remove it")
+        return paths
+
+    def _read(self, name: str, schema: json_files.Schema, *, way_out: str) -> dict[str, Any] | None:
+        place = storage.join(self.place, name)
+        try:
+            return dict(
+                json_files.read_json(
+                    place, schema, what="a file of a tracking journal", way_out=way_out, error=JournalError
+                )
+            )
+        except AccessError as error:
+            if not storage.exists(place):  # another process has just removed it
+                return None
+            raise JournalError(f"a file of a tracking journal was wanted at {place} ({error}): {way_out}") from error
+
+    def _set_file_aside(self, path: str, *, name: str, reason: str) -> None:
+        """Keep a file that cannot be read, as it is, and beside it why."""
+        place = storage.join(self.place, path)
+        try:
+            content = storage.read_bytes(place, limit_bytes=json_files.LIMIT_BYTES)
+        except StorageError:
+            return  # no file: it stays where it is, and is passed by
+        storage.write_bytes(storage.join(self.place, _REFUSED, name), content)
+        storage.write_bytes(storage.join(self.place, _REFUSED, f"{name}.reason.txt"), f"{reason}\n".encode())
+        storage.delete(place)
+
+    def _write(self, name: str, values: Mapping[str, Any]) -> None:
+        storage.write_json(storage.join(self.place, name), values)
+
+
+def journals_below(place: str) -> list[str]:
+    """Places of all runs below a directory or prefix that have a journal.
+
+    Raises:
+        StorageError: there is no such place.
+    """
+    ending = f"/{FOLDER}/{_RUN}"
+    return [
+        storage.join(place, path.removesuffix(ending)) for path, _ in storage.list_files(place) if path.endswith(ending)
+    ]
+
+
+def _files_below(place: str) -> list[str]:
+    for _ in range(10):
+        try:
+            # A file that is just being written has a dot before its name.
+            return [path for path, _ in storage.list_files(place) if not Path(path).name.startswith(".")]
+        except AccessError:
+            if not storage.exists(place):
+                break  # else a file went away while it was listed
+    return []
+
+
+def _next() -> str:
+    """A name after all that this process has given out, and that no other process gives out."""
+    global _last_ns
+    with _lock:
+        _last_ns = max(time.time_ns(), _last_ns + 1)
+        return f"{_last_ns:020d}-{_writer}-{os.getpid()}"

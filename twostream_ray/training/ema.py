@@ -1,0 +1,49 @@
+"""The exponential moving average of a network's weights (Polyak and Juditsky 1992), to be used in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from twostream_ray.models.build import Network
+
+
+class WeightEma:
+    """The averaged weights of what learns, on the network's device; batch norm's moments are averages already."""
+
+    def __init__(self, network: Network, *, decay: float) -> None:
+        """`decay` per step, in (0, 1)."""
+        self._decay = decay
+        self._weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after so many steps from the first; early steps count more, or the start would stay."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - decay)
+
+    @torch.no_grad()
+    def load(self, stored: Mapping[str, Tensor]) -> None:
+        """Go on from averaged weights by name."""
+        for name, average in self._average.items():
+            average.copy_(stored[name])
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network has the averaged weights while the block runs."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, weight in self._weights.items():
+            kept = weight.detach().clone()
+            weight.copy_(self._average[name])
+            self._average[name].copy_(kept)
