@@ -61,7 +61,7 @@ def registered(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) ->
     save_model(folder / "package", package.build(pretrained=False), package)
     config = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
     version = register(
-        start_run(config, run_name="clean", place=str(folder / "run"), parameters={}, tags={}),
+        start_run(config, run_name="clean", run_uri=str(folder / "run"), parameters={}, tags={}),
         folder / "package",
         name="two-stream",
         measurement=Measurement(

@@ -125,8 +125,8 @@ def make_recipe(folder: Path) -> None:
 
 
 def make_search(folder: Path) -> None:
-    keep_settings(SEARCH, place=str(folder / "search"))
-    journal = TrialStore(SEARCH, place=str(folder / "search"))
+    keep_settings(SEARCH, folder_uri=str(folder / "search"))
+    journal = TrialStore(SEARCH, uri=str(folder / "search"))
     for number in range(2):
         history = [{"epoch": 0, "val_top1": 0.5, "train_loss": 1.0}]
         settings = {"training.epochs": 1, "seed": 3}
@@ -137,14 +137,14 @@ def make_search(folder: Path) -> None:
 
 
 def read_search(folder: Path) -> None:
-    journal = TrialStore(SEARCH, place=str(folder / "search"))
+    journal = TrialStore(SEARCH, uri=str(folder / "search"))
     records = list(journal.records.values())
     journal.spent(gpus_per_trial=1.0)
     best_of(records), as_csv(records), as_list(records)
 
 
 def make_journal(folder: Path) -> None:
-    journal = Outbox(run_place=str(folder))
+    journal = Outbox(run_uri=str(folder))
     journal.begin(
         Identity(key="0" * 32, run_name="r", experiment="e", start_ms=1, parameters={"lr": "1"}, tags={"git": "abc"})
     )
@@ -157,7 +157,7 @@ def make_journal(folder: Path) -> None:
 
 
 def read_journal(folder: Path) -> None:
-    journal = Outbox(run_place=str(folder))
+    journal = Outbox(run_uri=str(folder))
     events, _ = journal.pending()
     for event in events:
         if event.kind == "files":

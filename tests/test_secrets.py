@@ -124,7 +124,7 @@ def test_no_verb_that_fails_tells_a_secret_and_neither_does_what_it_leaves_behin
     handle = start_run(
         TrackingConfig(uri=server),
         run_name="run",
-        place=str(tmp_path / "run"),
+        run_uri=str(tmp_path / "run"),
         parameters={
             "tracking": {"uri": server},
             "data": {"shards": bucket, "more": [server, {"api_key": own}]},

@@ -128,7 +128,7 @@ def answers(package: Path, video: Path, tmp_path_factory: pytest.TempPathFactory
         manifest_hash="0a" * 32, split="test", num_evaluated=8, num_clips=8, metrics={"top1": 0.5}
     )
     version = register(
-        start_run(config, run_name="served", place=str(folder / "run"), parameters={}, tags={}),
+        start_run(config, run_name="served", run_uri=str(folder / "run"), parameters={}, tags={}),
         package,
         name="two-stream",
         measurement=measurement,

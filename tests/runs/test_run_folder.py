@@ -111,7 +111,7 @@ def begun_search(folder: Path) -> TuneConfig:
     config = search(folder)
     made = Search(config, open_shards(config.data.shards))
     made.draw_first()
-    keep_data(made.place, open_shards(config.data.shards), what="search 'search'")
+    keep_data(made.uri, open_shards(config.data.shards), what="search 'search'")
     return config
 
 
@@ -169,7 +169,7 @@ def test_of_a_run_that_an_earlier_version_began_its_journal_tells_the_data(
     shard_set, place = ingested(tmp_path / "shards"), str(tmp_path / "runs/run")
     tags = {"the same": {"manifest_hash": shard_set.hash}, "another": {"manifest_hash": "0" * 64}, "none": {}}[told]
     identity = Identity(key="0" * 32, run_name="run", experiment="x", start_ms=1, parameters={}, tags=tags)
-    Outbox(run_place=place).begin(identity)
+    Outbox(run_uri=place).begin(identity)
     if told == "another":
         with pytest.raises(ConfigError, match=r"run 'run' began with manifest 000000000000, .* holds .* by now"):
             data_of(place, shards=shard_set.uri, what="run 'run'")

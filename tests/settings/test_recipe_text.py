@@ -35,9 +35,9 @@ def test_plain_yaml_and_json_are_read(tmp_path: Path) -> None:
 
 def test_lines_of_values_are_known() -> None:
     recipe = parse_recipe("a:\n  b: 1\n  c:\n  - {d: 2}\n", where="r.yaml")
-    assert recipe.place("a.b") == "r.yaml, line 2: "
-    assert recipe.place("a.c[0].d") == "r.yaml, line 4: "
-    assert recipe.place("else") == "r.yaml: "
+    assert recipe.line_of("a.b") == "r.yaml, line 2: "
+    assert recipe.line_of("a.c[0].d") == "r.yaml, line 4: "
+    assert recipe.line_of("else") == "r.yaml: "
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_whatever_the_disk_refuses_is_one_line_with_the_way_out(tmp_path: Path) 
             storage.write_bytes(str(tmp_path / name), b"1")
     for code, words in ((errno.EROFS, "read-only"), (errno.EDQUOT, "quota"), (errno.EFBIG, "ulimit -f")):
         broken = OSError(code, os.strerror(code), str(tmp_path / ".1.partial"))
-        assert words in str(explained(broken, "cannot write x", place=tmp_path / "x"))
+        assert words in str(explained(broken, "cannot write x", uri=tmp_path / "x"))
     with pytest.raises(AccessError, match="gone: it is a link to nothing; mend or remove it"):
         storage.read_bytes(str(tmp_path / "gone"))
 

@@ -117,7 +117,7 @@ def test_no_link_in_the_shared_folder_makes_a_run_truncate_what_it_points_to(
         (shared / f"twostream-{os.getuid()}-{name}.lock").symlink_to(precious)
         (own(shared) / f"{name}.lock").symlink_to(precious)
     began = time.monotonic()
-    start_run(tracking_at, run_name="run", place=str(tmp_path / "run"), parameters={}, tags={})
+    start_run(tracking_at, run_name="run", run_uri=str(tmp_path / "run"), parameters={}, tags={})
     assert precious.read_text() == "years"
     assert time.monotonic() - began < 60
 

@@ -39,7 +39,7 @@ def waiting(here: TrackingConfig, tmp_path: Path) -> Path:
     """A run that was recorded while MLflow was away: 4 events of metrics, one of each other kind."""
     place = tmp_path / "run"
     place.mkdir()
-    handle = start_run(replace(here, uri=NOBODY), run_name="run", place=str(place), parameters={"lr": 0.1}, tags={})
+    handle = start_run(replace(here, uri=NOBODY), run_name="run", run_uri=str(place), parameters={"lr": 0.1}, tags={})
     for step in range(4):
         log_metrics(handle, {"loss": float(step), "odd": [1e308, float("nan"), float("-inf"), 0.0][step]}, step=step)
     (place / "note.txt").write_text("kept")
@@ -185,11 +185,11 @@ def test_a_run_that_does_not_say_who_it_is_is_named_and_all_others_are_delivered
     assert str(bad / "tracking-journal" / "run.json") in line and "move run.json away" in line
     assert f"{waiting}: metric values 8" in shown.out
     with pytest.raises(JournalError, match=r"run\.json"):
-        start_run(here, run_name="run", place=str(bad), parameters={}, tags={})
-    assert run_at(here, place=str(bad)) is None
+        start_run(here, run_name="run", run_uri=str(bad), parameters={}, tags={})
+    assert run_at(here, run_uri=str(bad)) is None
     assert len(events(bad)) == 7, "nothing is lost"
     (bad / "tracking-journal" / "run.json").rename(tmp_path / "away")  # the way out
-    assert start_run(here, run_name="run", place=str(bad), parameters={}, tags={}).run_id
+    assert start_run(here, run_name="run", run_uri=str(bad), parameters={}, tags={}).run_id
     assert not [event for event in events(bad) if "status" not in event.read_text()]
 
 

@@ -35,7 +35,7 @@ NOBODY = "http://ann:hush@127.0.0.1:9"  # the discard port: connections are refu
 
 
 def start(config: TrackingConfig, place: Path | str, **more: Any) -> RunHandle:
-    return start_run(config, run_name="run", place=str(place), parameters={"lr": 0.1}, tags={}, **more)
+    return start_run(config, run_name="run", run_uri=str(place), parameters={"lr": 0.1}, tags={}, **more)
 
 
 def runs_of(config: TrackingConfig) -> list[Any]:
@@ -116,7 +116,7 @@ def test_one_run_comes_of_all_restarts_while_the_server_is_away(
     (run,) = runs_of(back)
     assert third.run_id == run.info.run_id and run.info.status == "RUNNING"
     assert [(row.step, row.value) for row in history(back, run.info.run_id, "loss")] == [(0, 1.0), (1, 0.5)]
-    assert Outbox(run_place=str(tmp_path)).count() == 0
+    assert Outbox(run_uri=str(tmp_path)).count() == 0
 
 
 @pytest.mark.parametrize("killed_before", ["log_batch", "located", "remove", "delete"])
@@ -149,7 +149,7 @@ def test_a_replay_killed_at_any_point_leaves_nothing_twice(
     survived = {"log_batch": "1", "located": "0", "remove": "1", "delete": "1"}[killed_before]
     command = [sys.executable, "-c", script, killed_before, survived, str(tmp_path), back.resolved_uri()]
     assert subprocess.run(command, check=False).returncode == 9
-    assert Outbox(run_place=str(tmp_path)).count() > 0
+    assert Outbox(run_uri=str(tmp_path)).count() > 0
 
     replay(str(tmp_path), config=back)
     (run,) = runs_of(back)
@@ -189,7 +189,7 @@ def test_an_absent_server_is_told_once_and_holds_up_no_epoch(
     told = [record.getMessage() for record in caplog.records if "cannot be reached" in record.getMessage()]
     assert len(told) == 1 and f"waits in {tmp_path}/tracking-journal; training goes on" in told[0]
     assert "hush" not in caplog.text
-    assert Outbox(run_place=str(tmp_path)).count() == 200
+    assert Outbox(run_uri=str(tmp_path)).count() == 200
 
 
 def test_a_server_that_accepts_and_says_nothing_costs_one_request(
@@ -206,14 +206,14 @@ def test_a_server_that_accepts_and_says_nothing_costs_one_request(
         began = time.monotonic()
         log_metrics(handle, {"loss": 1.0}, step=0)
         assert time.monotonic() - began < 1
-    assert Outbox(run_place=str(tmp_path)).count() == 1
+    assert Outbox(run_uri=str(tmp_path)).count() == 1
 
 
 def test_what_mlflow_itself_refuses_is_set_aside_and_holds_up_nothing(
     tracking: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     handle = start(tracking, tmp_path)
-    journal = Outbox(run_place=str(tmp_path))
+    journal = Outbox(run_uri=str(tmp_path))
     journal.append("metrics", {"rows": [["loss", 0, 1.0]]})
     journal.append("metrics", {"rows": [["a\nkey", 0, 1.0]]})
     log_metrics(handle, {"loss": 2.0}, step=1)
@@ -231,7 +231,7 @@ def test_what_one_process_only_writes_down_another_sends(tracking: TrackingConfi
         "from twostream_ray.tracking import write_history\n"
         "print(write_history(sys.argv[1], {0: {'loss': 1.0}}), 'mlflow' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", script, handle.place], capture_output=True, text=True, check=True)
+    told = subprocess.run([sys.executable, "-c", script, handle.run_uri], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["True", "False"]
     assert history(tracking, handle.run_id, "loss") == []
     send(handle)
@@ -240,7 +240,7 @@ def test_what_one_process_only_writes_down_another_sends(tracking: TrackingConfi
 
 def test_a_run_that_a_person_deleted_is_made_anew(tracking: TrackingConfig, tmp_path: Path) -> None:
     handle = start(tracking, tmp_path)
-    client_for(handle.uri).delete_run(handle.run_id)
+    client_for(handle.tracking_uri).delete_run(handle.run_id)
     anew = start(tracking, tmp_path)
     assert anew.run_id not in ("", handle.run_id)
     log_metrics(handle, {"loss": 1.0}, step=0)  # by a process whose handle is older
@@ -251,7 +251,7 @@ def test_a_run_moves_to_another_server_with_its_parameters(tracking: TrackingCon
     start(tracking, tmp_path / "run")
     other = TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db")
     moved = start(other, tmp_path / "run")
-    assert client_for(moved.uri).get_run(moved.run_id).data.params == {"lr": "0.1"}
+    assert client_for(moved.tracking_uri).get_run(moved.run_id).data.params == {"lr": "0.1"}
 
 
 def test_many_processes_that_log_into_one_journal_lose_and_double_nothing(
@@ -261,12 +261,13 @@ def test_many_processes_that_log_into_one_journal_lose_and_double_nothing(
     script = (
         "import sys\n"
         "from twostream_ray.tracking import RunHandle, log_metrics\n"
-        "handle = RunHandle(uri=sys.argv[1], place=sys.argv[2], experiment_id='', run_id='')\n"
+        "handle = RunHandle(tracking_uri=sys.argv[1], run_uri=sys.argv[2], experiment_id='', run_id='')\n"
         "for step in range(10):\n"
         "    log_metrics(handle, {f'loss{sys.argv[3]}': step / 2, 'shared': 1.0}, step=step)\n"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", script, handle.uri, handle.place, str(number)]) for number in range(2)
+        subprocess.Popen([sys.executable, "-c", script, handle.tracking_uri, handle.run_uri, str(number)])
+        for number in range(2)
     ]
     assert [process.wait() for process in processes] == [0, 0]
     finish_run(handle)
@@ -276,8 +277,8 @@ def test_many_processes_that_log_into_one_journal_lose_and_double_nothing(
 
 def test_while_another_process_delivers_a_training_only_writes_down(tracking: TrackingConfig, tmp_path: Path) -> None:
     handle = start(tracking, tmp_path)
-    journal = Outbox(run_place=str(tmp_path))
-    with locked(journal.place, wait_s=0):
+    journal = Outbox(run_uri=str(tmp_path))
+    with locked(journal.uri, wait_s=0):
         began = time.monotonic()
         log_metrics(handle, {"loss": 1.0}, step=0)
         assert time.monotonic() - began < 2
@@ -340,7 +341,7 @@ def test_a_journal_lives_on_an_object_store(
     assert [row.value for row in history(back, run.info.run_id, "loss")] == [1.0, 0.5]
     client = client_for(back.resolved_uri())
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
-    assert Outbox(run_place=handle.place).count() == 0
+    assert Outbox(run_uri=handle.run_uri).count() == 0
 
 
 def test_a_guarded_server_killed_and_started_again_has_everything_once_and_no_password_is_seen(
@@ -358,13 +359,13 @@ def test_a_guarded_server_killed_and_started_again_has_everything_once_and_no_pa
         start_run(
             config,
             run_name=name,
-            place=str(tmp_path / name),
+            run_uri=str(tmp_path / name),
             parameters={"tracking": asdict(config), "server": {"password": PASSWORD}},
             tags={"token": PASSWORD},
         )
         for name, config in {"environment": by_environment, "uri": by_uri}.items()
     ]
-    journals = [Outbox(run_place=handle.place) for handle in handles]
+    journals = [Outbox(run_uri=handle.run_uri) for handle in handles]
     assert all(handle.run_id for handle in handles)
     logged_ms = {}
     for step in range(12):

@@ -23,7 +23,7 @@ from twostream_ray.tracking.record import flat_parameters
 
 
 def steps_of(handle: RunHandle, metric: str) -> list[tuple[int, float]]:
-    return [(row.step, row.value) for row in client_for(handle.uri).get_metric_history(handle.run_id, metric)]
+    return [(row.step, row.value) for row in client_for(handle.tracking_uri).get_metric_history(handle.run_id, metric)]
 
 
 def test_importing_tracking_does_notload_mlflow() -> None:
@@ -44,7 +44,7 @@ def test_telemetry_of_mlflow_is_off(tracking: TrackingConfig, monkeypatch: pytes
 def test_run_keeps_parameters_metrics_tags_and_files(tracking: TrackingConfig, tmp_path: Path) -> None:
     parameters = {"model": {"fusion": {"layers": ["relu5_3"], "method": "conv"}}, "epochs": 3}
     handle = start_run(
-        tracking, run_name="whole", place=str(tmp_path), parameters=parameters, tags={"git_commit": "abc dirty"}
+        tracking, run_name="whole", run_uri=str(tmp_path), parameters=parameters, tags={"git_commit": "abc dirty"}
     )
     handle = pickle.loads(pickle.dumps(handle))
     log_metrics(handle, {"train/loss": 1.5, "validation/top1": 0.25}, step=0)
@@ -56,7 +56,7 @@ def test_run_keeps_parameters_metrics_tags_and_files(tracking: TrackingConfig, t
     log_pictures(handle, {"curves": figure})
     finish_run(handle)
 
-    client = client_for(handle.uri)
+    client = client_for(handle.tracking_uri)
     run = client.get_run(handle.run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "whole"
@@ -76,7 +76,7 @@ def test_files_lie_beside_the_database_whatever_the_working_directory(
     tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    handle = start_run(tracking, run_name="beside", place=str(tmp_path / "run"), parameters={}, tags={})
+    handle = start_run(tracking, run_name="beside", run_uri=str(tmp_path / "run"), parameters={}, tags={})
     (tmp_path / "note.txt").write_text("here")
     log_artifacts(handle, [tmp_path / "note.txt"])
     beside = Path(tracking.resolved_uri().removeprefix("sqlite:///")).with_name("mlartifacts")
@@ -85,7 +85,7 @@ def test_files_lie_beside_the_database_whatever_the_working_directory(
 
 
 def test_step_logged_before_a_crash_is_not_logged_again(tracking: TrackingConfig, tmp_path: Path) -> None:
-    handle = start_run(tracking, run_name="crashing", place=str(tmp_path), parameters={}, tags={})
+    handle = start_run(tracking, run_name="crashing", run_uri=str(tmp_path), parameters={}, tags={})
     for step in range(4):
         log_metrics(handle, {"loss": 4.0 - step}, step=step)
     for step in range(2, 6):  # restarted from the checkpoint of epoch 1; sums differ in the last bit
@@ -95,7 +95,7 @@ def test_step_logged_before_a_crash_is_not_logged_again(tracking: TrackingConfig
 
 
 def test_step_that_was_left_out_can_be_logged_later(tracking: TrackingConfig, tmp_path: Path) -> None:
-    handle = start_run(tracking, run_name="gap", place=str(tmp_path), parameters={}, tags={})
+    handle = start_run(tracking, run_name="gap", run_uri=str(tmp_path), parameters={}, tags={})
     for step in (0, 2, 1, 1):
         log_metrics(handle, {"loss": float(step)}, step=step)
     assert sorted(steps_of(handle, "loss")) == [(0, 0.0), (1, 1.0), (2, 2.0)]
@@ -105,15 +105,15 @@ def test_restarted_training_goes_on_with_the_run_of_its_place(tracking: Tracking
     name = "fused: Ann's run"
 
     def start(place: str) -> RunHandle:
-        return start_run(tracking, run_name=name, place=str(tmp_path / place), parameters={"from": place}, tags={})
+        return start_run(tracking, run_name=name, run_uri=str(tmp_path / place), parameters={"from": place}, tags={})
 
     started = start("ann")
     assert start("bob").run_id != started.run_id, "the same name at another place is another run"
     assert start("ann") == started
     finish_run(started, "FAILED")
-    assert client_for(started.uri).get_run(started.run_id).info.status == "FAILED"
+    assert client_for(started.tracking_uri).get_run(started.run_id).info.status == "FAILED"
     assert start("ann") == started
-    assert client_for(started.uri).get_run(started.run_id).info.status == "RUNNING"
+    assert client_for(started.tracking_uri).get_run(started.run_id).info.status == "RUNNING"
 
 
 def test_parameters_of_any_length_and_alphabet_are_taken(tracking: TrackingConfig, tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_parameters_of_any_length_and_alphabet_are_taken(tracking: TrackingConfi
         **{f"many.{index}": index for index in range(150)},
     }
     tags = {"t@g": "y" * 10_000}
-    handle = start_run(tracking, run_name="lengths", place=str(tmp_path), parameters=parameters, tags=tags)
-    kept = client_for(handle.uri).get_run(handle.run_id).data.params
+    handle = start_run(tracking, run_name="lengths", run_uri=str(tmp_path), parameters=parameters, tags=tags)
+    kept = client_for(handle.tracking_uri).get_run(handle.run_id).data.params
     assert len(kept) == 6 + 1 + 150
     assert len(kept["long"]) == 6000
     assert kept["towers.1.name"] == "temporal"
@@ -142,12 +142,14 @@ def test_secrets_are_never_logged(tracking: TrackingConfig, tmp_path: Path) -> N
         "nested": [{"password": "hush"}],
     }
     tags = {"hub_token": "hush"}
-    handle = start_run(tracking, run_name="secret", place=str(tmp_path), parameters=parameters, tags=tags)
+    handle = start_run(tracking, run_name="secret", run_uri=str(tmp_path), parameters=parameters, tags=tags)
     assert handle.run_id
-    stored = client_for(handle.uri).get_run(handle.run_id).data.to_dictionary()
+    stored = client_for(handle.tracking_uri).get_run(handle.run_id).data.to_dictionary()
     assert "hush" not in str(stored)
     assert "plain" in str(stored)
-    assert "hush" not in repr(RunHandle(uri="http://u:hush@h", place="runs/a", experiment_id="1", run_id="2"))
+    assert "hush" not in repr(
+        RunHandle(tracking_uri="http://u:hush@h", run_uri="runs/a", experiment_id="1", run_id="2")
+    )
 
 
 def test_flat_parameters_are_dotted() -> None:
@@ -162,7 +164,7 @@ def test_flat_parameters_are_dotted() -> None:
 def test_store_that_cannot_be_opened_does_not_stop_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/file/mlflow.db")
-    assert start_run(config, run_name="r", place=str(tmp_path / "run"), parameters={}, tags={}).run_id == ""
+    assert start_run(config, run_name="r", run_uri=str(tmp_path / "run"), parameters={}, tags={}).run_id == ""
 
 
 def test_uri_of_a_plain_folder_is_refused_with_the_way_out() -> None:
@@ -180,14 +182,16 @@ def test_default_store_is_a_file_in_the_working_directory(tmp_path: Path, monkey
 
 
 def test_a_trial_lies_below_its_search_and_is_tagged_when_it_is_over(tracking: TrackingConfig, tmp_path: Path) -> None:
-    assert run_at(tracking, place=str(tmp_path / "trial")) is None
-    search = start_run(tracking, run_name="search", place=str(tmp_path / "search"), parameters={}, tags={})
-    begun = start_run(tracking, run_name="trial", place=str(tmp_path / "trial"), parameters={}, tags={}, parent=search)
-    trial = run_at(tracking, place=str(tmp_path / "trial"))
+    assert run_at(tracking, run_uri=str(tmp_path / "trial")) is None
+    search = start_run(tracking, run_name="search", run_uri=str(tmp_path / "search"), parameters={}, tags={})
+    begun = start_run(
+        tracking, run_name="trial", run_uri=str(tmp_path / "trial"), parameters={}, tags={}, parent=search
+    )
+    trial = run_at(tracking, run_uri=str(tmp_path / "trial"))
     assert trial == begun
     tag_run(trial, {"twostream.status": "stopped early by asha after 2 of 6 epochs"})
     finish_run(trial, "KILLED")
-    run = client_for(trial.uri).get_run(trial.run_id)
+    run = client_for(trial.tracking_uri).get_run(trial.run_id)
     assert run.data.tags["mlflow.parentRunId"] == search.run_id
     assert run.data.tags["twostream.status"] == "stopped early by asha after 2 of 6 epochs"
     assert run.info.status == "KILLED"

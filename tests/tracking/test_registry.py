@@ -30,7 +30,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def registered(config: TrackingConfig, package: Path, *, name: str) -> tuple[RunHandle, int]:
-    handle = start_run(config, run_name=name, place=str(package.parent / "run"), parameters={"lr": 0.1}, tags={})
+    handle = start_run(config, run_name=name, run_uri=str(package.parent / "run"), parameters={"lr": 0.1}, tags={})
     measurement = Measurement(
         manifest_hash=MANIFEST, split="test", num_evaluated=298, num_clips=300, metrics={"top1": 0.875, "top5": 1.0}
     )
@@ -57,7 +57,7 @@ def test_version_carries_lineage_and_scores_and_can_be_pulled(
     config: TrackingConfig = request.getfixturevalue(store)
     handle, number = registered(config, package, name=f"lineage {store}")
     assert number == 1
-    client = client_for(handle.uri)
+    client = client_for(handle.tracking_uri)
     version = client.get_model_version(f"lineage {store}", "1")
     assert version.run_id == handle.run_id
     assert version.status == "READY"
@@ -102,7 +102,7 @@ def test_version_carries_lineage_and_scores_and_can_be_pulled(
 
 def test_registered_model_is_code_and_data_without_pickle(tracking: TrackingConfig, package: Path) -> None:
     handle, _ = registered(tracking, package, name="files")
-    client = client_for(handle.uri)
+    client = client_for(handle.tracking_uri)
     (logged,) = client.get_run(handle.run_id).outputs.model_outputs
     model = client.get_logged_model(logged.model_id)
     assert model.status == "READY"
@@ -158,7 +158,7 @@ def test_model_that_is_not_there_is_named(uri: str, message: str, tracking: Trac
 
 
 def test_run_without_a_model_is_named(tracking: TrackingConfig, tmp_path: Path) -> None:
-    handle = start_run(tracking, run_name="bare", place=str(tmp_path), parameters={}, tags={})
+    handle = start_run(tracking, run_name="bare", run_uri=str(tmp_path), parameters={}, tags={})
     with pytest.raises(RegistryError, match="logged no model"):
         pull(f"runs:/{handle.run_id}", tmp_path, config=tracking)
 
@@ -174,7 +174,7 @@ def test_model_of_another_project_is_refused(tracking: TrackingConfig, tmp_path:
 
 def test_measurement_tag_survives_json(tracking: TrackingConfig, package: Path) -> None:
     handle, _ = registered(tracking, package, name="json")
-    tags = client_for(handle.uri).get_model_version("json", "1").tags
+    tags = client_for(handle.tracking_uri).get_model_version("json", "1").tags
     stored = json.loads(tags[f"measured.test.{MANIFEST}"])
     assert stored["num_evaluated"] == 298
     assert stored["metrics"] == {"top1": 0.875, "top5": 1.0}
@@ -196,7 +196,7 @@ def test_a_model_from_a_folder_of_any_name_is_registered_and_pulled_whole(
 
 
 def test_a_models_card_and_tags_hold_no_secrets(tracking: TrackingConfig, package: Path) -> None:
-    handle = start_run(tracking, run_name="run", place=str(package.parent / "run"), parameters={}, tags={})
+    handle = start_run(tracking, run_name="run", run_uri=str(package.parent / "run"), parameters={}, tags={})
     measurement = Measurement(manifest_hash=MANIFEST, split="test", num_evaluated=1, num_clips=1, metrics={"top1": 1.0})
     version = register(
         handle,
@@ -209,6 +209,6 @@ def test_a_models_card_and_tags_hold_no_secrets(tracking: TrackingConfig, packag
         flow_contract={},
         lineage={"git_commit": "http://ann:hu/sh@host/repository"},
     )
-    stored = client_for(handle.uri).get_model_version("secretive", str(version))
+    stored = client_for(handle.tracking_uri).get_model_version("secretive", str(version))
     assert "hu/sh" not in f"{stored.description}{stored.tags}"
     assert "(hidden)@host/repository" in stored.tags["git_commit"]

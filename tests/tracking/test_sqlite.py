@@ -21,11 +21,11 @@ ODD = ["wh?t", "a#b", "100%", "a%20b", "a b", "ünïcödé 日本", "ann:pw@host
 
 def recorded(config: TrackingConfig, place: Path) -> str:
     """Record a run with a file; gives where MLflow keeps its files."""
-    handle = start_run(config, run_name="run", place=str(place), parameters={"lr": 0.1}, tags={})
+    handle = start_run(config, run_name="run", run_uri=str(place), parameters={"lr": 0.1}, tags={})
     (place / "note.txt").write_text("kept")
     log_artifacts(handle, [place / "note.txt"], folder="kept")
-    assert handle.run_id and Outbox(run_place=str(place)).count() == 0
-    run = client_for(handle.uri).get_run(handle.run_id)
+    assert handle.run_id and Outbox(run_uri=str(place)).count() == 0
+    run = client_for(handle.tracking_uri).get_run(handle.run_id)
     assert run.data.params == {"lr": "0.1"}
     return str(run.info.run_id)
 
@@ -220,11 +220,11 @@ def test_a_database_that_goes_bad_while_a_run_trains_is_told_once_and_holds_up_n
     config = TrackingConfig(uri=f"sqlite:///{path}")
     client_for("http://127.0.0.1:9")  # imports MLflow, which takes seconds
     began = time.monotonic()
-    handle = start_run(config, run_name="run", place=str(tmp_path / "run"), parameters={}, tags={})
+    handle = start_run(config, run_name="run", run_uri=str(tmp_path / "run"), parameters={}, tags={})
     for step in range(20):
         log_metrics(handle, {"loss": 1.0}, step=step)
     assert time.monotonic() - began < 5
-    assert Outbox(run_place=str(tmp_path / "run")).count() == 20
+    assert Outbox(run_uri=str(tmp_path / "run")).count() == 20
     assert len([record for record in caplog.records if "training goes on" in record.getMessage()]) == 1
     delivery._outages.clear()
 

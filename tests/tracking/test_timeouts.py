@@ -122,7 +122,7 @@ def test_a_half_dead_server_holds_up_no_training_and_what_is_logged_waits(
     with serving(HALF_DEAD[what]) as uri:
         config = TrackingConfig(uri=uri, experiment=tmp_path.name)
         began = time.monotonic()
-        handle = start_run(config, run_name="run", place=str(tmp_path / "run"), parameters={"lr": 1}, tags={})
+        handle = start_run(config, run_name="run", run_uri=str(tmp_path / "run"), parameters={"lr": 1}, tags={})
         started = time.monotonic()
         assert handle.run_id == ""
         for step in range(50):
@@ -134,7 +134,7 @@ def test_a_half_dead_server_holds_up_no_training_and_what_is_logged_waits(
             replay(str(tmp_path / "run"), config=config)
     assert started - began < 4, "1 s, and the machine's own"
     assert logged - started < 4
-    assert Outbox(run_place=str(tmp_path / "run")).count() == 50
+    assert Outbox(run_uri=str(tmp_path / "run")).count() == 50
     told = [record for record in caplog.records if "training goes on" in record.getMessage()]
     assert len(told) == 1 and "\n" not in told[0].getMessage() and len(told[0].getMessage()) < 1000
     deadline = time.monotonic() + 20
@@ -143,9 +143,11 @@ def test_a_half_dead_server_holds_up_no_training_and_what_is_logged_waits(
         time.sleep(0.1)
     delivery._outages.clear()
     finish_run(
-        start_run(TrackingConfig(uri=tracking.uri), run_name="run", place=str(tmp_path / "run"), parameters={}, tags={})
+        start_run(
+            TrackingConfig(uri=tracking.uri), run_name="run", run_uri=str(tmp_path / "run"), parameters={}, tags={}
+        )
     )
-    assert Outbox(run_place=str(tmp_path / "run")).count() == 0
+    assert Outbox(run_uri=str(tmp_path / "run")).count() == 0
 
 
 def test_work_that_gets_on_may_take_longer_than_the_limit() -> None:

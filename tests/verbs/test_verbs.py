@@ -7,7 +7,7 @@ import pytest
 
 from twostream_ray.cli import main
 from twostream_ray.errors import ConfigError
-from twostream_ray.verbs import complain, require_place
+from twostream_ray.verbs import complain, require_uri
 
 SPACE = ("--search.space", '{"training.epochs": [1]}')
 WRITES = {
@@ -99,14 +99,14 @@ def test_what_a_verb_cannot_mean_is_one_line(
 
 
 def test_a_place_is_looked_at_before_the_work_begins(here: Path) -> None:
-    require_place("new/and/deep", setting="out")
-    require_place("s3://bucket/prefix", setting="out")
+    require_uri("new/and/deep", setting="out")
+    require_uri("s3://bucket/prefix", setting="out")
     (here / "link").symlink_to("nowhere")
     for place in ("file", "file/deep", "link", "link/deep"):
         with pytest.raises(ConfigError, match="out must be a directory or come to lie below one"):
-            require_place(place, setting="out")
+            require_uri(place, setting="out")
     with pytest.raises(ConfigError, match="nothing can be written in"):
-        require_place("/sys/kernel/x" if os.geteuid() else "/proc/sys/x", setting="out")
+        require_uri("/sys/kernel/x" if os.geteuid() else "/proc/sys/x", setting="out")
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def video_scores(
             f"wanted scores of {len(clip_ids)} clips with {num_views} views each, got view {view_of_row[row]} of clip "
             f"number {clip_of_row[row]}"
         )
-    place = clip_of_row * num_views + view_of_row
-    times_scored = np.bincount(place, minlength=len(clip_ids) * num_views)
+    index = clip_of_row * num_views + view_of_row
+    times_scored = np.bincount(index, minlength=len(clip_ids) * num_views)
     wrong = np.flatnonzero(times_scored != 1)
     if wrong.size:
         clip, view = divmod(int(wrong[0]), num_views)
@@ -109,7 +109,7 @@ def video_scores(
             f"{wrong.size} of {times_scored.size} views were not scored exactly once: view {view} of {clip_ids[clip]} "
             f"was scored {times_scored[wrong[0]]} times; evaluate again"
         )
-    in_order = rows[np.argsort(place)].reshape(len(clip_ids), num_views, rows.shape[1])
+    in_order = rows[np.argsort(index)].reshape(len(clip_ids), num_views, rows.shape[1])
     return np.asarray(in_order.mean(axis=1, dtype=np.float64))
 
 
@@ -180,10 +180,10 @@ def late_fusion_hits(
     own = np.stack([own_spatial[clips, 0], own_temporal[clips, 0]])
     before = classes < labels[clips]  # equal scores are ordered by class index
     hits = np.empty(len(weights), dtype=np.int64)
-    for place, weight in enumerate(weights):
+    for index, weight in enumerate(weights):
         fused, true = ((1 - weight) * values[0] + weight * values[1] for values in (pairs, own))
         beaten = (fused > true) | ((fused == true) & before)
-        hits[place] = len(labels) - np.count_nonzero(np.bincount(clips[beaten], minlength=len(labels)))
+        hits[index] = len(labels) - np.count_nonzero(np.bincount(clips[beaten], minlength=len(labels)))
     return hits
 
 

@@ -108,7 +108,7 @@ class Tower(nn.Module):
         if not (self.recomputes and self.training):
             return self._run(maps, names)
         while names:
-            cut = next((place for place, name in enumerate(names) if name.startswith("pool")), len(names) - 1) + 1
+            cut = next((path for path, name in enumerate(names) if name.startswith("pool")), len(names) - 1) + 1
             maps = checkpoint(self._run, maps, names[:cut], use_reentrant=False)
             names = names[cut:]
         return maps

@@ -111,7 +111,7 @@ class ExperimentConfig:
 _Experiment = TypeVar("_Experiment", bound=ExperimentConfig)
 
 
-def with_absolute_places(config: _Experiment) -> _Experiment:
+def with_absolute_uris(config: _Experiment) -> _Experiment:
     """The same settings for processes that run in other directories than this one."""
 
     def tower(one: TowerConfig) -> TowerConfig:

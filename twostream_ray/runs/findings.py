@@ -189,12 +189,12 @@ def findings(
         pending: dict[Any, tuple[tuple[Group, str, int], Path]] = {}
         for group, network, seed in wanted:
             experiment = _experiment(group, network, seed, shards=shards[group])
-            place = out / f"{group}, {network}, seed {seed}.json"
-            kept = _kept(str(place))
+            uri = out / f"{group}, {network}, seed {seed}.json"
+            kept = _kept(str(uri))
             if kept is not None and kept["experiment"] == experiment:
                 results[group, network, seed] = kept
             else:
-                pending[task.remote(group, network, seed, shards[group])] = ((group, network, seed), place)
+                pending[task.remote(group, network, seed, shards[group])] = ((group, network, seed), uri)
 
         def show() -> None:
             if progress is not None:
@@ -210,9 +210,9 @@ def findings(
                     if own is None:
                         raise
                     raise own from None
-                key, place = pending.pop(done)
+                key, uri = pending.pop(done)
                 results[key] = result
-                storage.write_json(str(place), result)
+                storage.write_json(str(uri), result)
     return [
         ComparisonRow(
             group=group,
@@ -226,17 +226,17 @@ def findings(
     ]
 
 
-def _kept(place: str) -> dict[str, Any] | None:
+def _kept(uri: str) -> dict[str, Any] | None:
     """The result of an earlier call; None if there is none.
 
     Raises:
         ConfigError: the file is damaged.
     """
-    if not storage.exists(place):
+    if not storage.exists(uri):
         return None
     return dict(
         read_json(
-            place,
+            uri,
             _RESULT_SCHEMA,
             what="the result of a training",
             way_out="delete it and run the same command again, which trains it anew",

@@ -220,17 +220,17 @@ def refuse_overlap(config: IngestConfig, catalog: Catalog) -> None:
     own = (out, storage.join(out, "shards"), storage.join(out, "parts"))
     for one in (config.catalog, *config.more):
         for name in ("root", "lists", "flow_images"):
-            place = getattr(one, name)
-            if place is not None and (storage.contains(out, place) or any(storage.contains(place, x) for x in own)):
+            path = getattr(one, name)
+            if path is not None and (storage.contains(out, path) or any(storage.contains(path, x) for x in own)):
                 raise ConfigError(
-                    f"out must lie apart from catalog.{name}, got {out} and {place}, of which one holds the other: "
+                    f"out must lie apart from catalog.{name}, got {out} and {path}, of which one holds the other: "
                     "choose another --out, beside it"
                 )
     # Links below a root may lead anywhere.
     folders = {clip.uri if clip.frames else clip.uri.rpartition("/")[0] for clip in catalog.clips}
-    for place in sorted(folders | {uri for clip in catalog.clips for uri in clip.flow_uris}):
-        if storage.contains(out, place):
-            raise ConfigError(f"out must lie apart from the videos, {place} is a link into {out}: choose another --out")
+    for path in sorted(folders | {uri for clip in catalog.clips for uri in clip.flow_uris}):
+        if storage.contains(out, path):
+            raise ConfigError(f"out must lie apart from the videos, {path} is a link into {out}: choose another --out")
 
 
 def _notes_of(parts: Sequence[dict[str, Any]]) -> list[str]:

@@ -42,20 +42,20 @@ def refuse_foreign_files(
         _refuse(storage.join(out, there[0]), verb=verb)
 
 
-def refuse_foreign_picture(place: Path, *, verb: str) -> None:
+def refuse_foreign_picture(uri: Path, *, verb: str) -> None:
     """Refuse to write over a picture that `marked` has not made.
 
     Raises:
         ConfigError: names the file and the way out.
     """
-    if not place.is_symlink() and not place.exists():
+    if not uri.is_symlink() and not uri.exists():
         return
     try:
-        ours = _MARK in storage.read_bytes(str(place), limit_bytes=_LIMIT_BYTES)[:1000]
+        ours = _MARK in storage.read_bytes(str(uri), limit_bytes=_LIMIT_BYTES)[:1000]
     except TwoStreamError:
         ours = False
     if not ours:
-        _refuse(str(place), verb=verb)
+        _refuse(str(uri), verb=verb)
 
 
 def marked(picture: bytes) -> bytes:
@@ -65,8 +65,8 @@ def marked(picture: bytes) -> bytes:
     return picture[:_HEADER_BYTES] + told + picture[_HEADER_BYTES:]
 
 
-def _refuse(place: str, *, verb: str) -> None:
+def _refuse(uri: str, *, verb: str) -> None:
     raise ConfigError(
-        f"{verb} wants to write {place}, where there is a file that it did not write (or an earlier version did): move "
+        f"{verb} wants to write {uri}, where there is a file that it did not write (or an earlier version did): move "
         "it away, or choose another --out"
     )

@@ -30,17 +30,17 @@ def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:
         TrackingError: MLflow does not answer; runs before it are delivered.
         StorageError: a place cannot be read.
     """
-    places = [storage.absolute(run) for run in config.runs]
-    if not places:
-        places = tracking.journals_below(storage.absolute(config.storage))
-        if not places:
+    uris = [storage.absolute(run) for run in config.runs]
+    if not uris:
+        uris = tracking.journals_below(storage.absolute(config.storage))
+        if not uris:
             raise TrackingError(
                 f"no run below {config.storage} has a tracking journal: name a run's directory, or set --storage"
             )
     bad: list[JournalError] = []
-    for place in places:
+    for uri in uris:
         try:
-            yield tracking.replay(place, config=config.tracking)
+            yield tracking.replay(uri, config=config.tracking)
         except JournalError as error:
             bad.append(error)
     if bad:

@@ -30,61 +30,61 @@ _SHOWN = 4
 _log = logging.getLogger(__name__)
 
 
-def refuse_foreign(place: str, *, mark: str, what: str) -> None:
+def refuse_foreign(uri: str, *, mark: str, what: str) -> None:
     """Refuse a folder that holds anything unless the file `mark` says that `what` ('run "x"') has it already.
 
     Raises:
         ConfigError: it is somebody else's, or of another verb.
     """
-    if storage.exists(storage.join(place, mark)) or not storage.exists(place):
+    if storage.exists(storage.join(uri, mark)) or not storage.exists(uri):
         return
-    if storage.is_s3(place):
-        names = [path for path, _ in storage.list_files(place)]
-    elif Path(place).is_dir():
-        names = sorted(path.name for path in Path(place).iterdir())
+    if storage.is_s3(uri):
+        names = [path for path, _ in storage.list_files(uri)]
+    elif Path(uri).is_dir():
+        names = sorted(path.name for path in Path(uri).iterdir())
     else:
-        names = [f"nothing, as it is no folder, {Path(place).name}"]
+        names = [f"nothing, as it is no folder, {Path(uri).name}"]
     # What a start that was killed at once leaves behind.
     if others := [name for name in names if name != lease.FILE and not name.endswith(".partial")]:
         raise ConfigError(
-            f"{what} wants the folder {place} to itself, it holds {others[0]} but no {mark}: choose another --name or "
+            f"{what} wants the folder {uri} to itself, it holds {others[0]} but no {mark}: choose another --name or "
             "--storage"
         )
 
 
-def begun_with(place: str, *, mark: str, settings: Mapping[str, Any], what: str) -> bool:
+def begun_with(path: str, *, mark: str, settings: Mapping[str, Any], what: str) -> bool:
     """Whether `what` ('run "x"') was begun in `place`, as the file `mark` says, which holds its settings.
 
     Raises:
         ConfigError: it was begun with others, or the file is damaged.
     """
-    uri = storage.join(place, mark)
+    uri = storage.join(path, mark)
     if not storage.exists(uri):
         return False
     before = read_json(
         uri,
         record({"name": {"type": "string"}, "data": {"type": "object"}}, others=True),
         what=f"the settings of {what}",
-        way_out=f"choose another --name, or delete {place}",
+        way_out=f"choose another --name, or delete {path}",
         error=ConfigError,
     )
-    refuse_changed(without_free_settings(before), settings, what=what, place=place)
+    refuse_changed(without_free_settings(before), settings, what=what, uri=path)
     return True
 
 
-def kept_data(place: str, *, shards: str) -> ShardSet | None:
+def kept_data(path: str, *, shards: str) -> ShardSet | None:
     """The shard set as it was when the run in `place` began; None if that was not written down.
 
     Raises:
         ShardError: what was written down is damaged.
     """
-    kept = storage.join(place, _FOLDER)
+    kept = storage.join(path, _FOLDER)
     if not storage.exists(storage.join(kept, _FILES[-1])):
         return None
     return replace(open_shards(kept), uri=storage.absolute(shards))
 
 
-def data_of(place: str, *, shards: str, what: str) -> ShardSet:
+def data_of(uri: str, *, shards: str, what: str) -> ShardSet:
     """The data of `what` ('run "x"') in `place`: those that it began with, or, before it begins, those that there are.
 
     A shard set that has got more clips meanwhile still has the others' files: the run keeps to the clips that it began
@@ -95,9 +95,9 @@ def data_of(place: str, *, shards: str, what: str) -> ShardSet:
         ShardError: the shards are missing or damaged.
     """
     now = open_shards(shards)
-    then = kept_data(place, shards=shards)
+    then = kept_data(uri, shards=shards)
     if then is None:
-        _refuse_other_manifest(place, now, what=what)
+        _refuse_other_manifest(uri, now, what=what)
         return now
     if then.hash == now.hash:
         return then
@@ -120,14 +120,14 @@ def data_of(place: str, *, shards: str, what: str) -> ShardSet:
     return then
 
 
-def keep_data(place: str, shard_set: ShardSet, *, what: str) -> None:
+def keep_data(path: str, shard_set: ShardSet, *, what: str) -> None:
     """Write down which data a run begins with; nothing if that was done before.
 
     Raises:
         ShardError: the shard set has been changed since it was opened.
         StorageError: the place cannot be written.
     """
-    kept = storage.join(place, _FOLDER)
+    kept = storage.join(path, _FOLDER)
     if storage.exists(storage.join(kept, _FILES[-1])):
         return
     contents = {name: storage.read_bytes(storage.join(shard_set.uri, name)) for name in _FILES}
@@ -155,16 +155,16 @@ def explained(error: ShardError, shard_set: ShardSet, *, what: str) -> ShardErro
     )
 
 
-def _refuse_other_manifest(place: str, now: ShardSet, *, what: str) -> None:
+def _refuse_other_manifest(path: str, now: ShardSet, *, what: str) -> None:
     """Of a run that an earlier version began only the tags of its MLflow run tell the data."""
-    identity = Outbox(run_place=place).identity()
+    identity = Outbox(run_uri=path).identity()
     if identity is None:
         return
     then = identity.tags.get(MANIFEST)
     if then is None:
         _log.warning(
             "%s in %s does not say which data it began with: it is taken to be manifest %s of %s",
-            *(what, place, now.hash[:12], now.uri),
+            *(what, path, now.hash[:12], now.uri),
         )
     elif then != now.hash:
         raise ConfigError(

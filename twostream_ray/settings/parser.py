@@ -162,7 +162,7 @@ def _hold_against(kind: type, values: Any, *, recipe: Recipe | None, prefix: str
     for name, value in values.items():
         key = f"{prefix}.{name}".lstrip(".")
         if name not in hints:
-            raise ConfigError(f"{recipe.place(key) if recipe else ''}{_unknown(key, list(_names(kind, prefix)))}")
+            raise ConfigError(f"{recipe.line_of(key) if recipe else ''}{_unknown(key, list(_names(kind, prefix)))}")
         _hold_value(hints[name], value, key, recipe, complete=complete)
     missing = sorted(hints.keys() - values.keys()) if complete else []
     if missing:
@@ -170,24 +170,24 @@ def _hold_against(kind: type, values: Any, *, recipe: Recipe | None, prefix: str
 
 
 def _hold_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, complete: bool = False) -> None:
-    place = recipe.place(key) if recipe else ""
+    where = recipe.line_of(key) if recipe else ""
     if is_dataclass(hint):
         if isinstance(value, Mapping):
             _hold_against(hint, value, recipe=recipe, prefix=key, complete=complete)  # type: ignore[arg-type]
         else:
             got = "nothing: leave it out" if value is None else _brief(value)
-            raise ConfigError(f"{place}{key} holds settings of its own as `name: value`, got {got}")
+            raise ConfigError(f"{where}{key} holds settings of its own as `name: value`, got {got}")
     elif value is None and not _takes(NoneType, hint):
-        raise ConfigError(f"{place}{key} wants {_told(hint)}, got nothing")
+        raise ConfigError(f"{where}{key} wants {_told(hint)}, got nothing")
     elif isinstance(value, str):
         if len(value) > _LONGEST_TEXT:
-            raise ConfigError(f"{place}{key} wants at most {_LONGEST_TEXT} characters, got {len(value)}")
+            raise ConfigError(f"{where}{key} wants at most {_LONGEST_TEXT} characters, got {len(value)}")
         if "\0" in value:
-            raise ConfigError(f"{place}{key} holds a NUL character, which no path or name has")
+            raise ConfigError(f"{where}{key} holds a NUL character, which no path or name has")
         if not _takes_text(hint):
-            raise ConfigError(f"{place}{key} wants {_told(hint)}, got the text {_brief(value)}")
+            raise ConfigError(f"{where}{key} wants {_told(hint)}, got the text {_brief(value)}")
     elif isinstance(value, int) and abs(value) > _LARGEST_WHOLE_NUMBER:
-        raise ConfigError(f"{place}{key} is too large a number: {_brief(value)}")
+        raise ConfigError(f"{where}{key} is too large a number: {_brief(value)}")
     elif isinstance(value, list | tuple) and _parts(hint):
         parts = _parts(hint)
         for number, item in enumerate(value):
@@ -245,8 +245,8 @@ def dotted(values: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def refuse_changed(before: Mapping[str, Any], now: Mapping[str, Any], *, what: str, place: str) -> None:
-    """Refuse to go on in `place` with settings (JSON's types) other than those that `what`, as 'run "x"', began with.
+def refuse_changed(before: Mapping[str, Any], now: Mapping[str, Any], *, what: str, uri: str) -> None:
+    """Refuse to go on in `uri` with settings (JSON's types) other than those that `what`, as 'run "x"', began with.
 
     Raises:
         ConfigError: they differ.
@@ -258,7 +258,7 @@ def refuse_changed(before: Mapping[str, Any], now: Mapping[str, Any], *, what: s
         raise ConfigError(
             f"{what} was started with {key}={then.get(key)}, now {key}={wanted.get(key)} is wanted"
             + (f" (and {len(changed) - 1} other settings differ)" if len(changed) > 1 else "")
-            + f": choose another --name, or delete {place}"
+            + f": choose another --name, or delete {uri}"
         )
 
 

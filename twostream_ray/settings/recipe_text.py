@@ -44,7 +44,7 @@ class Recipe:
     lines: dict[str, int] = field(default_factory=dict)
     """Line, from 1, at which the value of a dotted name begins."""
 
-    def place(self, key: str) -> str:
+    def line_of(self, key: str) -> str:
         """Where a dotted name stands, to begin an error with."""
         line = self.lines.get(key)
         return f"{self.where}: " if line is None else f"{self.where}, line {line}: "

@@ -27,7 +27,7 @@ def claim(directory: Path, *, setting: str) -> None:
     Raises:
         StorageError: it cannot be made, or holds something else.
     """
-    if directory.parent.name == user_folder.place().name:  # anybody may write beside it
+    if directory.parent.name == user_folder.path().name:  # anybody may write beside it
         user_folder.own_folder(directory.parent)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -117,8 +117,8 @@ def check(values: Any, schema: Schema, *, where: str, what: str, way_out: str, e
     except RecursionError:
         raise error(f"{what} was wanted at {where}, it is nested too deeply: {way_out}") from None
     if fault is not None:
-        place = ".".join(map(str, fault.absolute_path))
-        raise error(f"{what} was wanted at {where}, {f'its {place}' if place else 'it'} {_told(fault)}: {way_out}")
+        inside = ".".join(map(str, fault.absolute_path))
+        raise error(f"{what} was wanted at {where}, {f'its {inside}' if inside else 'it'} {_told(fault)}: {way_out}")
 
 
 def _told(fault: Any) -> str:

@@ -96,8 +96,8 @@ class Holder:
 class Lease:
     """A lease that is held."""
 
-    def __init__(self, place: str, mine: Holder) -> None:
-        self.place, self._mine = place, mine
+    def __init__(self, uri: str, mine: Holder) -> None:
+        self.uri, self._mine = uri, mine
         self.lost_to: Holder | None = None
         """Who has taken it over meanwhile."""
 
@@ -106,13 +106,13 @@ class Lease:
         if self.lost_to is None:
             return None
         return LeaseError(
-            f"{self._mine.work} was stopped: {self.place} was not renewed for {_STALE_S:.0f} s and was taken over "
+            f"{self._mine.work} was stopped: {self.uri} was not renewed for {_STALE_S:.0f} s and was taken over "
             f"by {self.lost_to}: wait for it, then run the same command again"
         )
 
 
 @contextmanager
-def held(place: str, *, work: str, way_out: str, when_lost: Callable[[], object] | None = None) -> Iterator[Lease]:
+def held(uri: str, *, work: str, way_out: str, when_lost: Callable[[], object] | None = None) -> Iterator[Lease]:
     """Hold a directory or s3:// prefix for some `work` ('run "x"') while the block runs.
 
     `when_lost` is called, from another thread, if somebody else takes the place over; the block must then end, and
@@ -122,10 +122,10 @@ def held(place: str, *, work: str, way_out: str, when_lost: Callable[[], object]
         LeaseError: somebody else is at work there; names who, where and since when, and ends with the `way_out`.
         StorageError: the place cannot be written.
     """
-    place = storage.absolute(place)
-    files: _Files = _S3Files(place) if storage.is_s3(place) else _LocalFiles(place)
-    mine = _taken(files, place, work=work, way_out=way_out)
-    lease, ended = Lease(place, mine), threading.Event()
+    uri = storage.absolute(uri)
+    files: _Files = _S3Files(uri) if storage.is_s3(uri) else _LocalFiles(uri)
+    mine = _taken(files, uri, work=work, way_out=way_out)
+    lease, ended = Lease(uri, mine), threading.Event()
 
     def renew() -> None:
         while not ended.wait(_RENEW_S):
@@ -155,21 +155,21 @@ def held(place: str, *, work: str, way_out: str, when_lost: Callable[[], object]
         raise loss
 
 
-def holder_of(place: str) -> Holder | None:
+def holder_of(path: str) -> Holder | None:
     """Who is at work in a place at the moment, as far as its lease tells.
 
     Raises:
         LeaseError: the lease is damaged.
         StorageError: the place cannot be read.
     """
-    uri = storage.join(storage.absolute(place), FILE)
+    uri = storage.join(storage.absolute(path), FILE)
     if not storage.exists(uri):
         return None
     found = _parsed(storage.read_bytes(uri, limit_bytes=_LIMIT_BYTES), uri)
     return None if found is None or _is_gone(found) else found
 
 
-def _taken(files: _Files, place: str, *, work: str, way_out: str) -> Holder:
+def _taken(files: _Files, uri: str, *, work: str, way_out: str) -> Holder:
     """Take the lease, waiting where only time tells whether its holder is still there."""
     watched: tuple[Holder, float] | None = None
     while True:
@@ -194,15 +194,15 @@ def _taken(files: _Files, place: str, *, work: str, way_out: str) -> Holder:
         if done:
             if found is not None:
                 why = "whose process is gone" if _is_of_here(found) else "and did not renew it"
-                _log.warning("%s takes over %s, which was held by %s, %s", work, place, found, why)
+                _log.warning("%s takes over %s, which was held by %s, %s", work, uri, found, why)
             return mine
         if found is None:
             continue  # it was let go at this moment
         if _is_of_here(found) or (watched is not None and watched[0] != found):
-            raise LeaseError(f"{work} wants {place} to itself, which is in use by {found}: {way_out}")
+            raise LeaseError(f"{work} wants {uri} to itself, which is in use by {found}: {way_out}")
         if watched is None:
             watched = (found, time.monotonic())
-            _log.warning("%s waits up to %.0f s to see whether %s is held: by %s", work, _STALE_S, place, found)
+            _log.warning("%s waits up to %.0f s to see whether %s is held: by %s", work, _STALE_S, uri, found)
         time.sleep(_LOOK_S)
 
 
@@ -221,8 +221,8 @@ class _Files:
 class _LocalFiles(_Files):
     """A file that is read and written under flock: one process at a time looks and decides."""
 
-    def __init__(self, place: str) -> None:
-        self._folder = Path(place)
+    def __init__(self, uri: str) -> None:
+        self._folder = Path(uri)
         self._path = self._folder / FILE
         self._made = False
 
@@ -280,8 +280,8 @@ class _LocalFiles(_Files):
 class _S3Files(_Files):
     """An object that is created only where there is none, and read again after a moment."""
 
-    def __init__(self, place: str) -> None:
-        self._uri = storage.join(place, FILE)
+    def __init__(self, uri: str) -> None:
+        self._uri = storage.join(uri, FILE)
 
     def swap(self, mine: Holder, *, expected: Callable[[Holder | None], bool]) -> tuple[bool, Holder | None]:
         before = self._read()

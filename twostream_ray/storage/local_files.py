@@ -52,14 +52,14 @@ def reason(error: OSError) -> str:
     return next((words for codes, words in _REASONS.items() if error.errno in codes), told)
 
 
-def explained(error: OSError, named: str, *, place: Path) -> StorageError:
+def explained(error: OSError, named: str, *, uri: Path) -> StorageError:
     """The error to raise instead of one that came while doing with `place` what `named` says cannot be done."""
     if isinstance(error, FileNotFoundError):
-        if place.is_symlink():
+        if uri.is_symlink():
             return AccessError(f"{named}: it is a link to nothing; mend or remove it")
         return MissingError(f"{named}: it is not there; check the path")
     at = str(error.filename or "")
-    where = f" ({printable(at)})" if at not in ("", str(place)) and not at.endswith(".partial") else ""
+    where = f" ({printable(at)})" if at not in ("", str(uri)) and not at.endswith(".partial") else ""
     kind = AccessError if error.errno in _OF_ONE_PLACE else StorageError
     return kind(f"{named}: {reason(error)}{where}")
 
@@ -85,7 +85,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = own_error(error)
-        raise full or explained(error, f"cannot write {printable(str(path))}", place=path) from error
+        raise full or explained(error, f"cannot write {printable(str(path))}", uri=path) from error
 
 
 def require_writable(path: Path) -> None:
@@ -135,12 +135,10 @@ def _kind(mode: int) -> str:
     return "a directory" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
 
 
-def refuse_larger(size_bytes: int, place: str, *, limit_bytes: int | None) -> None:
+def refuse_larger(size_bytes: int, uri: str, *, limit_bytes: int | None) -> None:
     """Raise AccessError if a file has more bytes than were wanted at most."""
     if limit_bytes is not None and size_bytes > limit_bytes:
-        raise AccessError(
-            f"cannot read {printable(place)}: at most {limit_bytes} bytes were wanted, it has {size_bytes}"
-        )
+        raise AccessError(f"cannot read {printable(uri)}: at most {limit_bytes} bytes were wanted, it has {size_bytes}")
 
 
 def replace(target: Path, fill: Callable[[BinaryIO], object]) -> None:

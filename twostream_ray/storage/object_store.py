@@ -63,9 +63,9 @@ def writer() -> Any:
     )
 
 
-def passes(error: Exception, *, place: str) -> bool:
+def passes(error: Exception, *, uri: str) -> bool:
     """Whether waiting may help."""
-    return is_of_the_store(error) and not (is_absent(error, place=place) or is_denied(error, place=place))
+    return is_of_the_store(error) and not (is_absent(error, uri=uri) or is_denied(error, uri=uri))
 
 
 def is_of_the_store(error: Exception) -> bool:
@@ -76,23 +76,23 @@ def is_of_the_store(error: Exception) -> bool:
     return isinstance(error, OSError | BotoCoreError | ClientError)
 
 
-def is_absent(error: Exception, *, place: str) -> bool:
+def is_absent(error: Exception, *, uri: str) -> bool:
     """Whether the store says that there is no such object or bucket."""
-    return isinstance(error, FileNotFoundError) or bool(_ABSENT.search(_told(error, place=place)))
+    return isinstance(error, FileNotFoundError) or bool(_ABSENT.search(_told(error, uri=uri)))
 
 
-def is_denied(error: Exception, *, place: str) -> bool:
+def is_denied(error: Exception, *, uri: str) -> bool:
     """Whether the store refuses these credentials, or there are none."""
     return (
         isinstance(error, PermissionError)
         or type(error).__name__ == _NO_CREDENTIALS
-        or bool(_DENIED.search(_told(error, place=place)))
+        or bool(_DENIED.search(_told(error, uri=uri)))
     )
 
 
-def _told(error: Exception, *, place: str) -> str:
+def _told(error: Exception, *, uri: str) -> str:
     """What the store says, without the object's name: that may hold any word and number."""
-    path = place.removeprefix("s3://")
+    path = uri.removeprefix("s3://")
     _, _, key = path.partition("/")
     return str(error).replace(path, "").replace(f"'{key}'", "")
 
@@ -102,16 +102,16 @@ def brief(error: Exception) -> str:
     return redact(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
-def list_below(place: str) -> Iterator[tuple[str, int] | LeftOut]:
+def list_below(uri: str) -> Iterator[tuple[str, int] | LeftOut]:
     """(key below the place, size in bytes) of every object; keys that are no paths are left out."""
-    prefix = place.removeprefix("s3://") + "/"
-    found = writer().find(place, detail=True)
+    prefix = uri.removeprefix("s3://") + "/"
+    found = writer().find(uri, detail=True)
     if not found:
-        raise FileNotFoundError(place)
+        raise FileNotFoundError(uri)
     for name, entry in found.items():
         path = name.removeprefix(prefix)
         if path == name:
-            raise AccessError(f"cannot list {place}: a prefix was wanted, it is an object; check the path")
+            raise AccessError(f"cannot list {uri}: a prefix was wanted, it is an object; check the path")
         if {"", ".", ".."} & set(path.removesuffix("/").split("/")) or VERSION in path:
             if path:
                 yield LeftOut(printable(path), "its key is no path")

@@ -94,7 +94,7 @@ def contains(outer: str, inner: str) -> bool:
     """
     outer, inner = absolute(outer), absolute(inner)
     if is_s3(outer) or is_s3(inner):
-        wide, narrow = ([part for part in place.split("/") if part] for place in (outer, inner))
+        wide, narrow = ([part for part in uri.split("/") if part] for uri in (outer, inner))
         return narrow[: len(wide)] == wide
     return local_files.contains(Path(outer), Path(inner))
 
@@ -106,18 +106,18 @@ def filesystem(uri: str, *, patient: bool = False) -> tuple[FileSystem, str]:
     """
     from pyarrow import fs
 
-    place = absolute(uri)
-    if is_s3(place):
-        return object_store.reader(10 if patient else 3), place[len("s3://") :]
-    return fs.LocalFileSystem(), place
+    path = absolute(uri)
+    if is_s3(path):
+        return object_store.reader(10 if patient else 3), path[len("s3://") :]
+    return fs.LocalFileSystem(), path
 
 
-def patiently(action: Callable[[], _Result], *, place: str) -> _Result:
+def patiently(action: Callable[[], _Result], *, uri: str) -> _Result:
     """Do something with a place; on s3:// do it again for a minute while the store is away or answers with errors.
 
     What no waiting mends is raised at once: a missing object, refused credentials.
     """
-    if not is_s3(place):
+    if not is_s3(uri):
         return action()
     started, pause = time.monotonic(), 0.5
     while True:
@@ -125,11 +125,11 @@ def patiently(action: Callable[[], _Result], *, place: str) -> _Result:
             return action()
         except Exception as error:
             spent = time.monotonic() - started
-            if not object_store.passes(error, place=place) or spent + pause > _PATIENCE_S:
+            if not object_store.passes(error, uri=uri) or spent + pause > _PATIENCE_S:
                 raise
             _log.warning(
                 "%s: the store does not answer (%s), trying again for %.0f s",
-                place,
+                uri,
                 object_store.brief(error),
                 _PATIENCE_S - spent,
             )
@@ -138,19 +138,19 @@ def patiently(action: Callable[[], _Result], *, place: str) -> _Result:
 
 
 def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:
-    place, named = absolute(uri), f"cannot {action} {printable(str(uri))}"
+    path, named = absolute(uri), f"cannot {action} {printable(str(uri))}"
     try:
-        return patiently(work, place=place)
+        return patiently(work, uri=path)
     except Exception as error:
         if isinstance(error, MemoryError):
             raise AccessError(f"{named}: it does not fit into memory") from error
-        if not (object_store.is_of_the_store(error) if is_s3(place) else isinstance(error, OSError)):
+        if not (object_store.is_of_the_store(error) if is_s3(path) else isinstance(error, OSError)):
             raise
-        if isinstance(error, OSError) and not is_s3(place):
-            raise local_files.explained(error, named, place=Path(place)) from error
-        if object_store.is_absent(error, place=place):
+        if isinstance(error, OSError) and not is_s3(path):
+            raise local_files.explained(error, named, uri=Path(path)) from error
+        if object_store.is_absent(error, uri=path):
             raise MissingError(f"{named}: it is not there; check the path") from error
-        if object_store.is_denied(error, place=place):
+        if object_store.is_denied(error, uri=path):
             # To a store that denies one object all are denied: that is no fault of a single video.
             raise StorageError(
                 f"{named}: access denied; check the rights of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY there"
@@ -165,13 +165,13 @@ def read_bytes(uri: str, *, limit_bytes: int = _LIMIT_BYTES) -> bytes:
     Raises:
         StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
     """
-    place = absolute(uri)
+    location = absolute(uri)
 
     def read() -> bytes:
-        if not is_s3(place):
-            with local_files.open_regular(Path(place), limit_bytes=limit_bytes) as local:
+        if not is_s3(location):
+            with local_files.open_regular(Path(location), limit_bytes=limit_bytes) as local:
                 return local.read(os.fstat(local.fileno()).st_size)
-        system, path = filesystem(place)
+        system, path = filesystem(location)
         # open_input_file reads in one request; open_input_stream would split it into many small ones.
         with system.open_input_file(path) as file:
             local_files.refuse_larger(file.size(), uri, limit_bytes=limit_bytes)
@@ -188,10 +188,10 @@ def open_regular(uri: str) -> Any:
         OSError: the file is missing or cannot be read.
         AccessError: it is a directory, FIFO or device.
     """
-    place = absolute(uri)
-    if not is_s3(place):
-        local_files.refuse_special(Path(place))
-    system, path = filesystem(place)
+    location = absolute(uri)
+    if not is_s3(location):
+        local_files.refuse_special(Path(location))
+    system, path = filesystem(location)
     return system.open_input_file(path)
 
 
@@ -202,14 +202,14 @@ def on_disk(uri: str, *, limit_bytes: int | None = None) -> Iterator[Path]:
     Raises:
         StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
     """
-    place = absolute(uri)
-    if not is_s3(place):
-        _explained("read", uri, lambda: local_files.open_regular(Path(place), limit_bytes=limit_bytes).close())
-        yield Path(place)
+    path = absolute(uri)
+    if not is_s3(path):
+        _explained("read", uri, lambda: local_files.open_regular(Path(path), limit_bytes=limit_bytes).close())
+        yield Path(path)
         return
     with temporary_folder() as folder:
         copy = Path(folder) / "copy"
-        copy_to_disk(place, copy, limit_bytes=limit_bytes)
+        copy_to_disk(path, copy, limit_bytes=limit_bytes)
         yield copy
 
 
@@ -219,14 +219,14 @@ def copy_to_disk(uri: str, path: Path, *, limit_bytes: int | None = None) -> Non
     Raises:
         StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
     """
-    place = absolute(uri)
+    location = absolute(uri)
 
     def fetch() -> None:
-        if not is_s3(place):
-            with local_files.open_regular(Path(place), limit_bytes=limit_bytes) as local, path.open("wb") as copy:
+        if not is_s3(location):
+            with local_files.open_regular(Path(location), limit_bytes=limit_bytes) as local, path.open("wb") as copy:
                 shutil.copyfileobj(local, copy, _PART_BYTES)
             return
-        system, name = filesystem(place)
+        system, name = filesystem(location)
         with system.open_input_file(name) as file:
             local_files.refuse_larger(file.size(), uri, limit_bytes=limit_bytes)
             with path.open("wb") as copy:
@@ -254,9 +254,9 @@ def require_writable(uri: str) -> None:
     Raises:
         StorageError: it cannot, or the disk is full.
     """
-    place = absolute(uri)
-    if not is_s3(place):
-        _explained("write", uri, lambda: local_files.require_writable(Path(place)))
+    path = absolute(uri)
+    if not is_s3(path):
+        _explained("write", uri, lambda: local_files.require_writable(Path(path)))
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -265,16 +265,16 @@ def write_bytes(uri: str, content: bytes) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
-    place = absolute(uri)
+    path = absolute(uri)
 
     def write() -> None:
-        if is_s3(place):
+        if is_s3(path):
             # A server that accepts and says nothing passes by the client's own time-outs.
             object_store.writer().pipe_file(
-                place, content, timeout=object_store.REQUEST_TIMEOUT_S + len(content) / _SLOWEST_BYTES_S
+                path, content, timeout=object_store.REQUEST_TIMEOUT_S + len(content) / _SLOWEST_BYTES_S
             )
         else:
-            local_files.replace(Path(place), lambda file: file.write(content))
+            local_files.replace(Path(path), lambda file: file.write(content))
 
     _explained("write", uri, write)
 
@@ -288,11 +288,11 @@ def write_new(uri: str, content: bytes) -> bool:
     Raises:
         StorageError: the place cannot be written.
     """
-    place = absolute(uri)
+    path = absolute(uri)
 
     def write() -> bool:
         try:
-            object_store.writer().pipe_file(place, content, mode="create", timeout=object_store.REQUEST_TIMEOUT_S)
+            object_store.writer().pipe_file(path, content, mode="create", timeout=object_store.REQUEST_TIMEOUT_S)
         except OSError as error:
             answer = getattr(error.__cause__, "response", {})
             if answer.get("Error", {}).get("Code") not in ("PreconditionFailed", "412"):
@@ -318,15 +318,15 @@ def write_file(uri: str, source: Path) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
-    place = absolute(uri)
+    path = absolute(uri)
 
     def write() -> None:
-        if is_s3(place):
+        if is_s3(path):
             timeout = object_store.REQUEST_TIMEOUT_S + source.stat().st_size / _SLOWEST_BYTES_S
-            object_store.writer().put_file(str(source), place, max_concurrency=2, timeout=timeout)
+            object_store.writer().put_file(str(source), path, max_concurrency=2, timeout=timeout)
             return
         with source.open("rb") as content:
-            local_files.replace(Path(place), lambda file: shutil.copyfileobj(content, file, _PART_BYTES))
+            local_files.replace(Path(path), lambda file: shutil.copyfileobj(content, file, _PART_BYTES))
 
     _explained("write", uri, write)
 
@@ -337,10 +337,10 @@ def exists(uri: str) -> bool:
     Raises:
         StorageError: the place cannot be asked.
     """
-    place = absolute(uri)
+    path = absolute(uri)
 
     def look() -> bool:
-        return bool(object_store.writer().exists(place)) if is_s3(place) else local_files.exists(Path(place))
+        return bool(object_store.writer().exists(path)) if is_s3(path) else local_files.exists(Path(path))
 
     return _explained("look up", uri, look)
 
@@ -364,10 +364,10 @@ def list_entries(uri: str) -> Iterator[tuple[str, int] | LeftOut]:
     Raises:
         StorageError: the directory is missing or cannot be read, or one below it.
     """
-    place = absolute(uri)
+    path = absolute(uri)
 
     def listed() -> list[tuple[str, int] | LeftOut]:
-        found = object_store.list_below(place) if is_s3(place) else local_files.walk(Path(place))
+        found = object_store.list_below(path) if is_s3(path) else local_files.walk(Path(path))
         return sorted(found, key=lambda entry: entry[0])
 
     yield from _explained("list", uri, listed)
@@ -379,14 +379,14 @@ def delete(uri: str) -> None:
     Raises:
         StorageError: the place cannot be written, or is no file.
     """
-    place = absolute(uri)
+    path = absolute(uri)
 
     def remove() -> None:
-        if is_s3(place):
+        if is_s3(path):
             store = object_store.writer()
-            if store.exists(place):
-                store.rm_file(place)
+            if store.exists(path):
+                store.rm_file(path)
         else:
-            local_files.remove(Path(place))
+            local_files.remove(Path(path))
 
     _explained("delete", uri, remove)

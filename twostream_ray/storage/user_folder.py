@@ -23,7 +23,7 @@ def own_folder(folder: Path | None = None) -> Path:
     Raises:
         StorageError: what lies there is a link, is somebody else's or open to others, or it cannot be made.
     """
-    folder = folder or place()
+    folder = folder or path()
     os.close(_opened(folder))
     return folder
 
@@ -38,7 +38,7 @@ def locked(what: str, *, wait_s: float) -> Iterator[bool]:
         StorageError: the user's own folder cannot be had.
     """
     name = f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock"
-    directory = _opened(place())
+    directory = _opened(path())
     held: int | None = None
     deadline = time.monotonic() + wait_s
     try:
@@ -52,7 +52,7 @@ def locked(what: str, *, wait_s: float) -> Iterator[bool]:
         os.close(directory)
 
 
-def place() -> Path:
+def path() -> Path:
     """Where the folder is, or would be on a machine like this one."""
     return Path(tempfile.gettempdir()) / f"twostream-{os.getuid()}"
 
@@ -85,7 +85,7 @@ def _taken(name: str, directory: int) -> int | None:
     try:
         held = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
-        raise StorageError(_refusal(place(), f"{name}: {error.strerror}")) from error
+        raise StorageError(_refusal(path(), f"{name}: {error.strerror}")) from error
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Whoever held it before may have removed the file that was opened here: then it locks nothing.

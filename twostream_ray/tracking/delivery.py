@@ -60,7 +60,7 @@ _outages: dict[str, _Outage] = {}
 class Delivery:
     """What was sent from one run's journal."""
 
-    run_place: str
+    run_uri: str
     """The run."""
     run_id: str
     """Its id at MLflow."""
@@ -77,7 +77,7 @@ class Delivery:
         """The counts of what was delivered, for people."""
         counts = {"metric values": self.metrics, "files": self.files, "statuses": self.statuses}
         told = ", ".join(f"{what} {count}" for what, count in counts.items() if count) or "nothing was waiting"
-        return f"{self.run_place}: {told}" + (f"; refused {self.refused}" if self.refused else "")
+        return f"{self.run_uri}: {told}" + (f"; refused {self.refused}" if self.refused else "")
 
 
 def deliver_if_due(journal: Outbox, uri: str) -> None:
@@ -116,12 +116,12 @@ def deliver_now(journal: Outbox, uri: str, *, patient: bool) -> bool:
         _logger.warning(
             "what MLflow at %s has not heard of this run waits: `twostream track replay %s` delivers it",
             redact(uri),
-            journal.run_place,
+            journal.run_uri,
         )
     return delivered is not None
 
 
-def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
+def replay(run_uri: str, *, config: TrackingConfig) -> Delivery:
     """Deliver the journal of the run at a place; doing it again, or being killed at it, leaves nothing twice.
 
     Raises:
@@ -129,7 +129,7 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
         TrackingError: MLflow does not answer, or another process is just delivering it.
         StorageError: the place cannot be read.
     """
-    journal, uri = Outbox(run_place=run_place), config.resolved_uri()
+    journal, uri = Outbox(run_uri=run_uri), config.resolved_uri()
     try:
         delivered = _attempt(
             journal, uri, wait_s=_PATIENCE_S, request_s=_PATIENT_REQUEST_S, limit_s=_PATIENT_STANDSTILL_S
@@ -138,13 +138,13 @@ def replay(run_place: str, *, config: TrackingConfig) -> Delivery:
         raise
     except Exception as error:
         raise TrackingError(
-            f"MLflow at {redact(uri)} did not take the journal of {run_place}, {journal.count()} events wait "
+            f"MLflow at {redact(uri)} did not take the journal of {run_uri}, {journal.count()} events wait "
             f"({first_line(error)}): check tracking.uri and MLFLOW_TRACKING_USERNAME and _PASSWORD, then "
             "replay again"
         ) from error
     if delivered is None:
         raise TrackingError(
-            f"the journal of {run_place} is just being delivered by another process: wait, then replay again"
+            f"the journal of {run_uri} is just being delivered by another process: wait, then replay again"
         )
     return delivered
 
@@ -166,7 +166,7 @@ def _attempt(
     """
 
     def work(progressed: Callable[[], None]) -> Delivery | None:
-        with locked(journal.place, wait_s=wait_s) as free:
+        with locked(journal.uri, wait_s=wait_s) as free:
             progressed()
             told = progressed if getting_on else lambda: None
             return _deliver(journal, uri, request_s=request_s, most=most, progressed=told) if free else None
@@ -189,7 +189,7 @@ def _note_outage(journal: Outbox, uri: str, error: Exception) -> None:
         _logger.warning(
             "MLflow at %s cannot be reached, so what is logged waits in %s; training goes on (%s)",
             redact(uri),
-            journal.place,
+            journal.uri,
             first_line(error),
         )
 
@@ -199,7 +199,7 @@ def _deliver(
 ) -> Delivery:
     identity = journal.identity()
     if identity is None:
-        raise JournalError(f"a run's directory with a tracking journal was wanted, {journal.run_place} has none")
+        raise JournalError(f"a run's directory with a tracking journal was wanted, {journal.run_uri} has none")
     # No request is repeated by MLflow's client: one whose answer was lost may have been obeyed, and making a run
     # cannot be told from making it again.
     with short_timeouts(repeat=False, request_s=request_s):
@@ -237,7 +237,7 @@ def _deliver(
             if event.kind != "metrics":
                 refused += _settle(journal, [event], send_other)
     return Delivery(
-        run_place=journal.run_place,
+        run_uri=journal.run_uri,
         run_id=run.info.run_id,
         metrics=metrics,
         files=files,
@@ -260,7 +260,7 @@ def _settle(journal: Outbox, events: Sequence[Event], send: Callable[[Sequence[E
         reason = first_line(error)
         journal.set_aside(events[0], reason=reason)
         who = "MLflow refused" if isinstance(error, MlflowException) else "there is no sending"
-        _logger.warning("%s an event, now in %s/refused (%s)", who, journal.place, reason)
+        _logger.warning("%s an event, now in %s/refused (%s)", who, journal.uri, reason)
         return 1
     for event in events:
         journal.remove(event)

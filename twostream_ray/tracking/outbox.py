@@ -122,13 +122,13 @@ class Outbox:
     damaged or not one of ours.
     """
 
-    run_place: str
+    run_uri: str
     """The run's directory or s3:// prefix."""
 
     @property
-    def place(self) -> str:
+    def uri(self) -> str:
         """Where the journal itself lies."""
-        return storage.join(self.run_place, FOLDER)
+        return storage.join(self.run_uri, FOLDER)
 
     def identity(self) -> Identity | None:
         """Who the run is; None before its first start."""
@@ -156,7 +156,7 @@ class Outbox:
         """Write an event down, its files (by their relative posix paths) before it."""
         order = _next()
         for path, file in (files or {}).items():
-            storage.write_bytes(storage.join(self.place, "files", order, path), file.read_bytes())
+            storage.write_bytes(storage.join(self.uri, "files", order, path), file.read_bytes())
         values = dict(values)
         if kind == "metrics":
             # JSON has no NaN.
@@ -172,12 +172,12 @@ class Outbox:
         events, damaged = [], []
         for order in self._orders()[:most]:
             name = f"events/{order}.json"
-            way_out = f"it is kept in {self.place}/{_REFUSED}, the others are delivered"
+            way_out = f"it is kept in {self.uri}/{_REFUSED}, the others are delivered"
             try:
                 found = self._read(name, _OF_EVENT, way_out=way_out)
                 if found is None:  # another process has just delivered it
                     continue
-                where = storage.join(self.place, name)
+                where = storage.join(self.uri, name)
                 json_files.check(
                     found["values"],
                     _OF_VALUES[found["kind"]],
@@ -199,29 +199,29 @@ class Outbox:
 
     def fetch_files(self, event: Event, folder: Path) -> int:
         """Copy an event's files into a folder; gives their number."""
-        place = storage.join(self.place, "files", event.order)
+        uri = storage.join(self.uri, "files", event.order)
         paths = self._files_of(event)
         for path in paths:
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(storage.read_bytes(storage.join(place, path)))
+            target.write_bytes(storage.read_bytes(storage.join(uri, path)))
         return len(paths)
 
     def remove(self, event: Event) -> None:
         """Forget an event that has arrived; the last to go is the event itself."""
         if event.kind == "files":
-            place = storage.join(self.place, "files", event.order)
+            uri = storage.join(self.uri, "files", event.order)
             for path in self._files_of(event):
-                storage.delete(storage.join(place, path))
-        storage.delete(storage.join(self.place, f"events/{event.order}.json"))
+                storage.delete(storage.join(uri, path))
+        storage.delete(storage.join(self.uri, f"events/{event.order}.json"))
 
     def set_aside(self, event: Event, *, reason: str) -> None:
         """Put an event that MLflow refuses where it holds up no others."""
         self._write(f"{_REFUSED}/{event.order}.json", asdict(event) | {"reason": reason})
-        storage.delete(storage.join(self.place, f"events/{event.order}.json"))
+        storage.delete(storage.join(self.uri, f"events/{event.order}.json"))
 
     def _orders(self) -> list[str]:
-        found = map(_ORDER.fullmatch, _files_below(storage.join(self.place, "events")))
+        found = map(_ORDER.fullmatch, _files_below(storage.join(self.uri, "events")))
         return [match[1] for match in found if match]
 
     def _files_of(self, event: Event) -> list[str]:
@@ -230,46 +230,46 @@ class Outbox:
         Raises:
             JournalError: a name or a link leads to another place.
         """
-        place = storage.join(self.place, "files", event.order)
-        paths = _files_below(place)
+        uri = storage.join(self.uri, "files", event.order)
+        paths = _files_below(uri)
         for path in paths:
             inside = not any(part in ("", ".", "..") for part in path.split("/"))
-            if inside and not storage.is_s3(place):
-                root = Path(storage.absolute(self.place)).resolve() / "files" / event.order
+            if inside and not storage.is_s3(uri):
+                root = Path(storage.absolute(self.uri)).resolve() / "files" / event.order
                 inside = (root / path).resolve().is_relative_to(root)
             if not inside:
-                raise JournalError(f"files of an event were wanted below {place}, {path} leads outside: remove it")
+                raise JournalError(f"files of an event were wanted below {uri}, {path} leads outside: remove it")
         return paths
 
     def _read(self, name: str, schema: json_files.Schema, *, way_out: str) -> dict[str, Any] | None:
-        place = storage.join(self.place, name)
+        uri = storage.join(self.uri, name)
         try:
             return dict(
                 json_files.read_json(
-                    place, schema, what="a file of a tracking journal", way_out=way_out, error=JournalError
+                    uri, schema, what="a file of a tracking journal", way_out=way_out, error=JournalError
                 )
             )
         except AccessError as error:
-            if not storage.exists(place):  # another process has just removed it
+            if not storage.exists(uri):  # another process has just removed it
                 return None
-            raise JournalError(f"a file of a tracking journal was wanted at {place} ({error}): {way_out}") from error
+            raise JournalError(f"a file of a tracking journal was wanted at {uri} ({error}): {way_out}") from error
 
     def _set_file_aside(self, path: str, *, name: str, reason: str) -> None:
         """Keep a file that cannot be read, as it is, and beside it why."""
-        place = storage.join(self.place, path)
+        uri = storage.join(self.uri, path)
         try:
-            content = storage.read_bytes(place, limit_bytes=json_files.LIMIT_BYTES)
+            content = storage.read_bytes(uri, limit_bytes=json_files.LIMIT_BYTES)
         except StorageError:
             return  # no file: it stays where it is, and is passed by
-        storage.write_bytes(storage.join(self.place, _REFUSED, name), content)
-        storage.write_bytes(storage.join(self.place, _REFUSED, f"{name}.reason.txt"), f"{reason}\n".encode())
-        storage.delete(place)
+        storage.write_bytes(storage.join(self.uri, _REFUSED, name), content)
+        storage.write_bytes(storage.join(self.uri, _REFUSED, f"{name}.reason.txt"), f"{reason}\n".encode())
+        storage.delete(uri)
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
-        storage.write_json(storage.join(self.place, name), values)
+        storage.write_json(storage.join(self.uri, name), values)
 
 
-def journals_below(place: str) -> list[str]:
+def journals_below(uri: str) -> list[str]:
     """Places of all runs below a directory or prefix that have a journal.
 
     Raises:
@@ -277,17 +277,17 @@ def journals_below(place: str) -> list[str]:
     """
     ending = f"/{FOLDER}/{_RUN}"
     return [
-        storage.join(place, path.removesuffix(ending)) for path, _ in storage.list_files(place) if path.endswith(ending)
+        storage.join(uri, path.removesuffix(ending)) for path, _ in storage.list_files(uri) if path.endswith(ending)
     ]
 
 
-def _files_below(place: str) -> list[str]:
+def _files_below(uri: str) -> list[str]:
     for _ in range(10):
         try:
             # A file that is just being written has a dot before its name.
-            return [path for path, _ in storage.list_files(place) if not Path(path).name.startswith(".")]
+            return [path for path, _ in storage.list_files(uri) if not Path(path).name.startswith(".")]
         except AccessError:
-            if not storage.exists(place):
+            if not storage.exists(uri):
                 break  # else a file went away while it was listed
     return []
 

@@ -46,9 +46,9 @@ _NOT_IN_A_KEY = re.compile(r"[^/\w.\- :]")
 class RunHandle:
     """An MLflow run as a value: made by the driver, sent to whichever process reports."""
 
-    uri: str = field(repr=False)
+    tracking_uri: str = field(repr=False)
     """Tracking URI, in full; not shown, as it may hold a password."""
-    place: str
+    run_uri: str
     """The run's directory or s3:// prefix, where its checkpoints are; its journal lies in `tracking-journal` below."""
     experiment_id: str
     """Id of the experiment; empty if MLflow has been away ever since the start."""
@@ -60,7 +60,7 @@ def start_run(
     config: TrackingConfig,
     *,
     run_name: str,
-    place: str,
+    run_uri: str,
     parameters: Mapping[str, object],
     tags: Mapping[str, str],
     parent: RunHandle | None = None,
@@ -70,7 +70,7 @@ def start_run(
     Args:
         config: where MLflow is.
         run_name: the name people know it by.
-        place: the run's directory or s3:// prefix; the run's journal there says whether it was begun before.
+        run_uri: the run's directory or s3:// prefix; the run's journal there says whether it was begun before.
         parameters: nested settings; recorded under dotted keys, secrets hidden, long values cut. Those of the first
             start stay.
         tags: lineage and whatever else is to be searched for. Those of the first start stay.
@@ -82,7 +82,7 @@ def start_run(
         StorageError: the place cannot be written.
         JournalError: what lies there does not say which run it is of.
     """
-    journal = Outbox(run_place=place)
+    journal = Outbox(run_uri=run_uri)
     if journal.identity() is None:
         shown = _run_tags(run_name, tags) | below(parent)
         if parent is not None:
@@ -100,16 +100,18 @@ def start_run(
         )
     else:
         journal.append("status", {"status": "RUNNING"})
-    return _delivered(RunHandle(uri=config.resolved_uri(), place=place, experiment_id="", run_id=""), patient=False)
+    return _delivered(
+        RunHandle(tracking_uri=config.resolved_uri(), run_uri=run_uri, experiment_id="", run_id=""), patient=False
+    )
 
 
-def run_at(config: TrackingConfig, *, place: str) -> RunHandle | None:
+def run_at(config: TrackingConfig, *, run_uri: str) -> RunHandle | None:
     """The run that was begun at a place, or None, also where its journal is damaged; asks nobody but that.
 
     Raises:
         StorageError: the place cannot be read.
     """
-    journal = Outbox(run_place=place)
+    journal = Outbox(run_uri=run_uri)
     try:
         if journal.identity() is None:
             return None
@@ -117,7 +119,7 @@ def run_at(config: TrackingConfig, *, place: str) -> RunHandle | None:
     except JournalError as error:
         _logger.warning("%s", error)
         return None
-    return RunHandle(uri=config.resolved_uri(), place=place, experiment_id=experiment_id, run_id=run_id)
+    return RunHandle(tracking_uri=config.resolved_uri(), run_uri=run_uri, experiment_id=experiment_id, run_id=run_id)
 
 
 def below(parent: RunHandle | None) -> dict[str, str]:
@@ -140,8 +142,8 @@ def deliver(handle: RunHandle) -> RunHandle:
 
 
 def _delivered(handle: RunHandle, *, patient: bool) -> RunHandle:
-    journal = Outbox(run_place=handle.place)
-    deliver_now(journal, handle.uri, patient=patient)
+    journal = Outbox(run_uri=handle.run_uri)
+    deliver_now(journal, handle.tracking_uri, patient=patient)
     with contextlib.suppress(StorageError, JournalError):
         if ids := journal.ids():
             return replace(handle, experiment_id=ids[0], run_id=ids[1])
@@ -158,17 +160,17 @@ def log_metrics(handle: RunHandle, metrics: Mapping[str, float], *, step: int) -
 
 def log_history(handle: RunHandle, history: Mapping[int, Mapping[str, float]]) -> None:
     """Record the metrics of many steps at once; otherwise as `log_metrics`."""
-    if write_history(handle.place, history):
+    if write_history(handle.run_uri, history):
         send(handle)
 
 
-def write_history(place: str, history: Mapping[int, Mapping[str, float]]) -> bool:
+def write_history(run_uri: str, history: Mapping[int, Mapping[str, float]]) -> bool:
     """Only write down metrics of a run, for `send` to deliver from another process: this one need not know MLflow.
 
     Gives whether there is something to send; never raises.
     """
     rows = [(_key(name), step, float(value)) for step, metrics in history.items() for name, value in metrics.items()]
-    return bool(rows) and _write(place, "metrics", {"rows": rows})
+    return bool(rows) and _write(run_uri, "metrics", {"rows": rows})
 
 
 def send(handle: RunHandle) -> None:
@@ -176,7 +178,7 @@ def send(handle: RunHandle) -> None:
 
     Never raises, and takes seconds at most.
     """
-    deliver_if_due(Outbox(run_place=handle.place), handle.uri)
+    deliver_if_due(Outbox(run_uri=handle.run_uri), handle.tracking_uri)
 
 
 def log_artifacts(handle: RunHandle, paths: Sequence[Path], *, folder: str | None = None) -> None:
@@ -203,7 +205,7 @@ def log_pictures(handle: RunHandle, pictures: Mapping[str, Path | Figure]) -> No
 
 def finish_run(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> RunHandle:
     """Close the run (`start_run` goes on with it) and send what waits in its journal, as `deliver` does."""
-    _write(handle.place, "status", {"status": status})
+    _write(handle.run_uri, "status", {"status": status})
     return deliver(handle)
 
 
@@ -214,17 +216,17 @@ def _log(
     *,
     files: Mapping[str, Path] | None = None,
 ) -> None:
-    if _write(handle.place, kind, values, files=files):
+    if _write(handle.run_uri, kind, values, files=files):
         send(handle)
 
 
-def _write(place: str, kind: str, values: Mapping[str, object], *, files: Mapping[str, Path] | None = None) -> bool:
+def _write(run_uri: str, kind: str, values: Mapping[str, object], *, files: Mapping[str, Path] | None = None) -> bool:
     """Append to the journal of the run at a place; gives whether that went well."""
-    journal = Outbox(run_place=place)
+    journal = Outbox(run_uri=run_uri)
     try:
         journal.append(kind, values, files=files)
     except (StorageError, OSError) as error:
-        _logger.warning("cannot write to %s, so %s are not recorded (%s)", journal.place, kind, redact(str(error)))
+        _logger.warning("cannot write to %s, so %s are not recorded (%s)", journal.uri, kind, redact(str(error)))
         return False
     return True
 

@@ -94,8 +94,8 @@ def register(
         handle = deliver(handle)  # MLflow was away when the run began, and may be back
     if not handle.run_id:
         raise RegistryError(
-            f"no run to register {name} with: MLflow at {redact(handle.uri)} has been away since training started; "
-            f"the model itself is in {package}, register it once MLflow is back"
+            f"no run to register {name} with: MLflow at {redact(handle.tracking_uri)} has been away since training "
+            f"started; the model itself is in {package}, register it once MLflow is back"
         )
     description = model_card(
         name,
@@ -114,11 +114,11 @@ def register(
         "classes": shown if len(shown) <= 1000 else f"{shown[:1000]}…",
     }
     with registry_errors(
-        handle.uri,
+        handle.tracking_uri,
         wanted=f"registering {name}",
         way_out=f"the model is safe in {package}, register it once MLflow is back",
     ):
-        client = client_for(handle.uri)
+        client = client_for(handle.tracking_uri)
         model_id, location = _log_model(client, handle, package, name=name)
         _ensure_registered_model(client, name)
         version = client.create_model_version(

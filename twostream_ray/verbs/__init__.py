@@ -14,7 +14,7 @@ def complain(text: str, *, verb: str = "") -> None:
     print(f"twostream {verb}".rstrip() + f": error: {line}", file=sys.stderr)  # noqa: T201
 
 
-def require_place(uri: str, *, setting: str) -> None:
+def require_uri(uri: str, *, setting: str) -> None:
     """See that files can be written at a local place, before hours of work for them begin.
 
     Raises:
@@ -22,10 +22,10 @@ def require_place(uri: str, *, setting: str) -> None:
     """
     from twostream_ray import storage
 
-    place = storage.absolute(uri)
-    if storage.is_s3(place):
+    location = storage.absolute(uri)
+    if storage.is_s3(location):
         return
-    there = next(path for path in (Path(place), *Path(place).parents) if os.path.lexists(path))
+    there = next(path for path in (Path(location), *Path(location).parents) if os.path.lexists(path))
     if not there.is_dir():
         raise ConfigError(f"{setting} must be a directory or come to lie below one, {there} is none: choose another")
     if not os.access(there, os.W_OK | os.X_OK):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.verbs import require_place
+from twostream_ray.verbs import require_uri
 
 
 def benchmark(arguments: list[str]) -> int:
@@ -29,7 +29,7 @@ def _benchmark_loader(arguments: list[str]) -> int:
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(BenchmarkLoaderConfig, arguments, prog="twostream benchmark loader")
-    require_place(config.out, setting="out")
+    require_uri(config.out, setting="out")
     from twostream_ray.runs.benchmark.loader import benchmark_loader
 
     with Bar("benchmark loader", unit="runs") as bar:

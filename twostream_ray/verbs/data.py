@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twostream_ray.verbs import require_place
+from twostream_ray.verbs import require_uri
 
 
 def synthesize(arguments: list[str]) -> int:
@@ -14,7 +14,7 @@ def synthesize(arguments: list[str]) -> int:
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(SynthesizeConfig, arguments, prog="twostream synthesize", positional="out")
-    require_place(config.out, setting="out")
+    require_uri(config.out, setting="out")
     with Bar("synthesize", unit="clips") as bar:
         made = synthesize(config.clips, Path(config.out), progress=lambda done, total: bar.show(done, total))
     console.print(f"{made.num_clips} clips of {len(made.classes)} classes are in {made.root}, {made.num_written} new")
@@ -28,7 +28,7 @@ def ingest(arguments: list[str]) -> int:
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(IngestConfig, arguments, prog="twostream ingest")
-    require_place(config.out, setting="out")
+    require_uri(config.out, setting="out")
     with Bar("ingest", unit="clips") as bar:
         report = ingest(
             config,
@@ -52,7 +52,7 @@ def inspect(arguments: list[str]) -> int:
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(InspectConfig, arguments, prog="twostream inspect", positional="shards")
-    require_place(str(Path(config.out).parent), setting="the folder of out")
+    require_uri(str(Path(config.out).parent), setting="the folder of out")
     from twostream_ray.runs.inspect import inspect
 
     with Bar("verify", unit="shards") as bar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.settings.names import printable
-from twostream_ray.verbs import complain, require_place
+from twostream_ray.verbs import complain, require_uri
 
 
 def train(arguments: list[str]) -> int:
@@ -15,11 +15,11 @@ def train(arguments: list[str]) -> int:
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
-    require_place(config.storage, setting="storage")
+    require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
     from twostream_ray.runs.score.publish import evaluate_run, published_before
-    from twostream_ray.runs.train.run import SPLITS, require_splits, run_place, train
+    from twostream_ray.runs.train.run import SPLITS, require_splits, run_uri, train
 
     # Before a cluster is started, which takes seconds.
     require_splits(config, open_shards(config.data.shards), SPLITS)
@@ -32,7 +32,7 @@ def train(arguments: list[str]) -> int:
         published = evaluate_run(config, trained)
     console.print(published.evaluation.report.to_text())
     console.print(f"checkpoint: {trained.checkpoint}")
-    console.print(f"pictures and scores: {run_place(config)}/evaluation")
+    console.print(f"pictures and scores: {run_uri(config)}/evaluation")
     if published.version is not None:
         console.print(f"registered {config.tracking.model_name} version {published.version}: {published.verdict}")
     return 0
@@ -45,7 +45,7 @@ def evaluate(arguments: list[str]) -> int:
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(EvaluateConfig, arguments, prog="twostream evaluate")
-    require_place(config.out, setting="out")
+    require_uri(config.out, setting="out")
     from twostream_ray.runs.score.evaluate import evaluate
 
     with Bar("evaluate", unit="clips") as bar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from twostream_ray.verbs import require_place
+from twostream_ray.verbs import require_uri
 
 
 def tune(arguments: list[str]) -> int:
@@ -13,10 +13,10 @@ def tune(arguments: list[str]) -> int:
     from twostream_ray.runs.search.settings import settings_from
 
     config = settings_from(arguments)
-    require_place(config.storage, setting="storage")
+    require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs.search.ray_tune import tune
-    from twostream_ray.runs.train.run import run_place
+    from twostream_ray.runs.train.run import run_uri
 
     with SearchDisplay(config.name, trials=config.search.trials) as display:
         report = tune(config, progress=display.show)
@@ -34,7 +34,7 @@ def tune(arguments: list[str]) -> int:
         console.print(report.published.evaluation.report.to_text())
     if report.verdict:
         console.print(f"registered {config.tracking.model_name}: {report.verdict}")
-    console.print(f"table and pictures: {run_place(config)}")
+    console.print(f"table and pictures: {run_uri(config)}")
     return 0
 
 
@@ -45,7 +45,7 @@ def tune_scores(arguments: list[str]) -> int:
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(TuneScoresConfig, arguments, prog="twostream tune-scores")
-    require_place(config.out, setting="out")
+    require_uri(config.out, setting="out")
     from twostream_ray.runs.score.tune_scores import tune_scores
 
     with Bar("tune-scores", unit="settings") as bar:
@@ -86,7 +86,7 @@ def demo(arguments: list[str]) -> int:
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream demo")
-    require_place(config.storage, setting="storage")
+    require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs import demo
     from twostream_ray.runs.cluster.session import ray_session
@@ -138,7 +138,7 @@ def findings(arguments: list[str]) -> int:
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(FindingsConfig, arguments, prog="twostream findings")
-    require_place(config.out, setting="out")
+    require_uri(config.out, setting="out")
     from twostream_ray.runs import findings
     from twostream_ray.runs.cluster.session import ray_session
 

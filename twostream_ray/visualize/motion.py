@@ -33,8 +33,8 @@ def flow_colour(flow: NDArray[np.floating], *, max_px: float) -> NDArray[np.uint
     x, y = np.moveaxis(np.where(known[..., None], flow, 0.0) / max_px, -1, 0)
     length = np.hypot(x, y)[..., None]
     # The wheel starts with red at motion to the right and has 54 steps, as the reference pictures do.
-    place = (np.arctan2(-y, -x) / np.pi + 1) / 2 * 54
-    hue = np.stack([np.interp(place, _WHEEL_KNOTS, channel) for channel in _WHEEL_COLOURS.T], axis=-1)
+    position = (np.arctan2(-y, -x) / np.pi + 1) / 2 * 54
+    hue = np.stack([np.interp(position, _WHEEL_KNOTS, channel) for channel in _WHEEL_COLOURS.T], axis=-1)
     colour = np.where(length <= 1, 1 - length * (1 - hue), 0.75 * hue)
     return (255 * colour * known[..., None]).astype(np.uint8)
 

@@ -64,24 +64,22 @@ def parallel_coordinates_picture(trials: Sequence[Trial], path: Path) -> None:
 
     # The best on top.
     order = sorted(range(len(trials)), key=lambda position: -1.0 if (own := scores[position]) is None else own)
-    places = np.stack([scale.places(column, order) for scale, column in zip(scales, columns, strict=True)], axis=1)
+    xs = np.stack([scale.xs(column, order) for scale, column in zip(scales, columns, strict=True)], axis=1)
     colours = _colours(scores)
     figure = Figure(figsize=(min(2.2 + 1.35 * last, 26), 5.6), dpi=110)
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     crowd = float(np.clip(1.5 - len(trials) / 100, 0.35, 1.0))
     for position in order:
-        _draw_line(axes, places[position], colours[position], style=_style(trials[position]), crowd=crowd)
+        _draw_line(axes, xs[position], colours[position], style=_style(trials[position]), crowd=crowd)
     heads = [*map(_header, short_names(names)), "top-1"]
-    for place, (scale, head) in enumerate(zip(scales, heads, strict=True)):
-        axes.plot([place, place], [0, 1], color="#444444", linewidth=1, zorder=900)
-        _draw_ticks(axes, place, scale, right=place == last)
-        axes.text(place, 1.05, head, ha="center", va="bottom", fontsize=9, parse_math=False, weight="bold", zorder=1000)
-        if any(value is None for value in columns[place]):
-            absent = "no score" if place == last else "not set"
-            axes.text(
-                place, _NOT_SET - 0.05, absent, ha="center", va="top", fontsize=8, color="#444444", style="italic"
-            )
+    for x, (scale, head) in enumerate(zip(scales, heads, strict=True)):
+        axes.plot([x, x], [0, 1], color="#444444", linewidth=1, zorder=900)
+        _draw_ticks(axes, x, scale, right=x == last)
+        axes.text(x, 1.05, head, ha="center", va="bottom", fontsize=9, parse_math=False, weight="bold", zorder=1000)
+        if any(value is None for value in columns[x]):
+            absent = "no score" if x == last else "not set"
+            axes.text(x, _NOT_SET - 0.05, absent, ha="center", va="top", fontsize=8, color="#444444", style="italic")
     if len({*scores} - {None}) > 1:
         _draw_score_strip(axes, last)
     axes.set_xlim(-0.55, last + 0.55)
@@ -124,10 +122,7 @@ class _Scale:
                 low=0,
                 high=1,
                 logarithmic=False,
-                ticks=[
-                    (_spaced(place, len(named)), clipped(named[place], LONGEST_VALUE))
-                    for place in range(0, len(named), step)
-                ],
+                ticks=[(_spaced(x, len(named)), clipped(named[x], LONGEST_VALUE)) for x in range(0, len(named), step)],
             )
         if not present:
             return cls(names=(), low=0, high=1, logarithmic=False, ticks=())
@@ -160,7 +155,7 @@ class _Scale:
             return np.asarray(np.log(numbers / self.low) / np.log(self.high / self.low))
         return np.asarray((numbers - self.low) / (self.high - self.low))
 
-    def places(self, values: Sequence[object], order: Sequence[int]) -> NDArray[np.float64]:
+    def xs(self, values: Sequence[object], order: Sequence[int]) -> NDArray[np.float64]:
         """Where each trial's line meets the axis; lines of one value lie side by side, those late in `order` above."""
         found = np.full(len(values), _NOT_SET)
         for position, value in enumerate(values):
@@ -169,10 +164,10 @@ class _Scale:
             elif value is not None:
                 found[position] = self.at(np.array([float(value)]))[0]  # type: ignore[arg-type]
         bundled = found.copy()
-        for place in np.unique(found):
-            sharing = [position for position in order if found[position] == place]
-            room = min(0.3 / len(self.names) if self.names and place != _NOT_SET else 0.03, 0.006 * (len(sharing) - 1))
-            bundled[sharing] = place + np.linspace(-room, room, len(sharing))
+        for x in np.unique(found):
+            sharing = [position for position in order if found[position] == x]
+            room = min(0.3 / len(self.names) if self.names and x != _NOT_SET else 0.03, 0.006 * (len(sharing) - 1))
+            bundled[sharing] = x + np.linspace(-room, room, len(sharing))
         return bundled
 
 
@@ -182,17 +177,15 @@ def _style(trial: Trial) -> str:
     return "finished" if trial.get("status") == FINISHED else "did not finish: its last score"
 
 
-def _draw_line(
-    axes: Axes, places: NDArray[np.float64], colour: NDArray[np.float64], *, style: str, crowd: float
-) -> None:
+def _draw_line(axes: Axes, xs: NDArray[np.float64], colour: NDArray[np.float64], *, style: str, crowd: float) -> None:
     """One trial from axis to axis, level where it meets them so that crossings can be followed."""
     steps = np.linspace(0, 1, 25)
-    x = np.linspace(0, len(places) - 1, 24 * (len(places) - 1) + 1)
+    x = np.linspace(0, len(xs) - 1, 24 * (len(xs) - 1) + 1)
     ease = (steps * steps * (3 - 2 * steps))[:-1]
-    between = [left + (right - left) * ease for left, right in itertools.pairwise(places)]
+    between = [left + (right - left) * ease for left, right in itertools.pairwise(xs)]
     axes.plot(
         x,
-        np.concatenate([*between, places[-1:]]),
+        np.concatenate([*between, xs[-1:]]),
         color=QUIET if style == "without a score" else colour,
         linestyle=_DASHES[style],
         linewidth=(1.9 if style == "finished" else 1.3) * (0.5 + 0.5 * crowd),
@@ -201,11 +194,11 @@ def _draw_line(
     )
 
 
-def _draw_ticks(axes: Axes, place: int, scale: _Scale, *, right: bool) -> None:
+def _draw_ticks(axes: Axes, x: int, scale: _Scale, *, right: bool) -> None:
     for height, text in scale.ticks:
-        axes.plot([place - 0.02, place + 0.02], [height, height], color="#444444", linewidth=1, zorder=900)
+        axes.plot([x - 0.02, x + 0.02], [height, height], color="#444444", linewidth=1, zorder=900)
         axes.text(
-            place + (0.12 if right else -0.05),
+            x + (0.12 if right else -0.05),
             height,
             text,
             ha="left" if right else "right",
@@ -217,12 +210,12 @@ def _draw_ticks(axes: Axes, place: int, scale: _Scale, *, right: bool) -> None:
         )
 
 
-def _draw_score_strip(axes: Axes, place: int) -> None:
+def _draw_score_strip(axes: Axes, x: int) -> None:
     """The colours of lines beside the axis of scores."""
     axes.imshow(
         np.linspace(0, 1, 128)[:, None],
         cmap=_colour_map(),
-        extent=(place + 0.02, place + 0.09, 0, 1),
+        extent=(x + 0.02, x + 0.09, 0, 1),
         origin="lower",
         aspect="auto",
         zorder=800,
@@ -252,6 +245,6 @@ def _header(name: str) -> str:
     return "\n".join(lines)
 
 
-def _spaced(place: int, count: int) -> float:
+def _spaced(x: int, count: int) -> float:
     """Height of one of `count` names, with half a step of room at both ends."""
-    return (place + 0.5) / count
+    return (x + 0.5) / count

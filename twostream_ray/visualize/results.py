@@ -87,11 +87,11 @@ def accuracies_picture(accuracies: Mapping[str, Mapping[str, Sequence[float]]], 
     figure.set_layout_engine("constrained")
     panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=[count + 1 for count in rows])
     for axes, (group, networks) in zip(panels[:, 0], accuracies.items(), strict=True):
-        places = range(len(networks))
-        axes.barh(places, [float(np.mean(seeds)) for seeds in networks.values()], color="#9ecae1", height=0.7)
-        for place, seeds in zip(places, networks.values(), strict=True):
-            axes.plot(seeds, [place] * len(seeds), "o", color="#08306b", markersize=3.5)
-        axes.set_yticks(places, labels=[*map(printable, networks)], fontsize=9, parse_math=False)
+        xs = range(len(networks))
+        axes.barh(xs, [float(np.mean(seeds)) for seeds in networks.values()], color="#9ecae1", height=0.7)
+        for x, seeds in zip(xs, networks.values(), strict=True):
+            axes.plot(seeds, [x] * len(seeds), "o", color="#08306b", markersize=3.5)
+        axes.set_yticks(xs, labels=[*map(printable, networks)], fontsize=9, parse_math=False)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_title(group, loc="left", fontsize=11)
@@ -129,14 +129,14 @@ def weights_picture(
     axes = figure.add_subplot()
     colours = itertools.cycle((_TOWER_COLOURS["temporal"], _TOWER_COLOURS["spatial"], *_SPARE_COLOURS))
     for (name, accuracy), colour in zip(accuracies.items(), colours, strict=False):
-        place = int(np.argmin(np.abs(weights - marked[name])))
-        axes.plot(weights, accuracy, color=colour, linewidth=1.5, label=f"{name}: {accuracy[place]:.2%}")
-        axes.plot(weights[place], accuracy[place], "o", color=colour, markersize=6)
+        x = int(np.argmin(np.abs(weights - marked[name])))
+        axes.plot(weights, accuracy, color=colour, linewidth=1.5, label=f"{name}: {accuracy[x]:.2%}")
+        axes.plot(weights[x], accuracy[x], "o", color=colour, markersize=6)
         if name in quoted:
             other = quoted[name]
-            label = f"the same on the clips to quote: {other[place]:.2%}"
+            label = f"the same on the clips to quote: {other[x]:.2%}"
             axes.plot(weights, other, color=colour, linewidth=1.2, linestyle="--", label=label)
-            axes.plot(weights[place], other[place], "o", color=colour, markersize=6, markerfacecolor="white")
+            axes.plot(weights[x], other[x], "o", color=colour, markersize=6, markerfacecolor="white")
     for (name, level), colour in zip(levels.items(), reversed(_SPARE_COLOURS), strict=False):
         axes.axhline(level, color=colour, linestyle=":", linewidth=1.4, label=f"{name}: {level:.2%}")
     axes.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)

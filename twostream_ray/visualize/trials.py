@@ -102,7 +102,7 @@ def setting_importance(trials: Sequence[Trial]) -> Importance | None:
         errors_of_mean.append(np.abs(scores[learnt].mean() - scores[held_out]).mean())
     mean, spread = np.mean(rises, axis=0), np.std(rises, axis=0)
     return Importance(
-        settings={names[place]: (float(mean[place]), float(spread[place])) for place in np.argsort(-mean)},
+        settings={names[index]: (float(mean[index]), float(spread[index])) for index in np.argsort(-mean)},
         error=float(np.mean(errors)),
         error_of_mean=float(np.mean(errors_of_mean)),
     )

@@ -157,7 +157,7 @@ def test_clips_are_decoded_once_an_epoch_and_once_for_validation_and_the_disk_is
     train, val, epochs = 48, 8, 2
     counted = f"clips decoded: {epochs * train + val}; without sharing them between trials: {epochs * (train + val)}"
     assert counted in searched
-    kept = Path(tune_module._samples_place(from_arguments(TuneConfig, ["--config", str(folder / "search.yaml")])))
+    kept = Path(tune_module._samples_folder(from_arguments(TuneConfig, ["--config", str(folder / "search.yaml")])))
     assert not kept.exists()
 
 

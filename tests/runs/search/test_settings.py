@@ -27,7 +27,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def test_a_search_is_taken_up_by_its_name_with_all_its_settings(recipe: Path, tmp_path: Path) -> None:
     config = settings_from(["--config", str(recipe)])
-    keep_settings(config, place=f"{config.storage}/which")
+    keep_settings(config, folder_uri=f"{config.storage}/which")
     again = settings_from(["--resume", "which", "--storage", config.storage])
     assert isinstance(again, TuneConfig) and again == config
     more = settings_from([f"--storage={config.storage}", "--resume=which", "--search.trials", "30"])
@@ -36,7 +36,7 @@ def test_a_search_is_taken_up_by_its_name_with_all_its_settings(recipe: Path, tm
 
 def test_a_password_of_the_tracking_server_is_not_written_down(recipe: Path, tmp_path: Path) -> None:
     config = settings_from(["--config", str(recipe), "--tracking.uri", "http://me:hush-hush@127.0.0.1:5000"])
-    keep_settings(config, place=f"{config.storage}/which")
+    keep_settings(config, folder_uri=f"{config.storage}/which")
     kept = (tmp_path / "runs/which/settings.json").read_text()
     assert "hush" not in kept and json.loads(kept)["tracking"]["uri"] is None
 
@@ -53,7 +53,7 @@ def test_damaged_settings_of_a_search_are_named_in_one_line(
     recipe: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings_from(["--config", str(recipe)])
-    keep_settings(config, place=f"{config.storage}/which")
+    keep_settings(config, folder_uri=f"{config.storage}/which")
     (tmp_path / "runs/which/settings.json").write_text(content)
     assert main(["tune", "--resume", "which", "--storage", config.storage]) == 2
     (line,) = capsys.readouterr().err.splitlines()

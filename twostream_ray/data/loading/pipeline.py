@@ -141,8 +141,8 @@ class SnippetLoader:
         rgb, flow = (self._room(len(rows) * views, stream) for stream in ("rgb", "flow"))
         decoding = []
         for number, row in enumerate(rows):
-            place = slice(number * views, (number + 1) * views)
-            outs = (None if rgb is None else rgb[place], None if flow is None else flow[place])
+            part = slice(number * views, (number + 1) * views)
+            outs = (None if rgb is None else rgb[part], None if flow is None else flow[part])
             decoding.append(threads.submit(self._decode, a_pass, row, outs))
         clips = np.repeat(np.array([row["clip"] for row in rows], dtype=np.int64), views)
         batch = Batch(

@@ -165,9 +165,9 @@ def survey(out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frame
 
 
 def _listed(out: str, folder: str) -> dict[str, int]:
-    place = storage.join(out, folder)
+    uri = storage.join(out, folder)
     # A store or a disk that does not answer must not look like a new place.
-    return dict(storage.list_files(place)) if storage.exists(place) else {}
+    return dict(storage.list_files(uri)) if storage.exists(uri) else {}
 
 
 def _read_record(out: str, name: str) -> dict[str, Any] | None:
@@ -332,7 +332,7 @@ def _footer(uri: str) -> pa.Schema:
         with storage.open_regular(uri) as file:
             return pq.read_schema(file)
 
-    return storage.patiently(read, place=uri)
+    return storage.patiently(read, uri=uri)
 
 
 def delete_stale(standing: Standing, *, written: Sequence[Mapping[str, Any]]) -> list[str]:

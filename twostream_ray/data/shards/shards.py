@@ -129,8 +129,8 @@ def open_shards(uri: str) -> ShardSet:
         ShardError: there is no manifest, it or the index is damaged, or they contradict each other.
         StorageError: they cannot be read.
     """
-    place = storage.absolute(uri)
-    manifest_uri, index_uri = (storage.join(place, name) for name in ("manifest.json", "index.parquet"))
+    path = storage.absolute(uri)
+    manifest_uri, index_uri = (storage.join(path, name) for name in ("manifest.json", "index.parquet"))
     if not storage.exists(manifest_uri):
         raise ShardError(
             f"shards were wanted at {uri}, there is no manifest.json: run `twostream ingest` first, or check the path"
@@ -141,7 +141,7 @@ def open_shards(uri: str) -> ShardSet:
     if hashlib.sha256(index_content).hexdigest() != manifest.index_sha256:
         raise ShardError(f"{index_uri} does not belong to its manifest: run `twostream ingest` again")
     return ShardSet(
-        uri=place,
+        uri=path,
         hash=manifest.hash,
         classes=manifest.classes,
         head_classes=manifest.head_classes,
@@ -166,10 +166,10 @@ def read_clips(
         ShardError: the shard is missing, damaged, or another one than the manifest and index speak of; names shard and
             row.
     """
-    places = shard_set.index.select(["shard", "row"]).take(positions).to_pydict()
-    shard, group = places["shard"][0], places["row"][0] // ROWS_PER_GROUP
+    uris = shard_set.index.select(["shard", "row"]).take(positions).to_pydict()
+    shard, group = uris["shard"][0], uris["row"][0] // ROWS_PER_GROUP
     uri = storage.join(shard_set.uri, "shards", shard_set.shard_names[shard])
-    rows = [row % ROWS_PER_GROUP for row in places["row"]]
+    rows = [row % ROWS_PER_GROUP for row in uris["row"]]
     expected = Expected(
         bytes=shard_set.shard_bytes[shard],
         contract=shard_set.contract,
@@ -223,7 +223,7 @@ def read_row_group(
         return _read_columns(shard_uri, group, columns, rows=rows, expected=expected, here=here)
 
     try:
-        table = storage.patiently(read, place=shard_uri)
+        table = storage.patiently(read, uri=shard_uri)
     except (OSError, UnicodeDecodeError, pa.ArrowException, AccessError) as error:
         raise ShardError(f"{here} cannot be read ({' '.join(str(error).split())[:200]}): ingest again") from error
     for number, row in enumerate(rows):
@@ -263,8 +263,8 @@ def binary_values(array: pa.Array) -> list[memoryview]:
     if content is None:
         return [memoryview(b"")] * len(array)
     whole = memoryview(content).cast("B")
-    places = np.frombuffer(ends, np.int64)[array.offset : array.offset + len(array) + 1].tolist()
-    return [whole[start:end] for start, end in pairwise(places)]
+    uris = np.frombuffer(ends, np.int64)[array.offset : array.offset + len(array) + 1].tolist()
+    return [whole[start:end] for start, end in pairwise(uris)]
 
 
 def _read_columns(

@@ -205,7 +205,7 @@ def read_kinetics_lists(
     A clip is the video ID_SSSSSS_EEEEEE (start and end in seconds), wherever it lies. Rows without a label, as test
     lists have, are counted in a note.
     """
-    places = {PurePosixPath(path).stem: path for path in sorted(videos)}
+    uris = {PurePosixPath(path).stem: path for path in sorted(videos)}
     files = (
         [uri]
         if uri.lower().endswith(_TABLE_SUFFIXES)
@@ -231,7 +231,7 @@ def read_kinetics_lists(
                     f"{where}: wanted seconds in time_start and time_end, got {row['time_start']!r} and "
                     f"{row['time_end']!r}"
                 ) from None
-            path = places.get(stem, f"{row['label']}/{stem}.mp4")
+            path = uris.get(stem, f"{row['label']}/{stem}.mp4")
             split = _split_of(row["split"], where=where)
             memberships.append(Membership(path=path, class_name=row["label"], split=split, where=where))
     return memberships, [f"{unlabelled} listed clips have no label and are left out"] if unlabelled else []
@@ -285,17 +285,17 @@ def _below(uri: str, *, root: str, own_part: Callable[[str], str | None]) -> tup
         return _relative(uri, root=root, own_part=own_part), ""
     literal = uri[scheme.end() :]
     decoded = unquote(literal, errors="surrogateescape")
-    paths = [_relative(place, root=root, own_part=own_part) for place in dict.fromkeys((decoded, literal))]
+    paths = [_relative(path, root=root, own_part=own_part) for path in dict.fromkeys((decoded, literal))]
     return paths[0], paths[-1] if len(paths) > 1 else ""
 
 
-def _relative(place: str, *, root: str, own_part: Callable[[str], str | None]) -> str:
+def _relative(uri: str, *, root: str, own_part: Callable[[str], str | None]) -> str:
     base = root.rstrip("/") + "/"
-    place = _S3_BY_OTHER_NAMES.sub("s3://", place, count=1) if "://" in place else place
-    path = _normal(place.removeprefix(base).lstrip("/") if place.startswith(base) else place)
-    if path or "://" in place or "://" in base or not place.startswith("/"):
+    uri = _S3_BY_OTHER_NAMES.sub("s3://", uri, count=1) if "://" in uri else uri
+    path = _normal(uri.removeprefix(base).lstrip("/") if uri.startswith(base) else uri)
+    if path or "://" in uri or "://" in base or not uri.startswith("/"):
         return path
-    folder, _, name = place.rpartition("/")
+    folder, _, name = uri.rpartition("/")
     below = own_part(folder)
     return "" if below is None else _normal(f"{below}/{name}")
 

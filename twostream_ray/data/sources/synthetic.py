@@ -228,11 +228,11 @@ def draw_clip(config: SyntheticConfig, split: str, index: int) -> NDArray[np.uin
     luma = np.repeat(sheet[None, :, :size], num_frames, axis=0)
     chroma = np.zeros((num_frames, 2, size, size), np.float32)
     # Which shape is in front must not depend on which of them is the red one.
-    for place in rng.permutation(len(movers)):
-        mover = movers[place]
+    for path in rng.permutation(len(movers)):
+        mover = movers[path]
         side = 2 * mover.radius_px + 1
         mask = form_mask(_FORMS[rng.integers(len(_FORMS))], radius_px=mover.radius_px)
-        surface = sheet[place * largest :, size:][:side, :side]
+        surface = sheet[path * largest :, size:][:side, :side]
         hue = _CHROMA_RADIUS * hue_vector(mover.hue)[:, None, None]
         for frame, (top, left) in enumerate((mover.centres_px - mover.radius_px).tolist()):
             inside, part = _overlap(top, left, side=side, size=size)

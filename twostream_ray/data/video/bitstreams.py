@@ -237,8 +237,8 @@ def _vp9_frames(packet: bytes) -> list[bytes]:
         return [packet]
     frames, at = [], 0
     for number in range(count):
-        place = len(packet) - index + 1 + number * width
-        size = int.from_bytes(packet[place : place + width], "little")
+        offset = len(packet) - index + 1 + number * width
+        size = int.from_bytes(packet[offset : offset + width], "little")
         frames.append(packet[at : at + size])
         at += size
     return [frame for frame in frames if frame]

@@ -72,7 +72,7 @@ def _empty_chunks(file: BinaryIO, size: int) -> Counter[int]:
             waiting = int(kind[:2])
         if kind == b"idx1" and at + 8 + length <= size and length <= _LONGEST_INDEX_BYTES:
             index = file.read(length // 16 * 16)
-            entries = (index[place : place + 16] for place in range(0, len(index), 16))
+            entries = (index[start : start + 16] for start in range(0, len(index), 16))
             listed.update(int(entry[:2]) for entry in entries if _is_video(entry[:4]) and not any(entry[12:]))
         at += 8 + length + length % 2
     if waiting is not None and at >= size:

@@ -267,16 +267,16 @@ def flow_snippets(
     shown: dict[int, NDArray[np.uint8]] = {}
     for stack, window in zip(out, windows, strict=True):
         for number, index in enumerate(window.tolist()):
-            place = stack[2 * number : 2 * number + 2]
+            stacked = stack[2 * number : 2 * number + 2]
             if index in shown:
-                place[...] = shown[index]
+                stacked[...] = shown[index]
                 continue
             # Shown at once, while the processor's cache has it.
             levels = _decoded_field(clip, index)
             if config.flow_mean_subtraction:
                 levels = _without_mean(levels, contract)
-            _show(levels, view.crop, contract, out=place)
-            shown[index] = place
+            _show(levels, view.crop, contract, out=stacked)
+            shown[index] = stacked
     if config.flow_stack == "bidirectional":
         backward = out[:, config.flow_length :]
         backward[...] = flow.negated(backward, contract)

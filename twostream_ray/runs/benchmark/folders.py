@@ -106,14 +106,14 @@ class FolderDataset:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, place: int) -> tuple[Any, Any]:
+    def __getitem__(self, uri: int) -> tuple[Any, Any]:
         """RGB (T, 3, H, W) and flow (T, 2L, H, W), uint8 tensors."""
         import cv2
         import torch
 
         cv2.setNumThreads(1)
         # An epoch is a round through the same list: the sampler hands out numbers beyond its end.
-        epoch, number = divmod(place, len(self.clips))
+        epoch, number = divmod(uri, len(self.clips))
         clip, config = self.clips[number], self.config
         view = clip.view(config, epoch=epoch)
         size = config.transforms.crop_px

@@ -88,9 +88,9 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
         "bare loop, one process": (lambda: _bare(shard_set, data), 1, shared),
         f"bare loop, {cores} processes": (lambda: _bare_processes(shard_set, data, cores=cores), cores, shared),
     }
-    for place in ("worker", "stream"):
-        at = replace(data, decode_at=place)
-        paths[f"loader, decode_at {place}"] = (
+    for path in ("worker", "stream"):
+        at = replace(data, decode_at=path)
+        paths[f"loader, decode_at {path}"] = (
             lambda at=at: _ours(shard_set, at, workers=cores),  # type: ignore[misc]
             cores,
             shared,
@@ -206,7 +206,7 @@ def _folders(clips: list[FolderClip], data: DataConfig, *, frames: Frames, cores
     loader: Any = DataLoader(
         dataset,
         batch_size=_BATCH // cores or 1,
-        sampler=[place for one in passes for place in one],
+        sampler=[uri for one in passes for uri in one],
         num_workers=cores,
         multiprocessing_context="spawn",
     )

@@ -34,14 +34,14 @@ def local_model(model: str, *, config: tracking.TrackingConfig, folder: Path) ->
     """
     if model.startswith(("models:/", "runs:/")):
         return tracking.pull(model, folder, config=config)
-    place = storage.absolute(model)
-    if not storage.is_s3(place):
-        if not Path(place).is_dir():
+    uri = storage.absolute(model)
+    if not storage.is_s3(uri):
+        if not Path(uri).is_dir():
             raise StorageError(
                 f"a model was wanted at {model}, there is no such directory: give models:/NAME@champion, or a "
                 "directory with model.safetensors and model.json"
             )
-        return Path(place)
+        return Path(uri)
     for name in MODEL_FILES:
-        (folder / name).write_bytes(storage.read_bytes(storage.join(place, name)))
+        (folder / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
     return folder

@@ -13,7 +13,7 @@ from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import data_of, explained
 from twostream_ray.runs.score.evaluate import EvaluateConfig, Evaluation, Progress, evaluate
 from twostream_ray.runs.score.model_source import local_model
-from twostream_ray.runs.train.run import TrainReport, require_splits, run_place
+from twostream_ray.runs.train.run import TrainReport, require_splits, run_uri
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import read_json, record
@@ -67,11 +67,11 @@ def published_before(config: ExperimentConfig) -> bool:
     Raises:
         ConfigError: what tells so is damaged.
     """
-    place = storage.join(run_place(config), _PUBLISHED)
-    if not storage.exists(place):
+    uri = storage.join(run_uri(config), _PUBLISHED)
+    if not storage.exists(uri):
         return False
     told = read_json(
-        place,
+        uri,
         _PUBLISHED_SCHEMA,
         what="what became of a run in the registry",
         way_out="delete it and run the same command again, which evaluates once more",
@@ -96,7 +96,7 @@ def evaluate_run(
         ShardError, StorageError, CheckpointError: data or checkpoint cannot be had.
         LeaseError: another process is at work on the run.
     """
-    what, folder = f"run {config.name!r}", run_place(config)
+    what, folder = f"run {config.name!r}", run_uri(config)
     shard_set = shard_set or data_of(folder, shards=config.data.shards, what=what)
     require_splits(config, shard_set, ("test_split",))
     with lease.held(folder, work=what, way_out="wait for it or end it"):
@@ -109,13 +109,13 @@ def evaluate_run(
 def _evaluate_run(
     config: ExperimentConfig, trained: TrainReport, shard_set: ShardSet, *, progress: Progress | None
 ) -> Published:
-    place = storage.join(run_place(config), "evaluation")
+    uri = storage.join(run_uri(config), "evaluation")
     evaluation = evaluate(
         EvaluateConfig(
             model=trained.checkpoint,
             shards=config.data.shards,
             split=config.data.test_split,
-            out=place,
+            out=uri,
             workers=config.workers,
             tracking=config.tracking,
         ),
@@ -133,16 +133,16 @@ def _evaluate_run(
     with temporary_folder() as folder:
         curves = Path(folder) / "curves.png"
         visualize.curves_picture(trained.history, curves)
-        storage.write_bytes(storage.join(place, "curves.png"), curves.read_bytes())
+        storage.write_bytes(storage.join(uri, "curves.png"), curves.read_bytes())
         confusion = Path(folder) / "confusion.png"
-        confusion.write_bytes(storage.read_bytes(storage.join(place, "confusion.png")))
+        confusion.write_bytes(storage.read_bytes(storage.join(uri, "confusion.png")))
         tracking.log_pictures(trained.run, {"curves": curves, "confusion": confusion})
     tracking.deliver(trained.run)
     published = Published(evaluation=evaluation, version=None, verdict=None)
     if config.tracking.register:
         published = _register(config, trained, evaluation, metrics=metrics)
     told = {"version": published.version, "verdict": published.verdict, "split": evaluation.split}
-    storage.write_json(storage.join(run_place(config), _PUBLISHED), told)
+    storage.write_json(storage.join(run_uri(config), _PUBLISHED), told)
     return published
 
 

@@ -197,10 +197,10 @@ def _search(
     for done, kind in enumerate(kinds, start=1):
         hits = _hits(kind, choose, weights)
         # Of equally good weights the one that is nearest to equal ones.
-        place = min(range(len(weights)), key=lambda at: (-hits[at], abs(weights[at] - 0.5)))
-        if kind.of not in best or hits[place] > best[kind.of][0]:
-            setting = _average(kind.of, float(weights[place]), kind.temperatures)
-            best[kind.of] = (int(hits[place]), setting)
+        index = min(range(len(weights)), key=lambda at: (-hits[at], abs(weights[at] - 0.5)))
+        if kind.of not in best or hits[index] > best[kind.of][0]:
+            setting = _average(kind.of, float(weights[index]), kind.temperatures)
+            best[kind.of] = (int(hits[index]), setting)
         if progress:
             progress(done * len(weights), total)
     for num_right, setting in best.values():

@@ -27,7 +27,7 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.runs.cluster.private_cluster import environment
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session, require_cluster
-from twostream_ray.runs.experiment import ExperimentConfig, with_absolute_places
+from twostream_ray.runs.experiment import ExperimentConfig, with_absolute_uris
 from twostream_ray.runs.run_folder import data_of, refuse_foreign
 from twostream_ray.runs.search.records import Spent, TrialRecord
 from twostream_ray.runs.search.schedulers import scheduler_for
@@ -35,7 +35,7 @@ from twostream_ray.runs.search.search import Search, SearchReport
 from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, in_words, run_trial, shared_out
-from twostream_ray.runs.train.run import require_splits, run_place
+from twostream_ray.runs.train.run import require_splits, run_uri
 from twostream_ray.runs.train.worker_group import worker_shares
 from twostream_ray.storage import lease, user_folder
 from twostream_ray.storage.temporary_folders import is_own_folder, sweep
@@ -60,21 +60,21 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
         RegistryError: the best model cannot be registered.
     """
     require_cluster()
-    config = _sharing_samples(with_absolute_places(config))
+    config = _sharing_samples(with_absolute_uris(config))
     sweep()
-    what, place = f"search {config.name!r}", run_place(config)
-    refuse_foreign(place, mark="search.json", what=what)
-    shard_set = data_of(place, shards=config.data.shards, what=what)
+    what, uri = f"search {config.name!r}", run_uri(config)
+    refuse_foreign(uri, mark="search.json", what=what)
+    shard_set = data_of(uri, shards=config.data.shards, what=what)
     require_splits(config, shard_set, ("train_split", "validation_split"))
     if (before := _finished_before(config, shard_set)) is not None:
         return before
-    with lease.held(place, work=what, way_out="wait for it or end it, or choose another --name") as held:
+    with lease.held(uri, work=what, way_out="wait for it or end it, or choose another --name") as held:
         return _tune(config, shard_set, progress=progress, lost=lambda: held.lost_to is not None)
 
 
 def _finished_before(config: TuneConfig, shard_set: ShardSet) -> SearchReport | None:
     """The report of a search that has nothing left to do."""
-    if not storage.exists(storage.join(run_place(config), "report.json")):
+    if not storage.exists(storage.join(run_uri(config), "report.json")):
         return None
     return Search(config, shard_set).report_of_before()
 
@@ -93,7 +93,7 @@ def _tune(
             _run(search, progress, lost=lost)
             report = search.conclude()
             if config.search.share_samples_gb:
-                _remove_on_every_node(_samples_place(config))
+                _remove_on_every_node(_samples_folder(config))
     except BaseException as error:
         search.leave("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -106,22 +106,22 @@ def _sharing_samples(config: TuneConfig) -> TuneConfig:
     if not config.search.share_samples_gb or data.sample_cache is not None or data.decode_at != "worker":
         return config
     limit_gb = config.search.share_samples_gb
-    return replace(config, data=replace(data, sample_cache=_samples_place(config), sample_cache_gb=limit_gb))
+    return replace(config, data=replace(data, sample_cache=_samples_folder(config), sample_cache_gb=limit_gb))
 
 
-def _samples_place(config: TuneConfig) -> str:
+def _samples_folder(config: TuneConfig) -> str:
     """Of this search alone, and the same when it is resumed."""
-    search = hashlib.sha256(run_place(config).encode()).hexdigest()[:12]
-    return str(user_folder.place() / f"samples-{search}")
+    search = hashlib.sha256(run_uri(config).encode()).hexdigest()[:12]
+    return str(user_folder.path() / f"samples-{search}")
 
 
-def _remove_on_every_node(place: str) -> None:
+def _remove_on_every_node(uri: str) -> None:
     """Remove a directory of this user, named after a search, on each machine of the cluster."""
 
     @ray.remote(num_cpus=0)
     def remove() -> None:
-        if is_own_folder(Path(place)):
-            shutil.rmtree(place, ignore_errors=True)
+        if is_own_folder(Path(uri)):
+            shutil.rmtree(uri, ignore_errors=True)
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     on_each = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
@@ -151,8 +151,8 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
     left = search.trials_left()
     if not left:
         return
-    system, path = storage.filesystem(search.place, patient=True)
-    trainable = partial(_train_one, space=search.space, place=search.place, share=share, parent=search.mlflow_run)
+    system, path = storage.filesystem(search.uri, patient=True)
+    trainable = partial(_train_one, space=search.space, uri=search.uri, share=share, parent=search.mlflow_run)
     with _tune_to_our_taste():
         ray_tune.Tuner(
             ray_tune.with_resources(trainable, {"CPU": _TRIAL_CPUS}),
@@ -187,12 +187,12 @@ def _train_one(
     drawn: dict[str, Any],
     *,
     space: Space,
-    place: str,
+    uri: str,
     share: Callable[[ExperimentConfig], ExperimentConfig],
     parent: tracking.RunHandle,
 ) -> None:
     """What Tune runs in a process of its own for each trial."""
-    experiment = space.experiment(json.loads(drawn["settings"]), name=drawn["name"], storage=place)
+    experiment = space.experiment(json.loads(drawn["settings"]), name=drawn["name"], storage=uri)
     run_trial(share(experiment), parent=parent)
 
 

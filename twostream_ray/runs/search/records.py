@@ -110,16 +110,16 @@ class Spent:
 class TrialStore:
     """The records of a search in its folder."""
 
-    def __init__(self, config: TuneConfig, *, place: str) -> None:
+    def __init__(self, config: TuneConfig, *, uri: str) -> None:
         """Open the search in `place`; it begins there with its first trial.
 
         Raises:
             ConfigError: a search of this name was started with other settings, or a file of it is damaged.
         """
-        self._place, self._wanted = place, _fixed(config)
+        self._place, self._wanted = uri, _fixed(config)
         what = f"search {config.name!r}"
-        self._begun = begun_with(place, mark=_SETTINGS, settings=self._wanted, what=what)
-        state = storage.join(place, "state.json")
+        self._begun = begun_with(uri, mark=_SETTINGS, settings=self._wanted, what=what)
+        state = storage.join(uri, "state.json")
         self._state: dict[str, Any] = {}
         if storage.exists(state):
             way_out = "delete it and run the same command again, which then counts the hours from 0"
@@ -130,7 +130,7 @@ class TrialStore:
         """By number."""
         number = 0
         while storage.exists(self._file(number)):
-            self.records[number] = _read_trial(self._file(number), config, number=number, place=place)
+            self.records[number] = _read_trial(self._file(number), config, number=number, folder_uri=uri)
             number += 1
 
     def put(self, trial: TrialRecord) -> None:
@@ -178,7 +178,7 @@ def trial_name(search: str, number: int) -> str:
     return f"{search}-{number:04d}"
 
 
-def _read_trial(uri: str, config: TuneConfig, *, number: int, place: str) -> TrialRecord:
+def _read_trial(uri: str, config: TuneConfig, *, number: int, folder_uri: str) -> TrialRecord:
     name = trial_name(config.name, number)
     drawn = [setting.strip() for settings in config.search.space for setting in settings.split(",")]
     schema = record(
@@ -194,7 +194,7 @@ def _read_trial(uri: str, config: TuneConfig, *, number: int, place: str) -> Tri
             "seconds": {"type": "number", "minimum": 0},
         }
     )
-    way_out = f"choose another --name, or delete {place}"
+    way_out = f"choose another --name, or delete {folder_uri}"
     values = read_json(uri, schema, what=f"trial {name}", way_out=way_out, error=ConfigError, metrics=True)
     return TrialRecord(**values)
 

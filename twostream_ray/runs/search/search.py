@@ -20,7 +20,7 @@ from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, as
 from twostream_ray.runs.search.settings import TuneConfig, keep_settings
 from twostream_ray.runs.search.space import Space, TrialSettings
 from twostream_ray.runs.search.trial import trial_report
-from twostream_ray.runs.train.run import blueprint, run_place
+from twostream_ray.runs.train.run import blueprint, run_uri
 from twostream_ray.storage import json_files
 from twostream_ray.storage.temporary_folders import temporary_folder
 
@@ -69,11 +69,11 @@ class Search:
 
     def __init__(self, config: TuneConfig, shard_set: ShardSet) -> None:
         self.config, self._shard_set = config, shard_set
-        self.place = run_place(config)
+        self.uri = run_uri(config)
         """Folder of the search."""
         self.space = Space(config.search.space, base=config)
         self._draws = Proposer(self.space, config=config.search, seed=config.seed, check=self._parameters)
-        self.journal = TrialStore(config, place=self.place)
+        self.journal = TrialStore(config, uri=self.uri)
         self._waiting = [record for record in self.journal.records.values() if record.status == "running"]
         for record in self.journal.records.values():
             self._draws.recall(record.number, record.settings, record.parameters)
@@ -85,16 +85,16 @@ class Search:
         self._began = self._noted = time.monotonic()
         self._seconds_before = self.journal.seconds
         self.mlflow_run = tracking.RunHandle(
-            uri=config.tracking.resolved_uri(), place=self.place, experiment_id="", run_id=""
+            tracking_uri=config.tracking.resolved_uri(), run_uri=self.uri, experiment_id="", run_id=""
         )
 
     def report_of_before(self) -> SearchReport | None:
         """The report of an earlier call, if there is nothing left to do."""
-        place = storage.join(self.place, "report.json")
-        if not storage.exists(place):
+        uri = storage.join(self.uri, "report.json")
+        if not storage.exists(uri):
             return None
         stored = json_files.read_json(
-            place,
+            uri,
             _REPORT_SCHEMA,
             what=f"the report of search {self.config.name!r}",
             way_out="delete it and run the same command again, which evaluates the best trial once more",
@@ -113,12 +113,12 @@ class Search:
 
     def begin(self) -> None:
         """Write down what the search is, and open its MLflow run, or go on with it."""
-        keep_data(self.place, self._shard_set, what=f"search {self.config.name!r}")
-        keep_settings(self.config, place=self.place)
+        keep_data(self.uri, self._shard_set, what=f"search {self.config.name!r}")
+        keep_settings(self.config, folder_uri=self.uri)
         self.mlflow_run = tracking.start_run(
             self.config.tracking,
             run_name=self.config.name,
-            place=self.place,
+            run_uri=self.uri,
             parameters=asdict(self.config),
             tags=tracking.lineage_tags(
                 manifest_hash=self._shard_set.hash, flow_contract_hash=self._shard_set.contract.hash
@@ -170,7 +170,7 @@ class Search:
         if failure is not None:
             record = replace(record, status="failed", reason=failure)
             self.close_child(record, status="FAILED", words=f"failed: {failure}")
-        elif not storage.exists(storage.join(self.place, record.name, "report.json")):
+        elif not storage.exists(storage.join(self.uri, record.name, "report.json")):
             epochs = self._experiment(record.settings, record.number).training.epochs
             reason = f"by {self.config.search.scheduler} after {len(record.history)} of {epochs} epochs"
             record = replace(record, status="stopped early", reason=reason)
@@ -189,7 +189,7 @@ class Search:
 
     def close_child(self, record: TrialRecord, *, status: Any, words: str) -> None:
         """Say in a trial's MLflow run how it ended, which a trial that was stopped cannot do itself."""
-        child = tracking.run_at(self.config.tracking, place=storage.join(self.place, record.name))
+        child = tracking.run_at(self.config.tracking, run_uri=storage.join(self.uri, record.name))
         if child is None:
             return
         # Told again: MLflow may have been away when search and trial began.
@@ -222,7 +222,7 @@ class Search:
         raise TrainingError(
             f"search {self.config.name!r} has no trial that ended an epoch"
             + (f"; {len(failed)} failed, the last with: {failed[-1]}" if failed else "")
-            + f": mend the cause and choose another --name, or delete {self.place}"
+            + f": mend the cause and choose another --name, or delete {self.uri}"
         )
 
     def leave(self, status: Any) -> None:
@@ -251,7 +251,7 @@ class Search:
         return f"all {len(records)} trials that the space holds" if self._used_up else None
 
     def _experiment(self, settings: TrialSettings, number: int) -> ExperimentConfig:
-        return self.space.experiment(settings, name=self.trial_name(number), storage=self.place)
+        return self.space.experiment(settings, name=self.trial_name(number), storage=self.uri)
 
     def _parameters(self, settings: TrialSettings) -> int:
         """Weights of a trial's network; refuses what cannot be trained before anything starts."""
@@ -302,7 +302,7 @@ class Search:
             tables = [folder / "trials.csv", folder / "trials.json"]
             pictures = _draw_pictures(report.records, folder)
             for path in (*tables, *pictures.values()):
-                storage.write_bytes(storage.join(self.place, path.name), path.read_bytes())
+                storage.write_bytes(storage.join(self.uri, path.name), path.read_bytes())
             tracking.log_artifacts(self.mlflow_run, tables)
             tracking.log_pictures(self.mlflow_run, pictures)
         clips = {"clips_decoded": float(report.decoded), "clips_shown": float(report.shown)}
@@ -323,7 +323,7 @@ class Search:
             "gpus_per_trial": self.gpus_per_trial,
             "used_up": self._used_up,
         }
-        storage.write_json(storage.join(self.place, "report.json"), values_kept)
+        storage.write_json(storage.join(self.uri, "report.json"), values_kept)
 
 
 def _decoded_clips(metrics: dict[str, float]) -> float:

@@ -118,13 +118,13 @@ class TuneConfig(ExperimentConfig):
             )
 
 
-def keep_settings(config: TuneConfig, *, place: str) -> None:
+def keep_settings(config: TuneConfig, *, folder_uri: str) -> None:
     """Write down all settings of a search for `--resume`, except a tracking URI that holds a password."""
     values = asdict(config)
     uri = config.tracking.uri
     if uri is not None and redact(uri) != uri:
         values["tracking"]["uri"] = None
-    storage.write_json(storage.join(place, _KEPT), values)
+    storage.write_json(storage.join(folder_uri, _KEPT), values)
 
 
 def settings_from(arguments: Sequence[str]) -> TuneConfig:

@@ -13,7 +13,7 @@ from twostream_ray.errors import TrainingError, own_error
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.search.records import TrialRecord
 from twostream_ray.runs.train.checkpoints import history_of, result_of
-from twostream_ray.runs.train.run import TrainReport, read_report, run_place, train
+from twostream_ray.runs.train.run import TrainReport, read_report, run_uri, train
 from twostream_ray.runs.train.worker_group import watched_metric
 
 EPOCHS_DONE = "epochs_done"
@@ -78,9 +78,9 @@ class ReportToTune(TuneReportCallback):
 
 def epochs_so_far(config: ExperimentConfig) -> list[dict[str, float]]:
     """Metrics of the epochs that a run's newest checkpoint holds."""
-    if (report := read_report(run_place(config))) is not None:
+    if (report := read_report(run_uri(config))) is not None:
         return list(report["history"])
-    result = result_of(run_place(config), watched=watched_metric(config))
+    result = result_of(run_uri(config), watched=watched_metric(config))
     if result is None or result.checkpoint is None:
         return []
     return history_of(f"{'s3://' if storage.is_s3(config.storage) else ''}{result.checkpoint.path}")
@@ -92,19 +92,20 @@ def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
     Raises:
         TrainingError: the trial's checkpoints are gone.
     """
-    result = result_of(run_place(config), watched=watched_metric(config))
+    result = result_of(run_uri(config), watched=watched_metric(config))
     best = None if result is None or not result.best_checkpoints else result.get_best_checkpoint("val_top1", "max")
     if best is None:
-        raise TrainingError(f"the best checkpoint of trial {record.name} was wanted in {run_place(config)}, it is gone")
-    place = run_place(config)
-    run = tracking.run_at(config.tracking, place=place)
+        raise TrainingError(f"the best checkpoint of trial {record.name} was wanted in {run_uri(config)}, it is gone")
+    uri = run_uri(config)
+    run = tracking.run_at(config.tracking, run_uri=uri)
     return TrainReport(
         name=record.name,
         checkpoint=f"s3://{best.path}" if storage.is_s3(config.storage) else best.path,
         history=record.history,
         parameters=record.parameters,
         seconds=record.seconds,
-        run=run or tracking.RunHandle(uri=config.tracking.resolved_uri(), place=place, experiment_id="", run_id=""),
+        run=run
+        or tracking.RunHandle(tracking_uri=config.tracking.resolved_uri(), run_uri=uri, experiment_id="", run_id=""),
         done_before=False,
     )
 

@@ -91,43 +91,43 @@ def history_of(checkpoint: str) -> list[dict[str, float]]:
     return history
 
 
-def result_of(place: str, *, watched: str) -> ray.train.Result | None:
+def result_of(uri: str, *, watched: str) -> ray.train.Result | None:
     """What Ray knows of the run in a folder; None before its first checkpoint. `watched` tells the best.
 
     Raises:
         StorageError: the place cannot be read or written.
     """
-    mend_snapshot(place, watched=watched)
-    if not storage.exists(storage.join(place, SNAPSHOT)):
+    mend_snapshot(uri, watched=watched)
+    if not storage.exists(storage.join(uri, SNAPSHOT)):
         return None
-    system, path = storage.filesystem(place, patient=True)
+    system, path = storage.filesystem(uri, patient=True)
     return ray.train.Result.from_path(path, storage_filesystem=system)
 
 
-def mend_snapshot(place: str, *, watched: str) -> None:
+def mend_snapshot(path: str, *, watched: str) -> None:
     """Have a snapshot that Ray Train can go on from, and say so in a line if it had to be written anew.
 
     Raises:
         StorageError: the place cannot be read or written.
     """
-    uri = storage.join(place, SNAPSHOT)
+    uri = storage.join(path, SNAPSHOT)
     if not storage.exists(uri):
         return
     try:
-        fault = _fault_of(uri, place)
+        fault = _fault_of(uri, path)
     except (TwoStreamError, UnicodeDecodeError) as error:
         fault = str(error).partition(" was wanted at ")[2] or str(error)
     if fault is None:
         return
-    whole = sorted(_whole(place), key=lambda kept: kept.progress)
+    whole = sorted(_whole(path), key=lambda kept: kept.progress)
     storage.write_json(uri, _snapshot(whole, watched=watched))
     from_where = (
         f"from checkpoint {whole[-1].name}, the last that is whole" if whole else "from the start: none is whole"
     )
-    _log.warning("%s: Ray's notes of the checkpoints are damaged (%s); the run goes on %s", place, fault, from_where)
+    _log.warning("%s: Ray's notes of the checkpoints are damaged (%s); the run goes on %s", path, fault, from_where)
 
 
-def _fault_of(uri: str, place: str) -> str | None:
+def _fault_of(uri: str, path: str) -> str | None:
     """What Ray would stumble over, in words; None if all is well."""
     found = parse_json(
         storage.read_bytes(uri, limit_bytes=64 << 20),
@@ -148,33 +148,33 @@ def _fault_of(uri: str, place: str) -> str | None:
         return "its last checkpoint is not among the others"
     # Only the last is gone on from; the others are looked at when they are used.
     for name in names:
-        if not storage.exists(storage.join(place, name, STATE_FILE)):
+        if not storage.exists(storage.join(path, name, STATE_FILE)):
             return f"{name} is gone or damaged"
-    _require_whole(place, latest["checkpoint_dir_name"])
+    _require_whole(path, latest["checkpoint_dir_name"])
     return None
 
 
-def _whole(place: str) -> Iterator[Kept]:
+def _whole(uri: str) -> Iterator[Kept]:
     """The checkpoints in a run's folder that nothing is missing of."""
-    if storage.is_s3(place):
-        names = {path.partition("/")[0] for path, _ in storage.list_files(place)}
+    if storage.is_s3(uri):
+        names = {path.partition("/")[0] for path, _ in storage.list_files(uri)}
     else:
-        names = {path.name for path in Path(place).iterdir() if path.is_dir()}
+        names = {path.name for path in Path(uri).iterdir() if path.is_dir()}
     for name in sorted(names):
         if re.fullmatch(CHECKPOINT_NAME, name):
             try:
-                yield _require_whole(place, name)
+                yield _require_whole(uri, name)
             except TwoStreamError as error:
-                _log.warning("%s/%s is left out: %s", place, name, error)
+                _log.warning("%s/%s is left out: %s", uri, name, error)
 
 
-def _require_whole(place: str, name: str) -> Kept:
+def _require_whole(uri: str, name: str) -> Kept:
     """Read what a checkpoint says of itself, and see that its tensors are there to the last byte.
 
     Raises:
         CheckpointError, StorageError: something is missing or damaged.
     """
-    folder = storage.join(place, name)
+    folder = storage.join(uri, name)
     where = storage.join(folder, STATE_FILE)
     state = parse_state(storage.read_bytes(where), where=where)
     for file in (MODEL_FILES[0], OPTIMISER_FILE):
@@ -195,7 +195,7 @@ def _require_all_bytes(uri: str) -> None:
             return (file.read(length) if length <= _MOST_HEADER_BYTES else b""), size
 
     try:
-        header, size = storage.patiently(read, place=uri)
+        header, size = storage.patiently(read, uri=uri)
         tensors = json.loads(header)
         end = max((entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"), default=0)
         whole = size == 8 + len(header) + end

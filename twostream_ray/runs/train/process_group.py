@@ -38,7 +38,7 @@ class _FileBackend(_TorchBackend):
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
         worker_group.execute(_set_torch_distributed_env_vars)
         # A group that starts again must not find what the one before it has written.
-        place = Path(backend_config.folder) / f"process-group-{uuid.uuid4().hex}"
+        path = Path(backend_config.folder) / f"process-group-{uuid.uuid4().hex}"
         begun = [
             worker_group.execute_single_async(
                 rank,
@@ -46,7 +46,7 @@ class _FileBackend(_TorchBackend):
                 backend=backend,
                 world_rank=rank,
                 world_size=len(worker_group),
-                init_method=f"file://{place}",
+                init_method=f"file://{path}",
                 timeout_s=backend_config.timeout_s,
             )
             for rank in range(len(worker_group))

@@ -16,7 +16,7 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
-from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, with_absolute_places
+from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, with_absolute_uris
 from twostream_ray.runs.run_folder import begun_with, data_of, explained, keep_data, kept_data, refuse_foreign
 from twostream_ray.runs.train.checkpoints import CHECKPOINT_NAME
 from twostream_ray.runs.train.worker_group import Progress, by_epoch, fit, require_lanes
@@ -63,7 +63,7 @@ class TrainReport:
     """The run had been finished by an earlier call; nothing was trained."""
 
 
-def run_place(config: ExperimentConfig) -> str:
+def run_uri(config: ExperimentConfig) -> str:
     """Where a run keeps its checkpoints and reports."""
     return storage.join(storage.absolute(config.storage), config.name)
 
@@ -90,24 +90,24 @@ def train(
         LeaseError: another process trains the run.
         TrainingError: the run failed more often than workers.max_failures allows.
     """
-    config = with_absolute_places(config)
+    config = with_absolute_uris(config)
     config.tracking.require_usable()
     sweep()
-    what, place = f"run {config.name!r}", run_place(config)
-    refuse_foreign(place, mark=_SETTINGS, what=what)
+    what, uri = f"run {config.name!r}", run_uri(config)
+    refuse_foreign(uri, mark=_SETTINGS, what=what)
     if parent is not None:
         # The search holds its folder, and has looked at its data.
-        shard_set = kept_data(parent.place, shards=config.data.shards)
+        shard_set = kept_data(parent.run_uri, shards=config.data.shards)
         if shard_set is None:
-            raise ShardError(f"the data that search {parent.place} began with are not there: choose another --name")
+            raise ShardError(f"the data that search {parent.run_uri} began with are not there: choose another --name")
         return _train(config, shard_set, progress, stop, callbacks, parent)
-    shard_set = data_of(place, shards=config.data.shards, what=what)
+    shard_set = data_of(uri, shards=config.data.shards, what=what)
     require_splits(config, shard_set, SPLITS)
-    if (finished := _finished_before(config, place)) is not None:
+    if (finished := _finished_before(config, uri)) is not None:
         return finished
     stop = stop or threading.Event()
     way_out = "wait for it or end it, or choose another --name"
-    with lease.held(place, work=what, way_out=way_out, when_lost=stop.set):
+    with lease.held(uri, work=what, way_out=way_out, when_lost=stop.set):
         return _train(config, shard_set, progress, stop, callbacks, None)
 
 
@@ -134,20 +134,20 @@ def _train(
     parent: tracking.RunHandle | None,
 ) -> TrainReport:
     """`train` with the run's folder to itself."""
-    what, place = f"run {config.name!r}", run_place(config)
-    if (finished := _finished_before(config, place)) is not None:
+    what, uri = f"run {config.name!r}", run_uri(config)
+    if (finished := _finished_before(config, uri)) is not None:
         return finished
     if config.workers.num_workers is not None:
         require_lanes(config, workers=config.workers.most_workers(gpus=0))
     package, network = blueprint(config, shard_set)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    storage.write_json(storage.join(place, _SETTINGS), fixed_settings(config))
+    storage.write_json(storage.join(uri, _SETTINGS), fixed_settings(config))
     if parent is None:
-        keep_data(place, shard_set, what=what)
+        keep_data(uri, shard_set, what=what)
     handle = tracking.start_run(
         config.tracking,
         run_name=config.name,
-        place=place,
+        run_uri=uri,
         parameters=asdict(config) | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
         tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
         parent=parent,
@@ -157,7 +157,7 @@ def _train(
         checkpoint, history = fit(
             config,
             package,
-            data_place=place if parent is None else parent.place,
+            data_uri=uri if parent is None else parent.run_uri,
             handle=handle,
             needs_rgb=network.needs_rgb,
             needs_flow=network.needs_flow,
@@ -186,7 +186,7 @@ def _train(
     )
     # Without the tracking URI, which may hold a password.
     ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
-    storage.write_json(storage.join(place, _REPORT), asdict(report) | {"run": ids})
+    storage.write_json(storage.join(uri, _REPORT), asdict(report) | {"run": ids})
     return report
 
 
@@ -243,28 +243,28 @@ def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
         ) from None
 
 
-def _finished_before(config: ExperimentConfig, place: str) -> TrainReport | None:
+def _finished_before(config: ExperimentConfig, uri: str) -> TrainReport | None:
     """The report of a finished run of this name; refuses a run that was started with other settings.
 
     Raises:
         ConfigError: they differ, or a file of the run is damaged.
     """
-    begun = begun_with(place, mark=_SETTINGS, settings=fixed_settings(config), what=f"run {config.name!r}")
-    if not begun or (report := read_report(place)) is None:
+    begun = begun_with(uri, mark=_SETTINGS, settings=fixed_settings(config), what=f"run {config.name!r}")
+    if not begun or (report := read_report(uri)) is None:
         return None
-    run = tracking.RunHandle(uri=config.tracking.resolved_uri(), place=place, **report.pop("run"))
+    run = tracking.RunHandle(tracking_uri=config.tracking.resolved_uri(), run_uri=uri, **report.pop("run"))
     # The folder may have been moved since.
-    report["checkpoint"] = storage.join(place, report["checkpoint"].rpartition("/")[2])
+    report["checkpoint"] = storage.join(uri, report["checkpoint"].rpartition("/")[2])
     return TrainReport(**report | {"name": config.name, "run": tracking.deliver(run), "done_before": True})
 
 
-def read_report(place: str) -> dict[str, Any] | None:
+def read_report(uri: str) -> dict[str, Any] | None:
     """The report of the run in a folder, in JSON's types; None before its end.
 
     Raises:
         ConfigError: it is damaged.
     """
-    report = storage.join(place, _REPORT)
+    report = storage.join(uri, _REPORT)
     if not storage.exists(report):
         return None
     values = read_json(

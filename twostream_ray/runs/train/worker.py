@@ -49,7 +49,7 @@ _SECONDS_BETWEEN_LAST_CHECKPOINTS = 5.0
 def train_worker(arguments: dict[str, Any]) -> Network:
     """Train from the last checkpoint, or from the start, to the end; gives this worker's copy of the network.
 
-    `arguments`: config, package, needs_rgb, needs_flow, data_place, where it is written down which data the run began
+    `arguments`: config, package, needs_rgb, needs_flow, data_uri, where it is written down which data the run began
     with, and the board that progress is posted to. A run that is asked
     to stop, or that meets a loss that is not finite, ends early and says so on the board.
     """
@@ -57,7 +57,7 @@ def train_worker(arguments: dict[str, Any]) -> Network:
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     config: ExperimentConfig = arguments["config"]
     sweep()
-    shard_set = kept_data(arguments["data_place"], shards=config.data.shards) or open_shards(config.data.shards)
+    shard_set = kept_data(arguments["data_uri"], shards=config.data.shards) or open_shards(config.data.shards)
     worker = _Worker(config, arguments["package"], shard_set=shard_set, board=arguments["board"])
     loader = SnippetLoader(
         shard_set,
@@ -108,7 +108,7 @@ class _Worker:
         self._first_step = 0
         self._earlier: PassResult | None = None
         if checkpoint is not None:
-            with _on_disk(checkpoint, storage_place=config.storage) as directory:
+            with _on_disk(checkpoint, storage_uri=config.storage) as directory:
                 self._go_on(directory)
         self._step = TrainingStep(
             distributed(self.network, config=config.training, device=device),
@@ -259,9 +259,9 @@ class _Worker:
 
 
 @contextmanager
-def _on_disk(checkpoint: ray.train.Checkpoint, *, storage_place: str) -> Iterator[Path]:
+def _on_disk(checkpoint: ray.train.Checkpoint, *, storage_uri: str) -> Iterator[Path]:
     """A checkpoint's files on this machine; of s3:// a copy, which Ray's own way would leave if this were killed."""
-    if not storage.is_s3(storage_place):
+    if not storage.is_s3(storage_uri):
         yield Path(checkpoint.path)
         return
     with temporary_folder() as folder:

@@ -43,7 +43,7 @@ def fit(
     config: ExperimentConfig,
     package: ModelPackage,
     *,
-    data_place: str,
+    data_uri: str,
     handle: tracking.RunHandle,
     needs_rgb: bool,
     needs_flow: bool,
@@ -53,7 +53,7 @@ def fit(
 ) -> tuple[str, list[dict[str, float]]]:
     """Train with a group of workers; gives the checkpoint to use and the metrics of every epoch.
 
-    `data_place` is the folder where it is written down which data the run began with.
+    `data_uri` is the folder where it is written down which data the run began with.
 
     Raises:
         ConfigError: there are more workers than lanes.
@@ -109,7 +109,7 @@ def fit(
                 # Workers record nothing, and a tracking URI may hold a password that Ray's pages would show.
                 "config": replace(config, tracking=tracking.TrackingConfig()),
                 "package": package,
-                "data_place": data_place,
+                "data_uri": data_uri,
                 "needs_rgb": needs_rgb,
                 "needs_flow": needs_flow,
                 "board": board,
@@ -131,7 +131,7 @@ def fit(
                     checkpoint_score_attribute=watched,
                     checkpoint_score_order="max",
                 ),
-                callbacks=[EpochRecorder(handle.place, board, timeout_s=config.workers.timeout_s), *callbacks],
+                callbacks=[EpochRecorder(handle.run_uri, board, timeout_s=config.workers.timeout_s), *callbacks],
             ),
         )
         try:
@@ -228,8 +228,8 @@ class EpochRecorder(UserCallback):
     The driver sends it to MLflow, which takes seconds to import and may be slow: new workers would wait for it.
     """
 
-    def __init__(self, place: str, board: Any, *, timeout_s: float) -> None:
-        self._place, self._board, self._timeout_s = place, board, timeout_s
+    def __init__(self, uri: str, board: Any, *, timeout_s: float) -> None:
+        self._place, self._board, self._timeout_s = uri, board, timeout_s
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """Ray Train's hook: every worker has reported."""
