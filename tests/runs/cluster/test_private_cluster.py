@@ -81,7 +81,7 @@ def test_the_clusters_processes_are_in_sessions_of_their_own(cluster: None) -> N
 ABANDONED = """
 import os, subprocess, sys, tempfile
 from pathlib import Path
-from twostream_ray.data.locks import locked
+from twostream_ray.storage.locks import locked
 folder = Path(tempfile.mkdtemp(prefix="ts-", dir=sys.argv[1]))
 with locked(folder / "owned"):
     log = (folder / "agent.log").open("w")

@@ -136,7 +136,7 @@ def test_no_process_of_a_run_listens_beyond_loopback_or_takes_a_job_without_the_
 
 FAILING = """
 import sys
-from twostream_ray.runs.session import ray_session
+from twostream_ray.runs.cluster.session import ray_session
 try:
     with ray_session():
         raise ValueError("of the user's own")

@@ -100,11 +100,11 @@ def test_other_errors_and_ends_pass_while_the_processes_live() -> None:
 STUCK = """
 import subprocess, time
 from types import SimpleNamespace
-from twostream_ray.runs import cluster_watch
-cluster_watch._PATIENCE_S = 0.5
+from twostream_ray.runs.cluster import watchdog
+watchdog._PATIENCE_S = 0.5
 process = subprocess.Popen(["false"])
 node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=process)]})
-with cluster_watch.watched(node, folder="/logs", end=lambda: print("ended the others", flush=True)):
+with watchdog.watched(node, folder="/logs", end=lambda: print("ended the others", flush=True)):
     while True:
         try:
             time.sleep(60)
