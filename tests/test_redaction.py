@@ -5,7 +5,16 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 
 from twostream_ray.errors import ConfigError, own_error
-from twostream_ray.redaction import HIDDEN, has_credentials, is_secret_name, redact, with_quoted_credentials
+from twostream_ray.redaction import (
+    HIDDEN,
+    brief,
+    has_credentials,
+    is_secret_name,
+    one_line,
+    printable,
+    redact,
+    with_quoted_credentials,
+)
 
 
 @pytest.mark.parametrize(
@@ -168,3 +177,27 @@ def test_signed_addresses_of_an_object_store_keep_their_place_and_lose_their_sig
 def test_uris_with_credentials_are_told_from_others() -> None:
     assert not any(has_credentials(uri) for uri in NO_SECRETS)
     assert has_credentials("s3://key:se/cret@bucket/x") and has_credentials("s3://key@bucket")
+
+
+def test_letters_of_every_script_stay() -> None:
+    for text in ("naïve façade", "走る", "می‌خواهم", "👩‍🚀", "a\u00a0b", "$x$ [y]"):
+        assert printable(text) == text
+    assert printable("a\nb\tc", lines=True) == "a\nb\tc" and printable("a\nb\tc") == r"a\nb\tc"
+
+
+def test_control_characters_and_bytes_that_are_no_text_become_their_escapes() -> None:
+    assert printable("a\x1b[2J\u202eb\udcff") == r"a\x1b[2J\u202eb\xff"
+
+
+def test_an_error_is_one_line_that_says_something() -> None:
+    assert one_line(ValueError("a\n  b")) == "a b"
+    assert one_line(OSError(28, "No space left", "/a/file")) == "No space left"
+    assert one_line(RuntimeError()) == "RuntimeError"
+    assert one_line("x" * 300, longest=80) == "x" * 80
+    assert one_line("") == ""
+
+
+def test_a_long_value_is_cut_and_one_that_python_does_not_write_is_named() -> None:
+    assert brief("a\nb") == r"'a\nb'"
+    assert brief([0] * 1000) == f"{[0] * 1000!r}"[:80] + "..."
+    assert brief(10**10_000) == "an integer of thousands of digits"

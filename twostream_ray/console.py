@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from twostream_ray.settings.names import printable
+from twostream_ray.redaction import printable
 
 _SECONDS_BETWEEN_LINES = 15.0
 _TOLERABLE_WAIT = 0.1

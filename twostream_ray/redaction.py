@@ -1,4 +1,8 @@
-"""What must never be seen: passwords, tokens and keys, in names of settings, values, URIs and messages."""
+"""What a message may show: no secrets (passwords, tokens, keys), one line, printable characters.
+
+Everything that other people wrote (names, values, URIs, what a library says of its failure) passes here on its way into
+a message, a log, a report or a picture.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from urllib.parse import quote, unquote
 
@@ -38,6 +43,50 @@ _TOKEN = re.compile(
 _SECRET_VARIABLE = re.compile(r"(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|SECRET_KEY|ACCESS_KEY|API_KEY)\Z", re.I)
 _SHORTEST_KNOWN = 6
 """Characters of the shortest value that is hidden wherever it stands: a shorter one may be part of any word."""
+
+_JOINERS = "\u200c\u200d"
+"""Invisible characters that scripts are written with."""
+
+_LONGEST_VALUE = 80
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """The text as a terminal, a log or a picture may show it; with `lines`, it may have several.
+
+    Control characters, which would move a cursor, change colours or the order of letters, become their escapes; so do
+    the bytes of a file name that are no UTF-8, which Python keeps as lone surrogates.
+    """
+    if text.isprintable():
+        return text
+    kept = _JOINERS + ("\n\t" if lines else "")
+    return "".join(
+        character
+        if character.isprintable() or character in kept or unicodedata.category(character) == "Zs"
+        else _escaped(character)
+        for character in text
+    )
+
+
+def _escaped(character: str) -> str:
+    if 0xDC80 <= ord(character) <= 0xDCFF:
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def one_line(said: BaseException | str, *, longest: int = 160) -> str:
+    """What an error says, or a text, in one line of at most `longest` characters; an error without words, its type."""
+    # Not str() of an error of PyAV: it ends with the last line of FFmpeg's log, which may be about another file.
+    text = said if isinstance(said, str) else getattr(said, "strerror", None) or str(said) or type(said).__name__
+    return " ".join(text.split())[:longest]
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, in one line of at most 80 characters and three dots."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:
+        return "an integer of thousands of digits"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def is_secret_name(name: str) -> bool:

@@ -143,4 +143,4 @@ def test_faults_of_the_program_keep_their_traceback(monkeypatch: pytest.MonkeyPa
 
 def test_a_refusal_is_one_line_whatever_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     complain("a\nb\x1b[2J\rc [/d] \udcff", verb="x y")
-    assert capsys.readouterr().err == "twostream x y: error: a b\\x1b[2J c [/d] \\udcff\n"
+    assert capsys.readouterr().err == "twostream x y: error: a b\\x1b[2J c [/d] \\xff\n"

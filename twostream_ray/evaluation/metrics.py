@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twostream_ray.errors import TrainingError
-from twostream_ray.settings.names import printable
+from twostream_ray.redaction import printable
 
 
 def predicted_classes(scores: ArrayLike) -> NDArray[np.int64]:

@@ -10,9 +10,9 @@ from numbers import Integral, Real
 from typing import Any
 
 from twostream_ray.errors import ConfigError
+from twostream_ray.redaction import brief
 
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
-_SHOWN = 80
 
 
 def require_within(settings: Any, prefix: str = "", **intervals: str) -> None:
@@ -38,19 +38,19 @@ def require_within(settings: Any, prefix: str = "", **intervals: str) -> None:
 def _require(number: Any, setting: str, interval: str, *, whole: bool, got: Any) -> None:
     kinds: Any = Integral if whole else Real
     if isinstance(number, bool) or not isinstance(number, kinds):
-        raise ConfigError(f"{setting} must be a {'whole ' if whole else ''}number, got {_shown(got)}")
+        raise ConfigError(f"{setting} must be a {'whole ' if whole else ''}number, got {brief(got)}")
     if not whole and not _is_finite(number):
-        raise ConfigError(f"{setting} must be a finite number, got {_shown(got)}")
+        raise ConfigError(f"{setting} must be a finite number, got {brief(got)}")
     low_is_in, low, high, high_is_in = _parsed(interval)
     too_low = number < low if low_is_in else number <= low
     too_high = number > high if high_is_in else number >= high
     if high <= 1 and (too_low or too_high):
-        raise ConfigError(f"{setting} must lie in {interval}, got {_shown(got)}")
+        raise ConfigError(f"{setting} must lie in {interval}, got {brief(got)}")
     if too_low:
-        raise ConfigError(f"{setting} must be {'at least' if low_is_in else 'more than'} {low:g}, got {_shown(got)}")
+        raise ConfigError(f"{setting} must be {'at least' if low_is_in else 'more than'} {low:g}, got {brief(got)}")
     if too_high:
         told = f"{high:,}" if isinstance(high, int) else f"{high:g}"
-        raise ConfigError(f"{setting} must be {'at most' if high_is_in else 'less than'} {told}, got {_shown(got)}")
+        raise ConfigError(f"{setting} must be {'at most' if high_is_in else 'less than'} {told}, got {brief(got)}")
 
 
 def _is_finite(number: Any) -> bool:
@@ -72,11 +72,3 @@ def _number(text: str) -> float:
         return int(text)
     except ValueError:
         return float(text)
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:
-        return "an integer of thousands of digits"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

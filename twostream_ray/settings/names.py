@@ -1,8 +1,6 @@
-"""Names that people give: refused where they would become a folder, an MLflow run or a model, shown harmlessly."""
+"""Validation of the names that people give: of runs, models, data sets, which become folders and MLflow's names."""
 
 from __future__ import annotations
-
-import unicodedata
 
 from twostream_ray.errors import ConfigError
 
@@ -10,25 +8,6 @@ _LONGEST_BYTES = 100
 """A folder's name may have 255; a trial's is longer than its search's."""
 
 _SHOWN = 60
-
-_JOINERS = "\u200c\u200d"
-"""Invisible characters that scripts are written with."""
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """The text as a terminal, a log or a picture may show it; with `lines`, it may have several.
-
-    Control characters, which would move a cursor, change colours or the order of letters, become their escapes.
-    """
-    kept = _JOINERS + ("\n\t" if lines else "")
-    if text.isprintable():
-        return text
-    return "".join(
-        character
-        if character.isprintable() or character in kept or unicodedata.category(character) == "Zs"
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def require_name(name: str, *, setting: str, blanks: bool = False) -> None:

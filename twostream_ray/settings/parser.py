@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from twostream_ray.errors import ConfigError
+from twostream_ray.redaction import brief
 from twostream_ray.settings.recipe_text import Recipe, parse_recipe, read_recipe
 
 set_parsing_settings(
@@ -31,7 +32,6 @@ Settings = TypeVar("Settings")
 _LONGEST_TEXT = 4096
 """Characters of a text, as Linux has for a path."""
 _LARGEST_WHOLE_NUMBER = 2**63
-_SHOWN = 80
 
 
 def _load_value(text: str) -> Any:
@@ -141,9 +141,7 @@ def _check_inline(hint: Any, option: str, value: str) -> None:
             recipe = parse_recipe(value, where=option)
             _hold_value(next(iter(_parts(hint)), hint) if option.endswith("+") else hint, recipe.values, key, recipe)
     elif is_dataclass(hint):
-        raise ConfigError(
-            f"{option} takes several settings as {{name: value}}, got {_brief(value)}: a file is --config"
-        )
+        raise ConfigError(f"{option} takes several settings as {{name: value}}, got {brief(value)}: a file is --config")
 
 
 def _hint_of(kind: type, key: str) -> Any:
@@ -175,7 +173,7 @@ def _hold_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, compl
         if isinstance(value, Mapping):
             _hold_against(hint, value, recipe=recipe, prefix=key, complete=complete)  # type: ignore[arg-type]
         else:
-            got = "nothing: leave it out" if value is None else _brief(value)
+            got = "nothing: leave it out" if value is None else brief(value)
             raise ConfigError(f"{where}{key} holds settings of its own as `name: value`, got {got}")
     elif value is None and not _takes(NoneType, hint):
         raise ConfigError(f"{where}{key} wants {_told(hint)}, got nothing")
@@ -185,9 +183,9 @@ def _hold_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, compl
         if "\0" in value:
             raise ConfigError(f"{where}{key} holds a NUL character, which no path or name has")
         if not _takes_text(hint):
-            raise ConfigError(f"{where}{key} wants {_told(hint)}, got the text {_brief(value)}")
+            raise ConfigError(f"{where}{key} wants {_told(hint)}, got the text {brief(value)}")
     elif isinstance(value, int) and abs(value) > _LARGEST_WHOLE_NUMBER:
-        raise ConfigError(f"{where}{key} is too large a number: {_brief(value)}")
+        raise ConfigError(f"{where}{key} is too large a number: {brief(value)}")
     elif isinstance(value, list | tuple) and _parts(hint):
         parts = _parts(hint)
         for number, item in enumerate(value):
@@ -227,14 +225,6 @@ def _names(kind: type, prefix: str = "") -> Iterator[str]:
         yield key
         if is_dataclass(hint):
             yield from _names(hint, key)  # type: ignore[arg-type]
-
-
-def _brief(value: Any) -> str:
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # an integer of thousands of digits
-        return "an integer of thousands of digits"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def dotted(values: Any, prefix: str = "") -> dict[str, Any]:

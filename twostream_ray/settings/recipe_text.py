@@ -17,6 +17,7 @@ import yaml
 
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError, StorageError
+from twostream_ray.redaction import one_line
 
 LIMIT_BYTES = 4 << 20
 """A recipe of a whole experiment has about 2 kB."""
@@ -89,7 +90,7 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
     except (json.JSONDecodeError, RecursionError):
         given = None
     except ValueError as error:
-        raise ConfigError(f"{where}: {' '.join(str(error).split())[:80]}") from error
+        raise ConfigError(f"{where}: {one_line(error, longest=80)}") from error
     if given is not None:
         # YAML refuses tabs, which JSON has between its values only.
         text = text.replace("\t", " ")
@@ -113,7 +114,7 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
     except RecursionError as error:
         raise ConfigError(f"{where}: settings are nested more than {_MOST_LEVELS} levels deep") from error
     except (ValueError, KeyError) as error:
-        told = " ".join(str(error).split())[:80]
+        told = one_line(error, longest=80)
         raise ConfigError(
             f"{where}: a number is too large, or a value is not what its tag says ({told}): leave tags out"
         ) from error

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from twostream_ray import storage
 from twostream_ray.errors import TwoStreamError
+from twostream_ray.redaction import brief, one_line
 
 Schema = Mapping[str, Any]
 """A JSON Schema; a plain dictionary at the top of the module that owns the document."""
@@ -34,8 +35,6 @@ WORD = {"type": "string", "minLength": 1, "maxLength": 1000}
 
 COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
 """How many there are of something, or how many bytes it has."""
-
-_SHOWN = 80
 
 
 def record(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None, *, others: bool = False) -> Schema:
@@ -100,7 +99,7 @@ def parse_json(
             object_pairs_hook=_refuse_twice,
         )
     except (ValueError, RecursionError) as fault:
-        raise error(f"{what} was wanted at {where}, it holds no JSON ({_one_line(fault)}): {way_out}") from fault
+        raise error(f"{what} was wanted at {where}, it holds no JSON ({one_line(fault)}): {way_out}") from fault
     check(values, schema, where=where, what=what, way_out=way_out, error=error)
     return values
 
@@ -127,7 +126,7 @@ def _told(fault: Any) -> str:
         return f"lacks {', '.join(sorted(set(fault.validator_value) - set(fault.instance)))}"[:200]
     if fault.validator == "additionalProperties":
         unknown = set(fault.instance) - set(fault.schema["properties"])
-        return f"has the unknown key {_brief(min(unknown))}"
+        return f"has the unknown key {brief(min(unknown))}"
     wanted = {
         "type": "wants type {}, has {}",
         "minimum": "wants at least {}, has {}",
@@ -143,16 +142,7 @@ def _told(fault: Any) -> str:
         "maxLength": "wants at most {} characters, has {}",
         "uniqueItems": "has a value twice: {1}",
     }.get(fault.validator, "is against the rule {}, with {}")
-    return wanted.format(_brief(fault.validator_value), _brief(fault.instance))
-
-
-def _brief(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _one_line(fault: BaseException) -> str:
-    return " ".join(str(fault).split())[:160] or type(fault).__name__
+    return wanted.format(brief(fault.validator_value), brief(fault.instance))
 
 
 @lru_cache(maxsize=64)
@@ -167,7 +157,7 @@ def _refuse_constant(name: str) -> float:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:_SHOWN]} is too large for a number")
+        raise ValueError(f"{text[:80]} is too large for a number")
     return value
 
 

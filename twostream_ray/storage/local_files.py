@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from twostream_ray.errors import AccessError, MissingError, StorageError, own_error
+from twostream_ray.redaction import one_line, printable
 
 FILE_URI = re.compile(r"file:(?:(?=/[^/])|//(?:localhost(?=/))?)", re.IGNORECASE)
 """How a file URI of this machine begins; a percent-encoded path follows (RFC 8089)."""
@@ -48,8 +49,7 @@ class LeftOut(NamedTuple):
 
 def reason(error: OSError) -> str:
     """What the operating system refused, in words, with the way out."""
-    told = " ".join(str(error.strerror or error).split())
-    return next((words for codes, words in _REASONS.items() if error.errno in codes), told)
+    return next((words for codes, words in _REASONS.items() if error.errno in codes), one_line(error))
 
 
 def explained(error: OSError, named: str, *, uri: Path) -> StorageError:
@@ -62,16 +62,6 @@ def explained(error: OSError, named: str, *, uri: Path) -> StorageError:
     where = f" ({printable(at)})" if at not in ("", str(uri)) and not at.endswith(".partial") else ""
     kind = AccessError if error.errno in _OF_ONE_PLACE else StorageError
     return kind(f"{named}: {reason(error)}{where}")
-
-
-def printable(path: str) -> str:
-    """A path as it can be printed in one line: control characters and bytes that are no UTF-8 are escaped."""
-    return "".join(sign if sign.isprintable() else _escaped(sign) for sign in path)
-
-
-def _escaped(sign: str) -> str:
-    # Python keeps a byte of a file name that is no UTF-8 as a lone surrogate.
-    return f"\\x{ord(sign) - 0xDC00:02x}" if 0xDC80 <= ord(sign) <= 0xDCFF else repr(sign)[1:-1]
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from twostream_ray.errors import AccessError
-from twostream_ray.redaction import redact
-from twostream_ray.storage.local_files import LeftOut, printable
+from twostream_ray.redaction import one_line, printable, redact
+from twostream_ray.storage.local_files import LeftOut
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -97,9 +97,9 @@ def _told(error: Exception, *, uri: str) -> str:
     return str(error).replace(path, "").replace(f"'{key}'", "")
 
 
-def brief(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """An error's message in one line."""
-    return redact(" ".join(str(error).split()))[:200] or type(error).__name__
+    return redact(one_line(str(error) or type(error).__name__, longest=10_000))[:200]
 
 
 def list_below(uri: str) -> Iterator[tuple[str, int] | LeftOut]:

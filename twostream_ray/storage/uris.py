@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from twostream_ray.errors import AccessError, MissingError, StorageError
-from twostream_ray.redaction import has_credentials
+from twostream_ray.redaction import has_credentials, printable
 from twostream_ray.storage import local_files, object_store
-from twostream_ray.storage.local_files import FILE_URI, LeftOut, printable
+from twostream_ray.storage.local_files import FILE_URI, LeftOut
 from twostream_ray.storage.temporary_folders import temporary_folder
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def patiently(action: Callable[[], _Result], *, uri: str) -> _Result:
             _log.warning(
                 "%s: the store does not answer (%s), trying again for %.0f s",
                 uri,
-                object_store.brief(error),
+                object_store.error_message(error),
                 _PATIENCE_S - spent,
             )
         time.sleep(pause)
@@ -156,7 +156,7 @@ def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:
                 f"{named}: access denied; check the rights of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY there"
             ) from error
         waited = f"(tried for {_PATIENCE_S:.0f} s; check AWS_ENDPOINT_URL and the network)"
-        raise StorageError(f"{named}: {object_store.brief(error)} {waited}") from error
+        raise StorageError(f"{named}: {object_store.error_message(error)} {waited}") from error
 
 
 def read_bytes(uri: str, *, limit_bytes: int = _LIMIT_BYTES) -> bytes:

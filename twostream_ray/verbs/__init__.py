@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.settings.names import printable
+from twostream_ray.redaction import printable
 
 
 def complain(text: str, *, verb: str = "") -> None:

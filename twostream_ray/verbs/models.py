@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.settings.names import printable
+from twostream_ray.redaction import printable
 from twostream_ray.verbs import complain, require_uri
 
 

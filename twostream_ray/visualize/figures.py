@@ -13,7 +13,7 @@ from matplotlib import font_manager, rcParams
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from twostream_ray.settings.names import printable
+from twostream_ray.redaction import printable
 
 _log = logging.getLogger("twostream_ray")
 _MOST_FALLBACKS = 6

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from twostream_ray.settings.names import printable
+from twostream_ray.redaction import printable
 from twostream_ray.visualize.figures import save
 
 _WHEEL_KNOTS = (0, 15, 21, 25, 36, 49, 55)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from twostream_ray.settings.names import printable
+from twostream_ray.redaction import printable
 from twostream_ray.visualize.figures import save
 
 _MOST_COUNTED_CLASSES = 20

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twostream_ray.settings.names import printable
+from twostream_ray.redaction import printable
 
 Trial = Mapping[str, object]
 """Settings and outcome of one trial."""

@@ -9,7 +9,8 @@ from urllib.parse import unquote
 
 from twostream_ray.data.sources.lists import IMAGE_SUFFIXES, ROLES, VIDEO_SUFFIXES, ListFiles, Membership
 from twostream_ray.errors import CatalogError
-from twostream_ray.storage.local_files import LeftOut, is_hidden, printable
+from twostream_ray.redaction import printable
+from twostream_ray.storage.local_files import LeftOut, is_hidden
 
 _MOST_SHOWN = 3
 _MOST_SUFFIXES = 8

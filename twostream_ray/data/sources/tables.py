@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twostream_ray.errors import CatalogError
+from twostream_ray.redaction import one_line
 
 SPLIT_TITLES = ("split", "splits", "subset", "set", "partition")
 """How a column of splits may be called; the first is taken where there are several."""
@@ -151,7 +152,7 @@ def _read_parquet(uri: str, content: bytes, *, columns: Sequence[str], optional:
         try:
             read[name] = table.column(at).to_pylist()
         except (OverflowError, ValueError) as error:  # dates beyond Python's, texts that are none
-            why = " ".join(str(error).split())[:120]
+            why = one_line(error, longest=120)
             raise CatalogError(
                 f"{uri}: values that can be written as UTF-8 text were wanted in {name} ({why})"
             ) from error

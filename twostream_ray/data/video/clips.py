@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from twostream_ray.data.video import encoder
 from twostream_ray.data.video.packets import packets_of
-from twostream_ray.data.video.pictures import RgbConverter, one_line
+from twostream_ray.data.video.pictures import RgbConverter
 from twostream_ray.data.video.raw_video import FrameStream
 from twostream_ray.errors import DecodeError
+from twostream_ray.redaction import one_line
 
 GROUP_OF_PICTURES = 6
 """Frames from one key frame to the next in re-encoded clips: what a seek decodes at most."""

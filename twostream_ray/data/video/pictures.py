@@ -14,6 +14,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from twostream_ray.errors import DecodeError
+from twostream_ray.redaction import one_line
 
 av.logging.set_level(av.logging.PANIC)
 
@@ -139,13 +140,6 @@ class RgbConverter:
         """(H, W, 3) uint8, as players show it."""
         picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray().astype(np.uint8, copy=False)
         return Orientation.of(frame).turned(picture)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says."""
-    # Not str() of PyAV's errors: it ends with the last line of FFmpeg's log, which may be about another file.
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split())[:160] or type(error).__name__
 
 
 def open_media(file: Any, *, formats: str) -> Any:

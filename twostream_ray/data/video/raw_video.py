@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from twostream_ray.data.video import containers
 from twostream_ray.data.video.bitstreams import PacketTally
-from twostream_ray.data.video.pictures import MAX_PIXELS, Orientation, RgbConverter, one_line, open_media, read_image
+from twostream_ray.data.video.pictures import MAX_PIXELS, Orientation, RgbConverter, open_media, read_image
 from twostream_ray.errors import AccessError, DecodeError, TooLongError
+from twostream_ray.redaction import one_line
 from twostream_ray.storage.local_files import open_regular
 
 _MOST_TIMES_AS_LONG = 64
