@@ -1,1 +1,1 @@
-"""Metrics of a set of scores: accuracies, late fusion, reports."""
+"""Evaluation of scores: metrics, late fusion, classification reports."""

@@ -280,7 +280,7 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[
     import numpy as np
     import torch
 
-    from twostream_ray.evaluation.metrics import report_on
+    from twostream_ray.evaluation.report import report_on
     from twostream_ray.training.loop import score_pass, train_pass
     from twostream_ray.training.recipe import build_optimiser
     from twostream_ray.training.step import TrainingStep

@@ -12,7 +12,8 @@ from pixels import num_pixels
 from twostream_ray.cli import main
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, StorageError, TwoStreamError
-from twostream_ray.evaluation.metrics import late_fusion, softmax, top_k_hits
+from twostream_ray.evaluation.late_fusion import late_fusion
+from twostream_ray.evaluation.metrics import softmax, top_k_hits
 from twostream_ray.runs.score.score_files import StreamScoresConfig
 from twostream_ray.runs.score.tune_scores import TunedScores, TuneScoresConfig, tune_scores
 

@@ -17,7 +17,8 @@ from twostream_ray.data.loading.pipeline import READING_CPUS, SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, TrainingError, own_error
-from twostream_ray.evaluation.metrics import Report, own_head_first, report_on
+from twostream_ray.evaluation.metrics import own_head_first
+from twostream_ray.evaluation.report import Report, report_on
 from twostream_ray.model_package import MODEL_FILES, ModelPackage, check_model, load_model
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session, require_cluster

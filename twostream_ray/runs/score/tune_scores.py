@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from twostream_ray import storage, visualize
 from twostream_ray.errors import ConfigError
-from twostream_ray.evaluation.metrics import late_fusion_hits, svm_fusion, top_k_hits
+from twostream_ray.evaluation.late_fusion import late_fusion, late_fusion_hits, svm_fusion
+from twostream_ray.evaluation.metrics import top_k_hits
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.score.score_files import JudgedOn, StreamScores, StreamScoresConfig, read_scores, refuse_overlap
 from twostream_ray.settings.bounds import require_within
@@ -246,7 +247,10 @@ def _hits(setting: FusionSetting, scores: StreamScores, weights: NDArray[np.floa
 def _num_right(setting: FusionSetting, scores: StreamScores, *, fit: StreamScores | None = None) -> int:
     """Clips that a setting gets right; an SVM is fitted to others."""
     if setting.method == "average":
-        return int(_hits(setting, scores, np.array([setting.temporal_weight]))[0])
+        assert setting.temporal_weight is not None  # noqa: S101  (an average has one)
+        streams = scores.fused_as(setting.of, setting.temperatures)
+        fused = late_fusion(*streams, temporal_weight=setting.temporal_weight, of="logits")  # as they are
+        return int(top_k_hits(fused, scores.labels, k=1).sum())
     assert fit is not None and setting.penalty is not None  # noqa: S101  (an SVM comes from svm_penalties)
     values = svm_fusion(
         scores.fused_as(setting.of, setting.temperatures),

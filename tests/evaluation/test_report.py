@@ -1,0 +1,82 @@
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from twostream_ray.errors import TrainingError
+from twostream_ray.evaluation.metrics import top_k_hits
+from twostream_ray.evaluation.report import Report, report_on
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (
+            np.zeros((0, 3)),
+            np.zeros(0, int),
+            r"nothing to judge: wanted at least 1 clip and 1 class, got shape \(0, 3\)",
+        ),
+        (np.zeros((2, 3)), [0], r"wanted scores \(N, K\) and labels \(N,\), got shapes \(2, 3\) and \(1,\)"),
+        (np.zeros((2, 3)), [0, 3], r"wanted whole labels from 0 to 2, got int64 from 0 to 3"),
+        (np.zeros((2, 3)), [0.0, 1.0], r"wanted whole labels from 0 to 2, got float64"),
+        (np.array([[0.0, 1.0], [0.0, np.nan]]), [0, 1], r"wanted finite scores, got nan in row 1 and 1 rows like it"),
+    ],
+)
+def test_scores_that_cannot_be_judged_are_refused(scores: NDArray[Any], labels: Any, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        top_k_hits(scores, labels, k=1)
+
+
+def small_report(n_expected: int = 4) -> Report:
+    scores = np.eye(3)[[0, 1, 1, 1]]
+    return report_on(scores, [0, 1, 0, 0], classes=("run", "walk", "jump"), n_expected=n_expected)
+
+
+def test_a_report_says_of_how_many_clips_it_speaks() -> None:
+    assert small_report(n_expected=5).coverage == "4 of 5 clips"
+    assert "4 of 5 clips" in small_report(n_expected=5).to_text()
+    with pytest.raises(TrainingError, match="the split has 3 clips, got scores of 4: some were scored twice"):
+        small_report(n_expected=3)
+    with pytest.raises(TrainingError, match="wanted scores of 2 classes, got 3"):
+        report_on(np.eye(3), [0, 1, 2], classes=("a", "b"), n_expected=3)
+
+
+def test_a_report_lists_the_weakest_classes_first_and_what_they_are_taken_for() -> None:
+    report = small_report()
+    assert [(row.name, row.num_correct, row.num_clips, row.taken_for) for row in report.per_class()] == [
+        ("run", 1, 3, "walk"),
+        ("walk", 1, 1, None),
+        ("jump", 0, 0, None),
+    ]
+    assert report.per_class()[2].accuracy is None
+    assert report.to_text() == (
+        "top-1 50.00%   mean class 66.67%   4 of 4 clips\n"
+        "\n"
+        "class  correct  of clips  accuracy  most often taken for\n"
+        "run          1         3     33.3%  walk\n"
+        "walk         1         1    100.0%  -"
+    )
+    assert report.to_text(num_rows=1).endswith("(1 stronger classes follow)")
+
+
+def test_top_5_is_left_out_where_it_would_always_be_right() -> None:
+    for num_classes, top5 in ((5, None), (6, 5 / 6)):
+        scores = np.tile(np.arange(num_classes, 0, -1), (num_classes, 1))
+        names = tuple(f"class {label}" for label in range(num_classes))
+        report = report_on(scores, np.arange(num_classes), classes=names, n_expected=num_classes)
+        assert report.top5 == top5
+        assert ("top-5" in report.to_text()) == (top5 is not None)
+
+
+def test_a_report_is_json() -> None:
+    assert json.loads(json.dumps(small_report().to_dict())) == {
+        "n_evaluated": 4,
+        "n_expected": 4,
+        "top1": 0.5,
+        "top5": None,
+        "mean_class": pytest.approx(2 / 3),
+        "classes": ["run", "walk", "jump"],
+        "confusion": [[1, 2, 0], [0, 1, 0], [0, 0, 0]],
+    }
