@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import Clip
-from twostream_ray.data.video.clips import EncodedClip
 
 
 def noise_shards(out: str, *, rows: Sequence[int], num_fields: int) -> ShardSet:

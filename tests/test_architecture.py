@@ -20,6 +20,8 @@ def test_imports_point_down() -> None:
         ("twostream_ray.inference", ["ray", "mlflow"]),
         ("twostream_ray.tracking", ["mlflow", "torch"]),
         ("twostream_ray.data.video.prepare", ["ray", "mlflow", "torch", "pyarrow"]),
+        ("twostream_ray.data.snippets", ["ray", "mlflow", "torch", "pyarrow", "av"]),
+        ("twostream_ray.data.loading.decode_cpu", ["ray", "mlflow", "torch", "pyarrow"]),
         ("twostream_ray.models.build", ["ray", "mlflow", "pyarrow", "av", "cv2"]),
         ("twostream_ray.data", ["numpy"]),
         ("twostream_ray.runs", ["ray", "numpy"]),

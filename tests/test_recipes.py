@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.loading.decode_cpu import decode_sample
 from twostream_ray.data.loading.device import to_device
-from twostream_ray.data.video import prepare
-from twostream_ray.data.video.clips import EncodedClip
-from twostream_ray.data.video.prepare import Batch
+from twostream_ray.data.snippets import Batch, collate
+from twostream_ray.data.video.prepare import prepare_clip
+from twostream_ray.data.views import evaluation_views
 from twostream_ray.models.build import ModelConfig, Network, build_network
 from twostream_ray.models.description import count_parameters
 from twostream_ray.models.streams import TowerConfig
@@ -103,7 +105,7 @@ REAL_CLIPS = [
 def eight_clips(real: Path) -> list[EncodedClip]:
     """Two clips of each of four classes, with their flow, small."""
     return [
-        prepare.prepare_clip((real / "ucf101" / name).read_bytes(), CONTRACT, name=name.partition("/")[2])
+        prepare_clip((real / "ucf101" / name).read_bytes(), CONTRACT, name=name.partition("/")[2])
         for name in REAL_CLIPS
     ]
 
@@ -113,12 +115,13 @@ def batch_of(clips: list[EncodedClip], config: ExperimentConfig) -> Batch:
     sampling, transforms = config.data.sampling, config.data.transforms
     samples = []
     for clip in clips:
-        (view,) = prepare.evaluation_views(clip, sampling_config=sampling, transform_config=transforms)
+        (view,) = evaluation_views(
+            clip.num_frames, clip.height, clip.width, sampling_config=sampling, transform_config=transforms
+        )
         size = transforms.crop_px
-        flow = prepare.flow_snippets(clip, view, size_px=size, config=sampling, contract=CONTRACT)
-        samples.append((prepare.rgb_snippets(clip, view, size_px=size), flow))
+        samples.append(decode_sample(clip, view, size_px=size, config=sampling, contract=CONTRACT))
     labels = [number // 2 for number in range(len(clips))]
-    return prepare.collate(samples, labels=labels, weights=[1.0] * 8, clip_positions=range(8), total=8.0)
+    return collate(samples, labels=labels, weights=[1.0] * 8, clip_positions=range(8), total=8.0)
 
 
 def settle_moments(network: Network, batch: Batch) -> None:

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from twostream_ray import storage
+from twostream_ray.data.loading.decode_cpu import decode_sample
 from twostream_ray.data.loading.device import to_device
-from twostream_ray.data.video import prepare
+from twostream_ray.data.snippets import collate
 from twostream_ray.data.video.isolation import prepare_in_subprocess
+from twostream_ray.data.views import evaluation_views
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError, VideoError
 from twostream_ray.model_package import ModelPackage, load_model
 from twostream_ray.models.build import Network
@@ -71,18 +73,23 @@ class Classifier:
         """
         sampling, transforms = self.package.sampling, self.package.transforms
         clip = prepare_in_subprocess(content, self.package.contract, name=name)
-        views = prepare.evaluation_views(clip, sampling_config=sampling, transform_config=transforms)
+        views = evaluation_views(
+            clip.num_frames, clip.height, clip.width, sampling_config=sampling, transform_config=transforms
+        )
         size = transforms.crop_px
         samples = [
-            (
-                prepare.rgb_snippets(clip, view, size_px=size) if self._network.needs_rgb else None,
-                prepare.flow_snippets(clip, view, size_px=size, config=sampling, contract=self.package.contract)
-                if self._network.needs_flow
-                else None,
+            decode_sample(
+                clip,
+                view,
+                size_px=size,
+                config=sampling,
+                contract=self.package.contract,
+                want_rgb=self._network.needs_rgb,
+                want_flow=self._network.needs_flow,
             )
             for view in views
         ]
-        batch = prepare.collate(
+        batch = collate(
             samples,
             labels=[0] * len(samples),
             weights=[1.0] * len(samples),

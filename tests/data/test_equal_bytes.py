@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field, encode_levels, flow_function
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards
 from twostream_ray.data.sources import synthetic
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.sources.synthetic import SyntheticConfig, draw_clip
 from twostream_ray.data.video import encoder
-from twostream_ray.data.video.clips import ClipWriter, EncodedClip
+from twostream_ray.data.video.clips import ClipWriter
 from twostream_ray.data.video.prepare import prepare_clip
 
 SIZES = [(16, 18), (34, 50), (48, 48), (64, 86), (66, 66)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
@@ -16,7 +17,6 @@ from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.data.video.clips import EncodedClip
 from twostream_ray.errors import ConfigError, LeaseError, ShardError, TwoStreamError
 from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.streams import TowerConfig

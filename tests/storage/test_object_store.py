@@ -22,8 +22,8 @@ from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.records import survey
 from twostream_ray.data.shards.shards import ShardSet, open_shards
+from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.data.video.prepare import Batch
 from twostream_ray.errors import AccessError, LeaseError, StorageError
 from twostream_ray.storage import lease, object_store, uris
 

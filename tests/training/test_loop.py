@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from twostream_ray.data.video.prepare import Batch
+from twostream_ray.data.snippets import Batch
 from twostream_ray.models.build import ModelConfig, Network, build_network
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig

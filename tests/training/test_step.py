@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from twostream_ray.data.loading.device import to_device
-from twostream_ray.data.video.prepare import Batch
+from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import ConfigError, NonFiniteLossError
 from twostream_ray.models.build import ModelConfig, Network, build_network
 from twostream_ray.models.fusion import FusionConfig

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twostream_ray.data.loading.device import on_device
-from twostream_ray.data.video.prepare import Batch
+from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import NonFiniteLossError
 from twostream_ray.training.recipe import Precision, tower_losses, within_own_head
 from twostream_ray.training.running_metrics import PassResult, RunningMetrics

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from twostream_ray.data.video.prepare import Batch
+from twostream_ray.data.snippets import Batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

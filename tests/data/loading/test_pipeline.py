@@ -14,8 +14,8 @@ from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.data.video.prepare import Batch
 from twostream_ray.errors import ConfigError, ShardError
 
 TRAINING = [

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field
 from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, survey, told
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import Clip
-from twostream_ray.data.video.clips import EncodedClip
 from twostream_ray.errors import ConfigError, ShardError
 
 CONTRACT = FlowContract(short_side_px=16)

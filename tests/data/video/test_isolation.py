@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from foreign_videos import encoded, pictures, put_together, taken_apart
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.video import isolation
-from twostream_ray.data.video.clips import ClipWriter, EncodedClip
+from twostream_ray.data.video.clips import ClipWriter
 from twostream_ray.data.video.isolation import prepare_in_subprocess
 from twostream_ray.data.video.prepare import prepare_clip
 from twostream_ray.data.video.raw_video import Note

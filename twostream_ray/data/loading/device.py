@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import normalise_flow, normalise_rgb
-from twostream_ray.data.video.prepare import Batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,6 +25,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twostream_ray import storage
+from twostream_ray.data import snippets
+from twostream_ray.data.encoded_clip import EncodedClip
+from twostream_ray.data.loading import decode_cpu
 from twostream_ray.data.loading.buffers import Buffers
 from twostream_ray.data.loading.lanes import Pass, Unit, plan_lanes, plan_units
 from twostream_ray.data.loading.rows import encoded_block, rows_of, sample_block
@@ -32,9 +35,8 @@ from twostream_ray.data.loading.sample_cache import SampleCache
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.cache import ShardCache
 from twostream_ray.data.shards.shards import ShardSet, read_clips
-from twostream_ray.data.video import prepare
-from twostream_ray.data.video.clips import EncodedClip
-from twostream_ray.data.video.prepare import Batch, View
+from twostream_ray.data.snippets import Batch
+from twostream_ray.data.views import View, evaluation_views, training_view
 from twostream_ray.errors import ConfigError, ShardError, own_error
 
 READING_CPUS = 0.1
@@ -178,11 +180,12 @@ class SnippetLoader:
 
     def _views(self, a_pass: Pass, clip_id: str, clip: EncodedClip) -> list[View]:
         config = self._config
+        shape = (clip.num_frames, clip.height, clip.width)
         if not a_pass.training:
-            return prepare.evaluation_views(clip, sampling_config=config.sampling, transform_config=config.transforms)
+            return evaluation_views(*shape, sampling_config=config.sampling, transform_config=config.transforms)
         return [
-            prepare.training_view(
-                clip,
+            training_view(
+                *shape,
                 sampling_config=config.sampling,
                 transform_config=config.transforms,
                 seed=self._seed,
@@ -207,11 +210,11 @@ class SnippetLoader:
 
         def decode_rgb(outs: NDArray[np.uint8]) -> None:
             for view, out in zip(views, outs, strict=True):
-                prepare.rgb_snippets(clip, view, size_px=size, out=out)
+                decode_cpu.decode_rgb(clip, view, size_px=size, out=out)
 
         def decode_flow(outs: NDArray[np.uint8]) -> None:
             for view, out in zip(views, outs, strict=True):
-                prepare.flow_snippets(clip, view, size_px=size, config=sampling, contract=contract, out=out)
+                decode_cpu.decode_flow(clip, view, size_px=size, config=sampling, contract=contract, out=out)
 
         streams = {"rgb": (rgb, decode_rgb), "flow": (flow, decode_flow)}
         wanted = {stream: (out, decode) for stream, (out, decode) in streams.items() if out is not None}
@@ -241,7 +244,7 @@ class SnippetLoader:
         fields: list[list[int]] = []
         for clip_id, clip in rows:
             times = np.concatenate([view.times for view in self._views(a_pass, clip_id, clip)])
-            needed = prepare.needed_fields(times, config=self._config.sampling, num_frames=clip.num_frames)
+            needed = snippets.needed_fields(times, config=self._config.sampling, num_frames=clip.num_frames)
             fields.append(needed if self._want_flow else [])
         return encoded_block(unit, rows, fields=fields)
 

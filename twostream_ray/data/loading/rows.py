@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.loading.lanes import Unit
 from twostream_ray.data.shards.shards import binary_values
-from twostream_ray.data.video.clips import EncodedClip
 
 _SCHEMA = pa.schema(
     [

@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twostream_ray import storage
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.manifest import INDEX_LIMIT_BYTES, named_columns, read_index, read_manifest
-from twostream_ray.data.video.clips import EncodedClip
 from twostream_ray.errors import AccessError, ConfigError, ShardError
 from twostream_ray.storage import json_files
 

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twostream_ray import storage
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.manifest import FORMAT, INDEX_SCHEMA
 from twostream_ray.data.shards.records import QUARANTINE_COLUMNS, clip_identity
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, SCHEMA, fields_crc32
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.video import encoder
-from twostream_ray.data.video.clips import EncodedClip
 from twostream_ray.storage.temporary_folders import temporary_folder
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -26,32 +25,6 @@ MIN_FRAMES = 2
 
 _PROOF_FRAMES = 10
 _PROOF_TOLERANCE_LEVELS = 3.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedClip:
-    """A clip as shards hold it; a stream that is not wanted is None."""
-
-    video: bytes | memoryview | None
-    """H.264 in mp4 that seeks exactly."""
-
-    flow: Sequence[bytes | memoryview] | Mapping[int, bytes | memoryview] | None
-    """Grey JPEGs, x stacked over y, by index; field k of num_frames - 1 lies between frames k and k + 1."""
-
-    num_frames: int
-    """Frames that can be decoded."""
-
-    height: int
-    """Pixels."""
-
-    width: int
-    """Pixels."""
-
-    fps: float
-    """Mean frames per second of the source."""
-
-    notes: tuple[str, ...] = ()
-    """What is to be known about the source, each one of `raw_video.Note`; shards do not hold it."""
 
 
 class ClipWriter:

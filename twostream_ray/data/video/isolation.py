@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.video.clips import EncodedClip, prove_seeking
+from twostream_ray.data.video.clips import prove_seeking
 from twostream_ray.data.video.prepare import Source, prepare_clip
 from twostream_ray.data.video.raw_video import FrameStream, refuse_more_frames
 from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError, VideoError

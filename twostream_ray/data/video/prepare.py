@@ -1,4 +1,4 @@
-"""Clip + flow into snippets and batches of them; training and serving call the same functions."""
+"""Preparation of a clip: a raw video decoded once and in order, its optical flow computed, both encoded for a shard."""
 
 from __future__ import annotations
 
@@ -10,50 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twostream_ray.data import flow, sampling, transforms
+from twostream_ray.data import flow
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.transforms import Crop, TransformConfig
 from twostream_ray.data.video import clips, pictures, raw_video
-from twostream_ray.data.video.clips import EncodedClip
 from twostream_ray.errors import DecodeError, EmptyClipError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class View:
-    """What one sample shows of a clip: the same crop for every frame and field."""
-
-    times: NDArray[np.int64]
-    """Snippet times in frames, shape (T,)."""
-
-    crop: Crop
-    """Rectangle of the stored frame."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """Samples side by side, as numpy arrays; a stream that is not wanted is None."""
-
-    rgb: NDArray[np.uint8] | None
-    """(N, T, 3, H, W), levels 0..255."""
-
-    flow: NDArray[np.uint8] | None
-    """(N, T, 2L, H, W), coded displacements, x1 y1 x2 y2 ..."""
-
-    labels: NDArray[np.int64]
-    """(N,), class indices."""
-
-    weights: NDArray[np.float32]
-    """(N,), 1 for a sample, 0 for padding that must count nowhere."""
-
-    clips: NDArray[np.int64]
-    """(N,), position of each sample's clip in the shard set's index."""
-
-    total: float
-    """Sum of weights over all workers in this step."""
-
-    decoded: int = 0
-    """Clips that were decoded for it; the others' samples were kept from before (`data.sample_cache`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +22,7 @@ class Source:
     """A clip as it comes from outside."""
 
     video: bytes | Path | None = None
-    """A video file's content, or where it lies on this machine: then it is never in memory as a whole."""
+    """A video file's content, or its path on this machine: then it is never in memory as a whole."""
 
     frames: tuple[bytes, ...] = ()
     """Or its frames as images, in order."""
@@ -93,8 +54,6 @@ def prepare_clip(
         EmptyClipError: it has fewer than two frames.
         TooLongError: it has more than max_frames, by its header or when decoded.
     """
-    import cv2
-
     source = Source(video=source) if isinstance(source, bytes) else source
     frames = (
         raw_video.ImageSequence(source.frames, name=name)
@@ -103,53 +62,86 @@ def prepare_clip(
     )
     with closing(frames):
         raw_video.refuse_more_frames(frames.announced, max_frames, name=name)
-        compute = flow.flow_function(contract)
-        writer: clips.ClipWriter | None = None
-        previous: NDArray[np.uint8] | None = None
-        fields: list[bytes] = []
-        height = width = 0
+        builder = _ClipBuilder(frames, contract, taken_flow=source.flow, name=name)
         for frame in frames:
-            if writer is None:
-                height, width = _stored_size(
-                    frame.shape[0], frame.shape[1] * float(frames.pixel_aspect), short_side_px=contract.short_side_px
-                )
-                writer = clips.ClipWriter(width=width, height=height, fps=frames.fps)
-            if frame.shape[:2] != (height, width):
-                shrinks = frame.shape[0] > height
-                frame = cv2.resize(
-                    frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-                )
-            writer.write(frame)
-            grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-            if previous is not None:
-                fields.append(
-                    flow.encode_field(compute(previous, grey), contract)
-                    if source.flow is None
-                    else _taken_field(source.flow, len(fields), (height, width), contract, name=name)
-                )
-            previous = grey
-            raw_video.refuse_more_frames(len(fields) + 1, max_frames, name=name)
+            builder.add(frame)
+            raw_video.refuse_more_frames(builder.num_frames, max_frames, name=name)
             if on_progress is not None:
                 on_progress()
-            if len(fields) + 1 == first_frames:
+            if builder.num_frames == first_frames:
                 break
-        if writer is None or not fields:
-            raise EmptyClipError(
-                f"{name}: a clip needs at least {clips.MIN_FRAMES} frames, got {int(writer is not None)}"
+        return builder.finish(whole=first_frames is None)
+
+
+class _ClipBuilder:
+    """Frames, one after the other, into a clip: each is resized, its flow computed or taken, and both are encoded."""
+
+    def __init__(
+        self,
+        frames: raw_video.ImageSequence | raw_video.FrameStream,
+        contract: FlowContract,
+        *,
+        taken_flow: Sequence[tuple[bytes, bytes]] | None,
+        name: str,
+    ) -> None:
+        # What the stream knows of itself (rate, shape of its pixels, notes) may come with its frames: asked late.
+        self._frames, self._contract = frames, contract
+        self._taken_flow, self._name = taken_flow, name
+        self._compute = flow.flow_function(contract)
+        self._writer: clips.ClipWriter | None = None
+        self._size = (0, 0)
+        self._previous: NDArray[np.uint8] | None = None
+        self._fields: list[bytes] = []
+
+    @property
+    def num_frames(self) -> int:
+        """Frames so far; at least 1 once there is one."""
+        return len(self._fields) + 1
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """Append an RGB frame (H, W, 3); the first one decides the stored size."""
+        import cv2
+
+        if self._writer is None:
+            self._size = _stored_size(
+                frame.shape[0],
+                frame.shape[1] * float(self._frames.pixel_aspect),
+                short_side_px=self._contract.short_side_px,
             )
-        if source.flow is not None and first_frames is None and len(source.flow) > len(fields) + 1:
+            self._writer = clips.ClipWriter(width=self._size[1], height=self._size[0], fps=self._frames.fps)
+        if frame.shape[:2] != self._size:
+            shrinks = frame.shape[0] > self._size[0]
+            frame = cv2.resize(frame, self._size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        self._writer.write(frame)
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        if self._previous is not None:
+            self._fields.append(self._field(self._previous, grey))
+        self._previous = grey
+
+    def _field(self, previous: NDArray[np.uint8], grey: NDArray[np.uint8]) -> bytes:
+        if self._taken_flow is None:
+            return flow.encode_field(self._compute(previous, grey), self._contract)
+        return _taken_field(self._taken_flow, len(self._fields), self._size, self._contract, name=self._name)
+
+    def finish(self, *, whole: bool) -> EncodedClip:
+        """The clip; where it is the whole video, no image of flow may be left over but the one that some tools add."""
+        if self._writer is None or not self._fields:
+            raise EmptyClipError(
+                f"{self._name}: a clip needs at least {clips.MIN_FRAMES} frames, got {int(self._writer is not None)}"
+            )
+        if self._taken_flow is not None and whole and len(self._taken_flow) > self.num_frames:
             raise DecodeError(
-                f"{name}: {len(fields)} fields of flow were wanted for {len(fields) + 1} frames, there are "
-                f"{len(source.flow)} images: they belong to another video"
+                f"{self._name}: {len(self._fields)} fields of flow were wanted for {self.num_frames} frames, there are "
+                f"{len(self._taken_flow)} images: they belong to another video"
             )
         return EncodedClip(
-            video=writer.finish(),
-            flow=fields,
-            num_frames=len(fields) + 1,
-            height=height,
-            width=width,
-            fps=float(frames.fps),
-            notes=frames.notes,
+            video=self._writer.finish(),
+            flow=self._fields,
+            num_frames=self.num_frames,
+            height=self._size[0],
+            width=self._size[1],
+            fps=float(self._frames.fps),
+            notes=self._frames.notes,
         )
 
 
@@ -179,163 +171,3 @@ def _taken_field(
 def _stored_size(height: float, width: float, *, short_side_px: int) -> tuple[int, int]:
     scale = short_side_px / min(height, width)
     return 2 * round(height * scale / 2), 2 * round(width * scale / 2)
-
-
-def training_view(
-    clip: EncodedClip,
-    *,
-    sampling_config: SamplingConfig,
-    transform_config: TransformConfig,
-    seed: int,
-    epoch: int,
-    clip_id: str,
-) -> View:
-    """The view a clip is trained on in an epoch: a function of (seed, epoch, clip id) alone."""
-    rng = sampling.clip_rng(seed=seed, epoch=epoch, clip_id=clip_id)
-    return View(
-        times=sampling.training_times(clip.num_frames, config=sampling_config, rng=rng),
-        crop=transforms.training_crop(clip.height, clip.width, config=transform_config, rng=rng),
-    )
-
-
-def evaluation_views(
-    clip: EncodedClip, *, sampling_config: SamplingConfig, transform_config: TransformConfig
-) -> list[View]:
-    """The views whose scores are averaged at test time: evenly spaced times, centre crop."""
-    crop = transforms.centre_crop(clip.height, clip.width, config=transform_config)
-    return [
-        View(times=times, crop=crop) for times in sampling.evaluation_times(clip.num_frames, config=sampling_config)
-    ]
-
-
-def rgb_snippets(
-    clip: EncodedClip, view: View, *, size_px: int, out: NDArray[np.uint8] | None = None
-) -> NDArray[np.uint8]:
-    """The RGB frames of a sample: (T, 3, size, size) uint8; into `out`, a part of a batch, where it is given.
-
-    Raises:
-        DecodeError: the clip has no video, or it is damaged.
-    """
-    if clip.video is None:
-        raise DecodeError("RGB frames were wanted of a clip read without its video column")
-    import cv2
-
-    if out is None:
-        out = np.empty((len(view.times), 3, size_px, size_px), np.uint8)
-    cropped = np.empty((size_px, size_px, 3), np.uint8)
-    for index, frame in clips.each_frame(clip.video, view.times.tolist(), num_frames=clip.num_frames):
-        transforms.apply_crop(frame, view.crop, size_px=size_px, out=cropped)
-        for snippet in np.flatnonzero(view.times == index):
-            cv2.split(cropped, list(out[snippet]))  # a copy of the transposed array takes several times as long
-    return out
-
-
-def flow_snippets(
-    clip: EncodedClip,
-    view: View,
-    *,
-    size_px: int,
-    config: SamplingConfig,
-    contract: FlowContract,
-    out: NDArray[np.uint8] | None = None,
-) -> NDArray[np.uint8]:
-    """The flow stacks of a sample: (T, 2L, size, size) uint8; into `out`, a part of a batch, where it is given.
-
-    Fields shared by overlapping stacks are decoded and resized once. Means and trajectories are those of the stored
-    frame, before it is cropped. Stored flow runs forward only: the backward flow from frame k to k - 1 is taken to be
-    the negated forward flow from k - 1 to k, our reading.
-
-    Raises:
-        DecodeError: the clip has no flow, or a field is damaged.
-    """
-    if clip.flow is None:
-        raise DecodeError("flow was wanted of a clip read without its flow column")
-    windows = [sampling.field_indices(int(time), config=config, num_frames=clip.num_frames) for time in view.times]
-    if out is None:
-        out = np.empty((len(windows), 2 * config.flow_length, size_px, size_px), np.uint8)
-    if config.flow_stack == "trajectory":
-        decoded = {
-            index: _decoded_field(clip, index)
-            for index in needed_fields(view.times, config=config, num_frames=clip.num_frames)
-        }
-        # Where a field is sampled depends on where its stack begins: nothing more is shared.
-        for stack, window in zip(out, windows, strict=True):
-            sampled = _along_trajectories([decoded[int(index)] for index in window], config, contract)
-            for number, levels in enumerate(sampled):
-                _show(levels, view.crop, contract, out=stack[2 * number : 2 * number + 2])
-        return out
-    shown: dict[int, NDArray[np.uint8]] = {}
-    for stack, window in zip(out, windows, strict=True):
-        for number, index in enumerate(window.tolist()):
-            stacked = stack[2 * number : 2 * number + 2]
-            if index in shown:
-                stacked[...] = shown[index]
-                continue
-            # Shown at once, while the processor's cache has it.
-            levels = _decoded_field(clip, index)
-            if config.flow_mean_subtraction:
-                levels = _without_mean(levels, contract)
-            _show(levels, view.crop, contract, out=stacked)
-            shown[index] = stacked
-    if config.flow_stack == "bidirectional":
-        backward = out[:, config.flow_length :]
-        backward[...] = flow.negated(backward, contract)
-    return out
-
-
-def _decoded_field(clip: EncodedClip, index: int) -> NDArray[np.uint8]:
-    try:
-        return flow.decode_field(clip.flow[index])  # type: ignore[index]
-    except (ValueError, IndexError, KeyError) as error:
-        raise DecodeError(f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})") from error
-
-
-def _show(levels: NDArray[np.uint8], crop: Crop, contract: FlowContract, *, out: NDArray[np.uint8]) -> None:
-    """Cut, resize and mirror a field (2, H, W) into (2, size, size)."""
-    for plane, component in zip(levels, out, strict=True):
-        transforms.apply_crop(plane, crop, size_px=out.shape[-1], out=component)
-    if crop.mirrored:
-        out[0] = flow.negated(out[0], contract)
-
-
-def needed_fields(times: NDArray[np.int64], *, config: SamplingConfig, num_frames: int) -> list[int]:
-    """Indices of the flow fields that the stacks at these times share, each once, ascending."""
-    windows = (sampling.field_indices(int(time), config=config, num_frames=num_frames) for time in times)
-    return sorted({int(index) for window in windows for index in window})
-
-
-def _without_mean(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
-    field = flow.dequantise(levels, contract)
-    return flow.quantise(field - flow.mean_vectors(field), contract)
-
-
-def _along_trajectories(
-    stack: Sequence[NDArray[np.uint8]], config: SamplingConfig, contract: FlowContract
-) -> NDArray[np.uint8]:
-    fields = flow.dequantise(np.stack(stack), contract)
-    sampled = flow.along_trajectories(fields)
-    if config.flow_mean_subtraction:
-        # The points follow the whole motion; what is stacked is the motion less the camera's.
-        sampled = sampled - flow.mean_vectors(fields)
-    return flow.quantise(sampled, contract)
-
-
-def collate(
-    samples: Sequence[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]],
-    *,
-    labels: Sequence[int],
-    weights: Sequence[float],
-    clip_positions: Sequence[int],
-    total: float,
-) -> Batch:
-    """Samples (rgb, flow) side by side."""
-    rgb = [sample[0] for sample in samples if sample[0] is not None]
-    flows = [sample[1] for sample in samples if sample[1] is not None]
-    return Batch(
-        rgb=np.stack(rgb) if rgb else None,
-        flow=np.stack(flows) if flows else None,
-        labels=np.asarray(labels, dtype=np.int64),
-        weights=np.asarray(weights, dtype=np.float32),
-        clips=np.asarray(clip_positions, dtype=np.int64),
-        total=total,
-    )

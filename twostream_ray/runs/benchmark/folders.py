@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.data import flow, sampling, transforms
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, read_clips
-from twostream_ray.data.video import prepare
-from twostream_ray.data.video.clips import EncodedClip
-from twostream_ray.data.video.prepare import View
 from twostream_ray.data.video.raw_video import FrameStream
+from twostream_ray.data.views import View, training_view
 
 Frames = Literal["decord in order", "decord seeking", "jpeg"]
 
@@ -43,11 +42,10 @@ class FolderClip:
 
     def view(self, config: DataConfig, *, epoch: int) -> View:
         """The view that our loader draws of it."""
-        blank = EncodedClip(
-            video=None, flow=None, num_frames=self.num_frames, height=self.height, width=self.width, fps=25.0
-        )
-        return prepare.training_view(
-            blank,
+        return training_view(
+            self.num_frames,
+            self.height,
+            self.width,
             sampling_config=config.sampling,
             transform_config=config.transforms,
             seed=_SEED,

@@ -19,7 +19,7 @@ from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ShardSet, open_shards
-from twostream_ray.data.video import prepare
+from twostream_ray.data.snippets import needed_fields
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.benchmark.folders import FolderClip, FolderDataset, Frames, encoded_clips, extract
 from twostream_ray.runs.benchmark.settings import BenchmarkLoaderConfig
@@ -235,7 +235,7 @@ def _folder_costs(clips: list[FolderClip], data: DataConfig, *, frames: Frames) 
 
 def _distinct_fields(clip: FolderClip, data: DataConfig) -> int:
     times = clip.view(data, epoch=1).times
-    return len(prepare.needed_fields(times, config=data.sampling, num_frames=clip.num_frames))
+    return len(needed_fields(times, config=data.sampling, num_frames=clip.num_frames))
 
 
 def _refuse_missing_videos(clips: list[FolderClip]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from twostream_ray.data.loading.device import to_device
-from twostream_ray.data.video.prepare import Batch
+from twostream_ray.data.snippets import Batch
 from twostream_ray.models import description
 from twostream_ray.models.build import build_network
 from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig

@@ -20,7 +20,7 @@ from twostream_ray.data.loading.device import on_device
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.shards.shards import open_shards
-from twostream_ray.data.video.prepare import Batch
+from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import ConfigError, TrainingError
 from twostream_ray.models import description
 from twostream_ray.models.build import build_network

@@ -21,7 +21,7 @@ from twostream_ray import storage
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.shards.shards import ShardSet, open_shards
-from twostream_ray.data.video.prepare import Batch
+from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import NonFiniteLossError
 from twostream_ray.model_package import ModelPackage, load_weights, save_model
 from twostream_ray.models.build import Network

@@ -1,0 +1,69 @@
+"""Decoding on the CPU: a clip as shards hold it and a view of it into the sample's two streams; no Ray, no Arrow.
+
+The loader, inference and the benchmarks all decode here, so a raw video gets the scores that its row of a shard gets.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostream_ray.data import snippets
+from twostream_ray.data.encoded_clip import EncodedClip
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.video import clips
+from twostream_ray.data.views import View
+from twostream_ray.errors import DecodeError
+
+
+def decode_rgb(
+    clip: EncodedClip, view: View, *, size_px: int, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """The RGB frames of a view: (T, 3, size, size) uint8, levels 0..255; into `out`, a part of a batch, where given.
+
+    Raises:
+        DecodeError: the clip has no video, or it is damaged.
+    """
+    if clip.video is None:
+        raise DecodeError("RGB frames were wanted of a clip read without its video column")
+    frames = clips.each_frame(clip.video, view.times.tolist(), num_frames=clip.num_frames)
+    return snippets.rgb_snippets(frames, view, size_px=size_px, out=out)
+
+
+def decode_flow(
+    clip: EncodedClip,
+    view: View,
+    *,
+    size_px: int,
+    config: SamplingConfig,
+    contract: FlowContract,
+    out: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """The flow stacks of a view: (T, 2L, size, size) uint8, coded; into `out`, a part of a batch, where given.
+
+    Raises:
+        DecodeError: the clip has no flow, or a field is damaged.
+    """
+    return snippets.flow_snippets(clip, view, size_px=size_px, config=config, contract=contract, out=out)
+
+
+def decode_sample(
+    clip: EncodedClip,
+    view: View,
+    *,
+    size_px: int,
+    config: SamplingConfig,
+    contract: FlowContract,
+    want_rgb: bool = True,
+    want_flow: bool = True,
+) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
+    """Both streams of a view, (T, 3, size, size) and (T, 2L, size, size) uint8; one that is not wanted is None.
+
+    Raises:
+        DecodeError: a wanted stream is not in the clip, or it is damaged.
+    """
+    return (
+        decode_rgb(clip, view, size_px=size_px) if want_rgb else None,
+        decode_flow(clip, view, size_px=size_px, config=config, contract=contract) if want_flow else None,
+    )
