@@ -63,12 +63,12 @@ def writer() -> Any:
     )
 
 
-def passes(error: Exception, *, uri: str) -> bool:
+def passes(error: BaseException, *, uri: str) -> bool:
     """Whether waiting may help."""
     return is_of_the_store(error) and not (is_absent(error, uri=uri) or is_denied(error, uri=uri))
 
 
-def is_of_the_store(error: Exception) -> bool:
+def is_of_the_store(error: BaseException) -> bool:
     """Whether an error came from the store or the way to it."""
     from aiohttp import ClientError
     from botocore.exceptions import BotoCoreError
@@ -76,12 +76,12 @@ def is_of_the_store(error: Exception) -> bool:
     return isinstance(error, OSError | BotoCoreError | ClientError)
 
 
-def is_absent(error: Exception, *, uri: str) -> bool:
+def is_absent(error: BaseException, *, uri: str) -> bool:
     """Whether the store says that there is no such object or bucket."""
     return isinstance(error, FileNotFoundError) or bool(_ABSENT.search(_told(error, uri=uri)))
 
 
-def is_denied(error: Exception, *, uri: str) -> bool:
+def is_denied(error: BaseException, *, uri: str) -> bool:
     """Whether the store refuses these credentials, or there are none."""
     return (
         isinstance(error, PermissionError)
@@ -90,14 +90,14 @@ def is_denied(error: Exception, *, uri: str) -> bool:
     )
 
 
-def _told(error: Exception, *, uri: str) -> str:
+def _told(error: BaseException, *, uri: str) -> str:
     """What the store says, without the object's name: that may hold any word and number."""
     path = uri.removeprefix("s3://")
     _, _, key = path.partition("/")
     return str(error).replace(path, "").replace(f"'{key}'", "")
 
 
-def error_message(error: Exception) -> str:
+def error_message(error: BaseException) -> str:
     """An error's message in one line."""
     return redact(one_line(str(error) or type(error).__name__, longest=10_000))[:200]
 

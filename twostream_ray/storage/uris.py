@@ -11,12 +11,13 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 from twostream_ray.errors import AccessError, MissingError, StorageError
 from twostream_ray.redaction import has_credentials, printable
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _PATIENCE_S = 60.0
-_LONGEST_PAUSE_S = 8.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 _SLOWEST_BYTES_S = 1e6
 _PART_BYTES = 16 << 20
 _LIMIT_BYTES = 8 << 30
@@ -119,22 +120,25 @@ def patiently(action: Callable[[], _Result], *, uri: str) -> _Result:
     """
     if not is_s3(uri):
         return action()
-    started, pause = time.monotonic(), 0.5
-    while True:
-        try:
-            return action()
-        except Exception as error:
-            spent = time.monotonic() - started
-            if not object_store.passes(error, uri=uri) or spent + pause > _PATIENCE_S:
-                raise
-            _log.warning(
-                "%s: the store does not answer (%s), trying again for %.0f s",
-                uri,
-                object_store.error_message(error),
-                _PATIENCE_S - spent,
-            )
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def warn(attempt: RetryCallState) -> None:
+        error = attempt.outcome and attempt.outcome.exception()
+        assert error and attempt.seconds_since_start is not None  # noqa: S101  (it has failed)
+        _log.warning(
+            "%s: the store does not answer (%s), trying again for %.0f s",
+            uri,
+            object_store.error_message(error),
+            _PATIENCE_S - attempt.seconds_since_start,
+        )
+
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: object_store.passes(error, uri=uri)),
+        wait=wait_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
+        stop=stop_before_delay(_PATIENCE_S),
+        before_sleep=warn,
+        reraise=True,
+    )
+    return retrying(action)
 
 
 def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:

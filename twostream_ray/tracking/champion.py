@@ -18,6 +18,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+
 from twostream_ray.errors import RegistryError
 from twostream_ray.redaction import redact
 from twostream_ray.storage import json_files
@@ -368,11 +370,8 @@ def _tag(client: MlflowClient, name: str, version: int, key: str, value: str) ->
 def _retry_once(write: Callable[[], object]) -> None:
     from mlflow.exceptions import MlflowException
 
-    try:
-        write()
-    except MlflowException:
-        # Two jobs that write a row that was not there both insert it, and MLflow refuses the second. Now it is there.
-        write()
+    # Two jobs that write a row that was not there both insert it, and MLflow refuses the second. Now it is there.
+    Retrying(retry=retry_if_exception_type(MlflowException), stop=stop_after_attempt(2), reraise=True)(write)
 
 
 def _alias(client: MlflowClient, name: str, alias: str) -> int | None:

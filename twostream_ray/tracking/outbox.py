@@ -25,12 +25,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
 from twostream_ray import storage
 from twostream_ray.errors import AccessError, JournalError, StorageError
 from twostream_ray.storage import json_files
 
 FOLDER = "tracking-journal"
 _RUN, _IDS, _REFUSED = "run.json", "mlflow.json", "refused"
+_MOST_LISTINGS = 10
 
 _ORDER = re.compile(r"(\d{20}-[0-9a-f]{8}-\d{1,10})\.json")
 _TEXT = {"type": "string", "maxLength": 10_000}
@@ -282,14 +285,17 @@ def journals_below(uri: str) -> list[str]:
 
 
 def _files_below(uri: str) -> list[str]:
-    for _ in range(10):
-        try:
-            # A file that is just being written has a dot before its name.
-            return [path for path, _ in storage.list_files(uri) if not Path(path).name.startswith(".")]
-        except AccessError:
-            if not storage.exists(uri):
-                break  # else a file went away while it was listed
-    return []
+    def went_away(error: BaseException) -> bool:
+        """Whether it was a file of the folder that went away while it was listed."""
+        return isinstance(error, AccessError) and storage.exists(uri)
+
+    retrying = Retrying(retry=retry_if_exception(went_away), stop=stop_after_attempt(_MOST_LISTINGS), reraise=True)
+    try:
+        found = retrying(lambda: list(storage.list_files(uri)))
+    except AccessError:
+        return []
+    # A file that is just being written has a dot before its name.
+    return [path for path, _ in found if not Path(path).name.startswith(".")]
 
 
 def _next() -> str:

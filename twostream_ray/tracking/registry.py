@@ -49,6 +49,7 @@ _SERVING = (
     "jsonschema",
     "pyarrow",
     "s3fs",
+    "tenacity",
 )
 
 
