@@ -13,8 +13,9 @@ import torch
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.sources.synthetic import SyntheticConfig, draw_clip, encode
+from twostream_ray.data.sources.synthetic import SyntheticConfig, draw_clip
 from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.data.video.files import write_video
 from twostream_ray.inference import Classifier
 from twostream_ray.model_package import ModelPackage, save_model
 from twostream_ray.models.build import ModelConfig
@@ -116,7 +117,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("videos") / "clip.mp4"
-    encode(draw_clip(SyntheticConfig(size_px=64), "test", 0), path=path, container="mp4", fps=25)
+    write_video(draw_clip(SyntheticConfig(size_px=64), "test", 0), path=path, container="mp4", fps=25)
     return path
 
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field, encode_levels, flow_function
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards
-from twostream_ray.data.sources import synthetic
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.sources.synthetic import SyntheticConfig, draw_clip
 from twostream_ray.data.video import encoder
 from twostream_ray.data.video.clips import ClipWriter
+from twostream_ray.data.video.files import write_video
 from twostream_ray.data.video.prepare import prepare_clip
 
 SIZES = [(16, 18), (34, 50), (48, 48), (64, 86), (66, 66)]
@@ -60,7 +60,7 @@ def synthetic_file(size_px: int, index: int, container: str) -> bytes:
     frames = draw_clip(SyntheticConfig(size_px=size_px, num_frames=16), "train", index)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip")
-        synthetic.encode(frames, path=path, container=container, fps=25)
+        write_video(frames, path=path, container=container, fps=25)
         return path.read_bytes()
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from twostream_ray.storage.temporary_folders import sweep, temporary_folder
-from twostream_ray.storage.user_folder import own_folder
+from twostream_ray.errors import StorageError
+from twostream_ray.storage.temporary_folders import own_folder, sweep, temporary_folder
 
 KILLED = """
 import os, signal
 from pathlib import Path
-from twostream_ray.temporary import temporary_folder
+from twostream_ray.storage.temporary_folders import temporary_folder
 with temporary_folder() as name:
     folder = Path(name)
     (folder / "model.safetensors").write_bytes(b"weights")
@@ -96,3 +96,47 @@ def test_the_folder_of_another_user_stays(temporary: Path) -> None:
     folder = left_behind(temporary)
     os.chown(folder, 12345, 12345)
     assert sweep() == 0 and folder.exists()
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder that everybody may write to."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def own(shared: Path) -> Path:
+    return shared / f"twostream-{os.getuid()}"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_folder_of_another_user_is_refused(shared: Path) -> None:
+    own(shared).mkdir(mode=0o700)
+    os.chown(own(shared), 65534, 65534)
+    with pytest.raises(StorageError, match="belongs to user 65534"):
+        own_folder()
+
+
+def test_the_samples_that_trials_share_lie_in_the_users_own_folder_on_whichever_machine(
+    shared: Path, tmp_path: Path
+) -> None:
+    from twostream_ray.data.loading.sample_cache import SampleCache
+
+    for root in (shared, tmp_path / "elsewhere"):  # as of a process whose TMPDIR is another
+        root.mkdir(exist_ok=True)
+        place = root / own(shared).name / "samples-0123"
+        SampleCache(str(place), limit_bytes=1, depends_on={})
+        assert place.is_dir() and place.parent.stat().st_mode & 0o777 == 0o700
+        assert own_folder(place.parent) == place.parent
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    planted = tmp_path / "planted" / own(shared).name
+    planted.parent.mkdir()
+    planted.symlink_to(precious)
+    with pytest.raises(StorageError, match="alone"):
+        SampleCache(str(planted / "samples-0123"), limit_bytes=1, depends_on={})
+    assert not list(precious.iterdir())

@@ -14,7 +14,7 @@ from mlflow_server import PASSWORD, USER, MlflowServer
 
 from twostream_ray.cli import main
 from twostream_ray.errors import TrackingError
-from twostream_ray.storage.user_folder import locked
+from twostream_ray.storage.locks import process_lock
 from twostream_ray.tracking import (
     RunHandle,
     TrackingConfig,
@@ -278,7 +278,7 @@ def test_many_processes_that_log_into_one_journal_lose_and_double_nothing(
 def test_while_another_process_delivers_a_training_only_writes_down(tracking: TrackingConfig, tmp_path: Path) -> None:
     handle = start(tracking, tmp_path)
     journal = Outbox(run_uri=str(tmp_path))
-    with locked(journal.uri, wait_s=0):
+    with process_lock(journal.uri, wait_s=0):
         began = time.monotonic()
         log_metrics(handle, {"loss": 1.0}, step=0)
         assert time.monotonic() - began < 2

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from twostream_ray import storage
@@ -20,10 +18,10 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, survey, told
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP
 from twostream_ray.data.shards.writer import ShardPlan, ShardWriter, plan_shards, write_manifest
-from twostream_ray.data.sources import images, lists
+from twostream_ray.data.sources import lists
 from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, Clip, in_text_order, read_catalogs
+from twostream_ray.data.sources.open_source import open_source, source_sha256
 from twostream_ray.data.video import encoder
-from twostream_ray.data.video.prepare import Source
 from twostream_ray.errors import AccessError, ConfigError, TooManyBadVideosError, VideoError, own_error
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import polled, ray_session, require_cluster
@@ -33,7 +31,6 @@ from twostream_ray.storage.temporary_folders import sweep
 
 _TASKS_WANTED = 64
 _PROBED_CLIPS = 5
-_LARGEST_VIDEO_BYTES = 64 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +266,7 @@ def estimate(clips: Sequence[Clip], config: IngestConfig) -> str:
     for number in range(_PROBED_CLIPS):
         clip = by_size[(2 * number + 1) * len(by_size) // (2 * _PROBED_CLIPS)]
         with suppress(VideoError, AccessError):
-            with _source(clip) as source:
+            with open_source(clip) as source:
                 cost = probe_apart(source, config.flow, name=clip.clip_id, max_frames=config.max_frames)
             costs.append((clip, cost))
     if not costs:
@@ -384,8 +381,8 @@ def write_shard(
     for clip in plan.clips:
         sha256 = ""
         try:
-            with _source(clip) as source:
-                sha256 = _hash(source)
+            with open_source(clip) as source:
+                sha256 = source_sha256(source)
                 encoded = prepare_in_subprocess(source, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
         except (VideoError, AccessError) as error:
             writer.quarantine(clip, reason=f"{type(error).__name__}: {error}", sha256=sha256)
@@ -394,31 +391,3 @@ def write_shard(
             writer.add(clip, encoded, source_sha256=sha256)
             count(False)
     return writer.finish()
-
-
-@contextmanager
-def _source(clip: Clip) -> Iterator[Source]:
-    """A clip's video as a file on this machine, or its images, and the flow images that there are.
-
-    Raises:
-        AccessError: something is not there.
-        DecodeError: images are missing in between.
-    """
-    flow = None
-    if clip.flow_uris:
-        flow = tuple(images.read_flow(*clip.flow_uris, name=clip.clip_id))
-    if clip.frames:
-        yield Source(frames=tuple(images.read_frames(clip.uri, name=clip.clip_id)), flow=flow)
-        return
-    with storage.on_disk(clip.uri, limit_bytes=_LARGEST_VIDEO_BYTES) as path:
-        yield Source(video=path, flow=flow)
-
-
-def _hash(source: Source) -> str:
-    digest = hashlib.sha256()
-    if isinstance(source.video, Path):
-        with source.video.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-    for part in (*source.frames, *(image for pair in source.flow or () for image in pair)):
-        digest.update(part)
-    return digest.hexdigest()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from twostream_ray import storage, visualize
 from twostream_ray.data import flow
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_clips
+from twostream_ray.data.shards.shards import ShardSet, open_shards, read_clips
+from twostream_ray.data.shards.verify import verify_shards
 from twostream_ray.data.video import clips
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.runs.outputs import marked, refuse_foreign_picture
@@ -64,7 +62,7 @@ class Inspection:
     frames: int
     """Frames of all clips."""
     picture: str
-    """Where the contact sheet lies."""
+    """Path or URI of the contact sheet."""
     pictured: tuple[str, ...]
     """The clips it shows."""
 
@@ -78,7 +76,7 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
     """Look at a shard set, draw some of its clips, and with `verify` read and check every byte.
 
     Raises:
-        ConfigError: the picture would be written over somebody else's file.
+        ConfigError: the picture would be written over a file of another origin.
         StorageError: the picture cannot be written.
         ShardError: there is no such set, a clip is not in it, or a shard is damaged; names shard and row.
     """
@@ -92,7 +90,7 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
             f"clip {config.clip!r} was wanted of {config.shards}, it is not one of its {len(ids)}: {ids[0]}, ..."
         )
     if config.verify:
-        _verify(shard_set, progress=progress)
+        verify_shards(shard_set, progress=progress)
     every = max(1, len(ids) // config.num_clips)
     positions = list(range(0, len(ids), every))[: config.num_clips] if config.clip is None else [ids.index(config.clip)]
     with temporary_folder() as folder:
@@ -109,42 +107,6 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
         picture=config.out,
         pictured=tuple(ids[position] for position in positions),
     )
-
-
-def _verify(shard_set: ShardSet, *, progress: Callable[[int, int], None] | None) -> None:
-    """Hold every shard against the manifest's sha256, and every row against the index and its own checksums."""
-    shards, rows = (shard_set.index[name].to_numpy() for name in ("shard", "row"))
-    in_order = np.lexsort((rows, shards))
-    for number, (name, sha256) in enumerate(zip(shard_set.shard_names, shard_set.shard_sha256, strict=True)):
-        uri = storage.join(shard_set.uri, "shards", name)
-        members = in_order[shards[in_order] == number]
-        for start in range(0, len(members), ROWS_PER_GROUP):
-            group = members[start : start + ROWS_PER_GROUP].tolist()
-            for _ in read_clips(shard_set, group, want_rgb=True, want_flow=True):
-                pass
-        content = storage.read_bytes(uri, limit_bytes=shard_set.shard_bytes[number])
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise ShardError(f"{uri} is not the file that the manifest names (sha256): delete it and ingest again")
-        _verify_labels(shard_set, members.tolist(), pa.py_buffer(content), uri=uri)
-        if progress is not None:
-            progress(number + 1, len(shard_set.shard_names))
-
-
-def _verify_labels(shard_set: ShardSet, members: list[int], content: pa.Buffer, *, uri: str) -> None:
-    """Hold what a shard says of its rows' classes and splits against what training reads of the index."""
-    table = pq.read_table(pa.BufferReader(content), columns=["clip_id", "class_name", "splits"])
-    if len(table) != len(members):
-        raise ShardError(f"{uri} has {len(table)} rows, the index {len(members)}: ingest again")
-    index = shard_set.index.select(["clip_id", "label", "splits"]).take(members).to_pylist()
-    for number, (stored, said) in enumerate(zip(table.to_pylist(), index, strict=True)):
-        told = (said["clip_id"], shard_set.classes[said["label"]], said["splits"])
-        if told != (stored["clip_id"], stored["class_name"], stored["splits"]):
-            splits = ", ".join(map(str, stored["splits"] or ["no split"]))
-            raise ShardError(
-                f"{uri}, row {number}, is {stored['clip_id']!r} of class {stored['class_name']!r} in "
-                f"{splits}; index and manifest say {told[0]!r} of class {told[1]!r} in "
-                f"{', '.join(told[2])}: ingest again"
-            )
 
 
 def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from twostream_ray.errors import StorageError
-from twostream_ray.storage import user_folder
+from twostream_ray.storage.temporary_folders import own_folder, own_folder_path
 
 TAG = "CACHEDIR.TAG"
 _TAG_CONTENT = b"""Signature: 8a477f597d28d172789f06886806bc55
@@ -27,8 +27,8 @@ def claim(directory: Path, *, setting: str) -> None:
     Raises:
         StorageError: it cannot be made, or holds something else.
     """
-    if directory.parent.name == user_folder.path().name:  # anybody may write beside it
-        user_folder.own_folder(directory.parent)
+    if directory.parent.name == own_folder_path().name:  # anybody may write beside it
+        own_folder(directory.parent)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if _is_tagged(directory):

@@ -12,12 +12,10 @@ same second could both pass if the store also shows a write later than that.
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
 import logging
 import os
-import stat
 import threading
 import time
 import uuid
@@ -33,6 +31,7 @@ from twostream_ray.errors import LeaseError, StorageError
 from twostream_ray.processes import is_gone, started_at, this_machine
 from twostream_ray.storage import json_files
 from twostream_ray.storage.json_files import COUNT, record
+from twostream_ray.storage.locks import locked
 
 FILE = "lease.json"
 """Name of the lease within its place; there only while somebody is at work."""
@@ -231,13 +230,13 @@ class _LocalFiles(_Files):
             if not self._folder.exists():
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._made = True
-            with self._alone() as file:
-                found = _parsed(os.pread(file, _LIMIT_BYTES, 0), str(self._path))
+            with locked(self._path, keep=True, required=False) as file:
+                found = _parsed(os.pread(file.fileno(), _LIMIT_BYTES, 0), str(self._path))
                 if not expected(found):
                     return False, found
                 content = _content(mine)
-                os.pwrite(file, content, 0)
-                os.ftruncate(file, len(content))
+                os.pwrite(file.fileno(), content, 0)
+                os.ftruncate(file.fileno(), len(content))
                 return True, found
         except OSError as error:
             raise StorageError(
@@ -246,35 +245,13 @@ class _LocalFiles(_Files):
             ) from error
 
     def remove(self, mine: Holder) -> None:
-        with self._alone() as file:
-            found = _parsed(os.pread(file, _LIMIT_BYTES, 0), str(self._path))
+        with locked(self._path, keep=True, required=False) as file:
+            found = _parsed(os.pread(file.fileno(), _LIMIT_BYTES, 0), str(self._path))
             if found is None or found.key == mine.key:
                 self._path.unlink(missing_ok=True)
         if self._made:
             with suppress(OSError):  # whatever lies in it keeps it
                 self._folder.rmdir()
-
-    @contextmanager
-    def _alone(self) -> Iterator[int]:
-        while True:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-            try:
-                if not stat.S_ISREG(os.fstat(file).st_mode):
-                    raise LeaseError(f"a lease was wanted at {self._path}, which is no regular file: remove it")
-                with suppress(OSError):  # a network disk without locks: what is left is who writes last
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                if self._is_there(file):
-                    yield file
-                    return
-            finally:
-                os.close(file)
-
-    def _is_there(self, file: int) -> bool:
-        """Whether the open file is still the one with this name: its holder may have removed it meanwhile."""
-        try:
-            return os.path.samestat(os.fstat(file), self._path.stat())
-        except FileNotFoundError:
-            return False
 
 
 class _S3Files(_Files):

@@ -1,58 +1,121 @@
-"""Locks between the processes of a machine, let go by whoever is killed; their files go with them."""
+"""File locks (flock) between the processes of a machine, released when their holder is killed.
+
+No link is followed, nothing but a regular file is taken for a lock, and its file goes with the block.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from twostream_ray.errors import StorageError
+from twostream_ray.storage.temporary_folders import open_own_folder, own_folder_path
+
+_POLL_S = 0.1
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True, keep: bool = False) -> Iterator[BinaryIO]:
+def locked(path: Path, *, wait: bool = True, keep: bool = False, required: bool = True) -> Iterator[BinaryIO]:
     """Hold the lock of a file, which is made if need be, and have it open; it is removed behind, unless to `keep`.
 
+    On a network disk without locks a lock that is not `required` is passed over.
+
     Raises:
-        BlockingIOError: somebody else holds it, and `wait` is False.
-        StorageError: what lies there is a link or no regular file.
+        BlockingIOError: another process or thread holds it, and `wait` is False.
+        StorageError: what is there is a link or no regular file.
         OSError: the file cannot be made.
     """
     while True:
-        descriptor = _opened(path)
+        descriptor = _opened(str(path), named=path, mode=0o666)
         with os.fdopen(descriptor, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # Whoever held it before may have removed the file that was opened here: then it locks nothing.
-            if not _is_there(descriptor, path):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError:
+                if required:
+                    raise
+            if not _is_there(descriptor, str(path)):
                 continue
             try:
                 yield file
             finally:
-                if not keep and _is_there(descriptor, path):
+                if not keep and _is_there(descriptor, str(path)):
                     with suppress(OSError):
                         path.unlink(missing_ok=True)
             return
 
 
-def _opened(path: Path) -> int:
+@contextmanager
+def process_lock(what: str, *, wait_s: float) -> Iterator[bool]:
+    """Run a block that only one process of this machine's user may run at once for the same `what`.
+
+    Yields False where another still runs it after `wait_s` seconds. The lock's file is in the user's own folder, whose
+    owner and mode are checked, and is opened relative to it: nothing put in that folder's place is touched.
+
+    Raises:
+        StorageError: the user's own folder cannot be had, or what is there is a link or no regular file.
+    """
+    name = f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock"
+    directory = open_own_folder()
+    held: int | None = None
+    deadline = time.monotonic() + wait_s
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError:
-        if path.is_symlink():
-            raise StorageError(f"a lock was wanted at {path}, it is a link: remove it") from None
+        while held is None and (held := _taken(name, directory)) is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        yield held is not None
+    finally:
+        if held is not None:
+            os.unlink(name, dir_fd=directory)
+            os.close(held)
+        os.close(directory)
+
+
+def _taken(name: str, directory: int) -> int | None:
+    """A descriptor that holds the lock, or None while another process does."""
+    path = own_folder_path() / name
+    try:
+        held = _opened(name, named=path, mode=0o600, directory=directory)
+    except OSError as error:
+        raise StorageError(f"a lock was wanted at {path}, it cannot be made: {error.strerror}") from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_there(held, name, directory=directory):
+            return held
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(held)
+        raise
+    os.close(held)
+    return None
+
+
+def _opened(name: str, *, named: Path, mode: int, directory: int | None = None) -> int:
+    # Not blocking: a FIFO must not make us wait.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(name, flags, mode, dir_fd=directory)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StorageError(f"a lock was wanted at {named}, it is a link: remove it") from None
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise StorageError(f"a lock was wanted at {path}, it is no regular file: remove it")
+        raise StorageError(f"a lock was wanted at {named}, it is no regular file: remove it")
     return descriptor
 
 
-def _is_there(descriptor: int, path: Path) -> bool:
+def _is_there(descriptor: int, name: str, *, directory: int | None = None) -> bool:
+    """Whether the open file is still the one of this name: its holder may have removed it; then it locks nothing."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return False
+    return os.path.samestat(os.fstat(descriptor), found)

@@ -1,4 +1,7 @@
-"""Temporary folders whose names say whose they are, so that those of killed processes are found and removed."""
+"""Temporary folders in a folder of the user's own, named after their process: those of killed ones are swept away.
+
+The user's own folder is in the shared temporary directory: mode 0700, owner checked, no link followed.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,59 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from twostream_ray.errors import StorageError
 from twostream_ray.processes import is_gone, started_at, this_machine
-from twostream_ray.storage.user_folder import own_folder
 
 _NAME = re.compile(
     r"(?P<host>[0-9a-f]{8})-(?P<boot>[0-9a-f]{8})-(?P<namespace>[0-9a-f]{8})-(?P<process>[1-9]\d{0,9})-"
     r"(?P<start>\d{1,20})-\w+"
 )
+
+
+def own_folder_path() -> Path:
+    """Where the user's own folder is, or would be on a machine like this one."""
+    return Path(tempfile.gettempdir()) / f"twostream-{os.getuid()}"
+
+
+def own_folder(folder: Path | None = None) -> Path:
+    """The user's own folder, made if need be, here or where another process of this user has its own.
+
+    Anybody may write beside it, nobody else into it.
+
+    Raises:
+        StorageError: what is there is a link, belongs to another user or is open to others, or it cannot be made.
+    """
+    folder = folder or own_folder_path()
+    os.close(open_own_folder(folder))
+    return folder
+
+
+def open_own_folder(folder: Path | None = None) -> int:
+    """A descriptor of the user's own folder, which stays that folder whatever is put in its place.
+
+    Raises:
+        StorageError: as own_folder.
+    """
+    folder = folder or own_folder_path()
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(_refusal(folder, error.strerror or type(error).__name__)) from error
+    status = os.fstat(directory)
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != os.getuid() or mode & 0o077:
+        os.close(directory)
+        raise StorageError(_refusal(folder, f"it belongs to user {status.st_uid} and has mode {mode:04o}"))
+    return directory
+
+
+def _refusal(folder: Path, reason: str) -> str:
+    return (
+        f"a directory of user {os.getuid()} alone (mode 0700) was wanted at {folder}, got something else ({reason}): "
+        "remove it, or let TMPDIR name another directory"
+    )
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
@@ -34,9 +83,9 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def sweep() -> int:
-    """Remove the folders of this user's processes that are gone from this machine; gives how many there were.
+    """Remove the folders of this user's processes that are gone from this machine; returns how many there were.
 
-    What another host or container has in the same place stays, and so does whatever is called otherwise.
+    What another host or container has in the same directory stays, and so does anything of another name.
 
     Raises:
         StorageError: the user's own temporary folder cannot be had.

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from twostream_ray.errors import ConfigError, RegistryError
 from twostream_ray.redaction import redact, with_quoted_credentials
 from twostream_ray.settings.names import require_name
-from twostream_ray.storage.user_folder import locked, own_folder
+from twostream_ray.storage.locks import process_lock
+from twostream_ray.storage.temporary_folders import own_folder
 from twostream_ray.tracking import sqlite
 from twostream_ray.tracking.timeouts import limited
 
@@ -205,7 +206,7 @@ def _migrate_once(uri: str) -> None:
     from mlflow import MlflowClient
 
     sqlite.path_of(uri).parent.mkdir(parents=True, exist_ok=True)
-    with locked(uri, wait_s=120), loading_mlflow():
+    with process_lock(uri, wait_s=120), loading_mlflow():
         MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
 
 

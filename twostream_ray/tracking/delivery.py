@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from twostream_ray.errors import JournalError, TrackingError, TwoStreamError
 from twostream_ray.redaction import redact
+from twostream_ray.storage.locks import process_lock
 from twostream_ray.storage.temporary_folders import temporary_folder
-from twostream_ray.storage.user_folder import locked
 from twostream_ray.tracking import sqlite
 from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, load_mlflow, short_timeouts
 from twostream_ray.tracking.outbox import Event, Identity, Outbox
@@ -166,7 +166,7 @@ def _attempt(
     """
 
     def work(progressed: Callable[[], None]) -> Delivery | None:
-        with locked(journal.uri, wait_s=wait_s) as free:
+        with process_lock(journal.uri, wait_s=wait_s) as free:
             progressed()
             told = progressed if getting_on else lambda: None
             return _deliver(journal, uri, request_s=request_s, most=most, progressed=told) if free else None

@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray import storage
-from twostream_ray.data.video import encoder
+from twostream_ray.data.video.files import write_video
 from twostream_ray.errors import ConfigError
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.storage import json_files, local_files
@@ -117,7 +116,7 @@ class SyntheticConfig:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names of the group; a class's index is its place here."""
+        """Class names of the group; a class's label is its index here."""
         return CLASSES[self.group]
 
     @property
@@ -166,7 +165,7 @@ class Mover:
     radius_px: int
     """Half the side of its bounding box, which is 2 radius + 1 pixels wide."""
     centres_px: NDArray[np.int64]
-    """(F, 2) rows of (y, x): the box's centre in whole pixels; it may lie outside the frame."""
+    """(F, 2) rows of (y, x): the box's centre in whole pixels; it may be outside the frame."""
 
 
 def synthesize(
@@ -180,8 +179,8 @@ def synthesize(
 
     H.264 in MP4 and MPEG-4 in AVI take turns within each class. The files are the same bytes for the same settings and
     library versions, whatever the number of `workers` (by default one process per core, started afresh: a script that
-    calls this needs its `if __name__ == "__main__":`). `progress` is told how many clips are done and how many there
-    were to do.
+    calls this needs its `if __name__ == "__main__":`). `progress` is called with the clips done and those
+    that were to do.
 
     Raises:
         ConfigError: out_dir holds clips of other settings, or something else.
@@ -216,7 +215,7 @@ def clip_name(config: SyntheticConfig, split: str, index: int) -> Path:
 def draw_clip(config: SyntheticConfig, split: str, index: int) -> NDArray[np.uint8]:
     """The frames of one clip as YUV 4:2:0, shape (F, 3 H / 2, W): the luma plane, then Cb, then Cr.
 
-    Luma is grey texture alone, of one kind for shapes and background; hue lies in the chroma planes alone. So flow,
+    Luma is grey texture alone, of one kind for shapes and background; hue is in the chroma planes alone. So flow,
     which is computed on luma, knows no hue, and one frame knows no motion.
     """
     rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
@@ -280,9 +279,9 @@ def draw_movers(config: SyntheticConfig, index: int, *, rng: np.random.Generator
 
 
 def straight_path(num_frames: int, *, direction: int, speed_px: float) -> NDArray[np.float64]:
-    """Offsets (y, x) from the place at the middle frame, shape (F, 2), at `speed_px` per frame.
+    """Offsets (y, x) from the centre at the middle frame, shape (F, 2), at `speed_px` per frame.
 
-    The place at the middle frame is what gets drawn at random, so that the frame the spatial stream sees tells nothing.
+    The centre at the middle frame is what gets drawn at random: the frame that the spatial stream sees tells nothing.
     """
     return (np.arange(num_frames) - num_frames // 2)[:, None] * (speed_px * _STEPS[direction])
 
@@ -328,36 +327,20 @@ def hue_vector(hue: int) -> NDArray[np.float32]:
     return np.array([np.cos(angle), np.sin(angle)], np.float32)
 
 
-def encode(frames: NDArray[np.uint8], *, path: Path, container: str, fps: int) -> None:
-    """Write YUV 4:2:0 frames (F, 3 H / 2, W) as H.264 (container mp4) or MPEG-4 part 2 (container avi)."""
-    codec, options = {
-        "mp4": ("libx264", {"crf": "18", "preset": "veryfast", "x264-params": encoder.X264_PARAMS}),
-        "avi": ("mpeg4", {"b": "4000000", "qmin": "2", "qmax": "3"}),
-    }[container]
-    with av.open(str(path), mode="w", format=container, options={"fflags": "+bitexact"}) as file:
-        stream = file.add_stream(codec, rate=fps, options=options)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1] * 2 // 3, "yuv420p"
-        # One thread each: the clips run in parallel, and the bytes do not depend on the machine.
-        stream.thread_count = 1
-        for frame in frames:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="yuv420p")))
-        file.mux(stream.encode())
-
-
 def _write_clip(config: SyntheticConfig, out_dir: Path, clip: tuple[str, int]) -> None:
-    """Draw and encode one (split, index); the file is there whole or not at all, so a stopped run can go on."""
+    """Draw and encode one (split, index); the file is there whole or not at all, so an interrupted run can resume."""
     path = out_dir / clip_name(config, *clip)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     with local_files.writing(path):
         try:
-            encode(draw_clip(config, *clip), path=part, container=path.suffix[1:], fps=config.fps)
+            write_video(draw_clip(config, *clip), path=part, container=path.suffix[1:], fps=config.fps)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
 
 def _draw_centres(radii_px: NDArray[np.int64], *, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Places (y, x) at the middle frame, one row a shape, anywhere in the frame but never one over another."""
+    """Centres (y, x) at the middle frame, one row a shape, anywhere in the frame but never one over another."""
     room = radii_px[:, None] + size / 16
     while True:
         centres = rng.uniform(room, size - room, size=(len(radii_px), 2))

@@ -37,8 +37,8 @@ from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, in_words, run_trial, shared_out
 from twostream_ray.runs.train.run import require_splits, run_uri
 from twostream_ray.runs.train.worker_group import worker_shares
-from twostream_ray.storage import lease, user_folder
-from twostream_ray.storage.temporary_folders import is_own_folder, sweep
+from twostream_ray.storage import lease
+from twostream_ray.storage.temporary_folders import is_own_folder, own_folder_path, sweep
 
 _TRIAL_CPUS = 0.01
 """Of a trial's own process, which waits for its training workers."""
@@ -112,7 +112,7 @@ def _sharing_samples(config: TuneConfig) -> TuneConfig:
 def _samples_folder(config: TuneConfig) -> str:
     """Of this search alone, and the same when it is resumed."""
     search = hashlib.sha256(run_uri(config).encode()).hexdigest()[:12]
-    return str(user_folder.path() / f"samples-{search}")
+    return str(own_folder_path() / f"samples-{search}")
 
 
 def _remove_on_every_node(uri: str) -> None:

@@ -1,0 +1,56 @@
+"""Verification of a shard set: every file against its sha256, every row against the index and its checksums."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twostream_ray import storage
+from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, read_clips
+from twostream_ray.errors import ShardError
+
+
+def verify_shards(shard_set: ShardSet, *, progress: Callable[[int, int], None] | None = None) -> None:
+    """Hold every shard against the manifest's sha256, and every row against the index and its own checksums.
+
+    `progress` is called with (shards done, shards in all).
+
+    Raises:
+        ShardError: a shard is missing, damaged or another one than manifest and index name; names shard and row.
+    """
+    shards, rows = (shard_set.index[name].to_numpy() for name in ("shard", "row"))
+    in_order = np.lexsort((rows, shards))
+    for number, (name, sha256) in enumerate(zip(shard_set.shard_names, shard_set.shard_sha256, strict=True)):
+        uri = storage.join(shard_set.uri, "shards", name)
+        members = in_order[shards[in_order] == number]
+        for start in range(0, len(members), ROWS_PER_GROUP):
+            group = members[start : start + ROWS_PER_GROUP].tolist()
+            for _ in read_clips(shard_set, group, want_rgb=True, want_flow=True):
+                pass
+        content = storage.read_bytes(uri, limit_bytes=shard_set.shard_bytes[number])
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ShardError(f"{uri} is not the file that the manifest names (sha256): delete it and ingest again")
+        _verify_labels(shard_set, members.tolist(), pa.py_buffer(content), uri=uri)
+        if progress is not None:
+            progress(number + 1, len(shard_set.shard_names))
+
+
+def _verify_labels(shard_set: ShardSet, members: list[int], content: pa.Buffer, *, uri: str) -> None:
+    """Hold what a shard says of its rows' classes and splits against what training reads of the index."""
+    table = pq.read_table(pa.BufferReader(content), columns=["clip_id", "class_name", "splits"])
+    if len(table) != len(members):
+        raise ShardError(f"{uri} has {len(table)} rows, the index {len(members)}: ingest again")
+    index = shard_set.index.select(["clip_id", "label", "splits"]).take(members).to_pylist()
+    for number, (stored, said) in enumerate(zip(table.to_pylist(), index, strict=True)):
+        indexed = (said["clip_id"], shard_set.classes[said["label"]], said["splits"])
+        if indexed != (stored["clip_id"], stored["class_name"], stored["splits"]):
+            splits = ", ".join(map(str, stored["splits"] or ["no split"]))
+            raise ShardError(
+                f"{uri}, row {number}, is {stored['clip_id']!r} of class {stored['class_name']!r} in "
+                f"{splits}; index and manifest say {indexed[0]!r} of class {indexed[1]!r} in "
+                f"{', '.join(indexed[2])}: ingest again"
+            )
