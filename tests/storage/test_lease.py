@@ -17,14 +17,14 @@ from twostream_ray.storage.lease import FILE, held, holder_of
 
 HOLDER = """
 import sys, time
-from twostream_ray.lease import held
+from twostream_ray.storage.lease import held
 with held(sys.argv[1], work="run 'x'", way_out="wait"):
     print("held", flush=True)
     time.sleep(600)
 """
 RIVAL = """
 import sys, time
-from twostream_ray.lease import held
+from twostream_ray.storage.lease import held
 from twostream_ray.errors import LeaseError
 while not __import__("os").path.exists(sys.argv[2]):
     pass
@@ -133,7 +133,7 @@ def test_a_holder_of_another_host_that_renews_is_refused_and_one_that_does_not_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lease, "_STALE_S", 0.6)
-    monkeypatch.setattr(lease, "_LOOK_S", 0.05)
+    monkeypatch.setattr(lease, "_POLL_S", 0.05)
     leave(tmp_path, host="node-7", machine="another boot", renewed=time.time())
     renewing = threading.Event()
 

@@ -44,7 +44,7 @@ def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path) -> None:
 
 
 def test_other_schemes_are_refused() -> None:
-    with pytest.raises(StorageError, match=r"local path, file:// or s3:// URI, got 'gs://bucket'"):
+    with pytest.raises(StorageError, match=r"local path, file:// or s3:// URI was wanted, got 'gs://bucket'"):
         storage.absolute("gs://bucket")
 
 
@@ -170,7 +170,7 @@ def test_whatever_the_disk_refuses_is_one_line_with_the_way_out(tmp_path: Path) 
             storage.write_bytes(str(tmp_path / name), b"1")
     for code, words in ((errno.EROFS, "read-only"), (errno.EDQUOT, "quota"), (errno.EFBIG, "ulimit -f")):
         broken = OSError(code, os.strerror(code), str(tmp_path / ".1.partial"))
-        assert words in str(explained(broken, "cannot write x", uri=tmp_path / "x"))
+        assert words in str(explained(broken, "cannot write x", path=tmp_path / "x"))
     with pytest.raises(AccessError, match="gone: it is a link to nothing; mend or remove it"):
         storage.read_bytes(str(tmp_path / "gone"))
 
@@ -201,7 +201,7 @@ def test_signs_in_a_path_stand_for_themselves_and_in_a_file_uri_are_decoded(tmp_
 
 @pytest.mark.parametrize("name", ["caf\udce9", "file:///caf%E9", "x\0y", "s3://bucket/\ud800"])
 def test_a_name_that_is_no_text_is_refused_in_words_that_can_be_printed(name: str) -> None:
-    with pytest.raises(StorageError, match="a place's name is UTF-8 without zero bytes, got") as refused:
+    with pytest.raises(StorageError, match="a path is UTF-8 without zero bytes, got") as refused:
         storage.exists(name)
     str(refused.value).encode()
 
@@ -216,7 +216,7 @@ def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path, monkeypatc
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(StorageError, match="the working directory is gone, so x lies nowhere: go to one that is there"):
+    with pytest.raises(StorageError, match="the working directory is gone, so x is nowhere: go to one that is there"):
         storage.absolute("x")
     assert storage.absolute("/x") == "/x"
 

@@ -1,1 +1,1 @@
-"""Settings: frozen dataclasses from YAML, JSON and dotted options, their bounds and names."""
+"""Settings: parsing of dataclasses from YAML, JSON and the command line; validation of numbers and names."""

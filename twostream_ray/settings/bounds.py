@@ -1,4 +1,4 @@
-"""Intervals of settings: numbers are finite and lie where their class says that they have a meaning."""
+"""Range validation of settings: numbers are finite and within the interval that their class names."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def _require(number: Any, setting: str, interval: str, *, whole: bool, got: Any)
     if too_low:
         raise ConfigError(f"{setting} must be {'at least' if low_is_in else 'more than'} {low:g}, got {brief(got)}")
     if too_high:
-        told = f"{high:,}" if isinstance(high, int) else f"{high:g}"
-        raise ConfigError(f"{setting} must be {'at most' if high_is_in else 'less than'} {told}, got {brief(got)}")
+        bound = f"{high:,}" if isinstance(high, int) else f"{high:g}"
+        raise ConfigError(f"{setting} must be {'at most' if high_is_in else 'less than'} {bound}, got {brief(got)}")
 
 
 def _is_finite(number: Any) -> bool:

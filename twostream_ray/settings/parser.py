@@ -1,7 +1,9 @@
-"""Frozen dataclasses from YAML recipes, JSON and dotted options; errors name the key, the value and the valid ones.
+"""Parsing of settings (jsonargparse): frozen dataclasses from YAML recipes, JSON and dotted command-line options.
+
+Errors name the key, the value and the valid ones.
 
 Values are data: none of them names code. jsonargparse would import what a value calls a `class_path` before it refuses
-it, and read a file that a value names; both are switched off here, for files and the command line alike.
+it, and read a file that a value names; both are switched off here, for files and for the command line.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ _LARGEST_WHOLE_NUMBER = 2**63
 
 
 def _load_value(text: str) -> Any:
-    """One value of the command line, or one text among values, as jsonargparse wants it read."""
+    """One value of the command line, or one text among values: the loader that jsonargparse calls."""
     try:
         values = parse_recipe(text, where="a value").values
     except ConfigError as error:
-        # It may have been meant as a text; jsonargparse goes on with that.
+        # It may have been meant as a text, which jsonargparse tries next.
         raise yaml.YAMLError(str(error)) from error
     return text if values is None and text.strip() not in ("null", "~", "Null", "NULL") else values
 
@@ -98,7 +100,7 @@ def from_mapping(kind: type[Settings], values: Mapping[str, Any], *, complete: b
     Raises:
         ConfigError: an unknown key, a bad value or a missing one.
     """
-    _hold_against(kind, values, recipe=None, complete=complete)
+    _check_names_and_types(kind, values, recipe=None, complete=complete)
     parser = parser_for(kind)
     try:
         return _instantiated(kind, parser, parser.parse_object(dict(values), env=False))
@@ -107,13 +109,13 @@ def from_mapping(kind: type[Settings], values: Mapping[str, Any], *, complete: b
 
 
 def _checked_arguments(kind: type, arguments: Sequence[str]) -> list[str]:
-    """The command line, its values held against the settings, with what recipes hold in the place of their names."""
+    """Arguments, their values checked against the settings; --config with a recipe's content instead of its path."""
     checked: list[str] = []
     waiting = list(arguments)
     while waiting:
         argument = waiting.pop(0)
         option, assigned, value = argument.partition("=")
-        hint = _hint_of(kind, option[2:].removesuffix("+")) if option.startswith("--") else None
+        hint = _type_of(kind, option[2:].removesuffix("+")) if option.startswith("--") else None
         if option != "--config" and hint is None:
             checked.append(argument)
             continue
@@ -125,7 +127,7 @@ def _checked_arguments(kind: type, arguments: Sequence[str]) -> list[str]:
         if option == "--config":
             inline = value.lstrip().startswith("{")
             recipe = parse_recipe(value, where="--config") if inline else read_recipe(value)
-            _hold_against(kind, recipe.values, recipe=recipe)
+            _check_names_and_types(kind, recipe.values, recipe=recipe)
             value = json.dumps(recipe.values)
         else:
             _check_inline(hint, option, value)
@@ -134,17 +136,17 @@ def _checked_arguments(kind: type, arguments: Sequence[str]) -> list[str]:
 
 
 def _check_inline(hint: Any, option: str, value: str) -> None:
-    """Hold a value of the command line that has parts against its setting."""
+    """Check a value of the command line that has parts against its setting."""
     key = option[2:].removesuffix("+")
     if value.lstrip().startswith(("{", "[")):
-        if not _takes_text(hint):
+        if not _accepts_text(hint):
             recipe = parse_recipe(value, where=option)
-            _hold_value(next(iter(_parts(hint)), hint) if option.endswith("+") else hint, recipe.values, key, recipe)
+            _check_value(next(iter(_parts(hint)), hint) if option.endswith("+") else hint, recipe.values, key, recipe)
     elif is_dataclass(hint):
         raise ConfigError(f"{option} takes several settings as {{name: value}}, got {brief(value)}: a file is --config")
 
 
-def _hint_of(kind: type, key: str) -> Any:
+def _type_of(kind: type, key: str) -> Any:
     """The type of the setting with a dotted name; None where there is none."""
     hint: Any = kind
     for name in key.split("."):
@@ -154,42 +156,44 @@ def _hint_of(kind: type, key: str) -> Any:
     return hint
 
 
-def _hold_against(kind: type, values: Any, *, recipe: Recipe | None, prefix: str = "", complete: bool = False) -> None:
-    """Refuse values that have names or types other than a settings class, before anything makes sense of them."""
+def _check_names_and_types(
+    kind: type, values: Any, *, recipe: Recipe | None, prefix: str = "", complete: bool = False
+) -> None:
+    """Refuse values that have names or types other than a settings class, before they are parsed."""
     hints = {field.name: hint for field in fields(kind) for hint in [get_type_hints(kind)[field.name]]}
     for name, value in values.items():
         key = f"{prefix}.{name}".lstrip(".")
         if name not in hints:
             raise ConfigError(f"{recipe.line_of(key) if recipe else ''}{_unknown(key, list(_names(kind, prefix)))}")
-        _hold_value(hints[name], value, key, recipe, complete=complete)
+        _check_value(hints[name], value, key, recipe, complete=complete)
     missing = sorted(hints.keys() - values.keys()) if complete else []
     if missing:
         raise ConfigError(f"{prefix or 'it'} lacks {', '.join(missing)}")
 
 
-def _hold_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, complete: bool = False) -> None:
+def _check_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, complete: bool = False) -> None:
     where = recipe.line_of(key) if recipe else ""
     if is_dataclass(hint):
         if isinstance(value, Mapping):
-            _hold_against(hint, value, recipe=recipe, prefix=key, complete=complete)  # type: ignore[arg-type]
+            _check_names_and_types(hint, value, recipe=recipe, prefix=key, complete=complete)  # type: ignore[arg-type]
         else:
             got = "nothing: leave it out" if value is None else brief(value)
             raise ConfigError(f"{where}{key} holds settings of its own as `name: value`, got {got}")
-    elif value is None and not _takes(NoneType, hint):
-        raise ConfigError(f"{where}{key} wants {_told(hint)}, got nothing")
+    elif value is None and not _accepts(NoneType, hint):
+        raise ConfigError(f"{where}{key} wants {_type_name(hint)}, got nothing")
     elif isinstance(value, str):
         if len(value) > _LONGEST_TEXT:
             raise ConfigError(f"{where}{key} wants at most {_LONGEST_TEXT} characters, got {len(value)}")
         if "\0" in value:
             raise ConfigError(f"{where}{key} holds a NUL character, which no path or name has")
-        if not _takes_text(hint):
-            raise ConfigError(f"{where}{key} wants {_told(hint)}, got the text {brief(value)}")
+        if not _accepts_text(hint):
+            raise ConfigError(f"{where}{key} wants {_type_name(hint)}, got the text {brief(value)}")
     elif isinstance(value, int) and abs(value) > _LARGEST_WHOLE_NUMBER:
         raise ConfigError(f"{where}{key} is too large a number: {brief(value)}")
     elif isinstance(value, list | tuple) and _parts(hint):
         parts = _parts(hint)
         for number, item in enumerate(value):
-            _hold_value(parts[min(number, len(parts) - 1)], item, f"{key}[{number}]", recipe, complete=complete)
+            _check_value(parts[min(number, len(parts) - 1)], item, f"{key}[{number}]", recipe, complete=complete)
 
 
 def _parts(hint: Any) -> list[Any]:
@@ -199,19 +203,19 @@ def _parts(hint: Any) -> list[Any]:
     return next((parts for one in get_args(hint) if (parts := _parts(one))), [])
 
 
-def _takes(kind: type, hint: Any) -> bool:
-    return hint in (kind, Any) or any(_takes(kind, one) for one in get_args(hint) if get_origin(hint) is not dict)
+def _accepts(kind: type, hint: Any) -> bool:
+    return hint in (kind, Any) or any(_accepts(kind, one) for one in get_args(hint) if get_origin(hint) is not dict)
 
 
-def _takes_text(hint: Any) -> bool:
+def _accepts_text(hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return any(isinstance(choice, str) for choice in get_args(hint))
     if get_origin(hint) in (list, tuple, dict):
         return False
-    return hint in (str, Any) or any(_takes_text(one) for one in get_args(hint))
+    return hint in (str, Any) or any(_accepts_text(one) for one in get_args(hint))
 
 
-def _told(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
     many = {list: "a list", tuple: "a list", dict: "a block"}
     alternatives = [hint] if hint in words or get_origin(hint) in many else get_args(hint)
@@ -236,7 +240,7 @@ def dotted(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def refuse_changed(before: Mapping[str, Any], now: Mapping[str, Any], *, what: str, uri: str) -> None:
-    """Refuse to go on in `uri` with settings (JSON's types) other than those that `what`, as 'run "x"', began with.
+    """Refuse to resume in `uri` with settings (JSON's types) other than those that `what`, as 'run "x"', began with.
 
     Raises:
         ConfigError: they differ.

@@ -108,15 +108,15 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         ) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        told = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-        hint = " (indent with blanks)" if "'\\t'" in told else ""
-        raise ConfigError(f"{where}, line {mark.line + 1 if mark else 1}: no YAML: {told}{hint}") from error
+        problem = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+        hint = " (indent with blanks)" if "'\\t'" in problem else ""
+        raise ConfigError(f"{where}, line {mark.line + 1 if mark else 1}: no YAML: {problem}{hint}") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: settings are nested more than {_MOST_LEVELS} levels deep") from error
     except (ValueError, KeyError) as error:
-        told = one_line(error, longest=80)
+        problem = one_line(error, longest=80)
         raise ConfigError(
-            f"{where}: a number is too large, or a value is not what its tag says ({told}): leave tags out"
+            f"{where}: a number is too large, or a value is not what its tag says ({problem}): leave tags out"
         ) from error
     return Recipe(where=where, values=values, lines=lines)
 
@@ -165,7 +165,7 @@ def _checked(root: yaml.Node, *, where: str) -> Iterator[tuple[str, int]]:
         if depth > _MOST_LEVELS:
             raise ConfigError(f"{here}settings are nested more than {_MOST_LEVELS} levels deep")
         if node.tag not in _TAGS:
-            raise ConfigError(f"{here}the tag {node.tag} has no place in settings: they are texts, numbers and lists")
+            raise ConfigError(f"{here}the tag {node.tag} is not allowed in settings: they are texts, numbers and lists")
         if node.tag == _INT and _READ_DIFFERENTLY.fullmatch(node.value):
             raise ConfigError(
                 f"{here}{name or 'a setting'} wants a whole number without leading zeros and colons, got {node.value}, "

@@ -1,4 +1,4 @@
-"""Storage: local paths and s3:// URIs as one kind of place, and files of this machine."""
+"""Storage: one interface to local paths, file:// and s3:// URIs."""
 
 from twostream_ray.storage.uris import (
     absolute,

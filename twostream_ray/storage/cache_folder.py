@@ -1,4 +1,4 @@
-"""Directories of caches, tagged by the Cache Directory Tagging Specification: nothing of others is taken for theirs."""
+"""Cache directories, tagged by the Cache Directory Tagging Specification: no other directory is taken for one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEFT_BY_OURS = re.compile(r"[0-9a-f]{64}\.(partial|lock)|lock")
 
 
 def claim(directory: Path, *, setting: str) -> None:
-    """Make a directory of the cache that a `setting` names, or see that it is one already.
+    """Make a directory of the cache that a `setting` names, or check that it is one already.
 
     Raises:
         StorageError: it cannot be made, or holds something else.

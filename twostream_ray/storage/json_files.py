@@ -1,7 +1,7 @@
-"""JSON documents from disks and buckets, held against a JSON Schema (draft 2020-12) where they are read.
+"""JSON files validated against a JSON Schema (draft 2020-12) where they are read.
 
-What lies on a disk or in a bucket may have been cut, mixed up or made by somebody else. It is checked once, here, so
-that whoever works with it finds every key, type and bound that the schema names.
+A file on a disk or in a bucket may have been cut, mixed up or made by another program. It is checked once, here, so
+that its readers find every key, type and bound that the schema names.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read_json(
     limit_bytes: int = LIMIT_BYTES,
     metrics: bool = False,
 ) -> Any:
-    """The values of a JSON file, as `parse_json` gives them.
+    """The values of a JSON file, as `parse_json` returns them.
 
     Raises:
         StorageError: the file is missing or cannot be read.
@@ -85,7 +85,7 @@ def parse_json(
     """The values of a JSON text that is what the schema says: `what` ("a manifest of shards") was wanted at `where`.
 
     NaN and infinities, which JSON does not have but Python reads, and keys that come twice are refused; in a document
-    with `metrics` of training, where a loss may be either, both are taken.
+    with `metrics` of training, where a loss may be either, both are accepted.
 
     Raises:
         TwoStreamError: of the kind `error`, in one line that ends with the `way_out`.
@@ -105,10 +105,10 @@ def parse_json(
 
 
 def check(values: Any, schema: Schema, *, where: str, what: str, way_out: str, error: type[TwoStreamError]) -> None:
-    """Hold values in JSON's types against a schema.
+    """Validate values in JSON's types against a schema.
 
     Raises:
-        TwoStreamError: of the kind `error`, which names the first place that differs.
+        TwoStreamError: of the kind `error`, which names the first value that differs.
     """
     faults = _validator(json.dumps(schema, sort_keys=True)).iter_errors(values)
     try:
@@ -117,10 +117,12 @@ def check(values: Any, schema: Schema, *, where: str, what: str, way_out: str, e
         raise error(f"{what} was wanted at {where}, it is nested too deeply: {way_out}") from None
     if fault is not None:
         inside = ".".join(map(str, fault.absolute_path))
-        raise error(f"{what} was wanted at {where}, {f'its {inside}' if inside else 'it'} {_told(fault)}: {way_out}")
+        raise error(
+            f"{what} was wanted at {where}, {f'its {inside}' if inside else 'it'} {_described(fault)}: {way_out}"
+        )
 
 
-def _told(fault: Any) -> str:
+def _described(fault: Any) -> str:
     """What is wrong with a value, in a few words; the validator's own may repeat a whole file."""
     if fault.validator == "required":
         return f"lacks {', '.join(sorted(set(fault.validator_value) - set(fault.instance)))}"[:200]

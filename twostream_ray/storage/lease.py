@@ -1,13 +1,13 @@
-"""Leases (Gray and Cheriton 1989) on places: who is at work in a run's or search's folder or a shard set at the moment.
+"""Leases (Gray and Cheriton 1989): which process is writing to a run's or search's folder, or to a shard set.
 
-A lease is the file `lease.json` in the place: user, host, process, since when. Its holder renews it every 10 s. One
+A lease is the file `lease.json` in the folder: user, host, process, since when. Its holder renews it every 10 s. One
 whose process is gone on this machine, or that is not renewed for a minute, is taken over.
 
-What it promises. On a local disk exactly one process holds a place, however the one before was killed. On a network
-disk that knows flock likewise, but for a holder that was stopped for more than a minute (a suspended machine) and wakes
-up: it learns within 10 s that it has lost the place. On s3:// likewise where the store knows `If-None-Match` (AWS,
-MinIO, Ceph, Swift); on one that does not, and whenever a stale lease is taken over there, two that begin within the
-same second could both pass if the store also shows a write later than that.
+Guarantees. On a local disk exactly one process holds a folder, however the one before was killed. On a network disk
+with flock likewise, except for a holder that was stopped for more than a minute (a suspended machine) and wakes up: it
+learns within 10 s that it has lost the folder. On s3:// likewise where the store has conditional writes
+(`If-None-Match`: AWS, MinIO, Ceph, Swift); on one that has not, and whenever a stale lease is taken over there, two
+that begin within the same second could both pass if the store also shows a write later than that.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from twostream_ray.storage.json_files import COUNT, record
 from twostream_ray.storage.locks import locked
 
 FILE = "lease.json"
-"""Name of the lease within its place; there only while somebody is at work."""
+"""Name of the lease within its folder; there only while a process holds it."""
 
 _RENEW_S = 10.0
 _STALE_S = 60.0
 _CLOCKS_DIFFER_S = 60.0
 """How far apart the clocks of two hosts are taken to be, at most."""
-_SETTLE_S = 1.0
-"""Time after which a store shows everybody what was written last."""
-_LOOK_S = 1.0
+_CONSISTENCY_S = 1.0
+"""Time after which a store shows every reader what was written last."""
+_POLL_S = 1.0
 _LIMIT_BYTES = 1 << 16
 
 _NAME = {"type": "string", "maxLength": 300}
@@ -101,7 +101,7 @@ class Lease:
         """Who has taken it over meanwhile."""
 
     def loss(self) -> LeaseError | None:
-        """The error to raise where somebody else has the place by now."""
+        """The error to raise where another process has the folder by now."""
         if self.lost_to is None:
             return None
         return LeaseError(
@@ -114,23 +114,25 @@ class Lease:
 def held(uri: str, *, work: str, way_out: str, when_lost: Callable[[], object] | None = None) -> Iterator[Lease]:
     """Hold a directory or s3:// prefix for some `work` ('run "x"') while the block runs.
 
-    `when_lost` is called, from another thread, if somebody else takes the place over; the block must then end, and
+    `when_lost` is called, from another thread, if another process takes the folder over; the block must then end, and
     LeaseError is raised behind it.
 
     Raises:
-        LeaseError: somebody else is at work there; names who, where and since when, and ends with the `way_out`.
-        StorageError: the place cannot be written.
+        LeaseError: another process holds it; names user, host, process and since when, and ends with the `way_out`.
+        StorageError: it cannot be written.
     """
     uri = storage.absolute(uri)
-    files: _Files = _S3Files(uri) if storage.is_s3(uri) else _LocalFiles(uri)
-    mine = _taken(files, uri, work=work, way_out=way_out)
+    file: _LeaseFile = _S3LeaseFile(uri) if storage.is_s3(uri) else _LocalLeaseFile(uri)
+    mine = _taken(file, uri, work=work, way_out=way_out)
     lease, ended = Lease(uri, mine), threading.Event()
 
     def renew() -> None:
         while not ended.wait(_RENEW_S):
-            with suppress(StorageError, OSError, LeaseError):  # a place that is away for a while is asked again
+            with suppress(StorageError, OSError, LeaseError):  # a store that is away for a while is asked again
                 now = replace(mine, renewed=time.time())
-                done, found = files.swap(now, expected=lambda holder: holder is None or holder.key == mine.key)
+                done, found = file.compare_and_swap(
+                    now, expected=lambda holder: holder is None or holder.key == mine.key
+                )
                 if not done and found is not None and not ended.is_set():
                     lease.lost_to = found
                     if when_lost is not None:
@@ -149,27 +151,27 @@ def held(uri: str, *, work: str, way_out: str, when_lost: Callable[[], object] |
         ended.set()
         thread.join(timeout=_RENEW_S)
         with suppress(StorageError, OSError, LeaseError):
-            files.remove(mine)
+            file.remove(mine)
     if (loss := lease.loss()) is not None:
         raise loss
 
 
-def holder_of(path: str) -> Holder | None:
-    """Who is at work in a place at the moment, as far as its lease tells.
+def holder_of(uri: str) -> Holder | None:
+    """The holder of a folder's lease at the moment, or None.
 
     Raises:
         LeaseError: the lease is damaged.
-        StorageError: the place cannot be read.
+        StorageError: it cannot be read.
     """
-    uri = storage.join(storage.absolute(path), FILE)
+    uri = storage.join(storage.absolute(uri), FILE)
     if not storage.exists(uri):
         return None
     found = _parsed(storage.read_bytes(uri, limit_bytes=_LIMIT_BYTES), uri)
     return None if found is None or _is_gone(found) else found
 
 
-def _taken(files: _Files, uri: str, *, work: str, way_out: str) -> Holder:
-    """Take the lease, waiting where only time tells whether its holder is still there."""
+def _taken(file: _LeaseFile, uri: str, *, work: str, way_out: str) -> Holder:
+    """Take the lease, waiting where only time shows whether its holder is still there."""
     watched: tuple[Holder, float] | None = None
     while True:
         now = time.time()
@@ -186,30 +188,32 @@ def _taken(files: _Files, uri: str, *, work: str, way_out: str) -> Holder:
         )
         stale = watched[0] if watched is not None and time.monotonic() - watched[1] >= _STALE_S else None
 
-        def free(found: Holder | None, *, stale: Holder | None = stale) -> bool:
+        def can_be_taken(found: Holder | None, *, stale: Holder | None = stale) -> bool:
             return found is None or found == stale or _is_gone(found)
 
-        done, found = files.swap(mine, expected=free)
+        done, found = file.compare_and_swap(mine, expected=can_be_taken)
         if done:
             if found is not None:
-                why = "whose process is gone" if _is_of_here(found) else "and did not renew it"
+                why = "whose process is gone" if _is_on_this_machine(found) else "and did not renew it"
                 _log.warning("%s takes over %s, which was held by %s, %s", work, uri, found, why)
             return mine
         if found is None:
-            continue  # it was let go at this moment
-        if _is_of_here(found) or (watched is not None and watched[0] != found):
+            continue  # it was released at this moment
+        if _is_on_this_machine(found) or (watched is not None and watched[0] != found):
             raise LeaseError(f"{work} wants {uri} to itself, which is in use by {found}: {way_out}")
         if watched is None:
             watched = (found, time.monotonic())
             _log.warning("%s waits up to %.0f s to see whether %s is held: by %s", work, _STALE_S, uri, found)
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
-class _Files:
-    """Where leases lie; what differs between disks and object stores."""
+class _LeaseFile:
+    """The file of a lease; what differs between disks and object stores."""
 
-    def swap(self, mine: Holder, *, expected: Callable[[Holder | None], bool]) -> tuple[bool, Holder | None]:
-        """Write `mine` if what is there is as expected; gives whether that went well, and what was or is there."""
+    def compare_and_swap(
+        self, mine: Holder, *, expected: Callable[[Holder | None], bool]
+    ) -> tuple[bool, Holder | None]:
+        """Write `mine` if the holder is as expected; returns whether it was written, and the holder there was or is."""
         raise NotImplementedError
 
     def remove(self, mine: Holder) -> None:
@@ -217,15 +221,17 @@ class _Files:
         raise NotImplementedError
 
 
-class _LocalFiles(_Files):
-    """A file that is read and written under flock: one process at a time looks and decides."""
+class _LocalLeaseFile(_LeaseFile):
+    """A file that is read and written under flock: one process at a time reads and decides."""
 
     def __init__(self, uri: str) -> None:
         self._folder = Path(uri)
         self._path = self._folder / FILE
         self._made = False
 
-    def swap(self, mine: Holder, *, expected: Callable[[Holder | None], bool]) -> tuple[bool, Holder | None]:
+    def compare_and_swap(
+        self, mine: Holder, *, expected: Callable[[Holder | None], bool]
+    ) -> tuple[bool, Holder | None]:
         try:
             if not self._folder.exists():
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -250,17 +256,19 @@ class _LocalFiles(_Files):
             if found is None or found.key == mine.key:
                 self._path.unlink(missing_ok=True)
         if self._made:
-            with suppress(OSError):  # whatever lies in it keeps it
+            with suppress(OSError):  # one with other files stays
                 self._folder.rmdir()
 
 
-class _S3Files(_Files):
-    """An object that is created only where there is none, and read again after a moment."""
+class _S3LeaseFile(_LeaseFile):
+    """An object that is created only where there is none (conditional write), and read again after a moment."""
 
     def __init__(self, uri: str) -> None:
         self._uri = storage.join(uri, FILE)
 
-    def swap(self, mine: Holder, *, expected: Callable[[Holder | None], bool]) -> tuple[bool, Holder | None]:
+    def compare_and_swap(
+        self, mine: Holder, *, expected: Callable[[Holder | None], bool]
+    ) -> tuple[bool, Holder | None]:
         before = self._read()
         if not expected(before):
             return False, before
@@ -270,7 +278,7 @@ class _S3Files(_Files):
         if before is not None:
             storage.delete(self._uri)
         storage.write_new(self._uri, _content(mine))
-        time.sleep(_SETTLE_S)
+        time.sleep(_CONSISTENCY_S)
         now = self._read()
         return (True, before) if now is not None and now.key == mine.key else (False, now)
 
@@ -290,7 +298,7 @@ def _content(holder: Holder) -> bytes:
 
 
 def _parsed(content: bytes, where: str) -> Holder | None:
-    """The holder; None where the file is empty: whoever made it was killed before it wrote its name."""
+    """The holder; None where the file is empty: its maker was killed before it wrote its name."""
     if not content:
         return None
     values: dict[str, Any] = json_files.parse_json(
@@ -305,14 +313,14 @@ def _parsed(content: bytes, where: str) -> Holder | None:
     return Holder(**values | {name: int(values[name]) for name in ("process", "process_start")})
 
 
-def _is_of_here(holder: Holder) -> bool:
+def _is_on_this_machine(holder: Holder) -> bool:
     """Whether its process id is one of this machine's."""
     return holder.machine == _machine()
 
 
 def _is_gone(holder: Holder) -> bool:
-    """Whether its process is known to be gone, or its last sign is older than any difference of clocks explains."""
-    if not _is_of_here(holder):
+    """Whether its process is known to be gone, or its last renewal is older than any difference of clocks explains."""
+    if not _is_on_this_machine(holder):
         return time.time() - holder.renewed > _STALE_S + _CLOCKS_DIFFER_S
     return is_gone(holder.process, start=holder.process_start)
 

@@ -1,4 +1,4 @@
-"""Files of this machine: opened only when they are regular, replaced whole, walked without loops."""
+"""Local files: opened only when they are regular, replaced atomically, walked without loops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE_URI = re.compile(r"file:(?:(?=/[^/])|//(?:localhost(?=/))?)", re.IGNORECASE
 
 _REASONS = {
     (errno.EACCES, errno.EPERM): "access denied; check the rights of the path",
-    (errno.EROFS,): "the file system is read-only; choose a place that can be written",
+    (errno.EROFS,): "the file system is read-only; choose a path that can be written",
     (errno.ENOSPC, errno.EDQUOT): "the disk is full or its quota used up; make room",
     (errno.EFBIG,): "the file is larger than it may be there; raise `ulimit -f` or choose another file system",
     (errno.EMFILE, errno.ENFILE): "too many files are open; raise `ulimit -n`",
@@ -29,7 +29,7 @@ _REASONS = {
     (errno.EISDIR,): "a file was wanted, it is a directory; check the path",
     (errno.ELOOP,): "it is a link that leads back to itself; check the path",
 }
-_OF_ONE_PLACE = frozenset(
+_OF_ONE_PATH = frozenset(
     {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP}
 )
 _LONGEST_NAME = 200
@@ -52,15 +52,15 @@ def reason(error: OSError) -> str:
     return next((words for codes, words in _REASONS.items() if error.errno in codes), one_line(error))
 
 
-def explained(error: OSError, named: str, *, uri: Path) -> StorageError:
-    """The error to raise instead of one that came while doing with `place` what `named` says cannot be done."""
+def explained(error: OSError, named: str, *, path: Path) -> StorageError:
+    """The error to raise instead of the operating system's; `named` says what could not be done, as "cannot read x"."""
     if isinstance(error, FileNotFoundError):
-        if uri.is_symlink():
+        if path.is_symlink():
             return AccessError(f"{named}: it is a link to nothing; mend or remove it")
         return MissingError(f"{named}: it is not there; check the path")
     at = str(error.filename or "")
-    where = f" ({printable(at)})" if at not in ("", str(uri)) and not at.endswith(".partial") else ""
-    kind = AccessError if error.errno in _OF_ONE_PLACE else StorageError
+    where = f" ({printable(at)})" if at not in ("", str(path)) and not at.endswith(".partial") else ""
+    kind = AccessError if error.errno in _OF_ONE_PATH else StorageError
     return kind(f"{named}: {reason(error)}{where}")
 
 
@@ -75,11 +75,11 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = own_error(error)
-        raise full or explained(error, f"cannot write {printable(str(path))}", uri=path) from error
+        raise full or explained(error, f"cannot write {printable(str(path))}", path=path) from error
 
 
 def require_writable(path: Path) -> None:
-    """See that a file can be written there, without leaving anything.
+    """Check that a file can be written there, without leaving anything.
 
     Raises:
         OSError: it cannot, or the disk is full.
@@ -125,14 +125,16 @@ def _kind(mode: int) -> str:
     return "a directory" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
 
 
-def refuse_larger(size_bytes: int, uri: str, *, limit_bytes: int | None) -> None:
+def refuse_larger(size_bytes: int, named: str, *, limit_bytes: int | None) -> None:
     """Raise AccessError if a file has more bytes than were wanted at most."""
     if limit_bytes is not None and size_bytes > limit_bytes:
-        raise AccessError(f"cannot read {printable(uri)}: at most {limit_bytes} bytes were wanted, it has {size_bytes}")
+        raise AccessError(
+            f"cannot read {printable(named)}: at most {limit_bytes} bytes were wanted, it has {size_bytes}"
+        )
 
 
 def replace(target: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole under another name, then give it its own; a link there gives way, what it leads to stays.
+    """Write a file whole under another name, then give it its own; a link there is replaced, its target stays.
 
     Raises:
         AccessError: what is there is neither a regular file nor a link to one or to nothing.
@@ -157,7 +159,7 @@ def _refuse_to_replace(target: Path) -> None:
     try:
         mode = target.stat().st_mode
     except OSError:
-        return  # nothing is there, or writing tells what is wrong
+        return  # nothing is there, or writing says what is wrong
     if not stat.S_ISREG(mode):
         raise AccessError(f"cannot write {printable(str(target))}: a file was wanted there, it is {_kind(mode)}")
 
@@ -203,10 +205,10 @@ def contains(outer: Path, inner: Path) -> bool:
 
 
 def walk(root: Path) -> Iterator[tuple[str, int] | LeftOut]:
-    """What lies below a directory, links followed: (relative path, size in bytes), ("path/", 0) of empty directories.
+    """The files below a directory, links followed: (relative path, size in bytes), ("path/", 0) of empty directories.
 
-    Hidden directories and those of the system that cannot be read are left out; any other is an error, for what lies in
-    it would be missing in silence.
+    Hidden directories and those of the system that cannot be read are left out; any other is an error, for its
+    files would be missing in silence.
 
     Raises:
         OSError: the root or a directory below it cannot be read; its name is the error's.

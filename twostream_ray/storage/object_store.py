@@ -1,4 +1,4 @@
-"""S3's clients, what lies below a prefix, and what a store's answers mean."""
+"""S3 clients, listing of a prefix, and classification of a store's errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 REQUEST_TIMEOUT_S = 60
-"""How long a store may say nothing."""
+"""How long a store may be silent."""
 
 VERSION = "?versionId="
 """s3fs cuts a key here, and would write or delete another object."""
@@ -29,7 +29,7 @@ _NO_CREDENTIALS = "NoCredentialsError"
 
 @lru_cache(maxsize=2)
 def reader(max_attempts: int) -> FileSystem:
-    """The client that reads; asks again by itself as often as `max_attempts` says."""
+    """The client that reads; retries by itself, in all `max_attempts` requests."""
     from pyarrow import fs
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -63,7 +63,7 @@ def writer() -> Any:
     )
 
 
-def passes(error: BaseException, *, uri: str) -> bool:
+def is_transient(error: BaseException, *, uri: str) -> bool:
     """Whether waiting may help."""
     return is_of_the_store(error) and not (is_absent(error, uri=uri) or is_denied(error, uri=uri))
 
@@ -78,7 +78,7 @@ def is_of_the_store(error: BaseException) -> bool:
 
 def is_absent(error: BaseException, *, uri: str) -> bool:
     """Whether the store says that there is no such object or bucket."""
-    return isinstance(error, FileNotFoundError) or bool(_ABSENT.search(_told(error, uri=uri)))
+    return isinstance(error, FileNotFoundError) or bool(_ABSENT.search(_message_without_key(error, uri=uri)))
 
 
 def is_denied(error: BaseException, *, uri: str) -> bool:
@@ -86,11 +86,11 @@ def is_denied(error: BaseException, *, uri: str) -> bool:
     return (
         isinstance(error, PermissionError)
         or type(error).__name__ == _NO_CREDENTIALS
-        or bool(_DENIED.search(_told(error, uri=uri)))
+        or bool(_DENIED.search(_message_without_key(error, uri=uri)))
     )
 
 
-def _told(error: BaseException, *, uri: str) -> str:
+def _message_without_key(error: BaseException, *, uri: str) -> str:
     """What the store says, without the object's name: that may hold any word and number."""
     path = uri.removeprefix("s3://")
     _, _, key = path.partition("/")
@@ -103,7 +103,7 @@ def error_message(error: BaseException) -> str:
 
 
 def list_below(uri: str) -> Iterator[tuple[str, int] | LeftOut]:
-    """(key below the place, size in bytes) of every object; keys that are no paths are left out."""
+    """(key below the prefix, size in bytes) of every object; keys that are no paths are left out."""
     prefix = uri.removeprefix("s3://") + "/"
     found = writer().find(uri, detail=True)
     if not found:

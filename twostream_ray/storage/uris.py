@@ -1,8 +1,8 @@
-"""Local paths, file:// and s3:// URIs as one kind of place: read, write whole, list, delete.
+"""One interface to local paths, file:// and s3:// URIs: read, write atomically, list, delete; retries with backoff.
 
 Reading goes through pyarrow.fs (about twice as fast as s3fs on large objects), listing and upload through s3fs.
 Endpoint, region and credentials of S3 come from the usual environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY) and AWS's own files. A store that is away or answers with errors is asked again for a minute.
+AWS_SECRET_ACCESS_KEY) and AWS's own files. A store that is away or answers with errors is retried for a minute.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _Result = TypeVar("_Result")
 
 
 def is_s3(uri: str) -> bool:
-    """Whether the place is an object store rather than this machine's disk."""
+    """Whether it is an object of a store rather than a file of this machine."""
     return uri.startswith("s3://")
 
 
 def absolute(uri: str | Path) -> str:
-    """The place's full name: an s3:// URI unchanged, anything else an absolute local path.
+    """The full name: an s3:// URI unchanged, anything else an absolute local path.
 
     A file:// URI is percent-encoded, as RFC 8089 has it; a local path and an s3:// URI are taken as they are.
 
@@ -68,9 +68,9 @@ def absolute(uri: str | Path) -> str:
     elif scheme := FILE_URI.match(text):
         text = os.fsdecode(unquote_to_bytes(text[scheme.end() :]))
     elif "://" in text:
-        raise StorageError(f"a place is a local path, file:// or s3:// URI, got {text!r}")
+        raise StorageError(f"a local path, file:// or s3:// URI was wanted, got {text!r}")
     if "\0" in text or any(0xD800 <= ord(sign) <= 0xDFFF for sign in text):
-        raise StorageError(f"a place's name is UTF-8 without zero bytes, got {printable(text)}: rename it")
+        raise StorageError(f"a path is UTF-8 without zero bytes, got {printable(text)}: rename it")
     if is_s3(text):
         return text
     try:
@@ -78,17 +78,17 @@ def absolute(uri: str | Path) -> str:
         return str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111
     except FileNotFoundError as error:
         raise StorageError(
-            f"the working directory is gone, so {printable(text)} lies nowhere: go to one that is there"
+            f"the working directory is gone, so {printable(text)} is nowhere: go to one that is there"
         ) from error
 
 
 def join(uri: str, *parts: str) -> str:
-    """The place `parts` below `uri`."""
+    """The path or URI of `parts` below `uri`."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
 def contains(outer: str, inner: str) -> bool:
-    """Whether a place is another one or lies in it, by whatever name: through links, `..`, a second mount, other case.
+    """Whether `inner` is `outer` or below it, by any name: through links, `..`, a second mount, other case.
 
     Raises:
         StorageError: a scheme is neither file:// nor s3://.
@@ -101,7 +101,7 @@ def contains(outer: str, inner: str) -> bool:
 
 
 def filesystem(uri: str, *, patient: bool = False) -> tuple[FileSystem, str]:
-    """The pyarrow filesystem a place lies on, and its path there; a patient one asks again for about a minute itself.
+    """The pyarrow filesystem of a URI, and the path on it; a patient one retries for about a minute itself.
 
     Everything here waits by `patiently` instead; libraries that are handed the filesystem cannot.
     """
@@ -114,9 +114,9 @@ def filesystem(uri: str, *, patient: bool = False) -> tuple[FileSystem, str]:
 
 
 def patiently(action: Callable[[], _Result], *, uri: str) -> _Result:
-    """Do something with a place; on s3:// do it again for a minute while the store is away or answers with errors.
+    """Run an action on a URI; on s3:// retry it for a minute while the store is away or answers with errors.
 
-    What no waiting mends is raised at once: a missing object, refused credentials.
+    What waiting does not mend is raised at once: a missing object, refused credentials.
     """
     if not is_s3(uri):
         return action()
@@ -132,7 +132,7 @@ def patiently(action: Callable[[], _Result], *, uri: str) -> _Result:
         )
 
     retrying = Retrying(
-        retry=retry_if_exception(lambda error: object_store.passes(error, uri=uri)),
+        retry=retry_if_exception(lambda error: object_store.is_transient(error, uri=uri)),
         wait=wait_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
         stop=stop_before_delay(_PATIENCE_S),
         before_sleep=warn,
@@ -151,7 +151,7 @@ def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:
         if not (object_store.is_of_the_store(error) if is_s3(path) else isinstance(error, OSError)):
             raise
         if isinstance(error, OSError) and not is_s3(path):
-            raise local_files.explained(error, named, uri=Path(path)) from error
+            raise local_files.explained(error, named, path=Path(path)) from error
         if object_store.is_absent(error, uri=path):
             raise MissingError(f"{named}: it is not there; check the path") from error
         if object_store.is_denied(error, uri=path):
@@ -186,7 +186,7 @@ def read_bytes(uri: str, *, limit_bytes: int = _LIMIT_BYTES) -> bytes:
 
 
 def open_regular(uri: str) -> Any:
-    """A regular file of a disk or a store, open for reading at random places, as a pyarrow.NativeFile.
+    """A regular file of a disk or a store, open for random access, as a pyarrow.NativeFile.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -253,7 +253,7 @@ def read_text(uri: str) -> str:
 
 
 def require_writable(uri: str) -> None:
-    """See that a local file can be written, before what it is to hold is made; of s3:// the first write tells.
+    """Check that a local file can be written, before its content is made; of s3:// the first write shows it.
 
     Raises:
         StorageError: it cannot, or the disk is full.
@@ -267,7 +267,7 @@ def write_bytes(uri: str, content: bytes) -> None:
     """Write a file whole: readers see the old content or the new, never a part.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: it cannot be written.
     """
     path = absolute(uri)
 
@@ -284,13 +284,13 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def write_new(uri: str, content: bytes) -> bool:
-    """Write a file of s3:// only if there is none, where the store knows `If-None-Match`; gives whether it was written.
+    """Write a file of s3:// only if there is none (conditional write, `If-None-Match`); returns whether it was written.
 
-    A store that does not know it writes in any case. An answer that was lost is asked for again, and then says that the
-    file is there: who needs to be sure reads it.
+    A store without conditional writes writes in any case. A request whose answer was lost is repeated, and then finds
+    the file there: a caller that needs to be sure reads it.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: it cannot be written.
     """
     path = absolute(uri)
 
@@ -311,7 +311,7 @@ def write_json(uri: str, values: Any) -> None:
     """Write values as a JSON file that people can read: indented, keys sorted, the same bytes for the same values.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: it cannot be written.
     """
     write_bytes(uri, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
 
@@ -320,7 +320,7 @@ def write_file(uri: str, source: Path) -> None:
     """Write a file whole as `write_bytes` does, a copy of one on this machine that need not fit into memory.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: it cannot be written.
     """
     path = absolute(uri)
 
@@ -339,7 +339,7 @@ def exists(uri: str) -> bool:
     """Whether there is a file or directory.
 
     Raises:
-        StorageError: the place cannot be asked.
+        StorageError: that cannot be looked up.
     """
     path = absolute(uri)
 
@@ -363,7 +363,7 @@ def list_files(uri: str, *, empty_directories: bool = False) -> Iterator[tuple[s
 
 
 def list_entries(uri: str) -> Iterator[tuple[str, int] | LeftOut]:
-    """All that lies below a directory or prefix, in order of name: files, empty directories, and what is neither.
+    """All entries below a directory or prefix, in order of name: files, empty directories, and what is neither.
 
     Raises:
         StorageError: the directory is missing or cannot be read, or one below it.
@@ -381,7 +381,7 @@ def delete(uri: str) -> None:
     """Remove one file; none there is no error, and a directory is never removed.
 
     Raises:
-        StorageError: the place cannot be written, or is no file.
+        StorageError: it cannot be deleted, or is no file.
     """
     path = absolute(uri)
 
