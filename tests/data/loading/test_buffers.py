@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from twostream_ray.data.loading.buffers import Buffers
+from twostream_ray.data.loading.buffers import Buffers, SampleBuffers
+from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.transforms import TransformConfig
 
 
 def place(array: np.ndarray) -> int:
@@ -53,3 +56,11 @@ def test_buffers_travel_empty() -> None:
 
 def test_room_for_nothing_is_empty() -> None:
     assert Buffers().room((0, 5)).shape == (0, 5)
+
+
+def test_a_stream_that_is_not_wanted_gets_no_memory() -> None:
+    config = DataConfig(shards="x", sampling=SamplingConfig(num_snippets=2), transforms=TransformConfig(crop_px=16))
+    rgb, flow = SampleBuffers(config, want_rgb=True, want_flow=False).streams(3)
+    assert rgb is not None and rgb.shape == (3, 2, 3, 16, 16) and flow is None
+    rgb, flow = SampleBuffers(config, want_rgb=False, want_flow=True).streams(3)
+    assert rgb is None and flow is not None and flow.shape == (3, 2, 20, 16, 16)

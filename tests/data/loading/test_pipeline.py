@@ -1,3 +1,4 @@
+import hashlib
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -8,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise_shards import noise_shards
 
-from twostream_ray.data.loading import pipeline
-from twostream_ray.data.loading.lanes import Pass, plan_lanes, plan_units
+from twostream_ray.data.loading import pipeline, reading
+from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
@@ -163,35 +164,72 @@ def test_clips_come_cut_down_to_the_fields_of_their_kind_of_stack(shard_set: Sha
     loader = SnippetLoader(shard_set, config=config, passes=passes, global_batch=16, through_ray=False)
     shapes = [batch.flow.shape for _, batches in loader for batch in batches if batch.flow is not None]
     assert shapes == [(8, 2, 8, 32, 32)]
-    lanes = plan_lanes(shard_set, passes[0], lanes=config.lanes, seed=0)
-    units = plan_units(shard_set, lanes, pass_index=0, rank=0, world_size=1)
-    cut = [len(fields) for unit in units for fields in loader.read_unit(unit)["fields"].to_pylist()]
+    cut = [len(fields) for unit in loader.units() for fields in loader.reader.read_unit(unit)["fields"].to_pylist()]
     assert len(cut) == 8 and max(cut) <= 2 * 4
-
-
-@given(
-    lanes=st.integers(1, 12),
-    world_size=st.integers(1, 5),
-    epoch=st.integers(0, 3),
-)
-def test_units_cover_each_row_once_over_all_workers(
-    shard_set: ShardSet, lanes: int, world_size: int, epoch: int
-) -> None:
-    planned = plan_lanes(shard_set, Pass(split="train", epoch=epoch, training=True), lanes=lanes, seed=1)
-    assert max(map(len, planned)) - min(map(len, planned)) <= 1
-    clips = [
-        clip
-        for rank in range(world_size)
-        for unit in plan_units(shard_set, planned, pass_index=0, rank=rank, world_size=world_size)
-        for clip in unit.clips
-    ]
-    assert sorted(clips) == sorted(shard_set.split("train").tolist())
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """50 clips of 12 fields of 16 px, flow alone, cut into shards of 1, 16 and 33 rows: no split is even."""
     return noise_shards(str(tmp_path_factory.mktemp("tiny")), rows=(1, 16, 33), num_fields=12)
+
+
+@pytest.mark.parametrize(
+    ("rank", "first_clips", "sha256"),
+    [
+        (0, [1, 3, 26, 28], "262aebe78d20f3ce3fed8eca02dacb1e66d6c831ee9f2fbd664248644cc3bb2f"),
+        (1, [14, 49, 34, 43], "0bb50f93bf4fa41ec44a18ded3a15fdfab9d65ed3dc09eace7d1faddb18905b9"),
+    ],
+)
+def test_order_and_draws_of_a_seed_are_those_of_every_version_before(
+    tiny: ShardSet, rank: int, first_clips: list[int], sha256: str
+) -> None:
+    """A run that another version began resumes with the same batches, bit for bit."""
+    sampling = SamplingConfig(num_snippets=2, flow_length=2, min_stride_frames=1, max_stride_frames=5, test_times=2)
+    config = DataConfig(
+        shards=tiny.uri, lanes=4, sampling=sampling, transforms=TransformConfig(crop_px=16, size_jitter=0.0)
+    )
+    loader = SnippetLoader(
+        tiny,
+        config=config,
+        passes=[Pass(split="train", epoch=3, training=True, first_step=1), Pass(split="train")],
+        global_batch=8,
+        seed=7,
+        rank=rank,
+        world_size=2,
+        want_rgb=False,
+        through_ray=False,
+    )
+    digest = hashlib.sha256()
+    order = []
+    for _, batches in loader:
+        for batch in batches:
+            assert batch.flow is not None
+            order.append(batch.clips.tolist())
+            counts = batch.clips.tobytes() + batch.weights.tobytes() + batch.labels.tobytes()
+            digest.update(counts + str(batch.total).encode() + batch.flow.tobytes())
+    assert order[0] == first_clips and digest.hexdigest() == sha256
+
+
+def test_each_pass_is_planned_once_and_each_view_drawn_once(tiny: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Pass] = []
+    drawn: list[str] = []
+    plan, draw = pipeline.plan_lanes, reading.training_view
+
+    def counted_plan(shard_set: ShardSet, a_pass: Pass, **options: int) -> object:
+        planned.append(a_pass)
+        return plan(shard_set, a_pass, **options)  # type: ignore[arg-type]
+
+    def counted_draw(*shape: int, clip_id: str, **options: object) -> object:
+        drawn.append(clip_id)
+        return draw(*shape, clip_id=clip_id, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "plan_lanes", counted_plan)
+    monkeypatch.setattr(reading, "training_view", counted_draw)
+    passes = [Pass(split="train", epoch=epoch, training=True) for epoch in range(2)]
+    batches_of(tiny, passes=passes, want_rgb=False)
+    assert planned == passes
+    assert Counter(drawn) == {f"{clip}.mp4": 2 for clip in range(50)}
 
 
 @settings(max_examples=40, deadline=None)

@@ -20,6 +20,7 @@ from twostream_ray.data.shards.shards import SCHEMA, ShardSet, open_shards, read
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ShardError
 from twostream_ray.runs.inspect import InspectConfig, inspect
+from twostream_ray.storage.local_files import replace
 
 
 def test_one_stream_is_read_without_the_other(shard_set: ShardSet) -> None:
@@ -61,6 +62,21 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(ShardError, match=r"has format 99, this version reads format 2"):
         open_shards(str(tmp_path))
+
+
+def test_a_clip_is_once_in_each_of_its_splits_and_a_part_of_the_index_counts_from_its_own_start(
+    shard_set: ShardSet,
+) -> None:
+    named = [["a", "b"], ["b", "b"], [], ["c"], ["a"]]
+    index = shard_set.index.slice(0, 5).set_column(
+        shard_set.index.column_names.index("splits"), "splits", pa.array(named, pa.list_(pa.string()))
+    )
+    listed = replace(shard_set, index=index)
+    assert [listed.split(name).tolist() for name in "abc"] == [[0, 4], [0, 1], [3]]
+    part = replace(shard_set, index=index.slice(1))
+    assert [part.split(name).tolist() for name in "abc"] == [[3], [0], [2]]
+    joined = replace(shard_set, index=pa.concat_tables([index.slice(1), index]))
+    assert joined.split("a").tolist() == [3, 4, 8]
 
 
 def test_an_unknown_split_is_answered_with_the_known_ones(shard_set: ShardSet) -> None:

@@ -1,4 +1,4 @@
-"""Memory of batches, used again once nobody holds it: fresh pages cost more than a millisecond a sample."""
+"""Buffer pool: memory of batches, reused once nothing refers to it; fresh pages cost over a millisecond a sample."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray.data.loading.settings import DataConfig
+
 
 class Buffers:
     """Arrays out of a few pieces of memory; one thread asks for them.
 
-    A piece comes back when the last array, view, tensor or Arrow buffer on it is gone: whoever keeps a batch keeps its
+    A piece comes back when the last array, view, tensor or Arrow buffer on it is gone: holding a batch holds its
     memory, and another piece is made. Pickling leaves the pieces behind.
     """
 
@@ -34,10 +36,28 @@ class Buffers:
                 piece = None  # another kind of pass has begun: keeping its pieces too would be a leak
         if piece is None:
             piece = np.empty(size, np.uint8)
-        # Views hold on to whatever owns the memory, not to the array they were cut from: hence this owner.
+        # Views refer to the owner of the memory, not to the array they were cut from: hence this owner.
         lease: Any = (ctypes.c_uint8 * size).from_buffer(piece)  # type: ignore[arg-type]  # NumPy says so from 3.12 on
         weakref.finalize(lease, self._free.append, piece).atexit = False
         return np.frombuffer(lease, np.uint8).reshape(shape)
 
     def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
         return Buffers, ()
+
+
+class SampleBuffers:
+    """Arrays for the decoded streams of samples; pickling leaves their memory behind."""
+
+    def __init__(self, config: DataConfig, *, want_rgb: bool, want_flow: bool) -> None:
+        self._snippet_shape = (config.sampling.num_snippets, config.transforms.crop_px)
+        self._channels = (3 if want_rgb else 0, 2 * config.sampling.flow_length if want_flow else 0)
+        self._pools = (Buffers(), Buffers())
+
+    def streams(self, samples: int) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
+        """RGB (samples, T, 3, H, W) and flow (samples, T, 2L, H, W), not filled; one that is not wanted is None."""
+        num_snippets, size = self._snippet_shape
+        rgb, flow = (
+            pool.room((samples, num_snippets, channels, size, size)) if channels else None
+            for pool, channels in zip(self._pools, self._channels, strict=True)
+        )
+        return rgb, flow

@@ -5,6 +5,8 @@ The loader, inference and the benchmarks all decode here, so a raw video gets th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,3 +69,24 @@ def decode_sample(
         decode_rgb(clip, view, size_px=size_px) if want_rgb else None,
         decode_flow(clip, view, size_px=size_px, config=config, contract=contract) if want_flow else None,
     )
+
+
+def decode_views(
+    clip: EncodedClip,
+    views: Sequence[View],
+    *,
+    config: SamplingConfig,
+    contract: FlowContract,
+    rgb: NDArray[np.uint8] | None,
+    flow: NDArray[np.uint8] | None,
+) -> None:
+    """All views of a clip into `rgb` (views, T, 3, H, W) and `flow` (views, T, 2L, H, W); None is not wanted.
+
+    Raises:
+        DecodeError: a wanted stream is not in the clip, or it is damaged.
+    """
+    for number, view in enumerate(views):
+        if rgb is not None:
+            decode_rgb(clip, view, size_px=rgb.shape[-1], out=rgb[number])
+        if flow is not None:
+            decode_flow(clip, view, size_px=flow.shape[-1], config=config, contract=contract, out=flow[number])

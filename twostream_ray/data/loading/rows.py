@@ -1,8 +1,9 @@
-"""Clips on their way from a reading task to a worker, as Arrow tables: encoded, or decoded into samples."""
+"""Rows: the clips that a reading task streams to its worker, as Arrow tables, encoded or decoded into samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,47 +13,77 @@ from numpy.typing import NDArray
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.loading.lanes import Unit
 from twostream_ray.data.shards.shards import binary_values
+from twostream_ray.data.transforms import Crop
+from twostream_ray.data.views import View
 
 _SCHEMA = pa.schema(
     [
         ("pass_index", pa.int32()),
         ("lane", pa.int32()),
         ("clip", pa.int64()),
-        ("clip_id", pa.string()),
         ("num_frames", pa.int32()),
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("fps", pa.float64()),
+        ("times", pa.list_(pa.int64())),
+        ("crops", pa.list_(pa.int32())),
         ("video", pa.large_binary()),
         ("fields", pa.list_(pa.int32())),
         ("flow", pa.list_(pa.large_binary())),
     ]
 )
+"""Of encoded clips; `times` packs those of the row's views one after the other, `crops` five numbers of each view."""
+
+_CROP = ("top", "left", "height", "width", "mirrored")
 
 
-def encoded_block(unit: Unit, rows: Sequence[tuple[str, EncodedClip]], *, fields: Sequence[Sequence[int]]) -> pa.Table:
-    """Rows (clip id, clip) of a unit, with the flow fields of each clip that are named."""
-    clips = [clip for _, clip in rows]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A clip at its worker: encoded, with the views that were drawn of it, or decoded."""
+
+    pass_index: int
+    """Index of the pass among those of its loader."""
+    lane: int
+    """Index of the lane."""
+    clip: int
+    """Position in the index."""
+    encoded: EncodedClip | None = None
+    """The clip, with the flow fields that its views need; None where it is decoded already."""
+    views: tuple[View, ...] = ()
+    """What its samples show of an encoded clip."""
+    decoded: tuple[memoryview | None, memoryview | None] = (None, None)
+    """The bytes of RGB (views, T, 3, H, W) and of flow (views, T, 2L, H, W)."""
+
+
+def encoded_block(
+    unit: Unit,
+    clips: Sequence[EncodedClip],
+    *,
+    views: Sequence[Sequence[View]],
+    fields: Sequence[Sequence[int]],
+) -> pa.Table:
+    """A unit's clips with the views drawn of each, and the flow fields that these need, by their indices."""
     contents = [clip.flow[index] for clip, needed in zip(clips, fields, strict=True) if clip.flow for index in needed]
     flow = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *map(len, fields)]), pa.int32()), _binary(contents))
     values: list[Any] = [
-        [unit.pass_index] * len(rows),
-        [unit.lane] * len(rows),
+        [unit.pass_index] * len(clips),
+        [unit.lane] * len(clips),
         unit.clips,
-        [clip_id for clip_id, _ in rows],
         *([getattr(clip, name) for clip in clips] for name in ("num_frames", "height", "width", "fps")),
+        [np.concatenate([view.times for view in of_clip]) for of_clip in views],
+        [[int(getattr(view.crop, name)) for view in of_clip for name in _CROP] for of_clip in views],
     ]
     columns = [pa.array(column, field.type) for column, field in zip(values, _SCHEMA, strict=False)]
     video = _binary([clip.video or b"" for clip in clips])
     return pa.Table.from_arrays([*columns, video, pa.array(fields, pa.list_(pa.int32())), flow], schema=_SCHEMA)
 
 
-def sample_block(row: dict[str, Any], *, rgb: NDArray[np.uint8] | None, flow: NDArray[np.uint8] | None) -> pa.Table:
-    """The decoded streams of a row that `rows_of` gave; a stream that is not wanted is None."""
+def decoded_block(row: Row, *, rgb: NDArray[np.uint8] | None, flow: NDArray[np.uint8] | None) -> pa.Table:
+    """A row's decoded streams, not copied; a stream that is not wanted is None."""
     columns = [
-        pa.array([row["pass_index"]], pa.int32()),
-        pa.array([row["lane"]], pa.int32()),
-        pa.array([row["clip"]], pa.int64()),
+        pa.array([row.pass_index], pa.int32()),
+        pa.array([row.lane], pa.int32()),
+        pa.array([row.clip], pa.int64()),
         *(_one_value(stream) for stream in (rgb, flow)),
     ]
     return pa.Table.from_arrays(columns, names=["pass_index", "lane", "clip", "rgb", "flow"])
@@ -75,24 +106,40 @@ def _of_buffer(content: bytes | NDArray[np.uint8], ends: NDArray[np.int64]) -> p
     return pa.Array.from_buffers(pa.large_binary(), len(ends) - 1, buffers)
 
 
-def rows_of(block: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a block: pass_index, lane, clip, and either `samples` or what decoding needs."""
+def rows_of(block: pa.Table) -> Iterator[Row]:
+    """The rows of a block; encoded clips and decoded samples refer to the block's memory."""
     if "rgb" in block.column_names:
         for index in range(block.num_rows):
-            row: dict[str, Any] = {name: block[name][index].as_py() for name in ("pass_index", "lane", "clip")}
-            row["samples"] = [block[name][index].as_buffer() for name in ("rgb", "flow")]
-            yield row
+            position = {name: block[name][index].as_py() for name in ("pass_index", "lane", "clip")}
+            rgb, flow = (block[name][index].as_buffer() for name in ("rgb", "flow"))
+            yield Row(**position, decoded=(rgb and memoryview(rgb), flow and memoryview(flow)))
         return
     scalars = {name: block[name].to_pylist() for name in _SCHEMA.names if name not in ("video", "flow")}
     for index in range(block.num_rows):
-        row = {name: values[index] for name, values in scalars.items()}
+        values = {name: column[index] for name, column in scalars.items()}
         fields = binary_values(block["flow"][index].values)
-        row["encoded"] = EncodedClip(
+        encoded = EncodedClip(
             video=memoryview(block["video"][index].as_buffer()).cast("B") or None,
-            flow=dict(zip(row["fields"], fields, strict=True)) or None,
-            num_frames=row["num_frames"],
-            height=row["height"],
-            width=row["width"],
-            fps=row["fps"],
+            flow=dict(zip(values["fields"], fields, strict=True)) or None,
+            num_frames=values["num_frames"],
+            height=values["height"],
+            width=values["width"],
+            fps=values["fps"],
         )
-        yield row
+        yield Row(
+            pass_index=values["pass_index"],
+            lane=values["lane"],
+            clip=values["clip"],
+            encoded=encoded,
+            views=_views(values["times"], values["crops"]),
+        )
+
+
+def _views(times: Sequence[int], crops: Sequence[int]) -> tuple[View, ...]:
+    rectangles = np.array(crops).reshape(-1, len(_CROP)).tolist()
+    return tuple(
+        View(times=of_view, crop=Crop(top=top, left=left, height=height, width=width, mirrored=bool(mirrored)))
+        for of_view, (top, left, height, width, mirrored) in zip(
+            np.array(times, np.int64).reshape(len(rectangles), -1), rectangles, strict=True
+        )
+    )

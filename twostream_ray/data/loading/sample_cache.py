@@ -1,4 +1,4 @@
-"""Decoded samples kept on this machine's disk, each decoded once for all runs that draw the same ones."""
+"""Disk cache of decoded samples: each is decoded once on a machine for all runs that draw the same ones."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class SampleCache:
             ) from error
 
     def fill(self, drawn: str, clip: str, streams: Mapping[str, tuple[NDArray[np.uint8], Decode]]) -> bool:
-        """Have a clip's sample of a pass in contiguous arrays, stream -> (array, what decodes into it).
+        """Have a clip's samples of a pass in arrays, stream -> (contiguous (views, T, C, H, W), what decodes into it).
 
-        Gives whether something had to be decoded.
+        Returns whether something had to be decoded.
         """
 
         def missing() -> list[str]:
@@ -65,7 +65,7 @@ class SampleCache:
 
         if not missing():
             return False
-        # Few files for many samples: whoever wants another one of the same lock waits for milliseconds.
+        # Few files for many samples: another one of the same lock waits for milliseconds.
         with locked(self._locks / str(zlib.crc32(f"{drawn}/{clip}".encode()) % _LOCKS)):
             wanted = missing()
             for stream in wanted:
@@ -90,7 +90,7 @@ class SampleCache:
                 file.write(_checksum(out))
             partial.replace(entry)
         except OSError:
-            # It only saves time: whatever is the matter with the disk, training goes on.
+            # It only saves time: whatever is wrong with the disk, training continues.
             self._full = True
             partial.unlink(missing_ok=True)
 
@@ -108,7 +108,7 @@ class SampleCache:
 
 
 def _read(entry: Path, out: NDArray[np.uint8]) -> bool:
-    """Read a kept sample in place, if it is there, as long as it was written and with its checksum."""
+    """Read a kept sample into `out`; False if it is not there, not of this length, or has another checksum."""
     try:
         with opened(entry) as file:
             whole = file.readinto(out.data.cast("B")) == out.nbytes
@@ -118,5 +118,5 @@ def _read(entry: Path, out: NDArray[np.uint8]) -> bool:
 
 
 def _checksum(out: NDArray[np.uint8]) -> bytes:
-    """The checksum that stands behind a sample; 1 ms a megabyte."""
+    """The checksum at the end of a sample's file; 1 ms a megabyte."""
     return zlib.crc32(out.data).to_bytes(_CHECKSUM_BYTES, "big")

@@ -3,7 +3,7 @@
 A shard set is a directory or prefix:
 
     manifest.json        classes, flow contract, splits, shards with rows, bytes and sha256
-    index.parquet        one row per clip: where it lies, label, splits, frames; no pictures
+    index.parquet        one row per clip: its shard and row, label, splits, frames; no pictures
     quarantine.csv       videos that could not be used: uri, reason, sha256
     shards/*.parquet     128 rows a file, 16 rows a row group, one column per stream
     parts/*.json         one record per finished shard: what a later ingest need not repeat
@@ -19,12 +19,14 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -71,7 +73,7 @@ def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSet:
-    """A manifest read back: what there is, and where each clip lies."""
+    """A manifest and its index read back: the clips and the shard and row of each."""
 
     uri: str
     """Directory or prefix of the set."""
@@ -109,17 +111,32 @@ class ShardSet:
         labels: NDArray[np.int64] = self.index["label"].to_numpy().astype(np.int64)
         return labels
 
+    @cached_property
+    def _members(self) -> dict[str, NDArray[np.int64]]:
+        """Split -> ascending index positions of its clips."""
+        splits = self.index["splits"].combine_chunks()
+        names = splits.flatten().dictionary_encode()
+        codes, clips = names.indices.to_numpy(), pc.list_parent_indices(splits).to_numpy().astype(np.int64)
+        members = {name: np.unique(clips[codes == code]) for code, name in enumerate(names.dictionary.to_pylist())}
+        for clips in members.values():
+            clips.flags.writeable = False  # everybody gets the same array
+        return members
+
     def split(self, name: str) -> NDArray[np.int64]:
-        """Index positions of the clips in a split.
+        """Index positions of the clips in a split, ascending; computed once for all splits of the set.
 
         Raises:
             ShardError: the set has no such split.
         """
-        members = [position for position, splits in enumerate(self.index["splits"].to_pylist()) if name in splits]
-        if not members:
-            known = sorted({split for splits in self.index["splits"].to_pylist() for split in splits})
-            raise ShardError(f"split {name!r} was wanted of {self.uri}, it has {', '.join(known) or 'no clips'}")
-        return np.asarray(members, dtype=np.int64)
+        members = self._members.get(name)
+        if members is None:
+            known = ", ".join(sorted(self._members)) or "no clips"
+            raise ShardError(f"split {name!r} was wanted of {self.uri}, it has {known}")
+        return members
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what is computed from them is megabytes, and few tasks want it."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 def open_shards(uri: str) -> ShardSet:

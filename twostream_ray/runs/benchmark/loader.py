@@ -141,7 +141,7 @@ def _bare(shard_set: ShardSet, data: DataConfig) -> _Timing:
     for unit in loader.units():
         if unit.pass_index and not started:
             started = time.perf_counter()
-        for block in loader.decode_unit(unit):
+        for block in loader.reader.decode_unit(unit):
             samples += block.num_rows * bool(unit.pass_index)
     return _Timing(rate=samples / (time.perf_counter() - started))
 
