@@ -12,6 +12,8 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import CatalogConfig
+from twostream_ray.data.video import second_decoder
+from twostream_ray.data.video.second_decoder import is_installed
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.runs.ingest import IngestConfig, catalog_of, write_shard
 from twostream_ray.runs.inspect import InspectConfig, inspect
@@ -44,7 +46,10 @@ def test_verify_finds_a_single_flipped_bit_and_names_shard_and_row(
     shutil.copytree(shard_set.uri, copy)
     arguments = ["inspect", str(copy), "--out", str(tmp_path / "a.png"), "--verify", "true"]
     assert main(arguments) == 0
-    assert "every byte is what its checksum says" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    compared = "decord, a second decoder, fetches the same frames of 76 clips"
+    missing = "decord is not installed: frames were not compared with a second decoder's"
+    assert f"every byte is what its checksum says; {compared if is_installed() else missing}" in said
     path = sorted((copy / "shards").iterdir())[0]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -52,6 +57,14 @@ def test_verify_finds_a_single_flipped_bit_and_names_shard_and_row(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and path.name in error and "ingest again" in error
+
+
+def test_verify_says_where_there_is_no_second_decoder(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(second_decoder, "is_installed", lambda: False)
+    found = inspect(InspectConfig(shards=shard_set.uri, out=str(tmp_path / "a.png"), verify=True))
+    assert found.second_opinion == "decord is not installed: frames were not compared with a second decoder's"
 
 
 def picture_of_others(path: Path, kind: str) -> None:

@@ -14,7 +14,7 @@ from twostream_ray.data import flow
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.shards import ShardSet, open_shards, read_clips
 from twostream_ray.data.shards.verify import verify_shards
-from twostream_ray.data.video import clips
+from twostream_ray.data.video import clips, second_decoder
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.runs.outputs import marked, refuse_foreign_picture
 from twostream_ray.settings.bounds import require_within
@@ -41,7 +41,8 @@ class InspectConfig:
     """One clip to draw instead, by its id: its path below the root that was ingested."""
 
     verify: bool = False
-    """Read every byte and hold it against the checksums."""
+    """Read every byte and hold it against the checksums; where decord is installed, also compare frames of each clip
+    that it fetches with ours."""
 
     def __post_init__(self) -> None:
         if not self.out.lower().endswith(".png"):
@@ -65,6 +66,8 @@ class Inspection:
     """Path or URI of the contact sheet."""
     pictured: tuple[str, ...]
     """The clips it shows."""
+    second_opinion: str | None = None
+    """With `verify`, whether frames were compared with a second decoder's, in a sentence."""
 
     @property
     def contract(self) -> FlowContract:
@@ -73,7 +76,7 @@ class Inspection:
 
 
 def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | None = None) -> Inspection:
-    """Look at a shard set, draw some of its clips, and with `verify` read and check every byte.
+    """Look at a shard set, draw some of its clips, and with `verify` read and check every byte and what decord decodes.
 
     Raises:
         ConfigError: the picture would be written over a file of another origin.
@@ -89,8 +92,7 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
         raise ShardError(
             f"clip {config.clip!r} was wanted of {config.shards}, it is not one of its {len(ids)}: {ids[0]}, ..."
         )
-    if config.verify:
-        verify_shards(shard_set, progress=progress)
+    second_opinion = _verify(shard_set, progress=progress) if config.verify else None
     every = max(1, len(ids) // config.num_clips)
     positions = list(range(0, len(ids), every))[: config.num_clips] if config.clip is None else [ids.index(config.clip)]
     with temporary_folder() as folder:
@@ -106,7 +108,18 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
         frames=sum(index["num_frames"].to_pylist()),
         picture=config.out,
         pictured=tuple(ids[position] for position in positions),
+        second_opinion=second_opinion,
     )
+
+
+def _verify(shard_set: ShardSet, *, progress: Callable[[int, int], None] | None) -> str:
+    """Check every byte and, where a second decoder is installed, what it makes of them; says whether it is."""
+    if not second_decoder.is_installed():
+        verify_shards(shard_set, progress=progress)
+        return "decord is not installed: frames were not compared with a second decoder's"
+    with second_decoder.SecondDecoder() as decoder:
+        verify_shards(shard_set, progress=progress, check_video=decoder.compare)
+    return decoder.sentence()
 
 
 def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:

@@ -73,6 +73,6 @@ def inspect(arguments: list[str]) -> int:
         f"quarantined in all splits: {bad}; manifest {found.shard_set.hash[:12]}, contract {found.contract.hash}"
     )
     if config.verify:
-        console.print("every byte is what its checksum says")
+        console.print(f"every byte is what its checksum says; {found.second_opinion}")
     console.print(f"drawn in {found.picture}: {', '.join(found.pictured)}")
     return 0

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from twostream_ray.data.shards.shards import SCHEMA, ShardSet, open_shards, read
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ShardError
 from twostream_ray.runs.inspect import InspectConfig, inspect
-from twostream_ray.storage.local_files import replace
 
 
 def test_one_stream_is_read_without_the_other(shard_set: ShardSet) -> None:

@@ -6,7 +6,7 @@ from noise_shards import noise_shards
 
 from twostream_ray.data.shards.shards import open_shards
 from twostream_ray.data.shards.verify import verify_shards
-from twostream_ray.errors import ShardError
+from twostream_ray.errors import DecodeError, ShardError
 
 
 def test_a_whole_set_passes_and_reports_its_progress(tmp_path: Path) -> None:
@@ -33,3 +33,17 @@ def test_a_shard_of_other_clips_is_refused(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "other/shards" / theirs, tmp_path / "one/shards" / name)
     with pytest.raises(ShardError, match="ingest again"):
         verify_shards(open_shards(one.uri))
+
+
+def test_each_clip_is_handed_out_after_its_shard_and_what_is_found_names_its_row(tmp_path: Path) -> None:
+    shard_set = noise_shards(str(tmp_path), rows=(3, 18), num_fields=2)
+    seen: list[tuple[str, int]] = []
+    verify_shards(shard_set, check_video=lambda clip_id, _, num_frames: seen.append((clip_id, num_frames)))
+    assert sorted(seen) == sorted((f"{number}.mp4", 3) for number in range(21))
+
+    def refuse(clip_id: str, video: memoryview, num_frames: int) -> None:
+        if clip_id == seen[3 + 17][0]:
+            raise DecodeError("a frame differs")
+
+    with pytest.raises(ShardError, match=r"-18.parquet, row 17, a frame differs: delete it and ingest again"):
+        verify_shards(shard_set, check_video=refuse)

@@ -11,16 +11,26 @@ import pyarrow.parquet as pq
 
 from twostream_ray import storage
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, read_clips
-from twostream_ray.errors import ShardError
+from twostream_ray.errors import ShardError, VideoError
+
+CheckVideo = Callable[[str, memoryview, int], None]
+"""Called with (clip id, encoded video, number of frames)."""
 
 
-def verify_shards(shard_set: ShardSet, *, progress: Callable[[int, int], None] | None = None) -> None:
+def verify_shards(
+    shard_set: ShardSet,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    check_video: CheckVideo | None = None,
+) -> None:
     """Hold every shard against the manifest's sha256, and every row against the index and its own checksums.
 
-    `progress` is called with (shards done, shards in all).
+    `progress` is called with (shards done, shards in all); `check_video` with each clip, once its shard's sha256 was
+    found right.
 
     Raises:
-        ShardError: a shard is missing, damaged or another one than manifest and index name; names shard and row.
+        ShardError: a shard is missing, damaged or another one than manifest and index name, or `check_video` raises a
+            VideoError; names shard and row.
     """
     shards, rows = (shard_set.index[name].to_numpy() for name in ("shard", "row"))
     in_order = np.lexsort((rows, shards))
@@ -35,6 +45,8 @@ def verify_shards(shard_set: ShardSet, *, progress: Callable[[int, int], None] |
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ShardError(f"{uri} is not the file that the manifest names (sha256): delete it and ingest again")
         _verify_labels(shard_set, members.tolist(), pa.py_buffer(content), uri=uri)
+        if check_video is not None:
+            _check_videos(pa.py_buffer(content), check_video, uri=uri)
         if progress is not None:
             progress(number + 1, len(shard_set.shard_names))
 
@@ -54,3 +66,18 @@ def _verify_labels(shard_set: ShardSet, members: list[int], content: pa.Buffer, 
                 f"{splits}; index and manifest say {indexed[0]!r} of class {indexed[1]!r} in "
                 f"{', '.join(indexed[2])}: ingest again"
             )
+
+
+def _check_videos(content: pa.Buffer, check_video: CheckVideo, *, uri: str) -> None:
+    """Hand out the clips of a shard, from the very bytes whose sha256 was found right."""
+    file = pq.ParquetFile(pa.BufferReader(content))
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=["clip_id", "num_frames", "video"])
+        for row in range(table.num_rows):
+            video = memoryview(table["video"][row].as_buffer()).cast("B")
+            try:
+                check_video(table["clip_id"][row].as_py(), video, table["num_frames"][row].as_py())
+            except VideoError as error:
+                raise ShardError(
+                    f"{uri}, row {group * ROWS_PER_GROUP + row}, {error}: delete it and ingest again"
+                ) from error

@@ -52,7 +52,7 @@ _CHILD = "from twostream_ray.data.video.isolation import answer_requests; answer
 def prepare_in_subprocess(
     source: bytes | Source, contract: FlowContract, *, name: str, max_frames: int | None = None, prove: bool = False
 ) -> EncodedClip:
-    """`snippets.prepare_clip` in the child process; with `prove` the result is shown to seek exactly.
+    """`prepare.prepare_clip` in the child process; with `prove` the result is shown to seek exactly.
 
     Raises:
         DecodeError: the video cannot be decoded whole, or its decoding crashed or hung.
@@ -109,8 +109,8 @@ def probe_apart(source: bytes | Source, contract: FlowContract, *, name: str, ma
 _lock = threading.Lock()
 
 
-def _environment() -> dict[str, str]:
-    """What the child needs of this process's environment: no credentials, whatever they are called."""
+def child_environment() -> dict[str, str]:
+    """The variables that a decoding child needs: no credentials, whatever they are called."""
     needed = {name: os.environ[name] for name in _NEEDED if name in os.environ}
     # Each thread's own heap would count as address space.
     return needed | {"MALLOC_ARENA_MAX": "2"}
@@ -138,7 +138,7 @@ class _Child:
             [sys.executable, "-c", _CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment() | {"PYTHONPATH": path},
+            env=child_environment() | {"PYTHONPATH": path},
         )
         atexit.register(self.end)
 
