@@ -143,28 +143,28 @@ def read_search(folder: Path) -> None:
     best_of(records), as_csv(records), as_list(records)
 
 
-def make_journal(folder: Path) -> None:
-    journal = Outbox(run_uri=str(folder))
-    journal.begin(
+def make_outbox(folder: Path) -> None:
+    outbox = Outbox(run_uri=str(folder))
+    outbox.begin(
         Identity(key="0" * 32, run_name="r", experiment="e", start_ms=1, parameters={"lr": "1"}, tags={"git": "abc"})
     )
-    journal.located(experiment_id="1", run_id="0" * 32)
-    journal.append("metrics", {"rows": [["loss", 0, 1.5], ["loss", 1, float("nan")]]})
-    journal.append("tags", {"tags": {"a": "b"}})
+    outbox.write_ids(experiment_id="1", run_id="0" * 32)
+    outbox.append("metrics", {"rows": [["loss", 0, 1.5], ["loss", 1, float("nan")]]})
+    outbox.append("tags", {"tags": {"a": "b"}})
     (folder / "a.csv").write_text("a,b\\n")
-    journal.append("files", {"folder": "tables"}, files={"a.csv": folder / "a.csv"})
-    journal.append("status", {"status": "FINISHED"})
+    outbox.append("files", {"folder": "tables"}, files={"a.csv": folder / "a.csv"})
+    outbox.append("status", {"status": "FINISHED"})
 
 
-def read_journal(folder: Path) -> None:
-    journal = Outbox(run_uri=str(folder))
-    events, _ = journal.pending()
+def read_outbox(folder: Path) -> None:
+    outbox = Outbox(run_uri=str(folder))
+    events, _ = outbox.pending()
     for event in events:
         if event.kind == "files":
             (folder / "fetched").mkdir(exist_ok=True)
-            journal.fetch_files(event, folder / "fetched")
-        journal.remove(event)
-    journal.identity(), journal.ids()
+            outbox.fetch_files(event, folder / "fetched")
+        outbox.remove(event)
+    outbox.identity(), outbox.ids()
 
 
 TARGETS = {
@@ -209,8 +209,8 @@ TARGETS = {
         },
     ),
     "journal": (
-        make_journal,
-        {"journal": Target(("tracking-journal/*.json", "tracking-journal/events/*.json"), read_journal)},
+        make_outbox,
+        {"journal": Target(("tracking-journal/*.json", "tracking-journal/events/*.json"), read_outbox)},
     ),
 }
 KINDS = [(made, name) for made, (_, targets) in TARGETS.items() for name in targets]

@@ -20,7 +20,7 @@ TwoStreamError
 │   └── NonFiniteLossError a step's loss was NaN or infinite
 ├── ClusterError           the Ray cluster cannot be reached or started, has too little room, or has died
 ├── TrackingError          a run's journal cannot be delivered to MLflow
-│   └── JournalError       it is missing, or a file of it is damaged or not one of ours
+│   └── OutboxError       it is missing, or a file of it is damaged or not one of ours
 └── RegistryError          MLflow's registry has no such model or version
 """
 
@@ -120,7 +120,7 @@ class TrackingError(TwoStreamError):
     """What a run's journal holds cannot be delivered: there is none, or MLflow does not answer."""
 
 
-class JournalError(TrackingError):
+class OutboxError(TrackingError):
     """A run has no journal, or a file of it is damaged or was not written by this package."""
 
 

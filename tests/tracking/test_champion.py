@@ -104,7 +104,7 @@ def test_champion_set_by_hand_is_the_one_to_beat(model: Model, monkeypatch: pyte
     model.promote(model.version(0.5))
     model.promote(model.version(0.9))
     model.client.set_registered_model_alias(model.name, "champion", "1")  # 0.9 turned out to be a mistake
-    monkeypatch.setattr("twostream_ray.tracking.champion._CONTEST_SECONDS", 0.0)  # and was so a while ago
+    monkeypatch.setattr("twostream_ray.tracking.champion._CONCURRENT_SECONDS", 0.0)  # and was so a while ago
     verdict = model.promote(model.version(0.75))
     assert "beats 0.5000 of version 1" in verdict.reason
     assert model.aliases() == {"champion": 3}

@@ -119,7 +119,7 @@ def test_one_run_comes_of_all_restarts_while_the_server_is_away(
     assert Outbox(run_uri=str(tmp_path)).count() == 0
 
 
-@pytest.mark.parametrize("killed_before", ["log_batch", "located", "remove", "delete"])
+@pytest.mark.parametrize("killed_before", ["log_batch", "write_ids", "remove", "delete"])
 def test_a_replay_killed_at_any_point_leaves_nothing_twice(
     killed_before: str, away_and_back: tuple[TrackingConfig, TrackingConfig], tmp_path: Path
 ) -> None:
@@ -146,7 +146,7 @@ def test_a_replay_killed_at_any_point_leaves_nothing_twice(
         "setattr(owner, sys.argv[1], killed)\n"
         "replay(sys.argv[3], config=TrackingConfig(uri=sys.argv[4]))\n"
     )
-    survived = {"log_batch": "1", "located": "0", "remove": "1", "delete": "1"}[killed_before]
+    survived = {"log_batch": "1", "write_ids": "0", "remove": "1", "delete": "1"}[killed_before]
     command = [sys.executable, "-c", script, killed_before, survived, str(tmp_path), back.resolved_uri()]
     assert subprocess.run(command, check=False).returncode == 9
     assert Outbox(run_uri=str(tmp_path)).count() > 0
@@ -187,7 +187,7 @@ def test_an_absent_server_is_told_once_and_holds_up_no_epoch(
     assert waits == [3, 9, 21, 45, 93, 153], "after 15, 30, 60, 120, 240, 300, 300 s"
     assert spent < 2
     told = [record.getMessage() for record in caplog.records if "cannot be reached" in record.getMessage()]
-    assert len(told) == 1 and f"waits in {tmp_path}/tracking-journal; training goes on" in told[0]
+    assert len(told) == 1 and f"waits in {tmp_path}/tracking-journal; training continues" in told[0]
     assert "hush" not in caplog.text
     assert Outbox(run_uri=str(tmp_path)).count() == 200
 
@@ -213,15 +213,15 @@ def test_what_mlflow_itself_refuses_is_set_aside_and_holds_up_nothing(
     tracking: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     handle = start(tracking, tmp_path)
-    journal = Outbox(run_uri=str(tmp_path))
-    journal.append("metrics", {"rows": [["loss", 0, 1.0]]})
-    journal.append("metrics", {"rows": [["a\nkey", 0, 1.0]]})
+    outbox = Outbox(run_uri=str(tmp_path))
+    outbox.append("metrics", {"rows": [["loss", 0, 1.0]]})
+    outbox.append("metrics", {"rows": [["a\nkey", 0, 1.0]]})
     log_metrics(handle, {"loss": 2.0}, step=1)
     assert [row.step for row in history(tracking, handle.run_id, "loss")] == [0, 1]
     (refused,) = (tmp_path / "tracking-journal" / "refused").iterdir()
     assert json.loads(refused.read_text())["values"] == {"rows": [["a\nkey", 0, 1.0]]}
     assert "MLflow refused an event" in caplog.text
-    assert journal.count() == 0
+    assert outbox.count() == 0
 
 
 def test_what_one_process_only_writes_down_another_sends(tracking: TrackingConfig, tmp_path: Path) -> None:
@@ -277,12 +277,12 @@ def test_many_processes_that_log_into_one_journal_lose_and_double_nothing(
 
 def test_while_another_process_delivers_a_training_only_writes_down(tracking: TrackingConfig, tmp_path: Path) -> None:
     handle = start(tracking, tmp_path)
-    journal = Outbox(run_uri=str(tmp_path))
-    with process_lock(journal.uri, wait_s=0):
+    outbox = Outbox(run_uri=str(tmp_path))
+    with process_lock(outbox.uri, wait_s=0):
         began = time.monotonic()
         log_metrics(handle, {"loss": 1.0}, step=0)
         assert time.monotonic() - began < 2
-        assert journal.count() == 1
+        assert outbox.count() == 1
     log_metrics(handle, {"loss": 0.5}, step=1)
     assert [row.step for row in history(tracking, handle.run_id, "loss")] == [0, 1]
 
@@ -365,7 +365,7 @@ def test_a_guarded_server_killed_and_started_again_has_everything_once_and_no_pa
         )
         for name, config in {"environment": by_environment, "uri": by_uri}.items()
     ]
-    journals = [Outbox(run_uri=handle.run_uri) for handle in handles]
+    outboxes = [Outbox(run_uri=handle.run_uri) for handle in handles]
     assert all(handle.run_id for handle in handles)
     logged_ms = {}
     for step in range(12):
@@ -383,8 +383,8 @@ def test_a_guarded_server_killed_and_started_again_has_everything_once_and_no_pa
             log_metrics(handle, {"loss": 12.0 - step, "top1": step / 12}, step=step)
         logged_ms[step] = (before, int(time.time() * 1000))
         waiting = {4: 1, 5: 2, 6: 3, 7: 4, 8: 5, 9: 6}.get(step, 0)
-        assert journals[0].count() == waiting
-        assert journals[1].count() == (waiting if step < 8 else 0), "its password stood in the URI"
+        assert outboxes[0].count() == waiting
+        assert outboxes[1].count() == (waiting if step < 8 else 0), "its password stood in the URI"
     for handle, config in zip(handles, (by_environment, by_uri), strict=True):
         finish_run(handle)
         for metric in ("loss", "top1"):

@@ -225,7 +225,7 @@ def test_a_database_that_goes_bad_while_a_run_trains_is_told_once_and_holds_up_n
         log_metrics(handle, {"loss": 1.0}, step=step)
     assert time.monotonic() - began < 5
     assert Outbox(run_uri=str(tmp_path / "run")).count() == 20
-    assert len([record for record in caplog.records if "training goes on" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "training continues" in record.getMessage()]) == 1
     delivery._outages.clear()
 
 

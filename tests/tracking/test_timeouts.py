@@ -25,9 +25,9 @@ from twostream_ray.tracking import (
     rollback,
     start_run,
 )
-from twostream_ray.tracking.connection import client_for, short_timeouts, within
+from twostream_ray.tracking.connection import client_for, short_timeouts, with_deadline
 from twostream_ray.tracking.outbox import Outbox
-from twostream_ray.tracking.timeouts import limited
+from twostream_ray.tracking.timeouts import call_with_deadline
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
@@ -105,8 +105,8 @@ def serving(behave: Callable[[socket.socket], object]) -> Iterator[str]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in earnest, with shorter limits."""
     monkeypatch.setattr(delivery, "_LIMIT_S", 1.0)
-    monkeypatch.setattr(delivery, "_STANDSTILL_S", 1.0)
-    monkeypatch.setattr(delivery, "_PATIENT_STANDSTILL_S", 1.0)
+    monkeypatch.setattr(delivery, "_EVENT_LIMIT_S", 1.0)
+    monkeypatch.setattr(delivery, "_PATIENT_EVENT_LIMIT_S", 1.0)
     monkeypatch.setattr(delivery, "_PATIENCE_S", 1.0)
     monkeypatch.setattr(delivery, "_GRACE_S", 0.2)
     monkeypatch.setattr(delivery, "_REQUEST_S", 3)
@@ -135,7 +135,7 @@ def test_a_half_dead_server_holds_up_no_training_and_what_is_logged_waits(
     assert started - began < 4, "1 s, and the machine's own"
     assert logged - started < 4
     assert Outbox(run_uri=str(tmp_path / "run")).count() == 50
-    told = [record for record in caplog.records if "training goes on" in record.getMessage()]
+    told = [record for record in caplog.records if "training continues" in record.getMessage()]
     assert len(told) == 1 and "\n" not in told[0].getMessage() and len(told[0].getMessage()) < 1000
     deadline = time.monotonic() + 20
     while any(thread.name == "mlflow" for thread in threading.enumerate()):
@@ -157,7 +157,7 @@ def test_work_that_gets_on_may_take_longer_than_the_limit() -> None:
             progressed()
         return "done"
 
-    assert limited(work, limit_s=0.5, grace_s=0.0) == "done"
+    assert call_with_deadline(work, limit_s=0.5, grace_s=0.0) == "done"
 
 
 def test_what_goes_wrong_in_limited_work_is_raised_where_it_is_waited_for() -> None:
@@ -165,7 +165,7 @@ def test_what_goes_wrong_in_limited_work_is_raised_where_it_is_waited_for() -> N
         raise KeyError("this")
 
     with pytest.raises(KeyError, match="this"):
-        limited(work, limit_s=5, grace_s=0)
+        call_with_deadline(work, limit_s=5, grace_s=0)
 
 
 def test_overlapping_patience_of_threads_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,13 +189,13 @@ def test_overlapping_patience_of_threads_leaves_the_environment_as_it_was(monkey
 def test_a_registry_that_does_not_get_on_is_given_up_in_one_line(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client_for("http://127.0.0.1:9")
 
-    @within(1.0)
+    @with_deadline(1.0)
     def ask(*, config: TrackingConfig) -> object:
         return client_for(config.resolved_uri()).get_registered_model("two-stream")
 
     with serving(HALF_DEAD[what]) as uri:
         began = time.monotonic()
-        with pytest.raises(RegistryError, match=r"it does not get on \(no end within 1 s\): look at the server"):
+        with pytest.raises(RegistryError, match=r"it did not \(no end within 1 s\): look at the server"):
             ask(config=TrackingConfig(uri=uri))
         assert time.monotonic() - began < 4
     for function in (promote, rollback, record_measurement, register):

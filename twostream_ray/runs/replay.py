@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from twostream_ray import storage, tracking
-from twostream_ray.errors import JournalError, TrackingError
+from twostream_ray.errors import OutboxError, TrackingError
 from twostream_ray.tracking import TrackingConfig
 
 
@@ -26,7 +26,7 @@ def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:
     """Deliver the journals of the runs that are named, or of all below `config.storage`.
 
     Raises:
-        JournalError: some have no journal, or a damaged one; all others are delivered.
+        OutboxError: some have no journal, or a damaged one; all others are delivered.
         TrackingError: MLflow does not answer; runs before it are delivered.
         StorageError: a place cannot be read.
     """
@@ -37,12 +37,12 @@ def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:
             raise TrackingError(
                 f"no run below {config.storage} has a tracking journal: name a run's directory, or set --storage"
             )
-    bad: list[JournalError] = []
+    bad: list[OutboxError] = []
     for uri in uris:
         try:
             yield tracking.replay(uri, config=config.tracking)
-        except JournalError as error:
+        except OutboxError as error:
             bad.append(error)
     if bad:
         more = f" (and {len(bad) - 1} runs more)" if len(bad) > 1 else ""
-        raise JournalError(f"{bad[0]}{more}")
+        raise OutboxError(f"{bad[0]}{more}")

@@ -1,4 +1,4 @@
-"""Runs, metrics, artefacts, model registry, champion: the only door of MLflow; importing it does not load MLflow."""
+"""Tracking: runs, metrics, artefacts, model registry; the only package that uses MLflow, loaded at the first call."""
 
 from twostream_ray.tracking.champion import Rollback, Verdict, promote, rollback
 from twostream_ray.tracking.connection import TrackingConfig

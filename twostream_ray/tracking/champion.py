@@ -1,9 +1,10 @@
-"""The aliases of a registered model: `champion` moves only to a version that beats it, whoever else promotes meanwhile.
+"""Champion and challenger: promotion and rollback of a registered model's aliases, safe with concurrent jobs.
 
-MLflow's aliases are last write wins, with no compare-and-set. So each job first declares its version a contender (a
-tag), then works out who should be champion from all recent contenders, writes that, and looks again until what stands
-is what should stand. Whoever writes last has read all declarations made before; a later declarer has read what was
-written. So the better version stays, on SQLite as on a server.
+`champion` moves only to a version that beats the present one. MLflow's aliases are last write wins, with no
+compare-and-set. So each job first declares its version a candidate (a tag), then computes the best of all recent
+candidates, sets the alias to it, and reads again until the alias is what it should be. The last writer has read all
+declarations made before; a later declarer has read what was written. So the better version stays, on SQLite as on a
+server.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from twostream_ray.tracking.connection import (
     client_for,
     registry_errors,
     short_timeouts,
-    within,
+    with_deadline,
 )
 from twostream_ray.tracking.measurement import Measurement, measurement_from
 
@@ -40,14 +41,15 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 _logger = logging.getLogger(__name__)
 
-_CONTENDS = "contends"
+_CANDIDATE = "contends"
+"""Tag of a version: when it was declared a candidate, and on which criterion."""
 _CHAMPION_SINCE = "champion_since"
 """Tag of a version: when it last became champion, by which a rollback finds the one before."""
 _ROLLED_BACK = "rolled_back"
-"""Tag of a version that a person took back: it contends no more until it is promoted, or rolled back to, again."""
-_CONTEST_SECONDS = 600.0
-"""Contenders declared this long before another may still be writing; older ones are settled, and a champion that a
-person has set by hand since then stands."""
+"""Tag of a version that a person took back: it is no candidate until it is promoted, or rolled back to, again."""
+_CONCURRENT_SECONDS = 600.0
+"""Candidates declared this long before another may still be writing; older ones are done, and a champion that a person
+has set by hand since then stays."""
 _CLOCKS_DIFFER_SECONDS = 600.0
 """By how much the clock of another job may be ahead."""
 _TOLERATED = timedelta(seconds=_CLOCKS_DIFFER_SECONDS)
@@ -64,7 +66,7 @@ _TAG_LENGTH = 5000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What became of a promotion."""
+    """Result of a promotion."""
 
     version: int
     """The version that was to be promoted."""
@@ -77,8 +79,8 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Terms:
-    """On what a version wants to be compared."""
+class _Criterion:
+    """What two versions are compared by."""
 
     manifest_hash: str
     split: str
@@ -86,9 +88,9 @@ class _Terms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Contender:
+class _Candidate:
     version: int
-    terms: _Terms
+    criterion: _Criterion
     declared: float
     """Seconds since the epoch, by the clock of its job."""
 
@@ -101,11 +103,13 @@ class _Registry:
     """Of each version."""
     champion: int | None
 
-    def measurement(self, version: int, terms: _Terms) -> Measurement | None:
-        found = measurement_from(self.tags.get(version, {}), manifest_hash=terms.manifest_hash, split=terms.split)
-        return found if found and terms.metric in found.metrics else None
+    def measurement(self, version: int, criterion: _Criterion) -> Measurement | None:
+        found = measurement_from(
+            self.tags.get(version, {}), manifest_hash=criterion.manifest_hash, split=criterion.split
+        )
+        return found if found and criterion.metric in found.metrics else None
 
-    def taken_back(self, version: int) -> bool:
+    def is_rolled_back(self, version: int) -> bool:
         return _ROLLED_BACK in self.tags[version]
 
     def champion_before(self) -> int | None:
@@ -113,37 +117,39 @@ class _Registry:
         since = {
             version: moment
             for version, tags in self.tags.items()
-            if version != self.champion and not self.taken_back(version) and (moment := _moment(tags))
+            if version != self.champion and not self.is_rolled_back(version) and (moment := _champion_since(tags))
         }
         return max(since, key=lambda version: (since[version], version), default=None)
 
-    def contenders(self, *, since: float) -> list[_Contender]:
-        """Those declared since then on terms that they were measured on, oldest version first."""
+    def candidates(self, *, since: float) -> list[_Candidate]:
+        """Those declared since then on a criterion that they were measured on, oldest version first."""
         found = []
         for version, tags in sorted(self.tags.items()):
-            if _CONTENDS not in tags or self.taken_back(version):
+            if _CANDIDATE not in tags or self.is_rolled_back(version):
                 continue
             try:
                 stored = json_files.parse_json(
-                    tags[_CONTENDS],
+                    tags[_CANDIDATE],
                     _DECLARATION,
-                    where=f"tag {_CONTENDS} of version {version}",
-                    what="a declaration of a contender",
-                    way_out="the version does not contend; promote it, which writes the tag anew",
+                    where=f"tag {_CANDIDATE} of version {version}",
+                    what="a declaration of a candidate",
+                    way_out="the version is no candidate; promote it, which writes the tag anew",
                     error=RegistryError,
                 )
-            except RegistryError as error:  # anybody may set a tag
+            except RegistryError as error:  # any user may set a tag
                 _logger.warning("%s", error)
                 continue
-            contender = _Contender(version=version, terms=_Terms(**stored["terms"]), declared=stored["declared"])
-            # One from the future would contend for ever.
-            recent = since <= contender.declared <= since + _CONTEST_SECONDS + _CLOCKS_DIFFER_SECONDS
-            if recent and self.measurement(version, contender.terms) is not None:
-                found.append(contender)
+            candidate = _Candidate(
+                version=version, criterion=_Criterion(**stored["terms"]), declared=stored["declared"]
+            )
+            # One from the future would stay a candidate for ever.
+            recent = since <= candidate.declared <= since + _CONCURRENT_SECONDS + _CLOCKS_DIFFER_SECONDS
+            if recent and self.measurement(version, candidate.criterion) is not None:
+                found.append(candidate)
         return found
 
 
-@within(ANSWER_S)
+@with_deadline(ANSWER_S)
 def promote(
     name: str, version: int, *, config: TrackingConfig, manifest_hash: str, split: str, metric: str = "top1"
 ) -> Verdict:
@@ -166,7 +172,7 @@ def promote(
         RegistryError: there is no such version or measurement, or MLflow does not answer.
     """
     uri = config.resolved_uri()
-    terms = _Terms(manifest_hash=manifest_hash, split=split, metric=metric)
+    criterion = _Criterion(manifest_hash=manifest_hash, split=split, metric=metric)
     with (
         short_timeouts(),
         registry_errors(
@@ -176,26 +182,26 @@ def promote(
         ),
     ):
         client = client_for(uri)
-        before = _read(client, name)
-        _demand_measurement(before, name, version, terms)
+        before = _read_registry(client, name)
+        _require_measurement(before, name, version, criterion)
         now = time.time()
         declared = {"declared": now, "terms": {"manifest_hash": manifest_hash, "split": split, "metric": metric}}
-        _tag(client, name, version, _CONTENDS, json.dumps(declared))
+        _set_tag(client, name, version, _CANDIDATE, json.dumps(declared))
         if _ROLLED_BACK in before.tags[version]:
             client.delete_model_version_tag(name, str(version), _ROLLED_BACK)
-        after = _settle(client, name, incumbent=before.champion, since=now - _CONTEST_SECONDS)
-        _demand_measurement(after, name, version, terms)  # it may have been deleted meanwhile
-        verdict = _verdict(before, after, version, terms)
+        after = _set_best_candidate(client, name, incumbent=before.champion, since=now - _CONCURRENT_SECONDS)
+        _require_measurement(after, name, version, criterion)  # it may have been deleted meanwhile
+        verdict = _verdict(before, after, version, criterion)
         if verdict.alias == CHALLENGER:
-            _point(client, name, CHALLENGER, version)
-        elif _alias(client, name, CHALLENGER) == version:
+            _set_alias(client, name, CHALLENGER, version)
+        elif _version_with(client, name, CHALLENGER) == version:
             client.delete_registered_model_alias(name, CHALLENGER)
     return verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollback:
-    """What a rollback moved."""
+    """Result of a rollback."""
 
     champion: int
     """The version that is champion now."""
@@ -205,7 +211,7 @@ class Rollback:
     """What happened, in a sentence."""
 
 
-@within(ANSWER_S)
+@with_deadline(ANSWER_S)
 def rollback(name: str, *, config: TrackingConfig, to: int | None = None, because: str = "") -> Rollback:
     """Put `champion` back to the version that was so before, or to a named one; rolling back again goes further back.
 
@@ -225,7 +231,7 @@ def rollback(name: str, *, config: TrackingConfig, to: int | None = None, becaus
     wanted = f"rolling back {name}" + (f" to version {to}" if to else "")
     with short_timeouts(), registry_errors(uri, wanted=wanted, way_out="check tracking.model_name and tracking.uri"):
         client = client_for(uri)
-        before = _read(client, name)
+        before = _read_registry(client, name)
         known = ", ".join(map(str, sorted(before.tags))) or "none"
         if to is not None and to not in before.tags:
             raise RegistryError(f"{name} has no version {to} to roll back to, only {known}")
@@ -237,16 +243,16 @@ def rollback(name: str, *, config: TrackingConfig, to: int | None = None, becaus
             )
         if target == before.champion:
             return Rollback(champion=target, taken_back=None, reason=f"version {target} is champion already")
-        # First the mark, then the alias: a promotion that reads in between leaves the one that is marked alone.
+        # First the tag, then the alias: a promotion that reads in between leaves the version that is tagged alone.
         if before.champion is not None:
             when = datetime.now(UTC).isoformat(timespec="seconds")
             why = f": {because}" if because else ""
-            mark = redact(f"{when} by {_user()}, to version {target}{why}")
-            _tag(client, name, before.champion, _ROLLED_BACK, mark[:_TAG_LENGTH])
+            note = redact(f"{when} by {_user()}, to version {target}{why}")
+            _set_tag(client, name, before.champion, _ROLLED_BACK, note[:_TAG_LENGTH])
         if _ROLLED_BACK in before.tags[target]:
             client.delete_model_version_tag(name, str(target), _ROLLED_BACK)
         _set_champion(client, name, target, seen=before)
-        if _alias(client, name, CHALLENGER) == target:
+        if _version_with(client, name, CHALLENGER) == target:
             client.delete_registered_model_alias(name, CHALLENGER)
     left = "which had none" if before.champion is None else f"in the place of version {before.champion}"
     return Rollback(
@@ -254,38 +260,38 @@ def rollback(name: str, *, config: TrackingConfig, to: int | None = None, becaus
     )
 
 
-def _settle(client: MlflowClient, name: str, *, incumbent: int | None, since: float) -> _Registry:
-    """Write the rightful champion until a reading after the writing agrees; gives that reading."""
+def _set_best_candidate(client: MlflowClient, name: str, *, incumbent: int | None, since: float) -> _Registry:
+    """Set `champion` to the best candidate until a reading after the write agrees; returns that reading."""
     for _ in range(_MOST_ROUNDS):
-        seen = _read(client, name)
-        rightful = incumbent if incumbent in seen.tags else None
-        if rightful is not None and seen.taken_back(rightful):
-            rightful = seen.champion  # a person rolled back meanwhile: what they chose is to be beaten
-        for contender in seen.contenders(since=since):
-            if rightful is None or _beats(seen, contender.version, rightful, contender.terms):
-                rightful = contender.version
-        if rightful is None or rightful == seen.champion:
+        seen = _read_registry(client, name)
+        best = incumbent if incumbent in seen.tags else None
+        if best is not None and seen.is_rolled_back(best):
+            best = seen.champion  # a person rolled back meanwhile: what they chose is to be beaten
+        for candidate in seen.candidates(since=since):
+            if best is None or _beats(seen, candidate.version, best, candidate.criterion):
+                best = candidate.version
+        if best is None or best == seen.champion:
             return seen
-        _set_champion(client, name, rightful, seen=seen)
+        _set_champion(client, name, best, seen=seen)
     raise RegistryError(f"champion of {name} kept moving while {_MOST_ROUNDS} rounds were tried: promote again later")
 
 
-def _beats(seen: _Registry, challenger: int, champion: int, terms: _Terms) -> bool:
-    """True if both were measured on these terms, on equally many clips, and the challenger's metric is higher."""
-    ours, theirs = seen.measurement(challenger, terms), seen.measurement(champion, terms)
+def _beats(seen: _Registry, challenger: int, champion: int, criterion: _Criterion) -> bool:
+    """True if both were measured on this criterion, on equally many clips, and the challenger's metric is higher."""
+    ours, theirs = seen.measurement(challenger, criterion), seen.measurement(champion, criterion)
     if ours is None or theirs is None or ours.n_of_n() != theirs.n_of_n():
         return False
-    return ours.metrics[terms.metric] > theirs.metrics[terms.metric]
+    return ours.metrics[criterion.metric] > theirs.metrics[criterion.metric]
 
 
-def _verdict(before: _Registry, after: _Registry, version: int, terms: _Terms) -> Verdict:
+def _verdict(before: _Registry, after: _Registry, version: int, criterion: _Criterion) -> Verdict:
     assert after.champion is not None  # noqa: S101  (else the version itself would be)
     alias = CHAMPION if after.champion == version else CHALLENGER
     rival = before.champion if alias == CHAMPION else after.champion
-    where = f"split {terms.split} of manifest {terms.manifest_hash[:12]}"
-    ours = after.measurement(version, terms)
-    theirs = None if rival is None else after.measurement(rival, terms)
-    assert ours is not None  # noqa: S101  (demanded above)
+    where = f"split {criterion.split} of manifest {criterion.manifest_hash[:12]}"
+    ours = after.measurement(version, criterion)
+    theirs = None if rival is None else after.measurement(rival, criterion)
+    assert ours is not None  # noqa: S101  (required above)
     if rival is None:
         why = "the model had none"
     elif rival == version:
@@ -300,24 +306,24 @@ def _verdict(before: _Registry, after: _Registry, version: int, terms: _Terms) -
             "evaluate both on the same clips"
         )
     else:
-        mine, its = ours.metrics[terms.metric], theirs.metrics[terms.metric]
+        mine, its = ours.metrics[criterion.metric], theirs.metrics[criterion.metric]
         verb = "beats" if mine > its else "does not beat"
-        why = f"{terms.metric} {mine:.4f} {verb} {its:.4f} of version {rival} on {ours.n_of_n()} clips, {where}"
+        why = f"{criterion.metric} {mine:.4f} {verb} {its:.4f} of version {rival} on {ours.n_of_n()} clips, {where}"
     return Verdict(version=version, alias=alias, champion=after.champion, reason=f"version {version} is {alias}: {why}")
 
 
-def _demand_measurement(seen: _Registry, name: str, version: int, terms: _Terms) -> None:
+def _require_measurement(seen: _Registry, name: str, version: int, criterion: _Criterion) -> None:
     if version not in seen.tags:
         known = ", ".join(map(str, sorted(seen.tags))) or "none"
         raise RegistryError(f"{name} has no version {version}, only {known}")
-    if seen.measurement(version, terms) is None:
+    if seen.measurement(version, criterion) is None:
         raise RegistryError(
-            f"{name} version {version} has no {terms.metric} on split {terms.split} of manifest "
-            f"{terms.manifest_hash[:12]}: evaluate it there first"
+            f"{name} version {version} has no {criterion.metric} on split {criterion.split} of manifest "
+            f"{criterion.manifest_hash[:12]}: evaluate it there first"
         )
 
 
-def _read(client: MlflowClient, name: str) -> _Registry:
+def _read_registry(client: MlflowClient, name: str) -> _Registry:
     tags: dict[int, Mapping[str, str]] = {}
     token = None
     while True:
@@ -325,25 +331,25 @@ def _read(client: MlflowClient, name: str) -> _Registry:
         tags.update({int(version.version): version.tags for version in page})
         token = page.token
         if not token:
-            return _Registry(tags=tags, champion=_alias(client, name, CHAMPION))
+            return _Registry(tags=tags, champion=_version_with(client, name, CHAMPION))
 
 
 def _set_champion(client: MlflowClient, name: str, version: int, *, seen: _Registry) -> None:
-    """Make a version champion, on the record."""
+    """Set the alias `champion`, and tag the version with the time."""
     now = datetime.now(UTC)
     if seen.champion is not None and _CHAMPION_SINCE not in seen.tags.get(seen.champion, {_CHAMPION_SINCE: ""}):
         # A person set it by hand: since when is not known, but it was so before this one.
-        _tag(client, name, seen.champion, _CHAMPION_SINCE, _written(now - timedelta(seconds=1)))
-    _point(client, name, CHAMPION, version)
-    _tag(client, name, version, _CHAMPION_SINCE, _written(now))
+        _set_tag(client, name, seen.champion, _CHAMPION_SINCE, _timestamp(now - timedelta(seconds=1)))
+    _set_alias(client, name, CHAMPION, version)
+    _set_tag(client, name, version, _CHAMPION_SINCE, _timestamp(now))
 
 
-def _written(moment: datetime) -> str:
+def _timestamp(moment: datetime) -> str:
     """A time of UTC that sorts as text."""
     return moment.isoformat(timespec="milliseconds")
 
 
-def _moment(tags: Mapping[str, str]) -> datetime | None:
+def _champion_since(tags: Mapping[str, str]) -> datetime | None:
     """Since when a version was champion last, by its tag; None without one, or with one that nobody here wrote."""
     try:
         moment = datetime.fromisoformat(tags.get(_CHAMPION_SINCE, ""))
@@ -359,11 +365,11 @@ def _user() -> str:
         return "a user without a name"
 
 
-def _point(client: MlflowClient, name: str, alias: str, version: int) -> None:
+def _set_alias(client: MlflowClient, name: str, alias: str, version: int) -> None:
     _retry_once(partial(client.set_registered_model_alias, name, alias, str(version)))
 
 
-def _tag(client: MlflowClient, name: str, version: int, key: str, value: str) -> None:
+def _set_tag(client: MlflowClient, name: str, version: int, key: str, value: str) -> None:
     _retry_once(partial(client.set_model_version_tag, name, str(version), key, value))
 
 
@@ -374,7 +380,7 @@ def _retry_once(write: Callable[[], object]) -> None:
     Retrying(retry=retry_if_exception_type(MlflowException), stop=stop_after_attempt(2), reraise=True)(write)
 
 
-def _alias(client: MlflowClient, name: str, alias: str) -> int | None:
-    """The version that has the alias; `search_model_versions` does not tell."""
+def _version_with(client: MlflowClient, name: str, alias: str) -> int | None:
+    """The version that has the alias, which `search_model_versions` leaves out."""
     version = client.get_registered_model(name).aliases.get(alias)
     return None if version is None else int(version)

@@ -1,4 +1,4 @@
-"""The way to MLflow: where it is, how it is opened, and what its being away means."""
+"""Connection to MLflow: tracking URI, client, timeouts, and errors of a server that is away."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from twostream_ray.settings.names import require_name
 from twostream_ray.storage.locks import process_lock
 from twostream_ray.storage.temporary_folders import own_folder
 from twostream_ray.tracking import sqlite
-from twostream_ray.tracking.timeouts import limited
+from twostream_ray.tracking.timeouts import call_with_deadline
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_Taken = ParamSpec("_Taken")
-_Given = TypeVar("_Given")
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 ANSWER_S = 120.0
 """How long a server may take for what moves no large files."""
@@ -38,10 +38,10 @@ _DATABASE_ATTEMPTS = 3
 """How often MLflow tries to open a database, within a second; its own is 10 times in 100 s."""
 
 
-_patience = threading.Lock()
-_active: list[dict[str, str]] = []
-_before: dict[str, str | None] = {}
-"""Of the patience that several threads ask of MLflow, and of what the environment had before."""
+_timeouts_lock = threading.Lock()
+_active_timeouts: list[dict[str, str]] = []
+_original_timeouts: dict[str, str | None] = {}
+"""Settings of MLflow's client that several threads want, and those that the environment had before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class TrackingConfig:
     model_name: str = "two-stream"
     """Name of the registered model."""
     register: bool = True
-    """Whether a finished training registers a version and contends for `champion`."""
+    """Whether a finished training registers a version and competes for `champion`."""
 
     def __post_init__(self) -> None:
         if not self.experiment.strip() or not self.experiment.isprintable() or len(self.experiment) > 500:
@@ -70,7 +70,7 @@ class TrackingConfig:
         self.resolved_uri()
 
     def resolved_uri(self) -> str:
-        """The URI in full: no default, environment or working directory is left to guess elsewhere.
+        """The URI in full: no default, environment or working directory is left to resolve elsewhere.
 
         Raises:
             ConfigError: MLflow has no store of this kind, or it is no URI.
@@ -97,10 +97,10 @@ class TrackingConfig:
         return sqlite.path_of(uri).with_name("mlartifacts").as_uri() if sqlite.is_sqlite(uri) else None
 
     def require_usable(self) -> None:
-        """Refuse what no waiting mends, before anything slow starts: a server that is away is none of it.
+        """Refuse what no retry mends, before anything slow starts; a server that is away is not refused.
 
         Raises:
-            StorageError: a SQLite file cannot be written, or the user's own temporary folder not be had.
+            StorageError: a SQLite file cannot be written, or the user's own temporary folder cannot be had.
             ConfigError: a database wants a driver that is not installed, or its URL is none.
         """
         uri = self.resolved_uri()
@@ -147,7 +147,7 @@ def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
     Raises:
         StorageError: a SQLite file cannot be written, or not be read where the client only `reads`.
         ConfigError: a database wants a driver that is not installed, or its URL is none.
-        Exception: whatever MLflow raises if a database cannot be opened; a server is not asked yet.
+        Exception: any of MLflow's, if a database cannot be opened; a server is not asked yet.
     """
     if sqlite.is_sqlite(uri):
         path = sqlite.path_of(uri)
@@ -172,9 +172,9 @@ def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
 
 @contextlib.contextmanager
 def loading_mlflow() -> Iterator[None]:
-    """Run a block in which modules of MLflow are first used: what 3.17 warns of in its own code stays unsaid.
+    """Run a block in which modules of MLflow are first used: warnings of 3.17 about its own code are silenced.
 
-    Its tables meet SQLAlchemy 2.1, and its pyfunc module has hints that it dislikes itself.
+    SQLAlchemy 2.1 deprecates what its tables use, and its pyfunc module warns of its own type hints.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=DeprecationWarning)
@@ -184,25 +184,23 @@ def loading_mlflow() -> Iterator[None]:
 
 @functools.cache
 def load_mlflow() -> None:
-    """Import MLflow, with what it says and sends of its own accord switched off."""
+    """Import MLflow, with its telemetry, progress bars and printed links switched off."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # At the end of a run MLflow prints a link to it, user and password of the tracking URI included.
+    # At the end of a run MLflow prints links to it, user and password of the tracking URI included.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A uv.lock in the working directory is not the model's: its requirements are pinned from what is installed.
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-    # A server's client would print two lines of links at the end of each run, through bars and tables.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow  # noqa: F401
 
-    # Alembic tells every migration of a new SQLite file, some 60 lines, at level INFO.
+    # Alembic logs every migration of a new SQLite file, some 60 lines, at level INFO.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 
 @functools.cache
 def _migrate_once(uri: str) -> None:
-    """Make the tables of a new SQLite file; one process at a time, as MLflow's migrations do not bear company."""
+    """Make the tables of a new SQLite file; one process at a time, as MLflow's migrations are not safe in parallel."""
     from mlflow import MlflowClient
 
     sqlite.path_of(uri).parent.mkdir(parents=True, exist_ok=True)
@@ -212,57 +210,57 @@ def _migrate_once(uri: str) -> None:
 
 @contextlib.contextmanager
 def short_timeouts(*, repeat: bool = True, request_s: int = 20) -> Iterator[None]:
-    """Run a block with seconds of patience: MLflow's own is 4 minutes, at 120 s a request, for a server that is down.
+    """Run a block with timeouts of seconds: MLflow's own are 4 minutes, at 120 s a request, for a server that is down.
 
     Settings that the environment already has stay, except that no request is repeated where `repeat` is False. Blocks
     of several threads may overlap: the youngest one's settings hold, and the last to end puts everything back.
     """
     mine = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s)}
-    with _patience:
-        if not _active:
-            _before.update({name: os.environ.get(name) for name in mine})
-        mine = {name: _before[name] or value for name, value in mine.items()}
+    with _timeouts_lock:
+        if not _active_timeouts:
+            _original_timeouts.update({name: os.environ.get(name) for name in mine})
+        mine = {name: _original_timeouts[name] or value for name, value in mine.items()}
         if not repeat:
             mine["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        _active.append(mine)
+        _active_timeouts.append(mine)
         os.environ.update(mine)
     try:
         yield
     finally:
-        with _patience:
+        with _timeouts_lock:
             # By identity: another block's settings may be equal.
-            _active[:] = [settings for settings in _active if settings is not mine]
-            for name, value in (_active[-1] if _active else _before).items():
+            _active_timeouts[:] = [settings for settings in _active_timeouts if settings is not mine]
+            for name, value in (_active_timeouts[-1] if _active_timeouts else _original_timeouts).items():
                 if value is None:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
 
 
-def within(limit_s: float) -> Callable[[Callable[_Taken, _Given]], Callable[_Taken, _Given]]:
-    """Give up a function that asks a server after so many seconds; it takes a `config`, or a run's handle first.
+def with_deadline(limit_s: float) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
+    """Decorator: give up a function that asks a server after `limit_s`; it takes a `config`, or a run's handle first.
 
     Raises:
         RegistryError: the function did not end in time.
     """
 
-    def decorate(function: Callable[_Taken, _Given]) -> Callable[_Taken, _Given]:
+    def decorate(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
         @functools.wraps(function)
-        def bounded(*given: _Taken.args, **named: _Taken.kwargs) -> _Given:
+        def call(*given: _Parameters.args, **named: _Parameters.kwargs) -> _Result:
             config, first = named.get("config"), given[0] if given else None
             uri = config.resolved_uri() if isinstance(config, TrackingConfig) else str(getattr(first, "uri", ""))
             if sqlite.is_sqlite(uri):  # a file: it answers or fails
                 return function(*given, **named)
             load_mlflow()
             try:
-                return limited(lambda _: function(*given, **named), limit_s=limit_s, grace_s=0)
+                return call_with_deadline(lambda _: function(*given, **named), limit_s=limit_s, grace_s=0)
             except TimeoutError as error:
                 raise RegistryError(
-                    f"MLflow at {uri} was wanted to answer, it does not get on ({error}): look at the server, then run "
+                    f"MLflow at {uri} was wanted to answer, it did not ({error}): look at the server, then run "
                     "the same command again"
                 ) from error
 
-        return bounded
+        return call
 
     return decorate
 

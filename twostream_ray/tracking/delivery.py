@@ -1,4 +1,4 @@
-"""From the journal to MLflow: in order, each event once, never for long, and again later when MLflow is away."""
+"""Delivery of a run's outbox to MLflow: in order, exactly once, within a deadline, retried while it is away."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twostream_ray.errors import JournalError, TrackingError, TwoStreamError
+from twostream_ray.errors import OutboxError, TrackingError, TwoStreamError
 from twostream_ray.redaction import redact
 from twostream_ray.storage.locks import process_lock
 from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.tracking import sqlite
 from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, load_mlflow, short_timeouts
 from twostream_ray.tracking.outbox import Event, Identity, Outbox
-from twostream_ray.tracking.timeouts import limited
+from twostream_ray.tracking.timeouts import call_with_deadline
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 KEY_TAG = "twostream.run_key"
-"""Tag that holds a run's key, by which a run that was made at MLflow is found though nobody heard of it."""
+"""Tag of a run's key, by which a run is found that was made at MLflow while the answer was lost."""
 
 _logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 300.0
@@ -31,16 +31,16 @@ _REQUEST_S, _PATIENT_REQUEST_S = 10, 60
 """How long a server may be silent."""
 _LIMIT_S = 10.0
 """How long a training waits for a server at its start, or at an epoch."""
-_STANDSTILL_S, _PATIENT_STANDSTILL_S = 60.0, 120.0
+_EVENT_LIMIT_S, _PATIENT_EVENT_LIMIT_S = 60.0, 120.0
 """How long a server may take for one event, behind a training and in a replay."""
 _GRACE_S = 10.0
-"""How much longer a delivery may take that nobody waits for any more."""
+"""How much longer an abandoned delivery may take before it is stopped."""
 _MOST_AT_ONCE = 100
-"""Events that a running training sends in one go, so that a long journal does not hold it up."""
+"""Events that a running training sends in one go, so that a long outbox does not hold it up."""
 _PATIENCE_S = 30.0
-"""How long the end of a run waits for another process that is just delivering the same journal."""
+"""How long the end of a run waits for another process that is just delivering the same outbox."""
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")
-"""What no waiting mends."""
+"""Error codes that no retry mends."""
 # MLflow's limits (mlflow.utils.validation); a batch above its own is refused whole.
 _PARAMETERS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
 
@@ -53,12 +53,12 @@ class _Outage:
 
 
 _outages: dict[str, _Outage] = {}
-"""Of each URI that failed last time: until it is tried again, events are only written down."""
+"""Of each URI that failed last time: until it is tried again, events stay in the outbox."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """What was sent from one run's journal."""
+    """What was sent from one run's outbox."""
 
     run_uri: str
     """The run."""
@@ -71,41 +71,41 @@ class Delivery:
     statuses: int
     """Beginnings and ends of the run."""
     refused: int
-    """Events that MLflow turned down, now in the journal's folder `refused`."""
+    """Events that MLflow turned down, now in the outbox's folder `refused`."""
 
     def sentence(self) -> str:
-        """The counts of what was delivered, for people."""
+        """The counts in a sentence, for people."""
         counts = {"metric values": self.metrics, "files": self.files, "statuses": self.statuses}
-        told = ", ".join(f"{what} {count}" for what, count in counts.items() if count) or "nothing was waiting"
-        return f"{self.run_uri}: {told}" + (f"; refused {self.refused}" if self.refused else "")
+        delivered = ", ".join(f"{what} {count}" for what, count in counts.items() if count) or "nothing was waiting"
+        return f"{self.run_uri}: {delivered}" + (f"; refused {self.refused}" if self.refused else "")
 
 
-def deliver_if_due(journal: Outbox, uri: str) -> None:
+def deliver_if_due(outbox: Outbox, uri: str) -> None:
     """Send what waits, in at most some seconds; while MLflow is away only now and then. Never raises."""
     outage = _outages.get(uri)
     if outage and time.monotonic() < outage.again_at:
         return
     try:
         delivered = _attempt(
-            journal, uri, wait_s=0, request_s=_REQUEST_S, limit_s=_LIMIT_S, most=_MOST_AT_ONCE, getting_on=False
+            outbox, uri, wait_s=0, request_s=_REQUEST_S, limit_s=_LIMIT_S, most=_MOST_AT_ONCE, limit_per_event=False
         )
     except Exception as error:  # noqa: BLE001  (contract 9: nothing that MLflow or a store raises ends a training)
-        _note_outage(journal, uri, error)
+        _note_outage(outbox, uri, error)
     else:
         if delivered is not None:
             _outages.pop(uri, None)
 
 
-def deliver_now(journal: Outbox, uri: str, *, patient: bool) -> bool:
-    """Send what waits, whenever MLflow was last seen away; gives whether all has arrived. Never raises.
+def deliver_now(outbox: Outbox, uri: str, *, patient: bool) -> bool:
+    """Send what waits, however recently MLflow was away; returns whether all has arrived. Never raises.
 
-    Takes some seconds at most, before a training; a `patient` one, behind it, as long as MLflow gets on.
+    Takes some seconds at most, before a training; a `patient` one, behind it, as long as MLflow makes progress.
     """
-    wait_s, limit_s = (_PATIENCE_S, _STANDSTILL_S) if patient else (0, _LIMIT_S)
+    wait_s, limit_s = (_PATIENCE_S, _EVENT_LIMIT_S) if patient else (0, _LIMIT_S)
     try:
-        delivered = _attempt(journal, uri, wait_s=wait_s, request_s=_REQUEST_S, limit_s=limit_s, getting_on=patient)
+        delivered = _attempt(outbox, uri, wait_s=wait_s, request_s=_REQUEST_S, limit_s=limit_s, limit_per_event=patient)
     except Exception as error:  # noqa: BLE001  (as above)
-        _note_outage(journal, uri, error)
+        _note_outage(outbox, uri, error)
         if isinstance(error, TwoStreamError):
             return False
         delivered = None
@@ -116,29 +116,29 @@ def deliver_now(journal: Outbox, uri: str, *, patient: bool) -> bool:
         _logger.warning(
             "what MLflow at %s has not heard of this run waits: `twostream track replay %s` delivers it",
             redact(uri),
-            journal.run_uri,
+            outbox.run_uri,
         )
     return delivered is not None
 
 
 def replay(run_uri: str, *, config: TrackingConfig) -> Delivery:
-    """Deliver the journal of the run at a place; doing it again, or being killed at it, leaves nothing twice.
+    """Deliver the outbox of a run; idempotent, also after a kill in its midst.
 
     Raises:
-        JournalError: the place has no journal, or it does not say which run it is of.
+        OutboxError: there is no outbox, or it does not say which run it is of.
         TrackingError: MLflow does not answer, or another process is just delivering it.
-        StorageError: the place cannot be read.
+        StorageError: the run's directory cannot be read.
     """
-    journal, uri = Outbox(run_uri=run_uri), config.resolved_uri()
+    outbox, uri = Outbox(run_uri=run_uri), config.resolved_uri()
     try:
         delivered = _attempt(
-            journal, uri, wait_s=_PATIENCE_S, request_s=_PATIENT_REQUEST_S, limit_s=_PATIENT_STANDSTILL_S
+            outbox, uri, wait_s=_PATIENCE_S, request_s=_PATIENT_REQUEST_S, limit_s=_PATIENT_EVENT_LIMIT_S
         )
     except TwoStreamError:
         raise
     except Exception as error:
         raise TrackingError(
-            f"MLflow at {redact(uri)} did not take the journal of {run_uri}, {journal.count()} events wait "
+            f"MLflow at {redact(uri)} did not take the journal of {run_uri}, {outbox.count()} events wait "
             f"({first_line(error)}): check tracking.uri and MLFLOW_TRACKING_USERNAME and _PASSWORD, then "
             "replay again"
         ) from error
@@ -150,61 +150,61 @@ def replay(run_uri: str, *, config: TrackingConfig) -> Delivery:
 
 
 def _attempt(
-    journal: Outbox,
+    outbox: Outbox,
     uri: str,
     *,
     wait_s: float,
     request_s: int,
     limit_s: float,
     most: int | None = None,
-    getting_on: bool = True,
+    limit_per_event: bool = True,
 ) -> Delivery | None:
     """Deliver, unless another process is at it for more than `wait_s`: then None.
 
     Raises:
-        TimeoutError: a server took more than `limit_s`, for one event if `getting_on` is enough, otherwise in all.
+        TimeoutError: a server took more than `limit_s`, for one event if `limit_per_event`, otherwise in all.
     """
 
     def work(progressed: Callable[[], None]) -> Delivery | None:
-        with process_lock(journal.uri, wait_s=wait_s) as free:
+        with process_lock(outbox.uri, wait_s=wait_s) as acquired:
             progressed()
-            told = progressed if getting_on else lambda: None
-            return _deliver(journal, uri, request_s=request_s, most=most, progressed=told) if free else None
+            report = progressed if limit_per_event else lambda: None
+            return _deliver(outbox, uri, request_s=request_s, most=most, progressed=report) if acquired else None
 
     if sqlite.is_sqlite(uri):  # a file: it answers or fails
         return work(lambda: None)
     load_mlflow()  # takes seconds, which are not the server's
-    return limited(work, limit_s=wait_s + limit_s, grace_s=_GRACE_S)
+    return call_with_deadline(work, limit_s=wait_s + limit_s, grace_s=_GRACE_S)
 
 
-def _note_outage(journal: Outbox, uri: str, error: Exception) -> None:
+def _note_outage(outbox: Outbox, uri: str, error: Exception) -> None:
     before = _outages.get(uri)
     pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S) if before else _FIRST_PAUSE_S
     _outages[uri] = _Outage(pause_s=pause_s, again_at=time.monotonic() + pause_s)
     if before is not None:  # once an outage
         return
     if isinstance(error, TwoStreamError):  # of a file, not of MLflow
-        _logger.warning("nothing is recorded at MLflow now; training goes on (%s)", error)
+        _logger.warning("nothing is recorded at MLflow now; training continues (%s)", error)
     else:
         _logger.warning(
-            "MLflow at %s cannot be reached, so what is logged waits in %s; training goes on (%s)",
+            "MLflow at %s cannot be reached, so what is logged waits in %s; training continues (%s)",
             redact(uri),
-            journal.uri,
+            outbox.uri,
             first_line(error),
         )
 
 
 def _deliver(
-    journal: Outbox, uri: str, *, request_s: int, most: int | None = None, progressed: Callable[[], None]
+    outbox: Outbox, uri: str, *, request_s: int, most: int | None = None, progressed: Callable[[], None]
 ) -> Delivery:
-    identity = journal.identity()
+    identity = outbox.identity()
     if identity is None:
-        raise JournalError(f"a run's directory with a tracking journal was wanted, {journal.run_uri} has none")
+        raise OutboxError(f"a run's directory with a tracking journal was wanted, {outbox.run_uri} has none")
     # No request is repeated by MLflow's client: one whose answer was lost may have been obeyed, and making a run
-    # cannot be told from making it again.
+    # cannot be distinguished from making it again.
     with short_timeouts(repeat=False, request_s=request_s):
         client = client_for(uri)
-        run = _run_of(identity, journal, client, uri)
+        run = _run_of(identity, outbox, client, uri)
         progressed()
         metrics = files = statuses = refused = 0
 
@@ -217,7 +217,7 @@ def _deliver(
             nonlocal files, statuses
             for event in events:
                 if event.kind == "files":
-                    files += _send_files(client, run.info.run_id, journal, event)
+                    files += _send_files(client, run.info.run_id, outbox, event)
                 elif event.kind == "tags":
                     for name, value in event.values["tags"].items():
                         client.set_tag(run.info.run_id, name, value)
@@ -226,18 +226,18 @@ def _deliver(
                     statuses += 1
                 progressed()
 
-        pending, damaged = journal.pending(most=most)
+        pending, damaged = outbox.pending(most=most)
         refused += len(damaged)
-        for told in damaged:
-            _logger.warning("%s", told)
+        for sentence in damaged:
+            _logger.warning("%s", sentence)
         logged = [event for event in pending if event.kind == "metrics"]
         if logged:
-            refused += _settle(journal, logged, send_metrics)
+            refused += _send_or_refuse(outbox, logged, send_metrics)
         for event in pending:
             if event.kind != "metrics":
-                refused += _settle(journal, [event], send_other)
+                refused += _send_or_refuse(outbox, [event], send_other)
     return Delivery(
-        run_uri=journal.run_uri,
+        run_uri=outbox.run_uri,
         run_id=run.info.run_id,
         metrics=metrics,
         files=files,
@@ -246,33 +246,33 @@ def _deliver(
     )
 
 
-def _settle(journal: Outbox, events: Sequence[Event], send: Callable[[Sequence[Event]], None]) -> int:
-    """Send and forget; what MLflow itself refuses is set aside. Gives the number of those."""
+def _send_or_refuse(outbox: Outbox, events: Sequence[Event], send: Callable[[Sequence[Event]], None]) -> int:
+    """Send events and remove them from the outbox; those that MLflow refuses are set aside, and counted."""
     from mlflow.exceptions import MlflowException
 
     try:
         send(events)
-    except (MlflowException, JournalError) as error:
+    except (MlflowException, OutboxError) as error:
         if isinstance(error, MlflowException) and error.error_code not in _REFUSALS:
             raise
         if len(events) > 1:
-            return sum(_settle(journal, [event], send) for event in events)
+            return sum(_send_or_refuse(outbox, [event], send) for event in events)
         reason = first_line(error)
-        journal.set_aside(events[0], reason=reason)
-        who = "MLflow refused" if isinstance(error, MlflowException) else "there is no sending"
-        _logger.warning("%s an event, now in %s/refused (%s)", who, journal.uri, reason)
+        outbox.refuse(events[0], reason=reason)
+        refusal = "MLflow refused" if isinstance(error, MlflowException) else "there is no sending"
+        _logger.warning("%s an event, now in %s/refused (%s)", refusal, outbox.uri, reason)
         return 1
     for event in events:
-        journal.remove(event)
+        outbox.remove(event)
     return 0
 
 
-def _run_of(identity: Identity, journal: Outbox, client: MlflowClient, uri: str) -> Run:
+def _run_of(identity: Identity, outbox: Outbox, client: MlflowClient, uri: str) -> Run:
     """The run at this MLflow, made if it is not there; one that a person has deleted is made anew."""
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
-    if ids := _ids(journal):
+    if ids := _ids(outbox):
         try:
             run = client.get_run(ids[1])
             if run.info.lifecycle_stage == "active" and run.data.tags.get(KEY_TAG) == identity.key:
@@ -297,22 +297,22 @@ def _run_of(identity: Identity, journal: Outbox, client: MlflowClient, uri: str)
     rows = [Param(name, value) for name, value in identity.parameters.items()]
     for first in range(0, len(rows), _PARAMETERS_PER_BATCH):  # twice the same is no error
         client.log_batch(run.info.run_id, params=rows[first : first + _PARAMETERS_PER_BATCH])
-    journal.located(experiment_id=experiment_id, run_id=run.info.run_id)
+    outbox.write_ids(experiment_id=experiment_id, run_id=run.info.run_id)
     return run
 
 
-def _ids(journal: Outbox) -> tuple[str, str] | None:
-    """The ids that the journal knows; damaged ones are put aside, as the run is found by its key as well."""
+def _ids(outbox: Outbox) -> tuple[str, str] | None:
+    """The ids in the outbox; damaged ones are set aside, as the run is found by its key as well."""
     try:
-        return journal.ids()
-    except JournalError as error:
+        return outbox.ids()
+    except OutboxError as error:
         _logger.warning("%s", error)
-        journal.forget_ids(reason=str(error))
+        outbox.forget_ids(reason=str(error))
         return None
 
 
 def _send_metrics(client: MlflowClient, run: Run, events: Sequence[Event]) -> int:
-    """Log what the run does not have yet; of two values for a step the first stays. Gives the number of values."""
+    """Log what the run does not have yet; of two values for a step the first stays. Returns the number of values."""
     from mlflow.entities import Metric
 
     # The newest step of each metric came with the run and nearly always answers; a history is asked for only for
@@ -332,9 +332,9 @@ def _send_metrics(client: MlflowClient, run: Run, events: Sequence[Event]) -> in
     return len(fresh)
 
 
-def _send_files(client: MlflowClient, run_id: str, journal: Outbox, event: Event) -> int:
+def _send_files(client: MlflowClient, run_id: str, outbox: Outbox, event: Event) -> int:
     with temporary_folder() as scratch:
-        count = journal.fetch_files(event, Path(scratch))
+        count = outbox.fetch_files(event, Path(scratch))
         if count:  # else a delivery was killed before it could forget the event
             client.log_artifacts(run_id, scratch, event.values["folder"])
     return count

@@ -1,4 +1,4 @@
-"""From the model registry back to a plain folder: exactly the files that make a model, by name and size."""
+"""Download of a registered model into a plain folder: exactly the files that make a model, by name and size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twostream_ray.tracking.connection import (
     loading_mlflow,
     registry_errors,
     short_timeouts,
-    within,
+    with_deadline,
 )
 from twostream_ray.tracking.registry import PACKAGE_FILES
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RECORD = "pulled.json"
-"""Beside the files of a model that was downloaded: what they were, so that no other file is taken for one of them."""
+"""Beside the files of a model that was downloaded: their hashes, so that no other file is taken for one of them."""
 
 _FOLDER = "artifacts"
 """Where MLflow puts the files of a model that it logs."""
 _LIMITS_BYTES = dict(zip(PACKAGE_FILES, (64 << 30, 64 << 20), strict=True))
-_OF_RECORD = json_files.record(
+_RECORD_SCHEMA = json_files.record(
     {
         "model": json_files.WORD,
         "files": json_files.record(dict.fromkeys(PACKAGE_FILES, json_files.list_of(json_files.SHA256, at_most=10_000))),
@@ -44,7 +44,7 @@ _OF_RECORD = json_files.record(
 def pull(
     model_uri: str, destination: Path, *, config: TrackingConfig, check: Callable[[Path], object] = lambda _: None
 ) -> Path:
-    """Download a model's safetensors + JSON into a folder, to be used without MLflow; gives the folder.
+    """Download a model's safetensors + JSON into a folder, to be used without MLflow; returns the folder.
 
     Args:
         model_uri: models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID.
@@ -60,12 +60,12 @@ def pull(
     """
     uri = config.resolved_uri()
     wanted = f"downloading {model_uri}"
-    known = _written_before(destination)
+    known = _pulled_before(destination)
     with (
         short_timeouts(),
         registry_errors(uri, wanted=wanted, way_out="check tracking.uri and the model's name, version or alias"),
     ):
-        repository = _found(model_uri, config=config)
+        repository = _repository_of(model_uri, config=config)
         destination.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=destination, prefix=".pull-") as scratch:
             new = Path(scratch, "model")
@@ -78,7 +78,7 @@ def pull(
             hashes = {name: _sha256(new / name) for name in PACKAGE_FILES}
             for name, sha256 in hashes.items():
                 _require_ours(destination / name, {*known.get(name, []), sha256})
-            # Before the files, so that whatever lies there after a kill is known.
+            # Before the files, so that what a kill leaves there is known.
             storage.write_json(
                 str(destination / RECORD),
                 {
@@ -91,9 +91,9 @@ def pull(
     return destination
 
 
-@within(ANSWER_S)
-def _found(model_uri: str, *, config: TrackingConfig) -> Any:
-    """MLflow's client of where a model's files lie, after a look at them."""
+@with_deadline(ANSWER_S)
+def _repository_of(model_uri: str, *, config: TrackingConfig) -> Any:
+    """MLflow's artifact repository of a model's files, once they are checked."""
     uri = config.resolved_uri()
     location = _location(client_for(uri, reads_only=True), model_uri)
     with loading_mlflow():
@@ -104,7 +104,7 @@ def _found(model_uri: str, *, config: TrackingConfig) -> Any:
     return repository
 
 
-def _written_before(destination: Path) -> dict[str, list[str]]:
+def _pulled_before(destination: Path) -> dict[str, list[str]]:
     """Which files of a model this package has put into a folder: name -> sha256 of each.
 
     Raises:
@@ -119,7 +119,7 @@ def _written_before(destination: Path) -> dict[str, list[str]]:
     if record.exists() or record.is_symlink():
         known = json_files.read_json(
             str(record),
-            _OF_RECORD,
+            _RECORD_SCHEMA,
             what="the record of a model that was pulled",
             way_out="name another directory, or remove it",
             error=StorageError,
@@ -183,7 +183,7 @@ def _require_file(path: Path, *, name: str, where: str) -> None:
 
 
 def _location(client: MlflowClient, model_uri: str) -> str:
-    """Where a model's files lie. MLflow resolves such URIs too, but only at its one global tracking URI."""
+    """URI of a model's files. MLflow resolves such URIs too, but only at its one global tracking URI."""
     if match := re.fullmatch(r"models:/(?P<model_id>m-[0-9a-f]{32})/?", model_uri):
         return str(client.get_logged_model(match["model_id"]).artifact_location)
     if match := re.fullmatch(r"models:/(?P<name>[^/@]+)@(?P<alias>[\w-]+)/?", model_uri):

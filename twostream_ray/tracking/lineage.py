@@ -1,4 +1,4 @@
-"""Where a run and a model come from: the code's git commit and the Ray job, as tags."""
+"""Lineage of a run and a model as tags: data manifest, flow contract, git commit, Ray job."""
 
 import json
 import os
@@ -37,10 +37,10 @@ def git_commit() -> str | None:
 
     TWOSTREAM_GIT_COMMIT goes first: a node image or a job's working directory carries no .git.
     """
-    if told := os.environ.get("TWOSTREAM_GIT_COMMIT"):
-        return told
+    if commit := os.environ.get("TWOSTREAM_GIT_COMMIT"):
+        return commit
     here = Path(__file__).resolve()
-    # An installed package may lie inside somebody else's repository (.venv): only a tracked file speaks for its own.
+    # An installed package may be inside another repository (.venv): only a tracked file is part of its own.
     tracked = _git("ls-files", "--error-unmatch", here.name, folder=here.parent)
     folder = here.parent if tracked else Path.cwd()
     commit = _git("rev-parse", "HEAD", folder=folder)

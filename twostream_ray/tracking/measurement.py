@@ -1,4 +1,4 @@
-"""What a registered version scored, and on what: n of N clips of one split of one data manifest."""
+"""Metrics of a registered version on n of N clips of one split of one data manifest, as tags."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Measurement:
         return f"{self.num_evaluated} of {self.num_clips}"
 
     def tags(self) -> dict[str, str]:
-        """Tags of a version: one that programs read, and `test.top1` = "0.9333 (298 of 300 clips)" to be looked at."""
+        """Tags of a version: one that programs read, and `test.top1` = "0.9333 (298 of 300 clips)" for people."""
         whole = {
             "manifest_hash": self.manifest_hash,
             "split": self.split,
@@ -72,9 +72,9 @@ def measurement_key(manifest_hash: str, split: str) -> str:
 
 
 def measurement_from(tags: Mapping[str, str], *, manifest_hash: str, split: str) -> Measurement | None:
-    """What a version's tags say about this split of this manifest; none if it was not measured there.
+    """The measurement on this split of this manifest in a version's tags; none if it was not measured there.
 
-    A tag that is not one of ours, as anybody may set it, is passed by with a warning.
+    A tag that is not one of ours, as any user may set it, is skipped with a warning.
     """
     key = measurement_key(manifest_hash, split)
     if key not in tags:

@@ -1,4 +1,4 @@
-"""The model card: what a registered version is, does and scored, as its description in the registry."""
+"""Model card (Mitchell et al. 2019) of a registered version: its description in the registry."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def model_card(
         name: of the registered model.
         summary: the network in a sentence.
         measurement: its scores.
-        protocol: how they were taken: views, crops, averaging.
+        protocol: how they were computed: views, crops, averaging.
         classes: in the order of the network's outputs.
-        flow_contract: the settings of the flow that the network sees.
+        flow_contract: the settings of the flow that the network takes.
         lineage: tags as from `lineage_tags`.
     """
     scores = [f"{metric.replace('_', ' ')} {value:.2%}" for metric, value in measurement.metrics.items()]

@@ -1,15 +1,15 @@
-"""What MLflow has still to hear of a run: files beside its checkpoints, written before they are sent, removed after.
+"""Transactional outbox of a run: events for MLflow are written beside its checkpoints first, and removed once sent.
 
 Below `<run>/tracking-journal/`, on disk or s3://:
 
-    run.json                 who the run is: key, name, experiment, start, parameters, tags; written once, stays
+    run.json                 identity of the run: key, name, experiment, start, parameters, tags; written once, stays
     mlflow.json              its ids at MLflow, once it has been made there
     events/ORDER.json        one event each: metrics, files or a status, with the time when it was logged
     files/ORDER/...          the files of that event
     refused/ORDER.json       events that MLflow itself turned down, and damaged files; kept to be looked at
 
 One object for each event, under a name of its own: object stores cannot append, and driver and controller both write.
-Whatever is read has been checked: names of other forms are not ours and are left alone.
+Files are validated where they are read; names of other forms are not ours and are left alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from twostream_ray import storage
-from twostream_ray.errors import AccessError, JournalError, StorageError
+from twostream_ray.errors import AccessError, OutboxError, StorageError
 from twostream_ray.storage import json_files
 
 FOLDER = "tracking-journal"
@@ -51,7 +51,7 @@ _ROW = {
     "items": False,
     "minItems": 3,
 }
-_OF_RUN = json_files.record(
+_RUN_SCHEMA = json_files.record(
     {
         "key": {"type": "string", "pattern": r"^[0-9a-f]{32}\Z"},
         "run_name": json_files.WORD,
@@ -61,15 +61,15 @@ _OF_RUN = json_files.record(
         "tags": _TEXTS,
     }
 )
-_OF_IDS = json_files.record({"experiment_id": _ID, "run_id": _ID})
-_OF_EVENT = json_files.record(
+_IDS_SCHEMA = json_files.record({"experiment_id": _ID, "run_id": _ID})
+_EVENT_SCHEMA = json_files.record(
     {
         "kind": {"enum": ["metrics", "files", "tags", "status"]},
         "time_ms": json_files.COUNT,
         "values": {"type": "object"},
     }
 )
-_OF_VALUES = {
+_VALUES_SCHEMAS = {
     "metrics": json_files.record({"rows": json_files.list_of(_ROW, at_most=1_000_000)}),
     # No folder above, and none from the root.
     "files": json_files.record(
@@ -104,10 +104,10 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something logged."""
+    """One entry of the outbox: metrics, files, tags or a status."""
 
     order: str
-    """Its name: events sort by it in the order in which they were logged."""
+    """Its name, by which events sort in the order in which they were logged."""
     kind: str
     """metrics, files, tags or status."""
     time_ms: int
@@ -119,9 +119,9 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outbox:
-    """The journal of the run at a place.
+    """The outbox of a run.
 
-    Every method raises StorageError if the place cannot be read or written, and JournalError if what it reads there is
+    Every method raises StorageError if its folder cannot be read or written, and OutboxError if what it reads there is
     damaged or not one of ours.
     """
 
@@ -130,33 +130,33 @@ class Outbox:
 
     @property
     def uri(self) -> str:
-        """Where the journal itself lies."""
+        """The outbox's own folder."""
         return storage.join(self.run_uri, FOLDER)
 
     def identity(self) -> Identity | None:
-        """Who the run is; None before its first start."""
-        found = self._read(_RUN, _OF_RUN, way_out=f"move {_RUN} away to begin a new run at MLflow")
+        """Identity of the run; None before its first start."""
+        found = self._read(_RUN, _RUN_SCHEMA, way_out=f"move {_RUN} away to begin a new run at MLflow")
         return None if found is None else Identity(**found)
 
     def begin(self, identity: Identity) -> None:
-        """Write down who the run is."""
+        """Write the identity of a new run."""
         self._write(_RUN, asdict(identity))
 
     def ids(self) -> tuple[str, str] | None:
         """(experiment id, run id) at MLflow; None as long as the run was not made there."""
-        found = self._read(_IDS, _OF_IDS, way_out="remove it; the run is found again by its key")
+        found = self._read(_IDS, _IDS_SCHEMA, way_out="remove it; the run is found again by its key")
         return None if found is None else (found["experiment_id"], found["run_id"])
 
     def forget_ids(self, *, reason: str) -> None:
-        """Put ids that cannot be read aside."""
+        """Set ids that cannot be read aside."""
         self._set_file_aside(_IDS, name=f"{_next()}.mlflow.json", reason=reason)
 
-    def located(self, *, experiment_id: str, run_id: str) -> None:
-        """Write down the ids at MLflow."""
+    def write_ids(self, *, experiment_id: str, run_id: str) -> None:
+        """Write the ids at MLflow."""
         self._write(_IDS, {"experiment_id": experiment_id, "run_id": run_id})
 
     def append(self, kind: str, values: Mapping[str, Any], *, files: Mapping[str, Path] | None = None) -> None:
-        """Write an event down, its files (by their relative posix paths) before it."""
+        """Write an event, its files (by their relative posix paths) before it."""
         order = _next()
         for path, file in (files or {}).items():
             storage.write_bytes(storage.join(self.uri, "files", order, path), file.read_bytes())
@@ -168,7 +168,7 @@ class Outbox:
         self._write(f"events/{order}.json", {"kind": kind, "time_ms": int(time.time() * 1000), "values": values})
 
     def pending(self, *, most: int | None = None) -> tuple[list[Event], list[str]]:
-        """What has not been delivered, in order, at most that many; and what was damaged, in a sentence each.
+        """Events that are not delivered yet, in order, at most that many; and a sentence for each damaged one.
 
         Damaged events are now in `refused`.
         """
@@ -177,19 +177,19 @@ class Outbox:
             name = f"events/{order}.json"
             way_out = f"it is kept in {self.uri}/{_REFUSED}, the others are delivered"
             try:
-                found = self._read(name, _OF_EVENT, way_out=way_out)
+                found = self._read(name, _EVENT_SCHEMA, way_out=way_out)
                 if found is None:  # another process has just delivered it
                     continue
                 where = storage.join(self.uri, name)
                 json_files.check(
                     found["values"],
-                    _OF_VALUES[found["kind"]],
+                    _VALUES_SCHEMAS[found["kind"]],
                     where=where,
                     what=f"an event of kind {found['kind']}",
                     way_out=way_out,
-                    error=JournalError,
+                    error=OutboxError,
                 )
-            except JournalError as error:
+            except OutboxError as error:
                 self._set_file_aside(name, name=f"{order}.json", reason=str(error))
                 damaged.append(str(error))
             else:
@@ -201,7 +201,7 @@ class Outbox:
         return len(self._orders())
 
     def fetch_files(self, event: Event, folder: Path) -> int:
-        """Copy an event's files into a folder; gives their number."""
+        """Copy an event's files into a folder; returns their number."""
         uri = storage.join(self.uri, "files", event.order)
         paths = self._files_of(event)
         for path in paths:
@@ -211,15 +211,15 @@ class Outbox:
         return len(paths)
 
     def remove(self, event: Event) -> None:
-        """Forget an event that has arrived; the last to go is the event itself."""
+        """Remove an event that has arrived; its files first, the event itself last."""
         if event.kind == "files":
             uri = storage.join(self.uri, "files", event.order)
             for path in self._files_of(event):
                 storage.delete(storage.join(uri, path))
         storage.delete(storage.join(self.uri, f"events/{event.order}.json"))
 
-    def set_aside(self, event: Event, *, reason: str) -> None:
-        """Put an event that MLflow refuses where it holds up no others."""
+    def refuse(self, event: Event, *, reason: str) -> None:
+        """Move an event that MLflow refuses to `refused`, where it blocks no others."""
         self._write(f"{_REFUSED}/{event.order}.json", asdict(event) | {"reason": reason})
         storage.delete(storage.join(self.uri, f"events/{event.order}.json"))
 
@@ -231,7 +231,7 @@ class Outbox:
         """An event's files, by relative paths.
 
         Raises:
-            JournalError: a name or a link leads to another place.
+            OutboxError: a name or a link leads outside.
         """
         uri = storage.join(self.uri, "files", event.order)
         paths = _files_below(uri)
@@ -241,7 +241,7 @@ class Outbox:
                 root = Path(storage.absolute(self.uri)).resolve() / "files" / event.order
                 inside = (root / path).resolve().is_relative_to(root)
             if not inside:
-                raise JournalError(f"files of an event were wanted below {uri}, {path} leads outside: remove it")
+                raise OutboxError(f"files of an event were wanted below {uri}, {path} leads outside: remove it")
         return paths
 
     def _read(self, name: str, schema: json_files.Schema, *, way_out: str) -> dict[str, Any] | None:
@@ -249,13 +249,13 @@ class Outbox:
         try:
             return dict(
                 json_files.read_json(
-                    uri, schema, what="a file of a tracking journal", way_out=way_out, error=JournalError
+                    uri, schema, what="a file of a tracking journal", way_out=way_out, error=OutboxError
                 )
             )
         except AccessError as error:
             if not storage.exists(uri):  # another process has just removed it
                 return None
-            raise JournalError(f"a file of a tracking journal was wanted at {uri} ({error}): {way_out}") from error
+            raise OutboxError(f"a file of a tracking journal was wanted at {uri} ({error}): {way_out}") from error
 
     def _set_file_aside(self, path: str, *, name: str, reason: str) -> None:
         """Keep a file that cannot be read, as it is, and beside it why."""
@@ -263,7 +263,7 @@ class Outbox:
         try:
             content = storage.read_bytes(uri, limit_bytes=json_files.LIMIT_BYTES)
         except StorageError:
-            return  # no file: it stays where it is, and is passed by
+            return  # no file: it stays where it is, and is skipped
         storage.write_bytes(storage.join(self.uri, _REFUSED, name), content)
         storage.write_bytes(storage.join(self.uri, _REFUSED, f"{name}.reason.txt"), f"{reason}\n".encode())
         storage.delete(uri)
@@ -273,10 +273,10 @@ class Outbox:
 
 
 def journals_below(uri: str) -> list[str]:
-    """Places of all runs below a directory or prefix that have a journal.
+    """URIs of all runs below a directory or prefix that have an outbox.
 
     Raises:
-        StorageError: there is no such place.
+        StorageError: there is no such directory or prefix.
     """
     ending = f"/{FOLDER}/{_RUN}"
     return [
@@ -299,7 +299,7 @@ def _files_below(uri: str) -> list[str]:
 
 
 def _next() -> str:
-    """A name after all that this process has given out, and that no other process gives out."""
+    """A unique name that sorts after all earlier ones of this process."""
     global _last_ns
     with _lock:
         _last_ns = max(time.time_ns(), _last_ns + 1)

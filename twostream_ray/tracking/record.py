@@ -1,6 +1,6 @@
-"""One MLflow run per training, however often it restarts: parameters, metrics, files; none of it can stop training.
+"""Experiment tracking: one MLflow run per training across restarts, with parameters, metrics and files; never raises.
 
-Whatever is logged goes into the run's journal first (journal.py), and from there to MLflow when MLflow answers
+Events go into the run's outbox first (outbox.py), and from there to MLflow when MLflow answers
 (delivery.py).
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from twostream_ray.errors import JournalError, StorageError
+from twostream_ray.errors import OutboxError, StorageError
 from twostream_ray.redaction import HIDDEN, is_secret_name, redact
 from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.tracking.connection import TrackingConfig
@@ -44,16 +44,16 @@ _NOT_IN_A_KEY = re.compile(r"[^/\w.\- :]")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunHandle:
-    """An MLflow run as a value: made by the driver, sent to whichever process reports."""
+    """Picklable reference to an MLflow run: made by the driver, sent to any process that reports."""
 
     tracking_uri: str = field(repr=False)
     """Tracking URI, in full; not shown, as it may hold a password."""
     run_uri: str
-    """The run's directory or s3:// prefix, where its checkpoints are; its journal lies in `tracking-journal` below."""
+    """The run's directory or s3:// prefix, where its checkpoints are; its outbox is `tracking-journal` below."""
     experiment_id: str
     """Id of the experiment; empty if MLflow has been away ever since the start."""
     run_id: str
-    """Id of the run; empty if MLflow has been away ever since the start: the journal goes on without it."""
+    """Id of the run; empty if MLflow has been away ever since the start: the outbox collects events without it."""
 
 
 def start_run(
@@ -65,30 +65,30 @@ def start_run(
     tags: Mapping[str, str],
     parent: RunHandle | None = None,
 ) -> RunHandle:
-    """Begin the run of this place, or go on with it if it was begun there before; from the driver, before training.
+    """Start the run of this directory, or resume it if it was started there before; from the driver, before training.
 
     Args:
         config: where MLflow is.
         run_name: the name people know it by.
-        run_uri: the run's directory or s3:// prefix; the run's journal there says whether it was begun before.
+        run_uri: the run's directory or s3:// prefix; the outbox there says whether it was started before.
         parameters: nested settings; recorded under dotted keys, secrets hidden, long values cut. Those of the first
             start stay.
-        tags: lineage and whatever else is to be searched for. Those of the first start stay.
+        tags: lineage and all else that is to be searched for. Those of the first start stay.
         parent: the run that MLflow's page shows this one under, once it has been made there.
 
     Never raises for an MLflow that is away: the run is made there once it answers, with the time of this start.
 
     Raises:
-        StorageError: the place cannot be written.
-        JournalError: what lies there does not say which run it is of.
+        StorageError: the directory cannot be written.
+        OutboxError: the outbox there does not say which run it is of.
     """
-    journal = Outbox(run_uri=run_uri)
-    if journal.identity() is None:
+    outbox = Outbox(run_uri=run_uri)
+    if outbox.identity() is None:
         shown = _run_tags(run_name, tags) | below(parent)
         if parent is not None:
             # A trial's process was started by Ray, and is called so.
             shown["mlflow.source.name"] = "twostream tune"
-        journal.begin(
+        outbox.begin(
             Identity(
                 key=uuid.uuid4().hex,
                 run_name=run_name,
@@ -99,24 +99,24 @@ def start_run(
             )
         )
     else:
-        journal.append("status", {"status": "RUNNING"})
+        outbox.append("status", {"status": "RUNNING"})
     return _delivered(
         RunHandle(tracking_uri=config.resolved_uri(), run_uri=run_uri, experiment_id="", run_id=""), patient=False
     )
 
 
 def run_at(config: TrackingConfig, *, run_uri: str) -> RunHandle | None:
-    """The run that was begun at a place, or None, also where its journal is damaged; asks nobody but that.
+    """The run that was started in a directory, or None, also where its outbox is damaged; asks no server.
 
     Raises:
-        StorageError: the place cannot be read.
+        StorageError: the directory cannot be read.
     """
-    journal = Outbox(run_uri=run_uri)
+    outbox = Outbox(run_uri=run_uri)
     try:
-        if journal.identity() is None:
+        if outbox.identity() is None:
             return None
-        experiment_id, run_id = journal.ids() or ("", "")
-    except JournalError as error:
+        experiment_id, run_id = outbox.ids() or ("", "")
+    except OutboxError as error:
         _logger.warning("%s", error)
         return None
     return RunHandle(tracking_uri=config.resolved_uri(), run_uri=run_uri, experiment_id=experiment_id, run_id=run_id)
@@ -134,7 +134,7 @@ def tag_run(handle: RunHandle, tags: Mapping[str, str]) -> None:
 
 
 def deliver(handle: RunHandle) -> RunHandle:
-    """Send what waits in the run's journal, and warn if MLflow is away; gives the handle with the run's ids.
+    """Send what waits in the run's outbox, and warn if MLflow is away; returns the handle with the run's ids.
 
     Never raises.
     """
@@ -142,10 +142,10 @@ def deliver(handle: RunHandle) -> RunHandle:
 
 
 def _delivered(handle: RunHandle, *, patient: bool) -> RunHandle:
-    journal = Outbox(run_uri=handle.run_uri)
-    deliver_now(journal, handle.tracking_uri, patient=patient)
-    with contextlib.suppress(StorageError, JournalError):
-        if ids := journal.ids():
+    outbox = Outbox(run_uri=handle.run_uri)
+    deliver_now(outbox, handle.tracking_uri, patient=patient)
+    with contextlib.suppress(StorageError, OutboxError):
+        if ids := outbox.ids():
             return replace(handle, experiment_id=ids[0], run_id=ids[1])
     return handle
 
@@ -153,7 +153,7 @@ def _delivered(handle: RunHandle, *, patient: bool) -> RunHandle:
 def log_metrics(handle: RunHandle, metrics: Mapping[str, float], *, step: int) -> None:
     """Record metrics at a step (the epoch); what a run before a crash recorded at this step stays as it is.
 
-    Never raises, and takes seconds at most: while MLflow is away the journal alone is written.
+    Never raises, and takes seconds at most: while MLflow is away the outbox alone is written.
     """
     log_history(handle, {step: metrics})
 
@@ -165,16 +165,16 @@ def log_history(handle: RunHandle, history: Mapping[int, Mapping[str, float]]) -
 
 
 def write_history(run_uri: str, history: Mapping[int, Mapping[str, float]]) -> bool:
-    """Only write down metrics of a run, for `send` to deliver from another process: this one need not know MLflow.
+    """Only write metrics to a run's outbox, for `send` to deliver from another process: this one need not load MLflow.
 
-    Gives whether there is something to send; never raises.
+    Returns whether there is something to send; never raises.
     """
     rows = [(_key(name), step, float(value)) for step, metrics in history.items() for name, value in metrics.items()]
     return bool(rows) and _write(run_uri, "metrics", {"rows": rows})
 
 
 def send(handle: RunHandle) -> None:
-    """Send what waits in the run's journal, unless MLflow was away a moment ago.
+    """Send what waits in the run's outbox, unless MLflow was away a moment ago.
 
     Never raises, and takes seconds at most.
     """
@@ -204,7 +204,7 @@ def log_pictures(handle: RunHandle, pictures: Mapping[str, Path | Figure]) -> No
 
 
 def finish_run(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> RunHandle:
-    """Close the run (`start_run` goes on with it) and send what waits in its journal, as `deliver` does."""
+    """Close the run (`start_run` resumes it) and send what waits in its outbox, as `deliver` does."""
     _write(handle.run_uri, "status", {"status": status})
     return deliver(handle)
 
@@ -221,12 +221,12 @@ def _log(
 
 
 def _write(run_uri: str, kind: str, values: Mapping[str, object], *, files: Mapping[str, Path] | None = None) -> bool:
-    """Append to the journal of the run at a place; gives whether that went well."""
-    journal = Outbox(run_uri=run_uri)
+    """Append to the outbox of a run; returns whether that went well."""
+    outbox = Outbox(run_uri=run_uri)
     try:
-        journal.append(kind, values, files=files)
+        outbox.append(kind, values, files=files)
     except (StorageError, OSError) as error:
-        _logger.warning("cannot write to %s, so %s are not recorded (%s)", journal.uri, kind, redact(str(error)))
+        _logger.warning("cannot write to %s, so %s are not recorded (%s)", outbox.uri, kind, redact(str(error)))
         return False
     return True
 

@@ -18,7 +18,7 @@ from twostream_ray.tracking.connection import (
     client_for,
     loading_mlflow,
     registry_errors,
-    within,
+    with_deadline,
 )
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.model_card import model_card
@@ -53,7 +53,7 @@ _SERVING = (
 )
 
 
-@within(_UPLOAD_S)
+@with_deadline(_UPLOAD_S)
 def register(
     handle: RunHandle,
     package: Path,
@@ -134,7 +134,7 @@ def register(
     return int(version.version)
 
 
-@within(ANSWER_S)
+@with_deadline(ANSWER_S)
 def record_measurement(name: str, version: int, measurement: Measurement, *, config: TrackingConfig) -> None:
     """Tag a version with what it scored, for instance a champion that was evaluated on new data.
 

@@ -1,7 +1,7 @@
-"""SQLite files as MLflow's store: paths to SQLAlchemy's URLs and back, and what keeps a file from being used.
+"""SQLite as MLflow's backend store: paths to SQLAlchemy's URLs and back, and checks that a file can be opened.
 
-MLflow would ask 10 times, for 100 s and more, for a file that may not be opened: no waiting mends that, so it is looked
-at first.
+MLflow would try 10 times, for 100 s and more, to open a file that may not be opened: no retry mends that, so it is
+checked first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OPTIONS = re.compile(
 _TO_QUOTE = "%?#"
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _WAY_OUT = "let --tracking.uri (or MLFLOW_TRACKING_URI) name another file, as sqlite:////DIRECTORY/mlflow.db"
-_LOCK_PATIENCE_S = 2.0
+_LOCK_TIMEOUT_S = 2.0
 
 
 def is_sqlite(uri: str) -> bool:
@@ -33,7 +33,7 @@ def is_sqlite(uri: str) -> bool:
 
 
 def uri_of(path: Path) -> str:
-    """The URL that SQLAlchemy opens this absolute path by, whatever characters it has."""
+    """The URL that SQLAlchemy opens this absolute path by, of any characters."""
     text = str(path)
     if not set(text) & set(_TO_QUOTE):
         return f"{_PLAIN}{text}"
@@ -88,7 +88,7 @@ def require_writable(path: Path) -> None:
         folder = target.parent
         while not folder.exists():  # MLflow's store is made with the folders above it
             folder = folder.parent
-        # Where its journal lies while it is written; the file has no name, so nothing stays.
+        # The folder of its rollback journal while it is written; this file has no name, so nothing stays.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -112,7 +112,7 @@ def _open(path: Path, statement: str, *, to: str) -> None:
         if not stat.S_ISREG(path.stat().st_mode):
             raise _refused(path, to, "it is a directory" if path.is_dir() else "it is no regular file")
         database = sqlite3.connect(
-            f"file:{quote(str(path))}?mode={'rw' if to == 'written' else 'ro'}", uri=True, timeout=_LOCK_PATIENCE_S
+            f"file:{quote(str(path))}?mode={'rw' if to == 'written' else 'ro'}", uri=True, timeout=_LOCK_TIMEOUT_S
         )
         try:
             database.execute(statement)

@@ -1,4 +1,4 @@
-"""A watchdog over calls of MLflow's client: its time-outs are of each read, so a server that drips passes none."""
+"""Deadlines for calls of MLflow's client: its own timeouts are per read, so a server that drips never meets one."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ _BETWEEN_STOPS_S = 1.0
 
 
 class _OverdueError(Exception):
-    """Raised in the midst of work that nobody waits for any more."""
+    """Raised in a thread whose result nobody waits for any more."""
 
 
-def limited(work: Callable[[Callable[[], None]], _Result], *, limit_s: float, grace_s: float) -> _Result:
-    """Do work in a thread of its own, which may call what it is handed to say that it gets on; gives its result.
+def call_with_deadline(work: Callable[[Callable[[], None]], _Result], *, limit_s: float, grace_s: float) -> _Result:
+    """Call `work` in a thread of its own and return its result; it is handed a function to report progress with.
 
     Raises:
-        TimeoutError: for `limit_s` seconds it has not got on. It may go on for `grace_s` more, then it is stopped.
+        TimeoutError: there was no progress for `limit_s` seconds. After `grace_s` more the thread is stopped.
     """
-    moved = time.monotonic()
+    last_progress = time.monotonic()
     results: list[_Result] = []
     errors: list[BaseException] = []
 
-    def progressed() -> None:
-        nonlocal moved
-        moved = time.monotonic()
+    def report_progress() -> None:
+        nonlocal last_progress
+        last_progress = time.monotonic()
 
     def run() -> None:
         try:
-            results.append(work(progressed))
+            results.append(work(report_progress))
         except BaseException as error:  # noqa: BLE001  (raised again below)
             errors.append(error)
 
-    # A daemon: whatever a server does, it does not keep the process from ending.
+    # A daemon: no server keeps the process from ending.
     thread = threading.Thread(target=run, name="mlflow", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(max(0.01, moved + limit_s - time.monotonic()))
-        if thread.is_alive() and time.monotonic() - moved >= limit_s:
+        thread.join(max(0.01, last_progress + limit_s - time.monotonic()))
+        if thread.is_alive() and time.monotonic() - last_progress >= limit_s:
             threading.Thread(target=_stop, args=(thread, grace_s), name="mlflow-stop", daemon=True).start()
             raise TimeoutError(f"no end within {limit_s:g} s")
     if errors:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from twostream_ray.cli import main
-from twostream_ray.errors import JournalError
+from twostream_ray.errors import OutboxError
 from twostream_ray.tracking import (
     TrackingConfig,
     delivery,
@@ -184,7 +184,7 @@ def test_a_run_that_does_not_say_who_it_is_is_named_and_all_others_are_delivered
     (line,) = shown.err.splitlines()
     assert str(bad / "tracking-journal" / "run.json") in line and "move run.json away" in line
     assert f"{waiting}: metric values 8" in shown.out
-    with pytest.raises(JournalError, match=r"run\.json"):
+    with pytest.raises(OutboxError, match=r"run\.json"):
         start_run(here, run_name="run", run_uri=str(bad), parameters={}, tags={})
     assert run_at(here, run_uri=str(bad)) is None
     assert len(events(bad)) == 7, "nothing is lost"
@@ -232,7 +232,7 @@ def test_mutated_journals_are_delivered_or_named_and_never_lead_outside(
             delivered = replay(str(waiting), config=here)
             assert delivered.metrics + 2 * delivered.refused >= 0
             assert not events(waiting), number
-        except JournalError as error:
+        except OutboxError as error:
             assert path.name == "run.json" and str(path) in str(error) and "\n" not in str(error)
             assert len(events(waiting)) == 7
         shutil.rmtree(waiting)
