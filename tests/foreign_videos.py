@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray.data.video.raw_video import FrameStream
+
 
 def pictures(count: int, *, width: int = 96, height: int = 64) -> Iterator[NDArray[np.uint8]]:
     """A smooth pattern that moves by two pixels a frame."""
@@ -165,3 +167,15 @@ def uncoded_plane(tick: int, *, rate: int = 25) -> bytes:
     """A video object plane of MPEG-4 that says only: nothing new."""
     bits = _Bits().put(1, 2).put(0, 1).put(1, 1).put(tick % rate, (rate - 1).bit_length()).put(1, 1).put(0, 1)
     return b"\0\0\1\xb6" + bits.aligned("01111111")
+
+
+def decoded(video: bytes) -> tuple[list[NDArray[np.uint8]], tuple[str, ...]]:
+    """All frames of a video, and what is to be known about it."""
+    stream = FrameStream(video)
+    frames = list(stream)
+    return frames, stream.notes
+
+
+def count(video: bytes) -> int:
+    """Frames of a video."""
+    return len(decoded(video)[0])

@@ -1,16 +1,11 @@
 import csv
-import hashlib
-import io
 import json
 import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -19,15 +14,14 @@ from foreign_videos import encoded, pictures
 from twostream_ray import storage
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract, decode_field
-from twostream_ray.data.shards.records import survey
-from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, open_shards, read_row_group
+from twostream_ray.data.shards.shard_task import write_shard
+from twostream_ray.data.shards.shards import ROWS_PER_GROUP, open_shards, read_row_group
 from twostream_ray.data.shards.writer import plan_shards
-from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, Clip, in_text_order
-from twostream_ray.data.video import isolation
+from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, in_text_order
 from twostream_ray.data.video.clips import fetch_frames
 from twostream_ray.data.video.raw_video import FrameStream, Note
 from twostream_ray.errors import AccessError, CatalogError, ConfigError, LeaseError, TooManyBadVideosError
-from twostream_ray.runs.ingest import IngestConfig, catalog_of, estimate, ingest, refuse_overlap, write_shard
+from twostream_ray.runs.ingest import IngestConfig, catalog_of, estimate, ingest, refuse_overlap
 
 SMALL = FlowContract(short_side_px=48)
 LEGACY = FlowContract(short_side_px=48, coding="legacy255")
@@ -187,36 +181,6 @@ def test_videos_in_a_class_folder_called_parts_survive_every_ingest(
     assert {name for name in files(out) if name.startswith("shards/")} == names | {"shards/mine.mp4"}
 
 
-def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(videos: Path, tmp_path: Path) -> None:
-    clips = catalog_of(config(videos, tmp_path)).clips[:2]
-    (plan,) = plan_shards(clips, contract=SMALL, rows_per_shard=16)
-    part = write_shard(plan, out=str(tmp_path), contract=SMALL, max_frames=10, count=lambda _: None)
-    assert len(part["quarantined"]) == 2 and part["shard"] is None
-    assert part["quarantined"][0]["reason"].startswith("TooLongError: ")
-    assert "a clip of at most 10 frames was wanted, this has 16 or more" in part["quarantined"][0]["reason"]
-    assert len(survey(str(tmp_path), clips=clips, contract=SMALL, max_frames=10).kept) == 1
-    assert survey(str(tmp_path), clips=clips, contract=SMALL, max_frames=16).kept == []
-
-
-@pytest.mark.timeout(60)
-def test_videos_that_never_end_and_rates_that_are_none_stop_no_other_clip(tmp_path: Path) -> None:
-    file = encoded("mpeg4", pictures(6), container="avi")
-    place = file.index(b"strh") + 28
-    (tmp_path / "rate.avi").write_bytes(file[:place] + b"\xff\xff\xff\xff" + file[place + 4 :])
-    os.mkfifo(tmp_path / "fifo.avi")
-    (tmp_path / "zeros.avi").symlink_to("/dev/zero")
-    with (tmp_path / "sparse.avi").open("wb") as sparse:
-        sparse.truncate(1 << 42)
-    clips = [
-        Clip(uri=f"{tmp_path}/{name}.avi", clip_id=name, class_name="c", label=0, splits=("train",), size_bytes=1)
-        for name in ("fifo", "rate", "sparse", "zeros")
-    ]
-    (plan,) = plan_shards(clips, contract=SMALL, rows_per_shard=16)
-    part = write_shard(plan, out=str(tmp_path / "out"), contract=SMALL, max_frames=300, count=lambda _: None)
-    assert [(entry["identity"][0], entry["notes"]) for entry in part["clips"]] == [("rate", [Note.NO_RATE])]
-    assert {entry["identity"][0] for entry in part["quarantined"]} == {"fifo", "sparse", "zeros"}
-
-
 def test_what_is_to_be_known_about_videos_reaches_the_report_and_stays_there(cluster: None, tmp_path: Path) -> None:
     root = tmp_path / "videos" / "walk"
     root.mkdir(parents=True)
@@ -282,64 +246,6 @@ def test_shards_of_other_encoders_still_count_and_a_redone_ingest_says_so(videos
             f"1 of 4 shards were encoded by x264 core 157 (now {now['x264']})",
         ]
     assert open_shards(str(out)).index.num_rows == 8 and files(out / "shards") == before
-
-
-def a_second() -> bytes:
-    """A transport stream of 30 frames: joined end to end it goes on, and nothing in it tells its length."""
-    file = io.BytesIO()
-    rng = np.random.default_rng(0)
-    with av.open(file, mode="w", format="mpegts") as container:
-        stream = container.add_stream("mpeg2video", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        picture = rng.integers(0, 255, (48, 64, 3), np.uint8)
-        for _ in range(30):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    return file.getvalue()
-
-
-def test_a_video_of_two_hours_is_quarantined_for_its_length_in_little_memory(tmp_path: Path) -> None:
-    (tmp_path / "short.ts").write_bytes(content := a_second())
-    (tmp_path / "long.ts").write_bytes(content * 7200)
-    assert (tmp_path / "long.ts").stat().st_size > 100e6
-
-    def shard(name: str) -> dict[str, Any]:
-        clip = Clip(uri=f"{tmp_path}/{name}", clip_id=name, class_name="c", label=0, splits=("train",), size_bytes=1)
-        (plan,) = plan_shards([clip], contract=SMALL, rows_per_shard=16)
-        return write_shard(plan, out=str(tmp_path / "out"), contract=SMALL, max_frames=300, count=lambda _: None)
-
-    assert len(shard("short.ts")["clips"]) == 1
-    child = isolation._Child._current
-    assert child is not None
-    processes = [Path("/proc/self"), Path(f"/proc/{child._process.pid}")]
-    for process in processes:
-        (process / "clear_refs").write_text("5")  # forget the peak so far
-    before = [megabytes(process, "VmRSS") for process in processes]
-    (bad,) = shard("long.ts")["quarantined"]
-    after = [megabytes(process, "VmHWM") for process in processes]
-    assert bad["reason"].startswith("TooLongError: long.ts: a clip of at most 300 frames was wanted")
-    with (tmp_path / "long.ts").open("rb") as file:
-        assert bad["sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
-    assert max(peak - held for peak, held in zip(after, before, strict=True)) < 50
-
-
-def megabytes(process: Path, what: str) -> float:
-    """A line of a process's status: VmRSS, memory that it has, or VmHWM, most that it had."""
-    (size,) = re.findall(rf"{what}:\s+(\d+) kB", (process / "status").read_text())
-    return int(size) / 1e3
-
-
-def test_every_video_is_in_the_shards_once_with_its_label(shard_set: ShardSet, videos: Path) -> None:
-    ids = shard_set.index["clip_id"].to_pylist()
-    on_disk = [path.relative_to(videos).as_posix() for path in videos.rglob("*") if path.suffix in (".mp4", ".avi")]
-    assert sorted(ids) == sorted(on_disk) and len(ids) == 76
-    for clip_id, label in zip(ids, shard_set.labels, strict=True):
-        assert clip_id.split("/")[1] == shard_set.classes[label]
-    assert {name: len(shard_set.split(name)) for name in ("train", "val", "test")} == {
-        "train": 48,
-        "val": 8,
-        "test": 20,
-    }
 
 
 @pytest.fixture
@@ -484,59 +390,3 @@ def test_videos_and_frames_with_flow_images_are_two_heads_of_one_shard_set(
             levels = np.stack([decode_field(content) for content in clip.flow])  # type: ignore[call-overload]
             assert np.abs(levels.mean(axis=(0, 2, 3)) - [140, 110 + number]).max() < 0.6
     assert ingest(settings).done_before == 12
-
-
-@pytest.mark.timeout(600)
-def test_every_frame_of_every_real_clip_fetched_in_random_order_is_the_right_one(
-    cluster: None, real: Path, tmp_path: Path
-) -> None:
-    ingest(
-        IngestConfig(
-            catalog=CatalogConfig(
-                layout="ucf101", root=str(real / "ucf101"), lists=str(real / "lists/ucf101_official_crlf")
-            ),
-            out=str(tmp_path),
-            flow=FlowContract(short_side_px=128),  # flow takes long, and it is the frames that are looked at
-            rows_per_shard=16,
-        )
-    )
-    shard_set = open_shards(str(tmp_path))
-    expected = json.loads((real / "expected/decode_expected.json").read_text())
-    thumbs = np.load(real / "expected/frame_thumbs.npz")
-    index = shard_set.index.to_pylist()
-    assert len(index) == 29
-
-    def check(row: dict[str, Any]) -> int:
-        name = f"ucf101/{row['clip_id']}"
-        assert row["num_frames"] == expected[name]["pyav18"]["frames"], name
-        uri = f"{tmp_path}/shards/{shard_set.shard_names[row['shard']]}"
-        group, number = divmod(row["row"], ROWS_PER_GROUP)
-        ((clip_id, clip),) = read_row_group(uri, group, want_rgb=True, want_flow=True, rows=[number])
-        assert clip_id == row["clip_id"] and clip.flow is not None and len(clip.flow) == clip.num_frames - 1
-        order = np.random.default_rng(0).permutation(clip.num_frames)
-        frames = fetch_frames(clip.video, order.tolist(), num_frames=clip.num_frames)
-        truth = thumbs[name].astype(float)
-        seen = np.empty((clip.num_frames, 6, 8))
-        for position, frame in zip(order, frames, strict=True):
-            grey = frame.mean(axis=2, dtype=np.float32)
-            seen[position] = cv2.resize(grey, (8, 6), interpolation=cv2.INTER_AREA)
-        distance = np.abs(truth.reshape(1, -1, 6, 8) - seen[:, None]).mean(axis=(2, 3))
-        own = np.diag(distance)
-        # Frames of a still scene are all but equal: the right one may tie with them, within coding noise.
-        assert own.max() <= 2 and (own - distance.min(axis=1)).max() <= 1, name
-        # A shift by a single frame would make the neighbours fit better.
-        assert own.mean() < min(np.diag(distance, 1).mean(), np.diag(distance, -1).mean()) + 0.05, name
-        return clip.num_frames
-
-    with ThreadPoolExecutor(2) as threads:
-        checked = sum(threads.map(check, index))
-    assert checked == sum(row["num_frames"] for row in index) == 4196
-
-
-def test_frames_of_shards_show_what_the_source_shows(shard_set: ShardSet, videos: Path) -> None:
-    row = shard_set.index.to_pylist()[0]
-    uri = f"{shard_set.uri}/shards/{shard_set.shard_names[row['shard']]}"
-    ((clip_id, clip),) = read_row_group(uri, 0, want_rgb=True, want_flow=False, rows=[row["row"]])
-    source = np.stack(list(FrameStream((videos / clip_id).read_bytes())))
-    stored = fetch_frames(clip.video, range(clip.num_frames), num_frames=clip.num_frames)
-    assert np.abs(stored.astype(int) - source).mean() < 4

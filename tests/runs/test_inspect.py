@@ -9,13 +9,14 @@ from noise_shards import noise_shards
 
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards.shard_task import write_shard
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.data.video import second_decoder
 from twostream_ray.data.video.second_decoder import is_installed
 from twostream_ray.errors import ConfigError, ShardError
-from twostream_ray.runs.ingest import IngestConfig, catalog_of, write_shard
+from twostream_ray.runs.ingest import IngestConfig, catalog_of
 from twostream_ray.runs.inspect import InspectConfig, inspect
 
 

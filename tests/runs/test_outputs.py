@@ -9,6 +9,7 @@ import pytest
 
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards.shard_task import write_shard
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import CatalogConfig
@@ -16,7 +17,7 @@ from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 from twostream_ray.errors import ConfigError, TwoStreamError
 from twostream_ray.runs import findings as findings_module
 from twostream_ray.runs.findings import FindingsConfig
-from twostream_ray.runs.ingest import IngestConfig, catalog_of, write_shard
+from twostream_ray.runs.ingest import IngestConfig, catalog_of
 from twostream_ray.runs.inspect import InspectConfig, inspect
 from twostream_ray.runs.outputs import marked
 from twostream_ray.runs.score.evaluate import EvaluateConfig, evaluate

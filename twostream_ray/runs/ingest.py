@@ -15,12 +15,13 @@ from typing import Any
 
 from twostream_ray import storage
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, survey, told
+from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, stale_notes, survey
+from twostream_ray.data.shards.shard_task import task_memory, write_shard
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP
-from twostream_ray.data.shards.writer import ShardPlan, ShardWriter, plan_shards, write_manifest
+from twostream_ray.data.shards.writer import ShardPlan, plan_shards, write_manifest
 from twostream_ray.data.sources import lists
 from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, Clip, in_text_order, read_catalogs
-from twostream_ray.data.sources.open_source import open_source, source_sha256
+from twostream_ray.data.sources.open_source import open_source
 from twostream_ray.data.video import encoder
 from twostream_ray.errors import AccessError, ConfigError, TooManyBadVideosError, VideoError, own_error
 from twostream_ray.runs.cluster.resources import require_room
@@ -154,7 +155,7 @@ def _ingest(
     if missing:
         require_cluster()
         if announce is not None:
-            for sentence in (*told(before.stale, "will go"), estimate(missing, config)):
+            for sentence in (*stale_notes(before.stale, "will go"), estimate(missing, config)):
                 announce(sentence)
         plans = plan_shards(missing, contract=config.flow, rows_per_shard=_rows_per_shard(config, len(catalog.clips)))
         parts += _write_all(plans, out=out, config=config, progress=progress)
@@ -171,7 +172,7 @@ def _ingest(
         notes=[
             *catalog.notes,
             *_notes_of(parts),
-            *encoder.told_apart([part.get("encoder") for part in parts if part["shard"]]),
+            *encoder.version_notes([part.get("encoder") for part in parts if part["shard"]]),
         ],
     )
     if report.quarantined > config.max_bad_fraction * len(catalog.clips):
@@ -345,15 +346,6 @@ def _write_all(
     return parts
 
 
-def task_memory(max_frames: int) -> int:
-    """Bytes that a task and its decoding child take at most, declared to Ray.
-
-    Seen on clips of 342 x 256 px: 200 MB and 100 MB at rest; for each byte of the longest clip, encoded to about 8 kB a
-    frame, one in the child and four in the task. A limit set high to mean none must leave tasks that find a node.
-    """
-    return min(384 * 2**20 + 5 * 8192 * max_frames, 4 * 2**30)
-
-
 class _Counter:
     """Counts videos across all tasks."""
 
@@ -366,28 +358,3 @@ class _Counter:
 
     def read(self) -> tuple[int, int]:
         return self._done, self._bad
-
-
-def write_shard(
-    plan: ShardPlan, *, out: str, contract: FlowContract, max_frames: int, count: Callable[[bool], Any]
-) -> dict[str, Any]:
-    """Read, decode, compute flow, re-encode, prove seeking, store: every clip of one shard; returns its record.
-
-    A bad video is quarantined; nothing takes its place.
-    """
-    from twostream_ray.data.video.isolation import prepare_in_subprocess
-
-    writer = ShardWriter(plan, out=out, contract=contract, max_frames=max_frames)
-    for clip in plan.clips:
-        sha256 = ""
-        try:
-            with open_source(clip) as source:
-                sha256 = source_sha256(source)
-                encoded = prepare_in_subprocess(source, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
-        except (VideoError, AccessError) as error:
-            writer.quarantine(clip, reason=f"{type(error).__name__}: {error}", sha256=sha256)
-            count(True)
-        else:
-            writer.add(clip, encoded, source_sha256=sha256)
-            count(False)
-    return writer.finish()

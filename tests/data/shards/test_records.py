@@ -11,7 +11,7 @@ import pytest
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field
-from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, survey, told
+from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, stale_notes, survey
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.errors import ConfigError, ShardError
@@ -131,7 +131,7 @@ def test_a_record_that_names_a_file_of_others_is_refused_and_nothing_is_deleted(
     assert all(path.read_bytes() == b"precious" for path in precious)
 
 
-def test_why_finished_shards_go_is_told_by_kind_and_example(tmp_path: Path) -> None:
+def test_why_finished_shards_go_is_said_by_kind_and_example(tmp_path: Path) -> None:
     ingested(tmp_path)
     assert not surveyed(tmp_path).stale and len(surveyed(tmp_path).kept) == 6
     first = CLIPS[0]
@@ -142,7 +142,7 @@ def test_why_finished_shards_go_is_told_by_kind_and_example(tmp_path: Path) -> N
     }
     for why, clips in cases.items():
         standing = surveyed(tmp_path, clips)
-        assert told(standing.stale, "went") == [f"1 finished shard went: {why}, for example run/0.avi"]
+        assert stale_notes(standing.stale, "went") == [f"1 finished shard went: {why}, for example run/0.avi"]
         refuse(tmp_path, clips)
 
 

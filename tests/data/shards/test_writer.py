@@ -61,15 +61,6 @@ def test_every_shard_has_the_versions_of_its_encoder_in_its_record(shard_set: Sh
     assert records and all(record["encoder"] == versions for record in records)
 
 
-def test_shards_of_other_encoders_are_told_from_those_of_this_one() -> None:
-    now = dict(encoder.versions())
-    assert encoder.told_apart([now, now]) == []
-    older = {**now, "x264": "core 157", "ffmpeg": "7.1"}
-    (first, second) = encoder.told_apart([now, older, None, older])
-    assert first.startswith(f"2 of 4 shards were encoded by x264 core 157, ffmpeg 7.1 (now {now['x264']}, ")
-    assert second.startswith("1 of 4 shards were encoded by versions that their records do not name and stay as they")
-
-
 def test_shards_have_the_contracted_layout(shard_set: ShardSet) -> None:
     for name in shard_set.shard_names:
         file = pq.ParquetFile(Path(shard_set.uri) / "shards" / name)

@@ -8,6 +8,7 @@ from s3 import reached_at
 from twostream_ray import storage
 from twostream_ray.data import flow
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards.shard_task import write_shard
 from twostream_ray.data.shards.shards import open_shards, read_row_group
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources import images
@@ -18,7 +19,7 @@ from twostream_ray.data.video.pictures import read_image
 from twostream_ray.data.video.prepare import Source
 from twostream_ray.data.video.raw_video import FrameStream, ImageSequence
 from twostream_ray.errors import AccessError, ConfigError, DecodeError
-from twostream_ray.runs.ingest import IngestConfig, catalog_of, write_shard
+from twostream_ray.runs.ingest import IngestConfig, catalog_of
 
 LEGACY = FlowContract(algorithm="tvl1", coding="legacy255", short_side_px=48, jpeg_quality=100)
 QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 100]

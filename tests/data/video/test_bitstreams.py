@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from foreign_videos import encoded, field_coded, pictures, taken_apart, uncoded_plane
+from foreign_videos import count, encoded, field_coded, pictures, taken_apart, uncoded_plane
 
 from twostream_ray.data.video.bitstreams import PacketTally
 
@@ -63,3 +63,19 @@ def test_what_comes_before_the_first_key_picture_counts_only_where_a_file_has_an
         for time in range(5):
             tally.add(b"x", is_key=time == 2, is_hidden=False, time=time)
         assert (tally.least, tally.before_key) == (least, 2 * anywhere)
+
+
+def test_few_colours_of_a_gif_are_a_palette_with_zeros_behind_them() -> None:
+    """Palettes of two colours in files that say 256, of the whole file and of single pictures."""
+    data = b"\x08" + b"\x0b" + bytes.fromhex("0000080a0c1018306050a3") + b"\0"
+    palette = bytes([255, 0, 0, 0, 0, 255]) + bytes(762)
+    screen = b"GIF89a" + (4).to_bytes(2, "little") * 2
+    picture = b"\x21\xf9\4\0\x0a\0\0\0," + bytes(4) + (4).to_bytes(2, "little") * 2
+    of_file = screen + b"\xf7\0\0" + palette + (picture + b"\0" + data) * 5 + b";"
+    of_pictures = screen + b"\0\0\0" + (picture + b"\x87" + palette + data) * 5 + b";"
+    comment = b"\x21\xfe\xff" + bytes(255) + b"\0"
+    commented = screen + b"\x80\0\0" + palette[:6] + (picture + b"\0" + data + comment) * 5 + b";"
+    for file in (of_file, of_pictures, commented):
+        assert bytes(64) in file
+        assert count(file) == 5
+    assert count(of_file[:-1] + b"\x21\xfe\x04made\0" * 3 + b";") == 5

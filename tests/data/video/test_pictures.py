@@ -8,8 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from foreign_videos import corners, encoded
 
 from twostream_ray.data.video.pictures import read_image
+from twostream_ray.data.video.raw_video import FrameStream
 from twostream_ray.errors import DecodeError
 
 
@@ -101,3 +103,31 @@ def test_exif_that_leads_nowhere_turns_nothing() -> None:
     for tiff in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", whole[10:20], b"MM\0*\0\0\0\x08\xff\xff", rng.bytes(40)):
         segment = b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
         np.testing.assert_array_equal(read_image(plain[:2] + segment + plain[2:], name="x"), upright)
+
+
+@pytest.mark.real
+def test_mirrored_display_matrix_is_shown_as_players_do(real: Path) -> None:
+    plain, mirrored = (
+        next(iter(FrameStream((real / "bugs" / f"mp4_{name}.mp4").read_bytes())))
+        for name in ("plain_red_top_left_blue_bottom_right", "display_matrix_mirrored")
+    )
+    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+    assert mirrored[5, -5, 0] > 200 and mirrored[-5, 5, 2] > 200
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov"])
+@pytest.mark.parametrize("angle", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_each_of_the_eight_orientations_is_shown_as_players_do(container: str, angle: int, mirrored: bool) -> None:
+    file = encoded(
+        "mpeg4",
+        [corners()] * 3,
+        container=container,
+        prepare=lambda stream: stream.set_display_rotation(angle, hflip=mirrored),
+    )
+    upright = np.rot90(corners(), angle // 90)
+    wanted = upright[:, ::-1] if mirrored else upright
+    frame = next(iter(FrameStream(file)))
+    assert frame.shape == wanted.shape
+    inside = np.abs(frame.astype(int) - wanted).max(axis=2) < 90
+    assert inside.mean() > 0.9

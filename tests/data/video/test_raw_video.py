@@ -13,10 +13,9 @@ import pytest
 from foreign_videos import (
     Coded,
     Packet,
-    corners,
+    count,
+    decoded,
     encoded,
-    field_coded,
-    fields_in,
     from_key,
     pictures,
     put_together,
@@ -32,16 +31,6 @@ from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError
 
 CONTRACT = FlowContract(short_side_px=64)
 OPEN_GOPS = "open-gop=1:bframes=3:keyint=12:min-keyint=12:scenecut=0:b-adapt=0"
-
-
-def decoded(video: bytes) -> tuple[list[NDArray[np.uint8]], tuple[str, ...]]:
-    stream = FrameStream(video)
-    frames = list(stream)
-    return frames, stream.notes
-
-
-def count(video: bytes) -> int:
-    return len(decoded(video)[0])
 
 
 # -- whole files that gave fewer pictures than they have packets
@@ -66,25 +55,6 @@ def test_files_that_were_refused_or_misread_are_whole_clips(
 ) -> None:
     clip = prepare_clip((real / "bugs" / name).read_bytes(), CONTRACT, name=name)
     assert (clip.num_frames, clip.height, clip.width, clip.notes) == (frames, 64, 64, notes)
-
-
-@pytest.mark.parametrize("container", ["mpegts", "matroska", "mp4"])
-@pytest.mark.parametrize(("fields", "frames"), [(20, 10), (19, 9)])
-def test_two_fields_coded_apart_are_one_picture_and_half_a_picture_at_the_end_is_none(
-    container: str, fields: int, frames: int
-) -> None:
-    shown, notes = decoded(fields_in(container, field_coded(10)[:fields]))
-    assert notes == (Note.INTERLACED,)
-    levels = [frame[0].mean() for frame in shown]
-    np.testing.assert_allclose(np.diff(levels), 4 * 255 / 219, atol=1)
-    assert len(shown) == frames
-
-
-def test_field_that_is_lost_is_missed() -> None:
-    fields = field_coded(10)
-    fields[8] = fields[8][:40] + bytes(700) + fields[8][740:]
-    with pytest.raises(DecodeError):
-        decoded(fields_in("matroska", fields))
 
 
 def without(coded: Coded, places: set[int]) -> list[Packet]:
@@ -169,55 +139,6 @@ def test_clip_that_is_too_long_is_refused_before_it_is_decoded() -> None:
         FrameStream(file, max_frames=30)
 
 
-# -- zeros
-
-
-def padded(coded: Coded, *, zeros: int, length_bytes: int) -> list[Packet]:
-    """Zeros behind the last NAL unit of each packet, within its length where there is one."""
-    packets = []
-    for packet in coded.packets:
-        content = packet.content
-        if length_bytes:
-            place = at = 0
-            while at < len(content):
-                place, at = at, at + 4 + int.from_bytes(content[at : at + 4], "big")
-            size = len(content) - place - 4 + zeros
-            content = content[:place] + size.to_bytes(4, "big") + content[place + 4 :]
-        packets.append(replace(packet, content=content + bytes(zeros)))
-    return packets
-
-
-@pytest.mark.parametrize("codec", ["libx264", "libx265"])
-@pytest.mark.parametrize("container", ["mp4", "mpegts"])
-def test_zeros_behind_nal_units_are_padding_and_zeros_within_are_a_hole(codec: str, container: str) -> None:
-    options = {"x265_params": "log-level=none"} if codec == "libx265" else {}
-    coded = taken_apart(encoded(codec, pictures(12), container=container, **options))
-    packets = padded(coded, zeros=100, length_bytes=4 * (container == "mp4"))
-    file = put_together(coded, packets, container=container)
-    assert bytes(64) in file
-    assert count(file) == 12
-    first = packets[0].content
-    holed = replace(packets[0], content=first[:-500] + bytes(100) + first[-400:])
-    with pytest.raises(DecodeError, match="damaged: there are zeros"):
-        decoded(put_together(coded, [holed, *packets[1:]], container=container))
-
-
-def test_few_colours_of_a_gif_are_a_palette_with_zeros_behind_them() -> None:
-    """Palettes of two colours in files that say 256, of the whole file and of single pictures."""
-    data = b"\x08" + b"\x0b" + bytes.fromhex("0000080a0c1018306050a3") + b"\0"
-    palette = bytes([255, 0, 0, 0, 0, 255]) + bytes(762)
-    screen = b"GIF89a" + (4).to_bytes(2, "little") * 2
-    picture = b"\x21\xf9\4\0\x0a\0\0\0," + bytes(4) + (4).to_bytes(2, "little") * 2
-    of_file = screen + b"\xf7\0\0" + palette + (picture + b"\0" + data) * 5 + b";"
-    of_pictures = screen + b"\0\0\0" + (picture + b"\x87" + palette + data) * 5 + b";"
-    comment = b"\x21\xfe\xff" + bytes(255) + b"\0"
-    commented = screen + b"\x80\0\0" + palette[:6] + (picture + b"\0" + data + comment) * 5 + b";"
-    for file in (of_file, of_pictures, commented):
-        assert bytes(64) in file
-        assert count(file) == 5
-    assert count(of_file[:-1] + b"\x21\xfe\x04made\0" * 3 + b";") == 5
-
-
 # -- which stream
 
 
@@ -280,34 +201,6 @@ def test_cover_alone_is_no_film() -> None:
 
 
 # -- how it is shown
-
-
-@pytest.mark.real
-def test_mirrored_display_matrix_is_shown_as_players_do(real: Path) -> None:
-    plain, mirrored = (
-        next(iter(FrameStream((real / "bugs" / f"mp4_{name}.mp4").read_bytes())))
-        for name in ("plain_red_top_left_blue_bottom_right", "display_matrix_mirrored")
-    )
-    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
-    assert mirrored[5, -5, 0] > 200 and mirrored[-5, 5, 2] > 200
-
-
-@pytest.mark.parametrize("container", ["mp4", "mov"])
-@pytest.mark.parametrize("angle", [0, 90, 180, 270])
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_each_of_the_eight_orientations_is_shown_as_players_do(container: str, angle: int, mirrored: bool) -> None:
-    file = encoded(
-        "mpeg4",
-        [corners()] * 3,
-        container=container,
-        prepare=lambda stream: stream.set_display_rotation(angle, hflip=mirrored),
-    )
-    upright = np.rot90(corners(), angle // 90)
-    wanted = upright[:, ::-1] if mirrored else upright
-    (frame, *_), _ = decoded(file)
-    assert frame.shape == wanted.shape
-    inside = np.abs(frame.astype(int) - wanted).max(axis=2) < 90
-    assert inside.mean() > 0.9
 
 
 @pytest.mark.parametrize(

@@ -358,10 +358,10 @@ def delete_stale(standing: Standing, *, written: Sequence[Mapping[str, Any]]) ->
                 foreign.append(f"shards/{shard}")
         if key not in keys:
             storage.delete(storage.join(standing.out, "parts", f"{key}.json"))
-    return [*told(standing.stale, "went"), *_told_of_others(standing.out, foreign)]
+    return [*stale_notes(standing.stale, "went"), *_foreign_notes(standing.out, foreign)]
 
 
-def told(stale: Sequence[StaleShard], verb: str) -> list[str]:
+def stale_notes(stale: Sequence[StaleShard], verb: str) -> list[str]:
     """How many finished shards go and why, in sentences: the `verb` is "will go" or "went"."""
     with_rows = [one for one in stale if one.record["shard"] is not None]
     examples = {one.why: one.example for one in reversed(with_rows)}
@@ -372,7 +372,7 @@ def told(stale: Sequence[StaleShard], verb: str) -> list[str]:
     ]
 
 
-def _told_of_others(out: str, foreign: Sequence[str]) -> list[str]:
+def _foreign_notes(out: str, foreign: Sequence[str]) -> list[str]:
     if not foreign:
         return []
     count = f"{len(foreign)} files" if len(foreign) > 1 else "1 file"

@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from twostream_ray.data.sources.classes import alike, in_order
-from twostream_ray.data.sources.folders import FlowImages, as_on_disk, find_flow_images, memberships_of_folders, scan
+from twostream_ray.data.sources.folders import (
+    FlowImages,
+    Found,
+    as_on_disk,
+    find_flow_images,
+    memberships_of_folders,
+    scan,
+)
 from twostream_ray.data.sources.lists import (
     SPLIT,
     ListFiles,
@@ -175,32 +182,8 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
     """
     below = scan(config.root, frames=config.frames, list_files=list_files)
     videos, notes = below.videos, below.notes
-    lists = config.lists
-    if lists is None:
-        memberships, more_notes = memberships_of_folders(config.root, videos=videos, directories=below.directories)
-        notes += more_notes
-        memberships, more_notes = _one_spelling_a_class(memberships)
-        notes += more_notes
-        classes = dict.fromkeys(in_order({m.class_name for m in memberships}), config.root)
-    elif config.layout == "ucf101":
-        classes, memberships = read_ucf101_lists(lists, list_files=list_files, read_bytes=read_bytes)
-    elif config.layout == "hmdb51":
-        classes, memberships = read_hmdb51_lists(lists, list_files=list_files, read_bytes=read_bytes)
-    else:
-        if config.layout == "kinetics":
-            memberships, more_notes = read_kinetics_lists(
-                lists, videos=videos, list_files=list_files, read_bytes=read_bytes
-            )
-            notes += more_notes
-        elif config.layout == "table":
-            memberships, more_notes = read_table(lists, root=config.root, read_bytes=read_bytes)
-            notes += more_notes
-        else:
-            memberships = read_split_list(lists, read_bytes=read_bytes, frames=config.frames)
-        memberships, more_notes = _one_spelling_a_class(memberships)
-        notes += more_notes
-        first = {m.class_name: m.where for m in reversed(memberships)}
-        classes = {name: first[name] for name in in_order(first)}
+    classes, memberships, more_notes = _labelled(config, below, list_files=list_files, read_bytes=read_bytes)
+    notes += more_notes
     _refuse_unlearnable_classes(classes, memberships=memberships)
 
     on_disk, spelling_notes = as_on_disk(memberships, videos=videos, frames=config.frames)
@@ -229,13 +212,56 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
         )
         for path in present
     )
+    notes += [*spelling_notes, *_notes_on_absent(config, classes, clips, listed=set(by_path), found=set(videos))]
+    return Catalog(clips=clips, classes=tuple(classes), notes=tuple(notes))
 
-    notes += spelling_notes
-    if missing := sorted(by_path.keys() - videos.keys()):
-        notes.append(
-            f"{len(missing)} of {len(by_path)} listed clips are not under {config.root}, for example {missing[0]}"
+
+def _labelled(
+    config: CatalogConfig, below: Found, *, list_files: ListFiles, read_bytes: ReadBytes
+) -> tuple[dict[str, str], Sequence[Membership], list[str]]:
+    """Each class in the order of labels with where it is named, the clips' classes and splits, and notes."""
+    lists = config.lists
+    notes: list[str] = []
+    if lists is None:
+        memberships, more_notes = memberships_of_folders(
+            config.root, videos=below.videos, directories=below.directories
         )
-    if unlisted := sorted(videos.keys() - by_path.keys()):
+        notes += more_notes
+        memberships, more_notes = _one_spelling_a_class(memberships)
+        return (
+            dict.fromkeys(in_order({m.class_name for m in memberships}), config.root),
+            memberships,
+            notes + more_notes,
+        )
+    if config.layout in ("ucf101", "hmdb51"):
+        read = read_ucf101_lists if config.layout == "ucf101" else read_hmdb51_lists
+        classes, memberships = read(lists, list_files=list_files, read_bytes=read_bytes)
+        return classes, memberships, notes
+    if config.layout == "kinetics":
+        memberships, more_notes = read_kinetics_lists(
+            lists, videos=below.videos, list_files=list_files, read_bytes=read_bytes
+        )
+        notes += more_notes
+    elif config.layout == "table":
+        memberships, more_notes = read_table(lists, root=config.root, read_bytes=read_bytes)
+        notes += more_notes
+    else:
+        memberships = read_split_list(lists, read_bytes=read_bytes, frames=config.frames)
+    memberships, more_notes = _one_spelling_a_class(memberships)
+    first = {m.class_name: m.where for m in reversed(memberships)}
+    return {name: first[name] for name in in_order(first)}, memberships, notes + more_notes
+
+
+def _notes_on_absent(
+    config: CatalogConfig, classes: Mapping[str, str], clips: Sequence[Clip], *, listed: set[str], found: set[str]
+) -> list[str]:
+    """What lists and folders have that the other has not; a class that has no clip is refused where lists are made."""
+    notes = []
+    if missing := sorted(listed - found):
+        notes.append(
+            f"{len(missing)} of {len(listed)} listed clips are not under {config.root}, for example {missing[0]}"
+        )
+    if unlisted := sorted(found - listed):
         notes.append(f"{len(unlisted)} videos are in no list and left out, for example {unlisted[0]}")
     seen = {clip.class_name for clip in clips}
     if absent := [name for name in classes if name not in seen]:
@@ -245,7 +271,7 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
                 f"add its videos or take its lines out"
             )
         notes.append(f"{len(absent)} of {len(classes)} classes have no clip here, for example {absent[0]}")
-    return Catalog(clips=clips, classes=tuple(classes), notes=tuple(notes))
+    return notes
 
 
 def in_text_order(catalog: Catalog, configs: Sequence[CatalogConfig]) -> Catalog:

@@ -36,7 +36,7 @@ def _x264_version() -> str:
     return found[1].decode().strip() if found else "unknown"
 
 
-def told_apart(recorded: Sequence[Mapping[str, str] | None]) -> list[str]:
+def version_notes(recorded: Sequence[Mapping[str, str] | None]) -> list[str]:
     """Which shards were encoded by other versions than would encode now, by what their records say, in sentences.
 
     None is a record of before versions were written down.
@@ -44,13 +44,13 @@ def told_apart(recorded: Sequence[Mapping[str, str] | None]) -> list[str]:
     now = versions()
     counts = Counter(None if found is None else tuple(sorted(found.items())) for found in recorded if found != now)
     return [
-        f"{count} of {len(recorded)} shards {_told(dict(found or ()), now)} and stay as they are, though the same "
-        "videos would give other bytes now: ingest into a new place to have all from one encoder"
+        f"{count} of {len(recorded)} shards {_difference(dict(found or ()), now)} and stay as they are, though "
+        "the same videos would give other bytes now: ingest into another --out to have all from one encoder"
         for found, count in counts.items()
     ]
 
 
-def _told(found: Mapping[str, str], now: Mapping[str, str]) -> str:
+def _difference(found: Mapping[str, str], now: Mapping[str, str]) -> str:
     if not found:
         return "were encoded by versions that their records do not name"
     differing = [name for name in now if now[name] != found.get(name)]

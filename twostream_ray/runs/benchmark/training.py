@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from twostream_ray.data.loading.device import on_device
+from twostream_ray.data.loading.device import DeviceBatch, on_device
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.shards.shards import open_shards
@@ -244,18 +244,14 @@ def _measure(
         (parts if device.type == "cpu" and number >= _WARM_UP else whole)(batch, epoch=0, step=number, num_steps=10**6)
     _wait_for_all(device)
     total = time.perf_counter() - started
-    if device.type != "cpu":
-        for _ in range(max(3, config.steps // 4)):
-            parts(batch, epoch=0, step=0, num_steps=10**6)
-        scale = 1 / max(3, config.steps // 4)
-    else:
-        scale = 1 / config.steps
-    phases = {phase: spent * scale for phase, spent in seconds.items()}
-    alone: dict[str, float] = {}
-    apart = learn(unwrapped(model), alone)
     turns = max(3, config.steps // 4)
-    for _ in range(turns):
-        apart(batch, epoch=0, step=0, num_steps=10**6)
+    timed = config.steps
+    if device.type != "cpu":
+        _repeat(parts, batch, turns=turns)
+        timed = turns
+    phases = {phase: spent / timed for phase, spent in seconds.items()}
+    alone: dict[str, float] = {}
+    _repeat(learn(unwrapped(model), alone), batch, turns=turns)
     _wait_for_all(device)
     backward = min(alone["backward"] / turns, phases["backward"])
     return {
@@ -268,6 +264,11 @@ def _measure(
         "all_reduce_s": phases["backward"] - backward,
         "update_s": phases["update"],
     }
+
+
+def _repeat(step: TrainingStep, batch: DeviceBatch, *, turns: int) -> None:
+    for _ in range(turns):
+        step(batch, epoch=0, step=0, num_steps=10**6)
 
 
 def _wait_for_all(device: torch.device) -> None:
