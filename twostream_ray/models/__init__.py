@@ -1,1 +1,1 @@
-"""The networks of the two-stream family: tensors in, class scores out."""
+"""Two-stream networks: tensors in, class scores out."""

@@ -1,4 +1,4 @@
-"""Networks by their settings: the room that everybody else comes to."""
+"""Model factory: the network that a `ModelConfig` describes."""
 
 from dataclasses import replace
 from functools import partial

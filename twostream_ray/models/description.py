@@ -1,4 +1,4 @@
-"""What a network is made of and what a sample costs, found on torch's meta device without memory or arithmetic."""
+"""Model summary: layers, parameters, FLOPs and activation memory, found on torch's meta device without arithmetic."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def describe(
     """Sizes and costs of a network, for one sample of T snippets in 32-bit floats.
 
     Keys, all JSON: parameters; weight_layers (convolutions and fully connected layers); gflops_forward (a multiply and
-    an add are two); activation_bytes (what a training step keeps for its backward pass); gradient_bytes (what learns);
+    an add are two); activation_bytes (what a training step keeps for its backward pass); gradient_bytes (learnt);
     parts, each with parameters, weight_layers and layers, from a layer's name to its output shape, T first.
 
     Raises:
@@ -65,7 +65,7 @@ def describe(
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Numbers that a module holds as parameters."""
+    """Number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

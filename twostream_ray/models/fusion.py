@@ -96,13 +96,13 @@ class ConvFusion(nn.Module):
             self.mix.weight.data.copy_(mixing[:, :, None, None])
 
     def forward(self, spatial: Tensor, temporal: Tensor) -> Tensor:
-        """Mix the stacked maps place by place."""
+        """Mix the stacked maps, pixel by pixel."""
         mixed: Tensor = self.mix(torch.cat(pad_to_match(spatial, temporal), dim=1))
         return F.relu(mixed) if self.rectifies else mixed
 
 
 class BilinearFusion(nn.Module):
-    """Outer product of the maps, summed over the places; signed square root, then unit length.
+    """Outer product of the maps, summed over space; signed square root, then unit length.
 
     Shape: (N, D, H, W) twice -> (N, D * D, 1, 1).
     """
@@ -111,7 +111,7 @@ class BilinearFusion(nn.Module):
         """Pool the products of every map with every other."""
         spatial, temporal = (maps.flatten(2) for maps in pad_to_match(spatial, temporal))
         products = (spatial @ temporal.transpose(1, 2)).flatten(1).float()
-        # The root's slope has no bound at zero, where many products of rectified maps lie; bfloat16 would lose 1e-10.
+        # The root's slope has no bound at zero, where many products of rectified maps are; bfloat16 would lose 1e-10.
         powered = products.sign() * (products.abs() + 1e-10).sqrt()
         return F.normalize(powered, dim=1)[:, :, None, None]
 

@@ -1,4 +1,4 @@
-"""The papers' architectures.
+"""Network architectures of the papers: late fusion, towers fused at layers, ST-ResNet, STFN.
 
 late: Simonyan and Zisserman 2014. fused: Feichtenhofer, Pinz and Zisserman 2016 (sec. 3.4). st_resnet: Feichtenhofer,
 Pinz and Wildes 2016, after its official code. stfn: Cho and Foroosh 2018, of which only the abstract is public.
@@ -26,10 +26,10 @@ RESIDUAL_STAGES = (2, 3, 4, 5)
 
 
 class Network(nn.Module):
-    """Snippets in, class scores out.
+    """A two-stream network: snippets in, class scores out.
 
     `forward(rgb, flow)` takes RGB (N, T, 3, H, W) and flow (N, T, 2L, H, W), or None for the one it does not need, and
-    gives logits (N, K) for every tower that has a loss of its own.
+    returns logits (N, K) for every tower that has a loss of its own.
     """
 
     needs_rgb: bool = True
@@ -63,7 +63,7 @@ class Network(nn.Module):
         return logits.split(self.head_classes, dim=1)
 
     def parameter_groups(self, *, lr: float, weight_decay: float, bias_lr_factor: float = 2.0) -> list[dict[str, Any]]:
-        """What learns, as an optimiser's groups (the official codes of both 2016 papers).
+        """Parameter groups of an optimiser, of what learns (the official codes of both 2016 papers).
 
         Weights learn at lr with decay, biases at bias_lr_factor times lr without; batch norm has no decay, and its
         scales learn as fast as biases do, its shifts at lr. Frozen parameters are in no group.
@@ -88,7 +88,7 @@ class Network(nn.Module):
         return [group for group in groups if group["params"]]
 
     def checkpoint_activations(self) -> "Network":
-        """Let towers keep only the maps at their poolings, and compute the others again in the backward pass.
+        """Activation checkpointing: towers keep only the maps at their poolings, and compute the others again.
 
         Raises:
             ConfigError: a tower has batch normalisation that learns: its moments would move twice a step.
@@ -106,7 +106,7 @@ class Network(nn.Module):
         return self
 
     def to_channels_last(self) -> "Network":
-        """Lay convolutions out as GPUs read them best, maps innermost; the maps follow by themselves."""
+        """Memory format channels_last of all convolutions, the fastest on GPUs; the maps follow by themselves."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)
@@ -115,8 +115,12 @@ class Network(nn.Module):
         return self
 
 
-def _wanted(frames: Tensor | None, stream: str) -> Tensor:
-    """The frames, which a network with this stream cannot do without."""
+def _require(frames: Tensor | None, stream: str) -> Tensor:
+    """The frames of a stream that this network needs.
+
+    Raises:
+        ConfigError: they are None.
+    """
     if frames is None:
         raise ConfigError(f"this network wants {stream}, got None: load both streams, or choose model.streams")
     return frames
@@ -138,10 +142,10 @@ class LateNetwork(Network):
         """Logits (N, K) of each tower, averaged over snippets."""
         outputs = {}
         if self.needs_rgb:
-            rgb = _wanted(rgb, "rgb")
+            rgb = _require(rgb, "rgb")
             outputs["spatial"] = mean_scores(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0])
         if self.needs_flow:
-            flow = _wanted(flow, "flow")
+            flow = _require(flow, "flow")
             outputs["temporal"] = mean_scores(self.temporal(flow.flatten(0, 1)), num_samples=flow.shape[0])
         return outputs
 
@@ -155,17 +159,17 @@ class LateNetwork(Network):
         return torch.stack([F.softmax(scores, dim=1) for scores in logits]).mean(dim=0)
 
 
-class _Stop(NamedTuple):
-    """Where the towers halt: to be fused, or to be pooled over time."""
+class _Segment(NamedTuple):
+    """A part of the towers' forward pass: up to these layers, then fuse there, or pool over time."""
 
     spatial: str
     temporal: str | None
-    """None: the temporal tower has ended before."""
+    """None: the temporal tower ended before."""
     fuses: bool
 
 
 class FusedNetwork(Network):
-    """The temporal tower is fused into the spatial one, which goes on as the spatiotemporal stream."""
+    """The temporal tower is fused into the spatial one, which continues as the spatiotemporal stream."""
 
     def __init__(
         self, config: ModelConfig, *, num_classes: int, spatial_tower: MakeTower, temporal_tower: MakeTower
@@ -175,7 +179,7 @@ class FusedNetwork(Network):
         channels = layer_channels(config.spatial, num_classes=num_classes)
         is_bilinear = fusion.method == "bilinear"
         self.keeps_temporal = config.keep_temporal_tower
-        self.stops = _stops(config)
+        self.segments = _segments(config)
         self.conv_layer = _time_conv_layer(config)
         temporal_layers = [counterpart(layer, among=list(layer_channels(config.temporal))) for layer in fusion.layers]
         self.spatial = spatial_tower(
@@ -206,23 +210,23 @@ class FusedNetwork(Network):
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) of the spatiotemporal stream ("fused") and, where it is kept, of the temporal tower."""
-        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
+        rgb, flow = _require(rgb, "rgb"), _require(flow, "flow")
         num_samples = rgb.shape[0]
         spatial, temporal = rgb.flatten(0, 1), flow.flatten(0, 1)
         spatial_layer, temporal_layer = None, None
-        for stop in self.stops:
-            spatial = self.spatial(spatial, after=spatial_layer, upto=stop.spatial)
-            spatial_layer = stop.spatial
-            if stop.temporal is not None:
-                temporal = self.temporal(temporal, after=temporal_layer, upto=stop.temporal)
-                temporal_layer = stop.temporal
-            if stop.fuses:
-                spatial = self.fusions[stop.spatial](spatial, temporal)
-                if stop.spatial == self.conv_layer:
+        for segment in self.segments:
+            spatial = self.spatial(spatial, after=spatial_layer, upto=segment.spatial)
+            spatial_layer = segment.spatial
+            if segment.temporal is not None:
+                temporal = self.temporal(temporal, after=temporal_layer, upto=segment.temporal)
+                temporal_layer = segment.temporal
+            if segment.fuses:
+                spatial = self.fusions[segment.spatial](spatial, temporal)
+                if segment.spatial == self.conv_layer:
                     spatial = self.time_conv(spatial, num_samples=num_samples)
             else:
                 spatial = self.time_pool(spatial, num_samples=num_samples)
-                if stop.temporal is not None:
+                if segment.temporal is not None:
                     temporal = self.time_pool(temporal, num_samples=num_samples)
         spatial = self.spatial(spatial, after=spatial_layer)
         if hasattr(self, "classifier"):
@@ -254,7 +258,7 @@ class StResNet(Network):
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) of both towers, each with a loss of its own."""
-        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
+        rgb, flow = _require(rgb, "rgb"), _require(flow, "flow")
         num_samples = rgb.shape[0]
         spatial, temporal = rgb.flatten(0, 1), flow.flatten(0, 1)
         above = None
@@ -281,7 +285,7 @@ class Stfn(Network):
 
     The abstract says: blocks for the temporal dynamics of appearance and of motion, over the features of the whole
     video, a fusion connection between them, end to end, on any base network. Ours is the rest: one set on each
-    tower's features (below fc8, averaged over places), fusion.method as the connection, the mean over time as the
+    tower's features (below fc8, averaged over space), fusion.method as the connection, the mean over time as the
     video's representation, one classifier; block sizes in `StfnConfig`.
     """
 
@@ -311,26 +315,26 @@ class Stfn(Network):
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) of the whole video."""
-        rgb, flow = _wanted(rgb, "rgb"), _wanted(flow, "flow")
-        appearance = self.appearance(_over_time(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0]))
-        motion = self.motion(_over_time(self.temporal(flow.flatten(0, 1)), num_samples=rgb.shape[0]))
+        rgb, flow = _require(rgb, "rgb"), _require(flow, "flow")
+        appearance = self.appearance(_features_over_time(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0]))
+        motion = self.motion(_features_over_time(self.temporal(flow.flatten(0, 1)), num_samples=rgb.shape[0]))
         fused = self.fusion(appearance[..., None], motion[..., None])
         return {"fused": self.classifier(fused.mean(dim=(2, 3), keepdim=True)).flatten(1)}
 
 
-def _stops(config: ModelConfig) -> tuple[_Stop, ...]:
-    """Where the towers halt, in the order of the way through them."""
+def _segments(config: ModelConfig) -> tuple[_Segment, ...]:
+    """The forward pass of the towers, in order."""
     order = list(layer_channels(config.spatial))
     temporal_order = list(layer_channels(config.temporal))
-    stops = [_Stop(layer, counterpart(layer, among=temporal_order), fuses=True) for layer in config.fusion.layers]
+    segments = [_Segment(layer, counterpart(layer, among=temporal_order), fuses=True) for layer in config.fusion.layers]
     if config.fusion.temporal != "pool2d":
         below_pool = temporal_order[temporal_order.index(LAST_POOL) - 1]
         last_fused = counterpart(config.fusion.layers[-1], among=temporal_order)
-        goes_on = config.keep_temporal_tower or temporal_order.index(last_fused) > temporal_order.index(below_pool)
-        pool = _Stop(order[order.index(LAST_POOL) - 1], below_pool if goes_on else None, fuses=False)
+        continues = config.keep_temporal_tower or temporal_order.index(last_fused) > temporal_order.index(below_pool)
+        pool = _Segment(order[order.index(LAST_POOL) - 1], below_pool if continues else None, fuses=False)
         # Fusion at the pool's own layer comes first: False sorts before True.
-        stops = sorted([*stops, pool], key=lambda stop: (order.index(stop.spatial), not stop.fuses))
-    return tuple(stops)
+        segments = sorted([*segments, pool], key=lambda segment: (order.index(segment.spatial), not segment.fuses))
+    return tuple(segments)
 
 
 def _time_conv_layer(config: ModelConfig) -> str | None:
@@ -356,7 +360,7 @@ def _time_conv(fusion: FusionConfig, *, num_channels: int) -> TimeConv:
 
 
 def _inflate(tower: Tower, name: str) -> None:
-    """Replace a residual unit by one that convolves over snippets, starting where the unit stands."""
+    """Replace a residual unit by one that convolves over snippets, starting from the unit's own weights."""
     unit = cast(Bottleneck, tower.get_submodule(name))
     tower.add_module(
         name,
@@ -368,6 +372,6 @@ def _inflate(tower: Tower, name: str) -> None:
         tower.freeze(name)
 
 
-def _over_time(maps: Tensor, *, num_samples: int) -> Tensor:
-    """Snippet features, (N * T, D, H, W) -> (N, D, T): the mean over places."""
+def _features_over_time(maps: Tensor, *, num_samples: int) -> Tensor:
+    """Snippet features, (N * T, D, H, W) -> (N, D, T): the mean over space."""
     return maps.mean(dim=(2, 3)).unflatten(0, (num_samples, -1)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Pretrained weights into towers: torchvision's, or safetensors that this package or torchvision's names lead to."""
+"""Pretrained weights into towers: torchvision's, or safetensors with this package's or torchvision's names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: 
 
     The first layer of a temporal tower takes an RGB net's filters averaged over colour (Feichtenhofer et al. 2016,
     official code); a layer that a fusion stacks maps onto takes half of its filters for either tower; a classifier of
-    other classes stays at random. Names are this package's (with or without the stream's) or torchvision's.
+    other classes stays random. Names are this package's (with or without the stream's) or torchvision's.
 
     Raises:
         WeightsError: no weights can be read, one is missing, or one has another shape.

@@ -1,4 +1,4 @@
-"""The papers' streams: their layers under the papers' names, as settings and as towers.
+"""Backbones of the streams: VGG-16, VGG-M-2048, ResNet-50, with the papers' layer names; as settings and as towers.
 
 VGG-M-2048 after Simonyan and Zisserman 2014 (sec. 2, fig. 1), VGG-16 after Feichtenhofer, Pinz and Zisserman 2016
 (sec. 3.4), ResNet-50 after Feichtenhofer, Pinz and Wildes 2016.
@@ -116,10 +116,10 @@ def layer_channels(config: TowerConfig, *, num_classes: int = 1) -> dict[str, in
 
 
 def counterpart(layer: str, *, among: Sequence[str]) -> str:
-    """The layer of another backbone that stands where `layer` stands: relu5_3 and relu5 and res5c_relu.
+    """The layer of another backbone that corresponds to `layer`: relu5_3 and relu5 and res5c_relu.
 
     Raises:
-        ConfigError: none stands there.
+        ConfigError: none does.
     """
     if layer in among:
         return layer
@@ -138,7 +138,7 @@ def _kind_and_stage(layer: str) -> tuple[str, str]:
 
 
 class _Spec(NamedTuple):
-    """A layer before it is made: it knows its own width, but not yet how many maps come in."""
+    """Specification of a layer: its width is known, the number of maps that come in is not."""
 
     name: str
     make: Callable[[int], nn.Module]

@@ -1,4 +1,4 @@
-"""Fusion over time: what a network does with the maps of T snippets (Feichtenhofer et al. 2016, sec. 3.2).
+"""Temporal layers: pooling, convolution and residual blocks over T snippets (Feichtenhofer et al. 2016, sec. 3.2).
 
 Towers see snippets one by one, as (N * T, D, H, W); the layers here get N and so find the time axis again.
 """
@@ -67,8 +67,8 @@ class TimeMaxPool(nn.Module):
 class TimeConv(nn.Module):
     """3x3x3 convolution over time and space, then a ReLU (Feichtenhofer et al. 2016, official code).
 
-    It starts as `mixing` (D', D) at every place of a Gaussian window with sigma 1 that sums to 1, or, where mixing is
-    None, at 0.01 randn.
+    It starts as `mixing` (D', D) at every position of a Gaussian window with sigma 1 that sums to 1, or, where mixing
+    is None, at 0.01 randn.
 
     Shape: (N * T, D, H, W) -> (N * T, D', H, W).
     """
@@ -83,13 +83,13 @@ class TimeConv(nn.Module):
             self.conv.weight.data.copy_(mixing[:, :, None, None, None] * gaussian_window())
 
     def forward(self, maps: Tensor, *, num_samples: int) -> Tensor:
-        """Convolve each sample's snippets; zeros stand before the first and after the last."""
+        """Convolve each sample's snippets; with zeros before the first and after the last."""
         volume = maps.unflatten(0, (num_samples, -1)).transpose(1, 2)
         return F.relu(self.conv(volume)).transpose(1, 2).flatten(0, 1)
 
 
 class TimeResidualConv(nn.Module):
-    """A 1x1 convolution that grew over three snippets: every tap starts at W / 3 (Feichtenhofer et al. 2016b, code).
+    """A 1x1 convolution inflated over three snippets: every tap starts at W / 3 (Feichtenhofer et al. 2016b, code).
 
     On a still clip it is the 1x1 convolution, but for the first and last snippet, where a tap meets zeros.
 
@@ -104,7 +104,7 @@ class TimeResidualConv(nn.Module):
         self.conv.weight.data.copy_(pointwise.weight.data[:, :, None].expand(-1, -1, 3, -1, -1) / 3)
 
     def forward(self, maps: Tensor, *, num_samples: int) -> Tensor:
-        """Convolve each sample's snippets; zeros stand before the first and after the last."""
+        """Convolve each sample's snippets; with zeros before the first and after the last."""
         volume = maps.unflatten(0, (num_samples, -1)).transpose(1, 2)
         return self.conv(volume).transpose(1, 2).flatten(0, 1)
 
@@ -135,7 +135,7 @@ class TimeResidualUnit(nn.Module):
 class ResidualInception(nn.Module):
     """A residual inception block over time: branches that see 1, 3 and 5 snippets (after Szegedy et al. 2016).
 
-    A 1x1 filter expansion without activation matches the depth before the addition; batch norm stands on the
+    A 1x1 filter expansion without activation matches the depth before the addition; batch norm is on the
     branches only, and the residual is scaled down, which steadies wide networks.
 
     Shape: (N, D, T) -> (N, D, T).
@@ -175,5 +175,5 @@ def gaussian_window() -> Tensor:
 
 
 def mean_scores(maps: Tensor, *, num_samples: int) -> Tensor:
-    """2D pooling: the mean of the class scores over snippets and places, (N * T, K, H, W) -> (N, K)."""
+    """2D pooling: the mean of the class scores over snippets and space, (N * T, K, H, W) -> (N, K)."""
     return maps.unflatten(0, (num_samples, -1)).mean(dim=(1, 3, 4))

@@ -1,6 +1,6 @@
-"""A tower, one stream's network as a chain of named layers, and the two layers of its own that torch lacks.
+"""Tower: one stream's network as a chain of named layers, with the two layers that torch lacks.
 
-Every layer gives maps (N, D, H, W), the fully connected ones too: so a tower takes frames larger than it was made for
+Every layer returns maps (N, D, H, W), the fully connected ones too: so a tower takes frames larger than it was made for
 (the papers' dense test), and any layer fuses.
 """
 
@@ -55,7 +55,7 @@ class FullyConnected(nn.Linear):
 
 
 class Bottleneck(nn.Module):
-    """A residual unit up to its sum, before the ReLU: shortcut(x) + F(x); the stride sits in the 3x3 (torchvision's).
+    """A residual unit up to its sum, before the ReLU: shortcut(x) + F(x); the stride is in the 3x3 (torchvision's).
 
     Shape: (N, D, H, W) -> (N, 4 maps, H / stride, W / stride).
     """
@@ -84,7 +84,7 @@ class Bottleneck(nn.Module):
 class Tower(nn.Module):
     """A chain of named layers that can be run in parts.
 
-    Shape: frames (N, C, H, W) -> class scores (N, K, 1 + a, 1 + b), one for each place of the window on larger frames.
+    Shape: frames (N, C, H, W) -> class scores (N, K, 1 + a, 1 + b), one for each window of larger frames.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], *, channels: Mapping[str, int]) -> None:
@@ -94,7 +94,7 @@ class Tower(nn.Module):
         self.names = tuple(layers)
         """The layers in their order."""
         self.channels = dict(channels)
-        """D: maps that each layer gives."""
+        """D of each layer's output."""
         self.frozen: tuple[str, ...] = ()
         """The layers that do not learn, from the first on."""
         self.recomputes = False
@@ -108,7 +108,7 @@ class Tower(nn.Module):
         if not (self.recomputes and self.training):
             return self._run(maps, names)
         while names:
-            cut = next((path for path, name in enumerate(names) if name.startswith("pool")), len(names) - 1) + 1
+            cut = next((index for index, name in enumerate(names) if name.startswith("pool")), len(names) - 1) + 1
             maps = checkpoint(self._run, maps, names[:cut], use_reentrant=False)
             names = names[cut:]
         return maps
