@@ -16,7 +16,7 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.search import ray_tune as tune_module
 from twostream_ray.runs.search.ray_tune import tune
-from twostream_ray.runs.search.search import STATUS_TAG
+from twostream_ray.runs.search.report import STATUS_TAG
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
 from twostream_ray.runs.search.trial import shared_out
 from twostream_ray.settings.parser import from_arguments
@@ -100,7 +100,7 @@ def test_the_keys_of_stores_do_not_travel_in_the_runtime_environment_of_trials(m
     class Trial:
         pass
 
-    with tune_module._tune_to_our_taste():
+    with tune_module._quiet_tune():
         sent = _ActorClassCache().get(Trial)._default_options["runtime_env"]["env_vars"]
     assert "planted:/@%#" not in sent.values()
     assert sent["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.25"

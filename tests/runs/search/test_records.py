@@ -26,23 +26,23 @@ def record(number: int, *scores: float, **change: Any) -> TrialRecord:
 
 
 def test_what_was_written_is_there_again(tmp_path: Path) -> None:
-    journal = TrialStore(CONFIG, uri=str(tmp_path))
-    journal.put(record(0, 0.5, status="finished"))
-    journal.put(record(1))
-    journal.end_epoch(1, {"epoch": 0, "val_top1": 0.25}, seconds=1800.0)
-    journal.note_seconds(7200.0)
+    store = TrialStore(CONFIG, uri=str(tmp_path))
+    store.put(record(0, 0.5, status="finished"))
+    store.put(record(1))
+    store.end_epoch(1, {"epoch": 0, "val_top1": 0.25}, seconds=1800.0)
+    store.note_seconds(7200.0)
     again = TrialStore(CONFIG, uri=str(tmp_path))
-    assert again.records == journal.records
+    assert again.records == store.records
     assert again.spent(gpus_per_trial=2) == Spent(trials=2, epochs=2, hours=2.0, gpu_hours=1.0)
 
 
 def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
-    journal = TrialStore(CONFIG, uri=str(tmp_path))
-    journal.put(record(0, 0.5, 0.75))
-    assert not journal.end_epoch(0, {"epoch": 1, "val_top1": 0.75}, seconds=0.0)
-    assert journal.end_epoch(0, {"epoch": 2, "val_top1": 0.5}, seconds=0.0)
-    assert [metrics["epoch"] for metrics in journal.records[0].history] == [0, 1, 2]
-    assert journal.records[0].score == 0.75
+    store = TrialStore(CONFIG, uri=str(tmp_path))
+    store.put(record(0, 0.5, 0.75))
+    assert not store.end_epoch(0, {"epoch": 1, "val_top1": 0.75}, seconds=0.0)
+    assert store.end_epoch(0, {"epoch": 2, "val_top1": 0.5}, seconds=0.0)
+    assert [metrics["epoch"] for metrics in store.records[0].history] == [0, 1, 2]
+    assert store.records[0].score == 0.75
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ DAMAGE = ["", "{", "[]", "null", '{"a": NaN}', "[" * 100_000, '{"seconds": "x"}'
 def test_a_damaged_file_of_a_search_is_named_in_one_line_with_the_way_out(
     tmp_path: Path, name: str, content: str
 ) -> None:
-    journal = TrialStore(CONFIG, uri=str(tmp_path))
-    journal.put(record(0, 0.5))
-    journal.put(record(1))
-    journal.note_seconds(1.0)
+    store = TrialStore(CONFIG, uri=str(tmp_path))
+    store.put(record(0, 0.5))
+    store.put(record(1))
+    store.note_seconds(1.0)
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=rf"was wanted at {tmp_path}/{name}, .*(choose another --name|delete it)"):
         TrialStore(CONFIG, uri=str(tmp_path))

@@ -4,7 +4,7 @@ import pytest
 from ray.tune.schedulers import FIFOScheduler
 
 from twostream_ray.runs.search.records import TrialRecord
-from twostream_ray.runs.search.schedulers import _Past, scheduler_for
+from twostream_ray.runs.search.schedulers import _FinishedTrial, scheduler_for
 from twostream_ray.runs.search.settings import SearchConfig
 from twostream_ray.runs.search.trial import EPOCHS_DONE, LAST, SCORE
 
@@ -15,7 +15,7 @@ def record(name: str, *scores: float) -> TrialRecord:
 
 
 def decision(scheduler: Any, *, epochs: int, score: float, last: bool = False) -> str:
-    new = _Past(f"new at {epochs} with {score}")
+    new = _FinishedTrial(f"new at {epochs} with {score}")
     scheduler.on_trial_add(None, new)
     return str(scheduler.on_trial_result(None, new, {EPOCHS_DONE: epochs, SCORE: score, LAST: last}))
 

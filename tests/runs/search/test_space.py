@@ -44,9 +44,9 @@ def draws(written: dict[str, Any], *, check: Any = lambda drawn: 1, seed: int = 
 def taken(some: Proposer, count: int, *, score: Any = lambda drawn: 0.5) -> list[TrialSettings]:
     made = []
     for number in range(count):
-        draw = some.draw(number)
+        draw = some.propose(number)
         assert draw is not None
-        some.tell(number, score(draw.settings))
+        some.observe(number, score(draw.settings))
         made.append(draw.settings)
     return made
 
@@ -156,7 +156,7 @@ def test_ranges_are_kept_and_whole_numbers_stay_whole(searcher: Any) -> None:
 def test_a_grid_is_every_point_once_and_then_the_end() -> None:
     grid = draws(FUSIONS, searcher="grid", trials=100)
     assert taken(grid, 8) == list(Space(FUSIONS, base=BASE).grid())
-    assert grid.draw(8) is None
+    assert grid.propose(8) is None
 
 
 def test_a_grid_of_a_range_is_refused() -> None:
@@ -169,7 +169,7 @@ def test_no_settings_come_twice_and_a_finite_space_ends(searcher: Any) -> None:
     some = draws(FUSIONS, searcher=searcher, trials=100)
     made = [json.dumps(one, sort_keys=True) for one in taken(some, 8)]
     assert len(set(made)) == 8
-    assert some.draw(8) is None
+    assert some.propose(8) is None
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "random", "grid"])
@@ -184,7 +184,7 @@ def test_what_does_not_go_together_is_passed_over_and_said(searcher: Any) -> Non
     drawn = draws(written, searcher=searcher, trials=10, check=check)
     made = taken(drawn, 3)
     assert {"model.fusion.method": "bilinear", "model.fusion.temporal": "conv3d"} not in made
-    assert drawn.draw(3) is None
+    assert drawn.propose(3) is None
     (reason,) = drawn.refused.values()
     assert "fusion.method=bilinear leaves no maps to fuse or pool again" in reason
 
@@ -194,7 +194,7 @@ def test_a_space_in_which_nothing_goes_together_is_refused_with_the_reason() -> 
         raise ConfigError("no network")
 
     with pytest.raises(ConfigError, match="none of 8 combinations makes a network; of the last: no network"):
-        draws(FUSIONS, check=check).draw(0)
+        draws(FUSIONS, check=check).propose(0)
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "random"])
@@ -215,12 +215,12 @@ def test_a_resumed_search_draws_as_one_that_was_never_broken_off(objective: Any)
     made = taken(draws(written, objective=objective), 14, score=score)
     resumed = draws(written, objective=objective)
     for number, settings in enumerate(made[:9]):
-        resumed.recall(number, settings, 1)
-        resumed.tell(number, score(settings))
+        resumed.restore(number, settings, 1)
+        resumed.observe(number, score(settings))
     for number in range(9, 14):
-        draw = resumed.draw(number)
+        draw = resumed.propose(number)
         assert draw is not None and draw.settings == made[number]
-        resumed.tell(number, score(draw.settings))
+        resumed.observe(number, score(draw.settings))
 
 
 def test_tpe_finds_what_is_good_more_often_than_chance_and_keeps_away_from_what_is_refused() -> None:
@@ -298,7 +298,7 @@ def test_a_point_of_the_recipes_space_is_a_training(recipe: str) -> None:
     path = Path(__file__).resolve().parents[3] / f"jobs/recipes/{recipe}.yaml"
     config = from_arguments(TuneConfig, ["--config", str(path)])
     some = Space(config.search.space, base=config)
-    trial = Proposer(some, config=config.search, seed=0, check=lambda drawn: 1).draw(0)
+    trial = Proposer(some, config=config.search, seed=0, check=lambda drawn: 1).propose(0)
     assert trial is not None
     assert some.experiment(trial.settings, name="trial").data == replace(
         config.data, sampling=some.experiment(trial.settings, name="trial").data.sampling

@@ -1,4 +1,4 @@
-"""Which trial comes next: random, grid or Optuna's TPE over a search space, past what is invalid or was drawn."""
+"""Search algorithms: random, grid or Optuna's TPE propose the next trial, leaving out what is invalid or was tried."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     import optuna
 
 _ATTEMPTS = 100
-"""Proposer for one trial, before a finite space is gone through point by point, and any other counts as used up."""
+"""Samples for one trial, before a finite space is enumerated, and any other counts as exhausted."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
+class Proposal:
     """The settings of a new trial."""
 
     settings: TrialSettings
-    """What was drawn."""
+    """Values of the settings that are searched."""
     parameters: int
     """Weights that its network has."""
 
 
 class Proposer:
-    """Proposer trials; what it is told of earlier ones guides the next.
+    """Proposes trials; the results that it observes guide the next.
 
-    A draw is a function of seed, number of the trial, and what has been told: a resumed search draws as one that was
-    never broken off.
+    A proposal is a function of seed, number of the trial, and the results observed so far: a resumed search proposes as
+    one that was never interrupted.
     """
 
     def __init__(self, space: Space, *, config: SearchConfig, seed: int, check: Callable[[TrialSettings], int]) -> None:
@@ -54,26 +54,26 @@ class Proposer:
         self._parameters: dict[int, int] = {}
         self._study: optuna.Study | None = None
 
-    def draw(self, number: int) -> Draw | None:
+    def propose(self, number: int) -> Proposal | None:
         """The settings of trial `number`; None when nothing new is left.
 
         Raises:
-            ConfigError: nothing that was drawn goes together; says what is wrong with the last.
+            ConfigError: no combination that was sampled is valid; says what is wrong with the last.
         """
         for settings in self._candidates(number):
             key = signature(settings)
             if key in self._taken:
-                self._drop(number, valid=True)
+                self._discard(number, valid=True)
                 continue
             self._taken.add(key)
             try:
                 parameters = self._check(settings)
             except ConfigError as error:
                 self.refused[key] = str(error)
-                self._drop(number, valid=False)
+                self._discard(number, valid=False)
                 continue
             self._parameters[number] = parameters
-            return Draw(settings=settings, parameters=parameters)
+            return Proposal(settings=settings, parameters=parameters)
         if self.refused and len(self.refused) == len(self._taken):
             raise ConfigError(
                 f"search.space: none of {len(self.refused)} combinations makes a network; of the last: "
@@ -81,14 +81,14 @@ class Proposer:
             )
         return None
 
-    def recall(self, number: int, settings: TrialSettings, parameters: int) -> None:
-        """A trial of an earlier call of the same search; `tell` follows if it has ended."""
+    def restore(self, number: int, settings: TrialSettings, parameters: int) -> None:
+        """A trial of an earlier call of the same search; `observe` follows if it has ended."""
         self._taken.add(signature(settings))
         self._parameters[number] = parameters
         if self._config.searcher == "tpe":
-            self._ask_for(number, settings)
+            self._enqueue(number, settings)
 
-    def tell(self, number: int, score: float | None) -> None:
+    def observe(self, number: int, score: float | None) -> None:
         """How a trial ended: its best accuracy in [0, 1], or None if it failed."""
         asked = self._asked.pop(number, None)
         if asked is None:
@@ -110,14 +110,14 @@ class Proposer:
             if self._config.searcher == "tpe":
                 yield self._ask(number, attempt)
             else:
-                yield self._space.point(_at_random(self._generator(number, attempt)))
+                yield self._space.sample(_at_random(self._generator(number, attempt)))
         if self._space.finite:
-            rest = [point for point in self._space.grid() if signature(point) not in self._taken]
+            rest = [settings for settings in self._space.grid() if signature(settings) not in self._taken]
             self._generator(number, _ATTEMPTS).shuffle(rest)
-            for point in rest:
+            for settings in rest:
                 if self._config.searcher == "tpe":
-                    self._ask_for(number, point)
-                yield point
+                    self._enqueue(number, settings)
+                yield settings
 
     def _generator(self, number: int, attempt: int) -> random.Random:
         return random.Random(f"{self._seed}/{number}/{attempt}")
@@ -133,7 +133,7 @@ class Proposer:
         return self._study
 
     def _ask(self, number: int, attempt: int) -> TrialSettings:
-        """Let TPE draw, with random numbers of this trial and attempt alone."""
+        """Let TPE sample, with random numbers of this trial and attempt alone."""
         from optuna.samplers import TPESampler
 
         study = self._optuna()
@@ -143,10 +143,10 @@ class Proposer:
             n_startup_trials=min(10, max(2, self._config.trials // 3)),
         )
         self._asked[number] = trial = study.ask()
-        return self._space.point(lambda dimension: _suggest(trial, dimension))
+        return self._space.sample(lambda dimension: _suggest(trial, dimension))
 
-    def _ask_for(self, number: int, settings: TrialSettings) -> None:
-        """Tell TPE of a trial that it did not draw itself."""
+    def _enqueue(self, number: int, settings: TrialSettings) -> None:
+        """Add a trial to TPE's study that it did not sample itself."""
         wanted = {
             dimension.name: _as_parameter(dimension, settings[dimension.settings[0]])
             for dimension in self._space.dimensions
@@ -155,8 +155,8 @@ class Proposer:
         self._optuna().enqueue_trial(wanted)
         self._ask(number, _ATTEMPTS)
 
-    def _drop(self, number: int, *, valid: bool) -> None:
-        """Take back what was asked for; TPE keeps away from what does not go together, as from bad results."""
+    def _discard(self, number: int, *, valid: bool) -> None:
+        """Close a trial that is not run; TPE avoids invalid combinations as it avoids bad results."""
         asked = self._asked.pop(number, None)
         if asked is None:
             return

@@ -30,8 +30,9 @@ from twostream_ray.runs.cluster.session import ray_session, require_cluster
 from twostream_ray.runs.experiment import ExperimentConfig, with_absolute_uris
 from twostream_ray.runs.run_folder import data_of, refuse_foreign
 from twostream_ray.runs.search.records import Spent, TrialRecord
+from twostream_ray.runs.search.report import SearchReport
 from twostream_ray.runs.search.schedulers import scheduler_for
-from twostream_ray.runs.search.search import Search, SearchReport
+from twostream_ray.runs.search.search import Search
 from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, in_words, run_trial, shared_out
@@ -49,7 +50,7 @@ Progress = Callable[[Sequence[TrialRecord], Spent], None]
 
 
 def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchReport:
-    """Search, or go on with, the search `config.name`: unfinished trials first, from their checkpoints.
+    """Search, or resume, the search `config.name`: unfinished trials first, from their checkpoints.
 
     Raises:
         ConfigError: the space is wrong, an earlier search of this name had other settings, or the Ray cluster has no
@@ -86,16 +87,16 @@ def _tune(
     search = Search(config, shard_set)
     if (before := search.report_of_before()) is not None:
         return before
-    search.draw_first()
-    search.begin()
+    search.propose_first()
+    search.start()
     try:
         with ray_session(dashboard=True):
             _run(search, progress, lost=lost)
-            report = search.conclude()
+            report = search.finish()
             if config.search.share_samples_gb:
                 _remove_on_every_node(_samples_folder(config))
     except BaseException as error:
-        search.leave("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        search.abort("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     return report
 
@@ -153,27 +154,27 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
         return
     system, path = storage.filesystem(search.uri, patient=True)
     trainable = partial(_train_one, space=search.space, uri=search.uri, share=share, parent=search.mlflow_run)
-    with _tune_to_our_taste():
+    with _quiet_tune():
         ray_tune.Tuner(
             ray_tune.with_resources(trainable, {"CPU": _TRIAL_CPUS}),
             tune_config=ray_tune.TuneConfig(
-                search_alg=_Suggest(search),
+                search_alg=SearchAlgorithm(search),
                 scheduler=scheduler_for(
                     config.search,
                     epochs=search.space.largest("training.epochs"),
-                    past=[record for record in search.journal.records.values() if record.status != "running"],
+                    past=[record for record in search.trials.records.values() if record.status != "running"],
                 ),
                 num_samples=left,
                 max_concurrent_trials=at_once,
                 trial_dirname_creator=lambda trial: f"{trial.config['name']}-{trial.trial_id}",
             ),
             run_config=ray_tune.RunConfig(
-                # Tune's own notes are never read back: the journal is what a search goes on from.
+                # Tune's own state is never read back: a search is resumed from its stored trials.
                 name="tune",
                 storage_path=path,
                 storage_filesystem=system,
                 callbacks=[ResultRecorder(search, progress)],
-                stop=_OutOfBudget(search, lost),
+                stop=BudgetStopper(search, lost),
                 failure_config=ray_tune.FailureConfig(max_failures=config.workers.max_failures),
                 verbose=0,
             ),
@@ -196,14 +197,15 @@ def _train_one(
     run_trial(share(experiment), parent=parent)
 
 
-class _Suggest(Searcher):
-    """Tune asks here for trials."""
+class SearchAlgorithm(Searcher):
+    """Ray Tune's search algorithm: hands out the trials that `Search` proposes."""
 
     def __init__(self, search: Search) -> None:
         super().__init__()
         self._search = search
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ARG002
+        """The next trial's settings, or that there is none."""
         record = self._search.next()
         if record is None:
             return Searcher.FINISHED
@@ -211,10 +213,10 @@ class _Suggest(Searcher):
         return {"number": record.number, "name": record.name, "settings": json.dumps(record.settings)}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """The keeper of the journal sees to it."""
+        """`ResultRecorder` sees to it."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep: the journal is what a search goes on from."""
+        """Nothing to keep: a search is resumed from its stored trials."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Never asked for."""
@@ -224,16 +226,18 @@ class _Suggest(Searcher):
         return {}
 
 
-class _OutOfBudget(ray_tune.Stopper):
+class BudgetStopper(ray_tune.Stopper):
     """Stops everything when a budget is spent, or another process has taken the search over."""
 
     def __init__(self, search: Search, lost: Callable[[], bool]) -> None:
         self._search, self._lost = search, lost
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
+        """No trial is stopped by itself."""
         return False
 
     def stop_all(self) -> bool:
+        """Whether a budget is spent, or the search is another process's now."""
         return self._lost() or self._search.out_of_budget() is not None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -241,7 +245,7 @@ class _OutOfBudget(ray_tune.Stopper):
 
 
 class ResultRecorder(ray_tune.Callback):
-    """Writes down what becomes of the trials, as soon as Tune knows it."""
+    """Ray Tune's callback: stores the results of trials as they come in."""
 
     def __init__(self, search: Search, progress: Progress | None) -> None:
         self._search, self._progress = search, progress
@@ -260,7 +264,7 @@ class ResultRecorder(ray_tune.Callback):
         if FAILURE in result:
             self._failures[number] = result[FAILURE]
             return
-        self._search.journal.end_epoch(number, result[METRICS], seconds=now - self._since.get(number, now))
+        self._search.trials.end_epoch(number, result[METRICS], seconds=now - self._since.get(number, now))
         self._since[number] = now
         self._show()
 
@@ -277,7 +281,7 @@ class ResultRecorder(ray_tune.Callback):
 
     def _show(self) -> None:
         if self._progress is not None:
-            self._progress(list(self._search.journal.records.values()), self._search.spent())
+            self._progress(list(self._search.trials.records.values()), self._search.spent())
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -305,8 +309,8 @@ def _require_dashboard() -> None:
         return
 
 
-_TUNE_SETTINGS = {
-    # KeyboardInterrupt it is: the journal is up to date at any moment.
+_TUNE_ENVIRONMENT = {
+    # KeyboardInterrupt it is: stored trials are up to date at any moment.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A trial that ends without a word must not end the search.
@@ -319,8 +323,8 @@ _TUNE_SETTINGS = {
 
 
 @contextmanager
-def _tune_to_our_taste() -> Iterator[None]:
-    """Tune leaves Ctrl-C, log files and messages to us for as long as the block runs, and the keys of stores alone.
+def _quiet_tune() -> Iterator[None]:
+    """Keep Tune from handling Ctrl-C, writing logs and forwarding the keys of stores while the block runs.
 
     It would send them in the trials' runtime environment, which Ray writes to its logs in clear.
     """
@@ -329,7 +333,7 @@ def _tune_to_our_taste() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if name.startswith("RAY_")}
     try:
-        with environment(_TUNE_SETTINGS):
+        with environment(_TUNE_ENVIRONMENT):
             yield
     finally:
         logger.setLevel(level)

@@ -9,7 +9,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from twostream_ray.runs.search.records import TrialRecord
 from twostream_ray.runs.search.settings import SearchConfig
-from twostream_ray.runs.search.trial import EPOCHS_DONE, LAST, SCORE, told
+from twostream_ray.runs.search.trial import EPOCHS_DONE, LAST, SCORE, as_result
 
 
 def scheduler_for(config: SearchConfig, *, epochs: int, past: list[TrialRecord]) -> TrialScheduler:
@@ -37,11 +37,11 @@ def scheduler_for(config: SearchConfig, *, epochs: int, past: list[TrialRecord])
             min_time_slice=float("inf"),
         )
     for record in past:
-        scheduler.recall(record)
+        scheduler.restore(record)
     return scheduler
 
 
-class _LetsTheLastEpochEnd:
+class _KeepsTheLastEpoch:
     """A trial that has ended its last epoch is not stopped any more, but ends by itself, with its report."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -50,38 +50,38 @@ class _LetsTheLastEpochEnd:
 
 
 @dataclass(frozen=True)
-class _Past:
-    """Stands for a trial of an earlier call towards a scheduler."""
+class _FinishedTrial:
+    """A trial of an earlier call, as a scheduler needs it."""
 
     trial_id: str
 
 
-class Asha(_LetsTheLastEpochEnd, AsyncHyperBandScheduler):
+class Asha(_KeepsTheLastEpoch, AsyncHyperBandScheduler):
     """Asynchronous successive halving."""
 
-    def recall(self, record: TrialRecord) -> None:
-        """Know a trial that has ended: those to come are compared with it."""
-        past = _Past(record.name)
+    def restore(self, record: TrialRecord) -> None:
+        """Add a finished trial: later ones are compared with it."""
+        past = _FinishedTrial(record.name)
         self.on_trial_add(None, past)
         for result in _results(record):
             AsyncHyperBandScheduler.on_trial_result(self, None, past, result)
 
 
-class Median(_LetsTheLastEpochEnd, MedianStoppingRule):
+class Median(_KeepsTheLastEpoch, MedianStoppingRule):
     """The median stopping rule."""
 
-    def recall(self, record: TrialRecord) -> None:
-        """Know a trial that has ended: those to come are compared with it."""
-        past = _Past(record.name)
+    def restore(self, record: TrialRecord) -> None:
+        """Add a finished trial: later ones are compared with it."""
+        past = _FinishedTrial(record.name)
         for result in _results(record):
             # Not on_trial_result: it decides, and fails on the results of a trial that it would have stopped before.
             self.on_trial_complete(None, past, result)
 
 
 def _results(record: TrialRecord) -> list[dict[str, Any]]:
-    """What Tune has heard of a trial."""
+    """The results of a trial as Tune had them."""
     best, results = 0.0, []
     for metrics in record.history:
         best = max(best, metrics["val_top1"])
-        results.append(told(metrics, best=best, last=False))
+        results.append(as_result(metrics, best=best, last=False))
     return results

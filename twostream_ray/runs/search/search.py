@@ -1,67 +1,27 @@
-"""A search under way: what comes next, what became of it, and the best of it evaluated and registered."""
+"""The state of a hyperparameter search: which trial runs next, results of trials, the best evaluated and registered."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
-from twostream_ray import storage, tracking, visualize
+from twostream_ray import storage, tracking
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.shards.shards import ShardSet
-from twostream_ray.errors import ConfigError, TrainingError
+from twostream_ray.errors import TrainingError
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import keep_data
 from twostream_ray.runs.score.publish import Published, evaluate_run
 from twostream_ray.runs.search.proposals import Proposer
-from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, as_csv, as_list, best_of, trial_name
+from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, best_of, trial_name
+from twostream_ray.runs.search.report import STATUS_TAG, SearchReport, read_report, write_report
 from twostream_ray.runs.search.settings import TuneConfig, keep_settings
 from twostream_ray.runs.search.space import Space, TrialSettings
 from twostream_ray.runs.search.trial import trial_report
 from twostream_ray.runs.train.run import blueprint, run_uri
-from twostream_ray.storage import json_files
-from twostream_ray.storage.temporary_folders import temporary_folder
-
-STATUS_TAG = "twostream.status"
-"""MLflow tag of a trial that tells how it ended."""
 
 _SECONDS_BETWEEN_NOTES = 5.0
-_REPORT_SCHEMA = json_files.record(
-    {
-        "gpus_per_trial": {"type": "number", "minimum": 0},
-        "used_up": {"type": "boolean"},
-        "verdict": {"type": "string"},
-    },
-    others=True,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchReport:
-    """What a search came to."""
-
-    records: list[TrialRecord]
-    """All trials, in the order of drawing."""
-    best: TrialRecord
-    """The most accurate trial on the validation split."""
-    spent: Spent
-    """What it took."""
-    ended: str
-    """Why it ended: all trials were done, or which budget was spent."""
-    decoded: int
-    """Clips that were decoded, over all trials and epochs."""
-    shown: int
-    """Clips that the trials saw, each once an epoch."""
-    refused: dict[str, str]
-    """TrialSettings settings that do not go together -> why; by this call alone."""
-    published: Published | None
-    """The best trial's evaluation on the validation split and its place in the registry; None if done before."""
-    verdict: str
-    """What became of it in the registry, in a sentence; empty where nothing was registered."""
-    done_before: bool
-    """The search had been finished by an earlier call; nothing was trained."""
 
 
 class Search:
@@ -72,46 +32,37 @@ class Search:
         self.uri = run_uri(config)
         """Folder of the search."""
         self.space = Space(config.search.space, base=config)
-        self._draws = Proposer(self.space, config=config.search, seed=config.seed, check=self._parameters)
-        self.journal = TrialStore(config, uri=self.uri)
-        self._waiting = [record for record in self.journal.records.values() if record.status == "running"]
-        for record in self.journal.records.values():
-            self._draws.recall(record.number, record.settings, record.parameters)
+        self._proposer = Proposer(self.space, config=config.search, seed=config.seed, check=self._parameters)
+        self.trials = TrialStore(config, uri=self.uri)
+        self._waiting = [record for record in self.trials.records.values() if record.status == "running"]
+        for record in self.trials.records.values():
+            self._proposer.restore(record.number, record.settings, record.parameters)
             if record.status != "running":
-                self._draws.tell(record.number, record.score if record.status != "failed" else None)
+                self._proposer.observe(record.number, record.score if record.status != "failed" else None)
         self._used_up = False
         self.gpus_per_trial = 0.0
         """What a trial takes of the cluster."""
         self._began = self._noted = time.monotonic()
-        self._seconds_before = self.journal.seconds
+        self._seconds_before = self.trials.seconds
         self.mlflow_run = tracking.RunHandle(
             tracking_uri=config.tracking.resolved_uri(), run_uri=self.uri, experiment_id="", run_id=""
         )
 
     def report_of_before(self) -> SearchReport | None:
         """The report of an earlier call, if there is nothing left to do."""
-        uri = storage.join(self.uri, "report.json")
-        if not storage.exists(uri):
+        if (stored := read_report(self.uri, name=self.config.name)) is None:
             return None
-        stored = json_files.read_json(
-            uri,
-            _REPORT_SCHEMA,
-            what=f"the report of search {self.config.name!r}",
-            way_out="delete it and run the same command again, which evaluates the best trial once more",
-            error=ConfigError,
-            metrics=True,
-        )
         self.gpus_per_trial, self._used_up = stored["gpus_per_trial"], stored["used_up"]
         if (ended := self._ended()) is None:
             return None
         return self._report(ended, published=None, verdict=stored["verdict"])
 
-    def draw_first(self) -> None:
+    def propose_first(self) -> None:
         """Have a trial to begin with, so that a space without any is refused before anything starts."""
         if not self._waiting and (first := self.next()) is not None:
             self._waiting.append(first)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Write down what the search is, and open its MLflow run, or go on with it."""
         keep_data(self.uri, self._shard_set, what=f"search {self.config.name!r}")
         keep_settings(self.config, folder_uri=self.uri)
@@ -127,7 +78,7 @@ class Search:
 
     def trials_left(self) -> int:
         """Trials to run at most: those that an earlier call left unfinished, and new ones."""
-        new = 0 if self._used_up else max(0, self.config.search.trials - len(self.journal.records))
+        new = 0 if self._used_up else max(0, self.config.search.trials - len(self.trials.records))
         return len(self._waiting) + new
 
     def next(self) -> TrialRecord | None:
@@ -136,17 +87,17 @@ class Search:
             return None
         if self._waiting:
             return self._waiting.pop(0)
-        if len(self.journal.records) >= self.config.search.trials:
+        if len(self.trials.records) >= self.config.search.trials:
             return None
-        number = len(self.journal.records)
-        draw = self._draws.draw(number)
-        if draw is None:
+        number = len(self.trials.records)
+        proposal = self._proposer.propose(number)
+        if proposal is None:
             self._used_up = True
             return None
         record = TrialRecord(
-            number=number, name=self.trial_name(number), settings=draw.settings, parameters=draw.parameters
+            number=number, name=self.trial_name(number), settings=proposal.settings, parameters=proposal.parameters
         )
-        self.journal.put(record)
+        self.trials.put(record)
         return record
 
     def out_of_budget(self) -> str | None:
@@ -157,16 +108,16 @@ class Search:
 
     def spent(self) -> Spent:
         """What is used of the budget."""
-        return self.journal.spent(gpus_per_trial=self.gpus_per_trial)
+        return self.trials.spent(gpus_per_trial=self.gpus_per_trial)
 
     def note_time(self) -> None:
         """Write down how long the search has run."""
         self._noted = time.monotonic()
-        self.journal.note_seconds(self._seconds_before + self._noted - self._began)
+        self.trials.note_seconds(self._seconds_before + self._noted - self._began)
 
     def end_trial(self, number: int, *, failure: str | None = None) -> None:
         """A trial is over: trained to its end, stopped by the scheduler, or failed for good."""
-        record = self.journal.records[number]
+        record = self.trials.records[number]
         if failure is not None:
             record = replace(record, status="failed", reason=failure)
             self.close_child(record, status="FAILED", words=f"failed: {failure}")
@@ -178,8 +129,8 @@ class Search:
         else:
             record = replace(record, status="finished", reason="")
             self.close_child(record, status=None, words="finished")
-        self.journal.put(record)
-        self._draws.tell(number, None if failure is not None else record.score)
+        self.trials.put(record)
+        self._proposer.observe(number, None if failure is not None else record.score)
 
     def pause_unfinished(self) -> None:
         """Say of the trials that a spent budget has stopped that they can go on."""
@@ -197,7 +148,7 @@ class Search:
         if status is not None:
             tracking.finish_run(child, status)
 
-    def conclude(self) -> SearchReport:
+    def finish(self) -> SearchReport:
         """Evaluate the best trial on the validation split, register it, and complete the record."""
         self.mlflow_run = tracking.deliver(self.mlflow_run)
         best = self._best()
@@ -210,12 +161,19 @@ class Search:
         self.note_time()
         ended = self._ended() or "all that the space holds"
         report = self._report(ended, published=published, verdict=verdict)
-        self._write(report)
+        write_report(
+            report,
+            uri=self.uri,
+            run=self.mlflow_run,
+            split=str(self.config.data.validation_split),
+            gpus_per_trial=self.gpus_per_trial,
+            used_up=self._used_up,
+        )
         tracking.finish_run(self.mlflow_run)
         return report
 
     def _best(self) -> TrialRecord:
-        records = list(self.journal.records.values())
+        records = list(self.trials.records.values())
         if (best := best_of(records)) is not None:
             return best
         failed = [record.reason for record in records if record.status == "failed"]
@@ -225,7 +183,7 @@ class Search:
             + f": mend the cause and choose another --name, or delete {self.uri}"
         )
 
-    def leave(self, status: Any) -> None:
+    def abort(self, status: Any) -> None:
         """Close what is open in MLflow; the same command goes on from here."""
         self.note_time()
         for record in self._unfinished():
@@ -237,7 +195,7 @@ class Search:
         return trial_name(self.config.name, number)
 
     def _unfinished(self) -> list[TrialRecord]:
-        return [record for record in self.journal.records.values() if record.status == "running"]
+        return [record for record in self.trials.records.values() if record.status == "running"]
 
     def _ended(self) -> str | None:
         """Why there is nothing left to do, or None."""
@@ -245,7 +203,7 @@ class Search:
             return over
         if self._unfinished():
             return None
-        records = self.journal.records
+        records = self.trials.records
         if len(records) >= self.config.search.trials:
             return f"{len(records)} of {self.config.search.trials} trials"
         return f"all {len(records)} trials that the space holds" if self._used_up else None
@@ -267,7 +225,7 @@ class Search:
         return sum(parameter.numel() for parameter in network.parameters())
 
     def _report(self, ended: str, *, published: Published | None, verdict: str) -> SearchReport:
-        records = list(self.journal.records.values())
+        records = list(self.trials.records.values())
         epochs = [metrics for record in records for metrics in record.history]
         train, validation = self.config.data.train_split, str(self.config.data.validation_split)
         return SearchReport(
@@ -277,64 +235,12 @@ class Search:
             ended=ended,
             decoded=round(sum(_decoded_clips(metrics) for metrics in epochs)),
             shown=len(epochs) * sum(len(self._shard_set.split(split)) for split in (train, validation)),
-            refused=self._draws.refused,
+            refused=self._proposer.refused,
             published=published,
             verdict=verdict,
             done_before=published is None,
         )
 
-    def _described(self, report: SearchReport) -> str:
-        """The search in Markdown, for its page in MLflow."""
-        spent, split = report.spent, self.config.data.validation_split
-        return (
-            f"Ended: {report.ended}; {spent.epochs} epochs, {spent.hours:.2f} h, {spent.gpu_hours:.2f} GPU-hours. "
-            f"Clips decoded: {report.decoded:,}, without sharing them between trials {report.shown:,}."
-            f"\n\n**Best top-1 on `{split}`.** {report.verdict}\n\n{as_list(report.records)}"
-        )
-
-    def _write(self, report: SearchReport) -> None:
-        """Table and pictures into the search's folder and its MLflow run, then the report that ends it."""
-        best, spent = report.best, report.spent
-        with temporary_folder() as name:
-            folder = Path(name)
-            (folder / "trials.csv").write_text(as_csv(report.records))
-            storage.write_json(str(folder / "trials.json"), [record.row() for record in report.records])
-            tables = [folder / "trials.csv", folder / "trials.json"]
-            pictures = _draw_pictures(report.records, folder)
-            for path in (*tables, *pictures.values()):
-                storage.write_bytes(storage.join(self.uri, path.name), path.read_bytes())
-            tracking.log_artifacts(self.mlflow_run, tables)
-            tracking.log_pictures(self.mlflow_run, pictures)
-        clips = {"clips_decoded": float(report.decoded), "clips_shown": float(report.shown)}
-        values = {
-            "best_val_top1": best.score or 0.0,
-            **clips,
-            **{name: float(value) for name, value in asdict(spent).items()},
-        }
-        tracking.log_metrics(self.mlflow_run, values, step=spent.trials)
-        tags = {"twostream.best_trial": best.name, STATUS_TAG: f"ended: {report.ended}"}
-        tags |= {"twostream.registered": report.verdict} if report.verdict else {}
-        tracking.tag_run(self.mlflow_run, tags | {tracking.DESCRIPTION: self._described(report)})
-        values_kept = {
-            "best": best.row(),
-            "ended": report.ended,
-            "spent": asdict(spent),
-            "verdict": report.verdict,
-            "gpus_per_trial": self.gpus_per_trial,
-            "used_up": self._used_up,
-        }
-        storage.write_json(storage.join(self.uri, "report.json"), values_kept)
-
 
 def _decoded_clips(metrics: dict[str, float]) -> float:
     return metrics.get("train_decoded_clips", 0.0) + metrics.get("val_decoded_clips", 0.0)
-
-
-def _draw_pictures(records: Sequence[TrialRecord], folder: Path) -> dict[str, Path]:
-    """Pictures of the trials by name."""
-    outcomes = [record.outcome() for record in records]
-    pictures = {name: folder / f"{name}.png" for name in ("parallel_coordinates", "importance", "pareto")}
-    visualize.parallel_coordinates_picture(outcomes, pictures["parallel_coordinates"])
-    visualize.importance_picture(outcomes, pictures["importance"])
-    visualize.pareto_picture(outcomes, pictures["pareto"])
-    return pictures

@@ -202,7 +202,7 @@ class Space:
         searched = [one for one in self.dimensions if setting in one.settings]
         return max([max(one.choices or (one.high,)) for one in searched], default=self.values[setting])
 
-    def point(self, pick: Callable[[Dimension], Any]) -> TrialSettings:
+    def sample(self, pick: Callable[[Dimension], Any]) -> TrialSettings:
         """One value of each dimension that means something beside the others, by asking `pick` in order."""
         values, drawn = dict(self.values), {}
         for dimension in self.dimensions:

@@ -1,4 +1,4 @@
-"""One trial of a search: a training run inside Ray Tune, which hears of its epochs, also of those before a kill."""
+"""One trial of a search: a training run inside Ray Tune, which gets every epoch, also those before a kill."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from twostream_ray.runs.train.run import TrainReport, read_report, run_uri, trai
 from twostream_ray.runs.train.worker_group import watched_metric
 
 EPOCHS_DONE = "epochs_done"
-"""What Tune's schedulers take for time: 1 after the first epoch, and going on from there after a resume."""
+"""What Tune's schedulers take for time: 1 after the first epoch, and counting on after a resume."""
 SCORE = "score"
 """What Tune's schedulers compare: the best top-1 on the validation split so far, in [0, 1]."""
 METRICS = "metrics"
-"""The epoch's own metrics within what Tune is told."""
+"""The epoch's own metrics within Tune's result."""
 LAST = "last"
 """Whether it was the trial's last epoch."""
 FAILURE = "failure"
@@ -29,18 +29,18 @@ FAILURE = "failure"
 
 
 def run_trial(config: ExperimentConfig, *, parent: tracking.RunHandle) -> None:
-    """Train a trial, or go on with it; runs in a Tune trial's process. `parent` is the search's MLflow run."""
-    # A resumed training tells only what is new. Tune fails when a trial says nothing, and its schedulers would miss
-    # the epochs at which they compare.
+    """Train or resume a trial; runs in a Tune trial's process. `parent` is the search's MLflow run."""
+    # A resumed training reports only what is new. Tune fails when a trial reports nothing, and its schedulers would
+    # miss the epochs at which they compare.
     epochs = config.training.epochs
     best = 0.0
     for metrics in epochs_so_far(config):
         best = max(best, metrics["val_top1"])
-        tune.report(told(metrics, best=best, last=metrics["epoch"] + 1 >= epochs))
+        tune.report(as_result(metrics, best=best, last=metrics["epoch"] + 1 >= epochs))
     try:
         train(config, callbacks=[ReportToTune(best, epochs=epochs)], parent=parent)
     except Exception as error:  # noqa: BLE001  (whatever ends one trial must not end the others)
-        # Told as a result: raised, it would have Tune repeat what Ray Train has repeated already.
+        # Reported as a result: raised, it would have Tune repeat what Ray Train has repeated already.
         history = epochs_so_far(config)
         best = max((metrics["val_top1"] for metrics in history), default=0.0)
         tune.report({EPOCHS_DONE: len(history), SCORE: best, LAST: True, FAILURE: in_words(error)})
@@ -55,13 +55,13 @@ def in_words(error: BaseException | None) -> str:
     return (lines[0 if own else -1] if lines else repr(error))[:300]
 
 
-def told(metrics: dict[str, float], *, best: float, last: bool) -> dict[str, Any]:
-    """An epoch as Tune hears of it."""
+def as_result(metrics: dict[str, float], *, best: float, last: bool) -> dict[str, Any]:
+    """An epoch as a result for Ray Tune."""
     return {EPOCHS_DONE: int(metrics["epoch"]) + 1, SCORE: best, LAST: last, METRICS: metrics}
 
 
 class ReportToTune(TuneReportCallback):
-    """Passes epochs on to Tune, but no checkpoints within one: they have nothing to compare."""
+    """Reports epochs to Tune, but no checkpoints within one: they have nothing to compare."""
 
     def __init__(self, best: float, *, epochs: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class ReportToTune(TuneReportCallback):
             return
         self._best = max(self._best, metrics[0]["val_top1"])
         last = metrics[0]["epoch"] + 1 >= self._epochs
-        super().after_report(run_context, [told(metrics[0], best=self._best, last=last)], checkpoint)
+        super().after_report(run_context, [as_result(metrics[0], best=self._best, last=last)], checkpoint)
 
 
 def epochs_so_far(config: ExperimentConfig) -> list[dict[str, float]]:

@@ -1,0 +1,135 @@
+"""The report of a search: its result as a value, tables, pictures, and what MLflow's page says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from twostream_ray import storage, tracking, visualize
+from twostream_ray.errors import ConfigError
+from twostream_ray.runs.score.publish import Published
+from twostream_ray.runs.search.records import Spent, TrialRecord, as_csv, as_list
+from twostream_ray.storage import json_files
+from twostream_ray.storage.temporary_folders import temporary_folder
+
+_FILE = "report.json"
+STATUS_TAG = "twostream.status"
+"""MLflow tag of a trial that tells how it ended."""
+
+
+_REPORT_SCHEMA = json_files.record(
+    {
+        "gpus_per_trial": {"type": "number", "minimum": 0},
+        "used_up": {"type": "boolean"},
+        "verdict": {"type": "string"},
+    },
+    others=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """The result of a search."""
+
+    records: list[TrialRecord]
+    """All trials, in the order of their proposal."""
+    best: TrialRecord
+    """The most accurate trial on the validation split."""
+    spent: Spent
+    """What it took."""
+    ended: str
+    """Why it ended: all trials were done, or which budget was spent."""
+    decoded: int
+    """Clips that were decoded, over all trials and epochs."""
+    shown: int
+    """Clips that the trials saw, each once an epoch."""
+    refused: dict[str, str]
+    """Signature of settings that are no valid combination -> why; by this call alone."""
+    published: Published | None
+    """The best trial's evaluation on the validation split and its place in the registry; None if done before."""
+    verdict: str
+    """What became of it in the registry, in a sentence; empty where nothing was registered."""
+    done_before: bool
+    """The search had been finished by an earlier call; nothing was trained."""
+
+
+def read_report(uri: str, *, name: str) -> dict[str, Any] | None:
+    """What the report.json of the search `name` holds, in JSON's types; None before its end.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    path = storage.join(uri, _FILE)
+    if not storage.exists(path):
+        return None
+    stored = json_files.read_json(
+        path,
+        _REPORT_SCHEMA,
+        what=f"the report of search {name!r}",
+        way_out="delete it and run the same command again, which evaluates the best trial once more",
+        error=ConfigError,
+        metrics=True,
+    )
+    return dict(stored)
+
+
+def write_report(
+    report: SearchReport, *, uri: str, run: tracking.RunHandle, split: str, gpus_per_trial: float, used_up: bool
+) -> None:
+    """Table and pictures into a search's folder and its MLflow run, then the report.json that ends it.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    best, spent = report.best, report.spent
+    with temporary_folder() as name:
+        folder = Path(name)
+        (folder / "trials.csv").write_text(as_csv(report.records))
+        storage.write_json(str(folder / "trials.json"), [record.row() for record in report.records])
+        tables = [folder / "trials.csv", folder / "trials.json"]
+        pictures = _draw_pictures(report.records, folder)
+        for path in (*tables, *pictures.values()):
+            storage.write_bytes(storage.join(uri, path.name), path.read_bytes())
+        tracking.log_artifacts(run, tables)
+        tracking.log_pictures(run, pictures)
+    values = {
+        "best_val_top1": best.score or 0.0,
+        "clips_decoded": float(report.decoded),
+        "clips_shown": float(report.shown),
+        **{name: float(value) for name, value in asdict(spent).items()},
+    }
+    tracking.log_metrics(run, values, step=spent.trials)
+    tags = {"twostream.best_trial": best.name, STATUS_TAG: f"ended: {report.ended}"}
+    tags |= {"twostream.registered": report.verdict} if report.verdict else {}
+    tracking.tag_run(run, tags | {tracking.DESCRIPTION: _described(report, split=split)})
+    stored = {
+        "best": best.row(),
+        "ended": report.ended,
+        "spent": asdict(spent),
+        "verdict": report.verdict,
+        "gpus_per_trial": gpus_per_trial,
+        "used_up": used_up,
+    }
+    storage.write_json(storage.join(uri, _FILE), stored)
+
+
+def _described(report: SearchReport, *, split: str) -> str:
+    """The search in Markdown, for its page in MLflow."""
+    spent = report.spent
+    return (
+        f"Ended: {report.ended}; {spent.epochs} epochs, {spent.hours:.2f} h, {spent.gpu_hours:.2f} GPU-hours. "
+        f"Clips decoded: {report.decoded:,}, without sharing them between trials {report.shown:,}."
+        f"\n\n**Best top-1 on `{split}`.** {report.verdict}\n\n{as_list(report.records)}"
+    )
+
+
+def _draw_pictures(records: Sequence[TrialRecord], folder: Path) -> dict[str, Path]:
+    """Pictures of the trials by name."""
+    outcomes = [record.outcome() for record in records]
+    pictures = {name: folder / f"{name}.png" for name in ("parallel_coordinates", "importance", "pareto")}
+    visualize.parallel_coordinates_picture(outcomes, pictures["parallel_coordinates"])
+    visualize.importance_picture(outcomes, pictures["importance"])
+    visualize.pareto_picture(outcomes, pictures["pareto"])
+    return pictures
