@@ -1,4 +1,4 @@
-"""The errors of twostream_ray: each message says what was wanted, what came, where, and the way out.
+"""Exception hierarchy: each message says what was wanted, what was found, where, and the way out.
 
 TwoStreamError
 ├── ConfigError            a setting: unknown key, bad value, impossible combination
@@ -8,19 +8,19 @@ TwoStreamError
 │   ├── TooLongError       it has more frames than a clip may have
 │   └── DecodeError        its bytes cannot be decoded whole
 ├── ShardError             a shard or manifest is missing, damaged or of another version
-├── ContractMismatchError  flow of one kind met a model, shard or checkpoint of another
+├── ContractMismatchError  flow contracts of data, model, shard or checkpoint differ
 ├── TooManyBadVideosError  ingest quarantined more than max_bad_fraction allows
 ├── StorageError           a path or URI cannot be read or written
-│   └── AccessError        it cannot be had: access to a local path is denied, it is no regular file, it is too large
+│   └── AccessError        retrying does not help: access is denied, it is no regular file, it is too large
 │       └── MissingError   it is not there
 ├── LeaseError             a run's folder or a shard set is in use by another process
 ├── CheckpointError        a checkpoint is missing, damaged or of another network
 ├── WeightsError           pretrained weights are missing or do not fit
-├── TrainingError          a run cannot go on
+├── TrainingError          a run cannot continue
 │   └── NonFiniteLossError a step's loss was NaN or infinite
 ├── ClusterError           the Ray cluster cannot be reached or started, has too little room, or has died
-├── TrackingError          a run's journal cannot be delivered to MLflow
-│   └── OutboxError       it is missing, or a file of it is damaged or not one of ours
+├── TrackingError          a run's outbox cannot be delivered to MLflow
+│   └── OutboxError        it is missing, or a file of it is damaged or not one of ours
 └── RegistryError          MLflow's registry has no such model or version
 """
 
@@ -32,13 +32,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TwoStreamError(Exception):
-    """Whatever twostream_ray refuses; the command line prints it in one line and exits with 2.
+    """Base of all errors that twostream_ray raises; the command line prints it in one line and exits with 2.
 
-    Its message names places and quotes other programs: secrets in it are hidden as soon as it is made.
+    Its message names URIs and quotes other programs: secrets in it are hidden when it is made.
     """
 
-    def __init__(self, *told: object) -> None:
-        super().__init__(*(redact(part) if isinstance(part, str) else part for part in told))
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(redact(part) if isinstance(part, str) else part for part in parts))
 
 
 class ConfigError(TwoStreamError):
@@ -70,7 +70,7 @@ class ShardError(TwoStreamError):
 
 
 class ContractMismatchError(TwoStreamError):
-    """Flow of one kind met a model, shard or checkpoint made for another."""
+    """The flow contracts of data, model, shard or checkpoint differ."""
 
 
 class TooManyBadVideosError(TwoStreamError):
@@ -82,7 +82,7 @@ class StorageError(TwoStreamError):
 
 
 class AccessError(StorageError):
-    """A path or URI cannot be had, and asking again would not help."""
+    """A path or URI cannot be accessed, and retrying would not help."""
 
 
 class MissingError(AccessError):
@@ -102,7 +102,7 @@ class WeightsError(TwoStreamError):
 
 
 class TrainingError(TwoStreamError):
-    """A training run cannot go on."""
+    """A training run cannot continue."""
 
 
 class NonFiniteLossError(TrainingError):
@@ -117,11 +117,11 @@ class ClusterError(TwoStreamError):
 
 
 class TrackingError(TwoStreamError):
-    """What a run's journal holds cannot be delivered: there is none, or MLflow does not answer."""
+    """A run's outbox cannot be delivered: there is none, or MLflow does not answer."""
 
 
 class OutboxError(TrackingError):
-    """A run has no journal, or a file of it is damaged or was not written by this package."""
+    """A run has no outbox, or a file of it is damaged or was not written by this package."""
 
 
 class RegistryError(TwoStreamError):
@@ -129,9 +129,9 @@ class RegistryError(TwoStreamError):
 
 
 def own_error(error: BaseException) -> TwoStreamError | None:
-    """The package's own error inside the wrappers that a scheduler put around it, or None.
+    """Unwrap the package's own error from a scheduler's wrappers (Ray's task errors); None where there is none.
 
-    A disk that is full or may not be written becomes one.
+    An error of a disk that is full or may not be written becomes a StorageError.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -140,13 +140,13 @@ def own_error(error: BaseException) -> TwoStreamError | None:
             # Our messages are one line; Ray Data appends advice of its own.
             message = str(seen).partition("\n")[0]
             return seen if message == str(seen) else type(seen)(message)
-        if isinstance(seen, OSError) and (told := _told_of_disk(seen)):
-            return StorageError(told)
+        if isinstance(seen, OSError) and (message := _disk_fault(seen)):
+            return StorageError(message)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return None
 
 
-def _told_of_disk(error: OSError) -> str | None:
+def _disk_fault(error: OSError) -> str | None:
     """A disk that is full, may not be written or is not there for temporary files; None for any other fault."""
     # Ray Data puts its advice, several lines, where the file's name was.
     named = error.filename is not None and "\n" not in str(error.filename)
@@ -158,7 +158,7 @@ def _told_of_disk(error: OSError) -> str | None:
         )
     if error.errno == errno.EROFS:
         return (
-            f"a disk cannot be written ({error.strerror}: {where}): let TMPDIR, or the setting that names this place, "
+            f"a disk cannot be written ({error.strerror}: {where}): let TMPDIR, or the setting that names this path, "
             "name one that can, and run the same command again"
         )
     if "No usable temporary directory" in str(error):

@@ -1,4 +1,4 @@
-"""Which process is which, beyond its id: ids are used again, machines restart, containers count their own."""
+"""Identity of processes: ids are used again, machines restart, containers have ids of their own."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """Where a process id means something."""
+    """A machine or container within which process ids are comparable."""
 
     host: str
     """Name of the host, or of the container."""
     boot: str
-    """One of a kind for each start of the machine."""
+    """Unique for each start of the machine."""
     namespace: str
     """Process namespace: that of a container, or the machine's own."""
 
 
 @cache
 def this_machine() -> Machine:
-    """Where this process runs."""
+    """The machine or container of this process."""
     boot, namespace = "", ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -50,6 +50,6 @@ def is_gone(process: int, *, start: int) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # there, and somebody else's
+        pass  # there, and another user's
     began = started_at(process)
     return began is not None and began != start

@@ -1,399 +1,240 @@
+"""Journals that were cut, mixed up or made by somebody else."""
+
 import json
-import logging
-import socket
-import subprocess
-import sys
-import time
-from dataclasses import asdict, replace
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import pytest
-from mlflow_server import PASSWORD, USER, MlflowServer
 
 from twostream_ray.cli import main
-from twostream_ray.errors import TrackingError
-from twostream_ray.storage.locks import process_lock
+from twostream_ray.errors import OutboxError
 from twostream_ray.tracking import (
-    RunHandle,
     TrackingConfig,
     delivery,
     finish_run,
     log_artifacts,
-    log_history,
     log_metrics,
-    log_pictures,
     replay,
-    send,
+    run_at,
     start_run,
+    tag_run,
 )
 from twostream_ray.tracking.connection import client_for
-from twostream_ray.tracking.outbox import Outbox
 
-NOBODY = "http://ann:hush@127.0.0.1:9"  # the discard port: connections are refused
-
-
-def start(config: TrackingConfig, place: Path | str, **more: Any) -> RunHandle:
-    return start_run(config, run_name="run", run_uri=str(place), parameters={"lr": 0.1}, tags={}, **more)
-
-
-def runs_of(config: TrackingConfig) -> list[Any]:
-    client = client_for(config.resolved_uri())
-    experiment = client.get_experiment_by_name(config.experiment)
-    return list(client.search_runs([experiment.experiment_id])) if experiment else []
-
-
-def history(config: TrackingConfig, run_id: str, metric: str) -> list[Any]:
-    return sorted(
-        client_for(config.resolved_uri()).get_metric_history(run_id, metric), key=lambda row: (row.step, row.timestamp)
-    )
-
-
-def files_below(place: Path) -> str:
-    return "\n".join(f"{path} {path.read_bytes()!r}" for path in sorted(place.rglob("*")) if path.is_file())
+NOBODY = "http://127.0.0.1:9"
 
 
 @pytest.fixture
-def away_and_back(tracking: TrackingConfig, tmp_path: Path) -> tuple[TrackingConfig, TrackingConfig]:
-    """An experiment at a server that is away, and the same where it can be reached."""
-    back = replace(tracking, experiment=f"of {tmp_path.name}")
-    return replace(back, uri=NOBODY), back
+def here(tracking: TrackingConfig, tmp_path: Path) -> TrackingConfig:
+    return replace(tracking, experiment=f"of {tmp_path.name}")
 
 
-def test_a_run_whose_server_was_always_away_is_made_at_replay_with_its_times(
-    away_and_back: tuple[TrackingConfig, TrackingConfig], tmp_path: Path
-) -> None:
-    away, back = away_and_back
-    began_ms = int(time.time() * 1000)
-    handle = start(away, tmp_path)
-    assert handle.run_id == ""
-    for step in range(3):
-        log_metrics(handle, {"loss": 3.0 - step, "odd": float("nan")}, step=step)
-        time.sleep(0.01)
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "a.csv").write_text("a,b\n")
-    log_artifacts(handle, [tmp_path / "tables"], folder="kept")
-    figure = matplotlib.figure.Figure()
-    figure.subplots().plot([0, 1])
-    log_pictures(handle, {"curves": figure})
+@pytest.fixture
+def waiting(here: TrackingConfig, tmp_path: Path) -> Path:
+    """A run that was recorded while MLflow was away: 4 events of metrics, one of each other kind."""
+    place = tmp_path / "run"
+    place.mkdir()
+    handle = start_run(replace(here, uri=NOBODY), run_name="run", run_uri=str(place), parameters={"lr": 0.1}, tags={})
+    for step in range(4):
+        log_metrics(handle, {"loss": float(step), "odd": [1e308, float("nan"), float("-inf"), 0.0][step]}, step=step)
+    (place / "note.txt").write_text("kept")
+    log_artifacts(handle, [place / "note.txt"], folder="kept")
+    tag_run(handle, {"colour": "blue"})
     finish_run(handle)
-    ended_ms = int(time.time() * 1000)
-    assert not runs_of(back)
-    time.sleep(0.05)
-
-    delivered = replay(str(tmp_path), config=back)
-    assert (delivered.metrics, delivered.files, delivered.statuses, delivered.refused) == (6, 2, 1, 0)
-    (run,) = runs_of(back)
-    assert (run.info.run_id, run.info.run_name, run.info.status) == (delivered.run_id, "run", "FINISHED")
-    assert run.data.params == {"lr": "0.1"}
-    losses = history(back, run.info.run_id, "loss")
-    assert [(row.step, row.value) for row in losses] == [(0, 3.0), (1, 2.0), (2, 1.0)]
-    times = [run.info.start_time, *(row.timestamp for row in losses), run.info.end_time]
-    assert sorted(times) == times and began_ms <= times[0] and times[-1] <= ended_ms
-    assert len({row.timestamp for row in losses}) == 3
-    client = client_for(back.resolved_uri())
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "kept/tables")] == ["kept/tables/a.csv"]
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "pictures")] == ["pictures/curves.png"]
-
-    again = replay(str(tmp_path), config=back)
-    assert (again.metrics, again.files, again.statuses) == (0, 0, 0)
-    assert len(runs_of(back)) == 1 and len(history(back, run.info.run_id, "loss")) == 3
+    return place
 
 
-def test_one_run_comes_of_all_restarts_while_the_server_is_away(
-    away_and_back: tuple[TrackingConfig, TrackingConfig], tmp_path: Path
-) -> None:
-    away, back = away_and_back
-    first = start(away, tmp_path)
-    log_metrics(first, {"loss": 1.0}, step=0)
-    finish_run(first, "FAILED")
-    delivery._outages.clear()  # another process
-    second = start(away, tmp_path)
-    log_history(second, {0: {"loss": 1.5}, 1: {"loss": 0.5}})  # step 0 again, as after a crash
-    delivery._outages.clear()
-    third = start(back, tmp_path)  # and now MLflow is there: what waited is delivered
-    (run,) = runs_of(back)
-    assert third.run_id == run.info.run_id and run.info.status == "RUNNING"
-    assert [(row.step, row.value) for row in history(back, run.info.run_id, "loss")] == [(0, 1.0), (1, 0.5)]
-    assert Outbox(run_uri=str(tmp_path)).count() == 0
+def events(place: Path) -> list[Path]:
+    return sorted((place / "tracking-journal" / "events").iterdir())
 
 
-@pytest.mark.parametrize("killed_before", ["log_batch", "write_ids", "remove", "delete"])
-def test_a_replay_killed_at_any_point_leaves_nothing_twice(
-    killed_before: str, away_and_back: tuple[TrackingConfig, TrackingConfig], tmp_path: Path
-) -> None:
-    away, back = away_and_back
-    handle = start(away, tmp_path)
-    for step in range(3):
-        log_metrics(handle, {"loss": float(step)}, step=step)
-    (tmp_path / "note.txt").write_text("kept")
-    log_artifacts(handle, [tmp_path / "note.txt"])
-    finish_run(handle)
-    script = (
-        "import os, sys\n"
-        "from mlflow import MlflowClient\n"
-        "from twostream_ray import storage\n"
-        "from twostream_ray.tracking import TrackingConfig, replay\n"
-        "from twostream_ray.tracking.outbox import Outbox\n"
-        "owner = {'log_batch': MlflowClient, 'delete': storage}.get(sys.argv[1], Outbox)\n"
-        "original, calls = getattr(owner, sys.argv[1]), []\n"
-        "def killed(*arguments, **named):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) > int(sys.argv[2]):\n"
-        "        os._exit(9)\n"
-        "    return original(*arguments, **named)\n"
-        "setattr(owner, sys.argv[1], killed)\n"
-        "replay(sys.argv[3], config=TrackingConfig(uri=sys.argv[4]))\n"
-    )
-    survived = {"log_batch": "1", "write_ids": "0", "remove": "1", "delete": "1"}[killed_before]
-    command = [sys.executable, "-c", script, killed_before, survived, str(tmp_path), back.resolved_uri()]
-    assert subprocess.run(command, check=False).returncode == 9
-    assert Outbox(run_uri=str(tmp_path)).count() > 0
-
-    replay(str(tmp_path), config=back)
-    (run,) = runs_of(back)
-    assert [(row.step, row.value) for row in history(back, run.info.run_id, "loss")] == [(0, 0.0), (1, 1.0), (2, 2.0)]
-    assert run.data.params == {"lr": "0.1"} and run.info.status == "FINISHED"
-    client = client_for(back.resolved_uri())
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
-    left = [path.name for path in (tmp_path / "tracking-journal").rglob("*") if path.is_file()]
-    assert sorted(left) == ["mlflow.json", "run.json"]
+def of_kind(place: Path, kind: str) -> Path:
+    return next(event for event in events(place) if json.loads(event.read_text())["kind"] == kind)
 
 
-def test_an_absent_server_is_told_once_and_holds_up_no_epoch(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[float] = []
-    original = delivery._deliver
-
-    def counted(*arguments: Any, **settings: Any) -> delivery.Delivery:
-        asked.append(time.monotonic())
-        return original(*arguments, **settings)
-
-    monkeypatch.setattr(delivery, "_deliver", counted)
-    clock = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    with caplog.at_level(logging.WARNING, "twostream_ray"):
-        handle = start(TrackingConfig(uri=NOBODY), tmp_path)
-        tried = []
-        began = time.process_time()
-        for step in range(200):  # an epoch every 5 seconds
-            log_metrics(handle, {"loss": 1.0}, step=step)
-            clock[0] += 5.0
-            tried.append(len(asked))
-    spent = time.process_time() - began
-    waits = [step for step in range(1, 200) if tried[step] > tried[step - 1]]
-    assert waits == [3, 9, 21, 45, 93, 153], "after 15, 30, 60, 120, 240, 300, 300 s"
-    assert spent < 2
-    told = [record.getMessage() for record in caplog.records if "cannot be reached" in record.getMessage()]
-    assert len(told) == 1 and f"waits in {tmp_path}/tracking-journal; training continues" in told[0]
-    assert "hush" not in caplog.text
-    assert Outbox(run_uri=str(tmp_path)).count() == 200
+def losses(config: TrackingConfig, run_id: str) -> list[int]:
+    return sorted(row.step for row in client_for(config.resolved_uri()).get_metric_history(run_id, "loss"))
 
 
-def test_a_server_that_accepts_and_says_nothing_costs_one_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")  # instead of ours of 10 s
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")  # has no say in what may not be done twice
-    client_for("http://127.0.0.1:9")  # imports MLflow, which takes seconds
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.listen()
-        began = time.monotonic()
-        handle = start(TrackingConfig(uri=f"http://127.0.0.1:{silent.getsockname()[1]}"), tmp_path)
-        assert 2 <= time.monotonic() - began < 6
-        began = time.monotonic()
-        log_metrics(handle, {"loss": 1.0}, step=0)
-        assert time.monotonic() - began < 1
-    assert Outbox(run_uri=str(tmp_path)).count() == 1
-
-
-def test_what_mlflow_itself_refuses_is_set_aside_and_holds_up_nothing(
-    tracking: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    handle = start(tracking, tmp_path)
-    outbox = Outbox(run_uri=str(tmp_path))
-    outbox.append("metrics", {"rows": [["loss", 0, 1.0]]})
-    outbox.append("metrics", {"rows": [["a\nkey", 0, 1.0]]})
-    log_metrics(handle, {"loss": 2.0}, step=1)
-    assert [row.step for row in history(tracking, handle.run_id, "loss")] == [0, 1]
-    (refused,) = (tmp_path / "tracking-journal" / "refused").iterdir()
-    assert json.loads(refused.read_text())["values"] == {"rows": [["a\nkey", 0, 1.0]]}
-    assert "MLflow refused an event" in caplog.text
-    assert outbox.count() == 0
-
-
-def test_what_one_process_only_writes_down_another_sends(tracking: TrackingConfig, tmp_path: Path) -> None:
-    handle = start(tracking, tmp_path)
-    script = (
-        "import sys\n"
-        "from twostream_ray.tracking import write_history\n"
-        "print(write_history(sys.argv[1], {0: {'loss': 1.0}}), 'mlflow' in sys.modules)"
-    )
-    told = subprocess.run([sys.executable, "-c", script, handle.run_uri], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["True", "False"]
-    assert history(tracking, handle.run_id, "loss") == []
-    send(handle)
-    assert [(row.step, row.value) for row in history(tracking, handle.run_id, "loss")] == [(0, 1.0)]
-
-
-def test_a_run_that_a_person_deleted_is_made_anew(tracking: TrackingConfig, tmp_path: Path) -> None:
-    handle = start(tracking, tmp_path)
-    client_for(handle.tracking_uri).delete_run(handle.run_id)
-    anew = start(tracking, tmp_path)
-    assert anew.run_id not in ("", handle.run_id)
-    log_metrics(handle, {"loss": 1.0}, step=0)  # by a process whose handle is older
-    assert [row.step for row in history(tracking, anew.run_id, "loss")] == [0]
-
-
-def test_a_run_moves_to_another_server_with_its_parameters(tracking: TrackingConfig, tmp_path: Path) -> None:
-    start(tracking, tmp_path / "run")
-    other = TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db")
-    moved = start(other, tmp_path / "run")
-    assert client_for(moved.tracking_uri).get_run(moved.run_id).data.params == {"lr": "0.1"}
-
-
-def test_many_processes_that_log_into_one_journal_lose_and_double_nothing(
-    tracking: TrackingConfig, tmp_path: Path
-) -> None:
-    handle = start(tracking, tmp_path)
-    script = (
-        "import sys\n"
-        "from twostream_ray.tracking import RunHandle, log_metrics\n"
-        "handle = RunHandle(tracking_uri=sys.argv[1], run_uri=sys.argv[2], experiment_id='', run_id='')\n"
-        "for step in range(10):\n"
-        "    log_metrics(handle, {f'loss{sys.argv[3]}': step / 2, 'shared': 1.0}, step=step)\n"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script, handle.tracking_uri, handle.run_uri, str(number)])
-        for number in range(2)
+def test_values_that_json_does_not_have_survive_the_journal(here: TrackingConfig, waiting: Path) -> None:
+    for event in events(waiting):
+        json.loads(event.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    run_id = replay(str(waiting), config=here).run_id
+    rows = client_for(here.resolved_uri()).get_metric_history(run_id, "odd")
+    assert [str(row.value) for row in sorted(rows, key=lambda row: row.step)][1:] == [
+        "nan",
+        "-1.7976931348623157e+308",
+        "0.0",
     ]
-    assert [process.wait() for process in processes] == [0, 0]
-    finish_run(handle)
-    for metric in ("loss0", "loss1", "shared"):
-        assert [row.step for row in history(tracking, handle.run_id, metric)] == list(range(10))
 
 
-def test_while_another_process_delivers_a_training_only_writes_down(tracking: TrackingConfig, tmp_path: Path) -> None:
-    handle = start(tracking, tmp_path)
-    outbox = Outbox(run_uri=str(tmp_path))
-    with process_lock(outbox.uri, wait_s=0):
-        began = time.monotonic()
-        log_metrics(handle, {"loss": 1.0}, step=0)
-        assert time.monotonic() - began < 2
-        assert outbox.count() == 1
-    log_metrics(handle, {"loss": 0.5}, step=1)
-    assert [row.step for row in history(tracking, handle.run_id, "loss")] == [0, 1]
+DAMAGE: dict[str, Callable[[str], str | bytes]] = {
+    "cut": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "no object": lambda text: "[]",
+    "another kind": lambda text: text.replace("metrics", "surprise"),
+    "no kind": lambda text: text.replace('"kind"', '"sort"'),
+    "rows of another shape": lambda text: json.dumps(json.loads(text) | {"values": {"rows": [["loss", 0]]}}),
+    "a step that is none": lambda text: json.dumps(json.loads(text) | {"values": {"rows": [["loss", "0", 1.0]]}}),
+    "a value that is none": lambda text: json.dumps(json.loads(text) | {"values": {"rows": [["loss", 0, {}]]}}),
+    "values of a file": lambda text: json.dumps(json.loads(text) | {"values": {"folder": "x"}}),
+    "a number without end": lambda text: text.replace("1.0", "9" * 5000),
+    "deep": lambda text: "[" * 100_000,
+    "not UTF-8": lambda text: b"\xff\xfe" + text.encode(),
+    "not of the time": lambda text: json.dumps(json.loads(text) | {"time_ms": -5}),
+}
 
 
-def test_replay_on_the_command_line_finds_all_runs_and_says_what_it_did(
-    away_and_back: tuple[TrackingConfig, TrackingConfig],
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_event_is_kept_aside_in_one_line_and_the_others_arrive(
+    damage: str, here: TrackingConfig, waiting: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    event = events(waiting)[1]
+    spoilt = DAMAGE[damage](event.read_text())
+    event.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
+    before = event.read_bytes()
+    delivered = replay(str(waiting), config=here)
+    assert (delivered.refused, delivered.files, delivered.statuses) == (1, 1, 1)
+    assert losses(here, delivered.run_id) == [0, 2, 3]
+    told = [record.getMessage() for record in caplog.records if str(event) in record.getMessage()]
+    assert len(told) == 1 and "\n" not in told[0] and "it is kept in" in told[0]
+    kept = waiting / "tracking-journal" / "refused" / event.name
+    assert kept.read_bytes() == before
+    assert not events(waiting)
+    assert replay(str(waiting), config=here).refused == 0
+
+
+@pytest.mark.parametrize("folder", ["../../outside", "/etc", "a/../../b", "..", "a/./b", "back\\slash", "x" * 900])
+def test_files_never_go_to_a_folder_above_their_run(folder: str, here: TrackingConfig, waiting: Path) -> None:
+    event = of_kind(waiting, "files")
+    event.write_text(json.dumps(json.loads(event.read_text()) | {"values": {"folder": folder}}))
+    delivered = replay(str(waiting), config=here)
+    assert (delivered.refused, delivered.files, delivered.metrics) == (1, 0, 8)
+    assert (waiting / "tracking-journal" / "files" / event.stem / "note.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("link", ["a file", "a folder", "its own folder"])
+def test_links_out_of_the_journal_are_neither_sent_nor_deleted(
+    link: str, here: TrackingConfig, waiting: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "diary.txt").write_text("dear diary")
+    event = of_kind(waiting, "files")
+    files = waiting / "tracking-journal" / "files" / event.stem
+    match link:
+        case "a file":
+            (files / "diary.txt").symlink_to(private / "diary.txt")
+        case "a folder":
+            (files / "more").symlink_to(private)
+        case _:
+            shutil.rmtree(files)
+            files.symlink_to(private)
+    delivered = replay(str(waiting), config=here)
+    assert (private / "diary.txt").read_text() == "dear diary"
+    assert (delivered.refused, delivered.files, delivered.metrics) == (1, 0, 8)
+    client = client_for(here.resolved_uri())
+    assert not client.list_artifacts(delivered.run_id, "kept")
+    assert "leads outside" in caplog.text
+
+
+def test_what_is_no_event_of_ours_is_left_alone(here: TrackingConfig, waiting: Path, tmp_path: Path) -> None:
+    folder = waiting / "tracking-journal" / "events"
+    (folder / "notes.txt").write_text("mine")
+    (folder / "mine.json").write_text("{}")
+    (folder / "below").mkdir()
+    (folder / "below" / events(waiting)[0].name).write_text("{}")
+    os.mkfifo(folder / f"{1:020d}-00000000-1.json")
+    delivered = replay(str(waiting), config=here)
+    assert (delivered.metrics, delivered.files, delivered.statuses) == (8, 1, 1)
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file())[-2:] == ["mine.json", "notes.txt"]
+
+
+RUN_DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a key that asks for more": lambda run: run | {"key": "x' OR attributes.status = 'FINISHED"},
+    "no key": lambda run: {name: value for name, value in run.items() if name != "key"},
+    "more": lambda run: run | {"else": 1},
+    "parameters that are none": lambda run: run | {"parameters": {"lr": 0.1}},
+    "a list": lambda run: [run],
+}
+
+
+@pytest.mark.parametrize("damage", RUN_DAMAGE)
+def test_a_run_that_does_not_say_who_it_is_is_named_and_all_others_are_delivered(
+    damage: str,
+    here: TrackingConfig,
+    waiting: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    away, back = away_and_back
-    for name in ("one", "deep/two"):
-        handle = start(away, tmp_path / name)
-        log_metrics(handle, {"loss": 1.0}, step=0)
-        finish_run(handle)
+    told = waiting / "tracking-journal" / "run.json"
+    bad = tmp_path / "bad"
+    shutil.copytree(waiting, bad)
+    (bad / "tracking-journal" / "run.json").write_text(json.dumps(RUN_DAMAGE[damage](json.loads(told.read_text()))))
     monkeypatch.chdir(tmp_path)
-    assert main(["track", "replay", "one", "--tracking.uri", NOBODY]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "127.0.0.1:9 did not take the journal" in line and "2 events wait" in line and "hush" not in line
-    assert main(["track", "replay", "--storage", ".", "--tracking.uri", back.resolved_uri()]) == 0
-    told = capsys.readouterr().out
-    assert f"{tmp_path}/one: metric values 1, statuses 1" in told and f"{tmp_path}/deep/two: metric values 1" in told
-    assert len(runs_of(back)) == 2
-    assert main(["track", "replay", "one", "deep/two", "--tracking.uri", back.resolved_uri()]) == 0
-    assert capsys.readouterr().out.count("nothing was waiting") == 2
-    assert len(runs_of(back)) == 2
-    for wrong in (["track", "replay", "nowhere"], ["track", "replay", "--storage", "one/tracking-journal"], ["track"]):
-        assert main(wrong) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
+    uri = here.resolved_uri()
+    assert main(["track", "replay", "--storage", ".", "--tracking.uri", uri]) == 2
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert str(bad / "tracking-journal" / "run.json") in line and "move run.json away" in line
+    assert f"{waiting}: metric values 8" in shown.out
+    with pytest.raises(OutboxError, match=r"run\.json"):
+        start_run(here, run_name="run", run_uri=str(bad), parameters={}, tags={})
+    assert run_at(here, run_uri=str(bad)) is None
+    assert len(events(bad)) == 7, "nothing is lost"
+    (bad / "tracking-journal" / "run.json").rename(tmp_path / "away")  # the way out
+    assert start_run(here, run_name="run", run_uri=str(bad), parameters={}, tags={}).run_id
+    assert not [event for event in events(bad) if "status" not in event.read_text()]
 
 
-def test_a_place_without_a_journal_is_named(tracking: TrackingConfig, tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match=rf"a run's directory .* was wanted, {tmp_path} has none"):
-        replay(str(tmp_path), config=tracking)
+def test_damaged_ids_are_put_aside_and_the_run_is_found_again(here: TrackingConfig, waiting: Path) -> None:
+    first = replay(str(waiting), config=here)
+    ids = waiting / "tracking-journal" / "mlflow.json"
+    for junk in ("{", '{"experiment_id": "1", "run_id": "../../x"}', "[]"):
+        ids.write_text(junk)
+        assert replay(str(waiting), config=here).run_id == first.run_id
+        assert json.loads(ids.read_text())["run_id"] == first.run_id
+    kept = [path for path in (waiting / "tracking-journal" / "refused").iterdir() if path.name.endswith("mlflow.json")]
+    assert len(kept) == 3
 
 
-def test_a_journal_lives_on_an_object_store(
-    away_and_back: tuple[TrackingConfig, TrackingConfig],
-    object_store: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_mutated_journals_are_delivered_or_named_and_never_lead_outside(
+    here: TrackingConfig, waiting: Path, tmp_path: Path
 ) -> None:
-    from s3 import ENVIRONMENT
-
-    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{object_store}"}).items():
-        monkeypatch.setenv(name, value)
-    away, back = away_and_back
-    handle = start(away, "s3://archive/runs/first")
-    log_metrics(handle, {"loss": 1.0}, step=0)
-    (tmp_path / "note.txt").write_text("kept")
-    log_artifacts(handle, [tmp_path / "note.txt"])
-    log_metrics(handle, {"loss": 0.5}, step=1)
-    finish_run(handle)
-    assert main(["track", "replay", "--storage", "s3://archive/runs", "--tracking.uri", back.resolved_uri()]) == 0
-    (run,) = runs_of(back)
-    assert [row.value for row in history(back, run.info.run_id, "loss")] == [1.0, 0.5]
-    client = client_for(back.resolved_uri())
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
-    assert Outbox(run_uri=handle.run_uri).count() == 0
-
-
-def test_a_guarded_server_killed_and_started_again_has_everything_once_and_no_password_is_seen(
-    guarded: MlflowServer,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    by_environment = TrackingConfig(uri=guarded.uri)
-    by_uri = TrackingConfig(uri=f"http://{USER}:{PASSWORD}@127.0.0.1:{guarded.port}")
-    handles = [
-        start_run(
-            config,
-            run_name=name,
-            run_uri=str(tmp_path / name),
-            parameters={"tracking": asdict(config), "server": {"password": PASSWORD}},
-            tags={"token": PASSWORD},
-        )
-        for name, config in {"environment": by_environment, "uri": by_uri}.items()
-    ]
-    outboxes = [Outbox(run_uri=handle.run_uri) for handle in handles]
-    assert all(handle.run_id for handle in handles)
-    logged_ms = {}
-    for step in range(12):
-        if step == 4:
-            guarded.kill()
-        if step == 8:
-            guarded.start()
-            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another")  # refused is as good as away
-        if step == 10:
-            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        if step in (6, 8, 10):
-            delivery._outages.clear()  # the pause is over
-        before = int(time.time() * 1000)
-        for handle in handles:
-            log_metrics(handle, {"loss": 12.0 - step, "top1": step / 12}, step=step)
-        logged_ms[step] = (before, int(time.time() * 1000))
-        waiting = {4: 1, 5: 2, 6: 3, 7: 4, 8: 5, 9: 6}.get(step, 0)
-        assert outboxes[0].count() == waiting
-        assert outboxes[1].count() == (waiting if step < 8 else 0), "its password stood in the URI"
-    for handle, config in zip(handles, (by_environment, by_uri), strict=True):
-        finish_run(handle)
-        for metric in ("loss", "top1"):
-            rows = history(config, handle.run_id, metric)
-            assert [row.step for row in rows] == list(range(12))
-            assert all(logged_ms[row.step][0] <= row.timestamp <= logged_ms[row.step][1] for row in rows)
-    runs = runs_of(by_environment)
-    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
-    stored = "".join(str(run.to_dictionary()) for run in runs)
-    assert "tracking.uri" in stored and "hidden" in stored
-    assert PASSWORD not in stored + files_below(tmp_path) + caplog.text + "".join(capfd.readouterr())
-    assert "401" in caplog.text and "cannot be reached" in caplog.text
+    draw = random.Random(22)
+    original = tmp_path / "original"
+    waiting.rename(original)
+    for number in range(25):
+        shutil.copytree(original, waiting)
+        paths = sorted(path for path in (waiting / "tracking-journal").rglob("*.json") if path.is_file())
+        path = draw.choice(paths)
+        content = bytearray(path.read_bytes())
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(content))
+            match draw.randrange(4):
+                case 0:
+                    content[at] = draw.randrange(256)
+                case 1:
+                    del content[at : at + draw.randint(1, 30)]
+                case 2:
+                    content[at:at] = draw.choice([b"../", b'"', b"null", b"1e999", b"{", b"-", b"NaN", b"\x00"])
+                case _:
+                    content = content[: at + 1]
+            content = content or bytearray(b" ")
+        path.write_bytes(content)
+        try:
+            delivered = replay(str(waiting), config=here)
+            assert delivered.metrics + 2 * delivered.refused >= 0
+            assert not events(waiting), number
+        except OutboxError as error:
+            assert path.name == "run.json" and str(path) in str(error) and "\n" not in str(error)
+            assert len(events(waiting)) == 7
+        shutil.rmtree(waiting)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["original"]
+    delivery._outages.clear()

@@ -1,12 +1,9 @@
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.figure
 import pytest
 
-from twostream_ray.errors import ConfigError
 from twostream_ray.tracking import (
     RunHandle,
     TrackingConfig,
@@ -18,27 +15,12 @@ from twostream_ray.tracking import (
     start_run,
     tag_run,
 )
-from twostream_ray.tracking.connection import client_for, load_mlflow
+from twostream_ray.tracking.connection import client_for
 from twostream_ray.tracking.record import flat_parameters
 
 
 def steps_of(handle: RunHandle, metric: str) -> list[tuple[int, float]]:
     return [(row.step, row.value) for row in client_for(handle.tracking_uri).get_metric_history(handle.run_id, metric)]
-
-
-def test_importing_tracking_does_notload_mlflow() -> None:
-    code = "import sys, twostream_ray.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_telemetry_of_mlflow_is_off(tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "")  # so that it is put back afterwards
-    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
-    load_mlflow.cache_clear()
-    client_for(tracking.resolved_uri())
-    from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
-
-    assert MLFLOW_DISABLE_TELEMETRY.get() is True
 
 
 def test_run_keeps_parameters_metrics_tags_and_files(tracking: TrackingConfig, tmp_path: Path) -> None:
@@ -165,20 +147,6 @@ def test_store_that_cannot_be_opened_does_not_stop_training(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/file/mlflow.db")
     assert start_run(config, run_name="r", run_uri=str(tmp_path / "run"), parameters={}, tags={}).run_id == ""
-
-
-def test_uri_of_a_plain_folder_is_refused_with_the_way_out() -> None:
-    with pytest.raises(ConfigError, match=r"wants sqlite:///FILE\.db, http\(s\)://HOST.*got './mlruns'"):
-        TrackingConfig(uri="./mlruns")
-
-
-def test_default_store_is_a_file_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert TrackingConfig().resolved_uri() == f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
-    assert TrackingConfig().resolved_uri() == f"sqlite:///{tmp_path}/other.db"
-    assert TrackingConfig(uri="http://server:5000").resolved_uri() == "http://server:5000"
 
 
 def test_a_trial_lies_below_its_search_and_is_tagged_when_it_is_over(tracking: TrackingConfig, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where MLflow's SQLite file lies, and what keeps it from being used."""
+"""Where MLflow's SQLite file is, and what keeps it from being used."""
 
 import os
 import subprocess
@@ -83,48 +83,6 @@ def test_options_of_a_url_stay_options(tmp_path: Path) -> None:
 def test_a_url_that_names_no_file_that_stays_is_refused(uri: str) -> None:
     with pytest.raises(ConfigError, match=r"wants a SQLite file that stays, as sqlite:///FILE\.db, got"):
         TrackingConfig(uri=uri)
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "http://",
-        "http:///x",
-        "http://host:port",
-        "http://host:99999",
-        "https://ho st",
-        "ftp://host",
-        "mlruns",
-        "/some/directory",
-        "file:///some/mlruns",
-        "sqlite:relative.db",
-        "//host",
-        "http:/host",
-    ],
-)
-def test_what_is_no_uri_of_mlflow_is_refused_in_one_line_wherever_it_comes_from(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"tracking\.uri \(or MLFLOW_TRACKING_URI\) wants"):
-        TrackingConfig(uri=uri)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert main(["pull", "out"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "MLFLOW_TRACKING_URI" in line
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_empty_environment_variable_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "  ")
-    assert TrackingConfig().resolved_uri() == f"sqlite:///{tmp_path}/mlflow.db"
-
-
-def test_a_database_without_its_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="install the database's driver, or name another store") as caught:
-        TrackingConfig(uri="postgresql+nonsense://ann:p/ss@host/db").require_usable()
-    assert "ss@" not in str(caught.value)
 
 
 @pytest.mark.parametrize("verb", [["pull", "out"], ["predict", "x.mp4"], ["rollback"]])

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import socket
 import threading
 import time
@@ -25,7 +24,7 @@ from twostream_ray.tracking import (
     rollback,
     start_run,
 )
-from twostream_ray.tracking.connection import client_for, short_timeouts, with_deadline
+from twostream_ray.tracking.connection import client_for, with_deadline
 from twostream_ray.tracking.outbox import Outbox
 from twostream_ray.tracking.timeouts import call_with_deadline
 
@@ -166,23 +165,6 @@ def test_what_goes_wrong_in_limited_work_is_raised_where_it_is_waited_for() -> N
 
     with pytest.raises(KeyError, match="this"):
         call_with_deadline(work, limit_s=5, grace_s=0)
-
-
-def test_overlapping_patience_of_threads_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    monkeypatch.delenv(name, raising=False)
-    first, second = short_timeouts(repeat=False), short_timeouts()
-    with first:
-        assert os.environ[name] == "0"
-        second.__enter__()
-        assert os.environ[name] == "2"
-    assert os.environ[name] == "2", "the second still runs"
-    second.__exit__(None, None, None)
-    assert name not in os.environ
-    monkeypatch.setenv(name, "5")
-    with short_timeouts(), short_timeouts(repeat=False):
-        assert os.environ[name] == "0"
-    assert os.environ[name] == "5"
 
 
 @pytest.mark.parametrize("what", ["drips its headers", "drips its answer", "answers without end"])
