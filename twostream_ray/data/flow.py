@@ -177,8 +177,8 @@ def mean_vectors(fields: NDArray[np.float32]) -> NDArray[np.float32]:
 def along_trajectories(fields: NDArray[np.float32]) -> NDArray[np.float32]:
     """Fields of consecutive frames, each sampled where the motion has led (Simonyan and Zisserman 2014, sec. 3.1).
 
-    A point starts at its place, p_1 = (u, v), and moves on, p_k = p_{k-1} + d_{k-1}(p_{k-1}); d_k(p_k) is stacked.
-    Places between pixels are interpolated linearly, beyond the frame its edge counts.
+    A point starts at its own position, p_1 = (u, v), and moves, p_k = p_{k-1} + d_{k-1}(p_{k-1}); d_k(p_k) is stacked.
+    Positions between pixels are interpolated linearly, beyond the frame its edge counts.
 
     Shape: (L, 2, H, W) in px, x then y -> the same.
     """

@@ -115,13 +115,13 @@ def ingest(
 ) -> IngestReport:
     """Bring the shard set at `config.out` up to date with the catalog; finished shards are not written again.
 
-    `announce` hears, before the work begins, what is to be done and how long and large it will about be.
+    `announce` is called before the work begins with sentences: what is to be done, how long it takes, how large it is.
 
     Raises:
         CatalogError: folders or lists are not what the layout says.
         ConfigError: `out` is not apart from what is ingested, or holds what must not be lost (see `replace`).
         ShardError: what earlier ingests wrote there is damaged.
-        StorageError: a place cannot be read or written.
+        StorageError: a directory or prefix cannot be read or written.
         TooManyBadVideosError: more videos are bad than max_bad_fraction allows; shards and quarantine table are kept,
             also those of before.
         LeaseError: another ingest is at work there.
@@ -209,10 +209,10 @@ def _labelled_as(before: Standing, catalog: Catalog, config: IngestConfig) -> Ca
 
 
 def refuse_overlap(config: IngestConfig, catalog: Catalog) -> None:
-    """Shards must not lie among videos and lists: their folders would be taken for classes, or classes for shards.
+    """Shards must not be among videos and lists: their folders would be taken for classes, or classes for shards.
 
     Raises:
-        ConfigError: `out` is, holds or lies in a place that is read, by whatever name, or a folder of clips lies in it.
+        ConfigError: `out` is, holds or is in a folder that is read, by whatever name, or a folder of clips is in it.
     """
     out = config.out
     own = (out, storage.join(out, "shards"), storage.join(out, "parts"))
@@ -241,11 +241,11 @@ def _notes_of(parts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def catalog_of(config: IngestConfig) -> Catalog:
-    """The clips of all data sets that are to be ingested, at absolute places: tasks run in other directories.
+    """The clips of all data sets that are to be ingested, at absolute URIs: tasks run in other directories.
 
     Raises:
         CatalogError: folders or lists are not what the layout says.
-        StorageError: a place cannot be read.
+        StorageError: a directory or prefix cannot be read.
     """
     catalogs = [_placed(catalog) for catalog in (config.catalog, *config.more)]
     return read_catalogs(

@@ -17,7 +17,7 @@ def test_decord_fetches_the_frames_that_we_do() -> None:
     with SecondDecoder() as decoder:
         for _ in range(2):
             decoder.compare("a", memoryview(CLIP), 20)
-        assert decoder.sentence() == "decord, a second decoder, fetches the same frames of 2 clips"
+        assert decoder.sentence() == "decord, a second decoder, fetches the same frames of 2 of 2 clips"
 
 
 def test_a_wrong_frame_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,5 +41,8 @@ def test_a_crash_or_a_refusal_is_counted_and_the_next_clip_compared(monkeypatch:
         monkeypatch.setattr(second_decoder, "fetch_frames", lambda *_, **__: np.zeros((4, 64, 80, 3), np.uint8))
         decoder.compare("d", b"no video", 20)
         said = decoder.sentence()
-    assert said == "decord, a second decoder, fetches the same frames of 2 clips; it cannot read 2, for example b"
+    assert (
+        said
+        == "decord, a second decoder, fetches the same frames of 2 of 4 clips; it cannot read the others, for example b"
+    )
     assert decoder._child is None

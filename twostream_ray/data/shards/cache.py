@@ -26,7 +26,7 @@ _IDLE_S = 3600.0
 class ShardCache:
     """A directory of shards named by their sha256, within a limit, for any number of processes and shard sets.
 
-    Where the limit is reached, entries that nobody has read for an hour make room, the longest unread first; if there
+    Where the limit is reached, entries unread for an hour make room, the longest unread first; if there
     are none, further shards are read from the store as without a cache.
     """
 
@@ -48,7 +48,7 @@ class ShardCache:
         if _touched(entry):
             return entry
         claim(self._directory, setting="data.cache")
-        # Whoever comes second waits for the first; the lock of one that dies is free.
+        # The second process waits for the first; the lock of one that dies is free.
         with locked(self._directory / f"{sha256}.lock"):
             if _touched(entry):
                 return entry

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from twostream_ray.data.flow import CONTRACT_SCHEMA, FlowContract
 from twostream_ray.errors import ShardError
+from twostream_ray.redaction import one_line
 from twostream_ray.storage import json_files
 from twostream_ray.storage.json_files import COUNT, SHA256, WORD, list_of, record
 
@@ -122,7 +123,7 @@ def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream 
 
 
 def read_index(content: bytes, manifest: Manifest, *, where: str) -> pa.Table:
-    """The index from the bytes of index.parquet: every clip once, in a place that there is, with a label of a class.
+    """The index from the bytes of index.parquet: every clip once, in a row that there is, with a label of a class.
 
     Raises:
         ShardError: it is no index, or contradicts its manifest.
@@ -143,8 +144,7 @@ def read_index(content: bytes, manifest: Manifest, *, where: str) -> pa.Table:
         table.validate(full=True)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ShardError(
-            f"an index of shards was wanted at {where} ({' '.join(str(error).split())[:160]}): run `twostream ingest` "
-            "again"
+            f"an index of shards was wanted at {where} ({one_line(error)}): run `twostream ingest` again"
         ) from error
     splits = table["splits"].combine_chunks()
     if any(table[name].null_count for name in table.column_names) or splits.flatten().null_count:

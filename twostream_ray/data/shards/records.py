@@ -1,7 +1,7 @@
-"""Records of finished shards: what a later ingest keeps of a place, and which files there are its own to delete.
+"""Records of finished shards: what a later ingest keeps of a shard set, and which files there it may delete.
 
-Nothing is deleted but what a record of this place names, by a name that only ingest gives, in the size that it wrote,
-and that is a shard by its own footer. Whatever else lies there is left alone and spoken of.
+Nothing is deleted but what a record of this set names, by a name that only ingest gives, in the size that it wrote,
+and that is a shard by its own footer. Any other file is left alone and reported.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class StaleShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """What earlier ingests left in a place."""
+    """What earlier ingests left in a directory or prefix."""
 
     out: str
     """Directory or s3:// prefix."""
@@ -114,7 +114,7 @@ class Standing:
     """Every file in shards/, with its size in bytes."""
 
     partial: tuple[str, ...]
-    """What writing left when it was killed, below the place."""
+    """What writing left when it was killed, below it."""
 
     foreign: tuple[str, ...]
     """Files in parts/ and shards/ that no record names."""
@@ -128,7 +128,7 @@ def survey(out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frame
 
     Raises:
         ShardError: a record is damaged.
-        StorageError: the place cannot be read.
+        StorageError: `out` cannot be read.
     """
     names, sizes = _listed(out, "parts"), _listed(out, "shards")
     wanted = {clip.clip_id: clip for clip in clips}
@@ -166,7 +166,7 @@ def survey(out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frame
 
 def _listed(out: str, folder: str) -> dict[str, int]:
     uri = storage.join(out, folder)
-    # A store or a disk that does not answer must not look like a new place.
+    # A store or a disk that does not answer must not look like a new directory.
     return dict(storage.list_files(uri)) if storage.exists(uri) else {}
 
 
@@ -229,7 +229,7 @@ def _what_has_changed(
 
 
 def _was_away(reason: str, clip: Clip) -> bool:
-    """Whether a clip that was listed could not be had then; flow images that nobody made are no such case."""
+    """Whether a clip that was listed could not be had then; flow images that were never made are no such case."""
     return reason.startswith((AccessError.__name__, MissingError.__name__)) and not any(
         uri in reason for uri in clip.flow_uris
     )
@@ -240,13 +240,13 @@ def _ids(entries: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def refuse_loss(standing: Standing, *, clips: Sequence[Clip], root: str, replaced: bool) -> None:
-    """Refuse to bring a place up to date where that would drop finished shards of another data set, or of a folder
+    """Refuse to bring a shard set up to date where that would drop finished shards of another data set, or of a folder
     that may only be away at the moment, unless they are to be `replaced`; and where it would overwrite files of others.
 
     Raises:
-        ConfigError: it would; the message says what lies there.
-        ShardError: the manifest that lies there is damaged.
-        StorageError: the place cannot be read.
+        ConfigError: it would; the message says what is there.
+        ShardError: the manifest there is damaged.
+        StorageError: `out` cannot be read.
     """
     out = standing.out
     named = _refuse_files_of_others(out, replaced=replaced)
@@ -341,7 +341,7 @@ def delete_stale(standing: Standing, *, written: Sequence[Mapping[str, Any]]) ->
     To be called once the new manifest is there.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: `out` cannot be written.
     """
     keys = {values["key"] for values in written}
     shards = {values["shard"] for values in written}

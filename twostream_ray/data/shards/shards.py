@@ -8,8 +8,8 @@ A shard set is a directory or prefix:
     shards/*.parquet     128 rows a file, 16 rows a row group, one column per stream
     parts/*.json         one record per finished shard: what a later ingest need not repeat
 
-Names are content-addressed: the same videos, settings and versions of the encoder give the same files, whoever
-writes them, on which x86 processor, and in what order.
+Names are content-addressed: the same videos, settings and versions of the encoder give the same files, in
+whatever order and on whichever x86 processor they are written.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.manifest import INDEX_LIMIT_BYTES, named_columns, read_index, read_manifest
 from twostream_ray.errors import AccessError, ConfigError, ShardError
+from twostream_ray.redaction import one_line
 from twostream_ray.storage import json_files
 
 ROWS_PER_GROUP = 16
@@ -242,7 +243,7 @@ def read_row_group(
     try:
         table = storage.patiently(read, uri=shard_uri)
     except (OSError, UnicodeDecodeError, pa.ArrowException, AccessError) as error:
-        raise ShardError(f"{here} cannot be read ({' '.join(str(error).split())[:200]}): ingest again") from error
+        raise ShardError(f"{here} cannot be read ({one_line(error, longest=200)}): ingest again") from error
     for number, row in enumerate(rows):
         where = f"{named}, row {group * ROWS_PER_GROUP + row}"
         clip_id, label, frames = (table[name][row].as_py() for name in ("clip_id", "label", "num_frames"))

@@ -144,7 +144,7 @@ class ShardWriter:
         The record comes last: a shard without one does not count and is written again.
 
         Raises:
-            StorageError: the place cannot be written.
+            StorageError: `out` cannot be written.
         """
         self._flush()
         self._writer.close()
@@ -188,7 +188,7 @@ def write_manifest(
     """Write index, quarantine table and manifest over finished shards, in an order that depends on content alone.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: `out` cannot be written.
     """
     ordered = sorted(parts, key=lambda part: str(part["key"]))
     with_rows = [part for part in ordered if part["shard"]]

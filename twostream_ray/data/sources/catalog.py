@@ -1,6 +1,6 @@
 """Data set layouts and split lists -> a table of labelled clips.
 
-Split membership is data: a clip of UCF101 is listed once with its place in all three official splits, so that one
+Split membership is data: a clip of UCF101 is listed once with its role in all three official splits, so that one
 ingest serves them all. Nothing here touches a disk or a bucket: listing files and reading lists are handed in.
 """
 
@@ -58,7 +58,7 @@ class CatalogConfig:
 
     frames: bool = False
     """Clips are folders of numbered images (ROOT/class/clip/img_00001.jpg) instead of videos; lists name the videos
-    or the folders, which may then also lie directly below ROOT. They count as 25 frames per second."""
+    or the folders, which may then also be directly below ROOT. They count as 25 frames per second."""
 
     flow_images: str | None = None
     """Directory or s3:// prefix of flow images that exist already and are taken instead of computed:
@@ -99,7 +99,7 @@ class Clip:
     """Path relative to the data set's root, posix, with suffix; unique in the catalog."""
 
     class_name: str
-    """Name of the class: the name of the directory the video lies in."""
+    """Name of the class: the name of the directory that holds the video."""
 
     label: int
     """Index of the class in Catalog.classes, in [0, K)."""

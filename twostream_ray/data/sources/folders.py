@@ -1,4 +1,4 @@
-"""What lies below a data set's root: videos or folders of frames, the classes their folders name, flow images."""
+"""The tree below a data set's root: videos or folders of frames, the classes their folders name, flow images."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _LONGEST_SUFFIX = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What lies below a data set's root."""
+    """What was found below a data set's root."""
 
     videos: dict[str, int]
     """Videos, or folders of frames, with their sizes in bytes."""
@@ -147,7 +147,7 @@ def as_on_disk(
 
     Copies of UCF101's lists differ from its archive in HandStand and Handstand; macOS takes letters and their accents
     apart (NFD), tables may write a blank as %20 and a slash as Windows does. A folder of frames has no suffix, and may
-    lie directly below the root.
+    are directly below the root.
     """
     folded: dict[str, list[str]] = {}
     for video in videos:
@@ -200,7 +200,7 @@ def _folded(path: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowImages:
-    """Where the flow images of a clip lie."""
+    """Folders of the flow images of a clip."""
 
     uris: tuple[str, str]
     size_bytes: int
@@ -211,7 +211,7 @@ def find_flow_images(
 ) -> tuple[dict[str, FlowImages], list[str]]:
     """Folders u/CLIP and v/CLIP, or CLIP for both, of each clip; CLIP may lack leading folders where none shares it.
 
-    A clip without any keeps the place where they were wanted: ingest quarantines it.
+    A clip without any keeps the folder where they were wanted: ingest quarantines it.
     """
     sizes: Counter[str] = Counter()
     left_out: list[LeftOut] = []
@@ -227,16 +227,16 @@ def find_flow_images(
     found: dict[str, FlowImages] = {}
     missing: list[str] = []
     for clip, names in tails.items():
-        places = [
+        folders = [
             folders
             for name in names
             if shared[name] == 1 or name == names[0]
             for folders in ((f"u/{name}", f"v/{name}"), (name, name))
             if any(folder in sizes for folder in folders)
         ]
-        if not places:
+        if not folders:
             missing.append(clip)
-        x, y = places[0] if places else (names[0], names[0])
+        x, y = folders[0] if folders else (names[0], names[0])
         size_bytes = sum(sizes[folder] for folder in {x, y})
         found[clip] = FlowImages(uris=(f"{base}/{x}", f"{base}/{y}"), size_bytes=size_bytes)
     if len(missing) == len(clips):

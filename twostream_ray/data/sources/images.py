@@ -1,4 +1,4 @@
-"""Frames and flow that lie about as folders of images already: which files they are, in order and without gaps.
+"""Frames and flow extracted into folders of images: which files they are, in order and without gaps.
 
 The folders of the usual extraction tools: frames CLIP/img_00001.jpg (any prefix, any number of digits); flow
 CLIP/flow_x_00001.jpg and CLIP/flow_y_00001.jpg (or x_, y_), or u/CLIP/frame000001.jpg and v/CLIP/frame000001.jpg.

@@ -36,7 +36,7 @@ _CONTAINERS = (
     "nut ogm ogv qt rm rmvb tod trp ts vob vro webm wmv wtv xvid y4m"
 )
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
-"""Containers with times that PyAV's build opens; raw streams (.h264, .m2v) do not tell their frame rate."""
+"""Containers with times that PyAV's build opens; raw streams (.h264, .m2v) have no frame rate."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
@@ -202,8 +202,8 @@ def read_kinetics_lists(
 ) -> tuple[list[Membership], list[str]]:
     """Rows label, youtube_id, time_start, time_end, split of a CSV file, or of every CSV file of a directory.
 
-    A clip is the video ID_SSSSSS_EEEEEE (start and end in seconds), wherever it lies. Rows without a label, as test
-    lists have, are counted in a note.
+    A clip is the video ID_SSSSSS_EEEEEE (start and end in seconds), wherever it is below the root. Rows without
+    a label, as test lists have, are counted in a note.
     """
     uris = {PurePosixPath(path).stem: path for path in sorted(videos)}
     files = (
@@ -240,8 +240,8 @@ def read_kinetics_lists(
 def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> tuple[list[Membership], list[str]]:
     """Rows uri, label, split of a CSV or Parquet file; several splits are separated by ";" or blanks, none is "all".
 
-    The uri is relative to root, or the whole place of a video below it, a file:// URI percent-encoded (RFC 8089). A
-    table whose labels all are whole numbers may have them as 1.0, as pandas does where a cell is empty.
+    The uri is relative to root, or the whole path of a video below it, or its file:// URI, percent-encoded (RFC 8089).
+    A table whose labels all are whole numbers may have them as 1.0, as pandas does where a cell is empty.
     """
     table = read_rows(uri, read_bytes=read_bytes, columns=("uri", "label"), optional=("split",))
     notes = _notes_on_splits(uri, table)
@@ -279,7 +279,7 @@ def _labels(table: Table) -> list[str]:
 
 
 def _below(uri: str, *, root: str, own_part: Callable[[str], str | None]) -> tuple[str, str]:
-    """The path below root, "" if it lies elsewhere, and the path if no percent sign stands for another sign."""
+    """The path below root, "" if it is elsewhere, and the path if no percent sign stands for another sign."""
     scheme = FILE_URI.match(uri)
     if scheme is None:
         return _relative(uri, root=root, own_part=own_part), ""

@@ -358,7 +358,7 @@ def _enlarge(grid: NDArray[np.float32], height_px: int, width_px: int, *, cell_p
 
 
 def _overlap(top: int, left: int, *, side: int, size: int) -> tuple[_Window, _Window]:
-    """Where a box lies inside the frame, and which part of the box that is; both empty when it lies outside."""
+    """The part of a frame that a box covers, and which part of the box that is; both empty when it is outside."""
     y, y_end = min(max(top, 0), size), min(max(top + side, 0), size)
     x, x_end = min(max(left, 0), size), min(max(left + side, 0), size)
     return (slice(y, y_end), slice(x, x_end)), (slice(y - top, y_end - top), slice(x - left, x_end - left))

@@ -48,7 +48,7 @@ class Table:
     columns: frozenset[str]
     """Wanted columns that there are."""
     unread: tuple[str, ...]
-    """Titles of the columns that nobody asked for."""
+    """Titles of the columns that were not asked for."""
 
 
 def text_of(content: bytes, *, where: str) -> str:
@@ -145,7 +145,7 @@ def _read_parquet(uri: str, content: bytes, *, columns: Sequence[str], optional:
             raise CatalogError(f"{uri}: at most {_MOST_ROWS} rows were wanted, it has {file.metadata.num_rows}")
         table = file.read()
     except (OSError, pa.ArrowException) as error:
-        raise CatalogError(f"{uri}: a Parquet file was wanted ({' '.join(str(error).split())[:120]})") from error
+        raise CatalogError(f"{uri}: a Parquet file was wanted ({one_line(error, longest=120)})") from error
     positions, unread = _find(uri, table.column_names, columns=columns, optional=optional)
     read = {}
     for name, at in positions.items():

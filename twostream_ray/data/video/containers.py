@@ -27,7 +27,7 @@ def require_whole(file: BinaryIO, *, name: str) -> dict[int, int]:
     Returns how many frames of each stream an AVI file holds as empty chunks: they stand for dropped ones.
 
     Raises:
-        DecodeError: the file ends before its announced end, or something else lies where one of its parts should begin.
+        DecodeError: the file ends before its announced end, or something else is where one of its parts should begin.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)

@@ -1,4 +1,4 @@
-"""Where the coded frames lie in a clip of a shard, from its MP4 file's own index (ISO 14496-12).
+"""Sample table of an MP4 file: where the coded frames are in a clip of a shard (ISO 14496-12).
 
 Asking FFmpeg instead costs about a third of what a sample's frames take: it decodes some to see what they are.
 """

@@ -108,7 +108,7 @@ _EXIF, _EXIF_ORIENTATION = b"Exif\0\0", 0x112
 
 
 def _held_by_exif(content: bytes) -> Orientation:
-    """How a JPEG's camera was held (Exif 2.32, 4.6.4 A): decoders of JPEG leave that to whoever shows it."""
+    """How a JPEG's camera was held (Exif 2.32, 4.6.4 A): decoders of JPEG leave that to the viewer."""
     at = 2
     while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] in _NOTES_OF_JPEG:
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")

@@ -187,7 +187,7 @@ class FrameStream:
         return _RATE
 
     def pictures(self) -> Iterator[av.VideoFrame]:
-        """The same frames before their conversion to RGB, for whoever looks at a few of them only."""
+        """The same frames before their conversion to RGB, for callers that look at a few of them only."""
         tally, decoded = self._tally, 0
         watch = _ShapeWatch(self._stream)
         try:

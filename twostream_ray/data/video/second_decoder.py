@@ -40,7 +40,8 @@ def is_installed() -> bool:
 class SecondDecoder:
     """decord in a child process of its own; a context manager, for one thread.
 
-    A clip that decord cannot read says nothing about the clip, for its checksums are right: it is counted in `unread`.
+    A clip that decord cannot read is counted in `unread` and no error, for its checksums are right: decord refuses
+    frames of 48 px width, for example.
     """
 
     def __init__(self) -> None:
@@ -82,8 +83,9 @@ class SecondDecoder:
 
     def sentence(self) -> str:
         """What was compared, in one line."""
-        unread = f"; it cannot read {len(self.unread)}, for example {self.unread[0]}" if self.unread else ""
-        return f"decord, a second decoder, fetches the same frames of {self.compared} clips{unread}"
+        total = self.compared + len(self.unread)
+        unread = f"; it cannot read the others, for example {self.unread[0]}" if self.unread else ""
+        return f"decord, a second decoder, fetches the same frames of {self.compared} of {total} clips{unread}"
 
     def _fetch(self, content: bytes | memoryview, indices: list[int]) -> NDArray[np.uint8] | None:
         """Frames (len(indices), H, W, 3) by decord; None if it crashed, hung or refused the clip."""

@@ -20,7 +20,7 @@ from twostream_ray.runs.ingest import IngestConfig, catalog_of, ingest
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSpeed:
-    """What one way of ingesting came to: the median over rounds."""
+    """Speed of one way of ingesting: the median over rounds."""
 
     name: str
     clips_per_second: float

@@ -1,4 +1,4 @@
-"""How fast shards become batches: Ray Data with both places of decoding, a bare loop, and what people use today."""
+"""Benchmark of the loader: Ray Data decoding at the worker or in the stream, a bare loop, what people use today."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class PathSpeed:
-    """What one way of reading came to: the median over rounds."""
+    """Speed of one way of reading: the median over rounds."""
 
     name: str
     samples_per_second: float

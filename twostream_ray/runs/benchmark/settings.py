@@ -84,7 +84,7 @@ class BenchmarkIngestConfig:
     """Measure how fast raw videos become shards, beside bare loops of the same work; keeps nothing."""
 
     catalog: CatalogConfig
-    """Where the videos and their labels are; 64 clips or more give steady figures."""
+    """Where the videos and their labels are; 64 clips or more give steady numbers."""
 
     flow: FlowContract = field(default_factory=FlowContract)
     """How optical flow is computed and coded."""

@@ -1,4 +1,4 @@
-"""How fast a network trains on tensors that lie in memory already: the ceiling of every training run."""
+"""Benchmark of the training step on tensors in memory: the ceiling of every training run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True, kw_only=True)
 class StepSpeed:
-    """What training steps came to."""
+    """Speed of training steps."""
 
     device: str
     seconds: float

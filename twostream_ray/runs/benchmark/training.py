@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpeed:
-    """What one way of training came to: medians over rounds."""
+    """Speed of one way of training: medians over rounds."""
 
     name: str
     samples_per_second: float
@@ -115,7 +115,7 @@ def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None =
 
 
 def _together(by_worker: list[dict[str, float]]) -> dict[str, float]:
-    """One run's figures: samples of all workers over the slowest's time, phases as their means."""
+    """One run's numbers: samples of all workers over the slowest's time, phases as their means."""
     seconds = max(worker["seconds"] for worker in by_worker)
     phases = ("data_wait_s", "forward_s", "backward_s", "all_reduce_s", "update_s")
     return {
@@ -197,7 +197,7 @@ def _in_ray(config: BenchmarkTrainConfig, source: Source, *, workers: int) -> li
         ).fit()
     made: list[dict[str, float]] = ray.get(results.take.remote())
     if len(made) != workers:
-        raise TrainingError(f"figures of {workers} workers were wanted, got {len(made)}: look at Ray's logs")
+        raise TrainingError(f"numbers of {workers} workers were wanted, got {len(made)}: look at Ray's logs")
     return made
 
 
