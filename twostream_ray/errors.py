@@ -140,8 +140,8 @@ def own_error(error: BaseException) -> TwoStreamError | None:
             # Our messages are one line; Ray Data appends advice of its own.
             message = str(seen).partition("\n")[0]
             return seen if message == str(seen) else type(seen)(message)
-        if isinstance(seen, OSError) and (message := _disk_fault(seen)):
-            return StorageError(message)
+        if isinstance(seen, OSError) and (fault := _disk_fault(seen)):
+            return StorageError(fault)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return None
 
