@@ -31,7 +31,8 @@ def drive(config_file: str, log: str, step_s: str) -> None:
     """Train the pickled configuration; lines of `log`/*.steps say what each step had and when it began."""
     import ray
 
-    from twostream_ray.runs.train import worker_group as fit_module
+    from twostream_ray.runs.train import worker_group
+    from twostream_ray.runs.train.events import WorkersLost
     from twostream_ray.runs.train.run import train
     from twostream_ray.runs.train.worker import train_worker
 
@@ -66,12 +67,12 @@ def drive(config_file: str, log: str, step_s: str) -> None:
         return context
 
     ray.init = connected  # type: ignore[assignment]
-    fit_module.train_worker = watched  # type: ignore[attr-defined]
-    fit_module._RESIZE_LOOK_S = 5.0
+    worker_group.train_worker = watched  # type: ignore[attr-defined]
+    worker_group._RESIZE_INTERVAL_S = 5.0
     lost: list[str] = []
     report = train(
         pickle.loads(Path(config_file).read_bytes()),
-        progress=lambda event: lost.append(event["reason"]) if event["kind"] == "lost" else None,
+        progress=lambda event: lost.append(event.reason) if isinstance(event, WorkersLost) else None,
     )
     (Path(log) / "report.json").write_text(
         json.dumps({"checkpoint": report.checkpoint, "history": report.history, "lost": lost})

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from twostream_ray import console as module
 from twostream_ray.console import Bar, SearchDisplay, TrainingDisplay, console, table
+from twostream_ray.runs.train.events import WorkersLost
 
 TWOSTREAM = str(Path(sys.executable).with_name("twostream"))
 NAMES = [
@@ -81,7 +82,7 @@ def test_bars_and_searches_show_names_as_data(name: str, screen: io.StringIO) ->
         bar.line(f"line of {name}")
     SearchDisplay(name, trials=1).summary([Record(drawn=name)])
     display = TrainingDisplay(name)
-    display.event({"kind": "lost", "reason": name})
+    display.event(WorkersLost(reason=name))
     shown = HIDDEN.get(name, name)
     assert seen(screen).count(shown) >= 4
     if name in HIDDEN:

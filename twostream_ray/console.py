@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from twostream_ray.redaction import printable
+from twostream_ray.runs.train.events import EpochEnded, ProgressEvent, StepEnded, WorkersLost, WorkersStarted
 
 _SECONDS_BETWEEN_LINES = 15.0
 _TOLERABLE_WAIT = 0.1
@@ -103,38 +104,39 @@ class TrainingDisplay(Bar):
         super().__init__(name, unit="steps")
         self._warned = False
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: ProgressEvent) -> None:
         """Show what a training run reports."""
-        match event["kind"]:
-            case "step":
-                done = event["epoch"] * event["steps"] + event["step"]
-                self.show(done, event["epochs"] * event["steps"], note=f"loss {event['loss']:.3f}")
-            case "begin" if event["epoch"] or event["step"]:
-                many = "1 worker goes" if event["workers"] == 1 else f"{event['workers']} workers go"
-                self.line(f"{many} on at epoch {event['epoch'] + 1}, step {event['step'] + 1}")
-            case "lost":
-                self.line(f"{event['reason']}: starting again from the last checkpoint")
-            case "epoch":
+        match event:
+            case StepEnded():
+                done = event.epoch * event.num_steps + event.step
+                self.show(done, event.num_epochs * event.num_steps, note=f"loss {event.loss:.3f}")
+            case WorkersStarted() if event.epoch or event.step:
+                workers = "1 worker resumes" if event.num_workers == 1 else f"{event.num_workers} workers resume"
+                self.line(f"{workers} at epoch {event.epoch + 1}, step {event.step + 1}")
+            case WorkersLost():
+                self.line(f"{event.reason}: starting again from the last checkpoint")
+            case EpochEnded():
                 self._epoch(event)
 
-    def _epoch(self, event: dict[str, Any]) -> None:
+    def _epoch(self, event: EpochEnded) -> None:
+        metrics = event.metrics
         towers = ", ".join(
             f"{name.removeprefix('train_loss_')} {value:.3f}"
-            for name, value in event.items()
+            for name, value in metrics.items()
             if name.startswith("train_loss_")
         )
-        validation = f", val top-1 {event['val_top1']:.1%}" if "val_top1" in event else ""
+        validation = f", val top-1 {metrics['val_top1']:.1%}" if "val_top1" in metrics else ""
         self.line(
-            f"epoch {event['epoch'] + 1}/{event['epochs']}: loss {event['train_loss']:.3f} ({towers}), "
-            f"top-1 {event['train_top1']:.1%}{validation}, {event['samples_per_second']:.0f} samples/s, "
-            f"data wait {event['data_wait']:.0%}"
-            + (f", skipped {event['skipped_steps']} steps" if event.get("skipped_steps") else "")
+            f"epoch {event.epoch + 1}/{event.num_epochs}: loss {metrics['train_loss']:.3f} ({towers}), "
+            f"top-1 {metrics['train_top1']:.1%}{validation}, {metrics['samples_per_second']:.0f} samples/s, "
+            f"data wait {metrics['data_wait']:.0%}"
+            + (f", skipped {metrics['skipped_steps']} steps" if metrics.get("skipped_steps") else "")
         )
         # The first epoch waits for reading to get going.
-        if event["epoch"] and event["data_wait"] > _TOLERABLE_WAIT and not self._warned:
+        if event.epoch and metrics["data_wait"] > _TOLERABLE_WAIT and not self._warned:
             self._warned = True
             self.line(
-                f"note: workers waited for data {event['data_wait']:.0%} of the time: raise data.read_tasks and "
+                f"note: workers waited for data {metrics['data_wait']:.0%} of the time: raise data.read_tasks and "
                 "data.decode_threads, add CPU nodes with data.decode_at stream, or see `twostream benchmark loader`"
             )
 

@@ -23,6 +23,7 @@ from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
+from twostream_ray.runs.train.events import WorkersLost
 from twostream_ray.runs.train.run import train
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.tracking.connection import client_for
@@ -94,7 +95,7 @@ def undisturbed_and_disturbed(
     lost: list[str] = []
     expected = train(
         experiment(shard_set, folder / "quiet", epochs=epochs),
-        progress=lambda event: lost.append(event["reason"]) if event["kind"] == "lost" else None,
+        progress=lambda event: lost.append(event.reason) if isinstance(event, WorkersLost) else None,
     )
     assert lost == []
     with nodes() as on:

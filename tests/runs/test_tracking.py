@@ -18,7 +18,8 @@ from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.runs.train import worker_group as fit_module
+from twostream_ray.runs.train import worker_group
+from twostream_ray.runs.train.events import EpochEnded, ProgressEvent
 from twostream_ray.runs.train.run import train
 from twostream_ray.runs.train.worker import train_worker
 from twostream_ray.tracking import TrackingConfig
@@ -68,7 +69,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
         _Worker.end_epoch = later  # type: ignore[method-assign]
         train_worker(arguments)
 
-    told: list[tuple[float, dict[str, Any]]] = []
+    told: list[tuple[float, EpochEnded]] = []
     away: list[float] = []
 
     def outage() -> None:
@@ -85,14 +86,14 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
 
     killer = threading.Thread(target=outage)
 
-    def watch(event: dict[str, Any]) -> None:
-        if event["kind"] == "epoch":
+    def watch(event: ProgressEvent) -> None:
+        if isinstance(event, EpochEnded):
             told.append((time.time(), event))
-            if event["epoch"] == 2:
+            if event.epoch == 2:
                 killer.start()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "train_worker", slow)
+        patch.setattr(worker_group, "train_worker", slow)
         try:
             report = train(config, progress=watch)
         finally:
@@ -100,8 +101,8 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
             if killer.ident is not None:
                 killer.join()  # else it would start a server that nobody ends
     assert away[1] < ended, "the server was back before the end"
-    assert [event["epoch"] for _, event in told] == list(range(EPOCHS))
-    within = [event["epoch"] for at, event in told if away[0] + 1 < at < away[0] + AWAY_S]
+    assert [event.epoch for _, event in told] == list(range(EPOCHS))
+    within = [event.epoch for at, event in told if away[0] + 1 < at < away[0] + AWAY_S]
     assert len(within) >= 5, "epochs went on while the server was away"
     longest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(told))
     assert longest < LEAST_EPOCH_S + 12, "no epoch was held up"
@@ -118,7 +119,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
         assert Counter(row.step for row in rows) == dict.fromkeys(range(EPOCHS), 1), name
         times = {row.step: row.timestamp / 1000 for row in rows}
         for at, event in told:
-            assert abs(times[event["epoch"]] - at) < 15, f"{name} keeps the time when it was logged"
+            assert abs(times[event.epoch] - at) < 15, f"{name} keeps the time when it was logged"
         assert sum(away[0] < times[epoch] < away[0] + AWAY_S + 1 for epoch in within) >= len(within) - 1
     losses = {row.step: row.value for row in client.get_metric_history(runs[0].info.run_id, "train_loss")}
     assert losses == {int(row["epoch"]): row["train_loss"] for row in report.history}

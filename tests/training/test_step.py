@@ -16,7 +16,7 @@ from twostream_ray.errors import ConfigError, NonFiniteLossError
 from twostream_ray.models.build import ModelConfig, Network, build_network
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig
-from twostream_ray.training.loop import KeepPlan, train_pass
+from twostream_ray.training.loop import CheckpointPlan, train_pass
 from twostream_ray.training.recipe import TrainingConfig, build_optimiser
 from twostream_ray.training.running_metrics import PassResult
 from twostream_ray.training.step import TrainingStep, prepared
@@ -125,7 +125,7 @@ def test_a_step_that_is_skipped_changes_no_weight_is_counted_and_counts_no_sampl
 
 def test_a_pass_is_never_kept_behind_a_loss_that_is_not_finite() -> None:
     kept: list[int] = []
-    plan = KeepPlan(keep=lambda done, _: kept.append(done), every_steps=1)
+    plan = CheckpointPlan(save=lambda done, _: kept.append(done), every_steps=1)
     with pytest.raises(NonFiniteLossError):
         train_pass(poisoned(step_of(two_streams()), at=2), iter([batch(2)] * 5), epoch=0, num_steps=5, plan=plan)
     assert kept == [1, 2]
@@ -134,7 +134,7 @@ def test_a_pass_is_never_kept_behind_a_loss_that_is_not_finite() -> None:
 def test_a_pass_is_kept_at_regular_steps_and_a_step_after_it_was_wanted() -> None:
     wanted = iter([False, True, False, False, False, False])
     kept: list[tuple[int, PassResult]] = []
-    plan = KeepPlan(keep=lambda *at: kept.append(at), every_steps=4, wanted=partial(next, wanted))
+    plan = CheckpointPlan(save=lambda *at: kept.append(at), every_steps=4, requested=partial(next, wanted))
     result = train_pass(step_of(two_streams()), iter([batch(2)] * 6), epoch=0, num_steps=6, plan=plan)
     assert [done for done, _ in kept] == [3, 4]
     assert [so_far.samples for _, so_far in kept] == [6, 8]

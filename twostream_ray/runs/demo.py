@@ -14,8 +14,8 @@ from twostream_ray.models.build import ModelConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.ingest import IngestConfig, IngestReport, ingest
 from twostream_ray.runs.score.publish import Published, evaluate_run
+from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.run import TrainReport, train
-from twostream_ray.runs.train.worker_group import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

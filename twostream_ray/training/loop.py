@@ -22,19 +22,19 @@ from twostream_ray.training.step import TrainingStep, logits, unwrapped
 StepReport = Callable[[int, float], None]
 """Called after each step with (steps done, total loss of the step over the global batch)."""
 
-Keep = Callable[[int, PassResult], None]
-"""Called where a pass is to be kept with (steps done, result so far over all workers)."""
+Save = Callable[[int, PassResult], None]
+"""Called to save a checkpoint within a pass with (steps done, result so far over all workers)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeepPlan:
-    """When and how an unfinished pass is kept."""
+class CheckpointPlan:
+    """When and how checkpoints are saved within a pass."""
 
-    keep: Keep
+    save: Save
     every_steps: int | None = None
-    """Steps from one time to the next."""
-    wanted: Callable[[], bool] = lambda: False
-    """Asked on every worker after each step; the pass is kept a step after any of them has said yes."""
+    """Steps from one checkpoint to the next."""
+    requested: Callable[[], bool] = lambda: False
+    """Called on every worker after each step; a checkpoint is saved a step after any of them has returned true."""
 
 
 def train_pass(
@@ -45,7 +45,7 @@ def train_pass(
     num_steps: int,
     first_step: int = 0,
     report: StepReport | None = None,
-    plan: KeepPlan | None = None,
+    plan: CheckpointPlan | None = None,
 ) -> PassResult:
     """Train one epoch of `num_steps`, from `first_step` on. The result is that of the steps made here.
 
@@ -53,17 +53,17 @@ def train_pass(
         NonFiniteLossError: a step's loss was NaN or infinite, and the settings say to stop; on every worker alike.
     """
     step.model.train()
-    tally = RunningMetrics(step.device)
+    metrics = RunningMetrics(step.device)
     losses: list[float] = []
     skipped = 0
     unread: _Unread | None = None
 
     def read() -> bool:
-        """Read what the workers made of the last step; gives whether one of them wants the pass kept."""
+        """Read the workers' sums of the last step; returns whether one of them requests a checkpoint."""
         nonlocal unread, skipped
         if unread is None:
             return False
-        loss, wanted = unread.values.tolist()
+        loss, requests = unread.values.tolist()
         if unread.skipped:
             skipped += 1
         elif not np.isfinite(loss):
@@ -73,24 +73,25 @@ def train_pass(
         if report is not None:
             report(unread.number + 1, loss)
         unread = None
-        return bool(wanted)
+        return bool(requests)
 
-    for number, batch in enumerate(on_device(tally.timed(batches), step.device), start=first_step):
+    for number, batch in enumerate(on_device(metrics.timed(batches), step.device), start=first_step):
         outcome = step(batch, epoch=epoch, step=number, num_steps=num_steps)
         if not outcome.skipped:
-            tally.add(dict(outcome.losses), outcome.scores, batch.labels, batch.weights)
-        # One step late, so that a GPU has always the next step to go on with.
-        wanted = read()
-        unread = _shared(number, outcome.loss, wanted=plan is not None and plan.wanted(), batch_clips=batch.clips)
+            metrics.add(dict(outcome.losses), outcome.scores, batch.labels, batch.weights)
+        # One step late, so that a GPU always has the next step to work on.
+        requested = read()
+        asks = plan is not None and plan.requested()
+        unread = _reduced(number, outcome.loss, requested=asks, batch_clips=batch.clips)
         unread.skipped = outcome.skipped
         done = number + 1
         regular = plan is not None and plan.every_steps and done % plan.every_steps == 0
-        if plan is not None and (regular or wanted) and done < num_steps:
+        if plan is not None and (regular or requested) and done < num_steps:
             read()
-            plan.keep(done, tally.result(step_losses=losses, skipped_steps=skipped))
+            plan.save(done, metrics.result(step_losses=losses, skipped_steps=skipped))
     read()
     synchronise_buffers(step.model)
-    return tally.result(step_losses=losses, skipped_steps=skipped)
+    return metrics.result(step_losses=losses, skipped_steps=skipped)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,14 +100,14 @@ class _Unread:
 
     number: int
     values: Tensor
-    """(2,): loss, and how many workers want the pass kept."""
+    """(2,): loss, and how many workers request a checkpoint."""
     own_loss: Tensor
     clips: NDArray[np.int64]
     skipped: bool = False
 
 
-def _shared(number: int, loss: Tensor, *, wanted: bool, batch_clips: NDArray[np.int64]) -> _Unread:
-    values = torch.stack([loss, torch.full_like(loss, float(wanted))])
+def _reduced(number: int, loss: Tensor, *, requested: bool, batch_clips: NDArray[np.int64]) -> _Unread:
+    values = torch.stack([loss, torch.full_like(loss, float(requested))])
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
     return _Unread(number=number, values=values, own_loss=loss, clips=batch_clips)
@@ -135,22 +136,22 @@ def score_pass(
     """
     network = unwrapped(model)
     network.eval()
-    tally = RunningMetrics(device)
+    metrics = RunningMetrics(device)
     sums: dict[int, NDArray[np.float32]] = {}
     views: dict[int, int] = {}
-    for batch in on_device(tally.timed(batches), device):
+    for batch in on_device(metrics.timed(batches), device):
         rgb, flow = batch.streams()
         outputs = logits(network, rgb, flow, device=device, precision=precision)
         scores = network.all_scores(outputs)
         losses = tower_losses(outputs, batch.labels, weights=batch.weights, head_classes=network.head_classes)
         ranked = within_own_head(scores, batch.labels, head_classes=network.head_classes)
-        tally.add(losses, ranked, batch.labels, batch.weights)
+        metrics.add(losses, ranked, batch.labels, batch.weights)
         counts = batch.weights.tolist()
         for clip, weight, score in zip(batch.clips.tolist(), counts, scores.cpu().numpy(), strict=True):
             if weight:
                 sums[clip] = sums[clip] + score if clip in sums else score
                 views[clip] = views.get(clip, 0) + 1
-    return tally.result(), {clip: total / np.float32(views[clip]) for clip, total in sums.items()}
+    return metrics.result(), {clip: total / np.float32(views[clip]) for clip, total in sums.items()}
 
 
 def synchronise_buffers(model: nn.Module) -> None:

@@ -27,7 +27,8 @@ from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
 from twostream_ray.runs.score.evaluate import EvaluateConfig, evaluate
 from twostream_ray.runs.score.publish import evaluate_run, published_before
 from twostream_ray.runs.train import run as train_module
-from twostream_ray.runs.train import worker_group as fit_module
+from twostream_ray.runs.train import worker_group
+from twostream_ray.runs.train.events import EpochEnded, ProgressEvent, StepEnded, WorkersLost
 from twostream_ray.runs.train.run import train
 from twostream_ray.runs.train.worker import train_worker
 from twostream_ray.tracking import TrackingConfig
@@ -86,7 +87,7 @@ def two_workers(cluster: None, shard_set: ShardSet, folder: Path) -> tuple[train
         (digests / str(ray.train.get_context().get_world_rank())).write_text(digest.hexdigest())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "train_worker", probed)
+        patch.setattr(worker_group, "train_worker", probed)
         report = train(config)
     return report, {path.name: path.read_text() for path in digests.iterdir()}
 
@@ -120,12 +121,12 @@ def test_a_run_whose_snapshot_was_cut_and_whose_report_is_gone_goes_on_from_its_
     (tmp_path / "runs/two/report.json").unlink()
     snapshot = tmp_path / "runs/two/checkpoint_manager_snapshot.json"
     snapshot.write_bytes(snapshot.read_bytes()[:-40])
-    told: list[dict[str, Any]] = []
+    told: list[ProgressEvent] = []
     config = experiment(shard_set, folder, name="two", storage=str(tmp_path / "runs"))
     again = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=told.append)
     assert again.history == two_workers[0].history
     assert Path(again.checkpoint).name == Path(two_workers[0].checkpoint).name
-    assert not [event for event in told if event["kind"] == "epoch"], "nothing is done twice"
+    assert not [event for event in told if isinstance(event, EpochEnded)], "nothing is done twice"
 
 
 def test_the_same_name_with_other_settings_is_refused(
@@ -258,9 +259,9 @@ def test_a_run_killed_within_an_epoch_goes_on_there_with_another_number_of_worke
     process.wait()
     assert not (place / "report.json").exists()
     assert not (place / "epoch-0001").exists(), "killed within the epoch"
-    told: list[dict[str, Any]] = []
+    told: list[ProgressEvent] = []
     resumed = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=told.append)
-    steps = [(event["epoch"], event["step"]) for event in told if event["kind"] == "step"]
+    steps = [(event.epoch, event.step) for event in told if isinstance(event, StepEnded)]
     assert steps in ([(1, 2), (1, 3)], [(1, 3)]), "nothing is done twice"
     losses = [metrics["train_loss"] for metrics in resumed.history]
     assert losses == pytest.approx([metrics["train_loss"] for metrics in two_workers[0].history], abs=1e-5)
@@ -276,14 +277,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_names_clips_and_the_
     cluster: None, shard_set: ShardSet, folder: Path
 ) -> None:
     config = experiment(shard_set, folder, name="diverges")
-    told: list[dict[str, Any]] = []
+    told: list[ProgressEvent] = []
     with pytest.raises(
         TrainingError,
         match=r"run 'diverges': a finite loss was wanted, epoch \d, step \d gave .*, from clips train/.*: lower "
         r"training.learning_rate, set training.clip_gradient_norm",
     ):
         train(replace(config, training=replace(config.training, learning_rate=1_000.0)), progress=told.append)
-    assert not [event for event in told if event["kind"] == "lost"], "starting again would not help"
+    assert not [event for event in told if isinstance(event, WorkersLost)], "starting again would not help"
 
 
 def twostream_train(shard_set: ShardSet, folder: Path, *, name: str, epochs: int) -> subprocess.Popen[str]:
@@ -321,7 +322,7 @@ def test_sigterm_keeps_what_the_run_has_reached_and_the_same_command_goes_on_the
     process.communicate(timeout=120)
     parts = kept[-1].split("-")
     epoch, step = (int(parts[1]), int(parts[3])) if len(parts) > 2 else (int(parts[1]) + 1, 0)
-    assert again == f"2 workers go on at epoch {epoch + 1}, step {step + 1}\n"
+    assert again == f"2 workers resume at epoch {epoch + 1}, step {step + 1}\n"
 
 
 @pytest.mark.soak

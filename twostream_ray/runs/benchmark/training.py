@@ -27,7 +27,7 @@ from twostream_ray.models.build import build_network
 from twostream_ray.runs.benchmark.settings import BenchmarkTrainConfig
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session
-from twostream_ray.runs.train.process_group import process_group_config
+from twostream_ray.runs.train.ray_private import process_group_config
 from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.step import TrainingStep, distributed, prepared, unwrapped
 

@@ -127,7 +127,7 @@ def _cluster_settings() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray Train looks every 2 s by default, and waits as long again before it replaces workers that were lost.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        # The board of a training looks out itself.
+        # The mailbox of a training asks Ray itself.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
     return _unless_set(settings)

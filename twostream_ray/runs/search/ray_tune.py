@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 from ray import tune as ray_tune
-from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -36,6 +35,7 @@ from twostream_ray.runs.search.search import Search
 from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, in_words, run_trial, shared_out
+from twostream_ray.runs.train.ray_private import only_ray_variables_in_trials
 from twostream_ray.runs.train.run import require_splits, run_uri
 from twostream_ray.runs.train.worker_group import worker_shares
 from twostream_ray.storage import lease
@@ -324,17 +324,12 @@ _TUNE_ENVIRONMENT = {
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Keep Tune from handling Ctrl-C, writing logs and forwarding the keys of stores while the block runs.
-
-    It would send them in the trials' runtime environment, which Ray writes to its logs in clear.
-    """
+    """Keep Tune from handling Ctrl-C, writing logs and printing messages while the block runs."""
     logger = logging.getLogger("ray.tune")
-    level, names = logger.level, class_cache.ENV_VARS_TO_PROPAGATE
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
-    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if name.startswith("RAY_")}
     try:
-        with environment(_TUNE_ENVIRONMENT):
+        with environment(_TUNE_ENVIRONMENT), only_ray_variables_in_trials():
             yield
     finally:
         logger.setLevel(level)
-        class_cache.ENV_VARS_TO_PROPAGATE = names

@@ -1,15 +1,17 @@
-"""The board of a training: where workers leave word of their progress, and hear what is wanted of them."""
+"""Mailbox actor of a training run: workers post progress events, and get what is requested of the run in reply."""
 
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Literal
 
-Request = Literal["", "keep", "stop"]
-"""What is wanted of a run: nothing, to keep what it has reached because a machine of it will be taken away, or to keep
-it and stop."""
+from twostream_ray.runs.train.events import Event
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+Request = Literal["continue", "checkpoint", "stop"]
+"""What is requested of a run: to continue; to save a checkpoint, because a node of it will be taken away; or to save
+one and stop."""
+
+_DRAIN_POLL_SECONDS = 1.0
 """How often Ray is asked which nodes will be taken away."""
 
 
@@ -17,39 +19,40 @@ class Mailbox:
     """An actor beside the driver; in this light module, or its process would spend seconds on importing torch."""
 
     def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._stops = False
-        self._hosts: dict[int, str] = {}
-        self._leaving: frozenset[str] = frozenset()
-        self._looked = 0.0
+        self._events: list[Event] = []
+        self._stop_requested = False
+        self._node_of_rank: dict[int, str] = {}
+        self._draining: frozenset[str] = frozenset()
+        self._polled_at = 0.0
 
     def join(self, rank: int, *, world_size: int, node: str) -> None:
-        """A worker says on which node it is."""
-        self._hosts = {other: host for other, host in self._hosts.items() if other < world_size} | {rank: node}
+        """Note on which node a worker is."""
+        kept = {other: on for other, on in self._node_of_rank.items() if other < world_size}
+        self._node_of_rank = kept | {rank: node}
 
-    def post(self, event: dict[str, Any]) -> Request:
-        """Leave an event; gives what is wanted of the run."""
+    def post(self, event: Event) -> Request:
+        """Add an event; returns what is requested of the run."""
         self._events.append(event)
-        if self._stops:
+        if self._stop_requested:
             return "stop"
-        return "" if self._leaving_nodes().isdisjoint(self._hosts.values()) else "keep"
+        return "continue" if self._draining_nodes().isdisjoint(self._node_of_rank.values()) else "checkpoint"
 
     def stop(self) -> None:
-        """Ask the run to keep what it has reached and stop."""
-        self._stops = True
+        """Request the run to save a checkpoint and stop."""
+        self._stop_requested = True
 
-    def take(self) -> list[dict[str, Any]]:
-        """The events since the last call."""
+    def take(self) -> list[Event]:
+        """Remove and return the events since the last call."""
         events, self._events = self._events, []
         return events
 
-    def _leaving_nodes(self) -> frozenset[str]:
-        """Nodes that Ray has been told will be taken away (a spot instance's notice, a drain).
+    def _draining_nodes(self) -> frozenset[str]:
+        """Nodes that will be taken away (a spot instance's notice, a drain), as Ray knows them.
 
         Ray Train would start an actor to watch for them with every group of workers, which then wait for its imports.
         """
         import ray
 
-        if time.monotonic() - self._looked > _SECONDS_BETWEEN_LOOKS:
-            self._leaving, self._looked = frozenset(ray._private.state.state.get_draining_nodes()), time.monotonic()
-        return self._leaving
+        if time.monotonic() - self._polled_at > _DRAIN_POLL_SECONDS:
+            self._draining, self._polled_at = frozenset(ray._private.state.state.get_draining_nodes()), time.monotonic()
+        return self._draining

@@ -19,7 +19,8 @@ from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, with_absolute_uris
 from twostream_ray.runs.run_folder import begun_with, data_of, explained, keep_data, kept_data, refuse_foreign
 from twostream_ray.runs.train.checkpoints import CHECKPOINT_NAME
-from twostream_ray.runs.train.worker_group import Progress, by_epoch, fit, require_lanes
+from twostream_ray.runs.train.events import Progress
+from twostream_ray.runs.train.worker_group import by_epoch, require_lanes, train_with_worker_group
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import COUNT, list_of, read_json, record
 from twostream_ray.storage.temporary_folders import sweep
@@ -154,7 +155,7 @@ def _train(
     )
     started = time.monotonic()
     try:
-        checkpoint, history = fit(
+        checkpoint, history = train_with_worker_group(
             config,
             package,
             data_uri=uri if parent is None else parent.run_uri,

@@ -1,4 +1,4 @@
-"""What every training worker runs: its share of the passes, and the checkpoints that let others go on."""
+"""Ray Train's training function: a worker's share of each pass, and the checkpoints from which a run resumes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,20 @@ from twostream_ray.model_package import ModelPackage, load_weights, save_model
 from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import kept_data
+from twostream_ray.runs.train.events import (
+    EpochEnded,
+    Event,
+    StepEnded,
+    TrainingFailed,
+    TrainingStopped,
+    WorkersStarted,
+)
 from twostream_ray.runs.train.mailbox import Request
 from twostream_ray.runs.train.system_metrics import SystemMetrics
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder
 from twostream_ray.training.checkpoint import load_average, load_state, save_state
 from twostream_ray.training.ema import WeightEma
-from twostream_ray.training.loop import KeepPlan, score_pass, train_pass
+from twostream_ray.training.loop import CheckpointPlan, score_pass, train_pass
 from twostream_ray.training.recipe import (
     balanced_class_weights,
     build_optimiser,
@@ -42,23 +50,23 @@ from twostream_ray.training.recipe import (
 from twostream_ray.training.running_metrics import PassResult
 from twostream_ray.training.step import TrainingStep, distributed, prepared
 
-_SECONDS_BETWEEN_LAST_CHECKPOINTS = 5.0
-"""A machine about to be taken away keeps its progress this often."""
+_DRAIN_CHECKPOINT_SECONDS = 5.0
+"""Time between checkpoints while a node of the run is about to be taken away."""
 
 
 def train_worker(arguments: dict[str, Any]) -> Network:
-    """Train from the last checkpoint, or from the start, to the end; gives this worker's copy of the network.
+    """Train from the last checkpoint, or from the start, to the end; returns this worker's copy of the network.
 
-    `arguments`: config, package, needs_rgb, needs_flow, data_uri, where it is written down which data the run began
-    with, and the board that progress is posted to. A run that is asked
-    to stop, or that meets a loss that is not finite, ends early and says so on the board.
+    `arguments`: config, package, needs_rgb, needs_flow, data_uri (the folder with the manifest and index that the run
+    began with), and the mailbox that progress is posted to. A run that is requested to stop, or that meets a loss that
+    is not finite, ends early and posts why.
     """
-    # What `runs.session` says in the driver does not reach its workers, and Ray Data would start an actor for this.
+    # The environment that `ray_session` sets in the driver does not reach its workers; Ray Data would start an actor.
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     config: ExperimentConfig = arguments["config"]
     sweep()
     shard_set = kept_data(arguments["data_uri"], shards=config.data.shards) or open_shards(config.data.shards)
-    worker = _Worker(config, arguments["package"], shard_set=shard_set, board=arguments["board"])
+    worker = _Worker(config, arguments["package"], shard_set=shard_set, mailbox=arguments["mailbox"])
     loader = SnippetLoader(
         shard_set,
         config=config.data,
@@ -79,23 +87,23 @@ def train_worker(arguments: dict[str, Any]) -> Network:
                 metrics |= worker.validate(batches)
             if (not a_pass.training or config.data.validation_split is None) and worker.end_epoch(metrics):
                 break
-    except _AskedToStop:
-        worker.tell({"kind": "stopped"})
+    except _StopRequested:
+        worker.post(TrainingStopped(), wait=True)
     except NonFiniteLossError as error:
         # Ray Train would start again from the last checkpoint, and meet the same loss.
-        worker.tell({"kind": "failed", "message": _advice(error, shard_set)})
+        worker.post(TrainingFailed(message=_advice(error, shard_set)), wait=True)
     return worker.network
 
 
-class _AskedToStop(Exception):  # noqa: N818
-    """The driver wants the run to end; the pass has been kept."""
+class _StopRequested(Exception):  # noqa: N818
+    """The driver requests the run to end; the pass is in a checkpoint."""
 
 
 class _Worker:
     """The network, its optimiser, and how far they have come."""
 
-    def __init__(self, config: ExperimentConfig, package: ModelPackage, *, shard_set: ShardSet, board: Any) -> None:
-        self._config, self._package, self._board = config, package, board
+    def __init__(self, config: ExperimentConfig, package: ModelPackage, *, shard_set: ShardSet, mailbox: Any) -> None:
+        self._config, self._package, self._mailbox = config, package, mailbox
         device = get_device()
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
@@ -109,7 +117,7 @@ class _Worker:
         self._earlier: PassResult | None = None
         if checkpoint is not None:
             with _on_disk(checkpoint, storage_uri=config.storage) as directory:
-                self._go_on(directory)
+                self._resume(directory)
         self._step = TrainingStep(
             distributed(self.network, config=config.training, device=device),
             self._optimiser,
@@ -124,18 +132,17 @@ class _Worker:
             average=self._average,
         )
         context = ray.train.get_context()
-        self._first = context.get_world_rank() == 0
-        self._answer: Any = None
-        self._gauges = SystemMetrics()
-        self._wish: Request = ""
-        self._kept = 0.0
-        board.join.remote(
+        self._is_rank_zero = context.get_world_rank() == 0
+        self._system_metrics = SystemMetrics()
+        self._reply: Any = None
+        self._request: Request = "continue"
+        self._saved_at = 0.0
+        mailbox.join.remote(
             context.get_world_rank(), world_size=context.get_world_size(), node=ray.get_runtime_context().get_node_id()
         )
-        begun = {"epoch": len(self._history), "step": self._first_step}
-        self._post({"kind": "begin", "workers": context.get_world_size(), **begun})
+        self.post(WorkersStarted(num_workers=context.get_world_size(), epoch=len(self._history), step=self._first_step))
 
-    def _go_on(self, directory: Path) -> None:
+    def _resume(self, directory: Path) -> None:
         if self._average is None:
             load_weights(self.network, directory)
         else:
@@ -148,7 +155,7 @@ class _Worker:
             self._earlier = PassResult(**result | {"step_losses": tuple(result["step_losses"])})
 
     def passes(self) -> Iterator[Pass]:
-        """What is left to do."""
+        """The passes that are left."""
         data, training = self._config.data, self._config.training
         if lost_patience(self._history, config=training):
             return
@@ -159,20 +166,20 @@ class _Worker:
                 yield Pass(split=data.validation_split, epoch=epoch)
 
     def train(self, a_pass: Pass, batches: Iterator[Batch], *, steps: int) -> dict[str, float]:
-        """One epoch, or what is left of it; gives the metrics of the whole epoch."""
+        """Train an epoch, or what is left of it; returns the metrics of the whole epoch."""
         config, epoch = self._config, a_pass.epoch
 
-        def show(step: int, loss: float) -> None:
+        def report(step: int, loss: float) -> None:
             epochs = config.training.epochs
-            self._post({"kind": "step", "epoch": epoch, "epochs": epochs, "step": step, "steps": steps, "loss": loss})
+            self.post(StepEnded(epoch=epoch, num_epochs=epochs, step=step, num_steps=steps, loss=loss))
 
-        def keep(step: int, result: PassResult) -> None:
+        def save(step: int, result: PassResult) -> None:
             state = {"history": self._history, "step": step, "result": asdict(self._with_earlier(result))}
             # Not the metrics of an epoch: no checkpoint within one can be the best.
             metrics = {"epoch": epoch - 1 + step / steps, "step": step}
-            self._report(state, metrics=metrics, name=f"epoch-{epoch:04d}-step-{step:06d}")
-            if self._all_stopping():
-                raise _AskedToStop
+            self._save(state, metrics=metrics, name=f"epoch-{epoch:04d}-step-{step:06d}")
+            if self._all_stop():
+                raise _StopRequested
 
         made = train_pass(
             self._step,
@@ -180,8 +187,10 @@ class _Worker:
             epoch=epoch,
             num_steps=steps,
             first_step=a_pass.first_step,
-            report=show,
-            plan=KeepPlan(keep=keep, every_steps=config.workers.checkpoint_every_steps, wanted=self._wants_to_keep),
+            report=report,
+            plan=CheckpointPlan(
+                save=save, every_steps=config.workers.checkpoint_every_steps, requested=self._checkpoint_requested
+            ),
         )
         result, self._earlier = self._with_earlier(made), None
         return {
@@ -206,56 +215,53 @@ class _Worker:
         return _metrics("val", result)
 
     def end_epoch(self, metrics: dict[str, float]) -> bool:
-        """Keep what has been reached, and tell everyone; gives whether training should end here."""
+        """Save a checkpoint and post the metrics; returns whether training should end here."""
         self._history = [*self._history, metrics]
         state = {"history": self._history, "step": 0}
-        self._report(state, metrics=metrics | self._gauges.read(), name=f"epoch-{int(metrics['epoch']):04d}")
-        self._post({"kind": "epoch", "epochs": self._config.training.epochs, **metrics})
-        if self._all_stopping() and len(self._history) < self._config.training.epochs:
-            raise _AskedToStop
+        self._save(state, metrics=metrics | self._system_metrics.read(), name=f"epoch-{int(metrics['epoch']):04d}")
+        self.post(EpochEnded(epoch=int(metrics["epoch"]), num_epochs=self._config.training.epochs, metrics=metrics))
+        if self._all_stop() and len(self._history) < self._config.training.epochs:
+            raise _StopRequested
         return lost_patience(self._history, config=self._config.training)
 
-    def tell(self, event: dict[str, Any]) -> None:
-        """Post an event, and wait until it is there."""
-        if self._first:
-            ray.get(self._board.post.remote(event))
-
-    def _post(self, event: dict[str, Any]) -> None:
-        """Post an event; the answer of an earlier one says what is wanted."""
-        if not self._first:
+    def post(self, event: Event, *, wait: bool = False) -> None:
+        """Post an event from rank 0; `wait` until it is in the mailbox. The reply is read with a later event."""
+        if not self._is_rank_zero:
             return
-        answer = self._board.post.remote(event)
-        if self._answer is None:
-            self._answer = answer
-        elif ray.wait([self._answer], timeout=0)[0]:
-            # A board that is gone has gone with its driver: no reason to stop, the next driver goes on.
+        reply = self._mailbox.post.remote(event)
+        if wait:
+            ray.get(reply)
+        elif self._reply is None:
+            self._reply = reply
+        elif ray.wait([self._reply], timeout=0)[0]:
+            # A mailbox that is gone has gone with its driver: no reason to stop, the next driver resumes.
             with suppress(ray.exceptions.RayActorError):
-                self._wish = ray.get(self._answer)
-            self._answer = answer
+                self._request = ray.get(self._reply)
+            self._reply = reply
 
-    def _wants_to_keep(self) -> bool:
-        if self._wish == "keep":
-            return time.monotonic() - self._kept > _SECONDS_BETWEEN_LAST_CHECKPOINTS
-        return self._wish == "stop"
+    def _checkpoint_requested(self) -> bool:
+        if self._request == "checkpoint":
+            return time.monotonic() - self._saved_at > _DRAIN_CHECKPOINT_SECONDS
+        return self._request == "stop"
 
-    def _all_stopping(self) -> bool:
-        """Rank 0's word, for every worker."""
-        return bool(ray.train.collective.broadcast_from_rank_zero(self._wish == "stop"))
+    def _all_stop(self) -> bool:
+        """Whether rank 0 was requested to stop, the same on every worker."""
+        return bool(ray.train.collective.broadcast_from_rank_zero(self._request == "stop"))
 
     def _averaged(self) -> Any:
         return nullcontext() if self._average is None else self._average.in_place()
 
-    def _report(self, state: dict[str, Any], *, metrics: dict[str, float], name: str) -> None:
+    def _save(self, state: dict[str, Any], *, metrics: dict[str, float], name: str) -> None:
         """Hand metrics and, from rank 0, the checkpoint to Ray Train; returns when it is stored."""
         with temporary_folder() as folder:
             checkpoint = None
-            if self._first:
+            if self._is_rank_zero:
                 with self._averaged():
                     save_model(Path(folder), self.network, self._package)
                 save_state(Path(folder), self._optimiser, state, network=self.network if self._average else None)
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
-        self._kept = time.monotonic()
+        self._saved_at = time.monotonic()
 
 
 @contextmanager

@@ -1,18 +1,17 @@
-"""Ray Train around the training worker: the group of workers, its restarts, and what it tells while it runs."""
+"""Group of data-parallel workers on Ray Train: its resources, its restarts, and the progress that it posts."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 import ray.train
 from ray.train import UserCallback
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import storage, tracking
@@ -23,23 +22,19 @@ from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import polled, ray_session
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.train.checkpoints import history_of, mend_snapshot
+from twostream_ray.runs.train.events import EpochRecorded, Progress, TrainingFailed, TrainingStopped, WorkersLost
 from twostream_ray.runs.train.mailbox import Mailbox
-from twostream_ray.runs.train.process_group import process_group_config
+from twostream_ray.runs.train.ray_private import Trainer, process_group_config
 from twostream_ray.runs.train.system_metrics import mean_of_workers, object_store
 from twostream_ray.runs.train.worker import train_worker
 
-Progress = Callable[[dict[str, Any]], None]
-"""Called with events: {"kind": "begin", "workers", "epoch", "step"} when workers start or start again, {"kind": "step",
-"epoch", "epochs", "step", "steps", "loss"}, {"kind": "epoch", **metrics}, and {"kind": "lost", "reason"} when workers
-were lost."""
-
-_RESIZE_LOOK_S = 60.0
+_RESIZE_INTERVAL_S = 60.0
 """How often a run with [MIN, MAX] workers looks whether the cluster has room for more."""
 _SHRINK_AFTER_S = "30"
-"""How long it waits for lost workers to come back before it goes on with fewer; Ray's own 60 s are for start-up."""
+"""How long it waits for lost workers to come back before it resumes with fewer; Ray's own 60 s are for start-up."""
 
 
-def fit(
+def train_with_worker_group(
     config: ExperimentConfig,
     package: ModelPackage,
     *,
@@ -51,59 +46,29 @@ def fit(
     stop: threading.Event | None,
     callbacks: Sequence[UserCallback] = (),
 ) -> tuple[str, list[dict[str, float]]]:
-    """Train with a group of workers; gives the checkpoint to use and the metrics of every epoch.
+    """Train with a group of workers; returns the checkpoint to use and the metrics of every epoch.
 
-    `data_uri` is the folder where it is written down which data the run began with.
+    `data_uri` is the folder with the manifest and index that the run began with.
 
     Raises:
         ConfigError: there are more workers than lanes.
         TrainingError: the group failed more often than workers.max_failures allows, or a loss was not finite.
-        KeyboardInterrupt: `stop` was set, and the run has kept what it reached.
+        KeyboardInterrupt: `stop` was set, and what the run reached is in a checkpoint.
     """
-    system, path = storage.filesystem(storage.absolute(config.storage), patient=True)
-    watched = watched_metric(config)
-    mend_snapshot(storage.join(storage.absolute(config.storage), config.name), watched=watched)
-    elastic = isinstance(config.workers.num_workers, tuple)
-    if elastic:
+    mend_snapshot(storage.join(storage.absolute(config.storage), config.name), watched=watched_metric(config))
+    if isinstance(config.workers.num_workers, tuple):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _SHRINK_AFTER_S)
     with ray_session():
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        workers = config.workers.most_workers(gpus=gpus)
-        require_lanes(config, workers=workers)
-        cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
-        require_room(
-            [*worker_shares(config, cpus=cpus, gpus=gpus), {"CPU": READING_CPUS}],
-            what=f"the workers of run {config.name!r}, and reading for them,",
-            way_out="lower workers.num_workers or workers.cpus_per_worker, or choose a larger cluster",
-            stop=stop,
-        )
+        scaling = _scaling(config, stop=stop)
         # Beside the driver: on another node it could be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-        ended: dict[str, dict[str, Any]] = {}
-        recorded = threading.Event()
+        mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         worker = train_worker
-
-        def show() -> None:
-            if stop is not None and stop.is_set():
-                board.stop.remote()
-            for event in ray.get(board.take.remote()):
-                if event["kind"] == "recorded":
-                    recorded.set()
-                elif event["kind"] in ("failed", "stopped"):
-                    ended[event["kind"]] = event
-                elif progress is not None:
-                    progress(event)
-
-        def send() -> None:
-            if recorded.is_set():
-                recorded.clear()
-                tracking.send(handle)
 
         def run(arguments: dict[str, Any]) -> None:
             worker(arguments)  # Ray Train cannot carry tensors back
 
-        trainer = _Trainer(
+        trainer = Trainer(
             run,
             train_loop_config={
                 # Workers record nothing, and a tracking URI may hold a password that Ray's pages would show.
@@ -112,48 +77,124 @@ def fit(
                 "data_uri": data_uri,
                 "needs_rgb": needs_rgb,
                 "needs_flow": needs_flow,
-                "board": board,
+                "mailbox": mailbox,
             },
             torch_config=process_group_config(timeout_s=config.workers.timeout_s),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=config.workers.num_workers if elastic else workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})},
-                **({"elastic_resize_monitor_interval_s": _RESIZE_LOOK_S} if elastic else {}),
-            ),
-            run_config=ray.train.RunConfig(
-                name=config.name,
-                storage_path=path,
-                storage_filesystem=system,
-                failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=config.workers.keep_checkpoints,
-                    checkpoint_score_attribute=watched,
-                    checkpoint_score_order="max",
-                ),
-                callbacks=[EpochRecorder(handle.run_uri, board, timeout_s=config.workers.timeout_s), *callbacks],
+            scaling_config=scaling,
+            run_config=_run_config(
+                config,
+                callbacks=[EpochRecorder(handle.run_uri, mailbox, timeout_s=config.workers.timeout_s), *callbacks],
             ),
         )
-        try:
-            with polled(send, every_seconds=0.3), polled(show, every_seconds=0.3):
-                result = trainer.fit()
-        except Exception as error:
-            failures = getattr(error, "worker_failures", {}).values()
-            own = next(filter(None, map(own_error, failures)), own_error(error))
-            raise own or TrainingError(_failure(config, error)) from error
-        if "failed" in ended:
-            raise TrainingError(f"run {config.name!r}: {ended['failed']['message']}")
-        if "stopped" in ended:
+        with _events(mailbox, handle, progress=progress, stop=stop) as end:
+            result = _fit(trainer, config)
+        if end.failure is not None:
+            raise TrainingError(f"run {config.name!r}: {end.failure}")
+        if end.stopped:
             raise KeyboardInterrupt
-        best = result.get_best_checkpoint(watched, "max")
-        if best is None:
-            raise TrainingError(f"run {config.name!r} ended without a checkpoint: look at Ray's logs")
-        scheme = "s3://" if storage.is_s3(config.storage) else ""
-        return f"{scheme}{best.path}", history_of(f"{scheme}{result.checkpoint.path}")
+        return _checkpoint_and_history(result, config)
+
+
+def _scaling(config: ExperimentConfig, *, stop: threading.Event | None) -> ray.train.ScalingConfig:
+    """How many workers, and what each reserves, once the cluster has room for them."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers = config.workers.most_workers(gpus=gpus)
+    require_lanes(config, workers=workers)
+    cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
+    require_room(
+        [*worker_shares(config, cpus=cpus, gpus=gpus), {"CPU": READING_CPUS}],
+        what=f"the workers of run {config.name!r}, and reading for them,",
+        way_out="lower workers.num_workers or workers.cpus_per_worker, or choose a larger cluster",
+        stop=stop,
+    )
+    elastic = isinstance(config.workers.num_workers, tuple)
+    return ray.train.ScalingConfig(
+        num_workers=config.workers.num_workers if elastic else workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})},
+        **({"elastic_resize_monitor_interval_s": _RESIZE_INTERVAL_S} if elastic else {}),
+    )
+
+
+def _run_config(config: ExperimentConfig, *, callbacks: Sequence[UserCallback]) -> ray.train.RunConfig:
+    """Where checkpoints are stored, how many, and how often the group starts again."""
+    system, path = storage.filesystem(storage.absolute(config.storage), patient=True)
+    return ray.train.RunConfig(
+        name=config.name,
+        storage_path=path,
+        storage_filesystem=system,
+        failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(
+            num_to_keep=config.workers.keep_checkpoints,
+            checkpoint_score_attribute=watched_metric(config),
+            checkpoint_score_order="max",
+        ),
+        callbacks=list(callbacks),
+    )
+
+
+def _fit(trainer: Trainer, config: ExperimentConfig) -> ray.train.Result:
+    """Run Ray Train to its end; an error of ours that a worker has met is raised as itself."""
+    try:
+        return trainer.fit()
+    except Exception as error:
+        failures = getattr(error, "worker_failures", {}).values()
+        own = next(filter(None, map(own_error, failures)), own_error(error))
+        raise own or TrainingError(_failure(config, error)) from error
+
+
+@dataclass(slots=True)
+class _End:
+    """How workers say that they ended before the last epoch."""
+
+    failure: str | None = None
+    stopped: bool = False
+    recorded: threading.Event = field(default_factory=threading.Event)
+    """An epoch waits to be delivered to MLflow."""
+
+
+@contextmanager
+def _events(
+    mailbox: Any, handle: tracking.RunHandle, *, progress: Progress | None, stop: threading.Event | None
+) -> Iterator[_End]:
+    """Read the mailbox while the block runs: progress is passed on, recorded epochs are delivered."""
+    end = _End()
+
+    def read() -> None:
+        if stop is not None and stop.is_set():
+            mailbox.stop.remote()
+        for event in ray.get(mailbox.take.remote()):
+            match event:
+                case EpochRecorded():
+                    end.recorded.set()
+                case TrainingFailed():
+                    end.failure = event.message
+                case TrainingStopped():
+                    end.stopped = True
+                case _ if progress is not None:
+                    progress(event)
+
+    def deliver() -> None:
+        if end.recorded.is_set():
+            end.recorded.clear()
+            tracking.send(handle)
+
+    # Two threads: MLflow may be slow, and progress must not wait for it.
+    with polled(deliver, every_seconds=0.3), polled(read, every_seconds=0.3):
+        yield end
+
+
+def _checkpoint_and_history(result: ray.train.Result, config: ExperimentConfig) -> tuple[str, list[dict[str, float]]]:
+    """The URI of the best checkpoint, and the metrics of every epoch."""
+    best = result.get_best_checkpoint(watched_metric(config), "max")
+    if best is None:
+        raise TrainingError(f"run {config.name!r} ended without a checkpoint: look at Ray's logs")
+    scheme = "s3://" if storage.is_s3(config.storage) else ""
+    return f"{scheme}{best.path}", history_of(f"{scheme}{result.checkpoint.path}")
 
 
 def watched_metric(config: ExperimentConfig) -> str:
-    """The metric whose highest value tells the checkpoint to use."""
+    """The metric whose highest value marks the checkpoint to use."""
     return "val_top1" if config.data.validation_split is not None else "epoch"
 
 
@@ -174,7 +215,7 @@ def require_lanes(config: ExperimentConfig, *, workers: int) -> None:
 
 
 def worker_shares(config: ExperimentConfig, *, cpus: float, gpus: int) -> list[dict[str, float]]:
-    """What each of the workers that a training cannot do without takes of a cluster with so many GPUs."""
+    """What each of the fewest workers that a training starts with reserves, on a cluster with so many GPUs."""
     many = config.workers.num_workers
     least = min(many) if isinstance(many, tuple) else config.workers.most_workers(gpus=gpus)
     return [{"CPU": cpus, **({"GPU": 1.0} if gpus else {})}] * least
@@ -192,59 +233,33 @@ def _failure(config: ExperimentConfig, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (
         f"run {config.name!r} failed after {config.workers.max_failures} restarts ({(lines or [repr(error)])[-1][:300]}"
-        "); mend the cause and run the same command again to go on from the last checkpoint"
+        "); mend the cause and run the same command again to resume from the last checkpoint"
     )
 
 
-class _Trainer(TorchTrainer):
-    """Ray's trainer, except for three habits.
-
-    Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1. No actor hands out parts of datasets
-    that nobody passed: its process would import Ray Data whenever workers start, beside them. And workers are not asked
-    to leave their process group before they are killed: one that is lost or hangs would be waited for.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [
-            _SetUp(self.backend_config) if isinstance(each, BackendSetupCallback) else each
-            for each in super()._create_default_callbacks()
-            if not isinstance(each, DatasetsCallback)
-        ]
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        pass
-
-
-class _SetUp(BackendSetupCallback):
-    """Makes the process group of the workers; it goes with them."""
-
-    def before_execution_group_shutdown(self, execution_group: Any) -> None:
-        pass
-
-
 class EpochRecorder(UserCallback):
-    """Writes every epoch down once, from the controller, whatever worker dies; tells of workers that were lost.
+    """Writes every epoch to the outbox once, from Ray Train's controller; posts which workers were lost.
 
-    The driver sends it to MLflow, which takes seconds to import and may be slow: new workers would wait for it.
+    The driver delivers it to MLflow, which takes seconds to import and may be slow: new workers would wait for it.
     """
 
-    def __init__(self, uri: str, board: Any, *, timeout_s: float) -> None:
-        self._place, self._board, self._timeout_s = uri, board, timeout_s
+    def __init__(self, uri: str, mailbox: Any, *, timeout_s: float) -> None:
+        self._run_uri, self._mailbox, self._timeout_s = uri, mailbox, timeout_s
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """Ray Train's hook: every worker has reported."""
         if "step" not in metrics[0]:
             values = metrics[0] | mean_of_workers(metrics) | object_store()
-            tracking.write_history(self._place, by_epoch([values]))
-            self._board.post.remote({"kind": "recorded"})
+            tracking.write_history(self._run_uri, by_epoch([values]))
+            self._mailbox.post.remote(EpochRecorded())
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Ray Train's hook: workers were lost."""
-        self._board.post.remote({"kind": "lost", "reason": loss_reason(worker_exceptions, timeout_s=self._timeout_s)})
+        self._mailbox.post.remote(WorkersLost(reason=loss_reason(worker_exceptions, timeout_s=self._timeout_s)))
 
 
 def loss_reason(errors: dict[int, Exception], *, timeout_s: float) -> str:
-    """What became of a group of workers, in a few words, from the errors by rank.
+    """Why a group of workers was lost, in a few words, from the errors by rank.
 
     When one worker dies, those that were waiting for it fail too; when one hangs, only they fail.
     """
