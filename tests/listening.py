@@ -1,15 +1,11 @@
 """The ports that a process and those it has started listen on, and what they answer."""
 
 import http.client
-import importlib
 import socket
 import urllib.error
 import urllib.request
-from typing import Any
 
-import ray  # noqa: F401
-
-psutil: Any = importlib.import_module("psutil")  # comes inside Ray's package, where `import ray` finds it
+import psutil
 
 
 def ports_of(pid: int) -> list[tuple[int, str, int]]:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from listening import foreign_addresses, ports_of, post_job, psutil
+from listening import foreign_addresses, ports_of, post_job
 
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.runs.cluster.private_cluster import remove_abandoned

@@ -1,18 +1,19 @@
-"""How busy the machines of a training are, as metrics under the names by which MLflow's page shows them.
+"""System metrics of a training's machines (CPU, memory, GPU, object store), under the names that MLflow's page shows.
 
 MLflow's own monitor (`mlflow.enable_system_metrics_logging`) watches only its process's machine, counts its own steps,
-needs two packages more, and ends for good when the server is away once.
+and ends for good when the server is away once.
 """
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+import psutil
+import pynvml
 import ray
 
 _EVERY_S = 2.0
@@ -24,16 +25,15 @@ class SystemMetrics:
     """Looks at this worker's machine and GPU every 2 s, in a thread that ends with the process."""
 
     def __init__(self) -> None:
-        self._psutil = importlib.import_module("psutil")  # comes inside Ray's package, where `import ray` finds it
         self._gpus = _own_gpus()
         self._lock = threading.Lock()
         self._seen: dict[str, list[float]] = defaultdict(list)
-        self._look()  # the first figure of CPU time counts from here
+        self._look()  # CPU time counts from here
         self._seen.clear()
-        threading.Thread(target=self._watch, name="gauges", daemon=True).start()
+        threading.Thread(target=self._watch, name="system metrics", daemon=True).start()
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading, in % and MB (10^6 bytes); GPU figures only where this worker has a GPU."""
+        """Means since the last reading, in % and MB (10^6 bytes); GPU metrics only where this worker has a GPU."""
         self._look()
         with self._lock:
             means = {f"{_PREFIX}{name}": fmean(values) for name, values in self._seen.items()}
@@ -46,21 +46,21 @@ class SystemMetrics:
             self._look()
 
     def _look(self) -> None:
-        memory = self._psutil.virtual_memory()
-        figures = {
-            "cpu_utilization_percentage": self._psutil.cpu_percent(),
+        memory = psutil.virtual_memory()
+        values = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_percentage": memory.percent,
             "system_memory_usage_megabytes": memory.used / _MEGABYTE,
         }
         if self._gpus is not None:
-            figures |= self._gpus()
+            values |= self._gpus()
         with self._lock:
-            for name, value in figures.items():
+            for name, value in values.items():
                 self._seen[name].append(float(value))
 
 
 def mean_of_workers(reports: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The mean of what all workers' gauges say, where they say anything."""
+    """Mean over workers of each system metric, of those that report it."""
     seen = defaultdict(list)
     for report in reports:
         for name, value in report.items():
@@ -70,7 +70,7 @@ def mean_of_workers(reports: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def object_store() -> dict[str, float]:
-    """What the cluster's object stores hold now, in MB (10^6 bytes) and in % of their size."""
+    """Use of the cluster's object stores now, in MB (10^6 bytes) and in % of their size."""
     total = ray.cluster_resources().get("object_store_memory", 0.0)
     if not total:
         return {}
@@ -82,26 +82,24 @@ def object_store() -> dict[str, float]:
 
 
 def _own_gpus() -> Any:
-    """A function that gives the mean use of this worker's GPUs now; None without any or if NVML fails."""
+    """A function that returns the mean use of this worker's GPUs now; None without any or if NVML fails."""
     ids = ray.get_runtime_context().get_accelerator_ids().get("GPU", []) if ray.is_initialized() else []
     if not ids:
         return None
     try:
-        # NVIDIA's bindings as Ray carries them, with which it counts the GPUs itself.
-        nvml = importlib.import_module("ray._private.thirdparty.pynvml")
-        nvml.nvmlInit()
+        pynvml.nvmlInit()
         handles = [
-            nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+            pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
             for name in map(str, ids)
         ]
-    except Exception:  # noqa: BLE001  (no figures are no reason to stop a training)
+    except Exception:  # noqa: BLE001  (no metrics are no reason to stop a training)
         return None
 
     def look() -> dict[str, float]:
         try:
-            rates = [nvml.nvmlDeviceGetUtilizationRates(handle) for handle in handles]
-            memory = [nvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
-        except nvml.NVMLError:
+            rates = [pynvml.nvmlDeviceGetUtilizationRates(handle) for handle in handles]
+            memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        except pynvml.NVMLError:
             return {}
         return {
             "gpu_utilization_percentage": fmean(rate.gpu for rate in rates),
