@@ -110,7 +110,7 @@ def redact(text: str) -> str:
 
 
 def has_credentials(uri: str) -> bool:
-    """Whether a URI holds a user or password, in whatever form."""
+    """Whether a URI holds a user or password, in any form."""
     return _without_credentials(uri) != uri
 
 

@@ -110,7 +110,7 @@ def begun_search(folder: Path) -> TuneConfig:
 
     config = search(folder)
     made = Search(config, open_shards(config.data.shards))
-    made.draw_first()
+    made.propose_first()
     keep_data(made.uri, open_shards(config.data.shards), what="search 'search'")
     return config
 

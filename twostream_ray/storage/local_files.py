@@ -194,7 +194,7 @@ def exists(path: Path) -> bool:
 
 
 def contains(outer: Path, inner: Path) -> bool:
-    """Whether a directory is another one or holds it, by whatever name: through links, `..`, a second mount."""
+    """Whether `inner` is `outer` or below it, by any name: through links, `..`, a second mount."""
     wide, narrow = Path(os.path.realpath(outer)), Path(os.path.realpath(inner))
     if narrow.is_relative_to(wide):
         return True
