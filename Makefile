@@ -4,8 +4,13 @@ BIN := .venv/bin
 SEARCH_CLIPS := --clips.size_px 48 --clips.test_clips 0
 # Tests hand over settings as strings and dictionaries, and read what may be missing: then they fail, and say so.
 LOOSER := --disable-error-code arg-type --disable-error-code union-attr --disable-error-code index
+# A lane of tests in which no process may start Ray.
+WITHOUT_RAY := PYTHONPATH="$(CURDIR)/tests/without_ray$${PYTHONPATH:+:$$PYTHONPATH}"
+FAST := 'not ray and not server and not slow and not soak'
+# One of the two lanes of test-fast; the other has whatever else there is.
+PARTS := tests/data tests/models
 
-.PHONY: demo demo-search test test-clusters test-others soak check test-types format clean
+.PHONY: demo demo-search test test-clusters test-ray test-others test-fast test-fast-parts test-fast-runs soak check test-types format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -23,14 +28,26 @@ demo-search: .venv/.installed  ## a search over fusions for videos that take bot
 		--more '[{name: order, root: demo/search/order}]' --flow.short_side_px 48 --out demo/search/shards
 	$(BIN)/twostream tune --config jobs/recipes/demo_search.yaml
 
-test: .venv/.installed  ## all tests but the soak; those that wait for clusters of their own beside the others
-	$(MAKE) --no-print-directory --keep-going --jobs 2 test-clusters test-others
+test: .venv/.installed  ## all tests but the soak, in three lanes
+	$(MAKE) --no-print-directory --keep-going --jobs 3 test-clusters test-ray test-others
 
-test-clusters:
+test-clusters:  # they mostly wait for clusters of their own
 	$(BIN)/python -m pytest -m 'own_cluster and not soak'
 
-test-others:
-	$(BIN)/python -m pytest -m 'not own_cluster and not soak'
+test-ray:  # they share one cluster
+	$(BIN)/python -m pytest -m 'ray and not own_cluster and not soak'
+
+test-others:  # niced: the clusters' tests watch the time
+	$(WITHOUT_RAY) nice $(BIN)/python -m pytest -m 'not ray and not soak'
+
+test-fast: .venv/.installed  ## what needs no Ray, no server and no patience, in two lanes
+	$(MAKE) --no-print-directory --keep-going --jobs 2 test-fast-parts test-fast-runs
+
+test-fast-parts:
+	$(WITHOUT_RAY) $(BIN)/python -m pytest -m $(FAST) $(PARTS)
+
+test-fast-runs:
+	$(WITHOUT_RAY) $(BIN)/python -m pytest -m $(FAST) $(PARTS:%=--ignore %)
 
 soak: .venv/.installed  ## kills and outages, minutes each
 	$(BIN)/python -m pytest -m soak

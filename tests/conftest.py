@@ -22,6 +22,20 @@ from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 
+_SERVERS = {"guarded", "object_store", "server"}
+"""Fixtures that start MLflow or an object store."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they use, before pytest selects among them: a list by hand would soon be wrong."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "cluster" in fixtures or item.get_closest_marker("own_cluster"):
+            item.add_marker("ray")
+        if fixtures & _SERVERS:
+            item.add_marker("server")
+
 
 @pytest.fixture(scope="session")
 def real() -> Path:

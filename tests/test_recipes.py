@@ -135,6 +135,7 @@ def settle_moments(network: Network, batch: Batch) -> None:
         network.train()(rgb, flow)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("recipe", "width", "num_snippets", "crop_px", "learning_rate", "clip_gradient_norm"),

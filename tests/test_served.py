@@ -23,6 +23,8 @@ from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.tracking import Measurement, TrackingConfig, promote, pull, register, start_run
 
+pytestmark = pytest.mark.slow
+
 # What a stranger does with the registered model: in a process that knows neither this checkout nor pickle, nor any
 # distribution that the model's own requirements do not bring.
 STRANGER = """

@@ -41,6 +41,7 @@ def test_fused_networks_start_from_single_streams_trained_before() -> None:
     assert restored.state_dict().keys() == network.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_the_default_network_compiles_whole_forward_and_backward() -> None:
     network = narrow_default()
     rgb, flow = snippets(num_samples=1, num_snippets=5, size=224)

@@ -12,6 +12,8 @@ from twostream_ray.errors import RegistryError
 from twostream_ray.tracking import Measurement, TrackingConfig, Verdict, promote, record_measurement, rollback
 from twostream_ray.tracking.connection import client_for
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW = "0a" * 32, "1b" * 32
 
 

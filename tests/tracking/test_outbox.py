@@ -26,6 +26,8 @@ from twostream_ray.tracking import (
 )
 from twostream_ray.tracking.connection import client_for
 
+pytestmark = pytest.mark.slow
+
 NOBODY = "http://127.0.0.1:9"
 
 

@@ -28,6 +28,8 @@ from twostream_ray.tracking.connection import client_for, with_deadline
 from twostream_ray.tracking.outbox import Outbox
 from twostream_ray.tracking.timeouts import call_with_deadline
 
+pytestmark = pytest.mark.slow
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
