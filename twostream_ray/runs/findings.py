@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards.shards import open_shards
+from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.sources.synthetic import Group, SyntheticConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, TrainingError, own_error
@@ -163,8 +163,8 @@ def findings(
 ) -> list[ComparisonRow]:
     """Train every network of every comparison with every seed, as many at a time as there are CPUs.
 
-    A training's result is kept below `config.out`: an interrupted call goes on where it was. Each training is one
-    process with one thread, so a figure depends on its seed alone.
+    A training's result is kept below `config.out`: the same call resumes an interrupted one. Each training is one
+    process with one thread, so a result depends on its seed alone.
 
     Raises:
         ConfigError: files of somebody else would be written over, or a kept result is damaged.
@@ -181,38 +181,8 @@ def findings(
         if group in shards
         for network in comparison.networks
     ]
-    results: dict[tuple[Group, str, int], dict[str, Any]] = {}
     with ray_session():
-        import ray
-
-        task = ray.remote(_train_one).options(num_cpus=1)
-        pending: dict[Any, tuple[tuple[Group, str, int], Path]] = {}
-        for group, network, seed in wanted:
-            experiment = _experiment(group, network, seed, shards=shards[group])
-            uri = out / f"{group}, {network}, seed {seed}.json"
-            kept = _kept(str(uri))
-            if kept is not None and kept["experiment"] == experiment:
-                results[group, network, seed] = kept
-            else:
-                pending[task.remote(group, network, seed, shards[group])] = ((group, network, seed), uri)
-
-        def show() -> None:
-            if progress is not None:
-                progress(len(results), len(wanted))
-
-        with polled(show, every_seconds=0.5):
-            while pending:
-                try:
-                    (done,), _ = ray.wait(list(pending))
-                    result = ray.get(done)
-                except Exception as error:
-                    own = own_error(error)
-                    if own is None:
-                        raise
-                    raise own from None
-                key, uri = pending.pop(done)
-                results[key] = result
-                storage.write_json(str(uri), result)
+        results = _results(wanted, shards, folder=out, progress=progress)
     return [
         ComparisonRow(
             group=group,
@@ -224,6 +194,44 @@ def findings(
         for group in shards
         for network in comparisons()[group].networks
     ]
+
+
+def _results(
+    wanted: Sequence[tuple[Group, str, int]], shards: Mapping[Group, str], *, folder: Path, progress: Progress | None
+) -> dict[tuple[Group, str, int], dict[str, Any]]:
+    """Results by (group, network, seed): those that `folder` has from earlier calls, the others by Ray's tasks."""
+    import ray
+
+    results: dict[tuple[Group, str, int], dict[str, Any]] = {}
+    task = ray.remote(_train_one).options(num_cpus=1)
+    pending: dict[Any, tuple[tuple[Group, str, int], Path]] = {}
+    for group, network, seed in wanted:
+        experiment = _experiment(group, network, seed, shards=shards[group])
+        path = folder / f"{group}, {network}, seed {seed}.json"
+        kept = _kept(str(path))
+        if kept is not None and kept["experiment"] == experiment:
+            results[group, network, seed] = kept
+        else:
+            pending[task.remote(group, network, seed, shards[group])] = ((group, network, seed), path)
+
+    def show() -> None:
+        if progress is not None:
+            progress(len(results), len(wanted))
+
+    with polled(show, every_seconds=0.5):
+        while pending:
+            try:
+                (done,), _ = ray.wait(list(pending))
+                result = ray.get(done)
+            except Exception as error:
+                own = own_error(error)
+                if own is None:
+                    raise
+                raise own from None
+            key, path = pending.pop(done)
+            results[key] = result
+            storage.write_json(str(path), result)
+    return results
 
 
 def _kept(uri: str) -> dict[str, Any] | None:
@@ -275,6 +283,28 @@ def _experiment(group: Group, network: str, seed: int, *, shards: str) -> dict[s
     return dict(json.loads(json.dumps(settings)))
 
 
+def _loader(
+    comparison: Comparison, shard_set: ShardSet, *, seed: int, want_rgb: bool, want_flow: bool
+) -> SnippetLoader:
+    """Batches of all epochs and of the test split, read in this process."""
+    return SnippetLoader(
+        shard_set,
+        config=DataConfig(
+            shards=shard_set.uri,
+            sampling=comparison.sampling,
+            # Left and right are classes.
+            transforms=TransformConfig(crop_px=_SIZE_PX, size_jitter=0.0, flip=False),
+            decode_threads=1,
+        ),
+        passes=list(_passes(comparison.training.epochs)),
+        global_batch=comparison.training.global_batch,
+        seed=seed,
+        want_rgb=want_rgb,
+        want_flow=want_flow,
+        through_ray=False,
+    )
+
+
 def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[str, Any]:
     """Train one network of a comparison and score the test split, in this process alone."""
     import numpy as np
@@ -297,22 +327,7 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[
     )
     optimiser = build_optimiser(network, config=comparison.training)
     step = TrainingStep(network, optimiser, config=comparison.training, seed=seed, device=device)
-    loader = SnippetLoader(
-        shard_set,
-        config=DataConfig(
-            shards=shards,
-            sampling=comparison.sampling,
-            # Left and right are classes.
-            transforms=TransformConfig(crop_px=_SIZE_PX, size_jitter=0.0, flip=False),
-            decode_threads=1,
-        ),
-        passes=list(_passes(comparison.training.epochs)),
-        global_batch=comparison.training.global_batch,
-        seed=seed,
-        want_rgb=network.needs_rgb,
-        want_flow=network.needs_flow,
-        through_ray=False,
-    )
+    loader = _loader(comparison, shard_set, seed=seed, want_rgb=network.needs_rgb, want_flow=network.needs_flow)
     scores: dict[int, Any] = {}
     losses = []
     for a_pass, batches in loader:

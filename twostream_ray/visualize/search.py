@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, PercentFormatter
 
@@ -100,19 +101,7 @@ def pareto_picture(trials: Sequence[Trial], path: Path) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter("")
-    for finished, label in ((False, "did not finish: last score"), (True, "finished")):
-        dots = [trial for trial in shown if (trial.get("status") == FINISHED) == finished]
-        if dots:
-            axes.scatter(
-                [parameters_of(trial) for trial in dots],
-                [top1_of(trial) for trial in dots],
-                s=32,
-                facecolors=_DOT_COLOUR if finished else "none",
-                edgecolors=_DOT_COLOUR if finished else QUIET,
-                alpha=0.7,
-                linewidths=1,
-                label=label,
-            )
+    _draw_trials(axes, shown)
     if front:
         corners = [(parameters_of(trial), top1_of(trial)) for trial in front]
         across, up = zip(*corners, strict=True)
@@ -150,6 +139,23 @@ def pareto_picture(trials: Sequence[Trial], path: Path) -> None:
             "\n".join(rows), x=0.02, ha="left", fontsize=7.5, family="monospace", parse_math=False, linespacing=1.4
         )
     save(figure, path)
+
+
+def _draw_trials(axes: Axes, trials: Sequence[Trial]) -> None:
+    """A dot for each trial, those that did not finish hollow."""
+    for finished, label in ((False, "did not finish: last score"), (True, "finished")):
+        dots = [trial for trial in trials if (trial.get("status") == FINISHED) == finished]
+        if dots:
+            axes.scatter(
+                [parameters_of(trial) for trial in dots],
+                [top1_of(trial) for trial in dots],
+                s=32,
+                facecolors=_DOT_COLOUR if finished else "none",
+                edgecolors=_DOT_COLOUR if finished else QUIET,
+                alpha=0.7,
+                linewidths=1,
+                label=label,
+            )
 
 
 def _front_rows(trials: Sequence[Trial]) -> list[str]:
