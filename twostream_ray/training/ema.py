@@ -1,4 +1,9 @@
-"""The exponential moving average of a network's weights (Polyak and Juditsky 1992), to be used in their place."""
+"""Exponential moving average of a network's weights (Polyak and Juditsky 1992), to be used in their place.
+
+Not `torch.optim.swa_utils.AveragedModel`: its first update copies the weights where ours averages with the initial
+ones, `get_ema_multi_avg_fn` has one decay for all steps where ours is smaller at first, so a resumed run would get
+other numbers; and it holds a second copy of the whole network, frozen towers included.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,7 @@ class WeightEma:
 
     @torch.no_grad()
     def load(self, stored: Mapping[str, Tensor]) -> None:
-        """Go on from averaged weights by name."""
+        """Resume from averaged weights by name."""
         for name, average in self._average.items():
             average.copy_(stored[name])
 

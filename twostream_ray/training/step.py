@@ -1,4 +1,4 @@
-"""One step of training: a batch on its device, forward, backward, gradients of all workers, update."""
+"""Training step: forward, backward, gradient reduction over workers, optimiser update."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from twostream_ray.data.loading.device import DeviceBatch
-from twostream_ray.models.build import Network
+from twostream_ray.training.distributed import unwrapped
 from twostream_ray.training.ema import WeightEma
 from twostream_ray.training.recipe import (
     Precision,
@@ -30,7 +29,7 @@ from twostream_ray.training.recipe import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepOutcome:
-    """What a step came to on this worker."""
+    """The result of a step on this worker."""
 
     loss: Tensor
     """Scalar: this worker's part of the mean loss over the global batch."""
@@ -78,7 +77,7 @@ class TrainingStep:
     def __call__(self, batch: DeviceBatch, *, epoch: int, step: int, num_steps: int) -> StepOutcome:
         """Learn from a batch, step number `step` of `num_steps` in the epoch.
 
-        Gradients are those of the mean loss over the global batch, whatever part of it lies on this worker.
+        Gradients are those of the mean loss over the global batch, whatever part of it is on this worker.
         """
         config = self._config
         _seed_dropout(seed=self._seed, epoch=epoch, step=step)
@@ -157,50 +156,6 @@ def logits(
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         outputs = model(rgb, flow)
     return {tower: values.float() for tower, values in outputs.items()}
-
-
-def prepared(network: Network, *, config: TrainingConfig, device: torch.device) -> Network:
-    """The network on its device, laid out and compiled as the settings say; before the optimiser takes its parameters.
-
-    Names and shapes of the parameters stay, so checkpoints go from any setting to any other.
-
-    Raises:
-        ConfigError: activation checkpointing was wanted of a network with batch normalisation that learns.
-    """
-    network.to(device)
-    if config.activation_checkpointing:
-        network.checkpoint_activations()
-    if config.channels_last:
-        network.to_channels_last()
-    if config.compile:
-        network.compile()
-    return network
-
-
-def distributed(network: Network, *, config: TrainingConfig, device: torch.device) -> nn.Module:
-    """The network, in a group of several workers inside DistributedDataParallel.
-
-    Gradients go on their way as the backward pass fills a bucket of them, those of the fully connected layers, most of
-    all of VGG's, while the convolutions' are still computed.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return network
-    model = DistributedDataParallel(
-        network,
-        device_ids=[device] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        static_graph=config.micro_batches == 1,
-    )
-    if config.compress_gradients:
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-
-        model.register_comm_hook(None, bf16_compress_hook)
-    return model
-
-
-def unwrapped(model: nn.Module) -> Network:
-    """The network inside DistributedDataParallel, or itself."""
-    return cast(Network, getattr(model, "module", model))
 
 
 def _seed_dropout(*, seed: int, epoch: int, step: int) -> None:

@@ -15,8 +15,9 @@ from twostream_ray.data.snippets import Batch
 from twostream_ray.models import description
 from twostream_ray.models.build import build_network
 from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
+from twostream_ray.training.distributed import prepared
 from twostream_ray.training.recipe import build_optimiser
-from twostream_ray.training.step import TrainingStep, prepared
+from twostream_ray.training.step import TrainingStep
 
 _FORWARD_AND_BACKWARD = 3
 """Backward takes about twice forward: once for the maps, once for the weights."""

@@ -28,8 +28,9 @@ from twostream_ray.runs.benchmark.settings import BenchmarkTrainConfig
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session
 from twostream_ray.runs.train.ray_private import process_group_config
+from twostream_ray.training.distributed import distributed, prepared, unwrapped
 from twostream_ray.training.recipe import build_optimiser
-from twostream_ray.training.step import TrainingStep, distributed, prepared, unwrapped
+from twostream_ray.training.step import TrainingStep
 
 _PATIENCE_S = 1800.0
 _WARM_UP = 2

@@ -39,6 +39,7 @@ from twostream_ray.runs.train.mailbox import Request
 from twostream_ray.runs.train.system_metrics import SystemMetrics
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder
 from twostream_ray.training.checkpoint import load_average, load_state, save_state
+from twostream_ray.training.distributed import distributed, prepared
 from twostream_ray.training.ema import WeightEma
 from twostream_ray.training.loop import CheckpointPlan, score_pass, train_pass
 from twostream_ray.training.recipe import (
@@ -48,7 +49,7 @@ from twostream_ray.training.recipe import (
     lost_patience,
 )
 from twostream_ray.training.running_metrics import PassResult
-from twostream_ray.training.step import TrainingStep, distributed, prepared
+from twostream_ray.training.step import TrainingStep
 
 _DRAIN_CHECKPOINT_SECONDS = 5.0
 """Time between checkpoints while a node of the run is about to be taken away."""
