@@ -172,11 +172,10 @@ def test_what_is_no_model_is_not_put_there_and_what_was_there_stays(
     ]
 
 
-def test_a_model_of_the_registry_is_used_from_a_folder_of_its_own(entry: Entry, tmp_path: Path) -> None:
-    folder = tmp_path / "own"
-    folder.mkdir()
-    assert local_model(entry.register(**model(1)), config=entry.config, folder=folder) == folder
-    assert contents(folder) == model(1)
+def test_a_model_of_the_registry_is_used_from_a_temporary_copy(entry: Entry) -> None:
+    with local_model(entry.register(**model(1)), config=entry.config) as folder:
+        assert contents(folder) == model(1)
+    assert not folder.exists()
 
 
 def test_a_registry_that_is_not_there_makes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

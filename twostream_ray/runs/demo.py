@@ -13,9 +13,9 @@ from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 from twostream_ray.models.build import ModelConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.ingest import IngestConfig, IngestReport, ingest
-from twostream_ray.runs.score.publish import Published, evaluate_run
+from twostream_ray.runs.score.publish import Published, train_and_publish
 from twostream_ray.runs.train.events import Progress
-from twostream_ray.runs.train.run import TrainReport, train
+from twostream_ray.runs.train.run import TrainReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,5 +67,6 @@ def run_variant(
         model=model,
         tracking=replace(config.tracking, register=network == "fused"),
     )
-    trained = train(experiment, progress=progress)
-    return DemoRow(network=network, trained=trained, published=evaluate_run(experiment, trained))
+    finished = train_and_publish(experiment, progress=progress, evaluate_again=True)
+    assert finished.published is not None  # noqa: S101  (it is evaluated again)
+    return DemoRow(network=network, trained=finished.trained, published=finished.published)

@@ -23,10 +23,11 @@ from twostream_ray.tracking.record import (
     tag_run,
     write_history,
 )
-from twostream_ray.tracking.registry import record_measurement, register
+from twostream_ray.tracking.registry import PACKAGE_FILES, record_measurement, register
 
 __all__ = [
     "DESCRIPTION",
+    "PACKAGE_FILES",
     "Delivery",
     "Measurement",
     "Rollback",

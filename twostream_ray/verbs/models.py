@@ -9,6 +9,8 @@ from twostream_ray.verbs import complain, require_uri
 
 def train(arguments: list[str]) -> int:
     """Shards to a trained, evaluated and registered network."""
+    from contextlib import ExitStack
+
     from twostream_ray.console import TrainingDisplay, console
     from twostream_ray.data.shards.shards import open_shards
     from twostream_ray.runs.experiment import ExperimentConfig
@@ -18,18 +20,19 @@ def train(arguments: list[str]) -> int:
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
-    from twostream_ray.runs.score.publish import evaluate_run, published_before
-    from twostream_ray.runs.train.run import SPLITS, require_splits, run_uri, train
+    from twostream_ray.runs.score.publish import train_and_publish
+    from twostream_ray.runs.train.run import SPLITS, require_splits, run_uri
 
     # Before a cluster is started, which takes seconds.
     require_splits(config, open_shards(config.data.shards), SPLITS)
-    with ray_session():
-        with TrainingDisplay(config.name) as display, stop_on_sigterm() as stop:
-            trained = train(config, progress=display.event, stop=stop)
-        if trained.done_before and published_before(config):
-            console.print(f"run {config.name} is finished already: {trained.checkpoint}")
-            return 0
-        published = evaluate_run(config, trained)
+    with ray_session(), ExitStack() as showing:
+        display = showing.enter_context(TrainingDisplay(config.name))
+        stop = showing.enter_context(stop_on_sigterm())
+        run = train_and_publish(config, progress=display.event, stop=stop, when_trained=showing.close)
+    trained, published = run.trained, run.published
+    if published is None:
+        console.print(f"run {config.name} is finished already: {trained.checkpoint}")
+        return 0
     console.print(published.evaluation.report.to_text())
     console.print(f"checkpoint: {trained.checkpoint}")
     console.print(f"pictures and scores: {run_uri(config)}/evaluation")

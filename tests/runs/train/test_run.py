@@ -25,7 +25,7 @@ from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
 from twostream_ray.runs.score.evaluate import EvaluateConfig, evaluate
-from twostream_ray.runs.score.publish import evaluate_run, published_before
+from twostream_ray.runs.score.publish import publish_run, published_before
 from twostream_ray.runs.train import run as train_module
 from twostream_ray.runs.train import worker_group
 from twostream_ray.runs.train.events import EpochEnded, ProgressEvent, StepEnded, WorkersLost
@@ -141,7 +141,7 @@ def test_the_same_name_with_other_settings_is_refused(
 def test_evaluation_is_exact_and_says_n_of_n(two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path) -> None:
     config = experiment(shard_set, folder, name="two")
     assert not published_before(config)
-    published = evaluate_run(config, two_workers[0])
+    published = publish_run(config, two_workers[0])
     assert published_before(config)
     evaluation = published.evaluation
     assert evaluation.report.coverage == "20 of 20 clips"

@@ -1,27 +1,24 @@
-"""Exact evaluation on a split: every clip scored once by some worker; pictures and registration behind it."""
+"""Exact evaluation: every clip of a split scored once; report, scores and confusion matrix written to a folder."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray import storage, visualize
 from twostream_ray.data.flow import require_same_contract
-from twostream_ray.data.loading.lanes import Pass
-from twostream_ray.data.loading.pipeline import READING_CPUS, SnippetLoader
-from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ShardSet, open_shards
-from twostream_ray.errors import ConfigError, TrainingError, own_error
+from twostream_ray.errors import ConfigError, TrainingError
 from twostream_ray.evaluation.metrics import own_head_first
 from twostream_ray.evaluation.report import Report, report_on
-from twostream_ray.model_package import MODEL_FILES, ModelPackage, check_model, load_model
-from twostream_ray.runs.cluster.resources import require_room
-from twostream_ray.runs.cluster.session import ray_session, require_cluster
+from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.experiment import WorkersConfig
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.score.model_source import local_model
@@ -30,8 +27,12 @@ from twostream_ray.storage.json_files import record
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder
 from twostream_ray.tracking import TrackingConfig
 
-_CLIPS_PER_STEP = 32
-_FILES = ("report.json", "scores.npz", "confusion.png")
+if TYPE_CHECKING:
+    from twostream_ray.model_package import ModelPackage
+
+CONFUSION = "confusion.png"
+
+_FILES = ("report.json", "scores.npz", CONFUSION)
 _REPORT_SCHEMA = record(
     {"top1": {"type": "number"}, "split": {"type": "string"}, "manifest_hash": {"type": "string"}}, others=True
 )
@@ -65,7 +66,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a model came to on a split."""
+    """A model's scores on a split, and the metrics computed from them."""
 
     report: Report
     """Accuracies and confusion."""
@@ -82,13 +83,14 @@ class Evaluation:
     package: ModelPackage
     """The model's settings."""
 
+    def metrics(self) -> dict[str, float]:
+        """top1 and mean_class_accuracy, and top5 where there are enough classes; in [0, 1]."""
+        metrics = {"top1": self.report.top1, "mean_class_accuracy": self.report.mean_class}
+        return metrics if self.report.top5 is None else metrics | {"top5": self.report.top5}
 
-def evaluate(
-    config: EvaluateConfig, *, progress: Progress | None = None, shard_set: ShardSet | None = None
-) -> Evaluation:
+
+def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Evaluation:
     """Score a split and write report.json, scores.npz and confusion.png to `config.out`.
-
-    `shard_set` is given where `config.shards` may hold other clips by now than those that are to be scored.
 
     Raises:
         LeaseError: another process writes there.
@@ -97,29 +99,60 @@ def evaluate(
         ShardError, RegistryError, StorageError, CheckpointError: data or model cannot be had.
     """
     sweep()
-    shard_set = shard_set or open_shards(config.shards)
+    shard_set = open_shards(config.shards)
+    with (
+        reserve_output(config, shard_set),
+        local_model(config.model, config=config.tracking) as directory,
+        temporary_folder() as pictures,
+    ):
+        evaluation = score_split(config, shard_set, directory=directory, progress=progress)
+        write_evaluation(evaluation, out=config.out, pictures=Path(pictures))
+    return evaluation
+
+
+@contextmanager
+def reserve_output(config: EvaluateConfig, shard_set: ShardSet) -> Iterator[None]:
+    """Hold the lease of `config.out` while the block runs, after all checks that need neither model nor cluster.
+
+    Raises:
+        LeaseError: another process writes there.
+        ConfigError: somebody else's files are there.
+        ShardError: the shards have no such split.
+        ClusterError: the cluster cannot be reached.
+    """
     shard_set.split(config.split)
     refuse_foreign_files(storage.absolute(config.out), _FILES, schema=_REPORT_SCHEMA, verb="evaluate")
     require_cluster()
     with lease.held(config.out, work="evaluate", way_out="wait for it or end it, or choose another --out"):
-        return _evaluate(config, shard_set, progress=progress)
+        yield
 
 
-def _evaluate(config: EvaluateConfig, shard_set: ShardSet, *, progress: Progress | None) -> Evaluation:
-    with temporary_folder() as folder:
-        directory = local_model(config.model, config=config.tracking, folder=Path(folder))
-        package = check_model(directory)
-        require_same_contract(
-            package.contract, shard_set.contract, wanted_by=f"model {config.model}", found_in=config.shards
+def score_split(
+    config: EvaluateConfig, shard_set: ShardSet, *, directory: Path, progress: Progress | None = None
+) -> Evaluation:
+    """Score `config.split` of a shard set by the model in `directory`; writes nothing.
+
+    Raises:
+        ContractMismatchError: the shards' flow is of another kind than the model's.
+        ConfigError: the shards' classes are not the model's.
+        TrainingError: a clip was not scored.
+        ShardError, StorageError, CheckpointError: data or model cannot be read.
+    """
+    # They load torch and Ray, which refused settings and --help do without.
+    from twostream_ray.model_package import check_model
+    from twostream_ray.runs.score.scorer import score_clips
+
+    package = check_model(directory)
+    require_same_contract(
+        package.contract, shard_set.contract, wanted_by=f"model {config.model}", found_in=config.shards
+    )
+    if package.classes != shard_set.classes:
+        raise ConfigError(
+            f"model {config.model} knows {len(package.classes)} classes ({', '.join(package.classes[:4])} ...), "
+            f"{config.shards} has {len(shard_set.classes)} ({', '.join(shard_set.classes[:4])} ...): choose shards "
+            "of the same classes"
         )
-        if package.classes != shard_set.classes:
-            raise ConfigError(
-                f"model {config.model} knows {len(package.classes)} classes ({', '.join(package.classes[:4])} ...), "
-                f"{config.shards} has {len(shard_set.classes)} ({', '.join(shard_set.classes[:4])} ...): choose shards "
-                "of the same classes"
-            )
-        files = {name: storage.read_bytes(str(directory / name)) for name in MODEL_FILES}
-        scores = _score_all(config, shard_set, files=files, progress=progress)
+    scores = score_clips(directory, shard_set, split=config.split, workers=config.workers, progress=progress)
     members = shard_set.split(config.split)
     missing = len(members) - len(scores)
     if missing:
@@ -128,7 +161,7 @@ def _evaluate(config: EvaluateConfig, shard_set: ShardSet, *, progress: Progress
     labels = shard_set.labels[members]
     ranked = own_head_first(stacked, labels, head_classes=package.model.head_classes or (len(package.classes),))
     ids = shard_set.index["clip_id"].to_pylist()
-    evaluation = Evaluation(
+    return Evaluation(
         report=report_on(
             ranked,
             labels,
@@ -142,79 +175,15 @@ def _evaluate(config: EvaluateConfig, shard_set: ShardSet, *, progress: Progress
         manifest_hash=shard_set.hash,
         package=package,
     )
-    _write(evaluation, out=storage.absolute(config.out))
-    return evaluation
 
 
-def _score_all(
-    config: EvaluateConfig, shard_set: ShardSet, *, files: dict[str, bytes], progress: Progress | None
-) -> dict[int, NDArray[np.float32]]:
-    import ray
+def write_evaluation(evaluation: Evaluation, *, out: str, pictures: Path) -> None:
+    """Write report.json, scores.npz and confusion.png to a directory or prefix; the picture is kept in `pictures` too.
 
-    total = len(shard_set.split(config.split))
-    with ray_session():
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        data = DataConfig(shards=config.shards)
-        workers = min(config.workers.most_workers(gpus=gpus), data.lanes)
-        cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
-        share = {"CPU": cpus, **({"GPU": 1.0} if gpus else {})}
-        require_room(
-            [share, {"CPU": READING_CPUS}],
-            what="a worker that scores, and reading for it,",
-            way_out="lower workers.cpus_per_worker, or choose a larger cluster",
-        )
-        task = ray.remote(_score_lanes).options(num_cpus=cpus, num_gpus=1 if gpus else 0)
-        shared = ray.put((shard_set, files, config.split))
-        pending = [task.remote(shared, rank, workers) for rank in range(workers)]
-        scores: dict[int, NDArray[np.float32]] = {}
-        try:
-            while pending:
-                done, pending = ray.wait(pending)
-                for part in ray.get(done):
-                    scores.update(part)
-                if progress:
-                    progress(len(scores), total)
-        except Exception as error:
-            own = own_error(error)
-            if own is None:
-                raise
-            raise own from None
-    return scores
-
-
-def _score_lanes(
-    shared: tuple[ShardSet, dict[str, bytes], str], rank: int, world_size: int
-) -> dict[int, NDArray[np.float32]]:
-    """One worker's share of a split: clip position -> scores."""
-    import torch
-
-    from twostream_ray.training.loop import score_pass
-
-    shard_set, files, split = shared
-    torch.set_num_threads(1)
-    with temporary_folder() as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        network, package = load_model(Path(folder))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
-    loader = SnippetLoader(
-        shard_set,
-        config=DataConfig(shards=shard_set.uri, sampling=package.sampling, transforms=package.transforms),
-        passes=[Pass(split=split)],
-        global_batch=_CLIPS_PER_STEP,
-        rank=rank,
-        world_size=world_size,
-        want_rgb=network.needs_rgb,
-        want_flow=network.needs_flow,
-    )
-    scores: dict[int, NDArray[np.float32]] = {}
-    for _, batches in loader:
-        scores |= score_pass(network, batches, device=device)[1]
-    return scores
-
-
-def _write(evaluation: Evaluation, *, out: str) -> None:
+    Raises:
+        StorageError: `out` cannot be written.
+    """
+    out = storage.absolute(out)
     values = evaluation.report.to_dict() | {"split": evaluation.split, "manifest_hash": evaluation.manifest_hash}
     storage.write_json(storage.join(out, _FILES[0]), values)
     table = io.BytesIO()
@@ -229,7 +198,6 @@ def _write(evaluation: Evaluation, *, out: str) -> None:
         head_classes=np.asarray(evaluation.package.model.head_classes, dtype=np.int64),
     )
     storage.write_bytes(storage.join(out, _FILES[1]), table.getvalue())
-    with temporary_folder() as folder:
-        picture = Path(folder) / _FILES[2]
-        visualize.confusion_picture(evaluation.report.confusion, evaluation.report.classes, picture)
-        storage.write_bytes(storage.join(out, _FILES[2]), picture.read_bytes())
+    picture = pictures / CONFUSION
+    visualize.confusion_picture(evaluation.report.confusion, evaluation.report.classes, picture)
+    storage.write_bytes(storage.join(out, CONFUSION), picture.read_bytes())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from twostream_ray import storage, tracking
 from twostream_ray.errors import StorageError
-from twostream_ray.model_package import MODEL_FILES
+from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.tracking import TrackingConfig
 
 
@@ -25,23 +27,29 @@ class PullConfig:
     """MLflow, whose registry holds the model."""
 
 
-def local_model(model: str, *, config: tracking.TrackingConfig, folder: Path) -> Path:
-    """The directory of a model's files, fetched into `folder` when it is a registry's or an object store's.
+@contextmanager
+def local_model(model: str, *, config: TrackingConfig) -> Iterator[Path]:
+    """A directory with a model's files while the block runs: its own on this machine, else a temporary copy.
 
     Raises:
         RegistryError: the registry has no such model.
-        StorageError: there is no such place.
+        StorageError: there is no such directory or prefix.
     """
-    if model.startswith(("models:/", "runs:/")):
-        return tracking.pull(model, folder, config=config)
-    uri = storage.absolute(model)
-    if not storage.is_s3(uri):
+    registered = model.startswith(("models:/", "runs:/"))
+    uri = model if registered else storage.absolute(model)
+    if not registered and not storage.is_s3(uri):
         if not Path(uri).is_dir():
             raise StorageError(
                 f"a model was wanted at {model}, there is no such directory: give models:/NAME@champion, or a "
                 "directory with model.safetensors and model.json"
             )
-        return Path(uri)
-    for name in MODEL_FILES:
-        (folder / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
-    return folder
+        yield Path(uri)
+        return
+    with temporary_folder() as name:
+        folder = Path(name)
+        if registered:
+            tracking.pull(model, folder, config=config)
+        else:
+            for file in tracking.PACKAGE_FILES:
+                (folder / file).write_bytes(storage.read_bytes(storage.join(uri, file)))
+        yield folder

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from twostream_ray import tracking
 from twostream_ray.errors import ConfigError
-from twostream_ray.inference import Classifier, Prediction
-from twostream_ray.model_package import check_model
 from twostream_ray.runs.score.model_source import PullConfig, local_model
 from twostream_ray.settings.bounds import require_within
-from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.tracking import TrackingConfig
+
+if TYPE_CHECKING:
+    from twostream_ray.inference import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,11 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
     Raises:
         RegistryError, StorageError, CheckpointError: the model cannot be had.
     """
-    with temporary_folder() as folder:
-        classifier = Classifier.load(local_model(config.model, config=config.tracking, folder=Path(folder)))
+    with local_model(config.model, config=config.tracking) as directory:
+        # It loads torch, which refused settings and --help do without.
+        from twostream_ray.inference import Classifier
+
+        classifier = Classifier.load(directory)
     for video in config.videos:
         yield from classifier.predict([video], top_k=config.top_k)
 
@@ -62,4 +65,6 @@ def pull(config: PullConfig) -> Path:
         CheckpointError: what it has is no model.
         StorageError: the directory cannot be written, or has files under these names that were not pulled.
     """
+    from twostream_ray.model_package import check_model
+
     return tracking.pull(config.model, Path(config.out), config=config.tracking, check=check_model)

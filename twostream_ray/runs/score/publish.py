@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,13 +13,21 @@ from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import data_of, explained
-from twostream_ray.runs.score.evaluate import EvaluateConfig, Evaluation, Progress, evaluate
+from twostream_ray.runs.score.evaluate import (
+    CONFUSION,
+    EvaluateConfig,
+    Evaluation,
+    reserve_output,
+    score_split,
+    write_evaluation,
+)
 from twostream_ray.runs.score.model_source import local_model
-from twostream_ray.runs.train.run import TrainReport, require_splits, run_uri
+from twostream_ray.runs.train.events import Progress
+from twostream_ray.runs.train.run import TrainReport, require_splits, run_uri, train
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import read_json, record
-from twostream_ray.storage.temporary_folders import temporary_folder
+from twostream_ray.storage.temporary_folders import sweep, temporary_folder
 from twostream_ray.tracking import TrackingConfig
 
 
@@ -49,7 +59,7 @@ _PUBLISHED_SCHEMA = record(
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A run's evaluation in MLflow, and what became of it in the registry."""
+    """A run's evaluation in MLflow, and its version in the registry."""
 
     evaluation: Evaluation
     """The test split."""
@@ -59,35 +69,71 @@ class Published:
     """Whether it became champion, and why, in a sentence."""
 
 
-def published_before(config: ExperimentConfig) -> bool:
-    """Whether `evaluate_run` has come to its end for this run and split.
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A run that is trained, evaluated and, by its settings, registered."""
 
-    A registry that was away may have kept it from it, and another split may have been named since.
+    trained: TrainReport
+    """Its training."""
+    published: Published | None
+    """Its evaluation; None where an earlier call has evaluated it."""
+
+
+def published_before(config: ExperimentConfig) -> bool:
+    """Whether `publish_run` has ended for this run and split.
+
+    A registry that was away may have kept it from ending, and another split may have been named since.
 
     Raises:
-        ConfigError: what tells so is damaged.
+        ConfigError: its record is damaged.
     """
     uri = storage.join(run_uri(config), _PUBLISHED)
     if not storage.exists(uri):
         return False
-    told = read_json(
+    stored = read_json(
         uri,
         _PUBLISHED_SCHEMA,
         what="what became of a run in the registry",
         way_out="delete it and run the same command again, which evaluates once more",
         error=ConfigError,
     )
-    return bool(told.get("split", config.data.test_split) == config.data.test_split)
+    return bool(stored.get("split", config.data.test_split) == config.data.test_split)
 
 
-def evaluate_run(
+def train_and_publish(
     config: ExperimentConfig,
-    trained: TrainReport,
     *,
     progress: Progress | None = None,
-    shard_set: ShardSet | None = None,
-) -> Published:
-    """Evaluate a finished run on its test split, put numbers and pictures into its MLflow run, register the model.
+    stop: threading.Event | None = None,
+    when_trained: Callable[[], object] = lambda: None,
+    evaluate_again: bool = False,
+) -> FinishedRun:
+    """Train the run `config.name`, or resume it; evaluate it on its test split, log and register the model.
+
+    Args:
+        config: the experiment.
+        progress: called with the events of training.
+        stop: set, it ends training at what it has reached.
+        when_trained: called between training and evaluation, for instance to close a progress bar.
+        evaluate_again: evaluate a run that an earlier call has trained and published; by default it stays as it is.
+
+    Raises:
+        KeyboardInterrupt: it was stopped, or Ctrl-C pressed.
+        ConfigError: settings do not go together, or an earlier run of this name had others, or other data.
+        TrainingError: the run failed more often than workers.max_failures allows.
+        ShardError, StorageError, CheckpointError: data or checkpoint cannot be had.
+        LeaseError: another process is at work on the run.
+        RegistryError: the model cannot be registered.
+    """
+    trained = train(config, progress=progress, stop=stop)
+    when_trained()
+    if trained.done_before and not evaluate_again and published_before(config):
+        return FinishedRun(trained=trained, published=None)
+    return FinishedRun(trained=trained, published=publish_run(config, trained))
+
+
+def publish_run(config: ExperimentConfig, trained: TrainReport, *, shard_set: ShardSet | None = None) -> Published:
+    """Evaluate a finished run on its test split, put metrics and pictures into its MLflow run, register the model.
 
     `shard_set` is given where the run's own folder does not say which data it began with: that of a trial.
 
@@ -101,74 +147,70 @@ def evaluate_run(
     require_splits(config, shard_set, ("test_split",))
     with lease.held(folder, work=what, way_out="wait for it or end it"):
         try:
-            return _evaluate_run(config, trained, shard_set, progress=progress)
+            return _publish_run(config, trained, shard_set)
         except ShardError as error:
             raise explained(error, shard_set, what=what) from error
 
 
-def _evaluate_run(
-    config: ExperimentConfig, trained: TrainReport, shard_set: ShardSet, *, progress: Progress | None
-) -> Published:
+def _publish_run(config: ExperimentConfig, trained: TrainReport, shard_set: ShardSet) -> Published:
     uri = storage.join(run_uri(config), "evaluation")
-    evaluation = evaluate(
-        EvaluateConfig(
-            model=trained.checkpoint,
-            shards=config.data.shards,
-            split=config.data.test_split,
-            out=uri,
-            workers=config.workers,
-            tracking=config.tracking,
-        ),
-        progress=progress,
-        shard_set=shard_set,
+    evaluation_config = EvaluateConfig(
+        model=trained.checkpoint,
+        shards=config.data.shards,
+        split=config.data.test_split,
+        out=uri,
+        workers=config.workers,
+        tracking=config.tracking,
     )
-    report = evaluation.report
-    metrics = {"top1": report.top1, "mean_class_accuracy": report.mean_class}
-    if report.top5 is not None:
-        metrics["top5"] = report.top5
-    last = int(trained.history[-1]["epoch"])
-    tracking.log_metrics(
-        trained.run, {f"{evaluation.split}_{name}": value for name, value in metrics.items()}, step=last
-    )
-    with temporary_folder() as folder:
-        curves = Path(folder) / "curves.png"
-        visualize.curves_picture(trained.history, curves)
-        storage.write_bytes(storage.join(uri, "curves.png"), curves.read_bytes())
-        confusion = Path(folder) / "confusion.png"
-        confusion.write_bytes(storage.read_bytes(storage.join(uri, "confusion.png")))
-        tracking.log_pictures(trained.run, {"curves": curves, "confusion": confusion})
-    tracking.deliver(trained.run)
-    published = Published(evaluation=evaluation, version=None, verdict=None)
-    if config.tracking.register:
-        published = _register(config, trained, evaluation, metrics=metrics)
-    told = {"version": published.version, "verdict": published.verdict, "split": evaluation.split}
-    storage.write_json(storage.join(run_uri(config), _PUBLISHED), told)
+    sweep()
+    with (
+        reserve_output(evaluation_config, shard_set),
+        local_model(trained.checkpoint, config=config.tracking) as directory,
+        temporary_folder() as scratch,
+    ):
+        evaluation = score_split(evaluation_config, shard_set, directory=directory)
+        write_evaluation(evaluation, out=uri, pictures=Path(scratch))
+        _log_evaluation(trained, evaluation, uri=uri, pictures=Path(scratch))
+        published = Published(evaluation=evaluation, version=None, verdict=None)
+        if config.tracking.register:
+            published = _register(config, trained, evaluation, directory=directory)
+    stored = {"version": published.version, "verdict": published.verdict, "split": evaluation.split}
+    storage.write_json(storage.join(run_uri(config), _PUBLISHED), stored)
     return published
 
 
-def _register(
-    config: ExperimentConfig, trained: TrainReport, evaluation: Evaluation, *, metrics: dict[str, float]
-) -> Published:
+def _log_evaluation(trained: TrainReport, evaluation: Evaluation, *, uri: str, pictures: Path) -> None:
+    """Metrics, learning curves and confusion matrix into the MLflow run; the curves into `uri` too."""
+    last = int(trained.history[-1]["epoch"])
+    metrics = {f"{evaluation.split}_{name}": value for name, value in evaluation.metrics().items()}
+    tracking.log_metrics(trained.run, metrics, step=last)
+    curves = pictures / "curves.png"
+    visualize.curves_picture(trained.history, curves)
+    storage.write_bytes(storage.join(uri, curves.name), curves.read_bytes())
+    tracking.log_pictures(trained.run, {"curves": curves, "confusion": pictures / CONFUSION})
+    tracking.deliver(trained.run)
+
+
+def _register(config: ExperimentConfig, trained: TrainReport, evaluation: Evaluation, *, directory: Path) -> Published:
     package = evaluation.package
-    with temporary_folder() as folder:
-        measurement = tracking.Measurement(
-            manifest_hash=evaluation.manifest_hash,
-            split=evaluation.split,
-            num_evaluated=evaluation.report.n_evaluated,
-            num_clips=evaluation.report.n_expected,
-            metrics=metrics,
-        )
-        version = tracking.register(
-            trained.run,
-            local_model(trained.checkpoint, config=config.tracking, folder=Path(folder)),
-            name=config.tracking.model_name,
-            measurement=measurement,
-            protocol=_protocol(package),
-            summary=_summary(config, parameters=trained.parameters),
-            classes=package.classes,
-            flow_contract=package.contract.to_dict(),
-            lineage=package.lineage,
-        )
+    measurement = tracking.Measurement(
+        manifest_hash=evaluation.manifest_hash,
+        split=evaluation.split,
+        num_evaluated=evaluation.report.n_evaluated,
+        num_clips=evaluation.report.n_expected,
+        metrics=evaluation.metrics(),
+    )
+    version = tracking.register(
+        trained.run,
+        directory,
+        name=config.tracking.model_name,
+        measurement=measurement,
+        protocol=_protocol(package),
+        summary=_summary(config, parameters=trained.parameters),
+        classes=package.classes,
+        flow_contract=package.contract.to_dict(),
+        lineage=package.lineage,
+    )
     verdict = tracking.promote(
         config.tracking.model_name,
         version,

@@ -12,7 +12,7 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import TrainingError
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import keep_data
-from twostream_ray.runs.score.publish import Published, evaluate_run
+from twostream_ray.runs.score.publish import Published, publish_run
 from twostream_ray.runs.search.proposals import Proposer
 from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, best_of, trial_name
 from twostream_ray.runs.search.report import STATUS_TAG, SearchReport, read_report, write_report
@@ -156,7 +156,7 @@ class Search:
         experiment = replace(
             experiment, data=replace(experiment.data, test_split=str(self.config.data.validation_split))
         )
-        published = evaluate_run(experiment, trial_report(experiment, best), shard_set=self._shard_set)
+        published = publish_run(experiment, trial_report(experiment, best), shard_set=self._shard_set)
         verdict = published.verdict or ""
         self.note_time()
         ended = self._ended() or "all that the space holds"
