@@ -27,6 +27,7 @@ from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs.score.evaluate import EvaluateConfig, Evaluation, evaluate
+from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.tracking import Measurement, TrackingConfig, promote, register, start_run
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]
@@ -63,6 +64,8 @@ def registered(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) ->
     version = register(
         start_run(config, run_name="clean", run_uri=str(folder / "run"), parameters={}, tags={}),
         folder / "package",
+        entry=SERVED,
+        code=serving_files(),
         name="two-stream",
         measurement=Measurement(
             manifest_hash="0a" * 32, split="test", num_evaluated=20, num_clips=20, metrics={"top1": 0.5}

@@ -21,6 +21,7 @@ from twostream_ray.model_package import ModelPackage, save_model
 from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.fusion import FusionConfig
 from twostream_ray.models.streams import TowerConfig
+from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.tracking import Measurement, TrackingConfig, promote, pull, register, start_run
 
 pytestmark = pytest.mark.slow
@@ -133,6 +134,8 @@ def answers(package: Path, video: Path, tmp_path_factory: pytest.TempPathFactory
     version = register(
         start_run(config, run_name="served", run_uri=str(folder / "run"), parameters={}, tags={}),
         package,
+        entry=SERVED,
+        code=serving_files(),
         name="two-stream",
         measurement=measurement,
         protocol="one view",

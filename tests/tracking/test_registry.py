@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from twostream_ray.errors import RegistryError
+from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.tracking import (
     Measurement,
     RunHandle,
@@ -37,6 +38,8 @@ def registered(config: TrackingConfig, package: Path, *, name: str) -> tuple[Run
     version = register(
         handle,
         package,
+        entry=SERVED,
+        code=serving_files(),
         name=name,
         measurement=measurement,
         protocol="4 samples of 5 snippets, scores averaged",
@@ -109,6 +112,7 @@ def test_registered_model_is_code_and_data_without_pickle(tracking: TrackingConf
     root = Path(model.artifact_location.removeprefix("file://").replace("%20", " "))
     files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     assert {"served.py", "code/twostream_ray/inference.py", "artifacts/model.safetensors"} <= files
+    assert {file.removeprefix("code/") for file in files if file.startswith("code/")} == serving_files().keys()
     assert not [file for file in files if file.endswith((".pkl", ".pyc", ".pt", ".pth"))]
     assert "artifacts/optimiser.safetensors" not in files
     assert (root / "requirements.txt").read_text().splitlines()[0].startswith("mlflow==")
@@ -201,6 +205,8 @@ def test_a_models_card_and_tags_hold_no_secrets(tracking: TrackingConfig, packag
     version = register(
         handle,
         package,
+        entry=SERVED,
+        code=serving_files(),
         name="secretive",
         measurement=measurement,
         protocol="as at http://ann:hu/sh@host/x",

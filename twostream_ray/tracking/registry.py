@@ -33,8 +33,6 @@ PACKAGE_FILES = ("model.safetensors", "model.json")
 
 _UPLOAD_S = 1800.0
 """How long a server may take to be given a model's files."""
-_SOURCE = Path(__file__).resolve().parent.parent
-_SERVED = _SOURCE / "served.py"
 _ARTIFACTS = dict(zip(("weights", "settings"), PACKAGE_FILES, strict=True))
 # What `twostream_ray.inference` and `served` import, and what it takes to read URIs: not Ray, not the training.
 _SERVING = (
@@ -58,6 +56,8 @@ def register(
     handle: RunHandle,
     package: Path,
     *,
+    entry: Path,
+    code: Mapping[str, Path],
     name: str,
     measurement: Measurement,
     protocol: str,
@@ -66,14 +66,16 @@ def register(
     flow_contract: Mapping[str, object],
     lineage: Mapping[str, str],
 ) -> int:
-    """Log the model with its run and register a version of it; gives the version's number.
+    """Log the model with its run and register a version of it; returns the version's number.
 
-    The version is code and data, nothing pickled: served.py, a copy of this package, model.safetensors, model.json,
-    exact requirements. It loads where the package is not installed.
+    The version is code and data, nothing pickled: the entry and the code given, model.safetensors, model.json, exact
+    requirements. It loads where the package is not installed.
 
     Args:
         handle: the run that trained it.
         package: folder with model.safetensors and model.json.
+        entry: the file that MLflow runs to load the model ("models from code").
+        code: files that the entry imports, by their path relative to the folder that imports are resolved from.
         name: of the registered model, made if missing.
         measurement: what it scored; `promote` compares by it.
         protocol: how it was measured, for the model card.
@@ -85,19 +87,8 @@ def register(
     Raises:
         RegistryError: the folder is not a model, the run was not recorded, or MLflow does not answer.
     """
-    missing = [file for file in PACKAGE_FILES if not (package / file).is_file()]
-    if missing:
-        raise RegistryError(
-            f"a model wants {' and '.join(PACKAGE_FILES)} in {package}, missing {', '.join(missing)}: "
-            "export the checkpoint first"
-        )
-    if not handle.run_id:
-        handle = deliver(handle)  # MLflow was away when the run began, and may be back
-    if not handle.run_id:
-        raise RegistryError(
-            f"no run to register {name} with: MLflow at {redact(handle.tracking_uri)} has been away since training "
-            f"started; the model itself is in {package}, register it once MLflow is back"
-        )
+    _require_model(package)
+    handle = _require_run(handle, package, name=name)
     description = model_card(
         name,
         summary=summary,
@@ -107,31 +98,15 @@ def register(
         flow_contract=flow_contract,
         lineage=lineage,
     )
-    shown = ", ".join(classes)
-    tags = {
-        **lineage,
-        **measurement.tags(),
-        "num_classes": str(len(classes)),
-        "classes": shown if len(shown) <= 1000 else f"{shown[:1000]}…",
-    }
+    tags = {**lineage, **measurement.tags(), **_class_tags(classes)}
     with registry_errors(
         handle.tracking_uri,
         wanted=f"registering {name}",
         way_out=f"the model is safe in {package}, register it once MLflow is back",
     ):
         client = client_for(handle.tracking_uri)
-        model_id, location = _log_model(client, handle, package, name=name)
-        _ensure_registered_model(client, name)
-        version = client.create_model_version(
-            name,
-            source=location,
-            run_id=handle.run_id,
-            tags={key: redact(value) for key, value in tags.items()},
-            description=redact(description),
-            model_id=model_id,
-            await_creation_for=0,  # all files are there already
-        )
-    return int(version.version)
+        logged = _log_model(client, handle, package, entry=entry, code=code, name=name)
+        return _create_version(client, handle.run_id, logged, name=name, tags=tags, description=description)
 
 
 @with_deadline(ANSWER_S)
@@ -158,8 +133,41 @@ def serving_requirements() -> list[str]:
     return pinned
 
 
-def _log_model(client: MlflowClient, handle: RunHandle, package: Path, *, name: str) -> tuple[str, str]:
-    """Log the model with the run, without MLflow's global state; gives its id and where its files lie."""
+def _require_model(package: Path) -> None:
+    """Raises RegistryError where a file of the model is missing from the folder."""
+    missing = [file for file in PACKAGE_FILES if not (package / file).is_file()]
+    if missing:
+        raise RegistryError(
+            f"a model wants {' and '.join(PACKAGE_FILES)} in {package}, missing {', '.join(missing)}: "
+            "export the checkpoint first"
+        )
+
+
+def _require_run(handle: RunHandle, package: Path, *, name: str) -> RunHandle:
+    """The handle of a run that MLflow has; raises RegistryError where it has none."""
+    if not handle.run_id:
+        handle = deliver(handle)  # MLflow was away when the run began, and may be back
+    if not handle.run_id:
+        raise RegistryError(
+            f"no run to register {name} with: MLflow at {redact(handle.tracking_uri)} has been away since training "
+            f"started; the model itself is in {package}, register it once MLflow is back"
+        )
+    return handle
+
+
+def _class_tags(classes: Sequence[str]) -> dict[str, str]:
+    """Number of classes and their names, cut where MLflow's tags would be too long."""
+    shown = ", ".join(classes)
+    return {
+        "num_classes": str(len(classes)),
+        "classes": shown if len(shown) <= 1000 else f"{shown[:1000]}…",
+    }
+
+
+def _log_model(
+    client: MlflowClient, handle: RunHandle, package: Path, *, entry: Path, code: Mapping[str, Path], name: str
+) -> tuple[str, str]:
+    """Log the model with the run, without MLflow's global state; returns its id and the URI of its files."""
     with loading_mlflow():
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
@@ -169,17 +177,19 @@ def _log_model(client: MlflowClient, handle: RunHandle, package: Path, *, name: 
     status = "FAILED"  # of a model whose files are not whole; lists leave it out
     try:
         with temporary_folder() as scratch, warnings.catch_warnings():
-            code = Path(scratch, "code", _SOURCE.name)
-            shutil.copytree(_SOURCE, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            copied = Path(scratch, "code")
+            for relative, file in code.items():
+                (copied / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copied / relative)
             path = Path(scratch, "model")
             # MLflow asks for an input example; ours would be a whole video.
             warnings.filterwarnings("ignore", message=".*An input example was not provided")
             save_model(
                 path,
-                python_model=str(code / _SERVED.name),
+                python_model=str(entry),
                 # URIs, as MLflow decodes what it is given here.
                 artifacts={role: (package / file).absolute().as_uri() for role, file in _ARTIFACTS.items()},
-                code_paths=[str(code)],
+                code_paths=[str(top) for top in sorted(copied.iterdir())],
                 pip_requirements=serving_requirements(),
                 signature=_signature(),
                 model_config={"device": "cpu"},
@@ -219,7 +229,10 @@ def _signature() -> ModelSignature:
     )
 
 
-def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+def _create_version(
+    client: MlflowClient, run_id: str, logged: tuple[str, str], *, name: str, tags: Mapping[str, str], description: str
+) -> int:
+    """Create a version of the registered model, and that model if it is missing; returns the version's number."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -227,3 +240,14 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    model_id, location = logged
+    version = client.create_model_version(
+        name,
+        source=location,
+        run_id=run_id,
+        tags={key: redact(value) for key, value in tags.items()},
+        description=redact(description),
+        model_id=model_id,
+        await_creation_for=0,  # all files are there already
+    )
+    return int(version.version)

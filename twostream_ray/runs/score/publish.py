@@ -22,6 +22,7 @@ from twostream_ray.runs.score.evaluate import (
     write_evaluation,
 )
 from twostream_ray.runs.score.model_source import local_model
+from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.run import TrainReport, require_splits, run_uri, train
 from twostream_ray.settings.bounds import require_within
@@ -203,6 +204,8 @@ def _register(config: ExperimentConfig, trained: TrainReport, evaluation: Evalua
     version = tracking.register(
         trained.run,
         directory,
+        entry=SERVED,
+        code=serving_files(),
         name=config.tracking.model_name,
         measurement=measurement,
         protocol=_protocol(package),
