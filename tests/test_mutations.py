@@ -31,6 +31,7 @@ from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.inspect import InspectConfig, inspect
+from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.search.records import TrialRecord, TrialStore, as_csv, as_list, best_of
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig, keep_settings, settings_from
 from twostream_ray.settings.parser import from_arguments
@@ -126,7 +127,7 @@ def make_recipe(folder: Path) -> None:
 
 def make_search(folder: Path) -> None:
     keep_settings(SEARCH, folder_uri=str(folder / "search"))
-    journal = TrialStore(SEARCH, uri=str(folder / "search"))
+    journal = TrialStore(SEARCH, folder=SearchFolder(uri=str(folder / "search"), what="search"))
     for number in range(2):
         history = [{"epoch": 0, "val_top1": 0.5, "train_loss": 1.0}]
         settings = {"training.epochs": 1, "seed": 3}
@@ -137,7 +138,7 @@ def make_search(folder: Path) -> None:
 
 
 def read_search(folder: Path) -> None:
-    journal = TrialStore(SEARCH, uri=str(folder / "search"))
+    journal = TrialStore(SEARCH, folder=SearchFolder(uri=str(folder / "search"), what="search"))
     records = list(journal.records.values())
     journal.spent(gpus_per_trial=1.0)
     best_of(records), as_csv(records), as_list(records)

@@ -21,7 +21,7 @@ from twostream_ray.errors import ConfigError, LeaseError, ShardError, TwoStreamE
 from twostream_ray.models.build import ModelConfig
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig, fixed_settings
-from twostream_ray.runs.run_folder import data_of, explained, keep_data, kept_data
+from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.search.ray_tune import tune
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
 from twostream_ray.runs.train.run import train
@@ -97,7 +97,7 @@ def begun(folder: Path, *, finished: bool = False) -> ExperimentConfig:
     config, place = experiment(folder), folder / "runs/run"
     place.mkdir(parents=True)
     (place / "experiment.json").write_text(json.dumps(fixed_settings(config)))
-    keep_data(str(place), open_shards(config.data.shards), what="run 'run'")
+    RunFolder.of(config).keep_data(open_shards(config.data.shards))
     if finished:
         report = {"name": "run", "checkpoint": f"{place}/epoch-0000", "history": [{"epoch": 0}], "parameters": 1}
         report |= {"seconds": 1.0, "run": {"experiment_id": "", "run_id": ""}, "done_before": False}
@@ -111,7 +111,7 @@ def begun_search(folder: Path) -> TuneConfig:
     config = search(folder)
     made = Search(config, open_shards(config.data.shards))
     made.propose_first()
-    keep_data(made.uri, open_shards(config.data.shards), what="search 'search'")
+    made.folder.keep_data(open_shards(config.data.shards))
     return config
 
 
@@ -149,7 +149,7 @@ def test_a_run_keeps_to_the_clips_that_it_began_with_when_others_are_added(
     (line,) = [message for message in caplog.messages if "the other clips" in message]
     assert before.hash[:12] in line and after.hash[:12] in line
     assert "the other clips are left out, 4 instead of 6; to have them too choose another --name" in line
-    kept = kept_data(str(tmp_path / "runs/run"), shards=config.data.shards)
+    kept = RunFolder.of(config).kept_data(shards=config.data.shards)
     assert kept is not None and kept.uri == after.uri
     assert (kept.hash, kept.index, kept.shard_names) == (before.hash, before.index, before.shard_names)
 
@@ -166,15 +166,15 @@ def test_the_same_data_ingested_again_are_the_same(tmp_path: Path, caplog: pytes
 def test_of_a_run_that_an_earlier_version_began_its_journal_tells_the_data(
     tmp_path: Path, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shard_set, place = ingested(tmp_path / "shards"), str(tmp_path / "runs/run")
+    shard_set, folder = ingested(tmp_path / "shards"), RunFolder.of(experiment(tmp_path))
     tags = {"the same": {"manifest_hash": shard_set.hash}, "another": {"manifest_hash": "0" * 64}, "none": {}}[told]
     identity = Identity(key="0" * 32, run_name="run", experiment="x", start_ms=1, parameters={}, tags=tags)
-    Outbox(run_uri=place).begin(identity)
+    Outbox(run_uri=folder.uri).begin(identity)
     if told == "another":
         with pytest.raises(ConfigError, match=r"run 'run' began with manifest 000000000000, .* holds .* by now"):
-            data_of(place, shards=shard_set.uri, what="run 'run'")
+            folder.data_of(shard_set.uri)
         return
-    assert data_of(place, shards=shard_set.uri, what="run 'run'").hash == shard_set.hash
+    assert folder.data_of(shard_set.uri).hash == shard_set.hash
     said = [message for message in caplog.messages if "does not say which data it began with" in message]
     assert len(said) == (told == "none")
 
@@ -193,16 +193,16 @@ def test_an_ingest_while_a_run_begins_is_noticed(tmp_path: Path) -> None:
     opened = ingested(tmp_path / "shards")
     ingested(tmp_path / "shards", clips=range(5))
     with pytest.raises(ShardError, match="an ingest has just written another: run the same command again"):
-        keep_data(str(tmp_path / "runs/run"), opened, what="run 'run'")
+        RunFolder.of(experiment(tmp_path)).keep_data(opened)
     assert not (tmp_path / "runs/run/data").exists()
 
 
 def test_a_shard_that_an_ingest_has_removed_is_told_from_a_damaged_one(tmp_path: Path) -> None:
-    began = ingested(tmp_path / "shards")
+    began, folder = ingested(tmp_path / "shards"), RunFolder.of(experiment(tmp_path))
     error = ShardError("x/shards/1.parquet, row group 0, cannot be read: ingest again")
-    assert explained(error, began, what="run 'run'") is error
+    assert folder.explained(error, began) is error
     ingested(tmp_path / "shards", clips=(0, 1))
-    told = str(explained(error, began, what="run 'run'"))
+    told = str(folder.explained(error, began))
     assert told.startswith(f"run 'run' keeps to manifest {began.hash[:12]} of ") and "x/shards/1.parquet" in told
 
 
@@ -298,5 +298,5 @@ def test_data_that_were_never_written_down_are_those_that_there_are(
 ) -> None:
     shard_set = ingested(tmp_path / "shards")
     with caplog.at_level(logging.WARNING):
-        assert data_of(str(tmp_path / "runs/run"), shards=shard_set.uri, what="run 'run'").hash == shard_set.hash
+        assert RunFolder.of(experiment(tmp_path)).data_of(shard_set.uri).hash == shard_set.hash
     assert not caplog.messages

@@ -9,168 +9,219 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from twostream_ray import storage
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, ShardError
-from twostream_ray.runs.experiment import without_free_settings
+from twostream_ray.runs.experiment import ExperimentConfig, without_free_settings
 from twostream_ray.settings.parser import refuse_changed
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import read_json, record
 from twostream_ray.tracking.lineage import MANIFEST
 from twostream_ray.tracking.outbox import Outbox
 
-_FOLDER = "data"
 _FILES = ("index.parquet", "manifest.json")
 _SHOWN = 4
 
 _log = logging.getLogger(__name__)
 
 
-def refuse_foreign(uri: str, *, mark: str, what: str) -> None:
-    """Refuse a folder that holds anything unless the file `mark` says that `what` ('run "x"') has it already.
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The folder of a training run: the names of its files, and the data that the run keeps to."""
 
-    Raises:
-        ConfigError: it is somebody else's, or of another verb.
-    """
-    if storage.exists(storage.join(uri, mark)) or not storage.exists(uri):
-        return
-    if storage.is_s3(uri):
-        names = [path for path, _ in storage.list_files(uri)]
-    elif Path(uri).is_dir():
-        names = sorted(path.name for path in Path(uri).iterdir())
-    else:
-        names = [f"nothing, as it is no folder, {Path(uri).name}"]
-    # What a start that was killed at once leaves behind.
-    if others := [name for name in names if name != lease.FILE and not name.endswith(".partial")]:
-        raise ConfigError(
-            f"{what} wants the folder {uri} to itself, it holds {others[0]} but no {mark}: choose another --name or "
-            "--storage"
+    uri: str
+    """A directory or s3:// prefix."""
+    what: str
+    """The run in words, for messages: run 'x'."""
+
+    kind: ClassVar[str] = "run"
+    """Its word in messages."""
+    settings_name: ClassVar[str] = "experiment.json"
+    """The file that marks the folder as taken by this kind of run."""
+
+    @classmethod
+    def of(cls, config: ExperimentConfig) -> Self:
+        """The folder of the run `config.name` below `config.storage`."""
+        uri = storage.join(storage.absolute(config.storage), config.name)
+        return cls(uri=uri, what=f"{cls.kind} {config.name!r}")
+
+    @property
+    def settings(self) -> str:
+        """The settings that it was begun with."""
+        return storage.join(self.uri, self.settings_name)
+
+    @property
+    def report(self) -> str:
+        """The report that ends it."""
+        return storage.join(self.uri, "report.json")
+
+    @property
+    def published(self) -> str:
+        """The result of its publication: version and verdict in the registry."""
+        return storage.join(self.uri, "published.json")
+
+    @property
+    def evaluation(self) -> str:
+        """The directory of its evaluation."""
+        return storage.join(self.uri, "evaluation")
+
+    @property
+    def data(self) -> str:
+        """The directory with manifest and index of the shard set that it began with."""
+        return storage.join(self.uri, "data")
+
+    def checkpoint(self, name: str) -> str:
+        """The checkpoint with this name."""
+        return storage.join(self.uri, name)
+
+    def refuse_foreign(self) -> None:
+        """Refuse a folder that holds files, but not the settings of a run of this kind.
+
+        Raises:
+            ConfigError: it belongs to something else, or to another verb's run.
+        """
+        if storage.exists(self.settings) or not storage.exists(self.uri):
+            return
+        if storage.is_s3(self.uri):
+            names = [path for path, _ in storage.list_files(self.uri)]
+        elif Path(self.uri).is_dir():
+            names = sorted(path.name for path in Path(self.uri).iterdir())
+        else:
+            names = [f"nothing, as it is no folder, {Path(self.uri).name}"]
+        # What a start that was killed at once leaves behind.
+        if others := [name for name in names if name != lease.FILE and not name.endswith(".partial")]:
+            raise ConfigError(
+                f"{self.what} wants the folder {self.uri} to itself, it holds {others[0]} but no "
+                f"{self.settings_name}: choose another --name or --storage"
+            )
+
+    def begun_with(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the run was begun, as the file with its settings says.
+
+        Raises:
+            ConfigError: it was begun with others, or the file is damaged.
+        """
+        if not storage.exists(self.settings):
+            return False
+        before = read_json(
+            self.settings,
+            record({"name": {"type": "string"}, "data": {"type": "object"}}, others=True),
+            what=f"the settings of {self.what}",
+            way_out=f"choose another --name, or delete {self.uri}",
+            error=ConfigError,
         )
+        refuse_changed(without_free_settings(before), settings, what=self.what, uri=self.uri)
+        return True
 
+    def kept_data(self, *, shards: str) -> ShardSet | None:
+        """The shard set as it was when the run began; None if that was not written down.
 
-def begun_with(path: str, *, mark: str, settings: Mapping[str, Any], what: str) -> bool:
-    """Whether `what` ('run "x"') was begun in `place`, as the file `mark` says, which holds its settings.
+        Raises:
+            ShardError: what was written down is damaged.
+        """
+        if not storage.exists(storage.join(self.data, _FILES[-1])):
+            return None
+        return replace(open_shards(self.data), uri=storage.absolute(shards))
 
-    Raises:
-        ConfigError: it was begun with others, or the file is damaged.
-    """
-    uri = storage.join(path, mark)
-    if not storage.exists(uri):
-        return False
-    before = read_json(
-        uri,
-        record({"name": {"type": "string"}, "data": {"type": "object"}}, others=True),
-        what=f"the settings of {what}",
-        way_out=f"choose another --name, or delete {path}",
-        error=ConfigError,
-    )
-    refuse_changed(without_free_settings(before), settings, what=what, uri=path)
-    return True
+    def data_of(self, shards: str) -> ShardSet:
+        """The run's data: those that it began with, or, before it begins, those that there are.
 
+        A shard set that has got more clips meanwhile still has the others' files: the run keeps to the clips that it
+        began with, and that is logged in a line.
 
-def kept_data(path: str, *, shards: str) -> ShardSet | None:
-    """The shard set as it was when the run in `place` began; None if that was not written down.
-
-    Raises:
-        ShardError: what was written down is damaged.
-    """
-    kept = storage.join(path, _FOLDER)
-    if not storage.exists(storage.join(kept, _FILES[-1])):
-        return None
-    return replace(open_shards(kept), uri=storage.absolute(shards))
-
-
-def data_of(uri: str, *, shards: str, what: str) -> ShardSet:
-    """The data of `what` ('run "x"') in `place`: those that it began with, or, before it begins, those that there are.
-
-    A shard set that has got more clips meanwhile still has the others' files: the run keeps to the clips that it began
-    with, and that is said in a line.
-
-    Raises:
-        ConfigError: classes or flow contract have changed, or shards that the run began with are gone.
-        ShardError: the shards are missing or damaged.
-    """
-    now = open_shards(shards)
-    then = kept_data(uri, shards=shards)
-    if then is None:
-        _refuse_other_manifest(uri, now, what=what)
-        return now
-    if then.hash == now.hash:
-        return then
-    begun = f"{what} began with manifest {then.hash[:12]} of {shards}, which holds {now.hash[:12]} by now"
-    way_out = "choose another --name, or ingest the earlier data again"
-    if changed := _changed(then, now):
-        raise ConfigError(f"{begun}: {changed}; a run keeps to the data that it began with: {way_out}")
-    files = list(zip(then.shard_names, then.shard_sha256, strict=True))
-    there = set(zip(now.shard_names, now.shard_sha256, strict=True))
-    if gone := [name for name, sha256 in files if (name, sha256) not in there]:
-        raise ConfigError(
-            f"{begun}: {len(gone)} of the {len(files)} shards that it began with are gone ({gone[0]}): {way_out}"
-        )
-    _log.warning(
-        "%s: the other clips are left out, %d instead of %d; to have them too choose another --name",
-        begun,
-        len(then.index),
-        len(now.index),
-    )
-    return then
-
-
-def keep_data(path: str, shard_set: ShardSet, *, what: str) -> None:
-    """Write down which data a run begins with; nothing if that was done before.
-
-    Raises:
-        ShardError: the shard set has been changed since it was opened.
-        StorageError: the place cannot be written.
-    """
-    kept = storage.join(path, _FOLDER)
-    if storage.exists(storage.join(kept, _FILES[-1])):
-        return
-    contents = {name: storage.read_bytes(storage.join(shard_set.uri, name)) for name in _FILES}
-    if hashlib.sha256(contents[_FILES[-1]]).hexdigest() != shard_set.hash:
-        raise ShardError(
-            f"{what} was to begin with manifest {shard_set.hash[:12]} of {shard_set.uri}, an ingest has just written "
-            "another: run the same command again when it has ended"
-        )
-    for name, content in contents.items():
-        storage.write_bytes(storage.join(kept, name), content)
-
-
-def explained(error: ShardError, shard_set: ShardSet, *, what: str) -> ShardError:
-    """The error of a shard that cannot be read, with the reason if an ingest has changed the set meanwhile."""
-    try:
-        now = open_shards(shard_set.uri).hash
-    except ShardError:
-        now = "none"
-    if now == shard_set.hash:
-        return error
-    return ShardError(
-        f"{what} keeps to manifest {shard_set.hash[:12]} of {shard_set.uri}, which an ingest has meanwhile replaced by "
-        f"{now[:12]}, and shards are gone ({str(error).partition(':')[0]}): choose another --name, or ingest the "
-        "earlier data again and run the same command"
-    )
-
-
-def _refuse_other_manifest(path: str, now: ShardSet, *, what: str) -> None:
-    """Of a run that an earlier version began only the tags of its MLflow run tell the data."""
-    identity = Outbox(run_uri=path).identity()
-    if identity is None:
-        return
-    then = identity.tags.get(MANIFEST)
-    if then is None:
+        Raises:
+            ConfigError: classes or flow contract have changed, or shards that the run began with are gone.
+            ShardError: the shards are missing or damaged.
+        """
+        now = open_shards(shards)
+        then = self.kept_data(shards=shards)
+        if then is None:
+            self._refuse_other_manifest(now)
+            return now
+        if then.hash == now.hash:
+            return then
+        begun = f"{self.what} began with manifest {then.hash[:12]} of {shards}, which holds {now.hash[:12]} by now"
+        way_out = "choose another --name, or ingest the earlier data again"
+        if changed := _changed(then, now):
+            raise ConfigError(f"{begun}: {changed}; a run keeps to the data that it began with: {way_out}")
+        files = list(zip(then.shard_names, then.shard_sha256, strict=True))
+        there = set(zip(now.shard_names, now.shard_sha256, strict=True))
+        if gone := [name for name, sha256 in files if (name, sha256) not in there]:
+            raise ConfigError(
+                f"{begun}: {len(gone)} of the {len(files)} shards that it began with are gone ({gone[0]}): {way_out}"
+            )
         _log.warning(
-            "%s in %s does not say which data it began with: it is taken to be manifest %s of %s",
-            *(what, path, now.hash[:12], now.uri),
+            "%s: the other clips are left out, %d instead of %d; to have them too choose another --name",
+            begun,
+            len(then.index),
+            len(now.index),
         )
-    elif then != now.hash:
-        raise ConfigError(
-            f"{what} began with manifest {then[:12]}, {now.uri} holds {now.hash[:12]} by now: choose another --name, "
-            "or ingest the earlier data again"
+        return then
+
+    def keep_data(self, shard_set: ShardSet) -> None:
+        """Write down which data a run begins with; nothing if that was done before.
+
+        Raises:
+            ShardError: the shard set has been changed since it was opened.
+            StorageError: the folder cannot be written.
+        """
+        if storage.exists(storage.join(self.data, _FILES[-1])):
+            return
+        contents = {name: storage.read_bytes(storage.join(shard_set.uri, name)) for name in _FILES}
+        if hashlib.sha256(contents[_FILES[-1]]).hexdigest() != shard_set.hash:
+            raise ShardError(
+                f"{self.what} was to begin with manifest {shard_set.hash[:12]} of {shard_set.uri}, an ingest has just "
+                "written another: run the same command again when it has ended"
+            )
+        for name, content in contents.items():
+            storage.write_bytes(storage.join(self.data, name), content)
+
+    def explained(self, error: ShardError, shard_set: ShardSet) -> ShardError:
+        """The error of a shard that cannot be read, with the reason if an ingest has changed the set meanwhile."""
+        try:
+            now = open_shards(shard_set.uri).hash
+        except ShardError:
+            now = "none"
+        if now == shard_set.hash:
+            return error
+        return ShardError(
+            f"{self.what} keeps to manifest {shard_set.hash[:12]} of {shard_set.uri}, which an ingest has meanwhile "
+            f"replaced by {now[:12]}, and shards are gone ({str(error).partition(':')[0]}): choose another --name, or "
+            "ingest the earlier data again and run the same command"
         )
+
+    def _refuse_other_manifest(self, now: ShardSet) -> None:
+        """Of a run that an earlier version began only the tags of its MLflow run name the data."""
+        identity = Outbox(run_uri=self.uri).identity()
+        if identity is None:
+            return
+        then = identity.tags.get(MANIFEST)
+        if then is None:
+            _log.warning(
+                "%s in %s does not say which data it began with: it is taken to be manifest %s of %s",
+                *(self.what, self.uri, now.hash[:12], now.uri),
+            )
+        elif then != now.hash:
+            raise ConfigError(
+                f"{self.what} began with manifest {then[:12]}, {now.uri} holds {now.hash[:12]} by now: choose another "
+                "--name, or ingest the earlier data again"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFolder(RunFolder):
+    """The folder of a search, which holds the folders of its trials' runs."""
+
+    kind: ClassVar[str] = "search"
+    settings_name: ClassVar[str] = "search.json"
+
+    def trial(self, name: str) -> RunFolder:
+        """The folder of the training run of the trial with this name."""
+        return RunFolder(uri=storage.join(self.uri, name), what=f"{RunFolder.kind} {name!r}")
 
 
 def _changed(then: ShardSet, now: ShardSet) -> str:

@@ -20,8 +20,9 @@ def train(arguments: list[str]) -> int:
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
+    from twostream_ray.runs.run_folder import RunFolder
     from twostream_ray.runs.score.publish import train_and_publish
-    from twostream_ray.runs.train.run import SPLITS, require_splits, run_uri
+    from twostream_ray.runs.train.run import SPLITS, require_splits
 
     # Before a cluster is started, which takes seconds.
     require_splits(config, open_shards(config.data.shards), SPLITS)
@@ -35,7 +36,7 @@ def train(arguments: list[str]) -> int:
         return 0
     console.print(published.evaluation.report.to_text())
     console.print(f"checkpoint: {trained.checkpoint}")
-    console.print(f"pictures and scores: {run_uri(config)}/evaluation")
+    console.print(f"pictures and scores: {RunFolder.of(config).evaluation}")
     if published.version is not None:
         console.print(f"registered {config.tracking.model_name} version {published.version}: {published.verdict}")
     return 0

@@ -15,8 +15,8 @@ def tune(arguments: list[str]) -> int:
     config = settings_from(arguments)
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
+    from twostream_ray.runs.run_folder import SearchFolder
     from twostream_ray.runs.search.ray_tune import tune
-    from twostream_ray.runs.train.run import run_uri
 
     with SearchDisplay(config.name, trials=config.search.trials) as display:
         report = tune(config, progress=display.show)
@@ -34,7 +34,7 @@ def tune(arguments: list[str]) -> int:
         console.print(report.published.evaluation.report.to_text())
     if report.verdict:
         console.print(f"registered {config.tracking.model_name}: {report.verdict}")
-    console.print(f"table and pictures: {run_uri(config)}")
+    console.print(f"table and pictures: {SearchFolder.of(config).uri}")
     return 0
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.errors import ConfigError
+from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, as_csv, as_list, best_of
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
 
@@ -15,6 +16,10 @@ CONFIG = TuneConfig(
     data=DataConfig(shards="shards", validation_split="val"),
     search=SearchConfig(space={"seed": [0, 1]}, trials=4),
 )
+
+
+def folder_in(folder: Path) -> SearchFolder:
+    return SearchFolder(uri=str(folder), what="search 'search'")
 
 
 def record(number: int, *scores: float, **change: Any) -> TrialRecord:
@@ -26,18 +31,18 @@ def record(number: int, *scores: float, **change: Any) -> TrialRecord:
 
 
 def test_what_was_written_is_there_again(tmp_path: Path) -> None:
-    store = TrialStore(CONFIG, uri=str(tmp_path))
+    store = TrialStore(CONFIG, folder=folder_in(tmp_path))
     store.put(record(0, 0.5, status="finished"))
     store.put(record(1))
     store.end_epoch(1, {"epoch": 0, "val_top1": 0.25}, seconds=1800.0)
     store.note_seconds(7200.0)
-    again = TrialStore(CONFIG, uri=str(tmp_path))
+    again = TrialStore(CONFIG, folder=folder_in(tmp_path))
     assert again.records == store.records
     assert again.spent(gpus_per_trial=2) == Spent(trials=2, epochs=2, hours=2.0, gpu_hours=1.0)
 
 
 def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
-    store = TrialStore(CONFIG, uri=str(tmp_path))
+    store = TrialStore(CONFIG, folder=folder_in(tmp_path))
     store.put(record(0, 0.5, 0.75))
     assert not store.end_epoch(0, {"epoch": 1, "val_top1": 0.75}, seconds=0.0)
     assert store.end_epoch(0, {"epoch": 2, "val_top1": 0.5}, seconds=0.0)
@@ -49,18 +54,18 @@ def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
     "budget", [{"trials": 9}, {"max_epochs": 9}, {"max_hours": 9.0}, {"max_gpu_hours": 9.0}, {"concurrent_trials": 9}]
 )
 def test_a_search_goes_on_with_another_budget(tmp_path: Path, budget: dict[str, Any]) -> None:
-    TrialStore(CONFIG, uri=str(tmp_path)).put(record(0))
-    TrialStore(replace(CONFIG, search=replace(CONFIG.search, **budget)), uri=str(tmp_path))
+    TrialStore(CONFIG, folder=folder_in(tmp_path)).put(record(0))
+    TrialStore(replace(CONFIG, search=replace(CONFIG.search, **budget)), folder=folder_in(tmp_path))
 
 
 def test_a_search_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
-    TrialStore(CONFIG, uri=str(tmp_path)).put(record(0))
+    TrialStore(CONFIG, folder=folder_in(tmp_path)).put(record(0))
     other = replace(CONFIG, search=replace(CONFIG.search, scheduler="none"))
     with pytest.raises(
         ConfigError,
         match=r"search 'search' was started with search.scheduler=asha, now search.scheduler=none is wanted: choose",
     ):
-        TrialStore(other, uri=str(tmp_path))
+        TrialStore(other, folder=folder_in(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -129,13 +134,13 @@ DAMAGE = ["", "{", "[]", "null", '{"a": NaN}', "[" * 100_000, '{"seconds": "x"}'
 def test_a_damaged_file_of_a_search_is_named_in_one_line_with_the_way_out(
     tmp_path: Path, name: str, content: str
 ) -> None:
-    store = TrialStore(CONFIG, uri=str(tmp_path))
+    store = TrialStore(CONFIG, folder=folder_in(tmp_path))
     store.put(record(0, 0.5))
     store.put(record(1))
     store.note_seconds(1.0)
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=rf"was wanted at {tmp_path}/{name}, .*(choose another --name|delete it)"):
-        TrialStore(CONFIG, uri=str(tmp_path))
+        TrialStore(CONFIG, folder=folder_in(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -154,8 +159,8 @@ def test_a_damaged_file_of_a_search_is_named_in_one_line_with_the_way_out(
     ],
 )
 def test_a_trial_that_would_lead_elsewhere_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    TrialStore(CONFIG, uri=str(tmp_path)).put(record(0, 0.5))
+    TrialStore(CONFIG, folder=folder_in(tmp_path)).put(record(0, 0.5))
     place = tmp_path / "trials/0000.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | change))
     with pytest.raises(ConfigError, match=r"trial search-0000 was wanted at .*/trials/0000\.json"):
-        TrialStore(CONFIG, uri=str(tmp_path))
+        TrialStore(CONFIG, folder=folder_in(tmp_path))

@@ -12,7 +12,7 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.runs.run_folder import data_of, explained
+from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.score.evaluate import (
     CONFUSION,
     EvaluateConfig,
@@ -24,7 +24,7 @@ from twostream_ray.runs.score.evaluate import (
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.runs.train.events import Progress
-from twostream_ray.runs.train.run import TrainReport, require_splits, run_uri, train
+from twostream_ray.runs.train.run import TrainReport, require_splits, train
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import read_json, record
@@ -47,9 +47,6 @@ class RollbackConfig:
 
     def __post_init__(self) -> None:
         require_within(self, to="[1, 2_147_483_647]")
-
-
-_PUBLISHED = "published.json"
 
 
 _PUBLISHED_SCHEMA = record(
@@ -88,7 +85,7 @@ def published_before(config: ExperimentConfig) -> bool:
     Raises:
         ConfigError: its record is damaged.
     """
-    uri = storage.join(run_uri(config), _PUBLISHED)
+    uri = RunFolder.of(config).published
     if not storage.exists(uri):
         return False
     stored = read_json(
@@ -143,18 +140,20 @@ def publish_run(config: ExperimentConfig, trained: TrainReport, *, shard_set: Sh
         ShardError, StorageError, CheckpointError: data or checkpoint cannot be had.
         LeaseError: another process is at work on the run.
     """
-    what, folder = f"run {config.name!r}", run_uri(config)
-    shard_set = shard_set or data_of(folder, shards=config.data.shards, what=what)
+    folder = RunFolder.of(config)
+    shard_set = shard_set or folder.data_of(config.data.shards)
     require_splits(config, shard_set, ("test_split",))
-    with lease.held(folder, work=what, way_out="wait for it or end it"):
+    with lease.held(folder.uri, work=folder.what, way_out="wait for it or end it"):
         try:
-            return _publish_run(config, trained, shard_set)
+            return _publish_run(config, trained, shard_set, folder=folder)
         except ShardError as error:
-            raise explained(error, shard_set, what=what) from error
+            raise folder.explained(error, shard_set) from error
 
 
-def _publish_run(config: ExperimentConfig, trained: TrainReport, shard_set: ShardSet) -> Published:
-    uri = storage.join(run_uri(config), "evaluation")
+def _publish_run(
+    config: ExperimentConfig, trained: TrainReport, shard_set: ShardSet, *, folder: RunFolder
+) -> Published:
+    uri = folder.evaluation
     evaluation_config = EvaluateConfig(
         model=trained.checkpoint,
         shards=config.data.shards,
@@ -176,7 +175,7 @@ def _publish_run(config: ExperimentConfig, trained: TrainReport, shard_set: Shar
         if config.tracking.register:
             published = _register(config, trained, evaluation, directory=directory)
     stored = {"version": published.version, "verdict": published.verdict, "split": evaluation.split}
-    storage.write_json(storage.join(run_uri(config), _PUBLISHED), stored)
+    storage.write_json(folder.published, stored)
     return published
 
 

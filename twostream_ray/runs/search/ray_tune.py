@@ -27,7 +27,7 @@ from twostream_ray.runs.cluster.private_cluster import environment
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session, require_cluster
 from twostream_ray.runs.experiment import ExperimentConfig, with_absolute_uris
-from twostream_ray.runs.run_folder import data_of, refuse_foreign
+from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.search.records import Spent, TrialRecord
 from twostream_ray.runs.search.report import SearchReport
 from twostream_ray.runs.search.schedulers import scheduler_for
@@ -36,7 +36,7 @@ from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, in_words, run_trial, shared_out
 from twostream_ray.runs.train.ray_private import only_ray_variables_in_trials
-from twostream_ray.runs.train.run import require_splits, run_uri
+from twostream_ray.runs.train.run import require_splits
 from twostream_ray.runs.train.worker_group import worker_shares
 from twostream_ray.storage import lease
 from twostream_ray.storage.temporary_folders import is_own_folder, own_folder_path, sweep
@@ -63,19 +63,20 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
     require_cluster()
     config = _sharing_samples(with_absolute_uris(config))
     sweep()
-    what, uri = f"search {config.name!r}", run_uri(config)
-    refuse_foreign(uri, mark="search.json", what=what)
-    shard_set = data_of(uri, shards=config.data.shards, what=what)
+    folder = SearchFolder.of(config)
+    folder.refuse_foreign()
+    shard_set = folder.data_of(config.data.shards)
     require_splits(config, shard_set, ("train_split", "validation_split"))
     if (before := _finished_before(config, shard_set)) is not None:
         return before
-    with lease.held(uri, work=what, way_out="wait for it or end it, or choose another --name") as held:
+    way_out = "wait for it or end it, or choose another --name"
+    with lease.held(folder.uri, work=folder.what, way_out=way_out) as held:
         return _tune(config, shard_set, progress=progress, lost=lambda: held.lost_to is not None)
 
 
 def _finished_before(config: TuneConfig, shard_set: ShardSet) -> SearchReport | None:
     """The report of a search that has nothing left to do."""
-    if not storage.exists(storage.join(run_uri(config), "report.json")):
+    if not storage.exists(SearchFolder.of(config).report):
         return None
     return Search(config, shard_set).report_of_before()
 
@@ -112,7 +113,7 @@ def _sharing_samples(config: TuneConfig) -> TuneConfig:
 
 def _samples_folder(config: TuneConfig) -> str:
     """Of this search alone, and the same when it is resumed."""
-    search = hashlib.sha256(run_uri(config).encode()).hexdigest()[:12]
+    search = hashlib.sha256(SearchFolder.of(config).uri.encode()).hexdigest()[:12]
     return str(own_folder_path() / f"samples-{search}")
 
 
@@ -152,8 +153,8 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
     left = search.trials_left()
     if not left:
         return
-    system, path = storage.filesystem(search.uri, patient=True)
-    trainable = partial(_train_one, space=search.space, uri=search.uri, share=share, parent=search.mlflow_run)
+    system, path = storage.filesystem(search.folder.uri, patient=True)
+    trainable = partial(_train_one, space=search.space, uri=search.folder.uri, share=share, parent=search.mlflow_run)
     with _quiet_tune():
         ray_tune.Tuner(
             ray_tune.with_resources(trainable, {"CPU": _TRIAL_CPUS}),

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.experiment import fixed_settings
-from twostream_ray.runs.run_folder import begun_with
+from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
 from twostream_ray.runs.search.space import TrialSettings
 from twostream_ray.storage.json_files import COUNT, list_of, read_json, record
@@ -20,7 +20,6 @@ from twostream_ray.training.checkpoint import METRICS
 
 Status = Literal["running", "finished", "stopped early", "failed"]
 
-_SETTINGS = "search.json"
 _STATE_SCHEMA = record({}, {"seconds": {"type": "number", "minimum": 0}})
 _SECONDS_PER_HOUR = 3600
 # A search may go on with more of these.
@@ -110,33 +109,32 @@ class Spent:
 class TrialStore:
     """The records of a search in its folder."""
 
-    def __init__(self, config: TuneConfig, *, uri: str) -> None:
-        """Open the search in `place`; it begins there with its first trial.
+    def __init__(self, config: TuneConfig, *, folder: SearchFolder) -> None:
+        """Open the search in `folder`; it begins there with its first trial.
 
         Raises:
             ConfigError: a search of this name was started with other settings, or a file of it is damaged.
         """
-        self._place, self._wanted = uri, _fixed(config)
-        what = f"search {config.name!r}"
-        self._begun = begun_with(uri, mark=_SETTINGS, settings=self._wanted, what=what)
-        state = storage.join(uri, "state.json")
+        self._folder, self._wanted = folder, _fixed(config)
+        self._begun = folder.begun_with(self._wanted)
+        state = storage.join(folder.uri, "state.json")
         self._state: dict[str, Any] = {}
         if storage.exists(state):
             way_out = "delete it and run the same command again, which then counts the hours from 0"
             self._state = read_json(
-                state, _STATE_SCHEMA, what=f"the state of {what}", way_out=way_out, error=ConfigError
+                state, _STATE_SCHEMA, what=f"the state of {folder.what}", way_out=way_out, error=ConfigError
             )
         self.records: dict[int, TrialRecord] = {}
         """By number."""
         number = 0
         while storage.exists(self._file(number)):
-            self.records[number] = _read_trial(self._file(number), config, number=number, folder_uri=uri)
+            self.records[number] = _read_trial(self._file(number), config, number=number, folder_uri=folder.uri)
             number += 1
 
     def put(self, trial: TrialRecord) -> None:
         """Keep a new state of a trial."""
         if not self._begun:
-            storage.write_json(storage.join(self._place, _SETTINGS), self._wanted)
+            storage.write_json(self._folder.settings, self._wanted)
             self._begun = True
         self.records[trial.number] = trial
         storage.write_json(self._file(trial.number), asdict(trial))
@@ -157,7 +155,7 @@ class TrialStore:
     def note_seconds(self, seconds: float) -> None:
         """Keep how long the search has run, over all calls."""
         self._state["seconds"] = seconds
-        storage.write_json(storage.join(self._place, "state.json"), self._state)
+        storage.write_json(storage.join(self._folder.uri, "state.json"), self._state)
 
     def spent(self, *, gpus_per_trial: float) -> Spent:
         """What is used of the budget."""
@@ -170,7 +168,7 @@ class TrialStore:
         )
 
     def _file(self, number: int) -> str:
-        return storage.join(self._place, "trials", f"{number:04d}.json")
+        return storage.join(self._folder.uri, "trials", f"{number:04d}.json")
 
 
 def trial_name(search: str, number: int) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 from twostream_ray import storage, tracking, visualize
 from twostream_ray.errors import ConfigError
+from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.score.publish import Published
 from twostream_ray.runs.search.records import Spent, TrialRecord, as_csv, as_list
 from twostream_ray.storage import json_files
 from twostream_ray.storage.temporary_folders import temporary_folder
 
-_FILE = "report.json"
 STATUS_TAG = "twostream.status"
 """MLflow tag of a trial that tells how it ended."""
 
@@ -55,19 +55,18 @@ class SearchReport:
     """The search had been finished by an earlier call; nothing was trained."""
 
 
-def read_report(uri: str, *, name: str) -> dict[str, Any] | None:
-    """What the report.json of the search `name` holds, in JSON's types; None before its end.
+def read_report(folder: SearchFolder) -> dict[str, Any] | None:
+    """What the report.json of the search in `folder` holds, in JSON's types; None before its end.
 
     Raises:
         ConfigError: it is damaged.
     """
-    path = storage.join(uri, _FILE)
-    if not storage.exists(path):
+    if not storage.exists(folder.report):
         return None
     stored = json_files.read_json(
-        path,
+        folder.report,
         _REPORT_SCHEMA,
-        what=f"the report of search {name!r}",
+        what=f"the report of {folder.what}",
         way_out="delete it and run the same command again, which evaluates the best trial once more",
         error=ConfigError,
         metrics=True,
@@ -76,7 +75,13 @@ def read_report(uri: str, *, name: str) -> dict[str, Any] | None:
 
 
 def write_report(
-    report: SearchReport, *, uri: str, run: tracking.RunHandle, split: str, gpus_per_trial: float, used_up: bool
+    report: SearchReport,
+    *,
+    folder: SearchFolder,
+    run: tracking.RunHandle,
+    split: str,
+    gpus_per_trial: float,
+    used_up: bool,
 ) -> None:
     """Table and pictures into a search's folder and its MLflow run, then the report.json that ends it.
 
@@ -85,13 +90,13 @@ def write_report(
     """
     best, spent = report.best, report.spent
     with temporary_folder() as name:
-        folder = Path(name)
-        (folder / "trials.csv").write_text(as_csv(report.records))
-        storage.write_json(str(folder / "trials.json"), [record.row() for record in report.records])
-        tables = [folder / "trials.csv", folder / "trials.json"]
-        pictures = _draw_pictures(report.records, folder)
+        scratch = Path(name)
+        (scratch / "trials.csv").write_text(as_csv(report.records))
+        storage.write_json(str(scratch / "trials.json"), [record.row() for record in report.records])
+        tables = [scratch / "trials.csv", scratch / "trials.json"]
+        pictures = _draw_pictures(report.records, scratch)
         for path in (*tables, *pictures.values()):
-            storage.write_bytes(storage.join(uri, path.name), path.read_bytes())
+            storage.write_bytes(storage.join(folder.uri, path.name), path.read_bytes())
         tracking.log_artifacts(run, tables)
         tracking.log_pictures(run, pictures)
     values = {
@@ -112,7 +117,7 @@ def write_report(
         "gpus_per_trial": gpus_per_trial,
         "used_up": used_up,
     }
-    storage.write_json(storage.join(uri, _FILE), stored)
+    storage.write_json(folder.report, stored)
 
 
 def _described(report: SearchReport, *, split: str) -> str:

@@ -11,7 +11,7 @@ from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import TrainingError
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.runs.run_folder import keep_data
+from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.score.publish import Published, publish_run
 from twostream_ray.runs.search.proposals import Proposer
 from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, best_of, trial_name
@@ -19,7 +19,7 @@ from twostream_ray.runs.search.report import STATUS_TAG, SearchReport, read_repo
 from twostream_ray.runs.search.settings import TuneConfig, keep_settings
 from twostream_ray.runs.search.space import Space, TrialSettings
 from twostream_ray.runs.search.trial import trial_report
-from twostream_ray.runs.train.run import blueprint, run_uri
+from twostream_ray.runs.train.run import blueprint
 
 _SECONDS_BETWEEN_NOTES = 5.0
 
@@ -29,11 +29,10 @@ class Search:
 
     def __init__(self, config: TuneConfig, shard_set: ShardSet) -> None:
         self.config, self._shard_set = config, shard_set
-        self.uri = run_uri(config)
-        """Folder of the search."""
+        self.folder = SearchFolder.of(config)
         self.space = Space(config.search.space, base=config)
         self._proposer = Proposer(self.space, config=config.search, seed=config.seed, check=self._parameters)
-        self.trials = TrialStore(config, uri=self.uri)
+        self.trials = TrialStore(config, folder=self.folder)
         self._waiting = [record for record in self.trials.records.values() if record.status == "running"]
         for record in self.trials.records.values():
             self._proposer.restore(record.number, record.settings, record.parameters)
@@ -45,12 +44,12 @@ class Search:
         self._began = self._noted = time.monotonic()
         self._seconds_before = self.trials.seconds
         self.mlflow_run = tracking.RunHandle(
-            tracking_uri=config.tracking.resolved_uri(), run_uri=self.uri, experiment_id="", run_id=""
+            tracking_uri=config.tracking.resolved_uri(), run_uri=self.folder.uri, experiment_id="", run_id=""
         )
 
     def report_of_before(self) -> SearchReport | None:
         """The report of an earlier call, if there is nothing left to do."""
-        if (stored := read_report(self.uri, name=self.config.name)) is None:
+        if (stored := read_report(self.folder)) is None:
             return None
         self.gpus_per_trial, self._used_up = stored["gpus_per_trial"], stored["used_up"]
         if (ended := self._ended()) is None:
@@ -63,13 +62,13 @@ class Search:
             self._waiting.append(first)
 
     def start(self) -> None:
-        """Write down what the search is, and open its MLflow run, or go on with it."""
-        keep_data(self.uri, self._shard_set, what=f"search {self.config.name!r}")
-        keep_settings(self.config, folder_uri=self.uri)
+        """Write down what the search is, and open or resume its MLflow run."""
+        self.folder.keep_data(self._shard_set)
+        keep_settings(self.config, folder_uri=self.folder.uri)
         self.mlflow_run = tracking.start_run(
             self.config.tracking,
             run_name=self.config.name,
-            run_uri=self.uri,
+            run_uri=self.folder.uri,
             parameters=asdict(self.config),
             tags=tracking.lineage_tags(
                 manifest_hash=self._shard_set.hash, flow_contract_hash=self._shard_set.contract.hash
@@ -121,7 +120,7 @@ class Search:
         if failure is not None:
             record = replace(record, status="failed", reason=failure)
             self.close_child(record, status="FAILED", words=f"failed: {failure}")
-        elif not storage.exists(storage.join(self.uri, record.name, "report.json")):
+        elif not storage.exists(self.folder.trial(record.name).report):
             epochs = self._experiment(record.settings, record.number).training.epochs
             reason = f"by {self.config.search.scheduler} after {len(record.history)} of {epochs} epochs"
             record = replace(record, status="stopped early", reason=reason)
@@ -140,7 +139,7 @@ class Search:
 
     def close_child(self, record: TrialRecord, *, status: Any, words: str) -> None:
         """Say in a trial's MLflow run how it ended, which a trial that was stopped cannot do itself."""
-        child = tracking.run_at(self.config.tracking, run_uri=storage.join(self.uri, record.name))
+        child = tracking.run_at(self.config.tracking, run_uri=self.folder.trial(record.name).uri)
         if child is None:
             return
         # Told again: MLflow may have been away when search and trial began.
@@ -163,7 +162,7 @@ class Search:
         report = self._report(ended, published=published, verdict=verdict)
         write_report(
             report,
-            uri=self.uri,
+            folder=self.folder,
             run=self.mlflow_run,
             split=str(self.config.data.validation_split),
             gpus_per_trial=self.gpus_per_trial,
@@ -178,9 +177,9 @@ class Search:
             return best
         failed = [record.reason for record in records if record.status == "failed"]
         raise TrainingError(
-            f"search {self.config.name!r} has no trial that ended an epoch"
+            f"{self.folder.what} has no trial that ended an epoch"
             + (f"; {len(failed)} failed, the last with: {failed[-1]}" if failed else "")
-            + f": mend the cause and choose another --name, or delete {self.uri}"
+            + f": mend the cause and choose another --name, or delete {self.folder.uri}"
         )
 
     def abort(self, status: Any) -> None:
@@ -209,7 +208,7 @@ class Search:
         return f"all {len(records)} trials that the space holds" if self._used_up else None
 
     def _experiment(self, settings: TrialSettings, number: int) -> ExperimentConfig:
-        return self.space.experiment(settings, name=self.trial_name(number), storage=self.uri)
+        return self.space.experiment(settings, name=self.trial_name(number), storage=self.folder.uri)
 
     def _parameters(self, settings: TrialSettings) -> int:
         """Weights of a trial's network; refuses what cannot be trained before anything starts."""

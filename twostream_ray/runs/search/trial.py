@@ -11,9 +11,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from twostream_ray import storage, tracking
 from twostream_ray.errors import TrainingError, own_error
 from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.search.records import TrialRecord
 from twostream_ray.runs.train.checkpoints import history_of, result_of
-from twostream_ray.runs.train.run import TrainReport, read_report, run_uri, train
+from twostream_ray.runs.train.run import TrainReport, read_report, train
 from twostream_ray.runs.train.worker_group import watched_metric
 
 EPOCHS_DONE = "epochs_done"
@@ -78,9 +79,10 @@ class ReportToTune(TuneReportCallback):
 
 def epochs_so_far(config: ExperimentConfig) -> list[dict[str, float]]:
     """Metrics of the epochs that a run's newest checkpoint holds."""
-    if (report := read_report(run_uri(config))) is not None:
+    folder = RunFolder.of(config)
+    if (report := read_report(folder)) is not None:
         return list(report["history"])
-    result = result_of(run_uri(config), watched=watched_metric(config))
+    result = result_of(folder.uri, watched=watched_metric(config))
     if result is None or result.checkpoint is None:
         return []
     return history_of(f"{'s3://' if storage.is_s3(config.storage) else ''}{result.checkpoint.path}")
@@ -92,11 +94,11 @@ def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
     Raises:
         TrainingError: the trial's checkpoints are gone.
     """
-    result = result_of(run_uri(config), watched=watched_metric(config))
+    uri = RunFolder.of(config).uri
+    result = result_of(uri, watched=watched_metric(config))
     best = None if result is None or not result.best_checkpoints else result.get_best_checkpoint("val_top1", "max")
     if best is None:
-        raise TrainingError(f"the best checkpoint of trial {record.name} was wanted in {run_uri(config)}, it is gone")
-    uri = run_uri(config)
+        raise TrainingError(f"the best checkpoint of trial {record.name} was wanted in {uri}, it is gone")
     run = tracking.run_at(config.tracking, run_uri=uri)
     return TrainReport(
         name=record.name,

@@ -17,7 +17,7 @@ from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, with_absolute_uris
-from twostream_ray.runs.run_folder import begun_with, data_of, explained, keep_data, kept_data, refuse_foreign
+from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train.checkpoints import CHECKPOINT_NAME
 from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.worker_group import by_epoch, require_lanes, train_with_worker_group
@@ -29,7 +29,6 @@ from twostream_ray.training.checkpoint import METRICS
 SPLITS = ("train_split", "validation_split", "test_split")
 """Settings of `data` that name splits."""
 
-_SETTINGS, _REPORT = "experiment.json", "report.json"
 _ID = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{0,100}\Z"}
 _REPORT_SCHEMA = record(
     {
@@ -64,11 +63,6 @@ class TrainReport:
     """The run had been finished by an earlier call; nothing was trained."""
 
 
-def run_uri(config: ExperimentConfig) -> str:
-    """Where a run keeps its checkpoints and reports."""
-    return storage.join(storage.absolute(config.storage), config.name)
-
-
 def train(
     config: ExperimentConfig,
     *,
@@ -77,7 +71,7 @@ def train(
     callbacks: Sequence[UserCallback] = (),
     parent: tracking.RunHandle | None = None,
 ) -> TrainReport:
-    """Train, or go on with, the run `config.name`; setting `stop` makes it keep what it has reached and stop.
+    """Train, or resume, the run `config.name`; setting `stop` makes it keep what it has reached and stop.
 
     A search hands in what its trials have beside: `callbacks` on Ray Train's controller, called after the run's journal
     has an epoch, and the MLflow run that this one is nested in, in whose folder the data are written down that all of
@@ -94,21 +88,21 @@ def train(
     config = with_absolute_uris(config)
     config.tracking.require_usable()
     sweep()
-    what, uri = f"run {config.name!r}", run_uri(config)
-    refuse_foreign(uri, mark=_SETTINGS, what=what)
+    folder = RunFolder.of(config)
+    folder.refuse_foreign()
     if parent is not None:
         # The search holds its folder, and has looked at its data.
-        shard_set = kept_data(parent.run_uri, shards=config.data.shards)
+        shard_set = _data_folder(folder, parent).kept_data(shards=config.data.shards)
         if shard_set is None:
             raise ShardError(f"the data that search {parent.run_uri} began with are not there: choose another --name")
         return _train(config, shard_set, progress, stop, callbacks, parent)
-    shard_set = data_of(uri, shards=config.data.shards, what=what)
+    shard_set = folder.data_of(config.data.shards)
     require_splits(config, shard_set, SPLITS)
-    if (finished := _finished_before(config, uri)) is not None:
+    if (finished := _finished_before(config, folder)) is not None:
         return finished
     stop = stop or threading.Event()
     way_out = "wait for it or end it, or choose another --name"
-    with lease.held(uri, work=what, way_out=way_out, when_lost=stop.set):
+    with lease.held(folder.uri, work=folder.what, way_out=way_out, when_lost=stop.set):
         return _train(config, shard_set, progress, stop, callbacks, None)
 
 
@@ -135,30 +129,20 @@ def _train(
     parent: tracking.RunHandle | None,
 ) -> TrainReport:
     """`train` with the run's folder to itself."""
-    what, uri = f"run {config.name!r}", run_uri(config)
-    if (finished := _finished_before(config, uri)) is not None:
+    folder = RunFolder.of(config)
+    if (finished := _finished_before(config, folder)) is not None:
         return finished
     if config.workers.num_workers is not None:
         require_lanes(config, workers=config.workers.most_workers(gpus=0))
     package, network = blueprint(config, shard_set)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    storage.write_json(storage.join(uri, _SETTINGS), fixed_settings(config))
-    if parent is None:
-        keep_data(uri, shard_set, what=what)
-    handle = tracking.start_run(
-        config.tracking,
-        run_name=config.name,
-        run_uri=uri,
-        parameters=asdict(config) | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
-        tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
-        parent=parent,
-    )
+    handle = _begin(config, shard_set, folder, parameters=parameters, parent=parent)
     started = time.monotonic()
     try:
         checkpoint, history = train_with_worker_group(
             config,
             package,
-            data_uri=uri if parent is None else parent.run_uri,
+            data_folder=_data_folder(folder, parent),
             handle=handle,
             needs_rgb=network.needs_rgb,
             needs_flow=network.needs_flow,
@@ -171,7 +155,7 @@ def _train(
         if parent is None:
             tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         if isinstance(error, ShardError):
-            raise explained(error, shard_set, what=what) from error
+            raise folder.explained(error, shard_set) from error
         raise
     # Whatever a kill kept from being recorded; what is there already stays as it is.
     tracking.log_history(handle, by_epoch(history))
@@ -187,8 +171,35 @@ def _train(
     )
     # Without the tracking URI, which may hold a password.
     ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
-    storage.write_json(storage.join(uri, _REPORT), asdict(report) | {"run": ids})
+    storage.write_json(folder.report, asdict(report) | {"run": ids})
     return report
+
+
+def _begin(
+    config: ExperimentConfig,
+    shard_set: ShardSet,
+    folder: RunFolder,
+    *,
+    parameters: int,
+    parent: tracking.RunHandle | None,
+) -> tracking.RunHandle:
+    """Write down the run's settings and data, and open or resume its MLflow run."""
+    storage.write_json(folder.settings, fixed_settings(config))
+    if parent is None:
+        folder.keep_data(shard_set)
+    return tracking.start_run(
+        config.tracking,
+        run_name=config.name,
+        run_uri=folder.uri,
+        parameters=asdict(config) | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
+        tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
+        parent=parent,
+    )
+
+
+def _data_folder(folder: RunFolder, parent: tracking.RunHandle | None) -> RunFolder:
+    """The folder that holds the data which a run began with: its own, or a trial's search's."""
+    return folder if parent is None else replace(folder, uri=parent.run_uri)
 
 
 def blueprint(config: ExperimentConfig, shard_set: ShardSet) -> tuple[ModelPackage, Network]:
@@ -244,32 +255,30 @@ def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
         ) from None
 
 
-def _finished_before(config: ExperimentConfig, uri: str) -> TrainReport | None:
+def _finished_before(config: ExperimentConfig, folder: RunFolder) -> TrainReport | None:
     """The report of a finished run of this name; refuses a run that was started with other settings.
 
     Raises:
         ConfigError: they differ, or a file of the run is damaged.
     """
-    begun = begun_with(uri, mark=_SETTINGS, settings=fixed_settings(config), what=f"run {config.name!r}")
-    if not begun or (report := read_report(uri)) is None:
+    if not folder.begun_with(fixed_settings(config)) or (report := read_report(folder)) is None:
         return None
-    run = tracking.RunHandle(tracking_uri=config.tracking.resolved_uri(), run_uri=uri, **report.pop("run"))
+    run = tracking.RunHandle(tracking_uri=config.tracking.resolved_uri(), run_uri=folder.uri, **report.pop("run"))
     # The folder may have been moved since.
-    report["checkpoint"] = storage.join(uri, report["checkpoint"].rpartition("/")[2])
+    report["checkpoint"] = folder.checkpoint(report["checkpoint"].rpartition("/")[2])
     return TrainReport(**report | {"name": config.name, "run": tracking.deliver(run), "done_before": True})
 
 
-def read_report(uri: str) -> dict[str, Any] | None:
-    """The report of the run in a folder, in JSON's types; None before its end.
+def read_report(folder: RunFolder) -> dict[str, Any] | None:
+    """The report of the run in `folder`, in JSON's types; None before its end.
 
     Raises:
         ConfigError: it is damaged.
     """
-    report = storage.join(uri, _REPORT)
-    if not storage.exists(report):
+    if not storage.exists(folder.report):
         return None
     values = read_json(
-        report,
+        folder.report,
         _REPORT_SCHEMA,
         what="the report of a training run",
         way_out="delete it and run the same command again, which writes it from the checkpoints",

@@ -26,7 +26,7 @@ from twostream_ray.errors import NonFiniteLossError
 from twostream_ray.model_package import ModelPackage, load_weights, save_model
 from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.runs.run_folder import kept_data
+from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train.events import (
     EpochEnded,
     Event,
@@ -58,15 +58,16 @@ _DRAIN_CHECKPOINT_SECONDS = 5.0
 def train_worker(arguments: dict[str, Any]) -> Network:
     """Train from the last checkpoint, or from the start, to the end; returns this worker's copy of the network.
 
-    `arguments`: config, package, needs_rgb, needs_flow, data_uri (the folder with the manifest and index that the run
-    began with), and the mailbox that progress is posted to. A run that is requested to stop, or that meets a loss that
-    is not finite, ends early and posts why.
+    `arguments`: config, package, needs_rgb, needs_flow, data_folder (the run folder with manifest and index that the
+    run began with), and the mailbox that progress is posted to. A run that is requested to stop, or that meets a loss
+    that is not finite, ends early and posts why.
     """
     # The environment that `ray_session` sets in the driver does not reach its workers; Ray Data would start an actor.
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     config: ExperimentConfig = arguments["config"]
     sweep()
-    shard_set = kept_data(arguments["data_uri"], shards=config.data.shards) or open_shards(config.data.shards)
+    data_folder: RunFolder = arguments["data_folder"]
+    shard_set = data_folder.kept_data(shards=config.data.shards) or open_shards(config.data.shards)
     worker = _Worker(config, arguments["package"], shard_set=shard_set, mailbox=arguments["mailbox"])
     loader = SnippetLoader(
         shard_set,

@@ -21,6 +21,7 @@ from twostream_ray.model_package import ModelPackage
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import polled, ray_session
 from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train.checkpoints import history_of, mend_snapshot
 from twostream_ray.runs.train.events import EpochRecorded, Progress, TrainingFailed, TrainingStopped, WorkersLost
 from twostream_ray.runs.train.mailbox import Mailbox
@@ -38,7 +39,7 @@ def train_with_worker_group(
     config: ExperimentConfig,
     package: ModelPackage,
     *,
-    data_uri: str,
+    data_folder: RunFolder,
     handle: tracking.RunHandle,
     needs_rgb: bool,
     needs_flow: bool,
@@ -48,7 +49,7 @@ def train_with_worker_group(
 ) -> tuple[str, list[dict[str, float]]]:
     """Train with a group of workers; returns the checkpoint to use and the metrics of every epoch.
 
-    `data_uri` is the folder with the manifest and index that the run began with.
+    `data_folder` is the run folder with the manifest and index that the run began with.
 
     Raises:
         ConfigError: there are more workers than lanes.
@@ -74,7 +75,7 @@ def train_with_worker_group(
                 # Workers record nothing, and a tracking URI may hold a password that Ray's pages would show.
                 "config": replace(config, tracking=tracking.TrackingConfig()),
                 "package": package,
-                "data_uri": data_uri,
+                "data_folder": data_folder,
                 "needs_rgb": needs_rgb,
                 "needs_flow": needs_flow,
                 "mailbox": mailbox,
