@@ -83,13 +83,13 @@ class Bar:
         if done and self._first is None:
             self._first, self._started = done, now
         rate = (done - (self._first or 0)) / max(now - self._started, 1e-9) if self._first is not None else 0.0
-        told = f"{rate:.1f} {self._unit}/s" if rate else ""
-        self._bar.update(self._task, completed=done, total=total, rate=told, note=printable(note))
+        speed = f"{rate:.1f} {self._unit}/s" if rate else ""
+        self._bar.update(self._task, completed=done, total=total, rate=speed, note=printable(note))
         if not console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = f", {(total - done) / rate:.0f} s left" if rate else ""
             console.print(
-                f"{self._label}: {done} of {total} {self._unit}{', ' + told if told else ''}{left} {note}".rstrip()
+                f"{self._label}: {done} of {total} {self._unit}{', ' + speed if speed else ''}{left} {note}".rstrip()
             )
 
     def line(self, text: str) -> None:

@@ -122,18 +122,18 @@ def read_package(directory: Path) -> ModelPackage:
         CheckpointError: model.json is missing, damaged or of another version.
     """
     path = str(directory / "model.json")
-    told: dict[str, Any] = {
+    context: dict[str, Any] = {
         "what": "a model's package",
         "way_out": "take it from its registry again, or train again",
         "error": CheckpointError,
     }
     try:
-        values = read_json(path, _OF_ANY_FORMAT, limit_bytes=_LIMIT_BYTES, **told)
+        values = read_json(path, _OF_ANY_FORMAT, limit_bytes=_LIMIT_BYTES, **context)
     except StorageError as error:
         raise CheckpointError(f"a model's package was wanted at {directory}: {error}") from error
     if values["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {values['format']}, this version reads format {FORMAT}: train again")
-    check(values, _SCHEMA, where=path, **told)
+    check(values, _SCHEMA, where=path, **context)
     try:
         return from_mapping(
             ModelPackage, {name: value for name, value in values.items() if name != "format"}, complete=True

@@ -176,7 +176,7 @@ def test_importance_on_noise_says_that_nothing_is_known(figures: list[Figure], t
     draw = random.Random(1)
     trials = [trial | {"score": draw.random()} for trial in search(20)]
     importance_picture(trials, tmp_path / "p.png")
-    assert "these trials do not tell which settings matter" in figures[0].get_suptitle()
+    assert "these trials do not show which settings matter" in figures[0].get_suptitle()
     assert "20 scores: on held-out trials a forest is off by" in figures[0].get_suptitle()
     assert num_pixels(tmp_path / "p.png", "#9ecae1") == 0  # bars that mean something are blue
     importance_picture(search(60), tmp_path / "q.png")

@@ -61,8 +61,8 @@ def refuse_foreign_picture(uri: Path, *, verb: str) -> None:
 def marked(picture: bytes) -> bytes:
     """A PNG that says what has made it."""
     chunk = b"tEXt" + _MARK
-    told = struct.pack(">I", len(_MARK)) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return picture[:_HEADER_BYTES] + told + picture[_HEADER_BYTES:]
+    text_chunk = struct.pack(">I", len(_MARK)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return picture[:_HEADER_BYTES] + text_chunk + picture[_HEADER_BYTES:]
 
 
 def _refuse(uri: str, *, verb: str) -> None:

@@ -77,7 +77,7 @@ def importance_picture(trials: Sequence[Trial], path: Path) -> None:
         f"their mean by {100 * found.error_of_mean:.1f}"
     )
     if not learns:
-        verdict += ";\nthese trials do not tell which settings matter"
+        verdict += ";\nthese trials do not show which settings matter"
     figure.suptitle(f"{count_by_status(trials)}\n{verdict}", fontsize=10, parse_math=False)
     save(figure, path)
 

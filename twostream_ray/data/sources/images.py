@@ -54,10 +54,10 @@ def read_flow(x_folder: str, y_folder: str, *, name: str) -> list[tuple[bytes, b
     else:
         x, y = (_only(_by_prefix(folder, name=name), folder, name=name) for folder in (x_folder, y_folder))
     in_order = _in_order(x, x_folder, name=name), _in_order(y, y_folder, name=name)
-    if alone := x.keys() ^ y.keys():
+    if unpaired := x.keys() ^ y.keys():
         raise DecodeError(
-            f"{name}: x and y images of flow with the same numbers were wanted, {min(alone)} is in "
-            f"{x_folder if min(alone) in x else y_folder} for one of them only"
+            f"{name}: x and y images of flow with the same numbers were wanted, {min(unpaired)} is in "
+            f"{x_folder if min(unpaired) in x else y_folder} for one of them only"
         )
     left, right = map(_read_all, in_order)
     return list(zip(left, right, strict=True))

@@ -251,10 +251,10 @@ def _measure(
         _repeat(parts, batch, turns=turns)
         timed = turns
     phases = {phase: spent / timed for phase, spent in seconds.items()}
-    alone: dict[str, float] = {}
-    _repeat(learn(unwrapped(model), alone), batch, turns=turns)
+    unwrapped_seconds: dict[str, float] = {}
+    _repeat(learn(unwrapped(model), unwrapped_seconds), batch, turns=turns)
     _wait_for_all(device)
-    backward = min(alone["backward"] / turns, phases["backward"])
+    backward = min(unwrapped_seconds["backward"] / turns, phases["backward"])
     return {
         "seconds": total,
         "samples": samples,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import resource
@@ -11,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,8 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
     """
     import ray
 
+    from twostream_ray.runs.cluster.ray_private import own_node, read_environment_again
+
     require_limits()
     base = short_folder()
     remove_abandoned(base)
@@ -59,7 +60,7 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
             try:
                 with authenticated():
                     _start(ray, folder, dashboard_port)
-                node = ray._private.worker._global_node
+                node = own_node()
                 with watched(node, folder=node.get_logs_dir_path(), end=lambda: end_processes(folder)):
                     yield
             except BaseException as error:
@@ -77,9 +78,9 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
 
 def private_folder() -> Path | None:
     """The folder of the private cluster that this process works on, or None: the cluster is one of others."""
-    import ray
+    from twostream_ray.runs.cluster.ray_private import own_node
 
-    node, folder = ray._private.worker._global_node, os.environ.get(_FOLDER)
+    node, folder = own_node(), os.environ.get(_FOLDER)
     if not folder or node is None or not Path(node.get_session_dir_path()).is_relative_to(folder):
         return None
     return Path(folder)
@@ -88,56 +89,41 @@ def private_folder() -> Path | None:
 @contextmanager
 def authenticated() -> Iterator[None]:
     """The token in the environment of this process, of which processes that start meanwhile get a copy."""
+    from twostream_ray.runs.cluster.ray_private import read_environment_again
+
     # On loopback, as on systems where Ray starts no clusters of several machines.
     with environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
         read_environment_again()
         yield
 
 
-def read_environment_again() -> None:
-    """Let Ray forget what it has read of addresses and credentials in the environment before."""
-    from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"
-
-
 def _start(ray: Any, folder: Path, dashboard_port: int | None) -> None:
-    from ray._private import services, worker
+    from twostream_ray.runs.cluster.ray_private import filter_worker_lines, processes_in_own_sessions
 
-    popen = services.ConsolePopen
-    services.ConsolePopen = functools.partial(popen, start_new_session=True)
-    if not isinstance(worker.print_to_stdstream, functools.partial):
-        worker.print_to_stdstream = functools.partial(_without_deaths, worker.print_to_stdstream)
+    filter_worker_lines(_is_worth_printing)
     try:
-        ray.init(
-            address="local",
-            logging_level=logging.WARNING,
-            # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
-            log_to_driver=False,
-            include_dashboard=dashboard_port is not None,
-            dashboard_port=dashboard_port,
-            # Ray opens this one to everybody, and not the one around it.
-            _temp_dir=str(folder / "r"),
-        )
+        with processes_in_own_sessions():
+            ray.init(
+                address="local",
+                logging_level=logging.WARNING,
+                # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
+                log_to_driver=False,
+                include_dashboard=dashboard_port is not None,
+                dashboard_port=dashboard_port,
+                # Ray opens this one to everybody, and not the one around it.
+                _temp_dir=str(folder / "r"),
+            )
     except Exception as error:
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise ClusterError(
-            f"Ray did not start on this machine ({told}): its logs are in {folder} until the next start; end what uses "
-            "up memory or processes here, or let RAY_ADDRESS name a cluster"
+            f"Ray did not start on this machine ({reason}): its logs are in {folder} until the next start; end what "
+            "uses up memory or processes here, or let RAY_ADDRESS name a cluster"
         ) from error
-    finally:
-        services.ConsolePopen = popen
 
 
-def _without_deaths(told: Callable[..., None], data: dict[str, Any], *rest: Any, **more: Any) -> None:
-    """Pass on what Ray tells the driver, except that its own process ended, with a page of log, and what all that ends
-    when this process is told to stop gives it to say.
-    """
-    if not is_stopping() and not any("Raylet is terminated" in line for line in data["lines"]):
-        told(data, *rest, **more)
+def _is_worth_printing(lines: list[str]) -> bool:
+    """Not the page of log about Ray's own end, nor any line of what ends while this process is stopping."""
+    return not is_stopping() and not any("Raylet is terminated" in line for line in lines)
 
 
 def _stop(ray: Any, folder: Path, *, keep: bool) -> None:
@@ -153,9 +139,9 @@ def require_limits() -> None:
     Raises:
         ClusterError: `ulimit -n`, `-v` or `-f` is too low.
     """
-    from ray._private.utils import estimate_available_memory, resolve_object_store_memory
+    from twostream_ray.runs.cluster.ray_private import object_store_bytes
 
-    store = resolve_object_store_memory(estimate_available_memory())
+    store = object_store_bytes()
     wanted = (
         ("-n", "open files of a process", resource.RLIMIT_NOFILE, _OPEN_FILES, 1),
         ("-v", "KiB of address space", resource.RLIMIT_AS, store + _ADDRESS_SPACE, 2**10),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -15,8 +14,6 @@ from twostream_ray.runs.cluster.private_cluster import private_folder
 
 _LINE_EVERY_S = 15.0
 _LOOK_EVERY_S = 0.5
-_NO_AUTOSCALER = "node_"
-"""How Ray names the types of nodes that no autoscaler has started."""
 
 Resources = Mapping[str, float]
 """Amounts by Ray's names: CPU and GPU in pieces, memory in bytes."""
@@ -57,11 +54,11 @@ def fits(wanted: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
 def in_words(many: Sequence[Resources], *, free: bool = False) -> str:
     """As in "12 x (1 CPU, 1 GPU) and 1 x (0.1 CPU)"; of nodes, what is not wanted of them as well."""
     names = ("CPU", "GPU", "memory")
-    told = Counter(
+    kinds = Counter(
         ", ".join(_amount(name, one.get(name, 0.0)) for name in names if one.get(name) or (free and name != "memory"))
         for one in many
     )
-    return " and ".join(f"{count} x ({words})" for words, count in told.items()) or "no node"
+    return " and ".join(f"{count} x ({words})" for words, count in kinds.items()) or "no node"
 
 
 def _amount(name: str, amount: float) -> str:
@@ -73,33 +70,22 @@ def _nodes(ray: Any) -> list[dict[str, float]]:
 
 
 def _may_grow() -> bool:
-    """Whether an autoscaler is there: it gives nodes the names of their types."""
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.autoscaler.v2.sdk import get_cluster_resource_state
-    from ray.experimental.internal_kv import _internal_kv_get, internal_kv_get_gcs_client
+    from twostream_ray.runs.cluster.ray_private import has_autoscaler
 
-    if private_folder() is not None:
-        return False
-    told = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
-    kinds = (told.get("autoscaler_report") or {}).get("active_nodes") or {}
-    if any(not kind.startswith(_NO_AUTOSCALER) for kind in kinds):
-        return True
-    # The second generation of autoscalers leaves no such report.
-    states = get_cluster_resource_state(internal_kv_get_gcs_client()).node_states
-    return any(state.ray_node_type_name for state in states)
+    return private_folder() is None and has_autoscaler()
 
 
 def _wait(ray: Any, wanted: Sequence[Resources], *, what: str, stop: threading.Event | None) -> None:
     """Ask for the room as one placement group, which an autoscaler sees, until it is there; then give it back."""
     group = ray.util.placement_group([dict(one) for one in wanted], strategy="PACK")
-    begun = told = time.monotonic()
+    begun = last_line_at = time.monotonic()
     try:
         while not group.wait(_LOOK_EVERY_S):
             if stop is not None and stop.is_set():
                 raise KeyboardInterrupt
             now = time.monotonic()
-            if told == begun or now - told >= _LINE_EVERY_S:
-                told = now
+            if last_line_at == begun or now - last_line_at >= _LINE_EVERY_S:
+                last_line_at = now
                 print(  # noqa: T201
                     f"{what} want {in_words(wanted)}, the Ray cluster has {in_words(_nodes(ray), free=True)}: waiting "
                     f"for its autoscaler, {now - begun:.0f} s so far",

@@ -16,7 +16,6 @@ from twostream_ray.runs.cluster.address import cluster_address
 from twostream_ray.runs.cluster.private_cluster import (
     environment,
     private_cluster,
-    read_environment_again,
     require_limits,
     short_folder,
 )
@@ -80,15 +79,16 @@ def _sigterm_kept() -> Iterator[None]:
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
-    """A connection to a cluster of others."""
+    """A connection to a shared cluster."""
     import ray
+
+    from twostream_ray.runs.cluster.ray_private import connect_once, read_environment_again
 
     with environment(_cluster_settings() | _loopback_settings(address)):
         read_environment_again()
         try:
-            # Once: ray.init would ask for minutes, also with a token that is not the cluster's.
             if address != "auto":
-                ray._raylet.GcsClient(address=ray._private.services.canonicalize_bootstrap_address(address))
+                connect_once(address)
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         except (ConnectionError, RuntimeError, ray.exceptions.RpcError, ray.exceptions.AuthenticationError) as error:
             if isinstance(error, ray.exceptions.AuthenticationError) or "Unauthenticated" in str(error):
@@ -109,13 +109,13 @@ def _joined(address: str) -> Iterator[None]:
 
 def _loopback_settings(address: str) -> dict[str, str]:
     """What lets Ray join a cluster that listens on loopback alone: it would look for it at this machine's address."""
-    from ray._private import services
+    from twostream_ray.runs.cluster.ray_private import node_address
 
     host, _, port = address.rpartition(":")
     if host not in ("localhost", "127.0.0.1", "[::1]", "::1"):
         return {}
     try:
-        socket.create_connection((services.get_node_ip_address(), int(port)), timeout=_CONNECT_S).close()
+        socket.create_connection((node_address(), int(port)), timeout=_CONNECT_S).close()
     except OSError:
         return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     return {}
@@ -179,13 +179,13 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
     """
     event = threading.Event()
 
-    def told(_signal: int, _frame: object) -> None:
+    def request_stop(_signal: int, _frame: object) -> None:
         note_stop()
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
 
-    before = signal.signal(signal.SIGTERM, told)
+    before = signal.signal(signal.SIGTERM, request_stop)
     try:
         yield event
     finally:
@@ -196,7 +196,7 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
 def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None]:
     """Call `look` again and again from a thread while the block runs, and once more when it ends well.
 
-    Not any more once Ray has failed it: the block hears of that as well.
+    Not any more once Ray has failed it: the block fails with it as well.
     """
     from ray.exceptions import RayError
 

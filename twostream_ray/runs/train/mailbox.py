@@ -51,8 +51,8 @@ class Mailbox:
 
         Ray Train would start an actor to watch for them with every group of workers, which then wait for its imports.
         """
-        import ray
+        from twostream_ray.runs.cluster.ray_private import draining_nodes
 
         if time.monotonic() - self._polled_at > _DRAIN_POLL_SECONDS:
-            self._draining, self._polled_at = frozenset(ray._private.state.state.get_draining_nodes()), time.monotonic()
+            self._draining, self._polled_at = draining_nodes(), time.monotonic()
         return self._draining

@@ -1,0 +1,192 @@
+"""The layout of the package: what its contracts refuse, sizes, names, and tests that mirror it."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "twostream_ray"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LONG_FUNCTIONS: dict[str, str] = {
+    "runs/benchmark/training.py:_measure": "one measurement, whose parts share its clocks",
+    "runs/score/score_files.py:read_scores": "checks of two files, each of which needs what the one before has read",
+    "runs/train/run.py:_train": "a run from its folder to its report, and what is closed where it ends early",
+    "tracking/registry.py:register": "one version with all that it carries, by one call of MLflow",
+}
+"""Functions of more than 60 lines -> why they are one."""
+
+TESTED_ELSEWHERE: dict[str, str] = {
+    "data/loading/device.py": "training/test_step.py and training/test_loop.py take every batch through it",
+    "inference.py": "test_served.py, with the registered model; runs/train/test_run.py compares it with shards",
+    "runs/demo.py": "test_cli.py refuses wrong settings; `make demo` is the whole of it",
+    "runs/experiment.py": "runs/test_run_folder.py (what a resume may change), settings/test_bounds.py",
+    "runs/replay.py": "tracking/test_outbox.py and tracking/test_delivery.py",
+    "runs/score/evaluate.py": "runs/train/test_run.py evaluates its runs; runs/test_outputs.py",
+    "runs/score/scorer.py": "runs/train/test_run.py: exact for any number of workers",
+    "runs/score/predict.py": "runs/train/test_run.py, test_cli.py",
+    "runs/score/publish.py": "runs/train/test_run.py and runs/search/test_ray_tune.py publish what they train",
+    "runs/score/score_files.py": "runs/score/test_tune_scores.py",
+    "runs/search/proposals.py": "runs/search/test_space.py, with the space that it proposes from",
+    "runs/search/report.py": "runs/search/test_ray_tune.py",
+    "runs/search/search.py": "runs/search/test_ray_tune.py, runs/test_run_folder.py",
+    "runs/search/trial.py": "runs/search/test_ray_tune.py, runs/search/test_schedulers.py",
+    "runs/train/worker.py": "runs/train/test_run.py, runs/test_survival.py",
+    "runs/train/worker_group.py": "runs/train/test_run.py, runs/test_survival.py",
+    "training/checkpoint.py": "test_model_package.py, beside the package that it completes; test_mutations.py",
+    "training/running_metrics.py": "training/test_step.py, training/test_loop.py",
+    "verbs/data.py": "test_cli.py, runs/test_inspect.py",
+    "verbs/models.py": "test_cli.py, verbs/test_verbs.py",
+    "verbs/searches.py": "runs/search/test_settings.py, verbs/test_verbs.py",
+    "visualize/parallel.py": "visualize/test_search.py",
+    "visualize/trials.py": "visualize/test_search.py",
+}
+"""Modules without a test file of their name -> where they are tested."""
+
+PLANTED = {
+    "Ray in tracking": ("tracking/record.py", "import ray\n"),
+    "Ray in serving": ("inference.py", "import ray\n"),
+    "Ray in the video reader": ("data/video/raw_video.py", "import ray\n"),
+    "MLflow in runs": ("runs/train/run.py", "import mlflow\n"),
+    "MLflow in training": ("training/loop.py", "import mlflow\n"),
+    "PyAV in sources": ("data/sources/catalog.py", "import av\n"),
+    "PyAV in runs": ("runs/ingest.py", "import av\n"),
+    "Arrow in training": ("training/loop.py", "import pyarrow\n"),
+    "Arrow in tracking": ("tracking/record.py", "import pyarrow\n"),
+    "Arrow in the pure core of data": ("data/sampling.py", "import pyarrow\n"),
+    "S3 past its door": ("runs/train/run.py", "import s3fs\n"),
+    "a circle inside runs": ("runs/train/run.py", "from twostream_ray.runs.score import evaluate\n"),
+    "a search below its trials": ("runs/score/evaluate.py", "from twostream_ray.runs.search import space\n"),
+    "a circle inside data": ("data/video/clips.py", "from twostream_ray.data.shards import shards\n"),
+    "a circle inside tracking": ("tracking/outbox.py", "from twostream_ray.tracking import delivery\n"),
+    "a circle inside training": ("training/recipe.py", "from twostream_ray.training import loop\n"),
+    "networks that know data": ("models/towers.py", "from twostream_ray.data import sampling\n"),
+    "data that know networks": ("data/sampling.py", "from twostream_ray.models import towers\n"),
+    "serving that needs training": ("inference.py", "from twostream_ray.training import loop\n"),
+    "a stray utils.py": ("utils.py", '"""Odds and ends."""\n'),
+    "a stray module in runs": ("runs/helpers.py", '"""Odds and ends."""\n'),
+    "a stray module in data": ("data/misc.py", '"""Odds and ends."""\n'),
+}
+"""What is wrong -> the file that it is written into, and how."""
+
+UNWANTED = {
+    *("Board", "Wish", "Draws", "Drawn", "Gauges", "Tally", "Contest", "Finding", "Journal", "place", "places"),
+    *("means_something", "waits_for", "_crown", "_insisted", "_weightless", "prepare_apart", "alone", "hurried"),
+    *("_Telling", "_TellTune", "_Keeper", "tell", "told", "recall"),
+}
+"""Names that say nothing to someone who knows Ray, PyTorch and MLflow."""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("copy")
+    shutil.copytree(PACKAGE, root / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    return root
+
+
+def contracts_hold(root: Path) -> bool:
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    # The folder itself is where the package is looked for, before any that is installed.
+    done = subprocess.run(command, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 0 or "Contracts: " in done.stdout, done.stdout + done.stderr
+    return done.returncode == 0
+
+
+def test_the_copy_keeps_the_contracts(copy: Path) -> None:
+    assert contracts_hold(copy)
+
+
+@pytest.mark.parametrize("wrong", PLANTED)
+def test_the_contracts_refuse(copy: Path, wrong: str) -> None:
+    name, line = PLANTED[wrong]
+    path = copy / PACKAGE.name / name
+    before = path.read_text() if path.exists() else None
+    try:
+        path.write_text((before or "") + "\n" + line)
+        assert not contracts_hold(copy)
+    finally:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_text(before)
+
+
+def test_no_file_has_more_than_400_lines() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_no_function_has_more_than_60_lines_without_a_reason() -> None:
+    found = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+                length = node.end_lineno - node.lineno + 1
+                if length > 60:
+                    found[f"{path.relative_to(PACKAGE)}:{node.name}"] = length
+    assert {name: length for name, length in found.items() if name not in LONG_FUNCTIONS} == {}
+    assert LONG_FUNCTIONS.keys() <= found.keys(), "a reason for a function that is short"
+
+
+def test_every_module_has_a_test_file_of_its_name_or_says_where_it_is_tested() -> None:
+    missing = set()
+    for path in MODULES:
+        name = path.relative_to(PACKAGE)
+        if path.name != "__init__.py" and not (ROOT / "tests" / name.with_name(f"test_{name.name}")).exists():
+            missing.add(str(name))
+    assert missing - TESTED_ELSEWHERE.keys() == set()
+    assert TESTED_ELSEWHERE.keys() <= missing, "a sentence for a module that has a test file"
+    for sentence in TESTED_ELSEWHERE.values():
+        for test in re.findall(r"[\w/]+\.py", sentence):
+            assert (ROOT / "tests" / test).exists(), test
+
+
+def names_given_in(path: Path) -> set[str]:
+    """Names of functions, classes, parameters, variables and attributes that a module gives, not those it calls."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return found
+
+
+def test_no_identifier_is_of_a_private_language() -> None:
+    found = {str(path.relative_to(ROOT)): names_given_in(path) & UNWANTED for path in MODULES}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_every_module_says_in_a_sentence_what_it_is() -> None:
+    for path in MODULES:
+        sentence = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        assert len(sentence) > 20, path
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))],
+    ids=lambda page: page.name,
+)
+def test_modules_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"`(?:twostream_ray/)?((?:[a-z_]+/)+[a-z_]+\.py)", text):
+        roots = (PACKAGE, ROOT, ROOT / "tests")
+        assert any((root / name).exists() for root in roots), f"{page.name} names {name}"
+    for name in re.findall(r"\btwostream_ray(?:\.[a-z_]+)+", text):
+        parts = name.split(".")
+        try:
+            import_module(name)
+        except ModuleNotFoundError:
+            assert hasattr(import_module(".".join(parts[:-1])), parts[-1]), f"{page.name} names {name}"
