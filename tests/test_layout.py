@@ -17,8 +17,6 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LONG_FUNCTIONS: dict[str, str] = {
     "runs/benchmark/training.py:_measure": "one measurement, whose parts share its clocks",
     "runs/score/score_files.py:read_scores": "checks of two files, each of which needs what the one before has read",
-    "runs/train/run.py:_train": "a run from its folder to its report, and what is closed where it ends early",
-    "tracking/registry.py:register": "one version with all that it carries, by one call of MLflow",
 }
 """Functions of more than 60 lines -> why they are one."""
 
