@@ -32,6 +32,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   predict VIDEO ...   classes of raw videos
   pull OUT            download a registered model for use without MLflow
   track replay        deliver to MLflow what was logged while it was away
+  promote VERSION     make a registered version champion if it beats the present one
   rollback            put the champion back to the version before, or to another
   tune-scores         the best late fusion of two streams' scores, without a network
   describe            parts, sizes and costs of a network; --json for programs
@@ -131,6 +132,8 @@ def _run(verb: str, rest: list[str]) -> int:
                 return models.pull(rest)
             case "track":
                 return models.track(rest)
+            case "promote":
+                return models.promote(rest)
             case "rollback":
                 return models.rollback(rest)
             case "tune-scores":

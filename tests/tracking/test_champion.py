@@ -1,5 +1,7 @@
 import contextlib
 import json
+import re
+import shlex
 import subprocess
 import sys
 import uuid
@@ -9,7 +11,15 @@ import pytest
 
 from twostream_ray.cli import main
 from twostream_ray.errors import RegistryError
-from twostream_ray.tracking import Measurement, TrackingConfig, Verdict, promote, record_measurement, rollback
+from twostream_ray.tracking import (
+    Measurement,
+    TrackingConfig,
+    Verdict,
+    find_version,
+    promote,
+    record_measurement,
+    rollback,
+)
 from twostream_ray.tracking.connection import client_for
 
 pytestmark = pytest.mark.slow
@@ -120,7 +130,7 @@ def test_deleted_champion_is_no_champion(model: Model) -> None:
 
 def test_promotion_without_a_measurement_says_what_to_do(model: Model) -> None:
     unmeasured = model.version(None)
-    with pytest.raises(RegistryError, match=r"version 1 has no top1 on split test of manifest 0a0a.*evaluate it"):
+    with pytest.raises(RegistryError, match=r"no top1 on split test of manifest 0a0a.*`twostream evaluate "):
         model.promote(unmeasured)
     with pytest.raises(RegistryError, match=r"has no version 7, only 1"):
         model.promote(7)
@@ -128,7 +138,9 @@ def test_promotion_without_a_measurement_says_what_to_do(model: Model) -> None:
 
 
 def test_promotion_of_an_unknown_model_names_the_registry(tracking: TrackingConfig) -> None:
-    with pytest.raises(RegistryError, match=r"promoting nobody version 1 failed at MLflow sqlite:///.*check the name"):
+    with pytest.raises(
+        RegistryError, match=r"promoting nobody version 1 failed at MLflow sqlite:///.*check tracking\.model_name"
+    ):
         promote("nobody", 1, config=tracking, manifest_hash=OLD, split="test")
 
 
@@ -344,6 +356,27 @@ def test_the_command_says_what_moved(model: Model, capsys: pytest.CaptureFixture
     assert main(["rollback", *where, "--because", "too slow"]) == 0
     assert f"version 1 is champion of {model.name}, in the place of version 2" in capsys.readouterr().out
     assert "too slow" in tags(model, 2)["rolled_back"]
+
+
+def run(command: str, model: Model) -> int:
+    """Run a command that a message names, at the test's registry."""
+    return main([*shlex.split(command)[1:], "--tracking.uri", model.config.resolved_uri()])
+
+
+def test_the_commands_that_a_verdict_names_lead_out(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    model.promote(model.version(0.5, manifest=OLD))
+    better = model.version(0.99, manifest=NEW)
+    model.measure(better, 0.4, manifest=OLD)
+    evaluate, promotion = re.findall(r"`(.*?)`", model.promote(better, manifest=NEW).reason)
+    assert evaluate == f"twostream evaluate --model 'models:/{model.name}/1' --split test --record true"
+    assert find_version(shlex.split(evaluate)[3], config=model.config) == (model.name, 1)
+
+    assert run(promotion, model) == 0
+    assert "version 2 is challenger: version 1, champion, was never measured" in capsys.readouterr().out
+    model.measure(1, 0.6, manifest=NEW)
+    assert run(promotion, model) == 0
+    assert "version 2 is champion: top1 0.9900 beats 0.6000 of version 1" in capsys.readouterr().out
+    assert model.aliases() == {"champion": better}
 
 
 JUNK = ["", "{", "[]", "null", "1", '{"declared": 1}', '{"declared": NaN, "terms": {}}', "[" * 3000, '"x"']

@@ -126,7 +126,7 @@ def test_requirements_are_exact_and_can_be_had_from_an_index() -> None:
 
 def test_folder_that_is_no_model_is_refused(tracking: TrackingConfig, package: Path) -> None:
     (package / "model.json").unlink()
-    with pytest.raises(RegistryError, match=r"missing model\.json: export the checkpoint first"):
+    with pytest.raises(RegistryError, match=r"missing model\.json: name a checkpoint of `twostream train`"):
         registered(tracking, package, name="half")
 
 
@@ -136,7 +136,7 @@ def test_registering_without_a_server_says_where_the_model_is(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = TrackingConfig(uri="http://u:hush@127.0.0.1:9")
     with pytest.raises(
-        RegistryError, match=rf"127\.0\.0\.1:9 has been away .* the model itself is in {package}"
+        RegistryError, match=r"127\.0\.0\.1:9 has been away .* its checkpoint is kept: run the same command again"
     ) as caught:
         registered(away, package, name="away")
     assert "hush" not in str(caught.value) + caplog.text

@@ -1,6 +1,7 @@
 """Tracking: runs, metrics, artefacts, model registry; the only package that uses MLflow, loaded at the first call."""
 
 from twostream_ray.tracking.champion import Rollback, Verdict, promote, rollback
+from twostream_ray.tracking.comparison import comparable_measurement, find_version, names_version
 from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import Delivery, replay
 from twostream_ray.tracking.download import pull
@@ -35,7 +36,9 @@ __all__ = [
     "TrackingConfig",
     "Verdict",
     "below",
+    "comparable_measurement",
     "deliver",
+    "find_version",
     "finish_run",
     "journals_below",
     "lineage_tags",
@@ -43,6 +46,7 @@ __all__ = [
     "log_history",
     "log_metrics",
     "log_pictures",
+    "names_version",
     "promote",
     "pull",
     "record_measurement",

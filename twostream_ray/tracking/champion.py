@@ -32,7 +32,7 @@ from twostream_ray.tracking.connection import (
     short_timeouts,
     with_deadline,
 )
-from twostream_ray.tracking.measurement import Measurement, measurement_from
+from twostream_ray.tracking.measurement import Measurement, evaluate_command, measurement_from, promote_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -133,7 +133,7 @@ class _Registry:
                     _DECLARATION,
                     where=f"tag {_CANDIDATE} of version {version}",
                     what="a declaration of a candidate",
-                    way_out="the version is no candidate; promote it, which writes the tag anew",
+                    way_out=f"the version is no candidate; `twostream promote {version}` writes the tag anew",
                     error=RegistryError,
                 )
             except RegistryError as error:  # any user may set a tag
@@ -156,9 +156,9 @@ def promote(
     """Make a version `champion` if it beats the present one on the same manifest and split, otherwise `challenger`.
 
     It beats it if its metric is higher and both scored equally many clips of equally many. The first measured version
-    of a model is champion. A champion that was never measured on this manifest stays: evaluate it there
-    (`record_measurement`) and promote again. Of versions promoted at once the best becomes champion, the oldest of
-    equals.
+    of a model is champion. A champion that was never measured on this manifest stays: `twostream evaluate --record
+    true` measures it there, `twostream promote` compares again. Of versions promoted at once the best becomes
+    champion, the oldest of equals.
 
     Args:
         name: of the registered model.
@@ -173,12 +173,13 @@ def promote(
     """
     uri = config.resolved_uri()
     criterion = _Criterion(manifest_hash=manifest_hash, split=split, metric=metric)
+    again = promote_command(name, version, manifest_hash=manifest_hash, split=split)
     with (
         short_timeouts(),
         registry_errors(
             uri,
             wanted=f"promoting {name} version {version}",
-            way_out="check the name and tracking.uri, then promote again",
+            way_out=f"check tracking.model_name and tracking.uri, then `{again}`",
         ),
     ):
         client = client_for(uri)
@@ -191,7 +192,7 @@ def promote(
             client.delete_model_version_tag(name, str(version), _ROLLED_BACK)
         after = _set_best_candidate(client, name, incumbent=before.champion, since=now - _CONCURRENT_SECONDS)
         _require_measurement(after, name, version, criterion)  # it may have been deleted meanwhile
-        verdict = _verdict(before, after, version, criterion)
+        verdict = _verdict(before, after, name, version, criterion)
         if verdict.alias == CHALLENGER:
             _set_alias(client, name, CHALLENGER, version)
         elif _version_with(client, name, CHALLENGER) == version:
@@ -273,7 +274,9 @@ def _set_best_candidate(client: MlflowClient, name: str, *, incumbent: int | Non
         if best is None or best == seen.champion:
             return seen
         _set_champion(client, name, best, seen=seen)
-    raise RegistryError(f"champion of {name} kept moving while {_MOST_ROUNDS} rounds were tried: promote again later")
+    raise RegistryError(
+        f"champion of {name} kept moving while {_MOST_ROUNDS} rounds were tried: `twostream promote VERSION` later"
+    )
 
 
 def _beats(seen: _Registry, challenger: int, champion: int, criterion: _Criterion) -> bool:
@@ -284,10 +287,11 @@ def _beats(seen: _Registry, challenger: int, champion: int, criterion: _Criterio
     return ours.metrics[criterion.metric] > theirs.metrics[criterion.metric]
 
 
-def _verdict(before: _Registry, after: _Registry, version: int, criterion: _Criterion) -> Verdict:
+def _verdict(before: _Registry, after: _Registry, name: str, version: int, criterion: _Criterion) -> Verdict:
     assert after.champion is not None  # noqa: S101  (else the version itself would be)
     alias = CHAMPION if after.champion == version else CHALLENGER
     rival = before.champion if alias == CHAMPION else after.champion
+    again = promote_command(name, version, manifest_hash=criterion.manifest_hash, split=criterion.split)
     where = f"split {criterion.split} of manifest {criterion.manifest_hash[:12]}"
     ours = after.measurement(version, criterion)
     theirs = None if rival is None else after.measurement(rival, criterion)
@@ -299,11 +303,13 @@ def _verdict(before: _Registry, after: _Registry, version: int, criterion: _Crit
     elif alias == CHAMPION and theirs is None:
         why = f"it beats the version that took the place of version {rival} meanwhile, {where}"
     elif theirs is None:
-        why = f"version {rival}, champion, was never measured on {where}; evaluate it there, then promote again"
+        measure = evaluate_command(name, rival, split=criterion.split)
+        why = f"version {rival}, champion, was never measured on {where}; `{measure}` with its --shards, then `{again}`"
     elif ours.n_of_n() != theirs.n_of_n():
+        measure = evaluate_command(name, rival, split=criterion.split)
         why = (
             f"it scored {ours.n_of_n()} clips of {where}, version {rival}, champion, {theirs.n_of_n()}; "
-            "evaluate both on the same clips"
+            f"`{measure}` and the same of version {version} with the same --shards, then `{again}`"
         )
     else:
         mine, its = ours.metrics[criterion.metric], theirs.metrics[criterion.metric]
@@ -317,9 +323,10 @@ def _require_measurement(seen: _Registry, name: str, version: int, criterion: _C
         known = ", ".join(map(str, sorted(seen.tags))) or "none"
         raise RegistryError(f"{name} has no version {version}, only {known}")
     if seen.measurement(version, criterion) is None:
+        measure = evaluate_command(name, version, split=criterion.split)
         raise RegistryError(
             f"{name} version {version} has no {criterion.metric} on split {criterion.split} of manifest "
-            f"{criterion.manifest_hash[:12]}: evaluate it there first"
+            f"{criterion.manifest_hash[:12]}: `{measure}` with its --shards first"
         )
 
 

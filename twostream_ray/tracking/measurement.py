@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from twostream_ray.errors import RegistryError
 from twostream_ray.storage import json_files
 
 _logger = logging.getLogger(__name__)
+_PREFIX = "measured."
 _SCHEMA = json_files.record(
     {
         "manifest_hash": json_files.WORD,
@@ -68,7 +70,13 @@ class Measurement:
 
 def measurement_key(manifest_hash: str, split: str) -> str:
     """Tag key of the measurement on this split of this manifest."""
-    return re.sub(r"[^\w.\-]", "_", f"measured.{split}.{manifest_hash}")[:250]
+    return re.sub(r"[^\w.\-]", "_", f"{_PREFIX}{split}.{manifest_hash}")[:250]
+
+
+def measurements_in(tags: Mapping[str, str]) -> list[Measurement]:
+    """All measurements in a version's tags, by split and manifest; a tag that is not one of ours is skipped."""
+    found = {key: _parsed(tags, key) for key in sorted(tags) if key.startswith(_PREFIX)}
+    return [ours for key, ours in found.items() if ours and key == measurement_key(ours.manifest_hash, ours.split)]
 
 
 def measurement_from(tags: Mapping[str, str], *, manifest_hash: str, split: str) -> Measurement | None:
@@ -77,19 +85,34 @@ def measurement_from(tags: Mapping[str, str], *, manifest_hash: str, split: str)
     A tag that is not one of ours, as any user may set it, is skipped with a warning.
     """
     key = measurement_key(manifest_hash, split)
-    if key not in tags:
-        return None
+    found = _parsed(tags, key) if key in tags else None
+    return found if found and (found.manifest_hash, found.split) == (manifest_hash, split) else None
+
+
+def evaluate_command(name: str, version: int, *, split: str) -> str:
+    """The command that measures a version on a split, but for its --shards."""
+    model = shlex.quote(f"models:/{name}/{version}")
+    return f"twostream evaluate --model {model} --split {shlex.quote(split)} --record true"
+
+
+def promote_command(name: str, version: int, *, manifest_hash: str, split: str) -> str:
+    """The command that compares a version with the champion on a split."""
+    data = f"--split {shlex.quote(split)} --manifest {manifest_hash[:12]}"
+    return f"twostream promote {version} {data} --tracking.model_name {shlex.quote(name)}"
+
+
+def _parsed(tags: Mapping[str, str], key: str) -> Measurement | None:
+    """The measurement in a tag; None, and a warning, for a tag that any other wrote."""
     try:
         stored = json_files.parse_json(
             tags[key],
             _SCHEMA,
             where=f"tag {key} of a model's version",
             what="a measurement",
-            way_out="it is passed by; record_measurement, as after an evaluation, writes it anew",
+            way_out="it is skipped; `twostream evaluate --record true` on the same shards and split writes it anew",
             error=RegistryError,
         )
-        found = Measurement(**stored)
+        return Measurement(**stored)
     except RegistryError as error:
         _logger.warning("%s", error)
         return None
-    return found if (found.manifest_hash, found.split) == (manifest_hash, split) else None

@@ -88,7 +88,7 @@ def register(
         RegistryError: the folder is not a model, the run was not recorded, or MLflow does not answer.
     """
     _require_model(package)
-    handle = _require_run(handle, package, name=name)
+    handle = _require_run(handle, name=name)
     description = model_card(
         name,
         summary=summary,
@@ -102,7 +102,7 @@ def register(
     with registry_errors(
         handle.tracking_uri,
         wanted=f"registering {name}",
-        way_out=f"the model is safe in {package}, register it once MLflow is back",
+        way_out="the run keeps its checkpoint: run the same command again once MLflow is back, which registers it",
     ):
         client = client_for(handle.tracking_uri)
         logged = _log_model(client, handle, package, entry=entry, code=code, name=name)
@@ -139,18 +139,18 @@ def _require_model(package: Path) -> None:
     if missing:
         raise RegistryError(
             f"a model wants {' and '.join(PACKAGE_FILES)} in {package}, missing {', '.join(missing)}: "
-            "export the checkpoint first"
+            "name a checkpoint of `twostream train`, or a directory that `twostream pull` wrote"
         )
 
 
-def _require_run(handle: RunHandle, package: Path, *, name: str) -> RunHandle:
+def _require_run(handle: RunHandle, *, name: str) -> RunHandle:
     """The handle of a run that MLflow has; raises RegistryError where it has none."""
     if not handle.run_id:
         handle = deliver(handle)  # MLflow was away when the run began, and may be back
     if not handle.run_id:
         raise RegistryError(
             f"no run to register {name} with: MLflow at {redact(handle.tracking_uri)} has been away since training "
-            f"started; the model itself is in {package}, register it once MLflow is back"
+            "started; its checkpoint is kept: run the same command again once MLflow is back, which registers it"
         )
     return handle
 

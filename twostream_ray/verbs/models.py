@@ -56,6 +56,8 @@ def evaluate(arguments: list[str]) -> int:
         evaluation = evaluate(config, progress=lambda done, total: bar.show(done, total))
     console.print(evaluation.report.to_text())
     console.print(f"report.json, scores.npz and confusion.png are in {config.out}")
+    if config.record:
+        console.print(f"recorded split {evaluation.split} in the registry for {config.model}", markup=False)
     return 0
 
 
@@ -100,6 +102,19 @@ def pull(arguments: list[str]) -> int:
     if others:
         shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
         console.print(f"note: {len(others)} other files in {folder} were left as they are: {shown}", markup=False)
+    return 0
+
+
+def promote(arguments: list[str]) -> int:
+    """A registered version against the champion."""
+    from twostream_ray.console import console
+    from twostream_ray.runs.score.publish import PromoteConfig
+    from twostream_ray.settings.parser import from_arguments
+
+    config = from_arguments(PromoteConfig, arguments, prog="twostream promote", positional="version")
+    from twostream_ray.runs.score.publish import promote
+
+    console.print(promote(config), markup=False, soft_wrap=True)
     return 0
 
 

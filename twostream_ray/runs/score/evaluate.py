@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twostream_ray import storage, visualize
+from twostream_ray import storage, tracking, visualize
 from twostream_ray.data.flow import require_same_contract
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, TrainingError
 from twostream_ray.evaluation.metrics import own_head_first
 from twostream_ray.evaluation.report import Report, report_on
+from twostream_ray.redaction import redact
 from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.experiment import WorkersConfig
 from twostream_ray.runs.outputs import refuse_foreign_files
@@ -57,11 +58,21 @@ class EvaluateConfig:
     out: str = "evaluation"
     """Directory for report.json, scores.npz and confusion.png."""
 
+    record: bool = False
+    """Tag the registered version with the scores, so that `promote` compares by them; models:/ of a version only."""
+
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     """The cluster's share; scores do not depend on it."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow, where the model comes from its registry."""
+
+    def __post_init__(self) -> None:
+        if self.record and not tracking.names_version(self.model):
+            raise ConfigError(
+                "record tags a version of the registry: model must be models:/NAME/VERSION or models:/NAME@ALIAS, got "
+                f"{redact(self.model)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +99,21 @@ class Evaluation:
         metrics = {"top1": self.report.top1, "mean_class_accuracy": self.report.mean_class}
         return metrics if self.report.top5 is None else metrics | {"top5": self.report.top5}
 
+    def measurement(self) -> tracking.Measurement:
+        """The metrics on n of N clips of the split, as a registered version is tagged with them."""
+        return tracking.Measurement(
+            manifest_hash=self.manifest_hash,
+            split=self.split,
+            num_evaluated=self.report.n_evaluated,
+            num_clips=self.report.n_expected,
+            metrics=self.metrics(),
+        )
+
 
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Evaluation:
     """Score a split and write report.json, scores.npz and confusion.png to `config.out`.
+
+    With `config.record`, the version is tagged with the metrics.
 
     Raises:
         LeaseError: another process writes there.
@@ -100,6 +123,10 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     """
     sweep()
     shard_set = open_shards(config.shards)
+    if config.record:
+        # An alias may move while clips are scored: what is loaded is what is tagged.
+        name, version = tracking.find_version(config.model, config=config.tracking)
+        config = replace(config, model=f"models:/{name}/{version}")
     with (
         reserve_output(config, shard_set),
         local_model(config.model, config=config.tracking) as directory,
@@ -107,7 +134,19 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     ):
         evaluation = score_split(config, shard_set, directory=directory, progress=progress)
         write_evaluation(evaluation, out=config.out, pictures=Path(pictures))
+        if config.record:
+            record_evaluation(evaluation, config.model, config=config.tracking)
     return evaluation
+
+
+def record_evaluation(evaluation: Evaluation, model: str, *, config: TrackingConfig) -> None:
+    """Tag the registered version `model`, such as models:/NAME/VERSION, with its measurement.
+
+    Raises:
+        RegistryError: there is no such version, or MLflow does not answer.
+    """
+    name, version = tracking.find_version(model, config=config)
+    tracking.record_measurement(name, version, evaluation.measurement(), config=config)
 
 
 @contextmanager

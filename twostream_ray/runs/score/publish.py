@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from twostream_ray import storage, tracking, visualize
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
+from twostream_ray.redaction import brief
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.score.evaluate import (
@@ -33,6 +35,27 @@ from twostream_ray.tracking import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromoteConfig:
+    """Make a registered version champion if it beats the present one: twostream promote 7."""
+
+    version: str
+    """Number of the version to promote."""
+
+    split: str | None = None
+    """Split to compare on; needed only where the version was measured on several."""
+
+    manifest: str = ""
+    """First digits of the data manifest's hash; needed only where the version was measured on several."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, whose registry holds the model; `tracking.model_name` is the model's."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[1-9]\d{0,8}", self.version, flags=re.ASCII):
+            raise ConfigError(f"a version is a number of the registry, such as 7, got {brief(self.version)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RollbackConfig:
     """Put the champion of a registered model back to the version before, or to a named one."""
 
@@ -47,6 +70,22 @@ class RollbackConfig:
 
     def __post_init__(self) -> None:
         require_within(self, to="[1, 2_147_483_647]")
+
+
+def promote(config: PromoteConfig) -> str:
+    """Compare a version with the present champion as after training, and set the aliases; the verdict in a sentence.
+
+    Raises:
+        RegistryError: there is no such version, it has no measurement or several, or MLflow does not answer.
+    """
+    name, version = config.tracking.model_name, int(config.version)
+    measured = tracking.comparable_measurement(
+        name, version, config=config.tracking, split=config.split, manifest=config.manifest
+    )
+    verdict = tracking.promote(
+        name, version, manifest_hash=measured.manifest_hash, split=measured.split, config=config.tracking
+    )
+    return verdict.reason
 
 
 _PUBLISHED_SCHEMA = record(
@@ -193,20 +232,13 @@ def _log_evaluation(trained: TrainReport, evaluation: Evaluation, *, uri: str, p
 
 def _register(config: ExperimentConfig, trained: TrainReport, evaluation: Evaluation, *, directory: Path) -> Published:
     package = evaluation.package
-    measurement = tracking.Measurement(
-        manifest_hash=evaluation.manifest_hash,
-        split=evaluation.split,
-        num_evaluated=evaluation.report.n_evaluated,
-        num_clips=evaluation.report.n_expected,
-        metrics=evaluation.metrics(),
-    )
     version = tracking.register(
         trained.run,
         directory,
         entry=SERVED,
         code=serving_files(),
         name=config.tracking.model_name,
-        measurement=measurement,
+        measurement=evaluation.measurement(),
         protocol=_protocol(package),
         summary=_summary(config, parameters=trained.parameters),
         classes=package.classes,
