@@ -26,7 +26,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "runs/demo.py": "test_cli.py refuses wrong settings; `make demo` is the whole of it",
     "runs/experiment.py": "runs/test_run_folder.py (what a resume may change), settings/test_bounds.py",
     "runs/replay.py": "tracking/test_outbox.py and tracking/test_delivery.py",
-    "runs/score/evaluate.py": "runs/train/test_run.py evaluates its runs; runs/test_outputs.py",
     "runs/score/scorer.py": "runs/train/test_run.py: exact for any number of workers",
     "runs/score/predict.py": "runs/train/test_run.py, test_cli.py",
     "runs/score/publish.py": "runs/train/test_run.py and runs/search/test_ray_tune.py publish what they train",
