@@ -27,6 +27,7 @@ REQUIRED: dict[str, Any] = {
     "out": "o",
     "root": "r",
     "model": "m",
+    "version": "7",
     "videos": ["v.avi"],
     "name": "n",
     "space": {"training.epochs": [1]},
