@@ -8,7 +8,7 @@ LOOSER := --disable-error-code arg-type --disable-error-code union-attr --disabl
 WITHOUT_RAY := PYTHONPATH="$(CURDIR)/tests/without_ray$${PYTHONPATH:+:$$PYTHONPATH}"
 FAST := 'not ray and not server and not slow and not soak'
 # One of the two lanes of test-fast; the other has whatever else there is.
-PARTS := tests/data tests/models
+PARTS := $(addprefix tests/, data evaluation models settings storage training visualize)
 
 .PHONY: demo demo-search test test-clusters test-ray test-others test-fast test-fast-parts test-fast-runs soak check test-types format clean
 
