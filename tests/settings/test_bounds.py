@@ -15,7 +15,7 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
 from twostream_ray.runs.ingest import IngestConfig
 from twostream_ray.runs.score.predict import PredictConfig
-from twostream_ray.runs.score.publish import RollbackConfig
+from twostream_ray.runs.score.promotion import RollbackConfig
 from twostream_ray.runs.score.tune_scores import TuneScoresConfig
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
 from twostream_ray.settings.bounds import require_within

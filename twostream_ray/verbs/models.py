@@ -108,11 +108,11 @@ def pull(arguments: list[str]) -> int:
 def promote(arguments: list[str]) -> int:
     """A registered version against the champion."""
     from twostream_ray.console import console
-    from twostream_ray.runs.score.publish import PromoteConfig
+    from twostream_ray.runs.score.promotion import PromoteConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(PromoteConfig, arguments, prog="twostream promote", positional="version")
-    from twostream_ray.runs.score.publish import promote
+    from twostream_ray.runs.score.promotion import promote
 
     console.print(promote(config), markup=False, soft_wrap=True)
     return 0
@@ -122,7 +122,7 @@ def rollback(arguments: list[str]) -> int:
     """Put the champion back."""
     from twostream_ray import tracking
     from twostream_ray.console import console
-    from twostream_ray.runs.score.publish import RollbackConfig
+    from twostream_ray.runs.score.promotion import RollbackConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(RollbackConfig, arguments, prog="twostream rollback")
