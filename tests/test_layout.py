@@ -37,6 +37,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "runs/search/trial.py": "runs/search/test_ray_tune.py, runs/search/test_schedulers.py",
     "runs/train/worker.py": "runs/train/test_run.py, runs/test_survival.py",
     "runs/train/worker_group.py": "runs/train/test_run.py, runs/test_survival.py",
+    "tracking/settings.py": "tracking/test_connection.py, tracking/test_sqlite.py",
     "training/checkpoint.py": "test_model_package.py, beside the package that it completes; test_mutations.py",
     "training/running_metrics.py": "training/test_step.py, training/test_loop.py",
     "verbs/data.py": "test_cli.py, runs/test_inspect.py",

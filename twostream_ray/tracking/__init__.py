@@ -2,7 +2,6 @@
 
 from twostream_ray.tracking.champion import Rollback, Verdict, promote, rollback
 from twostream_ray.tracking.comparison import comparable_measurement, find_version, names_version
-from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import Delivery, replay
 from twostream_ray.tracking.download import pull
 from twostream_ray.tracking.lineage import lineage_tags
@@ -25,6 +24,7 @@ from twostream_ray.tracking.record import (
     write_history,
 )
 from twostream_ray.tracking.registry import PACKAGE_FILES, record_measurement, register
+from twostream_ray.tracking.settings import TrackingConfig
 
 __all__ = [
     "DESCRIPTION",

@@ -24,15 +24,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from twostream_ray.errors import RegistryError
 from twostream_ray.redaction import redact
 from twostream_ray.storage import json_files
-from twostream_ray.tracking.connection import (
-    ANSWER_S,
-    TrackingConfig,
-    client_for,
-    registry_errors,
-    short_timeouts,
-    with_deadline,
-)
+from twostream_ray.tracking.connection import ANSWER_S, client_for, registry_errors, short_timeouts, with_deadline
 from twostream_ray.tracking.measurement import Measurement, evaluate_command, measurement_from, promote_command
+from twostream_ray.tracking.settings import TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,15 +6,9 @@ import re
 
 from twostream_ray.errors import RegistryError
 from twostream_ray.tracking.champion import CHAMPION
-from twostream_ray.tracking.connection import (
-    ANSWER_S,
-    TrackingConfig,
-    client_for,
-    registry_errors,
-    short_timeouts,
-    with_deadline,
-)
+from twostream_ray.tracking.connection import ANSWER_S, client_for, registry_errors, short_timeouts, with_deadline
 from twostream_ray.tracking.measurement import Measurement, evaluate_command, measurements_in
+from twostream_ray.tracking.settings import TrackingConfig
 
 _VERSION = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<version>\d+)|@(?P<alias>[\w-]+))/?")
 

@@ -6,21 +6,16 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
-from twostream_ray.errors import ConfigError, RegistryError
-from twostream_ray.redaction import redact, with_quoted_credentials
-from twostream_ray.settings.names import require_name
+from twostream_ray.errors import RegistryError
+from twostream_ray.redaction import redact
 from twostream_ray.storage.locks import process_lock
-from twostream_ray.storage.temporary_folders import own_folder
 from twostream_ray.tracking import sqlite
+from twostream_ray.tracking.settings import SERVERS, TrackingConfig, first_line, is_database, require_driver
 from twostream_ray.tracking.timeouts import call_with_deadline
 
 if TYPE_CHECKING:
@@ -32,8 +27,6 @@ _Result = TypeVar("_Result")
 ANSWER_S = 120.0
 """How long a server may take for what moves no large files."""
 
-_SERVERS = ("http", "https")
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _DATABASE_ATTEMPTS = 3
 """How often MLflow tries to open a database, within a second; its own is 10 times in 100 s."""
 
@@ -42,103 +35,6 @@ _timeouts_lock = threading.Lock()
 _active_timeouts: list[dict[str, str]] = []
 _original_timeouts: dict[str, str | None] = {}
 """Settings of MLflow's client that several threads want, and those that the environment had before."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where runs and models are recorded."""
-
-    uri: str | None = None
-    """MLflow's tracking URI; none: MLFLOW_TRACKING_URI if set, otherwise SQLite, mlflow.db in the working directory."""
-    experiment: str = "twostream"
-    """Name of the MLflow experiment that runs are filed under; made if missing."""
-    model_name: str = "two-stream"
-    """Name of the registered model."""
-    register: bool = True
-    """Whether a finished training registers a version and competes for `champion`."""
-
-    def __post_init__(self) -> None:
-        if not self.experiment.strip() or not self.experiment.isprintable() or len(self.experiment) > 500:
-            raise ConfigError(
-                f"tracking.experiment must be a printable name of at most 500 characters, got {self.experiment[:60]!r}"
-            )
-        require_name(self.model_name, setting="tracking.model_name", blanks=True)
-        if not re.fullmatch(r"[\w.\- ]+", self.model_name):
-            raise ConfigError(
-                f"tracking.model_name must be of letters, digits, _ . - and space, got {self.model_name!r}"
-            )
-        self.resolved_uri()
-
-    def resolved_uri(self) -> str:
-        """The URI in full: no default, environment or working directory is left to resolve elsewhere.
-
-        Raises:
-            ConfigError: MLflow has no store of this kind, or it is no URI.
-        """
-        uri = (self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
-        if not uri:
-            return sqlite.uri_of(Path("mlflow.db").absolute())
-        scheme = uri.partition("://")[0]
-        if sqlite.is_sqlite(uri):
-            return sqlite.resolved(uri)
-        uri = with_quoted_credentials(uri)
-        if scheme in _SERVERS:
-            _require_host(uri)
-        elif scheme.partition("+")[0] not in (*_DATABASES, "databricks"):
-            raise ConfigError(
-                "tracking.uri (or MLFLOW_TRACKING_URI) wants sqlite:///FILE.db, http(s)://HOST or another database, "
-                f"got {redact(uri)!r}: MLflow no longer keeps runs in plain folders"
-            )
-        return uri
-
-    def artifact_location(self) -> str | None:
-        """Where a new experiment keeps its files: beside a SQLite file; None leaves it to the server."""
-        uri = self.resolved_uri()
-        return sqlite.path_of(uri).with_name("mlartifacts").as_uri() if sqlite.is_sqlite(uri) else None
-
-    def require_usable(self) -> None:
-        """Refuse what no retry mends, before anything slow starts; a server that is away is not refused.
-
-        Raises:
-            StorageError: a SQLite file cannot be written, or the user's own temporary folder cannot be had.
-            ConfigError: a database wants a driver that is not installed, or its URL is none.
-        """
-        uri = self.resolved_uri()
-        own_folder()
-        if sqlite.is_sqlite(uri):
-            sqlite.require_writable(sqlite.path_of(uri))
-        elif _is_database(uri):
-            _require_driver(uri)
-
-
-def _is_database(uri: str) -> bool:
-    return uri.partition("://")[0].partition("+")[0] in _DATABASES
-
-
-def _require_host(uri: str) -> None:
-    try:
-        parts = urlsplit(uri)
-        known = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        known = False
-    if not known or re.search(r"[\s\\^|<>{}]", uri):
-        raise ConfigError(
-            f"tracking.uri (or MLFLOW_TRACKING_URI) wants http(s)://HOST or http(s)://HOST:PORT, got {redact(uri)!r}: "
-            "name a host and a port from 1 to 65535"
-        )
-
-
-def _require_driver(uri: str) -> None:
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        create_engine(uri)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise ConfigError(
-            f"tracking.uri (or MLFLOW_TRACKING_URI) {redact(uri)!r} cannot be opened ({first_line(error)}): "
-            "install the database's driver, or name another store, as sqlite:///FILE.db"
-        ) from error
 
 
 def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
@@ -155,12 +51,12 @@ def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
             sqlite.require_readable(path)
         else:
             sqlite.require_writable(path)
-    elif _is_database(uri):
-        _require_driver(uri)
+    elif is_database(uri):
+        require_driver(uri)
     load_mlflow()
     from mlflow import MlflowClient
 
-    if not uri.startswith(_SERVERS):
+    if not uri.startswith(SERVERS):
         from mlflow.store.db import utils
 
         utils.MAX_RETRY_COUNT = _DATABASE_ATTEMPTS
@@ -282,8 +178,3 @@ def registry_errors(uri: str, *, wanted: str, way_out: str) -> Iterator[None]:
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         reason = first_line(error)
         raise RegistryError(f"{wanted} failed at MLflow {redact(uri)} ({reason}): {way_out}") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message without secrets, at most 300 characters."""
-    return redact((str(error).strip() or type(error).__name__).splitlines()[0])[:300]

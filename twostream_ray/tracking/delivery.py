@@ -14,8 +14,9 @@ from twostream_ray.redaction import redact
 from twostream_ray.storage.locks import process_lock
 from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.tracking import sqlite
-from twostream_ray.tracking.connection import TrackingConfig, client_for, first_line, load_mlflow, short_timeouts
+from twostream_ray.tracking.connection import client_for, load_mlflow, short_timeouts
 from twostream_ray.tracking.outbox import Event, Identity, Outbox
+from twostream_ray.tracking.settings import TrackingConfig, first_line
 from twostream_ray.tracking.timeouts import call_with_deadline
 
 if TYPE_CHECKING:

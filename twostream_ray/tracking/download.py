@@ -15,7 +15,6 @@ from twostream_ray.redaction import redact
 from twostream_ray.storage import json_files
 from twostream_ray.tracking.connection import (
     ANSWER_S,
-    TrackingConfig,
     client_for,
     loading_mlflow,
     registry_errors,
@@ -23,6 +22,7 @@ from twostream_ray.tracking.connection import (
     with_deadline,
 )
 from twostream_ray.tracking.registry import PACKAGE_FILES
+from twostream_ray.tracking.settings import TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Literal
 from twostream_ray.errors import OutboxError, StorageError
 from twostream_ray.redaction import HIDDEN, is_secret_name, redact
 from twostream_ray.storage.temporary_folders import temporary_folder
-from twostream_ray.tracking.connection import TrackingConfig
 from twostream_ray.tracking.delivery import deliver_if_due, deliver_now
 from twostream_ray.tracking.lineage import GIT_COMMIT
 from twostream_ray.tracking.outbox import Identity, Outbox
+from twostream_ray.tracking.settings import TrackingConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

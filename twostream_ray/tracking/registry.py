@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING
 from twostream_ray.errors import RegistryError
 from twostream_ray.redaction import redact
 from twostream_ray.storage.temporary_folders import temporary_folder
-from twostream_ray.tracking.connection import (
-    ANSWER_S,
-    TrackingConfig,
-    client_for,
-    loading_mlflow,
-    registry_errors,
-    with_deadline,
-)
+from twostream_ray.tracking.connection import ANSWER_S, client_for, loading_mlflow, registry_errors, with_deadline
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.model_card import model_card
 from twostream_ray.tracking.record import RunHandle, deliver
+from twostream_ray.tracking.settings import TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,7 @@ from twostream_ray import tracking
 from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import brief
 from twostream_ray.settings.bounds import require_within
-from twostream_ray.tracking.connection import TrackingConfig
+from twostream_ray.tracking.settings import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,133 @@
+"""Settings of tracking: MLflow's tracking URI, experiment, and registered model.
+
+Apart from `connection`: the settings parser executes the TYPE_CHECKING blocks of a settings class's module, which would
+import MLflow, a second, whenever a command line is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from twostream_ray.errors import ConfigError
+from twostream_ray.redaction import redact, with_quoted_credentials
+from twostream_ray.settings.names import require_name
+from twostream_ray.storage.temporary_folders import own_folder
+from twostream_ray.tracking import sqlite
+
+SERVERS = ("http", "https")
+"""Schemes of a tracking server."""
+
+
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where runs and models are recorded."""
+
+    uri: str | None = None
+    """MLflow's tracking URI; none: MLFLOW_TRACKING_URI if set, otherwise SQLite, mlflow.db in the working directory."""
+    experiment: str = "twostream"
+    """Name of the MLflow experiment that runs are filed under; made if missing."""
+    model_name: str = "two-stream"
+    """Name of the registered model."""
+    register: bool = True
+    """Whether a finished training registers a version and competes for `champion`."""
+
+    def __post_init__(self) -> None:
+        if not self.experiment.strip() or not self.experiment.isprintable() or len(self.experiment) > 500:
+            raise ConfigError(
+                f"tracking.experiment must be a printable name of at most 500 characters, got {self.experiment[:60]!r}"
+            )
+        require_name(self.model_name, setting="tracking.model_name", blanks=True)
+        if not re.fullmatch(r"[\w.\- ]+", self.model_name):
+            raise ConfigError(
+                f"tracking.model_name must be of letters, digits, _ . - and space, got {self.model_name!r}"
+            )
+        self.resolved_uri()
+
+    def resolved_uri(self) -> str:
+        """The URI in full: no default, environment or working directory is left to resolve elsewhere.
+
+        Raises:
+            ConfigError: MLflow has no store of this kind, or it is no URI.
+        """
+        uri = (self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
+        if not uri:
+            return sqlite.uri_of(Path("mlflow.db").absolute())
+        scheme = uri.partition("://")[0]
+        if sqlite.is_sqlite(uri):
+            return sqlite.resolved(uri)
+        uri = with_quoted_credentials(uri)
+        if scheme in SERVERS:
+            _require_host(uri)
+        elif scheme.partition("+")[0] not in (*_DATABASES, "databricks"):
+            raise ConfigError(
+                "tracking.uri (or MLFLOW_TRACKING_URI) wants sqlite:///FILE.db, http(s)://HOST or another database, "
+                f"got {redact(uri)!r}: MLflow no longer keeps runs in plain folders"
+            )
+        return uri
+
+    def artifact_location(self) -> str | None:
+        """Where a new experiment keeps its files: beside a SQLite file; None leaves it to the server."""
+        uri = self.resolved_uri()
+        return sqlite.path_of(uri).with_name("mlartifacts").as_uri() if sqlite.is_sqlite(uri) else None
+
+    def require_usable(self) -> None:
+        """Refuse what no retry mends, before anything slow starts; a server that is away is not refused.
+
+        Raises:
+            StorageError: a SQLite file cannot be written, or the user's own temporary folder cannot be had.
+            ConfigError: a database wants a driver that is not installed, or its URL is none.
+        """
+        uri = self.resolved_uri()
+        own_folder()
+        if sqlite.is_sqlite(uri):
+            sqlite.require_writable(sqlite.path_of(uri))
+        elif is_database(uri):
+            require_driver(uri)
+
+
+def is_database(uri: str) -> bool:
+    """True for a database that MLflow opens itself, SQLite among them."""
+    return uri.partition("://")[0].partition("+")[0] in _DATABASES
+
+
+def _require_host(uri: str) -> None:
+    try:
+        parts = urlsplit(uri)
+        known = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or re.search(r"[\s\\^|<>{}]", uri):
+        raise ConfigError(
+            f"tracking.uri (or MLFLOW_TRACKING_URI) wants http(s)://HOST or http(s)://HOST:PORT, got {redact(uri)!r}: "
+            "name a host and a port from 1 to 65535"
+        )
+
+
+def require_driver(uri: str) -> None:
+    """Refuse a database whose driver is not installed.
+
+    Raises:
+        ConfigError: names the URI and the way out.
+    """
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        create_engine(uri)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise ConfigError(
+            f"tracking.uri (or MLFLOW_TRACKING_URI) {redact(uri)!r} cannot be opened ({first_line(error)}): "
+            "install the database's driver, or name another store, as sqlite:///FILE.db"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message without secrets, at most 300 characters."""
+    return redact((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
