@@ -2,7 +2,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -68,17 +67,6 @@ def test_a_lock_is_never_taken_through_a_link_or_in_something_else(tmp_path: Pat
         pass
     assert kind != "link" or target.read_text() == "precious"
     assert kind != "dangling link" or not target.exists()
-
-
-@pytest.fixture
-def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder that everybody may write to."""
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    folder.chmod(0o1777)
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    return folder
 
 
 def own(shared: Path) -> Path:

@@ -98,17 +98,6 @@ def test_the_folder_of_another_user_stays(temporary: Path) -> None:
     assert sweep() == 0 and folder.exists()
 
 
-@pytest.fixture
-def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder that everybody may write to."""
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    folder.chmod(0o1777)
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    return folder
-
-
 def own(shared: Path) -> Path:
     return shared / f"twostream-{os.getuid()}"
 

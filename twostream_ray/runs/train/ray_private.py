@@ -17,7 +17,6 @@ import ray
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
-from ray.tune.execution import class_cache
 
 from twostream_ray.runs.cluster.private_cluster import private_folder
 
@@ -98,6 +97,8 @@ def only_ray_variables_in_trials() -> Iterator[None]:
     Without that it sends the keys of object stores too, in the trials' runtime environment, which Ray writes to its
     logs in clear.
     """
+    from ray.tune.execution import class_cache  # here: a training has no use for Tune
+
     names = class_cache.ENV_VARS_TO_PROPAGATE
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if name.startswith("RAY_")}
     try:
