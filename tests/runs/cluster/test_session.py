@@ -92,10 +92,10 @@ def test_an_end_of_rays_processes_or_of_the_group_is_one_line_leaves_nothing_and
     time.sleep(1)
     assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     process = training(shard_set, tmp_path)
-    again = reach(process, " on at epoch ")
+    again = reach(process, " at epoch ")
     process.terminate()
     process.communicate(timeout=100)
-    assert int(again.split(" on at epoch ")[1].split(",")[0]) >= 2
+    assert int(again.split(" at epoch ")[1].split(",")[0]) >= 2
     assert not folders() - before, "nothing left"
 
 
@@ -108,7 +108,7 @@ def test_a_killed_driver_leaves_nothing_beyond_the_next_start(shard_set: ShardSe
     process.kill()
     process.communicate()
     process = training(shard_set, tmp_path)
-    reach(process, " on at epoch ")
+    reach(process, " at epoch ")
     assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     process.terminate()
     process.communicate(timeout=100)

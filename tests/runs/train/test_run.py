@@ -317,7 +317,7 @@ def test_sigterm_keeps_what_the_run_has_reached_and_the_same_command_goes_on_the
     kept = sorted(path.name for path in (tmp_path / "runs/terminated").glob("epoch-*"))
     process = twostream_train(shard_set, tmp_path, name="terminated", epochs=500)
     assert process.stdout is not None
-    again = next(line for line in process.stdout if " on at epoch " in line)
+    again = next(line for line in process.stdout if " at epoch " in line)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     parts = kept[-1].split("-")
