@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from s3 import ENVIRONMENT, FaultyProxy, reached_at
 
@@ -200,7 +201,8 @@ def test_an_ingest_killed_and_redone_and_a_loader_survive_an_outage_and_lose_and
     while not storage.exists(f"{out}/parts"):
         assert process.poll() is None
         time.sleep(0.05)
-    subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=True)
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.kill()
     process.wait()
     finished = {name for name, _ in storage.list_files(out) if name.startswith("parts/")}
     assert finished and not storage.exists(f"{out}/manifest.json"), "killed on the way"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from twostream_ray.data.flow import FlowContract
@@ -255,7 +256,8 @@ def test_a_run_killed_within_an_epoch_goes_on_there_with_another_number_of_worke
         assert process.poll() is None
         time.sleep(0.01)
     # All its processes at once, as when a machine loses power: Ray's would go on for a while without their driver.
-    subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=True)
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.kill()
     process.wait()
     assert not (place / "report.json").exists()
     assert not (place / "epoch-0001").exists(), "killed within the epoch"
