@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -217,12 +218,13 @@ def wait_for(process: subprocess.Popen[str], happened: Any, *, seconds: float = 
         time.sleep(0.05)
 
 
-def training_workers_of(process: subprocess.Popen[str]) -> list[int]:
-    """Processes of Ray Train's workers in the session of a command."""
-    found = subprocess.run(
-        ["pgrep", "--session", str(process.pid), "-f", "ray::RayTrainWorker"], capture_output=True, text=True
-    )
-    return [int(pid) for pid in found.stdout.split()]
+def processes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Processes below a command, whatever session they are in."""
+    return list(psutil.Process(process.pid).children(recursive=True))
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.soak
@@ -241,10 +243,11 @@ def test_a_search_survives_a_killed_worker_and_goes_on_after_a_killed_driver(
         return len(trial_files(tmp_path).get(number, {}).get("history", []))
 
     wait_for(process, lambda: epochs("0002") >= 1 and epochs("0003") >= 1)
-    victim = training_workers_of(process)[0]
-    os.kill(victim, signal.SIGKILL)
+    workers = [one for one in processes_of(process) if "ray::RayTrainWorker" in " ".join(one.cmdline())]
+    workers[0].kill()
     before = {number: epochs(number) for number in ("0002", "0003")}
     wait_for(process, lambda: all(min(before[number] + 2, 24) <= epochs(number) for number in before))
+    below = processes_of(process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     killed = trial_files(tmp_path)
@@ -255,9 +258,9 @@ def test_a_search_survives_a_killed_worker_and_goes_on_after_a_killed_driver(
     stamps = {number: report.stat().st_mtime_ns for number, report in reports.items()}
     # Its processes end by themselves; until then they might write to the same places.
     deadline = time.monotonic() + 120
-    while training_workers_of(process) and time.monotonic() < deadline:
+    while any(map(is_alive, below)) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert not training_workers_of(process)
+    assert not [one for one in below if is_alive(one)]
     again = started("--config", str(path), *longer)
     output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output
