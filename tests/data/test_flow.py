@@ -133,7 +133,7 @@ def test_settings_out_of_range_are_refused() -> None:
         FlowContract(short_side_px=97)
 
 
-ABSURD = {
+ABSURD: dict[str, list[object]] = {
     "bound_px": [float("inf"), -1, 0, "20", None, True, 1e9],
     "short_side_px": [10**8, 48.5, 14, "48", -48, True],
     "jpeg_quality": [0, 101, 89.5, "89"],

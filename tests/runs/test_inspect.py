@@ -14,6 +14,7 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.data.video import second_decoder
+from twostream_ray.data.video.clips import fetch_frames
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.runs.ingest import IngestConfig, catalog_of
 from twostream_ray.runs.inspect import InspectConfig, inspect
@@ -71,8 +72,7 @@ def test_verify_compares_frames_with_a_second_decoder_and_names_the_row_of_a_wro
     two_clips(videos, str(tmp_path / "shards"), FlowContract(short_side_px=64))
     config = InspectConfig(shards=str(tmp_path / "shards"), out=str(tmp_path / "a.png"), verify=True)
     assert inspect(config).second_opinion == "decord, a second decoder, fetches the same frames of 2 of 2 clips"
-    fetch = second_decoder.fetch_frames
-    monkeypatch.setattr(second_decoder, "fetch_frames", lambda *given, **named: 255 - fetch(*given, **named))
+    monkeypatch.setattr(second_decoder, "fetch_frames", lambda *given, **named: 255 - fetch_frames(*given, **named))
     with pytest.raises(ShardError, match=r"row 0, frame \d+ fetched by decord differs .*: delete it and ingest again"):
         inspect(config)
 

@@ -53,7 +53,7 @@ ABSURD = [
 
 def settings_classes() -> list[type]:
     """Every settings class of the package: what is called ...Config, and the flow contract."""
-    found: dict[str, type] = {"FlowContract": FlowContract}
+    found: dict[str, Any] = {"FlowContract": FlowContract}
     for module in pkgutil.walk_packages(twostream_ray.__path__, "twostream_ray."):
         if module.name.startswith("twostream_ray.served"):
             continue

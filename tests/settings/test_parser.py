@@ -3,6 +3,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,14 @@ def test_no_value_of_any_setting_imports_what_it_names(
             text = value if isinstance(value, str) else json.dumps(value)
             recipe.write_text(json.dumps(with_value(base, key, value)))
             ways: list[Callable[[], object]] = [
-                lambda key=key, value=value: from_mapping(kind, with_value(base, key, value)),
-                lambda: from_arguments(kind, ["--config", str(recipe)]),
-                lambda: from_arguments(kind, ["--config", recipe.read_text()]),
-                lambda key=key, text=text: from_arguments(kind, [*plain, f"--{key}", text]),
-                lambda key=key, text=text: from_arguments(kind, [*plain, f"--{key}={text}"]),
-                lambda key=key, text=text: from_arguments(kind, [*plain, f"--{key}+", text]),
-                lambda key=key: from_arguments(kind, [*plain, f"--{key}.class_path", "planted.Payload"]),
-                lambda key=key: from_arguments(kind, [*plain, f"--{key}.init_args.epochs", "1"]),
+                partial(from_mapping, kind, with_value(base, key, value)),
+                partial(from_arguments, kind, ["--config", str(recipe)]),
+                partial(from_arguments, kind, ["--config", recipe.read_text()]),
+                partial(from_arguments, kind, [*plain, f"--{key}", text]),
+                partial(from_arguments, kind, [*plain, f"--{key}={text}"]),
+                partial(from_arguments, kind, [*plain, f"--{key}+", text]),
+                partial(from_arguments, kind, [*plain, f"--{key}.class_path", "planted.Payload"]),
+                partial(from_arguments, kind, [*plain, f"--{key}.init_args.epochs", "1"]),
             ]
             for way in ways:
                 with pytest.raises(ConfigError) as met:

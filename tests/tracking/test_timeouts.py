@@ -43,6 +43,11 @@ def answer(connection: socket.socket, text: bytes) -> None:
     connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(text) + text)
 
 
+def drip_answer(connection: socket.socket) -> None:
+    connection.sendall(OK + b"Content-Length: 1000000\r\n\r\n")
+    drip(connection, b"{" * 1000)
+
+
 def flood(connection: socket.socket) -> None:
     connection.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n")
     while True:
@@ -54,10 +59,7 @@ HALF_DEAD: dict[str, Callable[[socket.socket], object]] = {
     "says nothing": lambda connection: time.sleep(60),
     "hangs up": lambda connection: connection.close(),
     "drips its headers": lambda connection: drip(connection, itertools.chain(OK, itertools.repeat(b"X-More: 1\r\n"))),
-    "drips its answer": lambda connection: (
-        connection.sendall(OK + b"Content-Length: 1000000\r\n\r\n"),
-        drip(connection, b"{" * 1000),
-    ),
+    "drips its answer": drip_answer,
     "answers without end": flood,
     "redirects for ever": lambda connection: connection.sendall(
         b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"

@@ -1,1 +1,1 @@
-"""What is minimised, how one step is made, and what is kept of it."""
+"""Training: losses and optimiser, the step, the loop over batches, distribution, checkpoints."""

@@ -1,6 +1,6 @@
-"""The state of training beside a model's package: optimiser.safetensors, state.json, and training.safetensors.
+"""Training checkpoint: a model's package, and beside it optimiser.safetensors, state.json and training.safetensors.
 
-state.json tells how far training had come, so a checkpoint says itself what it is.
+state.json has the position (epoch, step) that training had reached, so a checkpoint describes itself.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _WITHIN_ONE = record(
         "result": _RESULT,
     }
 )
-_WAY_OUT = "delete this checkpoint and run the same command again, which goes on from another one"
+_WAY_OUT = "delete this checkpoint and run the same command again, which resumes from another one"
 
 
 def save_state(
@@ -57,7 +57,7 @@ def save_state(
 ) -> None:
     """Write the optimiser and the position of training beside a model's package.
 
-    `network` is given where the package holds averaged weights: it has those that training goes on with.
+    `network` is given where the package holds averaged weights: it has those that training resumes with.
 
     Raises:
         OSError: the directory cannot be written.
@@ -123,7 +123,7 @@ def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, A
 
 
 def load_average(average: WeightEma, directory: Path) -> None:
-    """Go on with the averaged weights of a checkpoint.
+    """Resume with the averaged weights of a checkpoint.
 
     Raises:
         CheckpointError: they are missing or damaged.

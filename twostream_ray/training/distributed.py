@@ -34,8 +34,8 @@ def prepared(network: Network, *, config: TrainingConfig, device: torch.device) 
 def distributed(network: Network, *, config: TrainingConfig, device: torch.device) -> nn.Module:
     """The network, in a group of several workers inside DistributedDataParallel.
 
-    Gradients go on their way as the backward pass fills a bucket of them, those of the fully connected layers, most of
-    all of VGG's, while the convolutions' are still computed.
+    Gradients are reduced as soon as the backward pass has filled a bucket of them: those of the fully connected
+    layers, most of all of VGG's, while the convolutions' are still computed.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return network

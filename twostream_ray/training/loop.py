@@ -1,4 +1,4 @@
-"""One pass over any iterable of batches, to train or to score; works alone and in a process group, and knows no Ray."""
+"""Training and evaluation loop: one pass over any iterable of batches, alone or in a process group; knows no Ray."""
 
 from __future__ import annotations
 

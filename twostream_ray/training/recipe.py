@@ -1,4 +1,4 @@
-"""What is minimised and how: tower losses, learning rate, optimiser (Feichtenhofer et al. 2016, sec. 4)."""
+"""Training recipe: tower losses, learning rate schedule, optimiser (Feichtenhofer et al. 2016, sec. 4)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TrainingConfig:
     """bfloat16 computes layers in 16 bits and keeps weights, losses and momentum in 32: for GPUs that have it."""
 
     channels_last: bool = False
-    """Lay maps out channels innermost, as GPUs' tensor cores read them."""
+    """Memory format of maps: channels innermost (torch.channels_last), as GPUs' tensor cores read them."""
 
     compile: bool = False
     """Compile the network with torch.compile: minutes before the first step, faster steps after; wants a C++ compiler
@@ -71,15 +71,15 @@ class TrainingConfig:
     """balanced: a clip's loss counts by how rare its class is in the training split, 1 on average."""
 
     average_decay: float | None = None
-    """Decay per step of the exponential moving average of the weights, in (0, 1): validated, kept and registered in
-    the weights' place. None by default."""
+    """Decay per step of the exponential moving average of the weights, in (0, 1): validated, kept and registered
+    instead of the weights. None by default."""
 
     patience_epochs: int | None = None
     """End training after so many epochs in which val_top1 did not rise; wants data.validation_split. None: never."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when a step's loss is NaN or infinite. stop: fail, naming its clips; skip: leave the step out, count
-    it in skipped_steps and go on; looking before each update costs GPUs a little time."""
+    it in skipped_steps and continue; looking before each update costs GPUs a little time."""
 
     micro_batches: int = 1
     """Parts that a worker computes its share of a step in, one after the other: less memory, the same gradients."""

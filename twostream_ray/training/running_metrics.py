@@ -1,4 +1,4 @@
-"""What a pass came to: losses, hits, samples and time, added up over its steps and over all workers."""
+"""Running metrics of a pass: losses, hits, samples and time, summed over its steps and over all workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twostream_ray.data.snippets import Batch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PassResult:
-    """What a pass over a split came to, over all workers."""
+    """Metrics of a pass over a split, over all workers."""
 
     losses: dict[str, float]
     """Mean cross-entropy per sample of each tower."""

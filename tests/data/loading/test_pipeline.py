@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from noise_shards import noise_shards
 
 from twostream_ray.data.loading import pipeline, reading
-from twostream_ray.data.loading.lanes import Pass
+from twostream_ray.data.loading.lanes import Pass, plan_lanes
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.snippets import Batch
 from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.data.views import training_view
 from twostream_ray.errors import ConfigError, ShardError
 
 TRAINING = [
@@ -214,15 +215,14 @@ def test_order_and_draws_of_a_seed_are_those_of_every_version_before(
 def test_each_pass_is_planned_once_and_each_view_drawn_once(tiny: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[Pass] = []
     drawn: list[str] = []
-    plan, draw = pipeline.plan_lanes, reading.training_view
 
     def counted_plan(shard_set: ShardSet, a_pass: Pass, **options: int) -> object:
         planned.append(a_pass)
-        return plan(shard_set, a_pass, **options)  # type: ignore[arg-type]
+        return plan_lanes(shard_set, a_pass, **options)  # type: ignore[arg-type]
 
     def counted_draw(*shape: int, clip_id: str, **options: object) -> object:
         drawn.append(clip_id)
-        return draw(*shape, clip_id=clip_id, **options)  # type: ignore[arg-type]
+        return training_view(*shape, clip_id=clip_id, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline, "plan_lanes", counted_plan)
     monkeypatch.setattr(reading, "training_view", counted_draw)

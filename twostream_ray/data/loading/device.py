@@ -17,7 +17,7 @@ from twostream_ray.data.transforms import normalise_flow, normalise_rgb
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceBatch:
-    """A batch whose arrays lie on the device; levels and coded flow as they came, uint8."""
+    """A batch whose arrays are on the device; levels and coded flow as they came, uint8."""
 
     rgb: Tensor | None
     flow: Tensor | None

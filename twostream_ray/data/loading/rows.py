@@ -1,4 +1,4 @@
-"""Rows: the clips that a reading task streams to its worker, as Arrow tables, encoded or decoded into samples."""
+"""Arrow tables of clips: what a reading task streams to its worker, encoded, or decoded into samples."""
 
 from __future__ import annotations
 

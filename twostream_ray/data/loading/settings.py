@@ -1,4 +1,4 @@
-"""The settings of reading shards: which splits, which samples, how they are decoded and what is kept on disk."""
+"""Settings of data loading: which splits, which samples, how they are decoded and what is kept on disk."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the product measures of itself, beside the ways people have today, on the same clips in the same run."""
+"""Benchmarks: the speed of this package beside the ways people have today, on the same clips in the same run."""

@@ -1,4 +1,4 @@
-"""The ways people read two-stream data today: original videos or JPEG frames, with flow as folders of JPEG files."""
+"""Baselines of the loader's benchmark: original videos or folders of JPEG frames, with flow as folders of JPEGs."""
 
 from __future__ import annotations
 

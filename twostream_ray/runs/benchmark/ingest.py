@@ -1,4 +1,4 @@
-"""How fast raw videos become shards: the ingest itself beside bare loops of the same decoding, flow and encoding."""
+"""Benchmark of ingest: raw videos into shards, beside bare loops of the same decoding, flow and encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of the benchmarks."""
+"""Settings of the benchmarks: of ingest, the loader, the training step, and training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ray Train and reading shards cost in training: the same steps in a bare process group, in Ray Train, and fed."""
+"""Benchmark of training: what Ray Train and reading shards cost beside the same steps in a bare process group."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TrainSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBenchmark:
-    """All ways, and how near the first comes to what the device can do."""
+    """All ways, and how near the first is to the device's peak."""
 
     speeds: list[TrainSpeed]
     device: str
