@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -31,6 +33,34 @@ def test_a_sample_shorter_than_the_window_is_pooled_whole() -> None:
     maps = torch.rand(2 * 3, 4, 2, 2)
     pooled = TimeMaxPool(window=5, stride=2)(maps, num_samples=2)
     torch.testing.assert_close(pooled, maps.unflatten(0, (2, 3)).amax(dim=1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile wants a C++ compiler")
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_compiled_in_bfloat16_time_pooling_has_the_gradients_of_eager_pooling(device: str) -> None:
+    """Maps come from a pointwise operation, as on a GPU, where a compiled convolution adds its bias apart."""
+    pool = TimeMaxPool(window=5, stride=2)
+    torch.manual_seed(0)
+    maps = torch.randn(2 * 7, 8, 6, 6, device=device, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.randn(8, 1, 1, device=device, dtype=torch.bfloat16)
+    weights = torch.randn(2 * 2, 8, 6, 6, device=device, dtype=torch.bfloat16)
+
+    def loss(maps: torch.Tensor) -> torch.Tensor:
+        return (pool(F.relu(maps + bias), num_samples=2) * weights).sum()
+
+    eager, compiled = (torch.autograd.grad(made(maps), maps)[0].float() for made in (loss, torch.compile(loss)))
+    assert torch.isfinite(compiled).all()
+    # Which of two values that are equal in 16 bits is the maximum may differ.
+    different = (eager - compiled).abs() > 0.01 * eager.abs()
+    assert different.float().mean() < 0.02
+    torch.testing.assert_close(compiled.sum(), eager.sum(), rtol=0.01, atol=0.01)
+
+
+def test_of_equal_snippets_time_pooling_gives_each_a_share_of_the_gradient() -> None:
+    maps = torch.ones(3, 1, 1, 1, requires_grad=True)
+    TimeMaxPool(window=3, stride=1)(maps, num_samples=1).backward()
+    assert maps.grad is not None and maps.grad.sum() == 1 and (maps.grad > 0).all()
 
 
 def test_the_window_of_the_3d_convolution_sums_to_one_and_falls_off_as_a_gaussian() -> None:

@@ -1,14 +1,20 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from small_networks import built, fused_model
 
+from twostream_ray.data.loading.device import DeviceBatch
 from twostream_ray.models.build import ModelConfig, Network, build_network
 from twostream_ray.models.streams import TowerConfig
 from twostream_ray.training.distributed import distributed, prepared, unwrapped
-from twostream_ray.training.recipe import TrainingConfig
+from twostream_ray.training.recipe import Precision, TrainingConfig, build_optimiser
+from twostream_ray.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 
@@ -43,3 +49,43 @@ def test_layout_and_compilation_leave_names_and_shapes_as_checkpoints_have_them(
     prepared(changed, config=TrainingConfig(channels_last=True, compile=True), device=CPU)
     before, after = ({name: value.shape for name, value in one.state_dict().items()} for one in (plain, changed))
     assert before == after
+
+
+def random_batch(device: torch.device, *, size: int) -> DeviceBatch:
+    """Four samples of five snippets of noise."""
+    numbers = torch.Generator().manual_seed(0)
+    rgb, flow = (
+        torch.randint(0, 256, (4, 5, channels, size, size), dtype=torch.uint8, generator=numbers).to(device)
+        for channels in (3, 4)
+    )
+    labels = torch.randint(0, 5, (4,), generator=numbers).to(device)
+    weights = torch.ones(4, device=device)
+    return DeviceBatch(rgb=rgb, flow=flow, labels=labels, weights=weights, clips=np.arange(4), total=4.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile wants a C++ compiler")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_compiled_a_network_has_the_logits_gradients_and_losses_of_the_eager_one(device: str, precision: str) -> None:
+    """Over 20 steps, without dropout, which draws other numbers when it is compiled."""
+    place = torch.device(device)
+    batch = random_batch(place, size=16)
+    seen = []
+    for compiles in (False, True):
+        # Both towers, 3D convolution and 3D pooling.
+        network = built(fused_model(layers=("relu2",), temporal="conv3d"))
+        config = TrainingConfig(precision=cast(Precision, precision), channels_last=True, compile=compiles)
+        prepared(network, config=config, device=place).train()
+        optimiser = build_optimiser(network, config=config)
+        step = TrainingStep(network, optimiser, config=config, seed=0, device=place)
+        outcomes = [step(batch, epoch=0, step=0, num_steps=20)]
+        gradient = torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])
+        outcomes += [step(batch, epoch=0, step=number, num_steps=20) for number in range(1, 20)]
+        seen.append((outcomes[0].scores, gradient, torch.stack([outcome.loss for outcome in outcomes])))
+    (scores, gradient, losses), (compiled_scores, compiled_gradient, compiled_losses) = seen
+    assert losses[-1] < losses[0] - 0.1
+    near = {"rtol": 1e-4, "atol": 1e-6} if (device, precision) == ("cpu", "float32") else {"rtol": 0.02, "atol": 0.01}
+    torch.testing.assert_close(compiled_scores, scores, **near)
+    assert (compiled_gradient - gradient).norm() <= near["rtol"] * gradient.norm()
+    torch.testing.assert_close(compiled_losses, losses, **near)

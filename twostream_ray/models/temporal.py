@@ -4,6 +4,7 @@ Towers see snippets one by one, as (N * T, D, H, W); the layers here get N and s
 """
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, get_args
 
 import torch
@@ -61,7 +62,11 @@ class TimeMaxPool(nn.Module):
         """Pool; fewer snippets than a window are one window."""
         over_time = maps.unflatten(0, (num_samples, -1))
         window = min(self.window, over_time.shape[1])
-        return over_time.unfold(1, window, self.stride).amax(-1).flatten(0, 1)
+        starts = over_time.shape[1] - window + 1
+        # Not `amax`: its gradient asks which values equal the maximum. Compiled, values computed again in 32 bits are
+        # compared with a maximum kept in 16, none is equal, and the gradient is 0 / 0.
+        shifted = (over_time[:, first : first + starts : self.stride] for first in range(window))
+        return reduce(torch.maximum, shifted).flatten(0, 1)
 
 
 class TimeConv(nn.Module):
