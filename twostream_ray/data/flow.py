@@ -152,7 +152,7 @@ def quantise(flow: NDArray[np.float32], contract: FlowContract) -> NDArray[np.ui
     return np.rint((clipped + contract.bound_px) * (255 / (2 * contract.bound_px))).astype(np.uint8)
 
 
-def dequantise(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.float32]:
+def dequantise(levels: NDArray[np.uint8] | NDArray[np.float32], contract: FlowContract) -> NDArray[np.float32]:
     """Grey levels 0..255 -> displacements in px, float32, the same shape."""
     values = levels.astype(np.float32)
     if contract.coding == "signed127":
@@ -172,6 +172,16 @@ def negated(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uin
 def mean_vectors(fields: NDArray[np.float32]) -> NDArray[np.float32]:
     """The mean displacement of each field in px, (..., 2, H, W) -> (..., 2, 1, 1), to be subtracted from it."""
     return fields.mean(axis=(-2, -1), keepdims=True)
+
+
+def mean_subtraction_tables(mean_levels: NDArray[np.float64], contract: FlowContract) -> NDArray[np.uint8]:
+    """What each grey level becomes when the mean displacement is taken off: (...) mean levels -> (..., 256) levels.
+
+    Means of levels are sums of whole numbers, exact in any order: every device makes the same of a field.
+    """
+    displacements = dequantise(np.arange(256, dtype=np.uint8), contract)
+    means = dequantise(mean_levels.astype(np.float32), contract)
+    return quantise(displacements - means[..., None], contract)
 
 
 def along_trajectories(fields: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,39 @@ from twostream_ray.errors import DecodeError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedFlow:
+    """The flow of a batch as shards hold it, to be decoded on the device that it is used on."""
+
+    clips: tuple[tuple[EncodedClip, tuple[View, ...]], ...]
+    """Each clip with the views that its samples show, in the order of the batch."""
+
+    size_px: int
+    """Height and width of the samples."""
+
+    config: SamplingConfig
+    """How stacks are made; not along trajectories."""
+
+    contract: FlowContract
+    """How the flow is coded."""
+
+    name: Callable[[int], str]
+    """Index in `clips` -> which clip it is, and in which row of which shard."""
+
+    threads: int = 1
+    """Threads that decode where the device is a CPU."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(N, T, 2L, H, W) once decoded."""
+        samples = sum(len(views) for _, views in self.clips)
+        return samples, self.config.num_snippets, 2 * self.config.flow_length, self.size_px, self.size_px
+
+    def first_sample(self) -> EncodedFlow:
+        """The flow of the first sample alone."""
+        return replace(self, clips=tuple((clip, views[:1]) for clip, views in self.clips[:1]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """Samples side by side, as numpy arrays; a stream that is not wanted is None."""
 
@@ -25,7 +58,7 @@ class Batch:
     """(N, T, 3, H, W), levels 0..255."""
 
     flow: NDArray[np.uint8] | None
-    """(N, T, 2L, H, W), coded displacements, x1 y1 x2 y2 ..."""
+    """(N, T, 2L, H, W), coded displacements, x1 y1 x2 y2 ...; None also where it is still encoded."""
 
     labels: NDArray[np.int64]
     """(N,), class indices."""
@@ -41,6 +74,9 @@ class Batch:
 
     decoded: int = 0
     """Clips that were decoded for it; the others' samples were kept from before (`data.sample_cache`)."""
+
+    encoded_flow: EncodedFlow | None = None
+    """Flow that its device decodes (`data.decode_at` device)."""
 
 
 def collate(
@@ -101,11 +137,13 @@ def flow_snippets(
     config: SamplingConfig,
     contract: FlowContract,
     out: NDArray[np.uint8] | None = None,
+    decoded: Mapping[int, NDArray[np.uint8]] | None = None,
 ) -> NDArray[np.uint8]:
     """The flow stacks of a sample: (T, 2L, size, size) uint8; into `out`, a part of a batch, where it is given.
 
-    Fields shared by overlapping stacks are decoded and resized once. Means and trajectories are those of the stored
-    frame, before it is cropped. Stored flow runs forward only: the backward flow from frame k to k - 1 is taken to be
+    `decoded` has the fields (2, H, W) by their indices where they are decoded already. Fields shared by overlapping
+    stacks are decoded and resized once. Means and trajectories are those of the stored frame, before it is cropped.
+    Stored flow runs forward only: the backward flow from frame k to k - 1 is taken to be
     the negated forward flow from k - 1 to k, our reading.
 
     Raises:
@@ -117,13 +155,13 @@ def flow_snippets(
     if out is None:
         out = np.empty((len(windows), 2 * config.flow_length, size_px, size_px), np.uint8)
     if config.flow_stack == "trajectory":
-        decoded = {
-            index: _decoded_field(clip, index)
+        levels_of = {
+            index: _decoded_field(clip, index) if decoded is None else decoded[index]
             for index in needed_fields(view.times, config=config, num_frames=clip.num_frames)
         }
         # Where a field is sampled depends on where its stack begins: nothing more is shared.
         for stack, window in zip(out, windows, strict=True):
-            sampled = _along_trajectories([decoded[int(index)] for index in window], config, contract)
+            sampled = _along_trajectories([levels_of[int(index)] for index in window], config, contract)
             for number, levels in enumerate(sampled):
                 _show(levels, view.crop, contract, out=stack[2 * number : 2 * number + 2])
         return out
@@ -135,7 +173,7 @@ def flow_snippets(
                 stacked[...] = shown[index]
                 continue
             # Shown at once, while the processor's cache has it.
-            levels = _decoded_field(clip, index)
+            levels = _decoded_field(clip, index) if decoded is None else decoded[index]
             if config.flow_mean_subtraction:
                 levels = _without_mean(levels, contract)
             _show(levels, view.crop, contract, out=stacked)
@@ -162,8 +200,8 @@ def _show(levels: NDArray[np.uint8], crop: Crop, contract: FlowContract, *, out:
 
 
 def _without_mean(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
-    field = flow.dequantise(levels, contract)
-    return flow.quantise(field - flow.mean_vectors(field), contract)
+    tables = flow.mean_subtraction_tables(levels.mean(axis=(1, 2), dtype=np.float64), contract)
+    return np.stack([table[plane] for table, plane in zip(tables, levels, strict=True)])
 
 
 def _along_trajectories(

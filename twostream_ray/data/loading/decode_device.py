@@ -1,0 +1,241 @@
+"""Decoding on the training worker's device: a batch's JPEG flow fields in a few calls of its own decoder (nvJPEG).
+
+The samples are those of `decode_cpu`, bit for bit. torchcodec decodes; crops are cut and resized in integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from twostream_ray.data import flow, sampling, snippets
+from twostream_ray.data.encoded_clip import EncodedClip
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.loading.integer_resize import resized, sampling_tables
+from twostream_ray.data.snippets import EncodedFlow
+from twostream_ray.data.transforms import Crop
+from twostream_ray.data.views import View
+from twostream_ray.errors import DecodeError
+from twostream_ray.redaction import one_line
+
+_FIELDS_PER_CALL = 1024
+"""About 0.2 GB once decoded."""
+_FIELDS_AT_ONCE = 128
+
+
+def engine_fault(device: torch.device) -> str | None:
+    """Why `decode_jpeg` of torchcodec is of no use on a device; None where it decodes there as the CPU does."""
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"torchcodec cannot be imported ({one_line(error)})"
+    field = np.random.default_rng(0).integers(0, 256, (2, 32, 48), np.uint8)
+    content = flow.encode_levels(field[0], field[1], FlowContract())
+    try:
+        decoded = decode_jpeg([torch.frombuffer(bytearray(content), dtype=torch.uint8)], mode="GRAY", device=device)
+    except RuntimeError as error:
+        return f"torchcodec has no JPEG decoder on {device} ({one_line(error)}): does the driver offer `video`?"
+    if not np.array_equal(decoded[0].cpu().numpy().reshape(field.shape), flow.decode_field(content)):
+        return f"the JPEG decoder of {device} rounds unlike the CPU's"
+    return None
+
+
+def decode_batch(encoded: EncodedFlow, device: torch.device) -> Tensor:
+    """The flow stacks of a batch on the device: (N, T, 2L, size, size) uint8, coded.
+
+    Raises:
+        DecodeError: a clip has no flow, or a field is damaged; names clip, shard and row.
+    """
+    out = torch.empty(encoded.shape, dtype=torch.uint8, device=device)
+    if device.type == "cpu":
+        _decode_on_cpu(encoded, out)
+    else:
+        decode_with_tensors(encoded, out)
+    return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _CroppedClip:
+    """A clip in one crop: in training all of a clip, at test time too, whose views differ in time alone."""
+
+    number: int
+    """Index of the clip in its batch."""
+    clip: EncodedClip
+    crop: Crop
+    views: Mapping[int, View]
+    """By the sample's index in the batch."""
+    fields: Sequence[int]
+    """Indices of the fields that its views need, ascending."""
+
+
+def _cropped_clips(encoded: EncodedFlow) -> Iterator[_CroppedClip]:
+    sample = 0
+    for number, (clip, views) in enumerate(encoded.clips):
+        by_crop: dict[Crop, dict[int, View]] = {}
+        for view in views:
+            by_crop.setdefault(view.crop, {})[sample] = view
+            sample += 1
+        for crop, of_crop in by_crop.items():
+            times = np.concatenate([view.times for view in of_crop.values()])
+            fields = snippets.needed_fields(times, config=encoded.config, num_frames=clip.num_frames)
+            yield _CroppedClip(number=number, clip=clip, crop=crop, views=of_crop, fields=fields)
+
+
+def decode_with_tensors(encoded: EncodedFlow, out: Tensor) -> None:
+    """The flow stacks of a batch into (N, T, 2L, size, size) uint8, all but their bytes on its device.
+
+    Raises:
+        DecodeError: a clip has no flow, or a field is damaged; names clip, shard and row.
+    """
+    together: list[_CroppedClip] = []
+    for clip in _cropped_clips(encoded):
+        together.append(clip)
+        if sum(len(clip.fields) for clip in together) >= _FIELDS_PER_CALL:
+            _decode_together(encoded, together, out=out)
+            together = []
+    if together:
+        _decode_together(encoded, together, out=out)
+    if encoded.config.flow_stack == "bidirectional":
+        backward = out[:, :, encoded.config.flow_length :]
+        backward.copy_(_negated(backward, encoded.contract))
+
+
+def _decode_together(encoded: EncodedFlow, clips: Sequence[_CroppedClip], *, out: Tensor) -> None:
+    decoded = _decoded(encoded, clips, device=out.device)
+    shapes = [(clip.clip.height, clip.clip.width) for clip in clips]
+    for shape, same in groupby(sorted(range(len(clips)), key=shapes.__getitem__), key=shapes.__getitem__):
+        numbers = list(same)
+        planes = torch.stack([field for number in numbers for field in decoded[number]]).view(-1, 2, *shape)
+        _stack(encoded, [clips[number] for number in numbers], planes, out=out)
+
+
+def _stack(encoded: EncodedFlow, clips: Sequence[_CroppedClip], planes: Tensor, *, out: Tensor) -> None:
+    """Fields (F, 2, H, W) of clips of one size, one clip after the other, into the stacks of their samples."""
+    device = out.device
+    if encoded.config.flow_mean_subtraction:
+        planes = _without_means(planes, encoded.contract)
+    lengths = torch.tensor([len(clip.fields) for clip in clips], device=device)
+
+    def of_each_field(of_clips: Tensor) -> Tensor:
+        return of_clips.to(device).repeat_interleave(lengths, dim=0, output_size=len(planes))
+
+    tables = torch.from_numpy(sampling_tables([clip.crop for clip in clips], size_px=encoded.size_px))
+    shown = resized(planes, of_each_field(tables))
+    mirrored = torch.tensor([clip.crop.mirrored for clip in clips])
+    if mirrored.any():
+        x = shown[:, 0]
+        x.copy_(torch.where(of_each_field(mirrored)[:, None, None], _negated(x, encoded.contract), x))
+    source, target = _stack_positions(encoded, clips)
+    stacked = out.view(-1, *shown.shape[1:])
+    stacked.index_copy_(0, target.to(device), shown.index_select(0, source.to(device)))
+
+
+def _stack_positions(encoded: EncodedFlow, clips: Sequence[_CroppedClip]) -> tuple[Tensor, Tensor]:
+    """Which field goes to which position of (N x T x L): both of the same length."""
+    length = encoded.config.num_snippets * encoded.config.flow_length
+    source, target, before = [], [], 0
+    for clip in clips:
+        for sample, view in clip.views.items():
+            windows = [
+                sampling.field_indices(int(time), config=encoded.config, num_frames=clip.clip.num_frames)
+                for time in view.times
+            ]
+            source.append(before + np.searchsorted(clip.fields, np.concatenate(windows)))
+            target.append(sample * length + np.arange(length))
+        before += len(clip.fields)
+    return torch.from_numpy(np.concatenate(source)), torch.from_numpy(np.concatenate(target))
+
+
+def _without_means(planes: Tensor, contract: FlowContract) -> Tensor:
+    """Fields (F, 2, H, W) less the mean vector of each."""
+    levels = planes.flatten(start_dim=2)
+    means = levels.sum(dim=2, dtype=torch.int64).cpu().numpy() / levels.shape[2]
+    tables = torch.from_numpy(flow.mean_subtraction_tables(means, contract)).to(planes.device)
+    # A part at a time: indices take eight bytes a pixel.
+    parts = zip(tables.split(_FIELDS_AT_ONCE), levels.split(_FIELDS_AT_ONCE), strict=True)
+    return torch.cat([table.gather(2, part.long()) for table, part in parts]).view(planes.shape)
+
+
+def _negated(levels: Tensor, contract: FlowContract) -> Tensor:
+    """`flow.negated` of a tensor."""
+    if contract.coding == "legacy255":
+        return 255 - levels
+    return torch.where(levels == 0, 255, 256 - levels.int()).to(torch.uint8)
+
+
+def _decoded(encoded: EncodedFlow, clips: Sequence[_CroppedClip], *, device: torch.device) -> list[list[Tensor]]:
+    """The fields that each clip needs, (1, 2H, W) uint8 each, decoded in one call."""
+    from torchcodec.decoders import decode_jpeg
+
+    contents = []
+    for clip in clips:
+        if clip.clip.flow is None:
+            raise DecodeError(f"{encoded.name(clip.number)}: flow was wanted of a clip read without its flow column")
+        contents += [clip.clip.flow[index] for index in clip.fields]
+    # One copy: torch warns of memory that cannot be written to, which Arrow's is.
+    together = torch.frombuffer(bytearray().join(contents), dtype=torch.uint8)
+    try:
+        fields = decode_jpeg(list(together.split([len(content) for content in contents])), mode="GRAY", device=device)
+    except RuntimeError as error:
+        _refuse_damaged(encoded, clips)
+        raise DecodeError(
+            f"the JPEG decoder of {device} refused flow fields that the CPU decodes ({one_line(error)}): set "
+            "data.decode_at to worker"
+        ) from error
+    found = iter(fields)
+    by_clip = [[next(found) for _ in clip.fields] for clip in clips]
+    for clip, of_clip in zip(clips, by_clip, strict=True):
+        for index, field in zip(clip.fields, of_clip, strict=True):
+            height, width = field.shape[1:]
+            wanted = (2 * clip.clip.height, clip.clip.width)
+            if (height, width) != wanted:
+                reason = f"{wanted[0]} x {wanted[1]} px were wanted, got {height} x {width}"
+                raise _damaged(encoded, clip, index, reason)
+    return by_clip
+
+
+def _refuse_damaged(encoded: EncodedFlow, clips: Sequence[_CroppedClip]) -> None:
+    """Name the first damaged field: the decoder refuses a whole list without saying for which."""
+    for clip in clips:
+        for index in clip.fields:
+            try:
+                flow.decode_field(clip.clip.flow[index])  # type: ignore[index]
+            except ValueError as error:
+                raise _damaged(encoded, clip, index, str(error)) from error
+
+
+def _damaged(encoded: EncodedFlow, clip: _CroppedClip, index: int, reason: str) -> DecodeError:
+    return DecodeError(
+        f"{encoded.name(clip.number)}: flow field {index} of a clip of {clip.clip.num_frames} frames is damaged "
+        f"({reason})"
+    )
+
+
+def _decode_on_cpu(encoded: EncodedFlow, out: Tensor) -> None:
+    """The same by OpenCV's own resize, which takes a fifth of the time that tensors take on a CPU."""
+    stacks: NDArray[np.uint8] = out.numpy()
+
+    def decode(clip: _CroppedClip) -> None:
+        (fields,) = _decoded(encoded, [clip], device=out.device)
+        shape = (2, clip.clip.height, clip.clip.width)
+        levels = {index: field.numpy().reshape(shape) for index, field in zip(clip.fields, fields, strict=True)}
+        for sample, view in clip.views.items():
+            snippets.flow_snippets(
+                clip.clip,
+                view,
+                size_px=encoded.size_px,
+                config=encoded.config,
+                contract=encoded.contract,
+                out=stacks[sample],
+                decoded=levels,
+            )
+
+    with ThreadPoolExecutor(encoded.threads, thread_name_prefix="decode-flow") as threads:
+        list(threads.map(decode, _cropped_clips(encoded)))
