@@ -5,10 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from twostream_ray.models.build import ModelConfig, Network, build_network
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
-from twostream_ray.models.temporal import StResNetConfig
+from twostream_ray.models.build import Network, build_network
+from twostream_ray.models.settings import FusionConfig, ModelConfig, StResNetConfig, TowerConfig
 
 SMALL = TowerConfig(backbone="vgg_small", width=4, dropout=0)
 RESNET = TowerConfig(backbone="resnet50", width=4, dropout=0)

@@ -6,6 +6,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+HEAVY = [
+    *("ray", "torch", "torchvision", "mlflow", "pyarrow", "pandas", "av", "cv2", "decord", "simplejpeg", "safetensors"),
+    *("matplotlib", "optuna", "sklearn", "scipy", "s3fs", "botocore", "psutil"),
+]
+"""What a command line is read without."""
+
 
 def test_imports_point_down() -> None:
     """The contracts in pyproject.toml; `make check` runs them too."""
@@ -23,6 +29,10 @@ def test_imports_point_down() -> None:
         ("twostream_ray.data.snippets", ["ray", "mlflow", "torch", "pyarrow", "av"]),
         ("twostream_ray.data.loading.decode_cpu", ["ray", "mlflow", "torch", "pyarrow"]),
         ("twostream_ray.models.build", ["ray", "mlflow", "pyarrow", "av", "cv2"]),
+        ("twostream_ray.models.settings", [*HEAVY, "numpy"]),
+        ("twostream_ray.training.settings", [*HEAVY, "numpy"]),
+        ("twostream_ray.runs.experiment", HEAVY),
+        ("twostream_ray.runs.score.settings", [*HEAVY, "numpy"]),
         ("twostream_ray.data", ["numpy"]),
         ("twostream_ray.runs", ["ray", "numpy"]),
     ],
@@ -31,6 +41,37 @@ def test_a_light_module_loads_nothing_heavy(module: str, kept_out: list[str]) ->
     code = f"import sys, {module}; print([name for name in {kept_out} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("verb", "kept_out"),
+    [
+        ("predict", [*HEAVY, "numpy"]),
+        ("evaluate", [*HEAVY, "numpy"]),
+        ("pull", [*HEAVY, "numpy"]),
+        ("promote", [*HEAVY, "numpy"]),
+        ("rollback", [*HEAVY, "numpy"]),
+        ("track replay", [*HEAVY, "numpy"]),
+        ("tune-scores", [*HEAVY, "numpy"]),
+        ("describe", [*HEAVY, "numpy"]),
+        ("train", HEAVY),
+        ("tune", HEAVY),
+        ("benchmark train", ["ray", "torch", "mlflow", "pyarrow", "av"]),
+        ("demo", ["ray", "torch", "mlflow", "pyarrow"]),
+        ("ingest", ["ray", "torch", "mlflow"]),
+        ("inspect", ["ray", "torch", "mlflow"]),
+    ],
+)
+def test_help_of_a_verb_loads_nothing_heavy(verb: str, kept_out: list[str]) -> None:
+    """The parser is built: it executes the TYPE_CHECKING blocks of the modules that settings classes are in."""
+    code = (
+        "import sys; from twostream_ray.cli import main; "
+        f"code = main({[*verb.split(), '--help']}); print(code, [name for name in {kept_out} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    help_text, _, ending = done.stdout.strip().rpartition("\n")
+    assert help_text.startswith(f"usage: twostream {verb} ")
+    assert ending == "0 []"
 
 
 def test_jobs_are_short_scripts_over_the_same_verbs() -> None:

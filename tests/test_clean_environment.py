@@ -23,11 +23,10 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.evaluation.metrics import softmax
 from twostream_ray.inference import Classifier
 from twostream_ray.model_package import ModelPackage, save_model
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.score.evaluate import EvaluateConfig, Evaluation, evaluate
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
+from twostream_ray.runs.score.evaluate import Evaluation, evaluate
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
+from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.tracking import Measurement, TrackingConfig, promote, register, start_run
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]

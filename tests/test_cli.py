@@ -93,8 +93,7 @@ def model(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path
     from twostream_ray.data.sampling import SamplingConfig
     from twostream_ray.data.transforms import TransformConfig
     from twostream_ray.model_package import ModelPackage, save_model
-    from twostream_ray.models.build import ModelConfig
-    from twostream_ray.models.streams import TowerConfig
+    from twostream_ray.models.settings import ModelConfig, TowerConfig
 
     tower = TowerConfig(backbone="vgg_small", width=4)
     package = ModelPackage(

@@ -21,7 +21,6 @@ LONG_FUNCTIONS: dict[str, str] = {
 """Functions of more than 60 lines -> why they are one."""
 
 TESTED_ELSEWHERE: dict[str, str] = {
-    "data/loading/device.py": "training/test_step.py and training/test_loop.py take every batch through it",
     "inference.py": "test_served.py, with the registered model; runs/train/test_run.py compares it with shards",
     "runs/demo.py": "test_cli.py refuses wrong settings; `make demo` is the whole of it",
     "runs/experiment.py": "runs/test_run_folder.py (what a resume may change), settings/test_bounds.py",
@@ -31,14 +30,17 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "runs/score/publish.py": "runs/train/test_run.py and runs/search/test_ray_tune.py publish what they train",
     "runs/score/promotion.py": "tracking/test_comparison.py, tracking/test_champion.py, verbs/test_verbs.py",
     "runs/score/score_files.py": "runs/score/test_tune_scores.py",
+    "runs/score/settings.py": "settings/test_bounds.py, settings/test_parser.py, runs/score/test_tune_scores.py",
     "runs/search/proposals.py": "runs/search/test_space.py, with the space that it proposes from",
     "runs/search/report.py": "runs/search/test_ray_tune.py",
     "runs/search/search.py": "runs/search/test_ray_tune.py, runs/test_run_folder.py",
     "runs/search/trial.py": "runs/search/test_ray_tune.py, runs/search/test_schedulers.py",
     "runs/train/worker.py": "runs/train/test_run.py, runs/test_survival.py",
     "runs/train/worker_group.py": "runs/train/test_run.py, runs/test_survival.py",
+    "runs/workers.py": "settings/test_bounds.py; runs/test_survival.py trains with [MIN, MAX] workers",
     "tracking/settings.py": "tracking/test_connection.py, tracking/test_sqlite.py",
     "training/checkpoint.py": "test_model_package.py, beside the package that it completes; test_mutations.py",
+    "training/settings.py": "settings/test_bounds.py, training/test_recipe.py",
     "training/running_metrics.py": "training/test_step.py, training/test_loop.py",
     "verbs/data.py": "test_cli.py, runs/test_inspect.py",
     "verbs/models.py": "test_cli.py, verbs/test_verbs.py",

@@ -14,12 +14,11 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import CheckpointError
 from twostream_ray.model_package import ModelPackage, load_model, load_weights, read_package, save_model
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.training.checkpoint import load_average, load_state, save_state
 from twostream_ray.training.ema import WeightEma
-from twostream_ray.training.recipe import TrainingConfig, build_optimiser
+from twostream_ray.training.recipe import build_optimiser
+from twostream_ray.training.settings import TrainingConfig
 
 TOWER = TowerConfig(backbone="vgg_small", width=4)
 PACKAGE = ModelPackage(

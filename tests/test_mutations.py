@@ -27,8 +27,7 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.data.video import prepare
 from twostream_ray.errors import TwoStreamError
 from twostream_ray.model_package import ModelPackage, load_model, save_model
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.inspect import InspectConfig, inspect
 from twostream_ray.runs.run_folder import SearchFolder
@@ -37,7 +36,8 @@ from twostream_ray.runs.search.settings import SearchConfig, TuneConfig, keep_se
 from twostream_ray.settings.parser import from_arguments
 from twostream_ray.tracking.outbox import Identity, Outbox
 from twostream_ray.training.checkpoint import load_state, save_state
-from twostream_ray.training.recipe import TrainingConfig, build_optimiser
+from twostream_ray.training.recipe import build_optimiser
+from twostream_ray.training.settings import TrainingConfig
 
 _SECONDS = 60
 MUTANTS = 200

@@ -12,9 +12,9 @@ from twostream_ray.data.loading.device import to_device
 from twostream_ray.data.snippets import Batch, collate
 from twostream_ray.data.video.prepare import prepare_clip
 from twostream_ray.data.views import evaluation_views
-from twostream_ray.models.build import ModelConfig, Network, build_network
+from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.description import count_parameters
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.settings.parser import from_arguments
 from twostream_ray.training.loop import score_pass, train_pass

@@ -22,7 +22,8 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError
-from twostream_ray.models.build import ModelConfig, Network, build_network
+from twostream_ray.models.build import Network, build_network
+from twostream_ray.models.settings import ModelConfig
 from twostream_ray.settings.parser import from_mapping
 from twostream_ray.storage.json_files import WORD, check, list_of, read_json, record
 

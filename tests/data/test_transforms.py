@@ -1,14 +1,11 @@
 import numpy as np
 import pytest
-import torch
 
 from twostream_ray.data.transforms import (
     Crop,
     TransformConfig,
     apply_crop,
     centre_crop,
-    normalise_flow,
-    normalise_rgb,
     training_crop,
 )
 from twostream_ray.errors import ConfigError
@@ -45,12 +42,6 @@ def test_a_marker_pixel_lands_where_crop_and_mirror_say() -> None:
 def test_resizing_gives_the_size_asked_for() -> None:
     crop = Crop(top=0, left=0, height=20, width=30, mirrored=True)
     assert apply_crop(np.zeros((40, 60), np.uint8), crop, size_px=24).shape == (24, 24)
-
-
-def test_no_motion_becomes_zero_and_mean_colour_nearly_so() -> None:
-    assert normalise_flow(torch.full((1, 2, 4, 4), 128, dtype=torch.uint8)).abs().max() == 0
-    grey = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None].expand(3, 4, 4)
-    assert normalise_rgb(grey).abs().max() < 0.02
 
 
 def test_impossible_settings_are_refused_by_name() -> None:

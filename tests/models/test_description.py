@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.build import ModelConfig, Network, build_network
+from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.description import count_parameters, count_weight_layers, describe
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 
 VGG16, VGG_M, RESNET = (TowerConfig(backbone=backbone) for backbone in ("vgg16", "vgg_m_2048", "resnet50"))
 

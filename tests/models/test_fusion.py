@@ -2,15 +2,8 @@ import pytest
 import torch
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.fusion import (
-    BilinearFusion,
-    ConcatFusion,
-    ConvFusion,
-    FusionConfig,
-    MaxFusion,
-    SumFusion,
-    build_fusion,
-)
+from twostream_ray.models.fusion import BilinearFusion, ConcatFusion, ConvFusion, MaxFusion, SumFusion, build_fusion
+from twostream_ray.models.settings import FusionConfig
 
 
 def test_sum_and_max_fusion_are_map_by_map() -> None:
@@ -79,23 +72,3 @@ def test_maps_that_differ_by_one_get_a_zero_row_and_column_at_the_bottom_right(m
 def test_maps_that_differ_by_more_are_refused_with_both_sizes() -> None:
     with pytest.raises(ConfigError, match=r"spatial \(14, 14\) and temporal \(12, 12\)"):
         SumFusion()(torch.rand(1, 2, 14, 14), torch.rand(1, 2, 12, 12))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"method": "mean"}, r"fusion\.method must be one of sum, max, concat, conv, bilinear, got 'mean'"),
-        ({"temporal": "lstm"}, r"fusion\.temporal must be one of pool2d, pool3d, conv3d, got 'lstm'"),
-        ({"initialisation": "xavier"}, r"must be one of identity, official, gaussian, got 'xavier'"),
-        ({"layers": ()}, r"fusion\.layers must name one layer or several different ones, got \[\]"),
-        ({"layers": ("fc6", "fc6")}, r"several different ones, got \['fc6', 'fc6'\]"),
-        ({"pool_stride": 0}, r"fusion.pool_stride must be at least 1, got 0"),
-        (
-            {"method": "bilinear", "temporal": "pool3d"},
-            r"wants one entry in fusion\.layers and fusion\.temporal=pool2d",
-        ),
-    ],
-)
-def test_bad_fusion_settings_are_refused_by_name_and_value(settings: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        FusionConfig(**settings)

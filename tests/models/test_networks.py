@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.streams import TowerConfig
-from twostream_ray.models.temporal import StfnConfig, StResNetConfig
+from twostream_ray.models.settings import ModelConfig, StfnConfig, StResNetConfig, TowerConfig
 
 
 @pytest.mark.parametrize("config", CONFIGS)

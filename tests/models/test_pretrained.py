@@ -8,7 +8,8 @@ import torchvision
 from torch import nn
 
 from twostream_ray.errors import WeightsError
-from twostream_ray.models.streams import TowerConfig, build_tower
+from twostream_ray.models.settings import TowerConfig
+from twostream_ray.models.streams import build_tower
 from twostream_ray.models.towers import Tower
 
 

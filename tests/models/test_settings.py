@@ -1,9 +1,14 @@
 import pytest
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.settings import ModelConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.settings import (
+    FusionConfig,
+    ModelConfig,
+    StfnConfig,
+    StResNetConfig,
+    TowerConfig,
+    layer_channels,
+)
 
 VGG_M = TowerConfig(backbone="vgg_m_2048")
 SMALL = TowerConfig(backbone="vgg_small", width=4)
@@ -50,3 +55,57 @@ RESNET = TowerConfig(backbone="resnet50", width=4)
 def test_impossible_networks_are_refused_by_name_and_value(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig(**settings)
+
+
+def test_width_scales_every_layer_but_the_classifier() -> None:
+    full, half = layer_channels(TowerConfig(), num_classes=7), layer_channels(TowerConfig(width=32), num_classes=7)
+    assert {name: maps // 2 for name, maps in full.items() if name != "fc8"} | {"fc8": 7} == half
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "vgg19"}, r"backbone must be one of vgg16, vgg_m_2048, resnet50, vgg_small, got 'vgg19'"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1\.0"),
+        ({"width": 0}, r"width must be at least 1, got 0"),
+        ({"backbone": "vgg_m_2048", "weights": "imagenet"}, r"exists for vgg16 and resnet50, not for vgg_m_2048"),
+        ({"weights": "imagenet", "width": 8}, r"needs the full width, got width=8"),
+        ({"frozen_through": "relu9"}, r"no layer of vgg16: 'relu9'; its layers are conv1_1, relu1_1"),
+    ],
+)
+def test_bad_tower_settings_are_refused_by_name_and_value(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TowerConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (StResNetConfig, {"injection": "concat"}, r"st_resnet\.injection must be one of add, multiply, got 'concat'"),
+        (StfnConfig, {"num_blocks": 0}, r"stfn\.num_blocks must be at least 1, got 0"),
+        (StfnConfig, {"residual_scale": 0.0}, r"stfn\.residual_scale must lie in \(0, 1\], got 0\.0"),
+    ],
+)
+def test_bad_settings_over_time_are_refused_by_name_and_value(config: type, settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "mean"}, r"fusion\.method must be one of sum, max, concat, conv, bilinear, got 'mean'"),
+        ({"temporal": "lstm"}, r"fusion\.temporal must be one of pool2d, pool3d, conv3d, got 'lstm'"),
+        ({"initialisation": "xavier"}, r"must be one of identity, official, gaussian, got 'xavier'"),
+        ({"layers": ()}, r"fusion\.layers must name one layer or several different ones, got \[\]"),
+        ({"layers": ("fc6", "fc6")}, r"several different ones, got \['fc6', 'fc6'\]"),
+        ({"pool_stride": 0}, r"fusion.pool_stride must be at least 1, got 0"),
+        (
+            {"method": "bilinear", "temporal": "pool3d"},
+            r"wants one entry in fusion\.layers and fusion\.temporal=pool2d",
+        ),
+    ],
+)
+def test_bad_fusion_settings_are_refused_by_name_and_value(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FusionConfig(**settings)

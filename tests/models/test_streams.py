@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from twostream_ray.errors import ConfigError
-from twostream_ray.models.streams import TowerConfig, build_tower, counterpart, layer_channels
+from twostream_ray.models.settings import TowerConfig, layer_channels
+from twostream_ray.models.streams import build_tower
 from twostream_ray.models.towers import Tower
 
 
@@ -80,11 +80,6 @@ def test_local_response_norm_is_krizhevskys() -> None:
     torch.testing.assert_close(norm(maps)[:, 3], maps[:, 3] / (2 + 1e-4 * around) ** 0.75)
 
 
-def test_width_scales_every_layer_but_the_classifier() -> None:
-    full, half = layer_channels(TowerConfig(), num_classes=7), layer_channels(TowerConfig(width=32), num_classes=7)
-    assert {name: maps // 2 for name, maps in full.items() if name != "fc8"} | {"fc8": 7} == half
-
-
 def test_the_same_seed_gives_the_same_tower() -> None:
     towers = []
     for _ in range(2):
@@ -92,33 +87,3 @@ def test_the_same_seed_gives_the_same_tower() -> None:
         towers.append(build_tower(TowerConfig(backbone="vgg_small"), in_channels=20, num_classes=5))
     for first, second in zip(*(tower.parameters() for tower in towers), strict=True):
         assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize(
-    ("layer", "backbone", "other"),
-    [
-        ("relu5_3", "vgg16", "relu5_3"),
-        ("relu5_3", "vgg_m_2048", "relu5"),
-        ("relu5", "vgg16", "relu5_3"),
-        ("relu5_3", "resnet50", "res5c_relu"),
-        ("fc6", "vgg16", "fc6"),
-    ],
-)
-def test_backbones_meet_at_the_end_of_a_stage(layer: str, backbone: str, other: str) -> None:
-    assert counterpart(layer, among=list(layer_channels(TowerConfig(backbone=backbone)))) == other
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"backbone": "vgg19"}, r"backbone must be one of vgg16, vgg_m_2048, resnet50, vgg_small, got 'vgg19'"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1\.0"),
-        ({"width": 0}, r"width must be at least 1, got 0"),
-        ({"backbone": "vgg_m_2048", "weights": "imagenet"}, r"exists for vgg16 and resnet50, not for vgg_m_2048"),
-        ({"weights": "imagenet", "width": 8}, r"needs the full width, got width=8"),
-        ({"frozen_through": "relu9"}, r"no layer of vgg16: 'relu9'; its layers are conv1_1, relu1_1"),
-    ],
-)
-def test_bad_tower_settings_are_refused_by_name_and_value(settings: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        TowerConfig(**settings)

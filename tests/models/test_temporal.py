@@ -5,12 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from twostream_ray.errors import ConfigError
 from twostream_ray.models.fusion import mixing_matrix
 from twostream_ray.models.temporal import (
     ResidualInception,
-    StfnConfig,
-    StResNetConfig,
     TimeConv,
     TimeMaxPool,
     TimeResidualConv,
@@ -116,16 +113,3 @@ def test_residual_inception_adds_a_scaled_residual_that_sees_two_snippets_to_eit
     assert changed.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
     nn.init.zeros_(block.expansion.weight)
     torch.testing.assert_close(block(features), features)
-
-
-@pytest.mark.parametrize(
-    ("config", "settings", "message"),
-    [
-        (StResNetConfig, {"injection": "concat"}, r"st_resnet\.injection must be one of add, multiply, got 'concat'"),
-        (StfnConfig, {"num_blocks": 0}, r"stfn\.num_blocks must be at least 1, got 0"),
-        (StfnConfig, {"residual_scale": 0.0}, r"stfn\.residual_scale must lie in \(0, 1\], got 0\.0"),
-    ],
-)
-def test_bad_settings_over_time_are_refused_by_name_and_value(config: type, settings: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        config(**settings)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.streams import TowerConfig, build_tower
+from twostream_ray.models.settings import TowerConfig
+from twostream_ray.models.streams import build_tower
 from twostream_ray.models.towers import FullyConnected
 
 

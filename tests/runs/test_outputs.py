@@ -20,9 +20,9 @@ from twostream_ray.runs.findings import FindingsConfig
 from twostream_ray.runs.ingest import IngestConfig, catalog_of
 from twostream_ray.runs.inspect import InspectConfig, inspect
 from twostream_ray.runs.outputs import marked
-from twostream_ray.runs.score.evaluate import EvaluateConfig, evaluate
-from twostream_ray.runs.score.score_files import StreamScoresConfig
-from twostream_ray.runs.score.tune_scores import TuneScoresConfig, tune_scores
+from twostream_ray.runs.score.evaluate import evaluate
+from twostream_ray.runs.score.settings import EvaluateConfig, StreamScoresConfig, TuneScoresConfig
+from twostream_ray.runs.score.tune_scores import tune_scores
 
 
 def scores(folder: Path) -> str:

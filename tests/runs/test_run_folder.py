@@ -18,17 +18,17 @@ from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_man
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, LeaseError, ShardError, TwoStreamError
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig, fixed_settings
+from twostream_ray.models.settings import ModelConfig, TowerConfig
+from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.search.ray_tune import tune
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
 from twostream_ray.runs.train.run import train
+from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.storage import lease
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.tracking.outbox import Identity, Outbox
-from twostream_ray.training.recipe import TrainingConfig
+from twostream_ray.training.settings import TrainingConfig
 
 CONTRACT = FlowContract(short_side_px=16)
 TOWER = TowerConfig(backbone="vgg_small", width=4, dropout=0.0)

@@ -19,15 +19,14 @@ from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
+from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.train.events import WorkersLost
 from twostream_ray.runs.train.run import train
+from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.tracking.connection import client_for
-from twostream_ray.training.recipe import TrainingConfig
+from twostream_ray.training.settings import TrainingConfig
 
 pytestmark = pytest.mark.own_cluster
 

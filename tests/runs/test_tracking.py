@@ -14,16 +14,14 @@ from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.train import worker_group
 from twostream_ray.runs.train.events import EpochEnded, ProgressEvent
 from twostream_ray.runs.train.run import train
 from twostream_ray.runs.train.worker import train_worker
 from twostream_ray.tracking import TrackingConfig
-from twostream_ray.training.recipe import TrainingConfig
+from twostream_ray.training.settings import TrainingConfig
 
 TOWER = TowerConfig(backbone="vgg_small", width=4, dropout=0.0)
 EPOCHS, LEAST_EPOCH_S, AWAY_S = 30, 4.0, 60.0

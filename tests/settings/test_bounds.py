@@ -12,15 +12,14 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
+from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.ingest import IngestConfig
-from twostream_ray.runs.score.predict import PredictConfig
-from twostream_ray.runs.score.promotion import RollbackConfig
-from twostream_ray.runs.score.tune_scores import TuneScoresConfig
+from twostream_ray.runs.score.settings import PredictConfig, RollbackConfig, TuneScoresConfig
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
+from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.settings.parser import from_arguments, from_mapping
-from twostream_ray.training.recipe import TrainingConfig
+from twostream_ray.training.settings import TrainingConfig
 
 REQUIRED: dict[str, Any] = {
     "shards": "s",

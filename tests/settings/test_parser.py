@@ -12,10 +12,11 @@ import pytest
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.describe import DescribeConfig
-from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
+from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.ingest import IngestConfig
-from twostream_ray.runs.score.predict import PredictConfig
+from twostream_ray.runs.score.settings import PredictConfig
 from twostream_ray.runs.search.settings import TuneConfig
+from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.parser import from_arguments, from_mapping, parser_for
 
 INGEST = ["--catalog.root", "videos", "--out", "shards"]

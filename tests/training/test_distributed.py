@@ -10,10 +10,11 @@ import torch.distributed as dist
 from small_networks import built, fused_model
 
 from twostream_ray.data.loading.device import DeviceBatch
-from twostream_ray.models.build import ModelConfig, Network, build_network
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.build import Network, build_network
+from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.training.distributed import distributed, prepared, unwrapped
-from twostream_ray.training.recipe import Precision, TrainingConfig, build_optimiser
+from twostream_ray.training.recipe import build_optimiser
+from twostream_ray.training.settings import Precision, TrainingConfig
 from twostream_ray.training.step import TrainingStep
 
 CPU = torch.device("cpu")

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from twostream_ray.models.build import ModelConfig, Network, build_network
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.build import Network, build_network
+from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.training.ema import WeightEma
 
 

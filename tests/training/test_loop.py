@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from twostream_ray.data.snippets import Batch
-from twostream_ray.models.build import ModelConfig, Network, build_network
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.build import Network, build_network
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.training.distributed import prepared
 from twostream_ray.training.loop import score_pass, train_pass
-from twostream_ray.training.recipe import TrainingConfig, build_optimiser
+from twostream_ray.training.recipe import build_optimiser
+from twostream_ray.training.settings import TrainingConfig
 from twostream_ray.training.step import TrainingStep
 
 DEVICE = torch.device("cpu")

@@ -4,11 +4,9 @@ import torch
 from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.build import ModelConfig, Network, build_network
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.build import Network, build_network
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.training.recipe import (
-    TrainingConfig,
     balanced_class_weights,
     build_optimiser,
     learning_rate_at,
@@ -18,6 +16,7 @@ from twostream_ray.training.recipe import (
     tower_losses,
     within_own_head,
 )
+from twostream_ray.training.settings import TrainingConfig
 
 
 def small_network() -> Network:

@@ -13,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from twostream_ray.data.loading.device import to_device
 from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import ConfigError, NonFiniteLossError
-from twostream_ray.models.build import ModelConfig, Network, build_network
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.build import Network, build_network
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.training.distributed import prepared
 from twostream_ray.training.loop import CheckpointPlan, train_pass
-from twostream_ray.training.recipe import TrainingConfig, build_optimiser
+from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.running_metrics import PassResult
+from twostream_ray.training.settings import TrainingConfig
 from twostream_ray.training.step import TrainingStep
 
 DEVICE = torch.device("cpu")

@@ -1,29 +1,13 @@
-"""One draw of crop, scale and flip for both streams, its application, and the normalisation of pixels."""
+"""One draw of crop, scale and flip for both streams, and its application."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray.settings.bounds import require_within
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-RGB_MEAN = (123.675, 116.28, 103.53)
-"""ImageNet's mean in levels 0..255, R G B."""
-
-RGB_STD = (58.395, 57.12, 57.375)
-"""ImageNet's standard deviation in levels, R G B."""
-
-FLOW_MEAN = 128.0
-"""No motion, in levels (official code: 128 on all channels)."""
-
-FLOW_STD = 57.6
-"""Levels that become one unit; near the RGB deviation, so that filters averaged from RGB see inputs of their scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +86,3 @@ def apply_crop(
     if crop.mirrored:
         cv2.flip(out, 1, dst=out)
     return out
-
-
-def normalise_rgb(rgb: Tensor) -> Tensor:
-    """Levels 0..255, uint8 (..., 3, H, W) -> float32 of about zero mean and unit deviation."""
-    levels = rgb.float()
-    return (levels - levels.new_tensor(RGB_MEAN)[:, None, None]) / levels.new_tensor(RGB_STD)[:, None, None]
-
-
-def normalise_flow(flow: Tensor) -> Tensor:
-    """Coded displacements, uint8 -> float32 of the same shape, 0 where nothing moves."""
-    return (flow.float() - FLOW_MEAN) / FLOW_STD

@@ -4,12 +4,13 @@ from dataclasses import replace
 from functools import partial
 
 from twostream_ray.errors import ConfigError
+from twostream_ray.models.layers import RGB_CHANNELS
 from twostream_ray.models.networks import FusedNetwork, LateNetwork, MakeTower, Network, Stfn, StResNet
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.models.streams import build_tower
-from twostream_ray.models.towers import RGB_CHANNELS, ReadBytes
+from twostream_ray.models.towers import ReadBytes
 
-__all__ = ["ModelConfig", "Network", "build_network"]
+__all__ = ["Network", "build_network"]
 
 
 def build_network(

@@ -9,7 +9,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.build import ModelConfig, Network, build_network
+from twostream_ray.models.build import Network, build_network
+from twostream_ray.models.settings import ModelConfig
 from twostream_ray.models.towers import Tower
 
 BYTES_PER_FLOAT = 4

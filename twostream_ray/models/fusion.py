@@ -1,53 +1,13 @@
 """Fusion functions: two towers' feature maps into one (Feichtenhofer et al. 2016, sec. 3.1)."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.settings.bounds import require_within
-
-Method = Literal["sum", "max", "concat", "conv", "bilinear"]
-TemporalFusion = Literal["pool2d", "pool3d", "conv3d"]
-Initialisation = Literal["identity", "official", "gaussian"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusionConfig:
-    """Where and how the temporal tower is fused into the spatial one (Feichtenhofer et al. 2016, sec. 3)."""
-
-    method: Method = "conv"
-    """sum, max, concat (the next layer takes twice the maps), conv (learned), bilinear (no FC layers but the last)."""
-    layers: tuple[str, ...] = ("relu5_3",)
-    """Layers of the spatial tower after which the temporal tower's maps are fused in, in their order."""
-    temporal: TemporalFusion = "conv3d"
-    """pool2d averages the snippets' scores; pool3d takes maxima over them at pool5; conv3d convolves 3x3x3 before."""
-    initialisation: Initialisation = "official"
-    """A learned fusion starts as identity (sum), official (0.25 spatial + 0.75 temporal) or gaussian (0.01 randn)."""
-    pool_snippets: int = 5
-    """Snippets under one window of the 3D pooling; a sample with fewer is pooled whole."""
-    pool_stride: int = 2
-    """Snippets from one window of the 3D pooling to the next; the windows' scores are averaged."""
-
-    def __post_init__(self) -> None:
-        for key, value, valid in (
-            ("method", self.method, get_args(Method)),
-            ("temporal", self.temporal, get_args(TemporalFusion)),
-            ("initialisation", self.initialisation, get_args(Initialisation)),
-        ):
-            if value not in valid:
-                raise ConfigError(f"fusion.{key} must be one of {', '.join(valid)}, got {value!r}")
-        if not self.layers or len(set(self.layers)) != len(self.layers):
-            raise ConfigError(f"fusion.layers must name one layer or several different ones, got {list(self.layers)}")
-        require_within(self, "fusion.", pool_snippets="[1, 1_000]", pool_stride="[1, 1_000]")
-        if self.method == "bilinear" and (len(self.layers) > 1 or self.temporal != "pool2d"):
-            raise ConfigError(
-                "fusion.method=bilinear leaves no maps to fuse or pool again: it wants one entry in fusion.layers and "
-                f"fusion.temporal=pool2d, got {list(self.layers)} and {self.temporal}"
-            )
+from twostream_ray.models.settings import FusionConfig, Initialisation
 
 
 class SumFusion(nn.Module):

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.fusion import ConcatFusion, FusionConfig, build_fusion, mixing_matrix
-from twostream_ray.models.settings import ModelConfig, feature_layer
-from twostream_ray.models.streams import counterpart, layer_channels
+from twostream_ray.models.fusion import ConcatFusion, build_fusion, mixing_matrix
+from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, counterpart
+from twostream_ray.models.settings import FusionConfig, ModelConfig, feature_layer, layer_channels
 from twostream_ray.models.temporal import ResidualInception, TimeConv, TimeMaxPool, TimeResidualUnit, mean_scores
-from twostream_ray.models.towers import CLASSIFIER, LAST_POOL, Bottleneck, FullyConnected, Tower
+from twostream_ray.models.towers import Bottleneck, FullyConnected, Tower
 
 MakeTower = Callable[..., Tower]
 """`build_tower` with all but `upto` and `stacked` filled in."""

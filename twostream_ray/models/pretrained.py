@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from twostream_ray.errors import WeightsError
-from twostream_ray.models.towers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, Backbone, ReadBytes, Tower
+from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, Backbone
+from twostream_ray.models.towers import ReadBytes, Tower
 
 
 def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: ReadBytes | None) -> None:

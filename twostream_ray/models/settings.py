@@ -1,17 +1,117 @@
-"""Settings of a network of the two-stream family, and which of them go together."""
+"""Settings of a network of the two-stream family, and which of them go together.
+
+Apart from the networks: reading a command line needs them, and torch takes seconds to import.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig, counterpart, layer_channels
-from twostream_ray.models.temporal import StfnConfig, StResNetConfig
-from twostream_ray.models.towers import CLASSIFIER, LAST_POOL
+from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, Backbone, counterpart, layer_specs
 from twostream_ray.settings.bounds import require_within
 
 Architecture = Literal["late", "fused", "st_resnet", "stfn"]
 Streams = Literal["both", "spatial", "temporal"]
+Method = Literal["sum", "max", "concat", "conv", "bilinear"]
+TemporalFusion = Literal["pool2d", "pool3d", "conv3d"]
+Initialisation = Literal["identity", "official", "gaussian"]
+Injection = Literal["add", "multiply"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """One stream's network."""
+
+    backbone: Backbone = "vgg16"
+    """vgg16, vgg_m_2048 and resnet50 are the papers'; vgg_small is for small frames and few cores."""
+    weights: str | None = None
+    """Where the tower starts: None at random, "imagenet" at torchvision's weights, else a safetensors path or URI."""
+    dropout: float = 0.85
+    """Share of features dropped before each later fully connected layer, 0 <= dropout < 1."""
+    width: int | None = None
+    """Feature maps of the first layer, all others in proportion; None is the paper's width (vgg_small: 32)."""
+    frozen_through: str | None = None
+    """Last layer of the part that does not learn (drop7: only the classifier learns); None lets all learn."""
+
+    def __post_init__(self) -> None:
+        if self.backbone not in get_args(Backbone):
+            raise ConfigError(f"backbone must be one of {', '.join(get_args(Backbone))}, got {self.backbone!r}")
+        require_within(self, dropout="[0, 1)", width="[1, 4_096]")
+        if self.weights == "imagenet" and self.backbone not in ("vgg16", "resnet50"):
+            raise ConfigError(
+                f"weights=imagenet exists for vgg16 and resnet50, not for {self.backbone}: give a safetensors file"
+            )
+        if self.weights == "imagenet" and self.width is not None:
+            raise ConfigError(f"weights=imagenet needs the full width, got width={self.width}: leave width out")
+        if self.frozen_through is not None and self.frozen_through not in layer_channels(self):
+            raise ConfigError(
+                f"frozen_through names no layer of {self.backbone}: {self.frozen_through!r}; its layers are "
+                + ", ".join(layer_channels(self))
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """Where and how the temporal tower is fused into the spatial one (Feichtenhofer et al. 2016, sec. 3)."""
+
+    method: Method = "conv"
+    """sum, max, concat (the next layer takes twice the maps), conv (learned), bilinear (no FC layers but the last)."""
+    layers: tuple[str, ...] = ("relu5_3",)
+    """Layers of the spatial tower after which the temporal tower's maps are fused in, in their order."""
+    temporal: TemporalFusion = "conv3d"
+    """pool2d averages the snippets' scores; pool3d takes maxima over them at pool5; conv3d convolves 3x3x3 before."""
+    initialisation: Initialisation = "official"
+    """A learned fusion starts as identity (sum), official (0.25 spatial + 0.75 temporal) or gaussian (0.01 randn)."""
+    pool_snippets: int = 5
+    """Snippets under one window of the 3D pooling; a sample with fewer is pooled whole."""
+    pool_stride: int = 2
+    """Snippets from one window of the 3D pooling to the next; the windows' scores are averaged."""
+
+    def __post_init__(self) -> None:
+        for key, value, valid in (
+            ("method", self.method, get_args(Method)),
+            ("temporal", self.temporal, get_args(TemporalFusion)),
+            ("initialisation", self.initialisation, get_args(Initialisation)),
+        ):
+            if value not in valid:
+                raise ConfigError(f"fusion.{key} must be one of {', '.join(valid)}, got {value!r}")
+        if not self.layers or len(set(self.layers)) != len(self.layers):
+            raise ConfigError(f"fusion.layers must name one layer or several different ones, got {list(self.layers)}")
+        require_within(self, "fusion.", pool_snippets="[1, 1_000]", pool_stride="[1, 1_000]")
+        if self.method == "bilinear" and (len(self.layers) > 1 or self.temporal != "pool2d"):
+            raise ConfigError(
+                "fusion.method=bilinear leaves no maps to fuse or pool again: it wants one entry in fusion.layers and "
+                f"fusion.temporal=pool2d, got {list(self.layers)} and {self.temporal}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StResNetConfig:
+    """What an ST-ResNet has of its own (Feichtenhofer, Pinz and Wildes 2016)."""
+
+    injection: Injection = "add"
+    """How motion enters the appearance units: add, or multiply (the authors' variant of 2017)."""
+    pools_time: bool = False
+    """Take maxima over snippets before pool5, by fusion.pool_snippets and pool_stride (the second training stage)."""
+
+    def __post_init__(self) -> None:
+        if self.injection not in get_args(Injection):
+            raise ConfigError(f"st_resnet.injection must be one of add, multiply, got {self.injection!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StfnConfig:
+    """Sizes of the two sets of residual inception blocks: our reading, as only the paper's abstract is public."""
+
+    num_blocks: int = 2
+    """Residual inception blocks in either set."""
+    branch_maps: int = 128
+    """Feature maps of each of a block's three branches."""
+    residual_scale: float = 0.2
+    """Factor of what a block adds, in (0, 1]; 0.1 to 0.3 steadies wide networks (Szegedy et al. 2016)."""
+
+    def __post_init__(self) -> None:
+        require_within(self, "stfn.", num_blocks="[1, 100]", branch_maps="[1, 16_384]", residual_scale="(0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +168,16 @@ class ModelConfig:
             _check_fusion_layers(self)
         elif self.architecture in ("st_resnet", "stfn"):
             _check_equal_towers(self)
+
+
+def layer_channels(config: TowerConfig, *, num_classes: int = 1) -> dict[str, int]:
+    """D of every layer of the spatial tower that `config` describes, in order; makes no layer."""
+    channels: dict[str, int] = {}
+    maps = RGB_CHANNELS
+    for spec in layer_specs(config.backbone, width=config.width, in_channels=RGB_CHANNELS, num_classes=num_classes):
+        maps = maps if spec.channels is None else spec.channels
+        channels[spec.name] = maps
+    return channels
 
 
 def feature_layer(config: TowerConfig) -> str:

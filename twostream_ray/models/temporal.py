@@ -3,47 +3,11 @@
 Towers see snippets one by one, as (N * T, D, H, W); the layers here get N and so find the time axis again.
 """
 
-from dataclasses import dataclass
 from functools import reduce
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from twostream_ray.errors import ConfigError
-from twostream_ray.settings.bounds import require_within
-
-Injection = Literal["add", "multiply"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StResNetConfig:
-    """What an ST-ResNet has of its own (Feichtenhofer, Pinz and Wildes 2016)."""
-
-    injection: Injection = "add"
-    """How motion enters the appearance units: add, or multiply (the authors' variant of 2017)."""
-    pools_time: bool = False
-    """Take maxima over snippets before pool5, by fusion.pool_snippets and pool_stride (the second training stage)."""
-
-    def __post_init__(self) -> None:
-        if self.injection not in get_args(Injection):
-            raise ConfigError(f"st_resnet.injection must be one of add, multiply, got {self.injection!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StfnConfig:
-    """Sizes of the two sets of residual inception blocks: our reading, as only the paper's abstract is public."""
-
-    num_blocks: int = 2
-    """Residual inception blocks in either set."""
-    branch_maps: int = 128
-    """Feature maps of each of a block's three branches."""
-    residual_scale: float = 0.2
-    """Factor of what a block adds, in (0, 1]; 0.1 to 0.3 steadies wide networks (Szegedy et al. 2016)."""
-
-    def __post_init__(self) -> None:
-        require_within(self, "stfn.", num_blocks="[1, 100]", branch_maps="[1, 16_384]", residual_scale="(0, 1]")
 
 
 class TimeMaxPool(nn.Module):

@@ -5,7 +5,6 @@ Every layer returns maps (N, D, H, W), the fully connected ones too: so a tower 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,13 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from twostream_ray.errors import ConfigError
 
-Backbone = Literal["vgg16", "vgg_m_2048", "resnet50", "vgg_small"]
 ReadBytes = Callable[[str], bytes]
 """Reads the whole file at a path or URI."""
-
-RGB_CHANNELS = 3
-CLASSIFIER = "fc8"
-LAST_POOL = "pool5"
 
 
 class FullyConnected(nn.Linear):

@@ -10,7 +10,7 @@ from twostream_ray import storage
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
-from twostream_ray.models.build import ModelConfig
+from twostream_ray.models.settings import ModelConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.ingest import IngestConfig, IngestReport, ingest
 from twostream_ray.runs.score.publish import Published, train_and_publish

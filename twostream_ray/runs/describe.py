@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from twostream_ray.models import description
-from twostream_ray.models.build import ModelConfig
+from twostream_ray.models.settings import ModelConfig
 from twostream_ray.settings.bounds import require_within
 
 
@@ -48,6 +47,9 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the settings fit neither each other nor frames of this size.
     """
+    # It loads torch, which refused settings and --help do without.
+    from twostream_ray.models import description
+
     return description.describe(
         config.model,
         num_classes=sum(config.model.head_classes) or config.model.num_classes or config.num_classes,

@@ -19,15 +19,14 @@ from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.sources.synthetic import Group, SyntheticConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, TrainingError, own_error
-from twostream_ray.models.build import ModelConfig, build_network
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.build import build_network
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs import demo
 from twostream_ray.runs.cluster.session import polled, ray_session
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.storage.json_files import COUNT, read_json, record
-from twostream_ray.training.recipe import TrainingConfig
+from twostream_ray.training.settings import TrainingConfig
 
 _FILES = ("findings.md", "findings.png")
 _TABLE_HEAD = "| videos | network | top-1 | clips | parameters |"

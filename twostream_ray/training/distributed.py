@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from twostream_ray.models.build import Network
-from twostream_ray.training.recipe import TrainingConfig
+from twostream_ray.training.settings import TrainingConfig
 
 
 def prepared(network: Network, *, config: TrainingConfig, device: torch.device) -> Network:

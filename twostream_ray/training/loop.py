@@ -16,8 +16,9 @@ from twostream_ray.data.loading.device import on_device
 from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import NonFiniteLossError
 from twostream_ray.training.distributed import unwrapped
-from twostream_ray.training.recipe import Precision, tower_losses, within_own_head
+from twostream_ray.training.recipe import tower_losses, within_own_head
 from twostream_ray.training.running_metrics import PassResult, RunningMetrics
+from twostream_ray.training.settings import Precision
 from twostream_ray.training.step import TrainingStep, logits
 
 StepReport = Callable[[int, float], None]

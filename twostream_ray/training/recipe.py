@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,106 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from twostream_ray.errors import ConfigError
 from twostream_ray.models.build import Network
-from twostream_ray.settings.bounds import require_within
-
-Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Stochastic gradient descent with momentum over the sum of the towers' losses."""
-
-    epochs: int = 30
-    """Passes over the training split."""
-
-    global_batch: int = 96
-    """Clips per step over all workers together: more workers share it, the learning rate stays right."""
-
-    learning_rate: float = 1e-3
-    """Highest learning rate of weights; that of biases is twice as high (official code)."""
-
-    momentum: float = 0.9
-    """SGD momentum."""
-
-    weight_decay: float = 5e-4
-    """L2 penalty of weights; biases and batch norm have none."""
-
-    schedule: Literal["steps", "cosine", "constant"] = "steps"
-    """steps: divided by 10 at each of step_epochs; cosine: to zero over the epochs; constant."""
-
-    step_epochs: tuple[int, ...] = (20, 26)
-    """Epochs (from 0) at which the schedule `steps` divides the learning rate by 10."""
-
-    warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises linearly from 0."""
-
-    clip_gradient_norm: float | None = None
-    """Largest norm of the whole gradient; none by default."""
-
-    temporal_loss_weight: float = 1.0
-    """Weight of the temporal tower's loss in the sum; the other tower's is 1."""
-
-    precision: Precision = "float32"
-    """bfloat16 computes layers in 16 bits and keeps weights, losses and momentum in 32: for GPUs that have it."""
-
-    channels_last: bool = False
-    """Memory format of maps: channels innermost (torch.channels_last), as GPUs' tensor cores read them."""
-
-    compile: bool = False
-    """Compile the network with torch.compile: minutes before the first step, faster steps after; wants a C++ compiler
-    on every node."""
-
-    label_smoothing: float = 0.0
-    """Share of a label's weight that is spread evenly over the classes of its data set, in [0, 1)."""
-
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: a clip's loss counts by how rare its class is in the training split, 1 on average."""
-
-    average_decay: float | None = None
-    """Decay per step of the exponential moving average of the weights, in (0, 1): validated, kept and registered
-    instead of the weights. None by default."""
-
-    patience_epochs: int | None = None
-    """End training after so many epochs in which val_top1 did not rise; wants data.validation_split. None: never."""
-
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do when a step's loss is NaN or infinite. stop: fail, naming its clips; skip: leave the step out, count
-    it in skipped_steps and continue; looking before each update costs GPUs a little time."""
-
-    micro_batches: int = 1
-    """Parts that a worker computes its share of a step in, one after the other: less memory, the same gradients."""
-
-    activation_checkpointing: bool = False
-    """Keep only the towers' maps at poolings and compute the others again in the backward pass: less memory, about a
-    third more computing."""
-
-    compress_gradients: bool = False
-    """Send gradients between workers in bfloat16: half the bytes, 8 bits of precision."""
-
-    def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise ConfigError(
-                f"training.precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
-            )
-        require_within(
-            self,
-            "training.",
-            epochs="[1, 1_000_000]",
-            global_batch="[1, 1_000_000]",
-            learning_rate="(0, 1_000]",
-            momentum="[0, 1)",
-            weight_decay="[0, 1_000]",
-            step_epochs="[0, 1_000_000]",
-            warmup_epochs="[0, 1_000_000]",
-            clip_gradient_norm="(0, 1e9]",
-            temporal_loss_weight="[0, 1e6]",
-            label_smoothing="[0, 1)",
-            average_decay="(0, 1)",
-            patience_epochs="[1, 1_000_000]",
-            micro_batches="[1, 1_000_000]",
-        )
+from twostream_ray.training.settings import TrainingConfig
 
 
 def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float:

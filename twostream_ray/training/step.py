@@ -16,15 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from twostream_ray.data.loading.device import DeviceBatch
 from twostream_ray.training.distributed import unwrapped
 from twostream_ray.training.ema import WeightEma
-from twostream_ray.training.recipe import (
-    Precision,
-    TrainingConfig,
-    learning_rate_at,
-    set_learning_rate,
-    total_loss,
-    tower_losses,
-    within_own_head,
-)
+from twostream_ray.training.recipe import learning_rate_at, set_learning_rate, total_loss, tower_losses, within_own_head
+from twostream_ray.training.settings import Precision, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

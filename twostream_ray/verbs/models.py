@@ -12,13 +12,13 @@ def train(arguments: list[str]) -> int:
     from contextlib import ExitStack
 
     from twostream_ray.console import TrainingDisplay, console
-    from twostream_ray.data.shards.shards import open_shards
     from twostream_ray.runs.experiment import ExperimentConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
+    from twostream_ray.data.shards.shards import open_shards
     from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
     from twostream_ray.runs.run_folder import RunFolder
     from twostream_ray.runs.score.publish import train_and_publish
@@ -45,7 +45,7 @@ def train(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     """A trained model on a split of shards."""
     from twostream_ray.console import Bar, console
-    from twostream_ray.runs.score.evaluate import EvaluateConfig
+    from twostream_ray.runs.score.settings import EvaluateConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(EvaluateConfig, arguments, prog="twostream evaluate")
@@ -66,7 +66,7 @@ def predict(arguments: list[str]) -> int:
     import json
     from dataclasses import asdict
 
-    from twostream_ray.runs.score.predict import PredictConfig
+    from twostream_ray.runs.score.settings import PredictConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(PredictConfig, arguments, prog="twostream predict", positional="videos")
@@ -88,7 +88,7 @@ def predict(arguments: list[str]) -> int:
 def pull(arguments: list[str]) -> int:
     """Download a registered model."""
     from twostream_ray.console import console
-    from twostream_ray.runs.score.model_source import PullConfig
+    from twostream_ray.runs.score.settings import PullConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(PullConfig, arguments, prog="twostream pull", positional="out")
@@ -108,7 +108,7 @@ def pull(arguments: list[str]) -> int:
 def promote(arguments: list[str]) -> int:
     """A registered version against the champion."""
     from twostream_ray.console import console
-    from twostream_ray.runs.score.promotion import PromoteConfig
+    from twostream_ray.runs.score.settings import PromoteConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(PromoteConfig, arguments, prog="twostream promote", positional="version")
@@ -122,7 +122,7 @@ def rollback(arguments: list[str]) -> int:
     """Put the champion back."""
     from twostream_ray import tracking
     from twostream_ray.console import console
-    from twostream_ray.runs.score.promotion import RollbackConfig
+    from twostream_ray.runs.score.settings import RollbackConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(RollbackConfig, arguments, prog="twostream rollback")

@@ -41,7 +41,7 @@ def tune(arguments: list[str]) -> int:
 def tune_scores(arguments: list[str]) -> int:
     """The best late fusion of scores."""
     from twostream_ray.console import Bar, console, table
-    from twostream_ray.runs.score.tune_scores import TuneScoresConfig
+    from twostream_ray.runs.score.settings import TuneScoresConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(TuneScoresConfig, arguments, prog="twostream tune-scores")
@@ -82,7 +82,7 @@ def demo(arguments: list[str]) -> int:
     from twostream_ray.console import Bar, TrainingDisplay, console, table
     from twostream_ray.data.sources.synthetic import SyntheticConfig
     from twostream_ray.runs.experiment import ExperimentConfig
-    from twostream_ray.runs.score.predict import PredictConfig
+    from twostream_ray.runs.score.settings import PredictConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(ExperimentConfig, arguments, prog="twostream demo")

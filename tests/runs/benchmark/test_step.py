@@ -1,7 +1,6 @@
 import pytest
 
-from twostream_ray.models.settings import ModelConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
 from twostream_ray.runs.benchmark.step import benchmark_step
 

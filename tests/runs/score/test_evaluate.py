@@ -6,7 +6,8 @@ import pytest
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.evaluation.report import report_on
-from twostream_ray.runs.score.evaluate import EvaluateConfig, Evaluation, record_evaluation
+from twostream_ray.runs.score.evaluate import Evaluation, record_evaluation
+from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.tracking import TrackingConfig, comparable_measurement
 from twostream_ray.tracking.connection import client_for
 

@@ -15,9 +15,7 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.data.video.files import write_video
 from twostream_ray.inference import Classifier
 from twostream_ray.model_package import ModelPackage, save_model
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
 
 PREDICT = """

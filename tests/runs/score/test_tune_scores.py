@@ -14,8 +14,8 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, StorageError, TwoStreamError
 from twostream_ray.evaluation.late_fusion import late_fusion
 from twostream_ray.evaluation.metrics import softmax, top_k_hits
-from twostream_ray.runs.score.score_files import StreamScoresConfig
-from twostream_ray.runs.score.tune_scores import TunedScores, TuneScoresConfig, tune_scores
+from twostream_ray.runs.score.settings import StreamScoresConfig, TuneScoresConfig
+from twostream_ray.runs.score.tune_scores import TunedScores, tune_scores
 
 UCF101 = "scores/ucf101_split1_two_stream_minli.npz"
 
@@ -184,9 +184,9 @@ def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Pa
     from twostream_ray.data.sampling import SamplingConfig
     from twostream_ray.data.transforms import TransformConfig
     from twostream_ray.model_package import ModelPackage, save_model
-    from twostream_ray.models.build import ModelConfig
-    from twostream_ray.models.streams import TowerConfig
-    from twostream_ray.runs.score.evaluate import EvaluateConfig, evaluate
+    from twostream_ray.models.settings import ModelConfig, TowerConfig
+    from twostream_ray.runs.score.evaluate import evaluate
+    from twostream_ray.runs.score.settings import EvaluateConfig
 
     files, hits = {}, {}
     tower = TowerConfig(backbone="vgg_small", width=4)

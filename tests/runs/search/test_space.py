@@ -8,9 +8,7 @@ import pytest
 
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.search.proposals import Proposer
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig

@@ -21,20 +21,20 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ContractMismatchError, ShardError, TrainingError
 from twostream_ray.inference import Classifier
-from twostream_ray.models.build import ModelConfig
-from twostream_ray.models.fusion import FusionConfig
-from twostream_ray.models.streams import TowerConfig
-from twostream_ray.runs.experiment import ExperimentConfig, WorkersConfig
-from twostream_ray.runs.score.evaluate import EvaluateConfig, evaluate
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.score.evaluate import evaluate
 from twostream_ray.runs.score.publish import publish_run, published_before
+from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.train import run as train_module
 from twostream_ray.runs.train import worker_group
 from twostream_ray.runs.train.events import EpochEnded, ProgressEvent, StepEnded, WorkersLost
 from twostream_ray.runs.train.run import train
 from twostream_ray.runs.train.worker import train_worker
+from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.tracking.connection import client_for
-from twostream_ray.training.recipe import TrainingConfig
+from twostream_ray.training.settings import TrainingConfig
 
 # No batch normalisation and no dropout: then a step does not depend on how the batch is shared out.
 TOWER = TowerConfig(backbone="vgg_m_2048", width=4, dropout=0.0)

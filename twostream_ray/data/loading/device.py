@@ -1,4 +1,7 @@
-"""Host-to-device transfer of batches: pinned memory, and a copy stream one batch ahead of the computation."""
+"""Host-to-device transfer of batches: pinned memory, and a copy stream one batch ahead of the computation.
+
+There pixels are normalised, as networks take them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twostream_ray.data.snippets import Batch
-from twostream_ray.data.transforms import normalise_flow, normalise_rgb
+
+RGB_MEAN = (123.675, 116.28, 103.53)
+"""ImageNet's mean in levels 0..255, R G B."""
+
+RGB_STD = (58.395, 57.12, 57.375)
+"""ImageNet's standard deviation in levels, R G B."""
+
+FLOW_MEAN = 128.0
+"""No motion, in levels (official code: 128 on all channels)."""
+
+FLOW_STD = 57.6
+"""Levels that become one unit; near the RGB deviation, so that filters averaged from RGB see inputs of their scale."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,3 +105,14 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Device
         ahead = copied
     if ahead is not None:
         yield ready(ahead)
+
+
+def normalise_rgb(rgb: Tensor) -> Tensor:
+    """Levels 0..255, uint8 (..., 3, H, W) -> float32 of about zero mean and unit deviation."""
+    levels = rgb.float()
+    return (levels - levels.new_tensor(RGB_MEAN)[:, None, None]) / levels.new_tensor(RGB_STD)[:, None, None]
+
+
+def normalise_flow(flow: Tensor) -> Tensor:
+    """Coded displacements, uint8 -> float32 of the same shape, 0 where nothing moves."""
+    return (flow.float() - FLOW_MEAN) / FLOW_STD

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sources.catalog import CatalogConfig
-from twostream_ray.models.build import ModelConfig
+from twostream_ray.models.settings import ModelConfig
 from twostream_ray.settings.bounds import require_within
-from twostream_ray.training.recipe import TrainingConfig
+from twostream_ray.training.settings import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,10 @@ from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, TrainingError
 from twostream_ray.evaluation.metrics import own_head_first
 from twostream_ray.evaluation.report import Report, report_on
-from twostream_ray.redaction import redact
 from twostream_ray.runs.cluster.session import require_cluster
-from twostream_ray.runs.experiment import WorkersConfig
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.score.model_source import local_model
+from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import record
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder
@@ -40,39 +39,6 @@ _REPORT_SCHEMA = record(
 
 Progress = Callable[[int, int], None]
 """Called with (clips scored, clips in all)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """A trained model on a split of shards."""
-
-    model: str
-    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
-
-    shards: str
-    """Directory or s3:// prefix that `ingest` wrote; its flow must be of the model's kind."""
-
-    split: str = "test"
-    """Split to score."""
-
-    out: str = "evaluation"
-    """Directory for report.json, scores.npz and confusion.png."""
-
-    record: bool = False
-    """Tag the registered version with the scores, so that `promote` compares by them; models:/ of a version only."""
-
-    workers: WorkersConfig = field(default_factory=WorkersConfig)
-    """The cluster's share; scores do not depend on it."""
-
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow, where the model comes from its registry."""
-
-    def __post_init__(self) -> None:
-        if self.record and not tracking.names_version(self.model):
-            raise ConfigError(
-                "record tags a version of the registry: model must be models:/NAME/VERSION or models:/NAME@ALIAS, got "
-                f"{redact(self.model)}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

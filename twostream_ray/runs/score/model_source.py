@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from twostream_ray import storage, tracking
 from twostream_ray.errors import StorageError
 from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.tracking import TrackingConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PullConfig:
-    """Download a registered model for use without MLflow: weights, settings and classes."""
-
-    out: str
-    """Directory for model.safetensors and model.json."""
-
-    model: str = "models:/two-stream@champion"
-    """models:/NAME@champion, models:/NAME/VERSION, or runs:/ID/model."""
-
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow, whose registry holds the model."""
 
 
 @contextmanager

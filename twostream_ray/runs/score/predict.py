@@ -3,43 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from twostream_ray import tracking
-from twostream_ray.errors import ConfigError
-from twostream_ray.runs.score.model_source import PullConfig, local_model
-from twostream_ray.settings.bounds import require_within
-from twostream_ray.tracking import TrackingConfig
+from twostream_ray.runs.score.model_source import local_model
+from twostream_ray.runs.score.settings import PredictConfig, PullConfig
 
 if TYPE_CHECKING:
     from twostream_ray.inference import Prediction
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """A trained model on raw videos."""
-
-    videos: list[str]
-    """Paths or URIs of videos."""
-
-    model: str = "models:/two-stream@champion"
-    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
-
-    top_k: int = 5
-    """Classes to show per video."""
-
-    format: Literal["text", "json"] = "text"
-    """text: a table; json: one JSON object a line, for programs."""
-
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow, where the model comes from its registry."""
-
-    def __post_init__(self) -> None:
-        if not self.videos:
-            raise ConfigError("at least one video is wanted, got none")
-        require_within(self, top_k="[1, 1_000_000]")
 
 
 def predict(config: PredictConfig) -> Iterator[Prediction]:

@@ -13,16 +13,10 @@ from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
-from twostream_ray.runs.score.evaluate import (
-    CONFUSION,
-    EvaluateConfig,
-    Evaluation,
-    reserve_output,
-    score_split,
-    write_evaluation,
-)
+from twostream_ray.runs.score.evaluate import CONFUSION, Evaluation, reserve_output, score_split, write_evaluation
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
+from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.run import TrainReport, require_splits, train
 from twostream_ray.storage import lease

@@ -16,33 +16,9 @@ from numpy.typing import NDArray
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError, StorageError
 from twostream_ray.evaluation.metrics import own_head_first, softmax
+from twostream_ray.runs.score.settings import StreamScoresConfig
 
 _SMALLEST_PROBABILITY = 1e-30
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamScoresConfig:
-    """Scores of the same clips by two streams: a file of each that `evaluate` wrote, or one file with both."""
-
-    spatial: str | None = None
-    """The spatial network's scores.npz: path, file:// or s3:// URI."""
-
-    temporal: str | None = None
-    """The temporal network's scores.npz."""
-
-    both: str | None = None
-    """An .npz with spatial (N, K), temporal (N, K), labels (N,) and clip_ids (N,) instead."""
-
-    def given(self) -> bool:
-        """Whether any file is named."""
-        return any(file is not None for file in (self.spatial, self.temporal, self.both))
-
-    def __post_init__(self) -> None:
-        if (self.spatial is None) != (self.temporal is None) or (self.both is not None and self.spatial is not None):
-            raise ConfigError(
-                f"scores are wanted as spatial and temporal, or as both, got spatial {self.spatial}, temporal "
-                f"{self.temporal} and both {self.both}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from twostream_ray.errors import own_error
 from twostream_ray.model_package import MODEL_FILES, load_model
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session
-from twostream_ray.runs.experiment import WorkersConfig
+from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.training.loop import score_pass
 

@@ -9,7 +9,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray import storage, visualize
-from twostream_ray.errors import ConfigError
 from twostream_ray.evaluation.late_fusion import late_fusion, late_fusion_hits, svm_fusion
 from twostream_ray.evaluation.metrics import top_k_hits
 from twostream_ray.runs.outputs import refuse_foreign_files
-from twostream_ray.runs.score.score_files import JudgedOn, StreamScores, StreamScoresConfig, read_scores, refuse_overlap
-from twostream_ray.settings.bounds import require_within
+from twostream_ray.runs.score.score_files import JudgedOn, StreamScores, read_scores, refuse_overlap
+from twostream_ray.runs.score.settings import TuneScoresConfig
 from twostream_ray.storage.json_files import record
 from twostream_ray.storage.temporary_folders import temporary_folder
 
@@ -32,48 +31,6 @@ _SCHEMA = record({"tried": {"type": "array"}, "chosen": {"type": "object"}, "ver
 
 Progress = Callable[[int, int], None]
 """Called with (settings tried, settings in all)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneScoresConfig:
-    """The best late fusion of two streams' scores: thousands of settings in seconds, without a network."""
-
-    choose: StreamScoresConfig
-    """The clips that the setting is chosen on; best of a validation split."""
-
-    quote: StreamScoresConfig = field(default_factory=StreamScoresConfig)
-    """Other clips, such as the test split, on which the chosen setting's accuracy may be quoted."""
-
-    of: list[Literal["logits", "softmax"]] = field(default_factory=lambda: ["logits", "softmax"])
-    """What is averaged: the logits, or their softmax as in Simonyan and Zisserman 2014."""
-
-    weight_step: float = 0.005
-    """From one weight of the temporal stream to the next, in (0, 1]; weights go from 0 to 1."""
-
-    temperatures: list[float] = field(default_factory=lambda: [1.0, 4.0, 16.0, 64.0])
-    """Each stream's logits are divided by each of these, above 0, before the softmax."""
-
-    svm_penalties: list[float] = field(default_factory=list)
-    """C of linear SVMs to try, judged by cross-validation on `choose` and fitted to all of it; wants `quote`."""
-
-    out: str = "tuned_scores"
-    """Directory or s3:// prefix for fusion.json and fusion.png."""
-
-    def __post_init__(self) -> None:
-        if not self.choose.given():
-            raise ConfigError(
-                "choose.spatial and choose.temporal (scores.npz of `evaluate`), or choose.both, are wanted, got none"
-            )
-        if not self.of:
-            raise ConfigError("of must name logits, softmax or both, got none")
-        require_within(self, weight_step="[0.0001, 1]", temperatures="(0, 1e6]", svm_penalties="(0, 1e9]")
-        if not self.temperatures:
-            raise ConfigError("temperatures must hold at least one, got none")
-        if self.svm_penalties and not self.quote.given():
-            raise ConfigError(
-                "svm_penalties want quote.spatial and quote.temporal (or quote.both): an SVM is not judged by clips "
-                "that it was fitted to"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,195 @@
+"""The settings of the verbs that use trained models or their scores.
+
+Apart from what these do, and without a TYPE_CHECKING block, which the settings parser would execute: reading a command
+line imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from twostream_ray import tracking
+from twostream_ray.errors import ConfigError
+from twostream_ray.redaction import brief, redact
+from twostream_ray.runs.workers import WorkersConfig
+from twostream_ray.settings.bounds import require_within
+from twostream_ray.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """A trained model on a split of shards."""
+
+    model: str
+    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
+
+    shards: str
+    """Directory or s3:// prefix that `ingest` wrote; its flow must be of the model's kind."""
+
+    split: str = "test"
+    """Split to score."""
+
+    out: str = "evaluation"
+    """Directory for report.json, scores.npz and confusion.png."""
+
+    record: bool = False
+    """Tag the registered version with the scores, so that `promote` compares by them; models:/ of a version only."""
+
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    """The cluster's share; scores do not depend on it."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, where the model comes from its registry."""
+
+    def __post_init__(self) -> None:
+        if self.record and not tracking.names_version(self.model):
+            raise ConfigError(
+                "record tags a version of the registry: model must be models:/NAME/VERSION or models:/NAME@ALIAS, got "
+                f"{redact(self.model)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """A trained model on raw videos."""
+
+    videos: list[str]
+    """Paths or URIs of videos."""
+
+    model: str = "models:/two-stream@champion"
+    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
+
+    top_k: int = 5
+    """Classes to show per video."""
+
+    format: Literal["text", "json"] = "text"
+    """text: a table; json: one JSON object a line, for programs."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, where the model comes from its registry."""
+
+    def __post_init__(self) -> None:
+        if not self.videos:
+            raise ConfigError("at least one video is wanted, got none")
+        require_within(self, top_k="[1, 1_000_000]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Download a registered model for use without MLflow: weights, settings and classes."""
+
+    out: str
+    """Directory for model.safetensors and model.json."""
+
+    model: str = "models:/two-stream@champion"
+    """models:/NAME@champion, models:/NAME/VERSION, or runs:/ID/model."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, whose registry holds the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteConfig:
+    """Make a registered version champion if it beats the present one: twostream promote 7."""
+
+    version: str
+    """Number of the version to promote."""
+
+    split: str | None = None
+    """Split to compare on; needed only where the version was measured on several."""
+
+    manifest: str = ""
+    """First digits of the data manifest's hash; needed only where the version was measured on several."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, whose registry holds the model; `tracking.model_name` is the model's."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[1-9]\d{0,8}", self.version, flags=re.ASCII):
+            raise ConfigError(f"a version is a number of the registry, such as 7, got {brief(self.version)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackConfig:
+    """Put the champion of a registered model back to the version before, or to a named one."""
+
+    to: int | None = None
+    """Version to make champion; by default the one that was so before; doing it again goes further back."""
+
+    because: str = ""
+    """Why, for the record: a tag of the version that is taken back."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, whose registry holds the model; `tracking.model_name` is the model's."""
+
+    def __post_init__(self) -> None:
+        require_within(self, to="[1, 2_147_483_647]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamScoresConfig:
+    """Scores of the same clips by two streams: a file of each that `evaluate` wrote, or one file with both."""
+
+    spatial: str | None = None
+    """The spatial network's scores.npz: path, file:// or s3:// URI."""
+
+    temporal: str | None = None
+    """The temporal network's scores.npz."""
+
+    both: str | None = None
+    """An .npz with spatial (N, K), temporal (N, K), labels (N,) and clip_ids (N,) instead."""
+
+    def given(self) -> bool:
+        """Whether any file is named."""
+        return any(file is not None for file in (self.spatial, self.temporal, self.both))
+
+    def __post_init__(self) -> None:
+        if (self.spatial is None) != (self.temporal is None) or (self.both is not None and self.spatial is not None):
+            raise ConfigError(
+                f"scores are wanted as spatial and temporal, or as both, got spatial {self.spatial}, temporal "
+                f"{self.temporal} and both {self.both}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneScoresConfig:
+    """The best late fusion of two streams' scores: thousands of settings in seconds, without a network."""
+
+    choose: StreamScoresConfig
+    """The clips that the setting is chosen on; best of a validation split."""
+
+    quote: StreamScoresConfig = field(default_factory=StreamScoresConfig)
+    """Other clips, such as the test split, on which the chosen setting's accuracy may be quoted."""
+
+    of: list[Literal["logits", "softmax"]] = field(default_factory=lambda: ["logits", "softmax"])
+    """What is averaged: the logits, or their softmax as in Simonyan and Zisserman 2014."""
+
+    weight_step: float = 0.005
+    """From one weight of the temporal stream to the next, in (0, 1]; weights go from 0 to 1."""
+
+    temperatures: list[float] = field(default_factory=lambda: [1.0, 4.0, 16.0, 64.0])
+    """Each stream's logits are divided by each of these, above 0, before the softmax."""
+
+    svm_penalties: list[float] = field(default_factory=list)
+    """C of linear SVMs to try, judged by cross-validation on `choose` and fitted to all of it; wants `quote`."""
+
+    out: str = "tuned_scores"
+    """Directory or s3:// prefix for fusion.json and fusion.png."""
+
+    def __post_init__(self) -> None:
+        if not self.choose.given():
+            raise ConfigError(
+                "choose.spatial and choose.temporal (scores.npz of `evaluate`), or choose.both, are wanted, got none"
+            )
+        if not self.of:
+            raise ConfigError("of must name logits, softmax or both, got none")
+        require_within(self, weight_step="[0.0001, 1]", temperatures="(0, 1e6]", svm_penalties="(0, 1e9]")
+        if not self.temperatures:
+            raise ConfigError("temperatures must hold at least one, got none")
+        if self.svm_penalties and not self.quote.given():
+            raise ConfigError(
+                "svm_penalties want quote.spatial and quote.temporal (or quote.both): an SVM is not judged by clips "
+                "that it was fitted to"
+            )
