@@ -77,7 +77,7 @@ def train_pass(
         unread = None
         return bool(requests)
 
-    for number, batch in enumerate(on_device(metrics.timed(batches), step.device), start=first_step):
+    for number, batch in enumerate(metrics.timed(on_device(batches, step.device)), start=first_step):
         outcome = step(batch, epoch=epoch, step=number, num_steps=num_steps)
         if not outcome.skipped:
             metrics.add(dict(outcome.losses), outcome.scores, batch.labels, batch.weights)
@@ -141,7 +141,7 @@ def score_pass(
     metrics = RunningMetrics(device)
     sums: dict[int, NDArray[np.float32]] = {}
     views: dict[int, int] = {}
-    for batch in on_device(metrics.timed(batches), device):
+    for batch in metrics.timed(on_device(batches, device)):
         rgb, flow = batch.streams()
         outputs = logits(network, rgb, flow, device=device, precision=precision)
         scores = network.all_scores(outputs)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from twostream_ray.data.snippets import Batch
+from twostream_ray.data.loading.device import DeviceBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,7 @@ class RunningMetrics:
         self._samples = torch.zeros((), device=device, dtype=torch.float64)
         self._decoded = 0
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[DeviceBatch]) -> Iterator[DeviceBatch]:
         """The batches; the time spent waiting for each is counted."""
         while True:
             asked = time.monotonic()

@@ -1,19 +1,23 @@
-"""Host-to-device transfer of batches: pinned memory, and a copy stream one batch ahead of the computation.
+"""Host-to-device transfer of batches: staging buffers, and a copy stream one batch ahead of the computation.
 
 There pixels are normalised, as networks take them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from twostream_ray.data.loading.decode_device import decode_batch
+from twostream_ray.data.loading.staging import StagingBuffers
 from twostream_ray.data.snippets import Batch
 
 RGB_MEAN = (123.675, 116.28, 103.53)
@@ -28,6 +32,8 @@ FLOW_MEAN = 128.0
 FLOW_STD = 57.6
 """Levels that become one unit; near the RGB deviation, so that filters averaged from RGB see inputs of their scale."""
 
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceBatch:
@@ -39,6 +45,7 @@ class DeviceBatch:
     weights: Tensor
     clips: NDArray[np.int64]
     total: float
+    decoded: int = 0
 
     def streams(self) -> tuple[Tensor | None, Tensor | None]:
         """RGB and flow normalised, as a network takes them."""
@@ -64,47 +71,95 @@ class DeviceBatch:
 
 
 def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
-    """Copy a batch to its device; to a GPU from pinned memory, without waiting for the copy's end."""
+    """Copy a batch to its device, and decode there what is still encoded; waits for the end of both.
 
-    def copied(array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    Raises:
+        DecodeError: an encoded field is damaged; names clip, shard and row.
+    """
+    return _moved(batch, device, copied=lambda _, array: torch.from_numpy(array).to(device))
 
+
+def _moved(batch: Batch, device: torch.device, *, copied: Callable[[str, NDArray[Any]], Tensor]) -> DeviceBatch:
+    """`copied` takes an array's name and the array."""
+    arrays = {"rgb": batch.rgb, "flow": batch.flow, "labels": batch.labels, "weights": batch.weights}
+    moved = {name: copied(name, array) for name, array in arrays.items() if array is not None}
+    flow = moved.get("flow") if batch.encoded_flow is None else decode_batch(batch.encoded_flow, device)
     return DeviceBatch(
-        rgb=None if batch.rgb is None else copied(batch.rgb),
-        flow=None if batch.flow is None else copied(batch.flow),
-        labels=copied(batch.labels),
-        weights=copied(batch.weights),
+        rgb=moved.get("rgb"),
+        flow=flow,
+        labels=moved["labels"],
+        weights=moved["weights"],
         clips=batch.clips,
         total=batch.total,
+        decoded=batch.decoded,
     )
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[DeviceBatch]:
-    """The batches on their device; on a GPU each is copied while the one before it is computed."""
+    """The batches on their device; to a GPU each is copied, or decoded there, while the one before it is computed.
+
+    Raises:
+        DecodeError: an encoded field is damaged; names clip, shard and row.
+    """
     if device.type != "cuda":
         for batch in batches:
             yield to_device(batch, device)
         return
-    copying = torch.cuda.Stream(device)
+    transfer = _transfer(device)
 
-    def ready(copied: DeviceBatch) -> DeviceBatch:
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(copying)
-        for tensor in (copied.rgb, copied.flow, copied.labels, copied.weights):
+    def next_batch() -> tuple[DeviceBatch, torch.cuda.Event] | None:
+        batch = next(batches, None)
+        return None if batch is None else transfer.begun(batch)
+
+    for moved, done in one_ahead(next_batch):
+        yield transfer.ready(moved, done)
+
+
+def one_ahead(make: Callable[[], Made | None]) -> Iterator[Made]:
+    """What `make` gives until it gives None, each made by a thread while the one before it is used.
+
+    The JPEG decoder makes its caller wait, who would otherwise be queueing the next step.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="to-device") as thread:
+        pending = thread.submit(make)
+        while (made := pending.result()) is not None:
+            pending = thread.submit(make)
+            yield made
+
+
+class _Transfer:
+    """A GPU's copy stream and staging buffers: what a process allocates once, for all its passes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._staging = StagingBuffers()
+
+    def begun(self, batch: Batch) -> tuple[DeviceBatch, torch.cuda.Event]:
+        """A batch on its way, and what marks its arrival."""
+        with torch.cuda.stream(self._stream):
+            moved = _moved(
+                batch,
+                self._device,
+                copied=lambda name, array: self._staging.to(self._device, name=name, array=array),
+            )
+            done = torch.cuda.Event()
+            done.record(self._stream)
+        return moved, done
+
+    def ready(self, moved: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
+        """The batch, for the caller's stream, which waits for it."""
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_event(done)
+        for tensor in (moved.rgb, moved.flow, moved.labels, moved.weights):
             if tensor is not None:
                 tensor.record_stream(computing)
-        return copied
+        return moved
 
-    ahead: DeviceBatch | None = None
-    for batch in batches:
-        with torch.cuda.stream(copying):
-            copied = to_device(batch, device)
-        if ahead is not None:
-            yield ready(ahead)
-        ahead = copied
-    if ahead is not None:
-        yield ready(ahead)
+
+@cache
+def _transfer(device: torch.device) -> _Transfer:
+    return _Transfer(device)
 
 
 def normalise_rgb(rgb: Tensor) -> Tensor:
