@@ -62,7 +62,7 @@ def test_a_terminal_shows_every_name_as_it_is(screen: io.StringIO) -> None:
 
 @dataclass
 class Record:
-    """What a search tells of a trial."""
+    """What a search reports of a trial."""
 
     name: str = "trial_0"
     drawn: str = "training.epochs=1"

@@ -32,7 +32,7 @@ def test_our_own_error_is_found_inside_a_tasks_and_others_are_not(cluster: None)
     assert own_error(met(PermissionError(13, "Permission denied"))) is None
 
 
-def test_disks_are_told_of_though_ray_data_wraps_and_annotates_the_errors_of_its_tasks(cluster: None) -> None:
+def test_full_disks_are_reported_though_ray_data_wraps_and_annotates_the_errors_of_its_tasks(cluster: None) -> None:
     def fail(row: dict[str, str]) -> dict[str, str]:
         if row["item"] == "full":
             Path("/dev/full").write_bytes(b"x")
@@ -56,7 +56,7 @@ def test_disks_are_told_of_though_ray_data_wraps_and_annotates_the_errors_of_its
     assert "a disk cannot be written (Read-only file system: temporary files): let TMPDIR" in met("read-only")
 
 
-def test_a_machine_without_room_for_temporary_files_is_told_so() -> None:
+def test_a_machine_without_room_for_temporary_files_is_named() -> None:
     nowhere = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/x']")
     assert str(own_error(nowhere)) == "no directory for temporary files can be written: let TMPDIR name one that can"
     assert own_error(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None

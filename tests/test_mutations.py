@@ -134,7 +134,7 @@ def make_search(folder: Path) -> None:
         journal.put(
             TrialRecord(number=number, name=f"search-{number:04d}", settings=settings, parameters=7, history=history)
         )
-    journal.note_seconds(3.0)
+    journal.store_seconds(3.0)
 
 
 def read_search(folder: Path) -> None:

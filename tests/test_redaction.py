@@ -174,7 +174,7 @@ def test_signed_addresses_of_an_object_store_keep_their_place_and_lose_their_sig
     assert "planted" not in told and "AKIA" not in told
 
 
-def test_uris_with_credentials_are_told_from_others() -> None:
+def test_uris_with_credentials_are_distinguished_from_others() -> None:
     assert not any(has_credentials(uri) for uri in NO_SECRETS)
     assert has_credentials("s3://key:se/cret@bucket/x") and has_credentials("s3://key@bucket")
 

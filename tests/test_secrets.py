@@ -87,7 +87,7 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("everywhere")
-def test_no_verb_that_fails_tells_a_secret_and_neither_does_what_it_leaves_behind(
+def test_no_verb_that_fails_shows_a_secret_and_neither_does_what_it_leaves_behind(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

@@ -42,7 +42,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
 
 twostream VERB --help lists the settings of a verb with units and defaults; --version prints the version.
 Exit codes: 0 done, 2 something was refused (one line says what and the way out), 130 interrupted,
-141 whoever reads the output (head, less) has closed it.
+141 the reader of the output (head, less) has closed it.
 """
 
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _run(verb, rest)
         except SystemExit as end:  # --help of a verb
             code = end.code if isinstance(end.code, int) else 0
-        # Otherwise the interpreter meets a full disk or a closed pipe, and tells it in its own way.
+        # Otherwise the interpreter meets a full disk or a closed pipe, and reports it in its own way.
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -152,7 +152,7 @@ def _run(verb: str, rest: list[str]) -> int:
         complain(str(error), verb=verb)
         return 2
     except KeyboardInterrupt:
-        complain("interrupted; what was finished is kept, run the same command again to go on", verb=verb)
+        complain("interrupted; what was finished is kept, run the same command again to resume", verb=verb)
         return 130
 
 

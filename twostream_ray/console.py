@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: bars with rate and time left; plain lines where there is no terminal."""
+"""Progress bars and tables on the terminal: bars with rate and time left; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -184,35 +184,35 @@ class SearchDisplay:
     def _line(record: Any) -> str:
         score = "" if record.score is None else f", best val top-1 {record.score:.1%}"
         reason = f" ({record.reason})" if record.reason else ""
-        begun = f": {record.drawn}, {record.parameters:,} parameters" if not record.history else ""
+        begun = f": {record.settings_text}, {record.parameters:,} parameters" if not record.history else ""
         return f"{record.name} {record.status}{reason}, {len(record.history)} epochs{score}{begun}"
 
 
 def _trials_table(title: str, records: Sequence[Any]) -> Table:
-    drawn = Table(title=printable(title), title_justify="left")
+    grid = Table(title=printable(title), title_justify="left")
     for column in ("trial", "settings", "status"):
-        drawn.add_column(column, overflow="fold")
+        grid.add_column(column, overflow="fold")
     for column in ("epochs", "val top-1", "parameters", "s"):
-        drawn.add_column(column, justify="right")
+        grid.add_column(column, justify="right")
     for record in records:
         score = "" if record.score is None else f"{record.score:.1%}"
-        drawn.add_row(
+        grid.add_row(
             printable(record.name),
-            printable(record.drawn),
+            printable(record.settings_text),
             record.status,
             str(len(record.history)),
             score,
             f"{record.parameters:,}",
             f"{record.seconds:.0f}",
         )
-    return drawn
+    return grid
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table; the first column is text, the others are numbers."""
-    drawn = Table(title=printable(title), title_justify="left")
+    grid = Table(title=printable(title), title_justify="left")
     for number, column in enumerate(columns):
-        drawn.add_column(printable(column), justify="right" if number else "left")
+        grid.add_column(printable(column), justify="right" if number else "left")
     for row in rows:
-        drawn.add_row(*map(printable, row))
-    console.print(drawn)
+        grid.add_row(*map(printable, row))
+    console.print(grid)

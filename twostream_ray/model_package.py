@@ -1,7 +1,7 @@
 """A model's package <-> directory: weights as safetensors, everything else as JSON; nothing is pickled.
 
-model.safetensors and model.json are all that serving needs. In a checkpoint of training the state of training lies
-beside them (state.py); and, where model.safetensors holds averaged weights, those that training goes on with in
+model.safetensors and model.json are all that serving needs. In a checkpoint of training the state of training is
+stored beside them (training/checkpoint.py); and, where model.safetensors holds averaged weights, those of training in
 training.safetensors.
 """
 

@@ -1,4 +1,4 @@
-"""The registered model: raw videos in, top-k classes out; MLflow runs this file as it lies in the model's folder."""
+"""The registered model as an MLflow pyfunc (models from code): raw videos in, top-k classes out."""
 
 import base64
 import binascii
@@ -25,7 +25,7 @@ class ServedClassifier(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Build the network from model.safetensors and model.json; `model_config={"device": "cuda"}` moves it."""
-        # Only now: the package's code lies beside this file, on the path since MLflow began to load the model.
+        # Only now: the package's code is beside this file, on the path since MLflow began to load the model.
         from twostream_ray.inference import Classifier
 
         folder = Path(context.artifacts["settings"]).parent

@@ -183,7 +183,7 @@ def test_bytes_do_not_depend_on_processor_or_number_of_cores() -> None:
 
 
 def be_an_old_processor() -> None:
-    """Of one core, without anything newer than SSSE3 (2006); what no variable tells a library is said here."""
+    """Of one core, without anything newer than SSSE3 (2006); what no variable sets is set here."""
     os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
     loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libavutil" in line}
     (avutil,) = [path for path in loaded if "opencv" not in path]  # which brings one of its own

@@ -45,5 +45,5 @@ def test_resizing_gives_the_size_asked_for() -> None:
 
 
 def test_impossible_settings_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"data.transforms.size_jitter must lie in \[0, 1\), got 1"):
+    with pytest.raises(ConfigError, match=r"data.transforms.size_jitter must be in \[0, 1\), got 1"):
         TransformConfig(size_jitter=1.0)

@@ -33,7 +33,7 @@ def test_late_fusion_of_different_clips_or_an_impossible_weight_is_refused() -> 
 
 
 def blind_streams(labels: NDArray[Any], *, seed: int) -> list[NDArray[Any]]:
-    """The spatial stream tells {0, 1} from {2, 3}, the temporal one {0, 2} from {1, 3}; each guesses the rest."""
+    """The spatial stream separates {0, 1} from {2, 3}, the temporal one {0, 2} from {1, 3}; each guesses the rest."""
     noise = np.random.default_rng(seed).normal(scale=0.5, size=(2, len(labels), 4))
     halves = np.array([[[0, 1], [2, 3]], [[0, 2], [1, 3]]])
     sides = (labels // 2, labels % 2)

@@ -94,11 +94,11 @@ def overlapping(videos: Path, tmp_path: Path) -> dict[str, IngestConfig]:
 def test_shards_are_never_written_among_what_is_ingested(videos: Path, tmp_path: Path) -> None:
     before = files(videos)
     for case, wanted in overlapping(videos, tmp_path).items():
-        with pytest.raises(ConfigError, match=r"out must lie apart from catalog\.(root|lists|flow_images), got "):
+        with pytest.raises(ConfigError, match=r"out must be separate from catalog\.(root|lists|flow_images), got "):
             refuse_overlap(replace(wanted, replace=True), Catalog(clips=(), classes=(), notes=()))
             pytest.fail(case)
     for out in (videos, videos / "shards", videos.parent):
-        with pytest.raises(ConfigError, match=r"out must lie apart from catalog.root, got "):
+        with pytest.raises(ConfigError, match=r"out must be separate from catalog.root, got "):
             ingest(config(videos, out, replace=True))
     assert files(videos) == before
     assert not storage.contains("s3://bucket/data", "s3://bucket/data2") and not storage.contains("/a/b", "/a/bc")
@@ -109,7 +109,7 @@ def test_a_class_folder_that_is_a_link_to_the_shards_is_refused(videos: Path, tm
     shutil.copytree(videos / "train" / "up", out / "parts")
     root.mkdir()
     (root / "up").symlink_to(out / "parts")
-    with pytest.raises(ConfigError, match=r"out must lie apart from the videos, .*/videos/up is a link into .*/out"):
+    with pytest.raises(ConfigError, match=r"out must be separate from the videos, .*/videos/up is a link into .*/out"):
         ingest(config(root, out))
     assert files(out / "parts") == files(videos / "train" / "up")
 
@@ -150,7 +150,7 @@ def test_videos_in_a_class_folder_called_parts_survive_every_ingest(
             shutil.copy(path, root / name)
     before = files(root)
     for out in (root, root.parent, root / "shards"):
-        with pytest.raises(ConfigError, match=r"out must lie apart from catalog.root"):
+        with pytest.raises(ConfigError, match=r"out must be separate from catalog.root"):
             ingest(config(root, out))
     assert files(root) == before
 

@@ -163,7 +163,7 @@ def test_the_same_data_ingested_again_are_the_same(tmp_path: Path, caplog: pytes
 
 
 @pytest.mark.parametrize("told", ["the same", "another", "none"])
-def test_of_a_run_that_an_earlier_version_began_its_journal_tells_the_data(
+def test_of_a_run_that_an_earlier_version_began_its_journal_names_the_data(
     tmp_path: Path, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     shard_set, folder = ingested(tmp_path / "shards"), RunFolder.of(experiment(tmp_path))
@@ -197,7 +197,7 @@ def test_an_ingest_while_a_run_begins_is_noticed(tmp_path: Path) -> None:
     assert not (tmp_path / "runs/run/data").exists()
 
 
-def test_a_shard_that_an_ingest_has_removed_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+def test_a_shard_that_an_ingest_has_removed_is_distinguished_from_a_damaged_one(tmp_path: Path) -> None:
     began, folder = ingested(tmp_path / "shards"), RunFolder.of(experiment(tmp_path))
     error = ShardError("x/shards/1.parquet, row group 0, cannot be read: ingest again")
     assert folder.explained(error, began) is error

@@ -143,7 +143,7 @@ def test_numbers_within_their_interval_are_taken_and_the_ends_are_what_the_brack
         ("whole", 0): "both.whole must be at least 1, got 0",
         ("whole", 1001): "both.whole must be at most 1,000, got 1001",
         ("whole", 1.0): "both.whole must be a whole number, got 1.0",
-        ("share", 0.0): "both.share must lie in (0, 1], got 0.0",
+        ("share", 0.0): "both.share must be in (0, 1], got 0.0",
         ("share", float("nan")): "both.share must be a finite number, got nan",
         ("many", (3.0, 2)): "both.many must be more than 2, got (3.0, 2)",
         ("many", (3e5,)): "both.many must be less than 300000, got (300000.0,)",

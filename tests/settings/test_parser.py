@@ -92,7 +92,7 @@ EXPERIMENT: dict[str, Any] = {"name": "a", "data": {"shards": "s", "validation_s
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """A module on the path that nothing may import; tells whether something did."""
+    """A module on the path that nothing may import; returns whether something did."""
     mark = tmp_path / "imported"
     (tmp_path / "planted.py").write_text(
         f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nclass Payload: pass\ndef run(*_): return 1\n"

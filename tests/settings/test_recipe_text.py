@@ -113,7 +113,7 @@ def test_the_same_names_in_different_blocks_and_overridden_defaults_are_fine() -
         ("a: 1\nyes: 1\n", "line 2: the name of a setting was wanted, got yes"),
     ],
 )
-def test_what_is_no_recipe_is_one_line_that_names_the_place(content: bytes | str, told: str, tmp_path: Path) -> None:
+def test_what_is_no_recipe_is_one_line_that_names_the_line(content: bytes | str, told: str, tmp_path: Path) -> None:
     said = refused(content, tmp_path)
     assert said.startswith("recipe.yaml") and told in said, said
 

@@ -40,7 +40,7 @@ def test_one_at_a_time_holds_a_lock_though_its_file_comes_and_goes(tmp_path: Pat
     assert not lock.exists(), "nothing stays behind"
 
 
-def test_who_does_not_wait_is_told_and_leaves_the_lock_to_its_holder(tmp_path: Path) -> None:
+def test_who_does_not_wait_gets_an_error_and_leaves_the_lock_to_its_holder(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with locked(lock):
         with pytest.raises(BlockingIOError), locked(lock, wait=False):
@@ -96,7 +96,7 @@ def test_a_lock_is_held_by_one_process_at_a_time_and_let_go_by_a_killed_one(shar
         assert free
 
 
-def test_whoever_waits_for_a_lock_that_is_cleaned_up_gets_another_and_is_alone(shared: Path) -> None:
+def test_a_process_that_waits_for_a_lock_that_is_cleaned_up_gets_another_and_is_alone(shared: Path) -> None:
     script = (
         "import pathlib, sys, time\n"
         "from twostream_ray.storage.locks import process_lock\n"

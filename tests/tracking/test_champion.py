@@ -179,7 +179,7 @@ def test_equals_that_race_leave_the_older(model: Model, monkeypatch: pytest.Monk
     assert model.aliases()["champion"] == older
 
 
-def test_version_that_beats_a_champion_crowned_meanwhile_takes_its_place(
+def test_version_that_beats_a_champion_promoted_meanwhile_replaces_it(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.promote(model.version(0.5, manifest=OLD), manifest=OLD)
@@ -189,7 +189,7 @@ def test_version_that_beats_a_champion_crowned_meanwhile_takes_its_place(
     _promote_just_before(monkeypatch, "set_model_version_tag", lambda: model.promote(both, manifest=OLD))
     verdict = model.promote(ours, manifest=NEW)
     assert model.aliases() == {"champion": ours}
-    assert "beats the version that took the place of version 1 meanwhile" in verdict.reason
+    assert "beats the version that replaced version 1 meanwhile" in verdict.reason
 
 
 def _promote_just_before(monkeypatch: pytest.MonkeyPatch, method: str, other: object) -> None:
@@ -222,7 +222,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def promoters() -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes that promote what they are told, where they are told."""
+    """Two processes that promote the version they read, in the registry they read."""
     command = [sys.executable, "-c", PROMOTER]
     with contextlib.ExitStack() as stack:
         yield [
@@ -276,7 +276,7 @@ def test_rollback_gives_the_title_back_to_the_champion_before_and_says_so(model:
     model.promote(model.version(0.75))
     moved = rollback(model.name, config=model.config, because="its test labels were wrong")
     assert (moved.champion, moved.taken_back) == (1, 2)
-    assert moved.reason == f"version 1 is champion of {model.name}, in the place of version 2"
+    assert moved.reason == f"version 1 is champion of {model.name}, instead of version 2"
     assert model.aliases() == {"champion": 1}
     assert ", to version 1: its test labels were wrong" in tags(model, 2)["rolled_back"]
     assert "rolled_back" not in tags(model, 1)
@@ -354,7 +354,7 @@ def test_the_command_says_what_moved(model: Model, capsys: pytest.CaptureFixture
     model.promote(model.version(0.75))
     where = ["--tracking.uri", model.config.resolved_uri(), "--tracking.model_name", model.name]
     assert main(["rollback", *where, "--because", "too slow"]) == 0
-    assert f"version 1 is champion of {model.name}, in the place of version 2" in capsys.readouterr().out
+    assert f"version 1 is champion of {model.name}, instead of version 2" in capsys.readouterr().out
     assert "too slow" in tags(model, 2)["rolled_back"]
 
 

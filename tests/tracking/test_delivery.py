@@ -161,7 +161,7 @@ def test_a_replay_killed_at_any_point_leaves_nothing_twice(
     assert sorted(left) == ["mlflow.json", "run.json"]
 
 
-def test_an_absent_server_is_told_once_and_holds_up_no_epoch(
+def test_an_absent_server_is_reported_once_and_holds_up_no_epoch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []

@@ -41,7 +41,7 @@ def test_no_commit_is_claimed_outside_a_repository(tmp_path: Path, monkeypatch: 
     assert lineage_tags() == {}
 
 
-def test_commit_told_by_the_environment_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_named_by_the_environment_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWOSTREAM_GIT_COMMIT", "abc")
     assert lineage_tags(manifest_hash="m", flow_contract_hash="f", ray_job_id="j") == {
         "manifest_hash": "m",

@@ -16,11 +16,11 @@ from twostream_ray.errors import OutboxError
 from twostream_ray.tracking import (
     TrackingConfig,
     delivery,
+    find_run,
     finish_run,
     log_artifacts,
     log_metrics,
     replay,
-    run_at,
     start_run,
     tag_run,
 )
@@ -188,7 +188,7 @@ def test_a_run_that_does_not_say_who_it_is_is_named_and_all_others_are_delivered
     assert f"{waiting}: metric values 8" in shown.out
     with pytest.raises(OutboxError, match=r"run\.json"):
         start_run(here, run_name="run", run_uri=str(bad), parameters={}, tags={})
-    assert run_at(here, run_uri=str(bad)) is None
+    assert find_run(here, run_uri=str(bad)) is None
     assert len(events(bad)) == 7, "nothing is lost"
     (bad / "tracking-journal" / "run.json").rename(tmp_path / "away")  # the way out
     assert start_run(here, run_name="run", run_uri=str(bad), parameters={}, tags={}).run_id

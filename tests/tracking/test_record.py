@@ -7,11 +7,11 @@ import pytest
 from twostream_ray.tracking import (
     RunHandle,
     TrackingConfig,
+    find_run,
     finish_run,
     log_artifacts,
     log_metrics,
     log_pictures,
-    run_at,
     start_run,
     tag_run,
 )
@@ -150,12 +150,12 @@ def test_store_that_cannot_be_opened_does_not_stop_training(tmp_path: Path) -> N
 
 
 def test_a_trial_lies_below_its_search_and_is_tagged_when_it_is_over(tracking: TrackingConfig, tmp_path: Path) -> None:
-    assert run_at(tracking, run_uri=str(tmp_path / "trial")) is None
+    assert find_run(tracking, run_uri=str(tmp_path / "trial")) is None
     search = start_run(tracking, run_name="search", run_uri=str(tmp_path / "search"), parameters={}, tags={})
     begun = start_run(
         tracking, run_name="trial", run_uri=str(tmp_path / "trial"), parameters={}, tags={}, parent=search
     )
-    trial = run_at(tracking, run_uri=str(tmp_path / "trial"))
+    trial = find_run(tracking, run_uri=str(tmp_path / "trial"))
     assert trial == begun
     tag_run(trial, {"twostream.status": "stopped early by asha after 2 of 6 epochs"})
     finish_run(trial, "KILLED")

@@ -171,7 +171,7 @@ def _has_ray() -> bool:
 
 
 @pytest.mark.parametrize("what", ["a folder", "junk", "below a file"])
-def test_a_database_that_goes_bad_while_a_run_trains_is_told_once_and_holds_up_nothing(
+def test_a_database_that_goes_bad_while_a_run_trains_is_reported_once_and_holds_up_nothing(
     what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = spoil(what, tmp_path)

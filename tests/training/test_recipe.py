@@ -116,7 +116,7 @@ def test_the_temporal_loss_is_weighted_only_beside_another() -> None:
 def test_impossible_settings_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"training.epochs must be at least 1, got 0"):
         TrainingConfig(epochs=0)
-    with pytest.raises(ConfigError, match=r"training.momentum must lie in \[0, 1\), got 1"):
+    with pytest.raises(ConfigError, match=r"training.momentum must be in \[0, 1\), got 1"):
         TrainingConfig(momentum=1.0)
     with pytest.raises(ConfigError, match=r"training.precision must be one of float32, bfloat16, got 'float16'"):
         TrainingConfig(precision="float16")

@@ -107,7 +107,7 @@ def test_a_place_is_looked_at_before_the_work_begins(here: Path) -> None:
     require_uri("s3://bucket/prefix", setting="out")
     (here / "link").symlink_to("nowhere")
     for place in ("file", "file/deep", "link", "link/deep"):
-        with pytest.raises(ConfigError, match="out must be a directory or come to lie below one"):
+        with pytest.raises(ConfigError, match="out must be a directory or be below one"):
             require_uri(place, setting="out")
     with pytest.raises(ConfigError, match="nothing can be written in"):
         require_uri("/sys/kernel/x" if os.geteuid() else "/proc/sys/x", setting="out")

@@ -50,7 +50,7 @@ def picture(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["走る", "걷기", "走る and 걷기 at once", "\U0001f3c3", "ቡና"])
-def test_letters_without_a_font_are_told_once_with_one_to_install(
+def test_letters_without_a_font_are_reported_once_with_one_to_install(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = [font for font in font_manager.fontManager.ttflist if "matplotlib" in font.fname]

@@ -1,4 +1,4 @@
-"""A clip encoded as shards hold it: H.264 video that seeks exactly, and a grey JPEG for each flow field."""
+"""Encoded clip, as shards hold it: H.264 video that seeks exactly, and a grey JPEG for each flow field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class EncodedClip:
     """H.264 in mp4 that seeks exactly."""
 
     flow: Sequence[bytes | memoryview] | Mapping[int, bytes | memoryview] | None
-    """Grey JPEGs, x stacked over y, by index; field k of num_frames - 1 lies between frames k and k + 1."""
+    """Grey JPEGs, x stacked over y, by index; field k of num_frames - 1 is between frames k and k + 1."""
 
     num_frames: int
     """Frames that can be decoded."""

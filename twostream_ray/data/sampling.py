@@ -1,4 +1,4 @@
-"""Which frames and flow fields a sample is made of, in training and at test time (Feichtenhofer et al. 2016, 3.3)."""
+"""Temporal sampling of frames and flow stacks, in training and at test time (Feichtenhofer et al. 2016, sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def evaluation_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.i
 def field_indices(time: int, *, config: SamplingConfig, num_frames: int) -> NDArray[np.int64]:
     """Flow fields of the stack that goes with a frame, in the order of its channels; a clip's ends are repeated.
 
-    Field k lies between frames k and k + 1. centred: offsets -L/2 .. L/2 - 1. forward and trajectory: 0 .. L - 1.
+    Field k is between frames k and k + 1. centred: offsets -L/2 .. L/2 - 1. forward and trajectory: 0 .. L - 1.
     bidirectional: 0 .. L/2 - 1, then backward in time -1 .. -L/2. Shape (L,), values in [0, num_frames - 2].
     """
     length = config.flow_length

@@ -43,7 +43,7 @@ def variants(model: ModelConfig) -> dict[str, ModelConfig]:
 def prepare(
     clips: SyntheticConfig, *, shards: str, progress: Callable[[int, int, int], None] | None = None
 ) -> tuple[Path, IngestReport]:
-    """Write moving-shapes videos beside the place of the shards and ingest them; gives the videos' directory."""
+    """Write moving-shapes videos beside the shards' folder and ingest them; returns the videos' directory."""
     videos = Path(storage.absolute(shards)).parent / "videos"
     synthesize(clips, videos)
     report = ingest(

@@ -151,7 +151,7 @@ Progress = Callable[[int, int], None]
 
 
 def prepare(config: FindingsConfig, comparison: Comparison, *, progress: Callable[[int, int], None]) -> str:
-    """Write a comparison's videos and shards below `config.out`, or find them there; gives the shards' place."""
+    """Write a comparison's videos and shards below `config.out`, or find them there; returns the shards' URI."""
     shards = storage.join(storage.absolute(config.out), comparison.clips.group, "shards")
     demo.prepare(comparison.clips, shards=shards, progress=lambda done, _, total: progress(done, total))
     return shards

@@ -221,14 +221,16 @@ def refuse_overlap(config: IngestConfig, catalog: Catalog) -> None:
             path = getattr(one, name)
             if path is not None and (storage.contains(out, path) or any(storage.contains(path, x) for x in own)):
                 raise ConfigError(
-                    f"out must lie apart from catalog.{name}, got {out} and {path}, of which one holds the other: "
+                    f"out must be separate from catalog.{name}, got {out} and {path}, of which one holds the other: "
                     "choose another --out, beside it"
                 )
     # Links below a root may lead anywhere.
     folders = {clip.uri if clip.frames else clip.uri.rpartition("/")[0] for clip in catalog.clips}
     for path in sorted(folders | {uri for clip in catalog.clips for uri in clip.flow_uris}):
         if storage.contains(out, path):
-            raise ConfigError(f"out must lie apart from the videos, {path} is a link into {out}: choose another --out")
+            raise ConfigError(
+                f"out must be separate from the videos, {path} is a link into {out}: choose another --out"
+            )
 
 
 def _notes_of(parts: Sequence[dict[str, Any]]) -> list[str]:

@@ -23,7 +23,7 @@ def refuse_foreign_files(
 ) -> None:
     """Refuse to write `names` over files of somebody else.
 
-    The first of them is written first, and tells whose they are: it is JSON of a `schema`, or a text that `begins` so.
+    The first of them is written first, and says whose they are: it is JSON of a `schema`, or a text that `begins` so.
 
     Raises:
         ConfigError: names the file and the way out.

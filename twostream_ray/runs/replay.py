@@ -28,11 +28,11 @@ def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:
     Raises:
         OutboxError: some have no journal, or a damaged one; all others are delivered.
         TrackingError: MLflow does not answer; runs before it are delivered.
-        StorageError: a place cannot be read.
+        StorageError: a run's folder cannot be read.
     """
     uris = [storage.absolute(run) for run in config.runs]
     if not uris:
-        uris = tracking.journals_below(storage.absolute(config.storage))
+        uris = tracking.list_outboxes(storage.absolute(config.storage))
         if not uris:
             raise TrackingError(
                 f"no run below {config.storage} has a tracking journal: name a run's directory, or set --storage"

@@ -45,7 +45,7 @@ def _require(number: Any, setting: str, interval: str, *, whole: bool, got: Any)
     too_low = number < low if low_is_in else number <= low
     too_high = number > high if high_is_in else number >= high
     if high <= 1 and (too_low or too_high):
-        raise ConfigError(f"{setting} must lie in {interval}, got {brief(got)}")
+        raise ConfigError(f"{setting} must be in {interval}, got {brief(got)}")
     if too_low:
         raise ConfigError(f"{setting} must be {'at least' if low_is_in else 'more than'} {low:g}, got {brief(got)}")
     if too_high:

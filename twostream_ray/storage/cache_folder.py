@@ -16,7 +16,7 @@ from twostream_ray.storage.temporary_folders import own_folder, own_folder_path
 
 TAG = "CACHEDIR.TAG"
 _TAG_CONTENT = b"""Signature: 8a477f597d28d172789f06886806bc55
-# This file marks a cache of twostream_ray: whatever else lies here may be deleted at any moment.
+# This file marks a cache of twostream_ray: whatever else is here may be deleted at any moment.
 """
 _LEFT_BY_OURS = re.compile(r"[0-9a-f]{64}\.(partial|lock)|lock")
 

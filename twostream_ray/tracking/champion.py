@@ -249,7 +249,7 @@ def rollback(name: str, *, config: TrackingConfig, to: int | None = None, becaus
         _set_champion(client, name, target, seen=before)
         if _version_with(client, name, CHALLENGER) == target:
             client.delete_registered_model_alias(name, CHALLENGER)
-    left = "which had none" if before.champion is None else f"in the place of version {before.champion}"
+    left = "which had none" if before.champion is None else f"instead of version {before.champion}"
     return Rollback(
         champion=target, taken_back=before.champion, reason=f"version {target} is champion of {name}, {left}"
     )
@@ -295,7 +295,7 @@ def _verdict(before: _Registry, after: _Registry, name: str, version: int, crite
     elif rival == version:
         why = "it was so before"
     elif alias == CHAMPION and theirs is None:
-        why = f"it beats the version that took the place of version {rival} meanwhile, {where}"
+        why = f"it beats the version that replaced version {rival} meanwhile, {where}"
     elif theirs is None:
         measure = evaluate_command(name, rival, split=criterion.split)
         why = f"version {rival}, champion, was never measured on {where}; `{measure}` with its --shards, then `{again}`"

@@ -272,7 +272,7 @@ class Outbox:
         storage.write_json(storage.join(self.uri, name), values)
 
 
-def journals_below(uri: str) -> list[str]:
+def list_outboxes(uri: str) -> list[str]:
     """URIs of all runs below a directory or prefix that have an outbox.
 
     Raises:

@@ -84,7 +84,7 @@ def start_run(
     """
     outbox = Outbox(run_uri=run_uri)
     if outbox.identity() is None:
-        shown = _run_tags(run_name, tags) | below(parent)
+        shown = _run_tags(run_name, tags) | parent_tags(parent)
         if parent is not None:
             # A trial's process was started by Ray, and is called so.
             shown["mlflow.source.name"] = "twostream tune"
@@ -105,7 +105,7 @@ def start_run(
     )
 
 
-def run_at(config: TrackingConfig, *, run_uri: str) -> RunHandle | None:
+def find_run(config: TrackingConfig, *, run_uri: str) -> RunHandle | None:
     """The run that was started in a directory, or None, also where its outbox is damaged; asks no server.
 
     Raises:
@@ -122,7 +122,7 @@ def run_at(config: TrackingConfig, *, run_uri: str) -> RunHandle | None:
     return RunHandle(tracking_uri=config.resolved_uri(), run_uri=run_uri, experiment_id=experiment_id, run_id=run_id)
 
 
-def below(parent: RunHandle | None) -> dict[str, str]:
+def parent_tags(parent: RunHandle | None) -> dict[str, str]:
     """The tag by which MLflow's page shows a run under another; nothing as long as that has not been made."""
     return {"mlflow.parentRunId": parent.run_id} if parent is not None and parent.run_id else {}
 

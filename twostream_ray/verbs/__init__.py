@@ -15,7 +15,7 @@ def complain(text: str, *, verb: str = "") -> None:
 
 
 def require_uri(uri: str, *, setting: str) -> None:
-    """See that files can be written at a local place, before hours of work for them begin.
+    """Check that files can be written below a local path, before hours of work for them begin.
 
     Raises:
         ConfigError: a file is in the way, or nothing may be written there.
@@ -27,6 +27,6 @@ def require_uri(uri: str, *, setting: str) -> None:
         return
     there = next(path for path in (Path(location), *Path(location).parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise ConfigError(f"{setting} must be a directory or come to lie below one, {there} is none: choose another")
+        raise ConfigError(f"{setting} must be a directory or be below one, {there} is none: choose another")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{setting}: nothing can be written in {there}: check its rights, or choose another place")
+        raise ConfigError(f"{setting}: nothing can be written in {there}: check its rights, or choose another path")

@@ -1,4 +1,4 @@
-"""Pictures: what networks are shown, what they scored, what a search found.
+"""Plots: what networks are shown, what they scored, what a search found.
 
 Every picture is drawn on a figure of its own, without pyplot's global state, so that any process and thread may draw.
 """

@@ -1,4 +1,4 @@
-"""Figures to files: texts are shown as they are, in fonts that have their letters (per-glyph font fallback)."""
+"""Matplotlib figures to PNG files: texts as they are, in fonts that have their letters (per-glyph font fallback)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG; letters that no installed font has become boxes, which is said once.
 
     Raises:
-        OSError: the place cannot be written.
+        OSError: the file cannot be written.
     """
     for text in figure.findobj(Text):
         # An axis writes its powers of ten as formulas, later; whatever has a dollar by now is a name.

@@ -1,4 +1,4 @@
-"""Pictures of what networks are shown: flow as colour (Baker et al. 2011, Middlebury benchmark), frames over flow."""
+"""Plots of what networks are shown: flow as colour (Baker et al. 2011, Middlebury benchmark), frames over flow."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from twostream_ray.redaction import printable
 from twostream_ray.visualize.figures import save
 
 _WHEEL_KNOTS = (0, 15, 21, 25, 36, 49, 55)
-"""Where red, yellow, green, cyan, blue, magenta and again red stand on the wheel of 55 hues (Baker et al. 2011)."""
+"""Indices of red, yellow, green, cyan, blue, magenta and again red on the wheel of 55 hues (Baker et al. 2011)."""
 _WHEEL_COLOURS = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)], dtype=float)
 _UNKNOWN_FLOW_PX = 1e9
 """Middlebury's ground truth marks a pixel of unknown flow with a larger value than this."""

@@ -1,4 +1,4 @@
-"""The picture of all trials of a search at once: parallel coordinates (Inselberg 1985)."""
+"""Parallel coordinates (Inselberg 1985) of all trials of a search."""
 
 import itertools
 import re
@@ -100,15 +100,15 @@ def parallel_coordinates_picture(trials: Sequence[Trial], path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Scale:
-    """How the values of one setting lie on an axis from 0 to 1."""
+    """The scale of one setting's values on an axis from 0 to 1."""
 
     names: Sequence[str]
-    """Of a setting whose values are names, in the order of their places; empty where they are numbers."""
+    """Of a setting whose values are names, in the order of the axis; empty where they are numbers."""
     low: float
     high: float
     logarithmic: bool
     ticks: Sequence[tuple[float, str]]
-    """Place and label."""
+    """Position on the axis, in [0, 1], and label."""
 
     @classmethod
     def of(cls, values: Sequence[object], *, count: bool = False, share: bool = False) -> "_Scale":
@@ -150,13 +150,13 @@ class _Scale:
         )
 
     def at(self, numbers: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Places of numbers on the axis."""
+        """Positions of numbers on the axis, in [0, 1]."""
         if self.logarithmic:
             return np.asarray(np.log(numbers / self.low) / np.log(self.high / self.low))
         return np.asarray((numbers - self.low) / (self.high - self.low))
 
     def xs(self, values: Sequence[object], order: Sequence[int]) -> NDArray[np.float64]:
-        """Where each trial's line meets the axis; lines of one value lie side by side, those late in `order` above."""
+        """Where each trial's line meets the axis; lines of one value are side by side, those late in `order` above."""
         found = np.full(len(values), _NOT_SET)
         for position, value in enumerate(values):
             if value is not None and self.names:

@@ -1,4 +1,4 @@
-"""Pictures of what networks scored: confusion, accuracies by network, by weight of late fusion, curves by epoch."""
+"""Plots of what networks scored: confusion matrix, accuracies by network, by weight of late fusion, curves by epoch."""
 
 import itertools
 import re
@@ -119,7 +119,7 @@ def weights_picture(
         weights: (W,) in [0, 1].
         accuracies: (W,) in [0, 1] of each way to fuse.
         path: the PNG to write.
-        marked: the weight of each way at which a dot and its figure stand.
+        marked: the weight of each way that gets a dot and its accuracy.
         quoted: (W,) in [0, 1] of the same ways on other clips, dashed and marked at the same weight.
         levels: accuracies in [0, 1] of ways that have no weight.
         title: what is drawn.

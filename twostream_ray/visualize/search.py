@@ -1,4 +1,4 @@
-"""Pictures of what a search found: the importance of settings, accuracy against parameters with the Pareto front."""
+"""Plots of what a search found: the importance of settings, accuracy against parameters with the Pareto front."""
 
 import textwrap
 from collections.abc import Sequence

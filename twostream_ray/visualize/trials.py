@@ -1,4 +1,4 @@
-"""What a search found, in figures and words: the Pareto front, how much each setting matters.
+"""Analysis of a search's trials: the Pareto front, and the permutation importance of each setting (Breiman 2001).
 
 A trial is a mapping: dotted setting names with their values, and besides
 
@@ -52,7 +52,7 @@ class Importance:
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[int]:
-    """Positions of the finished trials that no other finished one beats with as few parameters, fewest first.
+    """Indices of the finished trials that no other finished one beats with as few parameters, fewest first.
 
     Of trials that are equal in both the first is taken.
     """
@@ -74,7 +74,7 @@ def setting_importance(trials: Sequence[Trial]) -> Importance | None:
     """Permutation importance (Breiman 2001, sec. 10) of each setting that varies, on trials the forest has not seen.
 
     All trials with a score count, those stopped early with their last one. A third of them is held out, 10 times; the
-    same trials give the same figures. None where fewer than 8 trials have a score or nothing varies among them.
+    same trials give the same numbers. None where fewer than 8 trials have a score or nothing varies among them.
     """
     scored = [trial for trial in trials if score_of(trial) is not None]
     names = varying_settings(scored)
@@ -132,7 +132,7 @@ def varying_settings(trials: Sequence[Trial]) -> list[str]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The last two parts of each dotted name, more where that does not tell it from the others."""
+    """The last two parts of each dotted name, more where that is not unique."""
     shortened = []
     for name in names:
         parts = name.split(".")

@@ -55,7 +55,7 @@ def test_videos_that_never_end_and_rates_that_are_none_stop_no_other_clip(tmp_pa
 
 
 def a_second() -> bytes:
-    """A transport stream of 30 frames: joined end to end it goes on, and nothing in it tells its length."""
+    """A transport stream of 30 frames: joined end to end it is a longer one, and nothing in it states its length."""
     file = io.BytesIO()
     rng = np.random.default_rng(0)
     with av.open(file, mode="w", format="mpegts") as container:

@@ -2,17 +2,17 @@ import numpy as np
 import pytest
 from foreign_videos import count, encoded, field_coded, pictures, taken_apart, uncoded_plane
 
-from twostream_ray.data.video.bitstreams import PacketTally
+from twostream_ray.data.video.bitstreams import PacketCounts
 
 CODECS = ["h264", "hevc", "mpeg2video", "mpeg4", "vp8", "vp9", "av1", "gif", "wmv2"]
 
 
-def tally_of(codec: str, packets: list[bytes], *, extradata: bytes = b"", anywhere: bool = False) -> PacketTally:
-    tally = PacketTally(codec, extradata, begins_anywhere=anywhere)
+def counts_of(codec: str, packets: list[bytes], *, extradata: bytes = b"", anywhere: bool = False) -> PacketCounts:
+    counts = PacketCounts(codec, extradata, begins_anywhere=anywhere)
     for time, packet in enumerate(packets):
-        tally.add(packet, is_key=not time, is_hidden=False, time=time)
-    tally.end()
-    return tally
+        counts.add(packet, is_key=not time, is_hidden=False, time=time)
+    counts.end()
+    return counts
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -32,37 +32,37 @@ def test_whatever_a_packet_holds_it_is_at_most_one_picture_and_never_an_error(co
         parts = [rng.bytes(int(rng.integers(0, 40))) + marks[int(rng.integers(len(marks)))] for _ in range(6)]
         packets = [part for part in parts if part]
         extradata = (b"\1" if number % 2 else b"") + rng.bytes(int(rng.integers(0, 60)))
-        tally = tally_of(codec, packets, extradata=extradata)
-        assert 0 <= tally.least <= tally.most <= tally.packets == len(packets)
+        counts = counts_of(codec, packets, extradata=extradata)
+        assert 0 <= counts.least <= counts.most <= counts.packets == len(packets)
 
 
 def test_field_whose_other_half_is_missing_is_a_picture_of_its_own_until_the_end() -> None:
     fields = field_coded(4)
-    assert (tally_of("h264", fields).least, tally_of("h264", fields[:-1]).least) == (4, 3)
+    assert (counts_of("h264", fields).least, counts_of("h264", fields[:-1]).least) == (4, 3)
     # A first field is lost: the second one stands alone.
-    assert tally_of("h264", [*fields[:4], *fields[5:]]).most == 4
+    assert counts_of("h264", [*fields[:4], *fields[5:]]).most == 4
 
 
 def test_packed_planes_come_one_a_packet_and_the_last_one_never() -> None:
     planes = [packet.content for packet in taken_apart(encoded("mpeg4", pictures(6), container="avi", bf="1")).packets]
     packed = [planes[0], planes[1] + planes[2], uncoded_plane(2), planes[3] + planes[4], uncoded_plane(4), planes[5]]
-    assert tally_of("mpeg4", packed).least == 6
-    assert tally_of("mpeg4", packed[:4]).least == 4
+    assert counts_of("mpeg4", packed).least == 6
+    assert counts_of("mpeg4", packed[:4]).least == 4
 
 
 def test_frames_of_vp9_that_are_hidden_in_a_superframe_are_none() -> None:
     hidden, shown = bytes([0b10000100, 9, 9]), bytes([0b10000110, 8, 8, 8])
     index = bytes([0b11000001, len(hidden), len(shown), 0b11000001])
-    assert tally_of("vp9", [hidden + shown + index]).least == 1
-    assert tally_of("vp9", [hidden, shown, hidden]).least == 1
+    assert counts_of("vp9", [hidden + shown + index]).least == 1
+    assert counts_of("vp9", [hidden, shown, hidden]).least == 1
 
 
 def test_what_comes_before_the_first_key_picture_counts_only_where_a_file_has_an_index() -> None:
     for anywhere, least in ((True, 3), (False, 5)):
-        tally = PacketTally("wmv2", None, begins_anywhere=anywhere)
+        counts = PacketCounts("wmv2", None, begins_anywhere=anywhere)
         for time in range(5):
-            tally.add(b"x", is_key=time == 2, is_hidden=False, time=time)
-        assert (tally.least, tally.before_key) == (least, 2 * anywhere)
+            counts.add(b"x", is_key=time == 2, is_hidden=False, time=time)
+        assert (counts.least, counts.before_key) == (least, 2 * anywhere)
 
 
 def test_few_colours_of_a_gif_are_a_palette_with_zeros_behind_them() -> None:

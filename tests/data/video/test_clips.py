@@ -13,7 +13,7 @@ from twostream_ray.errors import DecodeError
 
 
 def encoded(num_frames: int, *, size: int = 64) -> tuple[bytes, NDArray[np.uint8]]:
-    """A clip whose every frame is told apart by its grey level."""
+    """A clip whose every frame has a grey level of its own."""
     frames = np.stack([np.full((size, size, 3), 20 + 3 * index, np.uint8) for index in range(num_frames)])
     writer = ClipWriter(width=size, height=size, fps=Fraction(25))
     for frame in frames:

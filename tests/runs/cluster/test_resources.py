@@ -5,7 +5,7 @@ import pytest
 import ray
 
 from twostream_ray.errors import ClusterError
-from twostream_ray.runs.cluster.resources import fits, in_words, require_room
+from twostream_ray.runs.cluster.resources import describe_resources, fits, require_room
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,11 @@ def test_what_is_wanted_fits_when_each_part_finds_a_node(
     assert fits(wanted, nodes) is answer
 
 
-def test_room_is_told_in_ray_s_own_words() -> None:
-    assert in_words([{"CPU": 1.0, "GPU": 1.0}] * 12 + [{"CPU": 0.1}]) == "12 x (1 CPU, 1 GPU) and 1 x (0.1 CPU)"
-    assert in_words([{"CPU": 2.0, "memory": 3.0 * 2**30, "node:x": 1.0}], free=True) == (
+def test_resources_are_described_in_ray_s_own_words() -> None:
+    assert (
+        describe_resources([{"CPU": 1.0, "GPU": 1.0}] * 12 + [{"CPU": 0.1}]) == "12 x (1 CPU, 1 GPU) and 1 x (0.1 CPU)"
+    )
+    assert describe_resources([{"CPU": 2.0, "memory": 3.0 * 2**30, "node:x": 1.0}], free=True) == (
         "1 x (2 CPU, 0 GPU, 3.0 GiB of memory)"
     )
 
@@ -47,7 +49,7 @@ def test_more_than_a_private_cluster_has_is_refused_at_once_and_both_are_named(
     assert time.monotonic() - started < 5
     total = ray.cluster_resources()["CPU"]
     assert str(refused.value).startswith(
-        f"the workers want {in_words(wanted)}, the Ray cluster has 1 x ({total:g} CPU, "
+        f"the workers want {describe_resources(wanted)}, the Ray cluster has 1 x ({total:g} CPU, "
     )
     assert str(refused.value).endswith(": lower them")
 
@@ -61,7 +63,7 @@ def test_what_fits_is_let_pass_at_once(cluster: None) -> None:
 @pytest.mark.soak
 @pytest.mark.own_cluster
 @pytest.mark.timeout(300)
-def test_with_an_autoscaler_a_line_tells_of_the_wait_and_sigterm_or_a_node_ends_it() -> None:
+def test_with_an_autoscaler_a_line_reports_the_wait_and_sigterm_or_a_node_ends_it() -> None:
     import os
     import signal
     import subprocess

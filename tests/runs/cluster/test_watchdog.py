@@ -48,7 +48,7 @@ def test_an_error_that_its_death_has_caused_gives_way_to_the_cause() -> None:
         raise RuntimeError("RPC error: recvmsg: connection reset by peer")
 
 
-def test_processes_that_were_told_to_stop_interrupt_as_ctrl_c_does() -> None:
+def test_processes_that_got_sigterm_interrupt_as_ctrl_c_does() -> None:
     process = subprocess.Popen(["sleep", "1000"])
     with (
         pytest.raises(KeyboardInterrupt),
@@ -59,7 +59,7 @@ def test_processes_that_were_told_to_stop_interrupt_as_ctrl_c_does() -> None:
 
 
 @pytest.mark.parametrize("first", ["raylet", "gcs_server"])
-def test_where_all_were_told_to_stop_one_that_ends_for_want_of_another_is_no_death(first: str) -> None:
+def test_where_all_got_sigterm_one_that_ends_for_want_of_another_is_no_death(first: str) -> None:
     dies = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); raise SystemExit(1)"])
     told = subprocess.Popen(["sleep", "1000"])
     (second,) = {"raylet", "gcs_server"} - {first}
@@ -72,7 +72,7 @@ def test_where_all_were_told_to_stop_one_that_ends_for_want_of_another_is_no_dea
         time.sleep(60)
 
 
-def test_what_ends_of_ray_when_this_process_was_told_to_stop_was_told_so_too() -> None:
+def test_what_ends_of_ray_when_this_process_got_sigterm_got_it_too() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); raise SystemExit(1)"])
     with (
         pytest.raises(KeyboardInterrupt),

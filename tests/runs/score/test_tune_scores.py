@@ -314,7 +314,7 @@ def test_clips_to_quote_on_that_were_chosen_on_are_refused(streams: dict[str, An
     [
         ([], "choose.spatial and choose.temporal"),
         (["--choose.spatial", "a.npz"], "scores are wanted as spatial and temporal, or as both, got spatial a.npz"),
-        (["--choose.both", "a.npz", "--weight_step", "0"], "weight_step must lie in [0.0001, 1], got 0.0"),
+        (["--choose.both", "a.npz", "--weight_step", "0"], "weight_step must be in [0.0001, 1], got 0.0"),
         (["--choose.both", "a.npz", "--temperatures", "[0]"], "temperatures must be more than 0, got [0.0]"),
         (["--choose.both", "a.npz", "--svm_penalties", "[1]"], "svm_penalties want quote.spatial and quote.temporal"),
         (["--choose.both", "a.npz", "--of", "[]"], "of must name logits, softmax or both"),

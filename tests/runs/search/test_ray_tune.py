@@ -19,7 +19,7 @@ from twostream_ray.runs.search import ray_tune as tune_module
 from twostream_ray.runs.search.ray_tune import tune
 from twostream_ray.runs.search.report import STATUS_TAG
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
-from twostream_ray.runs.search.trial import shared_out
+from twostream_ray.runs.search.trial import assign_resources
 from twostream_ray.settings.parser import from_arguments
 from twostream_ray.tracking.connection import client_for
 
@@ -85,9 +85,9 @@ def test_trials_share_half_of_the_cpus_and_all_gpus() -> None:
     config = TuneConfig(
         name="x", data=DataConfig(shards="s", validation_split="val"), search=SearchConfig(space={"seed": [1]})
     )
-    two = shared_out(config, cpus=2, gpus=0, trials_at_once=2).workers
+    two = assign_resources(config, cpus=2, gpus=0, trials_at_once=2).workers
     assert two.num_workers == 1 and 2 * (two.cpus_per_worker or 9) < 1
-    eight = shared_out(config, cpus=64, gpus=8, trials_at_once=2).workers
+    eight = assign_resources(config, cpus=64, gpus=8, trials_at_once=2).workers
     assert eight.num_workers == 4 and 8 * (eight.cpus_per_worker or 9) < 32
 
 
@@ -294,7 +294,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on(shard_set: ShardSet, tmp_path: Path
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted; what was finished is kept, run the same command again to go on" in output
+    assert "interrupted; what was finished is kept, run the same command again to resume" in output
     assert "Traceback" not in output
     parent, trials = children(tmp_path)
     assert {run.info.status for run in (parent, *trials.values())} == {"KILLED"}

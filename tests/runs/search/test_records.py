@@ -35,13 +35,13 @@ def test_what_was_written_is_there_again(tmp_path: Path) -> None:
     store.put(record(0, 0.5, status="finished"))
     store.put(record(1))
     store.end_epoch(1, {"epoch": 0, "val_top1": 0.25}, seconds=1800.0)
-    store.note_seconds(7200.0)
+    store.store_seconds(7200.0)
     again = TrialStore(CONFIG, folder=folder_in(tmp_path))
     assert again.records == store.records
     assert again.spent(gpus_per_trial=2) == Spent(trials=2, epochs=2, hours=2.0, gpu_hours=1.0)
 
 
-def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
+def test_an_epoch_that_is_reported_again_counts_once(tmp_path: Path) -> None:
     store = TrialStore(CONFIG, folder=folder_in(tmp_path))
     store.put(record(0, 0.5, 0.75))
     assert not store.end_epoch(0, {"epoch": 1, "val_top1": 0.75}, seconds=0.0)
@@ -137,7 +137,7 @@ def test_a_damaged_file_of_a_search_is_named_in_one_line_with_the_way_out(
     store = TrialStore(CONFIG, folder=folder_in(tmp_path))
     store.put(record(0, 0.5))
     store.put(record(1))
-    store.note_seconds(1.0)
+    store.store_seconds(1.0)
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=rf"was wanted at {tmp_path}/{name}, .*(choose another --name|delete it)"):
         TrialStore(CONFIG, folder=folder_in(tmp_path))

@@ -126,7 +126,7 @@ def test_a_run_whose_snapshot_is_damaged_goes_on_from_its_checkpoints_and_says_s
     (place / SNAPSHOT).write_bytes(DAMAGE[damage]((place / SNAPSHOT).read_bytes()))
     assert last_and_best(place) == ("epoch-0003-step-000002", "epoch-0001")
     (line,) = said(caplog)
-    assert "the run goes on from checkpoint epoch-0003-step-000002, the last that is whole" in line
+    assert "the run resumes from checkpoint epoch-0003-step-000002, the last that is whole" in line
     assert "\n" not in line and len(line) < 500
     caplog.clear()
     assert last_and_best(place) == ("epoch-0003-step-000002", "epoch-0001")
@@ -165,7 +165,7 @@ def test_a_last_checkpoint_that_is_not_whole_is_left_out(
     else:
         damaged.write_bytes(damaged.read_bytes()[:-1] if file != "state.json" else b"{")
     assert last_and_best(place) == ("epoch-0002", "epoch-0001")
-    assert "goes on from checkpoint epoch-0002" in said(caplog)[-1]
+    assert "resumes from checkpoint epoch-0002" in said(caplog)[-1]
 
 
 def test_without_a_whole_checkpoint_a_run_begins_at_its_start_and_says_so(
@@ -174,7 +174,7 @@ def test_without_a_whole_checkpoint_a_run_begins_at_its_start_and_says_so(
     for state in place.glob("*/state.json"):
         state.write_text("{")
     mend_snapshot(str(place), watched="val_top1")
-    assert "goes on from the start: none is whole" in said(caplog)[-1]
+    assert "resumes from the start: none is whole" in said(caplog)[-1]
     result = result_of(str(place), watched="val_top1")
     assert result is not None and result.checkpoint is None
 

@@ -314,7 +314,7 @@ def test_sigterm_keeps_what_the_run_has_reached_and_the_same_command_goes_on_the
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted; what was finished is kept, run the same command again to go on" in errors
+    assert "interrupted; what was finished is kept, run the same command again to resume" in errors
     assert "Traceback" not in errors
     kept = sorted(path.name for path in (tmp_path / "runs/terminated").glob("epoch-*"))
     process = twostream_train(shard_set, tmp_path, name="terminated", epochs=500)

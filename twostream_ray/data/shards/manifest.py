@@ -160,7 +160,7 @@ def read_index(content: bytes, manifest: Manifest, *, where: str) -> pa.Table:
         "num_frames": (frames < 1).any() or int(frames.sum()) != manifest.frames,
         "shard": ((shard < 0) | (shard >= len(rows))).any(),
         "row": len(rows) and ((row < 0) | (row >= rows[at])).any(),
-        "place of a clip": len(np.unique(shard << 32 | row)) < len(row),
+        "position of a clip": len(np.unique(shard << 32 | row)) < len(row),
         "clip_id": len(table["clip_id"].unique()) < len(table),
         "splits": counts != dict(manifest.splits),
     }

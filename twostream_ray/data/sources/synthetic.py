@@ -207,7 +207,7 @@ def synthesize(
 
 
 def clip_name(config: SyntheticConfig, split: str, index: int) -> Path:
-    """Path of clip `index` of a split below the root; label = index mod K, and the container tells no class."""
+    """Path of clip `index` of a split below the root; label = index mod K, and the container gives no class away."""
     label, turn = index % len(config.classes), index // len(config.classes)
     return Path(split, config.classes[label], f"{index:05d}.{('mp4', 'avi')[turn % 2]}")
 
@@ -281,7 +281,7 @@ def draw_movers(config: SyntheticConfig, index: int, *, rng: np.random.Generator
 def straight_path(num_frames: int, *, direction: int, speed_px: float) -> NDArray[np.float64]:
     """Offsets (y, x) from the centre at the middle frame, shape (F, 2), at `speed_px` per frame.
 
-    The centre at the middle frame is what gets drawn at random: the frame that the spatial stream sees tells nothing.
+    The centre at the middle frame is what gets drawn at random: the frame that the spatial stream sees says nothing.
     """
     return (np.arange(num_frames) - num_frames // 2)[:, None] * (speed_px * _STEPS[direction])
 
@@ -291,7 +291,7 @@ def order_path(num_frames: int, *, label: int, speed_px: float) -> NDArray[np.fl
 
     Both are the same two halves of a clip, in the other order; a half rests, moves and rests again, for an eighth, a
     quarter and an eighth of the clip, so that no short stack of flow fields sees both moves. Snippets at a stride of
-    a quarter of the clip are then the same four in both classes, and only their order tells.
+    a quarter of the clip are then the same four in both classes, and only their order differs.
     """
     half = num_frames // 2
     rest = half // 4

@@ -20,7 +20,7 @@ SPLIT_TITLES = ("split", "splits", "subset", "set", "partition")
 
 _DELIMITERS = (",", "\t", ";", "|")
 _OF_EXCEL = re.compile(r'\A"?sep=[^\r\n]"?(?=[\r\n])', re.IGNORECASE)
-"""A line in front of the titles that tells Excel how values are separated."""
+"""A line in front of the titles by which Excel knows how values are separated."""
 _ARCHIVES = (b"PK\3\4", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")
 """How workbooks and compressed files begin."""
 _PARQUET = b"PAR1"

@@ -1,4 +1,4 @@
-"""Headers of coded video: how many pictures a packet ought to give, and whether zeros in it are padding or a hole.
+"""Parsing of coded video's headers: how many pictures a packet ought to give, whether zeros are padding or a hole.
 
 H.264 (ITU-T H.264, 7.3), HEVC (H.265, 7.3), MPEG-1 and 2 (H.262, 6.2), MPEG-4 Visual (ISO 14496-2, 6.2), VP8 (RFC 6386,
 9.1), VP9, GIF89a. A packet of another codec ought to give one picture.
@@ -15,8 +15,8 @@ _LARGEST_UNCODED_BYTES = 8
 _OBJECT_LAYER = re.compile(rb"\x00\x00\x01[\x20-\x2f]", re.DOTALL)
 
 
-class PacketTally:
-    """What the packets of one stream come to, looked at in the order of the file."""
+class PacketCounts:
+    """Counts of the packets and pictures of one stream, packet by packet in the order of the file."""
 
     def __init__(self, codec: str, extradata: bytes | None, *, begins_anywhere: bool) -> None:
         """The codec by FFmpeg's name, and what the container holds for its decoder.

@@ -137,7 +137,7 @@ def _refuse_contradictions(movie: memoryview, *, name: str) -> None:
 
 
 def _times(box: memoryview, *, of_track: bool) -> tuple[int, int]:
-    """Time scale and duration of a header box; that of a track has its number in place of the scale."""
+    """Time scale and duration of a header box; that of a track has its number instead of the scale."""
     wide = box[0] == 1
     at = 20 if wide else 12
     scale = int.from_bytes(box[at : at + 4], "big")

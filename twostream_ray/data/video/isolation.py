@@ -1,4 +1,4 @@
-"""Bytes from outside are decoded in a child process that may crash or hang without taking anything with it.
+"""Process isolation: bytes from outside are decoded in a child process, which may crash or hang alone.
 
 A process keeps one warm child. Only lengths, JSON and encoded bytes come back from it: nothing is unpickled.
 """
@@ -150,7 +150,7 @@ class _Child:
             self._process.communicate()
 
     def ask(
-        self, source: bytes | Source, contract: FlowContract, *, name: str, **wishes: object
+        self, source: bytes | Source, contract: FlowContract, *, name: str, **options: object
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Values and encoded parts that the child answers with."""
         source = Source(video=source) if isinstance(source, bytes) else source
@@ -165,10 +165,10 @@ class _Child:
             "path": str(source.video) if isinstance(source.video, Path) else None,
             "frames": None if source.video is not None else len(source.frames),
             "fields": None if source.flow is None else len(source.flow),
-            **wishes,
+            **options,
         }
         stdin: Any = self._process.stdin
-        self._seconds = _seconds_for(contract, wishes["max_frames"])
+        self._seconds = _seconds_for(contract, options["max_frames"])
         self._deadline = time.monotonic() + self._seconds
         try:
             _send(stdin, json.dumps(request).encode())
@@ -276,7 +276,7 @@ def _limit_memory(request: dict[str, Any]) -> None:
 def _end_with_parent() -> None:
     """A decoder that hangs would outlive a parent that is gone."""
     poll = select.poll()
-    poll.register(0, 0)  # tells of the other end's closing whatever is asked for
+    poll.register(0, 0)  # reports the other end's closing whatever is asked for
     poll.poll()
     os._exit(1)
 

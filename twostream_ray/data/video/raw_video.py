@@ -21,7 +21,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from twostream_ray.data.video import containers
-from twostream_ray.data.video.bitstreams import PacketTally
+from twostream_ray.data.video.bitstreams import PacketCounts
 from twostream_ray.data.video.pictures import MAX_PIXELS, Orientation, RgbConverter, open_media, read_image
 from twostream_ray.errors import AccessError, DecodeError, TooLongError
 from twostream_ray.redaction import one_line
@@ -46,7 +46,7 @@ _SAME_SHAPE = 0.02
 
 
 class Note(StrEnum):
-    """What a report says of videos that are used though not all is as one would wish: "3 clips have ..."."""
+    """What a report says of videos that are used though not all is as it should be: "3 clips have ..."."""
 
     SEVERAL_STREAMS = "several video streams, of which one was taken"
     INTERLACED = "interlaced frames, whose moving edges show combs: deinterlace the videos to be rid of them"
@@ -58,12 +58,12 @@ class Note(StrEnum):
 class FrameStream:
     """The frames of an encoded video, decoded once and in order, as upright RGB (H, W, 3) uint8.
 
-    Frames have the file's own pixels, of which `pixel_aspect` tells the shape. The film is taken where a file has
+    Frames have the file's own pixels, whose shape is `pixel_aspect`. The film is taken where a file has
     several video streams: no attached picture, and no preview, which has far fewer pixels.
 
     Iterating raises DecodeError as soon as the bytes cannot be decoded, and at the end when pictures are missing: what
     was decoded is held against what the container's header and the headers in its packets announce. MPEG program and
-    transport streams have neither count nor index: cut between two frames they cannot be told from whole.
+    transport streams have neither count nor index: cut between two frames they look whole.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class FrameStream:
                 size = file.seek(0, os.SEEK_END)
                 self._empty = containers.require_whole(file, name=name)
                 with closing(open_media(file, formats=_CONTAINERS)) as container:
-                    self._tally, index = self._choose(container)
+                    self._counts, index = self._choose(container)
                 self._container = opened.enter_context(open_media(file, formats=_CONTAINERS))
                 self._stream: Any = self._container.streams[index]
             except AccessError as error:
@@ -103,7 +103,7 @@ class FrameStream:
         self._stream.codec_context.thread_count = 1  # others decode beside us; threads take memory and save little
         self.fps = self._rate()
         """Mean frames per second."""
-        self.announced = self._tally.least
+        self.announced = self._counts.least
         """Frames that there must be."""
         self.pixel_aspect = Fraction(1)
         """Width of the frames' pixels for a height of 1; of the first frame, known when it is there."""
@@ -121,7 +121,7 @@ class FrameStream:
         convert = RgbConverter()
         return (convert(frame) for frame in self.pictures())
 
-    def _choose(self, container: Any) -> tuple[PacketTally, int]:
+    def _choose(self, container: Any) -> tuple[PacketCounts, int]:
         """What the packets of the film come to, and its number among the streams."""
         streams = [stream for stream in container.streams.video if not stream.disposition & _NO_FILM]
         if not streams:
@@ -129,37 +129,37 @@ class FrameStream:
         known = [stream for stream in streams if stream.codec_context is not None]
         if not known:
             raise DecodeError(f"{self._name}: a video in a known codec was wanted, the file names none")
-        tallies = self._count(container, known)
+        by_stream = self._count(container, known)
         # A picture alone is a cover, whatever the file calls it.
-        films = [stream for stream in known if tallies[stream.index].packets > 1] or known
+        films = [stream for stream in known if by_stream[stream.index].packets > 1] or known
         shown = {
-            stream.index: tallies[stream.index].packets * stream.codec_context.width * stream.codec_context.height
+            stream.index: by_stream[stream.index].packets * stream.codec_context.width * stream.codec_context.height
             for stream in films
         }
         good = [stream for stream in films if shown[stream.index] >= _AS_GOOD * max(shown.values())]
         film = next((stream for stream in good if stream.disposition & Disposition.default), good[0])
         if len(films) > 1:
             self._notes.add(Note.SEVERAL_STREAMS)
-        tally = tallies[film.index]
+        counts = by_stream[film.index]
         if film.codec_context.width * film.codec_context.height > MAX_PIXELS:
             raise DecodeError(
                 f"{self._name}: frames of at most {MAX_PIXELS} pixels were wanted, the file has larger ones"
             )
-        if tally.hole is not None:
-            raise DecodeError(f"{self._name}: frame {tally.hole} or one soon after is damaged: there are zeros")
+        if counts.hole is not None:
+            raise DecodeError(f"{self._name}: frame {counts.hole} or one soon after is damaged: there are zeros")
         # An edit list takes packets out of the index, empty ones stand for dropped frames.
         listed = len(film.index_entries) if container.format.name.startswith("mov") else film.frames
         counted = 0 if film.frames >= _UNKNOWN_LENGTH else film.frames
         wanted = min(counted, listed) - self._empty.get(film.index, 0)
-        if tally.packets < wanted:
-            raise DecodeError(f"{self._name}: the file announces {wanted} frames, {tally.packets} are there")
-        refuse_more_frames(tally.least, self._max_frames, name=self._name)
-        return tally, film.index
+        if counts.packets < wanted:
+            raise DecodeError(f"{self._name}: the file announces {wanted} frames, {counts.packets} are there")
+        refuse_more_frames(counts.least, self._max_frames, name=self._name)
+        return counts, film.index
 
-    def _count(self, container: Any, streams: Sequence[Any]) -> dict[int, PacketTally]:
+    def _count(self, container: Any, streams: Sequence[Any]) -> dict[int, PacketCounts]:
         anywhere = container.format.name in _WITHOUT_INDEX
-        tallies = {
-            stream.index: PacketTally(
+        by_stream = {
+            stream.index: PacketCounts(
                 stream.codec_context.name, stream.codec_context.extradata, begins_anywhere=anywhere
             )
             for stream in streams
@@ -169,14 +169,14 @@ class FrameStream:
                 continue
             if self._on_packet is not None:
                 self._on_packet()
-            tally = tallies[packet.stream_index]
-            tally.add(bytes(packet), is_key=packet.is_keyframe, is_hidden=packet.is_discard, time=packet.pts)
-            if len(streams) == 1 and self._max_frames is not None and tally.least > self._max_frames:
+            counts = by_stream[packet.stream_index]
+            counts.add(bytes(packet), is_key=packet.is_keyframe, is_hidden=packet.is_discard, time=packet.pts)
+            if len(streams) == 1 and self._max_frames is not None and counts.least > self._max_frames:
                 # What is left need not be read.
-                refuse_more_frames(max(tally.least, streams[0].frames), self._max_frames, name=self._name)
-        for tally in tallies.values():
-            tally.end()
-        return tallies
+                refuse_more_frames(max(counts.least, streams[0].frames), self._max_frames, name=self._name)
+        for counts in by_stream.values():
+            counts.end()
+        return by_stream
 
     def _rate(self) -> Fraction:
         least, most = _FRAME_RATES
@@ -188,7 +188,7 @@ class FrameStream:
 
     def pictures(self) -> Iterator[av.VideoFrame]:
         """The same frames before their conversion to RGB, for callers that look at a few of them only."""
-        tally, decoded = self._tally, 0
+        counts, decoded = self._counts, 0
         watch = _ShapeWatch(self._stream)
         try:
             for packet in self._packets():
@@ -204,20 +204,20 @@ class FrameStream:
                     yield frame
         except (av.FFmpegError, ValueError, MemoryError) as error:
             raise DecodeError(
-                f"{self._name}: all frames were wanted, decoding broke after {decoded} of {tally.least} "
+                f"{self._name}: all frames were wanted, decoding broke after {decoded} of {counts.least} "
                 f"({one_line(error)})"
             ) from error
         finally:
             self.close()
-        if not tally.least <= decoded <= max(tally.most, tally.packets - tally.hidden):
-            raise DecodeError(f"{self._name}: the file announces {tally.least} frames, {decoded} could be decoded")
-        if tally.before_key or decoded < tally.most:
+        if not counts.least <= decoded <= max(counts.most, counts.packets - counts.hidden):
+            raise DecodeError(f"{self._name}: the file announces {counts.least} frames, {decoded} could be decoded")
+        if counts.before_key or decoded < counts.most:
             self._notes.add(Note.BEGINS_CUT)
 
     def _packets(self) -> Iterator[av.Packet | None]:
         """Packets to decode, and None at the end; an empty packet would end the decoder's work before that."""
         full = (packet for packet in self._container.demux(self._stream) if packet.size)
-        yield from islice(full, self._tally.before_key, None)
+        yield from islice(full, self._counts.before_key, None)
         yield None
 
 

@@ -1,1 +1,1 @@
-"""The Ray cluster of a run: a shared one that is there, or a private one."""
+"""The Ray cluster of a run: an existing shared one, or a private one."""

@@ -1,4 +1,4 @@
-"""RAY_ADDRESS, looked at before Ray is: a cluster that does not answer is named at once, not after minutes."""
+"""RAY_ADDRESS, checked before Ray reads it: a cluster that does not answer is named at once, not after minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of one run on this machine: a token, loopback alone, and a folder and process sessions of its own."""
+"""Private Ray cluster of one run on this machine: a token, loopback alone, a folder and process sessions of its own."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _TOKEN = secrets.token_hex(32)
 
 @contextmanager
 def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) -> Iterator[None]:
-    """A cluster that goes with the block. It has a dashboard where a port is given for one.
+    """A cluster that ends with the block. It has a dashboard where a port is given for one.
 
     Only processes with its token may talk to it, only from this machine. Processes of its own sessions, they get no
     signal that is meant for this process and those of its group.
 
     Raises:
         ClusterError: a limit of this shell or the temporary folder does not let Ray start, or a process of it died.
-        KeyboardInterrupt: Ray was told to stop.
+        KeyboardInterrupt: Ray got SIGTERM.
     """
     import ray
 
@@ -77,7 +77,7 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
 
 
 def private_folder() -> Path | None:
-    """The folder of the private cluster that this process works on, or None: the cluster is one of others."""
+    """The folder of the private cluster that this process works on, or None: the cluster is a shared one."""
     from twostream_ray.runs.cluster.ray_private import own_node
 
     node, folder = own_node(), os.environ.get(_FOLDER)

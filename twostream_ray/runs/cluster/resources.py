@@ -1,4 +1,4 @@
-"""Room for what a run wants of the cluster: refused at once where it can never be, waited for where nodes may come."""
+"""Admission of a run's resources: refused where the cluster can never have them, waited for where it may grow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE_EVERY_S = 15.0
 _LOOK_EVERY_S = 0.5
 
 Resources = Mapping[str, float]
-"""Amounts by Ray's names: CPU and GPU in pieces, memory in bytes."""
+"""Amounts by Ray's names: CPUs and GPUs as numbers, memory in bytes."""
 
 
 def require_room(wanted: Sequence[Resources], *, what: str, way_out: str, stop: threading.Event | None = None) -> None:
@@ -31,14 +31,12 @@ def require_room(wanted: Sequence[Resources], *, what: str, way_out: str, stop: 
     if fits(wanted, _nodes(ray)):
         return
     if not _may_grow():
-        raise ClusterError(
-            f"{what} want {in_words(wanted)}, the Ray cluster has {in_words(_nodes(ray), free=True)}: {way_out}"
-        )
+        raise ClusterError(f"{_shortage(ray, wanted, what=what)}: {way_out}")
     _wait(ray, wanted, what=what, stop=stop)
 
 
 def fits(wanted: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
-    """Whether nodes of these sizes can hold all of these at once; the largest are placed first, wherever they fit."""
+    """Whether nodes of these sizes can hold all of these at once; first fit, the largest first."""
     left = [dict(node) for node in nodes]
     for one in sorted(wanted, key=lambda one: sorted(one.values(), reverse=True), reverse=True):
         for node in left:
@@ -51,7 +49,7 @@ def fits(wanted: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
     return True
 
 
-def in_words(many: Sequence[Resources], *, free: bool = False) -> str:
+def describe_resources(many: Sequence[Resources], *, free: bool = False) -> str:
     """As in "12 x (1 CPU, 1 GPU) and 1 x (0.1 CPU)"; of nodes, what is not wanted of them as well."""
     names = ("CPU", "GPU", "memory")
     kinds = Counter(
@@ -59,6 +57,11 @@ def in_words(many: Sequence[Resources], *, free: bool = False) -> str:
         for one in many
     )
     return " and ".join(f"{count} x ({words})" for words, count in kinds.items()) or "no node"
+
+
+def _shortage(ray: Any, wanted: Sequence[Resources], *, what: str) -> str:
+    nodes = describe_resources(_nodes(ray), free=True)
+    return f"{what} want {describe_resources(wanted)}, the Ray cluster has {nodes}"
 
 
 def _amount(name: str, amount: float) -> str:
@@ -87,8 +90,7 @@ def _wait(ray: Any, wanted: Sequence[Resources], *, what: str, stop: threading.E
             if last_line_at == begun or now - last_line_at >= _LINE_EVERY_S:
                 last_line_at = now
                 print(  # noqa: T201
-                    f"{what} want {in_words(wanted)}, the Ray cluster has {in_words(_nodes(ray), free=True)}: waiting "
-                    f"for its autoscaler, {now - begun:.0f} s so far",
+                    f"{_shortage(ray, wanted, what=what)}: waiting for its autoscaler, {now - begun:.0f} s so far",
                     file=sys.stderr,
                     flush=True,
                 )

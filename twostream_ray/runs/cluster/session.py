@@ -1,4 +1,4 @@
-"""Joining the Ray cluster that is there, or starting one on this machine for as long as a run lasts."""
+"""Ray session of a run: the cluster that RAY_ADDRESS names is joined, or one started on this machine for the run."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _loopback_settings(address: str) -> dict[str, str]:
 
 
 def _cluster_settings() -> dict[str, str]:
-    """What Ray reads from the environment of a run on a cluster of others."""
+    """What Ray reads from the environment of a run on a shared cluster."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray Train looks every 2 s by default, and waits as long again before it replaces workers that were lost.
@@ -134,7 +134,7 @@ def _cluster_settings() -> dict[str, str]:
 
 
 def _private_settings(dashboard_port: int | None) -> dict[str, str]:
-    """What Ray reads from the environment on a cluster of this process alone."""
+    """What Ray reads from the environment on a private cluster."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         # All of a run's processes may start at once; Ray would warn of them line by line.

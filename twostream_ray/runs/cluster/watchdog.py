@@ -1,4 +1,4 @@
-"""A watchdog over Ray's own processes: without them Ray waits for minutes, or aborts the driver without a word."""
+"""Watchdog over Ray's own processes: without them Ray waits for minutes, or aborts the driver without a word."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _PATIENCE_S = 15.0
 _VITAL = ("gcs_server", "raylet")
 _TOLD_TO_STOP = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
 _SETTLE_S = 0.5
-"""Where all processes of a job are told to stop, one may end for want of another before that one has ended."""
+"""Where all processes of a job get SIGTERM, one may end for want of another before that one has ended."""
 
 _stop_noted = threading.Event()
 
 
 def note_stop() -> None:
-    """Remember that this process was told to stop: whatever ends of Ray from now on was told so with it."""
+    """Remember that this process got SIGTERM: whatever ends of Ray from now on got it as well."""
     _stop_noted.set()
 
 
 def is_stopping() -> bool:
-    """Whether this process was told to stop while the present cluster is there."""
+    """Whether this process got SIGTERM while the present cluster is there."""
     return _stop_noted.is_set()
 
 
@@ -41,7 +41,7 @@ def watched(node: Any, *, folder: str, end: Callable[[], None]) -> Iterator[None
 
     Raises:
         ClusterError: such a process has died.
-        KeyboardInterrupt: it was told to stop, as this process may have been with it.
+        KeyboardInterrupt: it got SIGTERM, as this process may have as well.
     """
     done, interrupted = threading.Event(), threading.Event()
     _stop_noted.clear()
@@ -88,5 +88,5 @@ def _lost(node: Any, folder: str) -> ClusterError | KeyboardInterrupt | None:
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return ClusterError(
         f"Ray's process {name} of this run {how} (killed, or out of memory: its log is in {folder} until the "
-        "next start); what was finished is kept, run the same command again to go on"
+        "next start); what was finished is kept, run the same command again to resume"
     )

@@ -23,14 +23,14 @@ _SMALLEST_PROBABILITY = 1e-30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedOn:
-    """The clips of a figure."""
+    """The clips of a metric."""
 
     num_clips: int
     """n: clips that have scores."""
     num_expected: int
     """N: clips of the split, those in quarantine among them."""
     split: str | None
-    """Its name, where the files tell it."""
+    """Its name, where the files have it."""
     files: tuple[str, ...]
     """Where the scores come from."""
 
@@ -55,7 +55,7 @@ class StreamScores:
     classes: tuple[str, ...] | None
     """(K,) names of the classes, where a file has them."""
     split: str | None
-    """Its name, where the files tell it."""
+    """Its name, where the files have it."""
     num_expected: int
     """Clips of the split, those in quarantine among them."""
     files: tuple[str, ...]
@@ -65,7 +65,7 @@ class StreamScores:
     _softmax: dict[tuple[str, float], NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
     def judged_on(self) -> JudgedOn:
-        """What the clips of a figure are called."""
+        """Which clips a metric of these scores is of."""
         return JudgedOn(num_clips=len(self.labels), num_expected=self.num_expected, split=self.split, files=self.files)
 
     def fused_as(

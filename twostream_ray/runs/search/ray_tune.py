@@ -34,7 +34,7 @@ from twostream_ray.runs.search.schedulers import scheduler_for
 from twostream_ray.runs.search.search import Search
 from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
-from twostream_ray.runs.search.trial import FAILURE, METRICS, in_words, run_trial, shared_out
+from twostream_ray.runs.search.trial import FAILURE, METRICS, assign_resources, describe_error, run_trial
 from twostream_ray.runs.train.ray_private import only_ray_variables_in_trials
 from twostream_ray.runs.train.run import require_splits
 from twostream_ray.runs.train.worker_group import worker_shares
@@ -78,7 +78,7 @@ def _finished_before(config: TuneConfig, shard_set: ShardSet) -> SearchReport | 
     """The report of a search that has nothing left to do."""
     if not storage.exists(SearchFolder.of(config).report):
         return None
-    return Search(config, shard_set).report_of_before()
+    return Search(config, shard_set).read_earlier_report()
 
 
 def _tune(
@@ -86,7 +86,7 @@ def _tune(
 ) -> SearchReport:
     """`tune` with the search's folder to itself, until it has `lost` it."""
     search = Search(config, shard_set)
-    if (before := search.report_of_before()) is not None:
+    if (before := search.read_earlier_report()) is not None:
         return before
     search.propose_first()
     search.start()
@@ -103,7 +103,7 @@ def _tune(
 
 
 def _sharing_samples(config: TuneConfig) -> TuneConfig:
-    """With a place on each machine for the samples that trials share, if they do."""
+    """With a folder on each machine for the samples that trials share, if they do."""
     data = config.data
     if not config.search.share_samples_gb or data.sample_cache is not None or data.decode_at != "worker":
         return config
@@ -139,7 +139,7 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
     cpus, gpus = ray.cluster_resources().get("CPU", 1.0), int(ray.cluster_resources().get("GPU", 0))
     wanted = config.workers.most_workers(gpus=gpus) if config.workers.num_workers else 1
     at_once = config.search.concurrent_trials or max(1, gpus // wanted if gpus else int(cpus))
-    share = partial(shared_out, cpus=cpus, gpus=gpus, trials_at_once=at_once)
+    share = partial(assign_resources, cpus=cpus, gpus=gpus, trials_at_once=at_once)
     search.gpus_per_trial = float(share(config).workers.most_workers(gpus=gpus)) if gpus else 0.0
     one = share(config)
     trial = [{"CPU": _TRIAL_CPUS}, *worker_shares(one, cpus=one.workers.cpus_per_worker or 0.0, gpus=gpus)]
@@ -186,7 +186,7 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
 
 
 def _train_one(
-    drawn: dict[str, Any],
+    trial: dict[str, Any],
     *,
     space: Space,
     uri: str,
@@ -194,7 +194,7 @@ def _train_one(
     parent: tracking.RunHandle,
 ) -> None:
     """What Tune runs in a process of its own for each trial."""
-    experiment = space.experiment(json.loads(drawn["settings"]), name=drawn["name"], storage=uri)
+    experiment = space.experiment(json.loads(trial["settings"]), name=trial["name"], storage=uri)
     run_trial(share(experiment), parent=parent)
 
 
@@ -277,7 +277,7 @@ class ResultRecorder(ray_tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Ray Tune's hook: a trial's process died."""
-        self._search.end_trial(trial.config["number"], failure=in_words(trial.get_pickled_error()))
+        self._search.end_trial(trial.config["number"], failure=describe_error(trial.get_pickled_error()))
         self._show()
 
     def _show(self) -> None:

@@ -1,4 +1,4 @@
-"""What a search has done so far, one JSON file a trial: the truth that a search killed at any moment goes on from."""
+"""Store of trials, one JSON file each: the state from which a search that was killed at any moment resumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Status = Literal["running", "finished", "stopped early", "failed"]
 
 _STATE_SCHEMA = record({}, {"seconds": {"type": "number", "minimum": 0}})
 _SECONDS_PER_HOUR = 3600
-# A search may go on with more of these.
+# A search may resume with more of these.
 _MAY_CHANGE = ("trials", "max_epochs", "max_hours", "max_gpu_hours", "concurrent_trials", "share_samples_gb")
 
 
@@ -31,15 +31,15 @@ class TrialRecord:
     """One trial, as far as it has come."""
 
     number: int
-    """From 0, in the order of drawing."""
+    """From 0, in the order of proposal."""
     name: str
     """Of its training run."""
     settings: TrialSettings
-    """What was drawn."""
+    """What was proposed."""
     parameters: int
     """Weights that its network has."""
     status: Status = "running"
-    """running: it goes on when the search does."""
+    """running: it resumes when the search does."""
     reason: str = ""
     """Why it failed or was stopped."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -53,7 +53,7 @@ class TrialRecord:
         return max((metrics["val_top1"] for metrics in self.history), default=None)
 
     @property
-    def drawn(self) -> str:
+    def settings_text(self) -> str:
         """Its settings in words, by the last part of each name."""
 
         def shown(value: Any) -> str:
@@ -95,7 +95,7 @@ class Spent:
     """Hours of GPUs over all trials."""
 
     def over(self, config: SearchConfig) -> str | None:
-        """Which budget is spent, in words, or None; how many trials may be drawn is another question."""
+        """Which budget is spent, in words, or None; how many trials may be proposed is another question."""
         for used, allowed, unit in (
             (self.epochs, config.max_epochs, "epochs"),
             (self.hours, config.max_hours, "hours"),
@@ -140,7 +140,7 @@ class TrialStore:
         storage.write_json(self._file(trial.number), asdict(trial))
 
     def end_epoch(self, number: int, metrics: dict[str, float], *, seconds: float) -> bool:
-        """A trial has ended an epoch after `seconds` more; False if that was known (a resumed trial tells it again)."""
+        """A trial has ended an epoch after `seconds` more; False if that was known (a resumed trial repeats it)."""
         trial = self.records[number]
         fresh = int(metrics["epoch"]) == len(trial.history)
         history = [*trial.history, metrics] if fresh else trial.history
@@ -152,7 +152,7 @@ class TrialStore:
         """Time that earlier calls and this one have run."""
         return float(self._state.get("seconds", 0.0))
 
-    def note_seconds(self, seconds: float) -> None:
+    def store_seconds(self, seconds: float) -> None:
         """Keep how long the search has run, over all calls."""
         self._state["seconds"] = seconds
         storage.write_json(storage.join(self._folder.uri, "state.json"), self._state)
@@ -178,13 +178,13 @@ def trial_name(search: str, number: int) -> str:
 
 def _read_trial(uri: str, config: TuneConfig, *, number: int, folder_uri: str) -> TrialRecord:
     name = trial_name(config.name, number)
-    drawn = [setting.strip() for settings in config.search.space for setting in settings.split(",")]
+    searched = [setting.strip() for settings in config.search.space for setting in settings.split(",")]
     schema = record(
         {
             "number": {"const": number},
             # It becomes a folder.
             "name": {"const": name},
-            "settings": record({}, {setting: {} for setting in drawn}),
+            "settings": record({}, {setting: {} for setting in searched}),
             "parameters": COUNT,
             "status": {"enum": list(get_args(Status))},
             "reason": {"type": "string"},
@@ -226,7 +226,7 @@ def as_list(records: Sequence[TrialRecord], *, most: int = 10) -> str:
     """The most accurate trials as a numbered list in Markdown, best first."""
     return "\n".join(
         f"1. **{record.score:.1%}** {record.name} ({record.parameters:,} parameters, {len(record.history)} epochs, "
-        f"{record.status}): {record.drawn}"
+        f"{record.status}): {record.settings_text}"
         for record in _ranked(records)[:most]
     )
 

@@ -16,7 +16,7 @@ from twostream_ray.storage import json_files
 from twostream_ray.storage.temporary_folders import temporary_folder
 
 STATUS_TAG = "twostream.status"
-"""MLflow tag of a trial that tells how it ended."""
+"""MLflow tag of a trial that says how it ended."""
 
 
 _REPORT_SCHEMA = json_files.record(
@@ -48,7 +48,7 @@ class SearchReport:
     refused: dict[str, str]
     """Signature of settings that are no valid combination -> why; by this call alone."""
     published: Published | None
-    """The best trial's evaluation on the validation split and its place in the registry; None if done before."""
+    """The best trial's evaluation on the validation split and its version in the registry; None if done before."""
     verdict: str
     """What became of it in the registry, in a sentence; empty where nothing was registered."""
     done_before: bool

@@ -1,4 +1,4 @@
-"""The state of a hyperparameter search: which trial runs next, results of trials, the best evaluated and registered."""
+"""State of a hyperparameter search: which trial runs next, results of trials, the best evaluated and registered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twostream_ray.runs.search.space import Space, TrialSettings
 from twostream_ray.runs.search.trial import trial_report
 from twostream_ray.runs.train.run import blueprint
 
-_SECONDS_BETWEEN_NOTES = 5.0
+_STORE_EVERY_S = 5.0
 
 
 class Search:
@@ -47,7 +47,7 @@ class Search:
             tracking_uri=config.tracking.resolved_uri(), run_uri=self.folder.uri, experiment_id="", run_id=""
         )
 
-    def report_of_before(self) -> SearchReport | None:
+    def read_earlier_report(self) -> SearchReport | None:
         """The report of an earlier call, if there is nothing left to do."""
         if (stored := read_report(self.folder)) is None:
             return None
@@ -101,49 +101,49 @@ class Search:
 
     def out_of_budget(self) -> str | None:
         """Which budget is spent, in words."""
-        if time.monotonic() - self._noted > _SECONDS_BETWEEN_NOTES:
-            self.note_time()
+        if time.monotonic() - self._noted > _STORE_EVERY_S:
+            self.store_time()
         return self.spent().over(self.config.search)
 
     def spent(self) -> Spent:
         """What is used of the budget."""
         return self.trials.spent(gpus_per_trial=self.gpus_per_trial)
 
-    def note_time(self) -> None:
+    def store_time(self) -> None:
         """Write down how long the search has run."""
         self._noted = time.monotonic()
-        self.trials.note_seconds(self._seconds_before + self._noted - self._began)
+        self.trials.store_seconds(self._seconds_before + self._noted - self._began)
 
     def end_trial(self, number: int, *, failure: str | None = None) -> None:
         """A trial is over: trained to its end, stopped by the scheduler, or failed for good."""
         record = self.trials.records[number]
         if failure is not None:
             record = replace(record, status="failed", reason=failure)
-            self.close_child(record, status="FAILED", words=f"failed: {failure}")
+            self.finish_trial_run(record, status="FAILED", words=f"failed: {failure}")
         elif not storage.exists(self.folder.trial(record.name).report):
             epochs = self._experiment(record.settings, record.number).training.epochs
             reason = f"by {self.config.search.scheduler} after {len(record.history)} of {epochs} epochs"
             record = replace(record, status="stopped early", reason=reason)
-            self.close_child(record, status="KILLED", words=f"stopped early {reason}")
+            self.finish_trial_run(record, status="KILLED", words=f"stopped early {reason}")
         else:
             record = replace(record, status="finished", reason="")
-            self.close_child(record, status=None, words="finished")
+            self.finish_trial_run(record, status=None, words="finished")
         self.trials.put(record)
         self._proposer.observe(number, None if failure is not None else record.score)
 
     def pause_unfinished(self) -> None:
-        """Say of the trials that a spent budget has stopped that they can go on."""
-        self.note_time()
+        """Say of the trials that a spent budget has stopped that they can resume."""
+        self.store_time()
         for record in self._unfinished():
-            self.close_child(record, status="KILLED", words=f"waits for a larger budget: {self._ended()}")
+            self.finish_trial_run(record, status="KILLED", words=f"waits for a larger budget: {self._ended()}")
 
-    def close_child(self, record: TrialRecord, *, status: Any, words: str) -> None:
+    def finish_trial_run(self, record: TrialRecord, *, status: Any, words: str) -> None:
         """Say in a trial's MLflow run how it ended, which a trial that was stopped cannot do itself."""
-        child = tracking.run_at(self.config.tracking, run_uri=self.folder.trial(record.name).uri)
+        child = tracking.find_run(self.config.tracking, run_uri=self.folder.trial(record.name).uri)
         if child is None:
             return
-        # Told again: MLflow may have been away when search and trial began.
-        tracking.tag_run(child, {STATUS_TAG: words} | tracking.below(self.mlflow_run))
+        # Tagged again: MLflow may have been away when search and trial began.
+        tracking.tag_run(child, {STATUS_TAG: words} | tracking.parent_tags(self.mlflow_run))
         if status is not None:
             tracking.finish_run(child, status)
 
@@ -157,7 +157,7 @@ class Search:
         )
         published = publish_run(experiment, trial_report(experiment, best), shard_set=self._shard_set)
         verdict = published.verdict or ""
-        self.note_time()
+        self.store_time()
         ended = self._ended() or "all that the space holds"
         report = self._report(ended, published=published, verdict=verdict)
         write_report(
@@ -183,10 +183,10 @@ class Search:
         )
 
     def abort(self, status: Any) -> None:
-        """Close what is open in MLflow; the same command goes on from here."""
-        self.note_time()
+        """Close what is open in MLflow; the same command resumes from here."""
+        self.store_time()
         for record in self._unfinished():
-            self.close_child(record, status=status, words="interrupted")
+            self.finish_trial_run(record, status=status, words="interrupted")
         tracking.finish_run(self.mlflow_run, status)
 
     def trial_name(self, number: int) -> str:

@@ -1,4 +1,4 @@
-"""The settings of `tune`: those of a training run, and how the search over them goes."""
+"""Settings of `tune`: those of a training run, the search algorithm, the scheduler and the budget."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class SearchConfig:
     The best trial is the most accurate one either way, the smaller of two equals."""
 
     scheduler: Scheduler = "asha"
-    """asha: at 1, 3, 9, ... times grace_epochs, go on with the best third so far (asynchronous successive halving);
+    """asha: at 1, 3, 9, ... times grace_epochs, continue the best third so far (asynchronous successive halving);
     median: stop what is worse than the median of the others; none: train every trial to its end."""
 
     grace_epochs: int = 1
     """Epochs that every trial gets before it may be stopped."""
 
     reduction_factor: int = 3
-    """Of so many trials asha goes on with one; also the ratio of the epochs at which it looks."""
+    """Of so many trials asha continues one; also the ratio of the epochs at which it looks."""
 
     trials: int = 30
-    """Trials to draw, at most."""
+    """Trials to propose, at most."""
 
     max_epochs: int | None = None
-    """Epochs over all trials, at most; those that run when a budget is spent stop where they are and can go on later
+    """Epochs over all trials, at most; those that run when a budget is spent stop where they are and resume later
     with a larger one."""
 
     max_hours: float | None = None
@@ -128,7 +128,7 @@ def keep_settings(config: TuneConfig, *, folder_uri: str) -> None:
 
 
 def settings_from(arguments: Sequence[str]) -> TuneConfig:
-    """Settings of `tune` from its command line, which may name a search to go on with.
+    """Settings of `tune` from its command line, which may name a search to resume.
 
     Raises:
         ConfigError: settings are wrong, or there is no such search.

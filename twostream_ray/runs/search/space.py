@@ -1,4 +1,4 @@
-"""What a search chooses from: settings with their choices or ranges, and which of them mean something together."""
+"""Conditional search space: settings with their choices or ranges, and which of them a network reads together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twostream_ray.settings.parser import dotted, from_mapping
 TrialSettings = dict[str, Any]
 """Dotted name of a setting -> its value, in JSON's types: what makes one trial differ from another."""
 
-# Trials are compared with each other: they share data, protocol, place and record.
+# Trials are compared with each other: they share data, protocol, storage and record.
 _NOT_TO_BE_SEARCHED = ("name", "storage", "data.shards", "tracking.", "workers.")
 _SPLIT = "_split"
 
@@ -57,7 +57,7 @@ _READ_IF: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], bool]]]
         _two_losses,
     ),
 }
-"""The same where one setting alone does not tell: the settings that count, and what of them must hold."""
+"""The same where one setting alone does not decide: the settings that count, and what of them must hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ class Space:
             raise ConfigError(f"search.space: {_unknown(setting, self.values)}")
         if setting.startswith(_NOT_TO_BE_SEARCHED) or setting.endswith(_SPLIT):
             raise ConfigError(
-                f"search.space: {setting} cannot be searched: trials share their data, and the place they are kept in"
+                f"search.space: {setting} cannot be searched: trials share their data, and the folder they are kept in"
             )
 
     @property
@@ -204,38 +204,38 @@ class Space:
 
     def sample(self, pick: Callable[[Dimension], Any]) -> TrialSettings:
         """One value of each dimension that means something beside the others, by asking `pick` in order."""
-        values, drawn = dict(self.values), {}
+        values, settings = dict(self.values), {}
         for dimension in self.dimensions:
             if dimension.is_active(values):
                 value = pick(dimension)
                 for setting in dimension.settings:
-                    values[setting] = drawn[setting] = value
-        return drawn
+                    values[setting] = settings[setting] = value
+        return settings
 
     def grid(self) -> Iterator[TrialSettings]:
         """Every point, once, the first dimension slowest; the space must be finite."""
         yield from self._grid(0, dict(self.values), {})
 
-    def _grid(self, position: int, values: dict[str, Any], drawn: TrialSettings) -> Iterator[TrialSettings]:
+    def _grid(self, position: int, values: dict[str, Any], settings: TrialSettings) -> Iterator[TrialSettings]:
         if position == len(self.dimensions):
-            yield dict(drawn)
+            yield dict(settings)
             return
         dimension = self.dimensions[position]
         if not dimension.is_active(values):
-            yield from self._grid(position + 1, values, drawn)
+            yield from self._grid(position + 1, values, settings)
             return
         for choice in dimension.choices:
             chosen = dict.fromkeys(dimension.settings, choice)
-            yield from self._grid(position + 1, values | chosen, drawn | chosen)
+            yield from self._grid(position + 1, values | chosen, settings | chosen)
 
-    def experiment(self, drawn: TrialSettings, **fixed: Any) -> ExperimentConfig:
-        """The settings of a trial: the recipe's, with those drawn, and top-level ones that are `fixed` by the search.
+    def experiment(self, settings: TrialSettings, **fixed: Any) -> ExperimentConfig:
+        """The settings of a trial: the recipe's, those proposed, and top-level ones that are `fixed` by the search.
 
         Raises:
             ConfigError: a value is of the wrong kind, or does not go with another.
         """
         values = json.loads(json.dumps(self._base)) | fixed
-        for setting, value in drawn.items():
+        for setting, value in settings.items():
             *path, last = setting.split(".")
             part = values
             for name in path:
@@ -263,6 +263,6 @@ def _unknown(setting: str, known: Mapping[str, Any]) -> str:
     return f"unknown setting {setting!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
 
 
-def signature(drawn: TrialSettings) -> str:
+def signature(settings: TrialSettings) -> str:
     """The same string for the same settings, whatever their order."""
-    return json.dumps(drawn, sort_keys=True)
+    return json.dumps(settings, sort_keys=True)

@@ -44,10 +44,10 @@ def run_trial(config: ExperimentConfig, *, parent: tracking.RunHandle) -> None:
         # Reported as a result: raised, it would have Tune repeat what Ray Train has repeated already.
         history = epochs_so_far(config)
         best = max((metrics["val_top1"] for metrics in history), default=0.0)
-        tune.report({EPOCHS_DONE: len(history), SCORE: best, LAST: True, FAILURE: in_words(error)})
+        tune.report({EPOCHS_DONE: len(history), SCORE: best, LAST: True, FAILURE: describe_error(error)})
 
 
-def in_words(error: BaseException | None) -> str:
+def describe_error(error: BaseException | None) -> str:
     """What ended a trial, in one line."""
     if error is None:
         return "unknown"
@@ -89,7 +89,7 @@ def epochs_so_far(config: ExperimentConfig) -> list[dict[str, float]]:
 
 
 def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
-    """What `train` would have given for a trial, whether it came to its end or was stopped early.
+    """What `train` would have returned for a trial, whether it was finished or stopped early.
 
     Raises:
         TrainingError: the trial's checkpoints are gone.
@@ -99,7 +99,7 @@ def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
     best = None if result is None or not result.best_checkpoints else result.get_best_checkpoint("val_top1", "max")
     if best is None:
         raise TrainingError(f"the best checkpoint of trial {record.name} was wanted in {uri}, it is gone")
-    run = tracking.run_at(config.tracking, run_uri=uri)
+    run = tracking.find_run(config.tracking, run_uri=uri)
     return TrainReport(
         name=record.name,
         checkpoint=f"s3://{best.path}" if storage.is_s3(config.storage) else best.path,
@@ -112,7 +112,7 @@ def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
     )
 
 
-def shared_out(config: ExperimentConfig, *, cpus: float, gpus: int, trials_at_once: int) -> ExperimentConfig:
+def assign_resources(config: ExperimentConfig, *, cpus: float, gpus: int, trials_at_once: int) -> ExperimentConfig:
     """The experiment with its trial's share of the cluster: half the CPUs go to training, reading needs the rest."""
     if config.workers.num_workers is None:
         config = replace(config, workers=replace(config.workers, num_workers=max(1, gpus // trials_at_once)))

@@ -1,7 +1,7 @@
-"""The checkpoints of a run, by Ray Train's snapshot of them, or, where that is damaged, by what they say themselves.
+"""Recovery of a run's checkpoints: Ray Train's snapshot of them, or, where that is damaged, their own state files.
 
 Ray writes checkpoint_manager_snapshot.json in place with every report: a driver that is killed at that moment leaves a
-part of it, and Ray refuses to go on. The checkpoints beside it are whole, each with its own state.
+part of it, and Ray refuses to resume. The checkpoints beside it are whole, each with its own state.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def history_of(checkpoint: str) -> list[dict[str, float]]:
 
 
 def result_of(uri: str, *, watched: str) -> ray.train.Result | None:
-    """What Ray knows of the run in a folder; None before its first checkpoint. `watched` tells the best.
+    """What Ray knows of the run in a folder; None before its first checkpoint. The best is by the metric `watched`.
 
     Raises:
-        StorageError: the place cannot be read or written.
+        StorageError: the folder cannot be read or written.
     """
     mend_snapshot(uri, watched=watched)
     if not storage.exists(storage.join(uri, SNAPSHOT)):
@@ -105,10 +105,10 @@ def result_of(uri: str, *, watched: str) -> ray.train.Result | None:
 
 
 def mend_snapshot(path: str, *, watched: str) -> None:
-    """Have a snapshot that Ray Train can go on from, and say so in a line if it had to be written anew.
+    """Have a snapshot that Ray Train can resume from, and say so in a line if it had to be written anew.
 
     Raises:
-        StorageError: the place cannot be read or written.
+        StorageError: the folder cannot be read or written.
     """
     uri = storage.join(path, SNAPSHOT)
     if not storage.exists(uri):
@@ -124,7 +124,7 @@ def mend_snapshot(path: str, *, watched: str) -> None:
     from_where = (
         f"from checkpoint {whole[-1].name}, the last that is whole" if whole else "from the start: none is whole"
     )
-    _log.warning("%s: Ray's notes of the checkpoints are damaged (%s); the run goes on %s", path, fault, from_where)
+    _log.warning("%s: Ray's notes of the checkpoints are damaged (%s); the run resumes %s", path, fault, from_where)
 
 
 def _fault_of(uri: str, path: str) -> str | None:
@@ -146,7 +146,7 @@ def _fault_of(uri: str, path: str) -> str | None:
         return None if not names else "it names no last checkpoint"
     if latest["checkpoint_dir_name"] not in names:
         return "its last checkpoint is not among the others"
-    # Only the last is gone on from; the others are looked at when they are used.
+    # Only the last is resumed from; the others are looked at when they are used.
     for name in names:
         if not storage.exists(storage.join(path, name, STATE_FILE)):
             return f"{name} is gone or damaged"
@@ -185,7 +185,7 @@ def _require_whole(uri: str, name: str) -> Kept:
 
 
 def _require_all_bytes(uri: str) -> None:
-    """Hold a safetensors file's length against the places of tensors in its header; the tensors are not read."""
+    """Compare a safetensors file's length with the offsets of tensors in its header; the tensors are not read."""
     system, path = storage.filesystem(uri)
 
     def read() -> tuple[bytes, int]:

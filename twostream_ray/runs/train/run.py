@@ -50,7 +50,7 @@ class TrainReport:
     name: str
     """The logical run."""
     checkpoint: str
-    """Place of the checkpoint to use: the best on the validation split, or the last without one."""
+    """URI of the checkpoint to use: the best on the validation split, or the last without one."""
     history: list[dict[str, float]]
     """Metrics of every epoch."""
     parameters: int
