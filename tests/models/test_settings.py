@@ -66,7 +66,7 @@ def test_width_scales_every_layer_but_the_classifier() -> None:
     ("settings", "message"),
     [
         ({"backbone": "vgg19"}, r"backbone must be one of vgg16, vgg_m_2048, resnet50, vgg_small, got 'vgg19'"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1\.0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0"),
         ({"width": 0}, r"width must be at least 1, got 0"),
         ({"backbone": "vgg_m_2048", "weights": "imagenet"}, r"exists for vgg16 and resnet50, not for vgg_m_2048"),
         ({"weights": "imagenet", "width": 8}, r"needs the full width, got width=8"),
@@ -83,7 +83,7 @@ def test_bad_tower_settings_are_refused_by_name_and_value(settings: dict, messag
     [
         (StResNetConfig, {"injection": "concat"}, r"st_resnet\.injection must be one of add, multiply, got 'concat'"),
         (StfnConfig, {"num_blocks": 0}, r"stfn\.num_blocks must be at least 1, got 0"),
-        (StfnConfig, {"residual_scale": 0.0}, r"stfn\.residual_scale must lie in \(0, 1\], got 0\.0"),
+        (StfnConfig, {"residual_scale": 0.0}, r"stfn\.residual_scale must be in \(0, 1\], got 0\.0"),
     ],
 )
 def test_bad_settings_over_time_are_refused_by_name_and_value(config: type, settings: dict, message: str) -> None:
