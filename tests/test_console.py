@@ -65,7 +65,7 @@ class Record:
     """What a search reports of a trial."""
 
     name: str = "trial_0"
-    drawn: str = "training.epochs=1"
+    settings_text: str = "training.epochs=1"
     status: str = "running"
     reason: str = ""
     number: int = 0
@@ -80,7 +80,7 @@ def test_bars_and_searches_show_names_as_data(name: str, screen: io.StringIO) ->
     with Bar(name, unit="clips") as bar:
         bar.show(1, 2, note=name)
         bar.line(f"line of {name}")
-    SearchDisplay(name, trials=1).summary([Record(drawn=name)])
+    SearchDisplay(name, trials=1).summary([Record(settings_text=name)])
     display = TrainingDisplay(name)
     display.event(WorkersLost(reason=name))
     shown = HIDDEN.get(name, name)
