@@ -42,7 +42,7 @@ def experiment(shard_set: ShardSet, folder: Path, *, epochs: int) -> ExperimentC
         data=DataConfig(
             shards=shard_set.uri,
             read_tasks=1,
-            decode_threads=1,
+            decode_processes=0,
             sampling=SamplingConfig(
                 num_snippets=1, min_stride_frames=1, max_stride_frames=1, test_times=1, flow_length=4
             ),

@@ -19,7 +19,7 @@ from twostream_ray.training.settings import TrainingConfig
 # They change neither samples nor their order.
 _OF_THE_MACHINE = (
     "read_tasks",
-    "decode_threads",
+    "decode_processes",
     "decode_at",
     "cache",
     "cache_gb",

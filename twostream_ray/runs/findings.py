@@ -293,7 +293,7 @@ def _loader(
             sampling=comparison.sampling,
             # Left and right are classes.
             transforms=TransformConfig(crop_px=_SIZE_PX, size_jitter=0.0, flip=False),
-            decode_threads=1,
+            decode_processes=0,
         ),
         passes=list(_passes(comparison.training.epochs)),
         global_batch=comparison.training.global_batch,

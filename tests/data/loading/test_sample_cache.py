@@ -66,7 +66,7 @@ def test_runs_that_draw_the_same_samples_decode_each_once_and_test_views_once_fo
     cache = {"sample_cache": str(tmp_path / "samples")}
     first, decoded = drawn(shard_set, **cache)
     assert first == plain and decoded == 3 * 32, "two epochs, and the test views of the first"
-    for others in ({"world_size": 3}, {"decode_threads": 1, "lanes": 4}):
+    for others in ({"world_size": 3}, {"decode_processes": 1, "lanes": 4}):
         again, decoded = drawn(shard_set, **cache, **others)
         assert again == plain and decoded == 0
 

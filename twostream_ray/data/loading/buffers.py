@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.loading.shared_memory import SharedMemory
 
 
 class Buffers:
@@ -21,7 +22,9 @@ class Buffers:
     memory, and another piece is made. Pickling leaves the pieces behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: SharedMemory | None = None) -> None:
+        """Pieces of `memory`, where other processes fill the arrays."""
+        self._memory = memory
         self._free: deque[NDArray[np.uint8]] = deque()
 
     def room(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -33,9 +36,12 @@ class Buffers:
         while self._free and piece is None:
             piece = self._free.pop()
             if not size <= piece.nbytes <= 2 * size:
-                piece = None  # another kind of pass has begun: keeping its pieces too would be a leak
+                # Another kind of pass has begun: keeping its pieces too would be a leak.
+                if self._memory is not None:
+                    self._memory.free(piece)
+                piece = None
         if piece is None:
-            piece = np.empty(size, np.uint8)
+            piece = np.empty(size, np.uint8) if self._memory is None else self._memory.allocate(size)
         # Views refer to the owner of the memory, not to the array they were cut from: hence this owner.
         lease: Any = (ctypes.c_uint8 * size).from_buffer(piece)  # type: ignore[arg-type]  # NumPy says so from 3.12 on
         weakref.finalize(lease, self._free.append, piece).atexit = False
@@ -48,10 +54,12 @@ class Buffers:
 class SampleBuffers:
     """Arrays for the decoded streams of samples; pickling leaves their memory behind."""
 
-    def __init__(self, config: DataConfig, *, want_rgb: bool, want_flow: bool) -> None:
+    def __init__(
+        self, config: DataConfig, *, want_rgb: bool, want_flow: bool, memory: SharedMemory | None = None
+    ) -> None:
         self._snippet_shape = (config.sampling.num_snippets, config.transforms.crop_px)
         self._channels = (3 if want_rgb else 0, 2 * config.sampling.flow_length if want_flow else 0)
-        self._pools = (Buffers(), Buffers())
+        self._pools = (Buffers(memory), Buffers(memory))
 
     def streams(self, samples: int) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
         """RGB (samples, T, 3, H, W) and flow (samples, T, 2L, H, W), not filled; one that is not wanted is None."""

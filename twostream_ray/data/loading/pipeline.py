@@ -5,7 +5,8 @@ serves every world_size-th lane. So each clip comes exactly once a pass, each ro
 a lane ends inside it), and the samples of a step are the same for 1, 2 or 3 workers.
 
 Its tasks read row groups from disk or object store (`reading.ShardReader`), draw each clip's views and cut it down to
-the fields that these need; the worker's threads decode straight into the batch, or, by setting, the tasks decode too.
+the fields that these need; processes beside the worker decode straight into the batch (`decoder_processes`), or, by
+setting, the tasks decode too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twostream_ray.data.loading.buffers import SampleBuffers
-from twostream_ray.data.loading.decode_cpu import decode_views
+from twostream_ray.data.loading.cpus import cpus_of_this_process
+from twostream_ray.data.loading.decoder_processes import DecoderPool
 from twostream_ray.data.loading.lanes import Pass, Unit, lane_lengths, plan_lanes, plan_units
 from twostream_ray.data.loading.reading import ShardReader
 from twostream_ray.data.loading.rows import Row, rows_of
@@ -33,13 +35,17 @@ from twostream_ray.data.loading.sample_cache import Decode, SampleCache
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.snippets import Batch
-from twostream_ray.errors import ConfigError, own_error
+from twostream_ray.errors import ConfigError, DecodeError, own_error
 
 READING_CPUS = 0.1
 """CPUs of a Ray task that reads shards: it waits for disk or network most of the time."""
 _UNITS_PER_EXECUTION = 512
 _UNITS_PER_TASK = 4
 _STEPS_AHEAD = 2
+_THREADS = 2
+"""That decode where no process does."""
+_DECODED_BY_THREADS = 100
+"""Samples for each process that decodes: about as long as it takes to start."""
 _CLIPS_READ_HERE = 128
 """A few seconds of training: about what Ray Data takes to start."""
 
@@ -77,7 +83,7 @@ class SnippetLoader:
         self._rank, self._world_size = rank, world_size
         self._per_lane = global_batch // config.lanes
         self._through_ray = through_ray
-        self._buffers = SampleBuffers(config, want_rgb=want_rgb, want_flow=want_flow)
+        self._want = {"want_rgb": want_rgb, "want_flow": want_flow}
         self._sample_cache: SampleCache | None = None
         self.reader = ShardReader(
             shard_set, config=config, passes=self._passes, seed=seed, want_rgb=want_rgb, want_flow=want_flow
@@ -103,16 +109,35 @@ class SnippetLoader:
 
     def __iter__(self) -> Iterator[tuple[Pass, Iterator[Batch]]]:
         """Each pass with its batches; a pass must be consumed before the next is asked for."""
+        config = self._config
         self._sample_cache = self._open_sample_cache()
         stop = threading.Event()
         rows = self._rows(stop)
+        processes = self._decode_processes()
+        pool = DecoderPool(processes, config=config.sampling, contract=self._shard_set.contract)
+        self._decoders, self._buffers = pool, SampleBuffers(config, **self._want, memory=pool.memory)
         try:
-            with ThreadPoolExecutor(self._config.decode_threads, thread_name_prefix="decode") as threads:
+            with ThreadPoolExecutor(processes or _THREADS, thread_name_prefix="decode") as threads:
                 for a_pass in self._passes:
                     yield a_pass, self._batches(a_pass, rows, threads)
         finally:
             stop.set()
             rows.close()
+            pool.close()
+
+    def _decode_processes(self) -> int:
+        """Processes to decode in: where a second or so of decoding is left, they would start for nothing."""
+        config = self._config
+        if config.decode_at == "stream":
+            return 0
+        if config.decode_processes is not None:
+            return config.decode_processes
+        samples = 0
+        for a_pass in self._passes:
+            views = 1 if a_pass.training else config.sampling.test_times
+            samples += sum(self._lane_lengths(a_pass)[self._rank :: self._world_size]) * views
+        cores = cpus_of_this_process()
+        return cores if cores > 1 and samples > _DECODED_BY_THREADS * cores else 0
 
     def _batches(self, a_pass: Pass, rows: Iterator[Row], threads: ThreadPoolExecutor) -> Iterator[Batch]:
         lengths = self._lane_lengths(a_pass)
@@ -177,15 +202,21 @@ class SnippetLoader:
 
     def _decode(self, a_pass: Pass, row: Row, outs: tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]) -> bool:
         """Have the samples of a row in (views, T, C, H, W) of each wanted stream; False if the cache had them."""
-        if row.encoded is None:
+        try:
+            return self._decode_row(a_pass, row, outs)
+        except DecodeError as error:
+            raise DecodeError(f"{self._shard_set.locate(row.clip)}: {error}; ingest again") from error
+
+    def _decode_row(
+        self, a_pass: Pass, row: Row, outs: tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]
+    ) -> bool:
+        if row.packed is None:
             for out, content in zip(outs, row.decoded, strict=True):
                 if out is not None and content is not None:
                     out[...] = np.frombuffer(content, np.uint8).reshape(out.shape)
             return True
         rgb, flow = outs
-        decode = partial(
-            decode_views, row.encoded, row.views, config=self._config.sampling, contract=self._shard_set.contract
-        )
+        decode = partial(self._decoders.decode, row.packed)
         if self._sample_cache is None:
             decode(rgb=rgb, flow=flow)
             return True
@@ -254,7 +285,7 @@ class SnippetLoader:
         if here == len(units):
             yield from (self.reader.read_unit(unit) for unit in units)
             return
-        through_ray = iter(_through_ray(self.reader, units[here:], tasks=self._config.read_tasks))
+        through_ray = iter(_through_ray(self.reader, units[here:], tasks=self._read_tasks()))
         with ThreadPoolExecutor(1, thread_name_prefix="ray-data-start") as starting:
             begun = starting.submit(next, through_ray, None)
             yield from (self.reader.read_unit(unit) for unit in units[:here])
@@ -262,6 +293,9 @@ class SnippetLoader:
         while block is not None:
             yield block
             block = next(through_ray, None)
+
+    def _read_tasks(self) -> int:
+        return self._config.read_tasks or max(2, cpus_of_this_process() // 4)
 
     def units(self) -> Iterator[Unit]:
         """What this worker reads in all its passes, in order."""

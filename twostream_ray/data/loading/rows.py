@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.loading.lanes import Unit
+from twostream_ray.data.loading.packed_clip import CROP_FIELDS, PackedClip, crop_numbers
 from twostream_ray.data.shards.shards import binary_values
-from twostream_ray.data.transforms import Crop
 from twostream_ray.data.views import View
 
 _SCHEMA = pa.schema(
@@ -34,7 +35,7 @@ _SCHEMA = pa.schema(
 )
 """Of encoded clips; `times` packs those of the row's views one after the other, `crops` five numbers of each view."""
 
-_CROP = ("top", "left", "height", "width", "mirrored")
+_SHAPE = ("num_frames", "height", "width")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +48,20 @@ class Row:
     """Index of the lane."""
     clip: int
     """Position in the index."""
-    encoded: EncodedClip | None = None
-    """The clip, with the flow fields that its views need; None where it is decoded already."""
-    views: tuple[View, ...] = ()
-    """What its samples show of an encoded clip."""
+    packed: PackedClip | None = None
+    """The clip, with the flow fields that its views need, and the views; None where it is decoded already."""
     decoded: tuple[memoryview | None, memoryview | None] = (None, None)
     """The bytes of RGB (views, T, 3, H, W) and of flow (views, T, 2L, H, W)."""
+
+    @property
+    def encoded(self) -> EncodedClip | None:
+        """The clip, parsed anew at each call; None where it is decoded already."""
+        return None if self.packed is None else self.packed.encoded()
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """What its samples show of an encoded clip, parsed anew at each call."""
+        return () if self.packed is None else self.packed.views()
 
 
 def encoded_block(
@@ -71,7 +80,7 @@ def encoded_block(
         unit.clips,
         *([getattr(clip, name) for clip in clips] for name in ("num_frames", "height", "width", "fps")),
         [np.concatenate([view.times for view in of_clip]) for of_clip in views],
-        [[int(getattr(view.crop, name)) for view in of_clip for name in _CROP] for of_clip in views],
+        [crop_numbers(of_clip) for of_clip in views],
     ]
     columns = [pa.array(column, field.type) for column, field in zip(values, _SCHEMA, strict=False)]
     video = _binary([clip.video or b"" for clip in clips])
@@ -114,32 +123,36 @@ def rows_of(block: pa.Table) -> Iterator[Row]:
             rgb, flow = (block[name][index].as_buffer() for name in ("rgb", "flow"))
             yield Row(**position, decoded=(rgb and memoryview(rgb), flow and memoryview(flow)))
         return
-    scalars = {name: block[name].to_pylist() for name in _SCHEMA.names if name not in ("video", "flow")}
-    for index in range(block.num_rows):
-        values = {name: column[index] for name, column in scalars.items()}
-        fields = binary_values(block["flow"][index].values)
-        encoded = EncodedClip(
-            video=memoryview(block["video"][index].as_buffer()).cast("B") or None,
-            flow=dict(zip(values["fields"], fields, strict=True)) or None,
-            num_frames=values["num_frames"],
-            height=values["height"],
-            width=values["width"],
-            fps=values["fps"],
-        )
+    for batch in block.to_batches():
+        yield from _packed_rows(batch)
+
+
+def _packed_rows(batch: pa.RecordBatch) -> Iterator[Row]:
+    numbers = {name: batch[name].to_numpy().tolist() for name in ("pass_index", "lane", "clip", *_SHAPE, "fps")}
+    times, crops, fields = (_int_lists(batch[name]) for name in ("times", "crops", "fields"))
+    videos = binary_values(batch["video"])
+    _, ends, content = batch["flow"].values.buffers()
+    whole = memoryview(b"" if content is None else content).cast("B")
+    all_ends = np.zeros(1, np.int64) if ends is None else np.frombuffer(ends, np.int64)[batch["flow"].values.offset :]
+    of_row = batch["flow"].offsets.to_numpy()
+    for index in range(batch.num_rows):
+        bounds = all_ends[of_row[index] : of_row[index + 1] + 1]
         yield Row(
-            pass_index=values["pass_index"],
-            lane=values["lane"],
-            clip=values["clip"],
-            encoded=encoded,
-            views=_views(values["times"], values["crops"]),
+            **{name: numbers[name][index] for name in ("pass_index", "lane", "clip")},
+            packed=PackedClip(
+                **{name: numbers[name][index] for name in (*_SHAPE, "fps")},
+                times=times[index],
+                crops=crops[index].reshape(-1, len(CROP_FIELDS)),
+                fields=fields[index],
+                ends=bounds - bounds[0],
+                video=videos[index],
+                flow=whole[bounds[0] : bounds[-1]],
+            ),
         )
 
 
-def _views(times: Sequence[int], crops: Sequence[int]) -> tuple[View, ...]:
-    rectangles = np.array(crops).reshape(-1, len(_CROP)).tolist()
-    return tuple(
-        View(times=of_view, crop=Crop(top=top, left=left, height=height, width=width, mirrored=bool(mirrored)))
-        for of_view, (top, left, height, width, mirrored) in zip(
-            np.array(times, np.int64).reshape(len(rectangles), -1), rectangles, strict=True
-        )
-    )
+def _int_lists(lists: pa.ListArray) -> list[NDArray[np.int64]]:
+    """The lists of a column as arrays."""
+    values = lists.values.to_numpy().astype(np.int64)
+    ends = lists.offsets.to_numpy().tolist()
+    return [values[start:end] for start, end in pairwise(ends)]

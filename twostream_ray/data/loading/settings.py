@@ -36,15 +36,18 @@ class DataConfig:
     lanes: int = 8
     """Parallel reading positions of a pass; at least the number of workers, and a divisor of the global batch."""
 
-    read_tasks: int = 2
-    """Ray tasks per worker that read shards at the same time; each is a process."""
+    read_tasks: int | None = None
+    """Ray tasks per worker that read shards at the same time, each a process; by default one for every four CPUs that
+    are the worker's, and at least 2."""
 
-    decode_threads: int = 2
-    """Threads per worker that decode samples."""
+    decode_processes: int | None = None
+    """Processes that decode samples beside each worker; 0: two threads of the worker. By default one for each CPU that
+    is the worker's, none for a single CPU or for a few hundred samples."""
 
     decode_at: Literal["worker", "stream"] = "worker"
-    """worker: Ray Data streams encoded clips and the training worker's threads decode them; stream: the reading tasks
-    decode, on any node, and stream samples of about 6 MB. `benchmark loader` measures both; samples are the same."""
+    """worker: Ray Data streams encoded clips and processes beside the training worker decode them; stream: the reading
+    tasks decode, on any node, and stream samples of about 6 MB. `benchmark loader` measures both; samples are the
+    same."""
 
     cache: str | None = None
     """Directory on each machine's disk to keep whole shards of s3:// in, for later passes and runs; none by default."""
@@ -67,7 +70,7 @@ class DataConfig:
             sample_cache_gb="(0, 1e9]",
             lanes="[1, 100_000]",
             read_tasks="[1, 10_000]",
-            decode_threads="[1, 10_000]",
+            decode_processes="[0, 10_000]",
         )
         if self.sample_cache is not None and self.decode_at != "worker":
             raise ConfigError(f"data.sample_cache goes with data.decode_at=worker, got {self.decode_at}")

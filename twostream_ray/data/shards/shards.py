@@ -135,6 +135,11 @@ class ShardSet:
             raise ShardError(f"split {name!r} was wanted of {self.uri}, it has {known}")
         return members
 
+    def locate(self, clip: int) -> str:
+        """A clip in words, by its position in the index: its name, and the shard and row that it is stored in."""
+        row = self.index.slice(clip, 1).to_pylist()[0]
+        return f"clip {row['clip_id']}, row {row['row']} of {self.uri}/shards/{self.shard_names[row['shard']]}"
+
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: what is computed from them is megabytes, and few tasks want it."""
         return {one.name: getattr(self, one.name) for one in fields(self)}

@@ -1,0 +1,22 @@
+"""The CPUs that a worker may use: its share of the cluster's, and no more than its machine has."""
+
+from __future__ import annotations
+
+import os
+
+_RESERVED_PART = 0.5
+"""Of the CPUs that are a worker's; it reserves half of them by default, to leave room for the tasks that read."""
+
+
+def cpus_of_this_process() -> int:
+    """CPUs to decode with: a Ray worker's share, the whole machine for any other process.
+
+    A worker that reserves nothing, as the tasks of the benchmarks do, has one.
+    """
+    import ray
+
+    machine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+        return machine
+    reserved = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
+    return max(1, min(machine, round(reserved / _RESERVED_PART)))

@@ -1,0 +1,161 @@
+"""Process pool of decoders: threads of one process decode no faster than two cores, for they share Python's lock.
+
+A decoder is a child of the worker that decodes a clip's views straight into the worker's batch, in shared memory.
+Encoded clips go to it through shared memory too; the pipe carries only where things are. What comes back is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from multiprocessing import Pipe
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.loading.decode_cpu import decode_views
+from twostream_ray.data.loading.decoder_child import COMMAND, first_message, job_message
+from twostream_ray.data.loading.packed_clip import PackedClip
+from twostream_ray.data.loading.shared_memory import SharedMemory
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.video.isolation import child_environment
+from twostream_ray.errors import DecodeError
+
+_LEAST_ROOM_BYTES = 1 << 21
+_END_S = 5.0
+
+Stream = NDArray[np.uint8] | None
+
+
+class DecoderPool:
+    """Decodes in child processes; in the calling thread while they start, and where there are none."""
+
+    def __init__(self, num_processes: int, *, config: SamplingConfig, contract: FlowContract) -> None:
+        """With processes, what is decoded into must lie in `memory`; without any it is None."""
+        self._config, self._contract = config, contract
+        self.memory = SharedMemory() if num_processes else None
+        self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
+        self._decoders: list[_Decoder] = []
+        self._starting: list[threading.Thread] = []
+        for _ in range(num_processes if self.memory is not None else 0):
+            decoder = _Decoder(self.memory, config=config, contract=contract)  # type: ignore[arg-type]
+            thread = threading.Thread(target=self._start, args=(decoder,), name="decoder-start", daemon=True)
+            self._decoders.append(decoder)
+            self._starting.append(thread)
+            thread.start()
+
+    def wait_until_ready(self) -> None:
+        """Wait until every process has started."""
+        for thread in self._starting:
+            thread.join()
+
+    def decode(self, packed: PackedClip, *, rgb: Stream, flow: Stream) -> None:
+        """All views of a clip into `rgb` (views, T, 3, H, W) and `flow` (views, T, 2L, H, W); None is not wanted.
+
+        Raises:
+            DecodeError: a wanted stream is not in the clip, it is damaged, or two processes have died of it.
+        """
+        try:
+            decoder = self._free.get_nowait()
+        except queue.Empty:
+            decode_views(
+                packed.encoded(), packed.views(), config=self._config, contract=self._contract, rgb=rgb, flow=flow
+            )
+            return
+        try:
+            decoder.decode(packed, rgb=rgb, flow=flow)
+        finally:
+            self._free.put(decoder)
+
+    def close(self) -> None:
+        """End the processes."""
+        for decoder in self._decoders:
+            decoder.close()
+
+    def _start(self, decoder: _Decoder) -> None:
+        if decoder.start():
+            self._free.put(decoder)
+
+
+class _Decoder:
+    """One child process, used by one thread at a time."""
+
+    def __init__(self, memory: SharedMemory, *, config: SamplingConfig, contract: FlowContract) -> None:
+        self._memory, self._settings = memory, first_message(config, contract)
+        self._room = memory.allocate(_LEAST_ROOM_BYTES)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> bool:
+        """Start the process and wait until it is ready; returns whether it is."""
+        package = Path(__file__).resolve().parents[3]
+        path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+        with self._lock:
+            if self._closed:
+                return False
+            self._pipe, theirs = Pipe()
+            # Not multiprocessing's own start: it would run the user's script again in the child.
+            self._process = subprocess.Popen(  # noqa: S603  our own interpreter and code
+                [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(self._memory.fd)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), self._memory.fd),
+                env=child_environment() | {"PYTHONPATH": path},
+            )
+            theirs.close()
+        return self._ask(self._settings) is not None
+
+    def decode(self, packed: PackedClip, *, rgb: Stream, flow: Stream) -> None:
+        """As the pool's; a process that dies is started again once, for it need not be the clip's fault."""
+        size = packed.nbytes
+        if size > self._room.nbytes:
+            self._memory.free(self._room)
+            self._room = self._memory.allocate(2 * size)
+        packed.write(self._room)
+        locate = self._memory.locate
+        message = job_message(
+            locate(self._room[:size]),
+            rgb=None if rgb is None else locate(rgb),
+            flow=None if flow is None else locate(flow),
+        )
+        answer = self._ask(message)
+        if answer is None:
+            self._end()
+            answer = self._ask(message) if self.start() else None
+        if answer is None:
+            raise DecodeError(f"a clip of {packed.num_frames} frames ended the process that decodes it ({self._end()})")
+        if answer:
+            raise DecodeError(json.loads(answer))
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._closed = True
+        self._end()
+
+    def _ask(self, message: bytes) -> bytes | None:
+        """The child's answer; None if it is gone."""
+        try:
+            self._pipe.send_bytes(message)
+            return self._pipe.recv_bytes()
+        except (EOFError, OSError):
+            return None
+
+    def _end(self) -> str:
+        """End the process; how it had ended."""
+        if self._process is None:
+            return "it did not start"
+        self._pipe.close()  # which ends it, if nothing has
+        try:
+            status = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
