@@ -8,6 +8,11 @@ _RESERVED_PART = 0.5
 """Of the CPUs that are a worker's; it reserves half of them by default, to leave room for the tasks that read."""
 
 
+def cpus_of_this_machine() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpus_of_this_process() -> int:
     """CPUs to decode with: a Ray worker's share, the whole machine for any other process.
 
@@ -15,7 +20,7 @@ def cpus_of_this_process() -> int:
     """
     import ray
 
-    machine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine = cpus_of_this_machine()
     if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
         return machine
     reserved = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)

@@ -26,7 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twostream_ray.data.loading.buffers import SampleBuffers
-from twostream_ray.data.loading.cpus import cpus_of_this_process
+from twostream_ray.data.loading.cpus import cpus_of_this_machine, cpus_of_this_process
 from twostream_ray.data.loading.decoder_processes import DecoderPool
 from twostream_ray.data.loading.lanes import Pass, Unit, lane_lengths, plan_lanes, plan_units
 from twostream_ray.data.loading.reading import ShardReader
@@ -131,7 +131,7 @@ class SnippetLoader:
         if config.decode_at == "stream":
             return 0
         if config.decode_processes is not None:
-            return config.decode_processes
+            return min(config.decode_processes, cpus_of_this_machine())
         samples = 0
         for a_pass in self._passes:
             views = 1 if a_pass.training else config.sampling.test_times

@@ -41,8 +41,8 @@ class DataConfig:
     are the worker's, and at least 2."""
 
     decode_processes: int | None = None
-    """Processes that decode samples beside each worker; 0: two threads of the worker. By default one for each CPU that
-    is the worker's, none for a single CPU or for a few hundred samples."""
+    """Processes that decode samples beside each worker, as many as its machine has CPUs at most; 0: two threads of the
+    worker. By default one for each CPU that is the worker's, none for a single CPU or for a few hundred samples."""
 
     decode_at: Literal["worker", "stream"] = "worker"
     """worker: Ray Data streams encoded clips and processes beside the training worker decode them; stream: the reading
