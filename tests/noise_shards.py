@@ -1,6 +1,7 @@
-"""Shards without videos, for tests that ask which clip comes when and not what it shows."""
+"""Shards of noise, for tests that ask which clip comes when and not what it shows."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -9,10 +10,14 @@ from twostream_ray.data.flow import FlowContract, encode_field
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import Clip
+from twostream_ray.data.video.clips import ClipWriter
 
 
-def noise_shards(out: str, *, rows: Sequence[int], num_fields: int) -> ShardSet:
-    """Training clips of one class with `num_fields` fields of noise of 16 px, as many to a shard as `rows` says."""
+def noise_shards(out: str, *, rows: Sequence[int], num_fields: int, video: bool = False) -> ShardSet:
+    """Training clips of one class with `num_fields` fields of noise of 16 px, as many to a shard as `rows` says.
+
+    Their videos are empty, or with `video` noise of 16 px too.
+    """
     contract, rng = FlowContract(short_side_px=16), np.random.default_rng(0)
     clips = [
         Clip(uri=f"{n}.mp4", clip_id=f"{n}.mp4", class_name="c", label=0, splits=("train",), size_bytes=n)
@@ -25,8 +30,16 @@ def noise_shards(out: str, *, rows: Sequence[int], num_fields: int) -> ShardSet:
         for clip in plan.clips:
             noise = rng.normal(size=(num_fields, 16, 16, 2)).astype(np.float32)
             fields = [encode_field(field, contract) for field in noise]
-            encoded = EncodedClip(video=b"", flow=fields, num_frames=num_fields + 1, height=16, width=16, fps=25.0)
+            content = _encoded_video(rng, num_fields + 1) if video else b""
+            encoded = EncodedClip(video=content, flow=fields, num_frames=num_fields + 1, height=16, width=16, fps=25.0)
             writer.add(clip, encoded, source_sha256="")
         parts.append(writer.finish())
     write_manifest(out, parts=parts, classes=["c"], contract=contract)
     return open_shards(out)
+
+
+def _encoded_video(rng: np.random.Generator, num_frames: int) -> bytes:
+    writer = ClipWriter(width=16, height=16, fps=Fraction(25))
+    for _ in range(num_frames):
+        writer.write(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    return writer.finish()

@@ -75,9 +75,12 @@ class DecoderPool:
             self._free.put(decoder)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, those that are still starting too."""
         for decoder in self._decoders:
-            decoder.close()
+            decoder.kill()
+        self.wait_until_ready()
+        for decoder in self._decoders:
+            decoder.end()
 
     def _start(self, decoder: _Decoder) -> None:
         if decoder.start():
@@ -127,18 +130,19 @@ class _Decoder:
         )
         answer = self._ask(message)
         if answer is None:
-            self._end()
+            self.end()
             answer = self._ask(message) if self.start() else None
         if answer is None:
-            raise DecodeError(f"a clip of {packed.num_frames} frames ended the process that decodes it ({self._end()})")
+            raise DecodeError(f"a clip of {packed.num_frames} frames ended the process that decodes it ({self.end()})")
         if answer:
             raise DecodeError(json.loads(answer))
 
-    def close(self) -> None:
-        """End the process."""
+    def kill(self) -> None:
+        """Begin to end the process; it is not started again."""
         with self._lock:
             self._closed = True
-        self._end()
+            if self._process is not None:
+                self._process.kill()  # a thread may be waiting for its answer: it holds the pipe
 
     def _ask(self, message: bytes) -> bytes | None:
         """The child's answer; None if it is gone."""
@@ -148,8 +152,8 @@ class _Decoder:
         except (EOFError, OSError):
             return None
 
-    def _end(self) -> str:
-        """End the process; how it had ended."""
+    def end(self) -> str:
+        """End the process and wait for its end; returns how it ended."""
         if self._process is None:
             return "it did not start"
         self._pipe.close()  # which ends it, if nothing has

@@ -1,0 +1,41 @@
+import gc
+
+import numpy as np
+import psutil
+import pytest
+
+from twostream_ray.data.loading.shared_memory import SharedMemory, SharedMemoryView
+
+
+def test_what_one_side_writes_the_other_reads() -> None:
+    memory = SharedMemory()
+    first, second = memory.allocate(1000), memory.allocate(5_000_000)
+    part = second[4096:4100].reshape(2, 2)
+    part[...] = [[1, 2], [3, 4]]
+    theirs = SharedMemoryView(memory.fd)
+    np.testing.assert_array_equal(theirs.array(memory.locate(part)), [[1, 2], [3, 4]])
+    theirs.array(memory.locate(first)).fill(7)
+    assert (first == 7).all()
+    assert not second[:4096].any(), "pieces do not overlap"
+
+
+def test_an_array_that_is_elsewhere_or_in_pieces_is_refused() -> None:
+    memory = SharedMemory()
+    piece = memory.allocate(64)
+    with pytest.raises(ValueError, match="in shared memory was wanted"):
+        memory.locate(np.zeros(4, np.uint8))
+    with pytest.raises(ValueError, match="contiguous"):
+        memory.locate(piece[::2])
+
+
+def test_freed_pieces_take_no_memory() -> None:
+    memory = SharedMemory()
+    process = psutil.Process()
+    before = process.memory_info().shared
+    for _ in range(20):
+        piece = memory.allocate(50_000_000)
+        piece.fill(1)
+        memory.free(piece)
+        del piece
+        gc.collect()
+    assert process.memory_info().shared - before < 60_000_000
