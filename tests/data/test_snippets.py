@@ -149,9 +149,9 @@ def test_fields_shared_by_snippets_are_decoded_once(clip: EncodedClip, monkeypat
     decoded: list[object] = []
     real = flow.decode_field
 
-    def counted(content: bytes) -> object:
+    def counted(content: bytes, **options: object) -> object:
         decoded.append(content)
-        return real(content)
+        return real(content, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(flow, "decode_field", counted)
     snippets.flow_snippets(clip, view(8, 10, 12), size_px=64, config=stack(10), contract=CONTRACT)

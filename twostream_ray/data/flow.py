@@ -220,12 +220,12 @@ def encode_levels(x: NDArray[np.uint8], y: NDArray[np.uint8], contract: FlowCont
     return cv2.imencode(".jpg", stacked, options)[1].tobytes()
 
 
-def decode_field(content: bytes | memoryview) -> NDArray[np.uint8]:
-    """One grey JPEG -> grey levels (2, H, W) uint8: x, y.
+def decode_field(content: bytes | memoryview, *, room: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """One grey JPEG -> grey levels (2, H, W) uint8: x, y; in `room`, of as many bytes, where it is given.
 
     Raises:
-        ValueError: the bytes are no JPEG.
+        ValueError: the bytes are no JPEG, or a larger one than there is room for.
     """
-    stacked = simplejpeg.decode_jpeg(memoryview(content).cast("B"), colorspace="GRAY", fastdct=False)
+    stacked = simplejpeg.decode_jpeg(memoryview(content).cast("B"), colorspace="GRAY", fastdct=False, buffer=room)
     levels: NDArray[np.uint8] = stacked[:, :, 0].reshape(2, -1, stacked.shape[1])
     return levels

@@ -166,6 +166,8 @@ def flow_snippets(
                 _show(levels, view.crop, contract, out=stack[2 * number : 2 * number + 2])
         return out
     shown: dict[int, NDArray[np.uint8]] = {}
+    # Fresh memory for each field would be mapped and given back each time: threads wait for each other there.
+    room = np.empty(2 * clip.height * clip.width, np.uint8)
     for stack, window in zip(out, windows, strict=True):
         for number, index in enumerate(window.tolist()):
             stacked = stack[2 * number : 2 * number + 2]
@@ -173,7 +175,7 @@ def flow_snippets(
                 stacked[...] = shown[index]
                 continue
             # Shown at once, while the processor's cache has it.
-            levels = _decoded_field(clip, index) if decoded is None else decoded[index]
+            levels = _decoded_field(clip, index, room=room) if decoded is None else decoded[index]
             if config.flow_mean_subtraction:
                 levels = _without_mean(levels, contract)
             _show(levels, view.crop, contract, out=stacked)
@@ -184,9 +186,9 @@ def flow_snippets(
     return out
 
 
-def _decoded_field(clip: EncodedClip, index: int) -> NDArray[np.uint8]:
+def _decoded_field(clip: EncodedClip, index: int, *, room: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     try:
-        return flow.decode_field(clip.flow[index])  # type: ignore[index]
+        return flow.decode_field(clip.flow[index], room=room)  # type: ignore[index]
     except (ValueError, IndexError, KeyError) as error:
         raise DecodeError(f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})") from error
 

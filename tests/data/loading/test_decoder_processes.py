@@ -167,7 +167,7 @@ def test_damage_names_clip_row_and_shard(shard_set: ShardSet, packed: PackedClip
         damaged_videos = pa.array([video[0][:40], *video[1:]], pa.large_binary())
         return block.set_column(column, block.schema.field(column), pa.chunked_array([damaged_videos]))
 
-    loader.reader.read_unit = damaged  # type: ignore[assignment,method-assign]
+    loader.reader.read_unit = damaged  # type: ignore[method-assign]
     with pytest.raises(DecodeError, match=r"clip \d+\.mp4, row \d+ of .*/shards/\S+: .*; ingest again"):
         batches_of(loader)
 

@@ -20,8 +20,11 @@ def cpus_of_this_process() -> int:
     """
     import ray
 
-    machine = cpus_of_this_machine()
     if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
-        return machine
-    reserved = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
-    return max(1, min(machine, round(reserved / _RESERVED_PART)))
+        return cpus_of_this_machine()
+    return share_of(ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0))
+
+
+def share_of(reserved: float) -> int:
+    """CPUs that are a worker's which reserves so many."""
+    return max(1, min(cpus_of_this_machine(), round(reserved / _RESERVED_PART)))
