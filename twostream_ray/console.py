@@ -14,7 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from twostream_ray.redaction import printable
-from twostream_ray.runs.train.events import EpochEnded, ProgressEvent, StepEnded, WorkersLost, WorkersStarted
+from twostream_ray.runs.train.events import (
+    DecodingChosen,
+    EpochEnded,
+    ProgressEvent,
+    StepEnded,
+    WorkersLost,
+    WorkersStarted,
+)
 
 _SECONDS_BETWEEN_LINES = 15.0
 _TOLERABLE_WAIT = 0.1
@@ -103,6 +110,7 @@ class TrainingDisplay(Bar):
     def __init__(self, name: str) -> None:
         super().__init__(name, unit="steps")
         self._warned = False
+        self._decoding: DecodingChosen | None = None
 
     def event(self, event: ProgressEvent) -> None:
         """Show what a training run reports."""
@@ -113,6 +121,9 @@ class TrainingDisplay(Bar):
             case WorkersStarted() if event.epoch or event.step:
                 workers = "1 worker resumes" if event.num_workers == 1 else f"{event.num_workers} workers resume"
                 self.line(f"{workers} at epoch {event.epoch + 1}, step {event.step + 1}")
+            case DecodingChosen() if event != self._decoding:
+                self._decoding = event
+                self.line(f"samples are decoded by the {event.at}: {event.reason}")
             case WorkersLost():
                 self.line(f"{event.reason}: starting again from the last checkpoint")
             case EpochEnded():

@@ -5,11 +5,13 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise_shards import noise_shards
 
 from twostream_ray.data.loading import pipeline, reading
+from twostream_ray.data.loading.decode_device import decode_batch
 from twostream_ray.data.loading.lanes import Pass, plan_lanes
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
@@ -62,7 +64,15 @@ def batches_of(
         through_ray=options.pop("through_ray", False),
         **options,
     )
-    return [(a_pass, list(batches)) for a_pass, batches in loader]
+    return [(a_pass, [with_flow(batch) for batch in batches]) for a_pass, batches in loader]
+
+
+def with_flow(batch: Batch) -> Batch:
+    """A batch with the flow that its device would decode."""
+    if batch.encoded_flow is None:
+        return batch
+    assert batch.flow is None
+    return replace(batch, flow=decode_batch(batch.encoded_flow, torch.device("cpu")).numpy(), encoded_flow=None)
 
 
 def by_clip(passes: list[tuple[Pass, list[Batch]]]) -> dict[tuple[str, int, int], list[bytes]]:
@@ -87,12 +97,13 @@ def test_every_clip_comes_once_a_pass_whatever_the_number_of_workers(shard_set: 
     assert len(steps) == 1
 
 
-def test_samples_are_bit_for_bit_the_same_for_1_2_and_3_workers(shard_set: ShardSet) -> None:
+@pytest.mark.parametrize("decode_at", ["worker", "stream", "device"])
+def test_samples_are_bit_for_bit_the_same_for_1_2_and_3_workers(shard_set: ShardSet, decode_at: str) -> None:
     alone = by_clip(batches_of(shard_set))
-    for world_size in (2, 3):
+    for world_size in (1, 2, 3) if decode_at != "worker" else (2, 3):
         together: dict[tuple[str, int, int], list[bytes]] = {}
         for rank in range(world_size):
-            together |= by_clip(batches_of(shard_set, rank=rank, world_size=world_size))
+            together |= by_clip(batches_of(shard_set, rank=rank, world_size=world_size, decode_at=decode_at))
         assert together == alone
 
 
@@ -108,7 +119,7 @@ def test_a_step_holds_the_same_clips_for_any_number_of_workers(shard_set: ShardS
     assert steps(1) == steps(2) == steps(3)
 
 
-@pytest.mark.parametrize("decode_at", ["worker", "stream"])
+@pytest.mark.parametrize("decode_at", ["worker", "stream", "device"])
 def test_ray_data_gives_the_batches_that_reading_in_process_gives(shard_set: ShardSet, decode_at: str) -> None:
     direct = batches_of(shard_set, rank=1, world_size=2)
     streamed = batches_of(shard_set, rank=1, world_size=2, through_ray=True, decode_at=decode_at)
@@ -120,12 +131,13 @@ def test_ray_data_gives_the_batches_that_reading_in_process_gives(shard_set: Sha
             np.testing.assert_array_equal(one.labels, other.labels)
 
 
+@pytest.mark.parametrize("decode_at", ["stream", "device"])
 @pytest.mark.parametrize("want", ["rgb", "flow"])
-def test_one_stream_decoded_in_the_stream_is_the_one_decoded_at_the_worker(shard_set: ShardSet, want: str) -> None:
+def test_one_stream_alone_is_the_same_wherever_it_is_decoded(shard_set: ShardSet, want: str, decode_at: str) -> None:
     wanted = {"want_rgb": want == "rgb", "want_flow": want == "flow"}
     (_, at_worker), *_ = batches_of(shard_set, **wanted)
-    (_, in_stream), *_ = batches_of(shard_set, decode_at="stream", **wanted)
-    for one, other in zip(at_worker, in_stream, strict=True):
+    (_, elsewhere), *_ = batches_of(shard_set, decode_at=decode_at, **wanted)
+    for one, other in zip(at_worker, elsewhere, strict=True):
         np.testing.assert_array_equal(getattr(one, want), getattr(other, want))
         assert {one.rgb is None, one.flow is None} == {other.rgb is None, other.flow is None} == {True, False}
 
@@ -144,12 +156,15 @@ def test_totals_say_how_many_clips_the_step_has_over_all_workers(shard_set: Shar
             assert {batch.total for batch in step} == {sum(float(batch.weights.sum()) for batch in step)}
 
 
-def test_a_worker_without_clips_takes_part_with_weight_zero(shard_set: ShardSet) -> None:
+@pytest.mark.parametrize("decode_at", ["worker", "device"])
+def test_a_worker_without_clips_takes_part_with_weight_zero(shard_set: ShardSet, decode_at: str) -> None:
     small = replace(shard_set, index=shard_set.index.slice(0, 1))
     split = small.index["splits"][0].as_py()[0]
     for rank, weight in ((0, 1.0), (1, 0.0)):
-        ((_, (batch,)),) = batches_of(small, rank=rank, world_size=2, passes=[Pass(split=split, training=True)])
+        passes = [Pass(split=split, training=True)]
+        ((_, (batch,)),) = batches_of(small, rank=rank, world_size=2, passes=passes, decode_at=decode_at)
         assert batch.weights.tolist() == [weight] and batch.total == 1
+        assert batch.rgb is not None and batch.flow is not None and len(batch.rgb) == len(batch.flow) == 1
 
 
 def test_a_one_stream_job_gets_one_stream(shard_set: ShardSet) -> None:
@@ -306,3 +321,18 @@ def test_damage_in_a_shard_reaches_the_training_thread_as_one_line(
     with pytest.raises(ShardError, match=r"row group 0, cannot be read .*ingest again") as caught:
         batches_of(damaged, through_ray=through_ray)
     assert "\n" not in str(caught.value)
+
+
+def test_a_step_in_which_others_alone_have_clips_repeats_a_sample_whose_flow_is_still_encoded(
+    shard_set: ShardSet,
+) -> None:
+    small = replace(shard_set, index=shard_set.index.slice(0, 9))
+    passes = [Pass(split=small.index["splits"][0].as_py()[0], training=True)]
+    options = {"batch": 8, "world_size": 8, "passes": passes}
+    for rank in range(8):
+        ((_, steps),) = batches_of(small, rank=rank, decode_at="device", **options)
+        ((_, expected),) = batches_of(small, rank=rank, **options)
+        for one, other in zip(steps, expected, strict=True):
+            assert one.weights.tolist() == other.weights.tolist()
+            np.testing.assert_array_equal(one.flow, other.flow)
+            np.testing.assert_array_equal(one.rgb, other.rgb)

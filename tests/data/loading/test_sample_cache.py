@@ -176,7 +176,7 @@ def test_a_place_that_cannot_be_written_is_refused_by_its_setting(shard_set: Sha
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"data\.sample_cache wants a directory that can be written"):
         drawn(shard_set, sample_cache=str(tmp_path / "file" / "samples"))
-    with pytest.raises(ConfigError, match=r"data\.sample_cache goes with data\.decode_at=worker, got stream"):
+    with pytest.raises(ConfigError, match=r"data\.sample_cache goes with data\.decode_at=worker or auto, got stream"):
         drawn(shard_set, sample_cache=str(tmp_path), decode_at="stream")
     with pytest.raises(ConfigError, match=r"data\.sample_cache_gb must be more than 0"):
         drawn(shard_set, sample_cache_gb=0.0)

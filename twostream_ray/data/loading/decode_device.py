@@ -214,7 +214,7 @@ def _refuse_damaged(encoded: EncodedFlow, clips: Sequence[_CroppedClip]) -> None
 def _damaged(encoded: EncodedFlow, clip: _CroppedClip, index: int, reason: str) -> DecodeError:
     return DecodeError(
         f"{encoded.name(clip.number)}: flow field {index} of a clip of {clip.clip.num_frames} frames is damaged "
-        f"({reason})"
+        f"({reason}); ingest again"
     )
 
 

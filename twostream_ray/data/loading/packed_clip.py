@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -94,6 +94,10 @@ class PackedClip:
             video=whole[start : start + video],
             flow=whole[start + video : start + video + flow],
         )
+
+    def without_flow(self) -> PackedClip:
+        """The clip without its flow fields."""
+        return replace(self, fields=self.fields[:0], ends=np.zeros(1, np.int64), flow=self.flow[:0])
 
     def encoded(self) -> EncodedClip:
         """The clip, its fields by their indices."""

@@ -5,8 +5,8 @@ serves every world_size-th lane. So each clip comes exactly once a pass, each ro
 a lane ends inside it), and the samples of a step are the same for 1, 2 or 3 workers.
 
 Its tasks read row groups from disk or object store (`reading.ShardReader`), draw each clip's views and cut it down to
-the fields that these need; processes beside the worker decode straight into the batch (`decoder_processes`), or, by
-setting, the tasks decode too.
+the fields that these need; processes beside the worker decode straight into the batch (`decoder_processes`). By
+setting, the worker's device decodes flow (`decode_device`), or the tasks decode too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from twostream_ray.data.loading.rows import Row, rows_of
 from twostream_ray.data.loading.sample_cache import Decode, SampleCache
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ShardSet
-from twostream_ray.data.snippets import Batch
+from twostream_ray.data.snippets import Batch, EncodedFlow
 from twostream_ray.errors import ConfigError, DecodeError, own_error
 
 READING_CPUS = 0.1
@@ -69,6 +69,8 @@ class SnippetLoader:
     ) -> None:
         """`through_ray` False reads in this process, for local mode and as the measure of Ray Data's cost.
 
+        data.decode_at is that of `choose_decode_at`; `auto` is taken for worker.
+
         Raises:
             ConfigError: lanes do not go with the global batch or the number of workers.
             ShardError: a pass names a split that is not there.
@@ -83,7 +85,8 @@ class SnippetLoader:
         self._rank, self._world_size = rank, world_size
         self._per_lane = global_batch // config.lanes
         self._through_ray = through_ray
-        self._want = {"want_rgb": want_rgb, "want_flow": want_flow}
+        self._flow_on_device = want_flow and config.decode_at == "device"
+        self._want = {"want_rgb": want_rgb, "want_flow": want_flow and not self._flow_on_device}
         self._sample_cache: SampleCache | None = None
         self.reader = ShardReader(
             shard_set, config=config, passes=self._passes, seed=seed, want_rgb=want_rgb, want_flow=want_flow
@@ -115,6 +118,7 @@ class SnippetLoader:
         rows = self._rows(stop)
         processes = self._decode_processes()
         pool = DecoderPool(processes, config=config.sampling, contract=self._shard_set.contract)
+        self._threads = cpus_of_this_process()
         self._decoders, self._buffers = pool, SampleBuffers(config, **self._want, memory=pool.memory)
         try:
             with ThreadPoolExecutor(processes or _THREADS, thread_name_prefix="decode") as threads:
@@ -128,7 +132,7 @@ class SnippetLoader:
     def _decode_processes(self) -> int:
         """Processes to decode in: where a second or so of decoding is left, they would start for nothing."""
         config = self._config
-        if config.decode_at == "stream":
+        if config.decode_at == "stream" or not any(self._want.values()):
             return 0
         if config.decode_processes is not None:
             return min(config.decode_processes, cpus_of_this_machine())
@@ -170,6 +174,7 @@ class SnippetLoader:
         """A batch, and the decoding of its samples into it by threads."""
         views = 1 if a_pass.training else self._config.sampling.test_times
         rgb, flow = self._buffers.streams(len(rows) * views)
+        encoded_flow = self._encoded_flow(rows) if self._flow_on_device else None
         decoding = []
         for number, row in enumerate(rows):
             part = slice(number * views, (number + 1) * views)
@@ -183,8 +188,19 @@ class SnippetLoader:
             weights=np.ones(len(clips), np.float32),
             clips=clips,
             total=float(total * views),
+            encoded_flow=encoded_flow,
         )
         return batch, decoding
+
+    def _encoded_flow(self, rows: Sequence[Row]) -> EncodedFlow:
+        return EncodedFlow(
+            clips=tuple((row.packed.encoded(), row.packed.views()) for row in rows if row.packed is not None),
+            size_px=self._config.transforms.crop_px,
+            config=self._config.sampling,
+            contract=self._shard_set.contract,
+            name=lambda number: self._shard_set.locate(rows[number].clip),
+            threads=self._threads,
+        )
 
     def _padding_batch(self, spare: Batch | None, empty: Batch) -> Batch:
         """For a step in which only other workers have clips: one sample of weight 0."""
@@ -195,10 +211,22 @@ class SnippetLoader:
             for stream, level in ((rgb, 0), (flow, 128)):
                 if stream is not None:
                     stream.fill(level)
+            if self._flow_on_device:
+                size, sampling = self._config.transforms.crop_px, self._config.sampling
+                flow = np.full((1, sampling.num_snippets, 2 * sampling.flow_length, size, size), 128, np.uint8)
+        encoded_flow = None if spare is None or spare.encoded_flow is None else spare.encoded_flow.first_sample()
         zero = np.zeros(1, np.int64)
         labels = zero if spare is None else spare.labels[:1]
         clips = zero if spare is None else spare.clips[:1]
-        return Batch(rgb=rgb, flow=flow, labels=labels, weights=np.zeros(1, np.float32), clips=clips, total=empty.total)
+        return Batch(
+            rgb=rgb,
+            flow=flow,
+            labels=labels,
+            weights=np.zeros(1, np.float32),
+            clips=clips,
+            total=empty.total,
+            encoded_flow=encoded_flow,
+        )
 
     def _decode(self, a_pass: Pass, row: Row, outs: tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]) -> bool:
         """Have the samples of a row in (views, T, C, H, W) of each wanted stream; False if the cache had them."""
@@ -216,7 +244,9 @@ class SnippetLoader:
                     out[...] = np.frombuffer(content, np.uint8).reshape(out.shape)
             return True
         rgb, flow = outs
-        decode = partial(self._decoders.decode, row.packed)
+        if rgb is None and flow is None:
+            return True
+        decode = partial(self._decoders.decode, row.packed.without_flow() if flow is None else row.packed)
         if self._sample_cache is None:
             decode(rgb=rgb, flow=flow)
             return True

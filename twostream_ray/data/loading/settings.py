@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.settings.bounds import require_within
+
+DecodeAt = Literal["auto", "device", "worker", "stream"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,10 @@ class DataConfig:
     """Processes that decode samples beside each worker, as many as its machine has CPUs at most; 0: two threads of the
     worker. By default one for each CPU that is the worker's, none for a single CPU or for a few hundred samples."""
 
-    decode_at: Literal["worker", "stream"] = "worker"
-    """worker: Ray Data streams encoded clips and processes beside the training worker decode them; stream: the reading
-    tasks decode, on any node, and stream samples of about 6 MB. `benchmark loader` measures both; samples are the
-    same."""
+    decode_at: DecodeAt = "auto"
+    """device: the training worker decodes RGB, and its GPU the flow fields of a batch, in lists; worker: processes
+    beside the worker decode both; stream: the tasks that read decode, on any node, and stream samples of about 6 MB.
+    auto: device on a GPU that can, and says why where not, worker elsewhere. Samples are the same, bit for bit."""
 
     cache: str | None = None
     """Directory on each machine's disk to keep whole shards of s3:// in, for later passes and runs; none by default."""
@@ -72,7 +74,12 @@ class DataConfig:
             read_tasks="[1, 10_000]",
             decode_processes="[0, 10_000]",
         )
-        if self.sample_cache is not None and self.decode_at != "worker":
-            raise ConfigError(f"data.sample_cache goes with data.decode_at=worker, got {self.decode_at}")
-        if self.decode_at not in ("worker", "stream"):
-            raise ConfigError(f"data.decode_at must be worker or stream, got {self.decode_at!r}")
+        if self.decode_at not in get_args(DecodeAt):
+            raise ConfigError(f"data.decode_at must be one of {', '.join(get_args(DecodeAt))}, got {self.decode_at!r}")
+        if self.sample_cache is not None and self.decode_at not in ("auto", "worker"):
+            raise ConfigError(f"data.sample_cache goes with data.decode_at=worker or auto, got {self.decode_at}")
+        if self.decode_at == "device" and self.sampling.flow_stack == "trajectory":
+            raise ConfigError(
+                "data.decode_at=device does not go with data.sampling.flow_stack=trajectory, which CPUs sample: choose "
+                "auto or worker"
+            )

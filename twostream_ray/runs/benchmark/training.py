@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from twostream_ray.data.loading.decode_choice import choose_decode_at
 from twostream_ray.data.loading.device import DeviceBatch, on_device
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
@@ -222,7 +223,7 @@ def _measure(
     optimiser = build_optimiser(network, config=config.training)
     model = distributed(network, config=config.training, device=device)
     batches = _batches(
-        config, source, rank=rank, workers=workers, network_needs=(network.needs_rgb, network.needs_flow)
+        config, source, rank=rank, workers=workers, device=device, network_needs=(network.needs_rgb, network.needs_flow)
     )
     seconds: dict[str, float] = {}
 
@@ -280,16 +281,25 @@ def _wait_for_all(device: torch.device) -> None:
 
 
 def _batches(
-    config: BenchmarkTrainConfig, source: Source, *, rank: int, workers: int, network_needs: tuple[bool, bool]
+    config: BenchmarkTrainConfig,
+    source: Source,
+    *,
+    rank: int,
+    workers: int,
+    device: torch.device,
+    network_needs: tuple[bool, bool],
 ) -> Iterator[Batch]:
     """Batches without end; only whole ones, so that every way makes the same steps."""
     shard_set = open_shards(config.data.shards)
     clips = len(shard_set.split(config.data.train_split))
     whole_steps = clips // config.training.global_batch
     passes = 1 if source == "memory" else -(-(_WARM_UP + config.steps) // whole_steps)
+    # What is kept in memory is decoded once.
+    kept = source == "memory"
+    at = "worker" if kept else choose_decode_at(config.data, device, want_flow=network_needs[1]).at
     loader = SnippetLoader(
         shard_set,
-        config=config.data,
+        config=replace(config.data, decode_at=at),
         passes=[Pass(split=config.data.train_split, epoch=epoch, training=True) for epoch in range(passes)],
         global_batch=config.training.global_batch,
         rank=rank,

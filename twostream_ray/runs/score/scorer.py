@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from twostream_ray import storage
+from twostream_ray.data.loading.decode_choice import choose_decode_at
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import READING_CPUS, SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
@@ -82,9 +84,11 @@ def _score_lanes(
         network, package = load_model(Path(folder))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
+    data = DataConfig(shards=shard_set.uri, sampling=package.sampling, transforms=package.transforms)
+    choice = choose_decode_at(data, device, want_flow=network.needs_flow)
     loader = SnippetLoader(
         shard_set,
-        config=DataConfig(shards=shard_set.uri, sampling=package.sampling, transforms=package.transforms),
+        config=replace(data, decode_at=choice.at),
         passes=[Pass(split=split)],
         global_batch=_CLIPS_PER_STEP,
         rank=rank,

@@ -105,7 +105,7 @@ def _tune(
 def _sharing_samples(config: TuneConfig) -> TuneConfig:
     """With a folder on each machine for the samples that trials share, if they do."""
     data = config.data
-    if not config.search.share_samples_gb or data.sample_cache is not None or data.decode_at != "worker":
+    if not config.search.share_samples_gb or data.sample_cache is not None or data.decode_at not in ("auto", "worker"):
         return config
     limit_gb = config.search.share_samples_gb
     return replace(config, data=replace(data, sample_cache=_samples_folder(config), sample_cache_gb=limit_gb))

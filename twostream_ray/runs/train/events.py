@@ -21,6 +21,15 @@ class WorkersStarted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DecodingChosen:
+    """Where a group of workers has its samples decoded."""
+
+    at: str
+    """device, worker or stream."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepEnded:
     """All workers have made a step."""
 
@@ -70,7 +79,7 @@ class TrainingStopped:
     """The run was requested to stop, and what it reached is in a checkpoint."""
 
 
-ProgressEvent = WorkersStarted | StepEnded | EpochEnded | WorkersLost
+ProgressEvent = WorkersStarted | DecodingChosen | StepEnded | EpochEnded | WorkersLost
 """What a person sees of a run."""
 
 Event = ProgressEvent | EpochRecorded | TrainingFailed | TrainingStopped

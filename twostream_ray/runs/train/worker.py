@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import torch
 from ray.train.torch import get_device
 
 from twostream_ray import storage
+from twostream_ray.data.loading.decode_choice import choose_decode_at
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
+from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import NonFiniteLossError
@@ -28,6 +30,7 @@ from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train.events import (
+    DecodingChosen,
     EpochEnded,
     Event,
     StepEnded,
@@ -71,7 +74,7 @@ def train_worker(arguments: dict[str, Any]) -> Network:
     worker = _Worker(config, arguments["package"], shard_set=shard_set, mailbox=arguments["mailbox"])
     loader = SnippetLoader(
         shard_set,
-        config=config.data,
+        config=worker.data_config(want_flow=arguments["needs_flow"]),
         passes=worker.passes(),
         global_batch=config.training.global_batch,
         seed=config.seed,
@@ -155,6 +158,14 @@ class _Worker:
         if self._first_step:
             result = state["result"]
             self._earlier = PassResult(**result | {"step_losses": tuple(result["step_losses"])})
+
+    def data_config(self, *, want_flow: bool) -> DataConfig:
+        """The settings of data, with the place where this worker's samples are decoded."""
+        device = get_device()
+        choice = choose_decode_at(self._config.data, device, want_flow=want_flow)
+        if device.type != "cpu" or choice.fell_back:
+            self.post(DecodingChosen(at=choice.at, reason=choice.reason))
+        return replace(self._config.data, decode_at=choice.at)
 
     def passes(self) -> Iterator[Pass]:
         """The passes that are left."""
