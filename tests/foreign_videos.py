@@ -109,7 +109,7 @@ def put_together(coded: Coded, packets: Iterable[Packet], *, container: str) -> 
 
 def from_key(packets: list[Packet], number: int) -> list[Packet]:
     """What is left of a stream that is cut in front of one of its key pictures."""
-    return packets[[place for place, packet in enumerate(packets) if packet.is_key][number] :]
+    return packets[[index for index, packet in enumerate(packets) if packet.is_key][number] :]
 
 
 @dataclass
@@ -159,7 +159,7 @@ def field_coded(num_frames: int) -> list[bytes]:
 def fields_in(container: str, fields: list[bytes]) -> bytes:
     """A packet for each field."""
     coded = Coded(file=b"".join(fields), packets=[], time_base=Fraction(1, 50))
-    packets = [Packet(content=one, pts=place, dts=place, is_key=True) for place, one in enumerate(fields)]
+    packets = [Packet(content=one, pts=index, dts=index, is_key=True) for index, one in enumerate(fields)]
     return put_together(coded, packets, container=container)
 
 

@@ -23,8 +23,8 @@ def ports_of(pid: int) -> list[tuple[int, str, int]]:
 
 def foreign_addresses() -> list[str]:
     """IPv4 addresses of this machine beside loopback."""
-    told = [address for many in psutil.net_if_addrs().values() for address in many]
-    return [one.address for one in told if one.family == socket.AF_INET and not one.address.startswith("127.")]
+    addresses = [address for many in psutil.net_if_addrs().values() for address in many]
+    return [one.address for one in addresses if one.family == socket.AF_INET and not one.address.startswith("127.")]
 
 
 def post_job(port: int) -> int:

@@ -94,8 +94,8 @@ def mutated_json(content: bytes, rng: random.Random, *, sentinel: str) -> bytes:
         return mutated_bytes(content, rng)
     values = {"document": json.loads(content)}
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        places = _places(values)
-        holder, key = rng.choice(places)
+        entries = _places(values)
+        holder, key = rng.choice(entries)
         match rng.randrange(8):
             case 0 if isinstance(holder, dict) and holder is not values:
                 del holder[key]
@@ -110,7 +110,7 @@ def mutated_json(content: bytes, rng: random.Random, *, sentinel: str) -> bytes:
                 else:
                     holder[key] = [target]
             case 2:
-                other, name = rng.choice(places)
+                other, name = rng.choice(entries)
                 holder[key], other[name] = other[name], holder[key]
             case 3:
                 holder[key] = holder[key] * 2 if isinstance(holder[key], list | str) else str(holder[key])
@@ -149,8 +149,8 @@ def mutated_header(content: bytes, rng: random.Random, *, sentinel: str) -> byte
         return mutated_bytes(content, rng)
     size = int.from_bytes(content[:8], "little")
     header = mutated_json(content[8 : 8 + size], rng, sentinel=sentinel)
-    told = rng.choice([len(header)] * 6 + [0, len(header) - 1, 2**40, 2**63])
-    return told.to_bytes(8, "little") + header + content[8 + size :]
+    claimed_size = rng.choice([len(header)] * 6 + [0, len(header) - 1, 2**40, 2**63])
+    return claimed_size.to_bytes(8, "little") + header + content[8 + size :]
 
 
 def mutated_parquet(content: bytes, rng: random.Random) -> bytes:

@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
             upstream.request(self.command, self.path, body=body, headers=headers, encode_chunked=self._is_chunked())
             answer = upstream.getresponse()
-            content, told = answer.read(), answer.getheaders()
+            content, answered = answer.read(), answer.getheaders()
             length = answer.getheader("Content-Length")
         finally:
             upstream.close()
@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault is None and self.command == "GET" and answer.status < 300:
             proxy.bodies.append(self.path)
-        self._answer(answer.status, told, content, length=length, cut=fault == "cut")
+        self._answer(answer.status, answered, content, length=length, cut=fault == "cut")
 
     def _is_chunked(self) -> bool:
         return self.headers.get("Transfer-Encoding", "").lower() == "chunked"

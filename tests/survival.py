@@ -93,7 +93,10 @@ def settled_clips(log: Path) -> dict[tuple[int, int], list[int]]:
         # Workers of one group begin a step within moments of each other; another group takes seconds to start.
         together = begun - before < 1.5
         last[epoch, step] = (before if together else begun, (by_rank if together else {}) | {rank: clips})
-    return {place: sorted(clip for clips in by_rank.values() for clip in clips) for place, (_, by_rank) in last.items()}
+    return {
+        position: sorted(clip for clips in by_rank.values() for clip in clips)
+        for position, (_, by_rank) in last.items()
+    }
 
 
 def free_port() -> int:
@@ -170,9 +173,9 @@ class Nodes:
             "groups = [g['state'] for g in ray.util.placement_group_table().values() if g['state'] != 'REMOVED']\n"
             "print(json.dumps({'actors': actors, 'groups': groups}))\n"
         )
-        told = subprocess.run([sys.executable, "-c", code], env=self.environment, capture_output=True, text=True)
-        assert told.returncode == 0, told.stderr[-2000:]
-        return dict(json.loads(told.stdout.splitlines()[-1]))
+        done = subprocess.run([sys.executable, "-c", code], env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return dict(json.loads(done.stdout.splitlines()[-1]))
 
     def shutdown(self) -> None:
         """End everything."""

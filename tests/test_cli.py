@@ -195,7 +195,7 @@ def test_synthesize_writes_real_videos(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_the_command_is_a_module_as_well() -> None:
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-W", "error", "-m", "twostream_ray.cli", "--version"], capture_output=True, text=True
     )
-    assert (told.returncode, told.stderr) == (0, "") and told.stdout.startswith("twostream_ray ")
+    assert (printed.returncode, printed.stderr) == (0, "") and printed.stdout.startswith("twostream_ray ")

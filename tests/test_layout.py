@@ -80,7 +80,7 @@ PLANTED = {
 UNWANTED = {
     *("Board", "Wish", "Draws", "Drawn", "Gauges", "Tally", "Contest", "Finding", "Journal", "place", "places"),
     *("means_something", "waits_for", "_crown", "_insisted", "_weightless", "prepare_apart", "alone", "hurried"),
-    *("_Telling", "_TellTune", "_Keeper", "tell", "told", "recall"),
+    *("_Telling", "_TellTune", "_Keeper", "tell", "told", "recall", "tally", "tallies", "gauges", "wishes", "run_at"),
 }
 """Names that say nothing to someone who knows Ray, PyTorch and MLflow."""
 

@@ -141,7 +141,7 @@ def stored(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("sampling.flow_length", 10**8, "flow_length must be at most 1,000, got 100000000"),
         ("transforms.crop_px", 10**6, "crop_px must be at most 4,096, got 1000000"),
@@ -181,11 +181,11 @@ def stored(tmp_path: Path) -> Path:
         ("format", 10**30, "has format 1000"),
     ],
 )
-def test_a_package_that_says_what_cannot_be_is_one_line(stored: Path, key: str, value: object, told: str) -> None:
+def test_a_package_that_says_what_cannot_be_is_one_line(stored: Path, key: str, value: object, message: str) -> None:
     with pytest.raises(CheckpointError) as met:
         load_model(changed(stored, key, value))
     said = str(met.value)
-    assert told in said and str(stored) in said and "\n" not in said and len(said) < 600, said
+    assert message in said and str(stored) in said and "\n" not in said and len(said) < 600, said
 
 
 def test_sizes_are_held_against_each_other_before_they_take_memory(stored: Path) -> None:

@@ -65,7 +65,7 @@ class Target:
     files: tuple[str, ...]
     """Patterns below the folder."""
     read: Callable[[Path], object]
-    """Opens what lies in the folder."""
+    """Opens what is in the folder."""
     settle: Callable[[Path], object] = lambda folder: None
     """Makes the other files agree with a mutated one, as a forger would."""
 
@@ -269,24 +269,24 @@ def test_whole_files_are_read(made: str, name: str, whole: Path, tmp_path: Path)
     target.read(tmp_path / "a")
 
 
-def hunt(made: str, name: str, *, whole: Path, place: Path, seed: int, mutants: int) -> int:
+def hunt(made: str, name: str, *, whole: Path, root: Path, seed: int, mutants: int) -> int:
     """Read mutants of one kind; gives the number of refused ones."""
-    (place / "sentinel").mkdir()
-    (place / "sentinel/precious.txt").write_text("precious")
-    (place / "code").mkdir()
-    (place / "code/planted_payload.py").write_text(
-        f"import pathlib\npathlib.Path({str(place / 'sentinel/imported')!r}).touch()\nclass Payload: pass\n"
+    (root / "sentinel").mkdir()
+    (root / "sentinel/precious.txt").write_text("precious")
+    (root / "code").mkdir()
+    (root / "code/planted_payload.py").write_text(
+        f"import pathlib\npathlib.Path({str(root / 'sentinel/imported')!r}).touch()\nclass Payload: pass\n"
     )
     target = TARGETS[made][1][name]
     refused = 0
-    sys.path.insert(0, str(place / "code"))
+    sys.path.insert(0, str(root / "code"))
     try:
         for number in range(mutants):
             rng = random.Random(f"{seed}/{made}/{name}/{number}")
-            folder = place / "here"
+            folder = root / "here"
             shutil.copytree(whole / made, folder)
             victims = sorted(path for pattern in target.files for path in folder.glob(pattern))
-            mutate(rng.choice(victims), rng, sentinel=str(place / "sentinel"))
+            mutate(rng.choice(victims), rng, sentinel=str(root / "sentinel"))
             with contextlib.suppress(Exception):  # what cannot be forged further is read as it is
                 target.settle(folder)
             said = None
@@ -299,21 +299,21 @@ def hunt(made: str, name: str, *, whole: Path, place: Path, seed: int, mutants: 
                 raise AssertionError(
                     f"mutant {number} of seed {seed}: {type(error).__name__}: {str(error)[:300]}"
                 ) from error
-            told = f"mutant {number} of seed {seed}: {said}"
-            assert said is None or ("\n" not in said and len(said) < 2000), told
-            assert "planted_payload" not in sys.modules, told
-            assert everything_below(place / "sentinel") == {"precious.txt": b"precious"}, told
-            assert {path.name for path in place.iterdir()} == {"sentinel", "code", "here"}, told
+            message = f"mutant {number} of seed {seed}: {said}"
+            assert said is None or ("\n" not in said and len(said) < 2000), message
+            assert "planted_payload" not in sys.modules, message
+            assert everything_below(root / "sentinel") == {"precious.txt": b"precious"}, message
+            assert {path.name for path in root.iterdir()} == {"sentinel", "code", "here"}, message
             shutil.rmtree(folder)
     finally:
-        sys.path.remove(str(place / "code"))
+        sys.path.remove(str(root / "code"))
     return refused
 
 
 @pytest.mark.parametrize(("made", "name"), KINDS)
 def test_mutants_are_one_line_each_or_accepted(made: str, name: str, whole: Path, tmp_path: Path) -> None:
     few = _FEW.get(name, 24)
-    refused = hunt(made, name, whole=whole, place=tmp_path, seed=1, mutants=few)
+    refused = hunt(made, name, whole=whole, root=tmp_path, seed=1, mutants=few)
     assert refused >= few // 6
 
 
@@ -323,4 +323,4 @@ def test_mutants_are_one_line_each_or_accepted(made: str, name: str, whole: Path
 def test_many_mutants_are_one_line_each_or_accepted(
     made: str, name: str, seed: int, whole: Path, tmp_path: Path
 ) -> None:
-    hunt(made, name, whole=whole, place=tmp_path, seed=seed, mutants=MUTANTS)
+    hunt(made, name, whole=whole, root=tmp_path, seed=seed, mutants=MUTANTS)

@@ -100,9 +100,9 @@ def texts_with(uri: str) -> list[str]:
 def test_a_password_is_hidden_in_a_uri_whatever_characters_it_has(scheme: str, password: str) -> None:
     for shown in (password, quote(password, safe="")):
         for text in texts_with(f"{scheme}://ann:{shown}@host.example.org/db"):
-            told = redact(text)
-            assert shown not in told and HIDDEN in told and "host.example.org" in told
-            assert redact(told) == told
+            redacted = redact(text)
+            assert shown not in redacted and HIDDEN in redacted and "host.example.org" in redacted
+            assert redact(redacted) == redacted
 
 
 def test_random_passwords_are_hidden_and_survive_being_quoted() -> None:
@@ -146,8 +146,8 @@ def test_secrets_of_the_environment_are_hidden_wherever_they_stand(
 ) -> None:
     monkeypatch.setenv(variable, value)
     for form in (secret, quote(secret, safe=""), quote(secret)):
-        told = redact(f"the server said: {form} is not what it was")
-        assert form not in told and told.startswith("the server said: ")
+        redacted = redact(f"the server said: {form} is not what it was")
+        assert form not in redacted and redacted.startswith("the server said: ")
         assert form not in str(ConfigError(f"no such host: {form}"))
 
 
@@ -169,9 +169,9 @@ def test_signed_addresses_of_an_object_store_keep_their_place_and_lose_their_sig
         "https://b.s3.amazonaws.com/k.mp4?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F1"
         "&X-Amz-Security-Token=IQoJb3/planted&X-Amz-Signature=0123planted"
     )
-    told = redact(f"cannot read {signed}: 403")
-    assert told.startswith("cannot read https://b.s3.amazonaws.com/k.mp4?") and told.endswith(" 403")
-    assert "planted" not in told and "AKIA" not in told
+    redacted = redact(f"cannot read {signed}: 403")
+    assert redacted.startswith("cannot read https://b.s3.amazonaws.com/k.mp4?") and redacted.endswith(" 403")
+    assert "planted" not in redacted and "AKIA" not in redacted
 
 
 def test_uris_with_credentials_are_distinguished_from_others() -> None:

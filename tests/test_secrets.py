@@ -1,4 +1,4 @@
-"""Distinctive secrets in every place that may hold one, every verb well and badly: nobody writes them anywhere."""
+"""Distinctive secrets in everything that may hold one, every verb well and badly: nobody writes them anywhere."""
 
 import base64
 import contextlib
@@ -95,7 +95,7 @@ def test_no_verb_that_fails_shows_a_secret_and_neither_does_what_it_leaves_behin
 ) -> None:
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
-    own = planted("argument")  # of no variable: known by its place alone
+    own = planted("argument")  # of no variable: known by its position alone
     bucket, server = f"s3://key:{own}@bucket/x", f"http://ann:{own}@127.0.0.1:9"
     train = ["train", "--name", "x"]
     verbs = [
@@ -146,8 +146,8 @@ def test_no_verb_that_fails_shows_a_secret_and_neither_does_what_it_leaves_behin
         assert "Traceback" not in shown.err, (verb, shown)
     assert not any(form.decode() in caplog.text for form in forms())
     assert holding_secrets(tmp_path) == []
-    told = (tmp_path / "run" / "tracking-journal" / "run.json").read_text()
-    assert "(hidden)@127.0.0.1:9" in told, "the place of a server is no secret"
+    stored = (tmp_path / "run" / "tracking-journal" / "run.json").read_text()
+    assert "(hidden)@127.0.0.1:9" in stored, "the address of a server is no secret"
 
 
 def test_a_password_of_any_characters_in_the_uri_opens_the_door_it_is_for(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def damaged(content: bytes, kind: Damage, rng: np.random.Generator) -> bytes:
         start = int(rng.integers(0, len(content) - length))
         copy[start : start + length] = 0
     else:
-        places = rng.integers(0, len(content), int(rng.integers(1, 20)))
-        copy[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
+        positions = rng.integers(0, len(content), int(rng.integers(1, 20)))
+        copy[positions] ^= (1 << rng.integers(0, 8, len(positions))).astype(np.uint8)
     return copy.tobytes()
 
 

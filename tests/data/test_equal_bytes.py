@@ -108,12 +108,12 @@ def everything() -> dict[str, Callable[[], bytes]]:
     """All that promises equal bytes, at small sizes."""
     made: dict[str, Callable[[], bytes]] = {"shard": shard}
     for height, width in SIZES:
-        place = f"{height}x{width}"
+        size = f"{height}x{width}"
         frames = pictures(height, width, index=height)
-        made[f"clip {place}"] = partial(encoded_clip, frames)
-        made[f"flow JPEG {place}"] = partial(noisy_field, height, width)
+        made[f"clip {size}"] = partial(encoded_clip, frames)
+        made[f"flow JPEG {size}"] = partial(noisy_field, height, width)
         if min(height, width) >= 34:
-            made[f"dis {place}"] = partial(flow_fields, frames[:4], "dis")
+            made[f"dis {size}"] = partial(flow_fields, frames[:4], "dis")
     made["dis+tvl1 34x50"] = partial(flow_fields, pictures(34, 50, index=1)[:2], "dis+tvl1")
     made["tvl1 34x50"] = partial(flow_fields, pictures(34, 50, index=2)[:2], "tvl1")
     for size_px, short_side_px, container in ((50, 34, "mp4"), (50, 66, "avi"), (66, 50, "mp4"), (66, 34, "avi")):
@@ -132,7 +132,7 @@ def hashes(made: dict[str, Callable[[], bytes]]) -> dict[str, str]:
 
 @pytest.fixture
 def other_memory() -> Iterator[Callable[[np.random.Generator], None]]:
-    """A function after which what is allocated lies where something else was, and is filled with some byte."""
+    """A function after which what is allocated is where something else was, and is filled with some byte."""
     perturb = getattr(LIBC, "mallopt", None)
     LIBC.malloc.restype, LIBC.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     LIBC.free.argtypes = [ctypes.c_void_p]

@@ -155,15 +155,15 @@ def test_a_contract_from_a_file_has_every_key_in_its_type_and_bounds(name: str, 
 
 
 def test_settings_are_bounded_as_files_are() -> None:
-    for value, told in {
+    for value, message in {
         float("nan"): "a finite number",
         float("inf"): "a finite number",
         1e9: "at most 10,000",
     }.items():
-        with pytest.raises(ConfigError, match=rf"flow.bound_px must be {told}, got"):
+        with pytest.raises(ConfigError, match=rf"flow.bound_px must be {message}, got"):
             FlowContract(bound_px=value)
-    for size, told in {10**8: "at most 8,192", 14: "at least 16", 49: "even"}.items():
-        with pytest.raises(ConfigError, match=rf"flow.short_side_px must be {told}, got"):
+    for size, message in {10**8: "at most 8,192", 14: "at least 16", 49: "even"}.items():
+        with pytest.raises(ConfigError, match=rf"flow.short_side_px must be {message}, got"):
             FlowContract(short_side_px=size)
 
 

@@ -60,7 +60,7 @@ def test_a_second_ingest_into_one_place_is_refused_while_the_first_is_at_work(vi
 
 
 def overlapping(videos: Path, tmp_path: Path) -> dict[str, IngestConfig]:
-    """Ingests whose shards would lie among what they read, by every name a place can have."""
+    """Ingests whose shards would be among what they read, by every name that a folder can have."""
     link, shards = tmp_path / "link", tmp_path / "linked" / "shards"
     link.symlink_to(videos)
     shards.parent.mkdir()
@@ -115,14 +115,14 @@ def test_a_class_folder_that_is_a_link_to_the_shards_is_refused(videos: Path, tm
 
 
 @pytest.mark.parametrize(
-    "place", ["/proc/x", "/proc/x/y", "/dev/null", "/dev/null/x", "{file}", "{file}/x", "{dangling}"]
+    "target", ["/proc/x", "/proc/x/y", "/dev/null", "/dev/null/x", "{file}", "{file}/x", "{dangling}"]
 )
 def test_a_place_that_cannot_be_written_is_one_line_before_the_work_begins(
-    videos: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+    videos: Path, tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dangling").symlink_to("/proc/x")
-    out = place.format(file=tmp_path / "file", dangling=tmp_path / "dangling")
+    out = target.format(file=tmp_path / "file", dangling=tmp_path / "dangling")
     assert main(["ingest", "--catalog.root", str(videos), "--out", out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("twostream ingest: error: ") and (out in line or str(Path(out).parent) in line)
@@ -224,9 +224,9 @@ def test_shards_labelled_when_numbers_were_ordered_as_texts_keep_their_labels(vi
 def test_shards_of_other_encoders_still_count_and_a_redone_ingest_says_so(videos: Path, tmp_path: Path) -> None:
     root, out = tmp_path / "videos", tmp_path / "out"
     for number, source in enumerate(sorted((videos / "train").rglob("*.mp4"))[:8]):
-        place = root / "train" / "ab"[number % 2] / f"{number}.mp4"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, place)
+        target = root / "train" / "ab"[number % 2] / f"{number}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
     wanted = config(root, out)
     for plan in plan_shards(catalog_of(wanted).clips, contract=SMALL, rows_per_shard=2):
         write_shard(plan, out=str(out), contract=SMALL, max_frames=wanted.max_frames, count=lambda _: None)

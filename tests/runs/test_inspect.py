@@ -126,9 +126,9 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    for place in ("/proc/x/inspect.png", str(tmp_path / "file/inspect.png")):
-        assert main(["inspect", str(tmp_path / "no-shards"), "--out", place, "--verify", "true"]) == 2
+    for target in ("/proc/x/inspect.png", str(tmp_path / "file/inspect.png")):
+        assert main(["inspect", str(tmp_path / "no-shards"), "--out", target, "--verify", "true"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert str(Path(place).parent) in line
+        assert str(Path(target).parent) in line
     with pytest.raises(ConfigError, match=r"out must name a file that ends in .png, got 'train.py'"):
         InspectConfig(shards="x", out="train.py")

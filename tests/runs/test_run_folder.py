@@ -94,14 +94,14 @@ def search(folder: Path) -> TuneConfig:
 
 def begun(folder: Path, *, finished: bool = False) -> ExperimentConfig:
     """A run that has begun, as a killed or a finished driver leaves it."""
-    config, place = experiment(folder), folder / "runs/run"
-    place.mkdir(parents=True)
-    (place / "experiment.json").write_text(json.dumps(fixed_settings(config)))
+    config, root = experiment(folder), folder / "runs/run"
+    root.mkdir(parents=True)
+    (root / "experiment.json").write_text(json.dumps(fixed_settings(config)))
     RunFolder.of(config).keep_data(open_shards(config.data.shards))
     if finished:
-        report = {"name": "run", "checkpoint": f"{place}/epoch-0000", "history": [{"epoch": 0}], "parameters": 1}
+        report = {"name": "run", "checkpoint": f"{root}/epoch-0000", "history": [{"epoch": 0}], "parameters": 1}
         report |= {"seconds": 1.0, "run": {"experiment_id": "", "run_id": ""}, "done_before": False}
-        (place / "report.json").write_text(json.dumps(report))
+        (root / "report.json").write_text(json.dumps(report))
     return config
 
 
@@ -129,11 +129,12 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_run_does_not_go_on_with_other_data_and_both_are_named(tmp_path: Path, what: str, change: str) -> None:
     before = ingested(tmp_path / "shards")
     config: Any = begun_search(tmp_path) if what == "a search" else begun(tmp_path, finished=what == "a finished run")
-    changed, told = CHANGES[change]
+    changed, expected = CHANGES[change]
     after = ingested(tmp_path / "shards", **changed)
     with pytest.raises(
         ConfigError,
-        match=rf"began with manifest {before.hash[:12]} of .*/shards, which holds {after.hash[:12]} by now: {told}.*"
+        match=rf"began with manifest {before.hash[:12]} of .*/shards, which holds {after.hash[:12]} by now: "
+        rf"{expected}.*"
         "choose another --name, or ingest the earlier data again",
     ):
         tune(config) if what == "a search" else train(config)
@@ -162,21 +163,21 @@ def test_the_same_data_ingested_again_are_the_same(tmp_path: Path, caplog: pytes
     assert not [line for line in caplog.messages if "manifest" in line]
 
 
-@pytest.mark.parametrize("told", ["the same", "another", "none"])
+@pytest.mark.parametrize("recorded", ["the same", "another", "none"])
 def test_of_a_run_that_an_earlier_version_began_its_journal_names_the_data(
-    tmp_path: Path, told: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, recorded: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     shard_set, folder = ingested(tmp_path / "shards"), RunFolder.of(experiment(tmp_path))
-    tags = {"the same": {"manifest_hash": shard_set.hash}, "another": {"manifest_hash": "0" * 64}, "none": {}}[told]
+    tags = {"the same": {"manifest_hash": shard_set.hash}, "another": {"manifest_hash": "0" * 64}, "none": {}}[recorded]
     identity = Identity(key="0" * 32, run_name="run", experiment="x", start_ms=1, parameters={}, tags=tags)
     Outbox(run_uri=folder.uri).begin(identity)
-    if told == "another":
+    if recorded == "another":
         with pytest.raises(ConfigError, match=r"run 'run' began with manifest 000000000000, .* holds .* by now"):
             folder.data_of(shard_set.uri)
         return
     assert folder.data_of(shard_set.uri).hash == shard_set.hash
     said = [message for message in caplog.messages if "does not say which data it began with" in message]
-    assert len(said) == (told == "none")
+    assert len(said) == (recorded == "none")
 
 
 def test_shards_that_were_moved_are_the_same_and_those_of_another_set_are_not(tmp_path: Path) -> None:
@@ -202,8 +203,8 @@ def test_a_shard_that_an_ingest_has_removed_is_distinguished_from_a_damaged_one(
     error = ShardError("x/shards/1.parquet, row group 0, cannot be read: ingest again")
     assert folder.explained(error, began) is error
     ingested(tmp_path / "shards", clips=(0, 1))
-    told = str(folder.explained(error, began))
-    assert told.startswith(f"run 'run' keeps to manifest {began.hash[:12]} of ") and "x/shards/1.parquet" in told
+    message = str(folder.explained(error, began))
+    assert message.startswith(f"run 'run' keeps to manifest {began.hash[:12]} of ") and "x/shards/1.parquet" in message
 
 
 def test_every_split_is_looked_for_before_anything_starts_and_the_evaluations_may_be_mended(tmp_path: Path) -> None:
@@ -219,7 +220,7 @@ def test_every_split_is_looked_for_before_anything_starts_and_the_evaluations_ma
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"workers": WorkersConfig(num_workers=9)}, r"9 workers want at least as many data.lanes, got 8"),
         ({"workers": WorkersConfig(num_workers=(1, 12))}, r"12 workers want at least as many data.lanes, got 8"),
@@ -227,10 +228,10 @@ def test_every_split_is_looked_for_before_anything_starts_and_the_evaluations_ma
     ],
 )
 def test_workers_and_batches_that_lanes_cannot_serve_are_refused_before_anything_starts(
-    tmp_path: Path, change: dict[str, Any], told: str
+    tmp_path: Path, change: dict[str, Any], expected: str
 ) -> None:
     ingested(tmp_path / "shards")
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         train(experiment(tmp_path, **change))
     assert not (tmp_path / "runs/run").exists()
 
@@ -270,9 +271,9 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line_with_the_way_out(
     ingested(tmp_path / "shards")
     config = begun(tmp_path, finished=True)
     (tmp_path / "runs/run" / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"was wanted at {tmp_path}/runs/run/{name}, .*: (choose|delete)") as told:
+    with pytest.raises(ConfigError, match=rf"was wanted at {tmp_path}/runs/run/{name}, .*: (choose|delete)") as raised:
         train(config)
-    assert "\n" not in str(told.value) and len(str(told.value)) < 600
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
 @pytest.mark.parametrize("checkpoint", ["/etc", "s3://other/x", "../../epoch-0000/..", "x" * 99, "epoch-1\n"])

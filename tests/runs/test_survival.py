@@ -106,7 +106,7 @@ def undisturbed_and_disturbed(
         left = orphans_after_a_while(on)
     assert_every_clip_once(folder / "disturbed/log", shard_set, epochs=epochs)
     assert [epoch["train_loss"] for epoch in report["history"]] == [e["train_loss"] for e in expected.history]
-    assert_equal_weights(*(Path(place) / "model.safetensors" for place in (report["checkpoint"], expected.checkpoint)))
+    assert_equal_weights(*(Path(uri) / "model.safetensors" for uri in (report["checkpoint"], expected.checkpoint)))
     assert_one_mlflow_run_with_every_epoch_once(folder / "disturbed", epochs=epochs)
     assert left == {"actors": [], "groups": []}
     for kind, all_of_kind in sorted(recoveries.items()):

@@ -67,7 +67,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
         _Worker.end_epoch = later  # type: ignore[method-assign]
         train_worker(arguments)
 
-    told: list[tuple[float, EpochEnded]] = []
+    events: list[tuple[float, EpochEnded]] = []
     away: list[float] = []
 
     def outage() -> None:
@@ -86,7 +86,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
 
     def watch(event: ProgressEvent) -> None:
         if isinstance(event, EpochEnded):
-            told.append((time.time(), event))
+            events.append((time.time(), event))
             if event.epoch == 2:
                 killer.start()
 
@@ -99,10 +99,10 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
             if killer.ident is not None:
                 killer.join()  # else it would start a server that nobody ends
     assert away[1] < ended, "the server was back before the end"
-    assert [event.epoch for _, event in told] == list(range(EPOCHS))
-    within = [event.epoch for at, event in told if away[0] + 1 < at < away[0] + AWAY_S]
-    assert len(within) >= 5, "epochs went on while the server was away"
-    longest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(told))
+    assert [event.epoch for _, event in events] == list(range(EPOCHS))
+    within = [event.epoch for at, event in events if away[0] + 1 < at < away[0] + AWAY_S]
+    assert len(within) >= 5, "epochs ended while the server was away"
+    longest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(events))
     assert longest < LEAST_EPOCH_S + 12, "no epoch was held up"
 
     client = MlflowClient(uri)
@@ -116,7 +116,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
         rows = client.get_metric_history(runs[0].info.run_id, name)
         assert Counter(row.step for row in rows) == dict.fromkeys(range(EPOCHS), 1), name
         times = {row.step: row.timestamp / 1000 for row in rows}
-        for at, event in told:
+        for at, event in events:
             assert abs(times[event.epoch] - at) < 15, f"{name} keeps the time when it was logged"
         assert sum(away[0] < times[epoch] < away[0] + AWAY_S + 1 for epoch in within) >= len(within) - 1
     losses = {row.step: row.value for row in client.get_metric_history(runs[0].info.run_id, "train_loss")}

@@ -139,7 +139,7 @@ def test_numbers_within_their_interval_are_taken_and_the_ends_are_what_the_brack
 
     for fine in ({"whole": None}, {"whole": 1000}, {"share": 1}, {"share": 1e-300}, {"many": (2.1, 299999)}):
         Both(**fine)
-    for bad, told in {
+    for bad, message in {
         ("whole", 0): "both.whole must be at least 1, got 0",
         ("whole", 1001): "both.whole must be at most 1,000, got 1001",
         ("whole", 1.0): "both.whole must be a whole number, got 1.0",
@@ -150,7 +150,7 @@ def test_numbers_within_their_interval_are_taken_and_the_ends_are_what_the_brack
     }.items():
         with pytest.raises(ConfigError) as met:
             Both(**dict([bad]))
-        assert str(met.value) == told
+        assert str(met.value) == message
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_the_environment_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_settings_at_once_are_taken_inline_and_faults_in_them_named() -> None:
     config = from_arguments(IngestConfig, [*INGEST, "--flow", "{bound_px: 3, algorithm: tvl1}", "--flow.bound_px", "4"])
     assert config.flow == FlowContract(bound_px=4, algorithm="tvl1")
-    for value, told in {
+    for value, message in {
         "{bound_px: 3, bound_px: 4}": "--flow, line 1: bound_px comes twice",
         "{bound_px: 3": "--flow, line 1: no YAML",
         '{"bound_px": NaN}': "--flow: a finite number was wanted, got NaN",
@@ -215,12 +215,12 @@ def test_several_settings_at_once_are_taken_inline_and_faults_in_them_named() ->
     }.items():
         with pytest.raises(ConfigError) as met:
             from_arguments(IngestConfig, [*INGEST, "--flow", value])
-        assert told in str(met.value)
+        assert message in str(met.value)
 
 
 def test_faults_in_a_recipe_name_file_and_line(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
-    for text, told in {
+    for text, message in {
         "out: o\ncatalog:\n  root: r\n  layot: folder\n": "line 4: unknown setting 'catalog.layot'",
         "out: o\ncatalog: videos\n": "line 2: catalog holds settings of its own",
         "out: o\ncatalog:\n# root: videos\n": "line 2: catalog holds settings of its own as `name: value`, got nothing",
@@ -235,7 +235,7 @@ def test_faults_in_a_recipe_name_file_and_line(tmp_path: Path) -> None:
         recipe.write_text(text)
         with pytest.raises(ConfigError) as met:
             from_arguments(IngestConfig, ["--config", str(recipe)])
-        assert str(met.value).startswith(f"{recipe}, {told}")
+        assert str(met.value).startswith(f"{recipe}, {message}")
 
 
 def test_documents_may_be_asked_to_hold_every_field() -> None:

@@ -41,7 +41,7 @@ def test_lines_of_values_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("training: {epochs: 1}\nseed: 1\ntraining: {epochs: 3}\n", "line 3: training comes twice, first in line 1"),
         ("a:\n  b:\n    c: 1\n    d: 2\n    c: 1\n", "line 5: a.b.c comes twice, first in line 3"),
@@ -52,8 +52,10 @@ def test_lines_of_values_are_known() -> None:
         ("a: &x {b: 1}\nc:\n  <<: *x\n  <<: *x\n", "line 4: c.<< comes twice, first in line 3"),
     ],
 )
-def test_a_name_that_comes_twice_is_refused_at_any_depth_with_both_lines(text: str, told: str, tmp_path: Path) -> None:
-    assert told in refused(text, tmp_path)
+def test_a_name_that_comes_twice_is_refused_at_any_depth_with_both_lines(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    assert message in refused(text, tmp_path)
 
 
 @pytest.mark.real
@@ -69,7 +71,7 @@ def test_the_same_names_in_different_blocks_and_overridden_defaults_are_fine() -
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("a: 1\n".encode("utf-16"), "line 1: a recipe in UTF-8 was wanted, this is UTF-16"),
         ("a: 1\nb: Bogen schie\xdfen\n".encode("latin-1"), "line 2: a recipe in UTF-8 was wanted, byte 0xdf is not"),
@@ -113,9 +115,9 @@ def test_the_same_names_in_different_blocks_and_overridden_defaults_are_fine() -
         ("a: 1\nyes: 1\n", "line 2: the name of a setting was wanted, got yes"),
     ],
 )
-def test_what_is_no_recipe_is_one_line_that_names_the_line(content: bytes | str, told: str, tmp_path: Path) -> None:
+def test_what_is_no_recipe_is_one_line_that_names_the_line(content: bytes | str, message: str, tmp_path: Path) -> None:
     said = refused(content, tmp_path)
-    assert said.startswith("recipe.yaml") and told in said, said
+    assert said.startswith("recipe.yaml") and message in said, said
 
 
 def test_a_few_lines_of_aliases_do_not_become_millions_of_values(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_only_regular_files_of_a_recipes_size_are_read(tmp_path: Path) -> None:
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")
     with (tmp_path / "large.yaml").open("wb") as file:
         file.truncate(1 << 40)
-    for name, told in {
+    for name, message in {
         "fifo.yaml": "it is a FIFO",
         "endless.yaml": "it is a FIFO, socket or device",
         "large.yaml": "at most 4194304 bytes were wanted",
@@ -140,4 +142,4 @@ def test_only_regular_files_of_a_recipes_size_are_read(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ConfigError, match="a recipe was wanted: cannot read") as met:
             read_recipe(str(tmp_path / name))
-        assert told in str(met.value)
+        assert message in str(met.value)

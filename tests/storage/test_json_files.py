@@ -27,7 +27,7 @@ def test_what_the_schema_says_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "no JSON"),
         ("{", "no JSON"),
@@ -49,10 +49,10 @@ def test_what_the_schema_says_is_read() -> None:
         (GOOD.replace('"rows": 3', '"rows": 3, "notes": [""]'), "its notes.0 wants"),
     ],
 )
-def test_anything_else_is_one_line_that_names_the_file_and_the_way_out(text: str | bytes, told: str) -> None:
+def test_anything_else_is_one_line_that_names_the_file_and_the_way_out(text: str | bytes, message: str) -> None:
     with pytest.raises(CheckpointError, match=r"a record was wanted at there\.json") as raised:
         parse(text)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert str(raised.value).endswith(": make it again")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500

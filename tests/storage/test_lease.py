@@ -37,19 +37,19 @@ except LeaseError:
 """
 
 
-def holding(place: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(place)], stdout=subprocess.PIPE, text=True)
+def holding(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
 
 
-def leave(place: Path, **change: Any) -> None:
+def leave(folder: Path, **change: Any) -> None:
     """A lease as another holder would have left it: this process's, except for what is changed."""
-    with held(str(place), work="run 'x'", way_out="wait"):
-        left = json.loads((place / FILE).read_text())
-    place.mkdir(parents=True, exist_ok=True)
-    (place / FILE).write_text(json.dumps(left | change))
+    with held(str(folder), work="run 'x'", way_out="wait"):
+        left = json.loads((folder / FILE).read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(json.dumps(left | change))
 
 
 def test_a_place_in_use_is_refused_naming_user_host_process_and_since_when(tmp_path: Path) -> None:
@@ -170,15 +170,15 @@ def test_who_has_lost_a_place_hears_of_it_and_leaves_it_to_the_new_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_RENEW_S", 0.05)
-    told = threading.Event()
+    lost = threading.Event()
     with (
         pytest.raises(LeaseError, match=r"run 'x' was stopped: .* taken over by \S+ on node-7"),
-        held(str(tmp_path), work="run 'x'", way_out="wait", when_lost=told.set),
+        held(str(tmp_path), work="run 'x'", way_out="wait", when_lost=lost.set),
     ):
         values = json.loads((tmp_path / FILE).read_text())
         (tmp_path / "new").write_text(json.dumps(values | {"key": "other", "host": "node-7", "machine": "other"}))
         (tmp_path / "new").replace(tmp_path / FILE)
-        assert told.wait(10)
+        assert lost.wait(10)
     assert json.loads((tmp_path / FILE).read_text())["host"] == "node-7"
 
 

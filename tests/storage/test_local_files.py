@@ -129,7 +129,7 @@ def test_a_directory_that_cannot_be_read_is_named_not_passed_over(tmp_path: Path
 
 @pytest.fixture
 def unreadable() -> Iterator[Path]:
-    """A place outside the test's own directory, which is root's alone where root tests."""
+    """A directory outside the test's own, which is root's alone where root tests."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         (Path(folder) / "walk").mkdir(mode=0o755)

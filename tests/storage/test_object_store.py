@@ -53,15 +53,15 @@ def twostream(*arguments: str, **environment: str) -> subprocess.CompletedProces
 def test_of_many_that_want_a_place_in_the_store_one_gets_it_and_a_stale_lease_is_taken_over(
     object_store: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = "s3://archive/leased"
+    uri = "s3://archive/leased"
 
     def work(number: int) -> bool:
         try:
-            with lease.held(place, work=f"run {number}", way_out="wait"):
-                found = json.loads(storage.read_text(f"{place}/{lease.FILE}"))
+            with lease.held(uri, work=f"run {number}", way_out="wait"):
+                found = json.loads(storage.read_text(f"{uri}/{lease.FILE}"))
                 assert found["work"] == f"run {number}"
                 time.sleep(1)
-                assert json.loads(storage.read_text(f"{place}/{lease.FILE}")) == found
+                assert json.loads(storage.read_text(f"{uri}/{lease.FILE}")) == found
                 left.append(found)
                 return True
         except LeaseError:
@@ -70,14 +70,14 @@ def test_of_many_that_want_a_place_in_the_store_one_gets_it_and_a_stale_lease_is
     left: list[dict[str, object]] = []
     with reached_at(f"http://127.0.0.1:{object_store}"), ThreadPoolExecutor(4) as threads:
         assert list(threads.map(work, range(4))).count(True) == 1
-        assert not storage.exists(f"{place}/{lease.FILE}")
-        storage.write_json(f"{place}/{lease.FILE}", left[0] | {"process_start": 1})
+        assert not storage.exists(f"{uri}/{lease.FILE}")
+        storage.write_json(f"{uri}/{lease.FILE}", left[0] | {"process_start": 1})
         assert work(4)
     assert "run 4 takes over s3://archive/leased" in caplog.text
 
 
 def test_places_in_the_store_behave_as_places_on_disk_though_requests_fail(proxy: FaultyProxy) -> None:
-    base = "s3://archive/places"
+    base = "s3://archive/several"
     names = [f"a b/%20 & #{number};+[x]!'.bin" for number in range(10)] + ["q?x=403#1%.bin", "[q]*?"]
     contents = [os.urandom(1000 + number) for number in range(12)]
     for name, content in zip(names, contents, strict=True):
@@ -97,7 +97,7 @@ def test_places_in_the_store_behave_as_places_on_disk_though_requests_fail(proxy
         assert copy.read_bytes() == large
         storage.write_file(f"{base}/again", copy)
     assert not copy.exists() and storage.read_bytes(f"{base}/again") == large
-    with pytest.raises(AccessError, match=r"cannot read s3://archive/places/none: it is not there; check the path"):
+    with pytest.raises(AccessError, match=r"cannot read s3://archive/several/none: it is not there; check the path"):
         storage.read_bytes(f"{base}/none")
     with pytest.raises(AccessError, match="a prefix was wanted, it is an object"):
         list(storage.list_files(f"{base}/large"))

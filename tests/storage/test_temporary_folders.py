@@ -117,10 +117,10 @@ def test_the_samples_that_trials_share_lie_in_the_users_own_folder_on_whichever_
 
     for root in (shared, tmp_path / "elsewhere"):  # as of a process whose TMPDIR is another
         root.mkdir(exist_ok=True)
-        place = root / own(shared).name / "samples-0123"
-        SampleCache(str(place), limit_bytes=1, depends_on={})
-        assert place.is_dir() and place.parent.stat().st_mode & 0o777 == 0o700
-        assert own_folder(place.parent) == place.parent
+        cache = root / own(shared).name / "samples-0123"
+        SampleCache(str(cache), limit_bytes=1, depends_on={})
+        assert cache.is_dir() and cache.parent.stat().st_mode & 0o777 == 0o700
+        assert own_folder(cache.parent) == cache.parent
     precious = tmp_path / "precious"
     precious.mkdir()
     planted = tmp_path / "planted" / own(shared).name

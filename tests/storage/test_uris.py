@@ -83,12 +83,12 @@ def test_a_file_that_does_not_fit_into_memory_is_one_line(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["a?b", "a#b", "100%", "100%25", "a b+c&d", "~nobody-of-that-name", "-x", "[x]*"])
 def test_signs_in_a_path_stand_for_themselves_and_in_a_file_uri_are_decoded(tmp_path: Path, name: str) -> None:
-    place = tmp_path / name / name
-    storage.write_bytes(str(place), name.encode())
-    assert place.read_bytes() == name.encode()
-    assert storage.absolute(place.as_uri()) == storage.absolute(f"file://localhost{quote(str(place))}") == str(place)
+    file = tmp_path / name / name
+    storage.write_bytes(str(file), name.encode())
+    assert file.read_bytes() == name.encode()
+    assert storage.absolute(file.as_uri()) == storage.absolute(f"file://localhost{quote(str(file))}") == str(file)
     assert list(storage.list_files((tmp_path / name).as_uri())) == [(name, len(name))]
-    assert storage.read_bytes(place.as_uri()) == name.encode()
+    assert storage.read_bytes(file.as_uri()) == name.encode()
 
 
 @pytest.mark.parametrize("name", ["caf\udce9", "file:///caf%E9", "x\0y", "s3://bucket/\ud800"])

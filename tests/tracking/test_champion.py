@@ -259,9 +259,9 @@ def test_two_jobs_that_promote_at_once_keep_the_better(
         pair = [good, better] if race % 4 < 2 else [better, good]
         for process, version in zip(promoters, pair, strict=True):
             tell(process, uri, model.name, version, OLD)
-        told = [hear(process) for process in promoters]
+        answers = [hear(process) for process in promoters]
         assert model.aliases()["champion"] == better
-        assert told[pair.index(better)] == str(better)
+        assert answers[pair.index(better)] == str(better)
 
 
 # -- rollback

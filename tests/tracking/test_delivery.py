@@ -34,8 +34,8 @@ from twostream_ray.tracking.outbox import Outbox
 NOBODY = "http://ann:hush@127.0.0.1:9"  # the discard port: connections are refused
 
 
-def start(config: TrackingConfig, place: Path | str, **more: Any) -> RunHandle:
-    return start_run(config, run_name="run", run_uri=str(place), parameters={"lr": 0.1}, tags={}, **more)
+def start(config: TrackingConfig, folder: Path | str, **more: Any) -> RunHandle:
+    return start_run(config, run_name="run", run_uri=str(folder), parameters={"lr": 0.1}, tags={}, **more)
 
 
 def runs_of(config: TrackingConfig) -> list[Any]:
@@ -50,8 +50,8 @@ def history(config: TrackingConfig, run_id: str, metric: str) -> list[Any]:
     )
 
 
-def files_below(place: Path) -> str:
-    return "\n".join(f"{path} {path.read_bytes()!r}" for path in sorted(place.rglob("*")) if path.is_file())
+def files_below(folder: Path) -> str:
+    return "\n".join(f"{path} {path.read_bytes()!r}" for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 @pytest.fixture
@@ -186,8 +186,8 @@ def test_an_absent_server_is_reported_once_and_holds_up_no_epoch(
     waits = [step for step in range(1, 200) if tried[step] > tried[step - 1]]
     assert waits == [3, 9, 21, 45, 93, 153], "after 15, 30, 60, 120, 240, 300, 300 s"
     assert spent < 2
-    told = [record.getMessage() for record in caplog.records if "cannot be reached" in record.getMessage()]
-    assert len(told) == 1 and f"waits in {tmp_path}/tracking-journal; training continues" in told[0]
+    messages = [record.getMessage() for record in caplog.records if "cannot be reached" in record.getMessage()]
+    assert len(messages) == 1 and f"waits in {tmp_path}/tracking-journal; training continues" in messages[0]
     assert "hush" not in caplog.text
     assert Outbox(run_uri=str(tmp_path)).count() == 200
 
@@ -231,8 +231,8 @@ def test_what_one_process_only_writes_down_another_sends(tracking: TrackingConfi
         "from twostream_ray.tracking import write_history\n"
         "print(write_history(sys.argv[1], {0: {'loss': 1.0}}), 'mlflow' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", script, handle.run_uri], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["True", "False"]
+    printed = subprocess.run([sys.executable, "-c", script, handle.run_uri], capture_output=True, text=True, check=True)
+    assert printed.stdout.split() == ["True", "False"]
     assert history(tracking, handle.run_id, "loss") == []
     send(handle)
     assert [(row.step, row.value) for row in history(tracking, handle.run_id, "loss")] == [(0, 1.0)]
@@ -303,8 +303,10 @@ def test_replay_on_the_command_line_finds_all_runs_and_says_what_it_did(
     (line,) = capsys.readouterr().err.splitlines()
     assert "127.0.0.1:9 did not take the journal" in line and "2 events wait" in line and "hush" not in line
     assert main(["track", "replay", "--storage", ".", "--tracking.uri", back.resolved_uri()]) == 0
-    told = capsys.readouterr().out
-    assert f"{tmp_path}/one: metric values 1, statuses 1" in told and f"{tmp_path}/deep/two: metric values 1" in told
+    printed = capsys.readouterr().out
+    assert (
+        f"{tmp_path}/one: metric values 1, statuses 1" in printed and f"{tmp_path}/deep/two: metric values 1" in printed
+    )
     assert len(runs_of(back)) == 2
     assert main(["track", "replay", "one", "deep/two", "--tracking.uri", back.resolved_uri()]) == 0
     assert capsys.readouterr().out.count("nothing was waiting") == 2

@@ -39,24 +39,24 @@ def here(tracking: TrackingConfig, tmp_path: Path) -> TrackingConfig:
 @pytest.fixture
 def waiting(here: TrackingConfig, tmp_path: Path) -> Path:
     """A run that was recorded while MLflow was away: 4 events of metrics, one of each other kind."""
-    place = tmp_path / "run"
-    place.mkdir()
-    handle = start_run(replace(here, uri=NOBODY), run_name="run", run_uri=str(place), parameters={"lr": 0.1}, tags={})
+    root = tmp_path / "run"
+    root.mkdir()
+    handle = start_run(replace(here, uri=NOBODY), run_name="run", run_uri=str(root), parameters={"lr": 0.1}, tags={})
     for step in range(4):
         log_metrics(handle, {"loss": float(step), "odd": [1e308, float("nan"), float("-inf"), 0.0][step]}, step=step)
-    (place / "note.txt").write_text("kept")
-    log_artifacts(handle, [place / "note.txt"], folder="kept")
+    (root / "note.txt").write_text("kept")
+    log_artifacts(handle, [root / "note.txt"], folder="kept")
     tag_run(handle, {"colour": "blue"})
     finish_run(handle)
-    return place
+    return root
 
 
-def events(place: Path) -> list[Path]:
-    return sorted((place / "tracking-journal" / "events").iterdir())
+def events(root: Path) -> list[Path]:
+    return sorted((root / "tracking-journal" / "events").iterdir())
 
 
-def of_kind(place: Path, kind: str) -> Path:
-    return next(event for event in events(place) if json.loads(event.read_text())["kind"] == kind)
+def of_kind(root: Path, kind: str) -> Path:
+    return next(event for event in events(root) if json.loads(event.read_text())["kind"] == kind)
 
 
 def losses(config: TrackingConfig, run_id: str) -> list[int]:
@@ -103,8 +103,8 @@ def test_a_damaged_event_is_kept_aside_in_one_line_and_the_others_arrive(
     delivered = replay(str(waiting), config=here)
     assert (delivered.refused, delivered.files, delivered.statuses) == (1, 1, 1)
     assert losses(here, delivered.run_id) == [0, 2, 3]
-    told = [record.getMessage() for record in caplog.records if str(event) in record.getMessage()]
-    assert len(told) == 1 and "\n" not in told[0] and "it is kept in" in told[0]
+    messages = [record.getMessage() for record in caplog.records if str(event) in record.getMessage()]
+    assert len(messages) == 1 and "\n" not in messages[0] and "it is kept in" in messages[0]
     kept = waiting / "tracking-journal" / "refused" / event.name
     assert kept.read_bytes() == before
     assert not events(waiting)
@@ -175,10 +175,10 @@ def test_a_run_that_does_not_say_who_it_is_is_named_and_all_others_are_delivered
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = waiting / "tracking-journal" / "run.json"
+    stored = waiting / "tracking-journal" / "run.json"
     bad = tmp_path / "bad"
     shutil.copytree(waiting, bad)
-    (bad / "tracking-journal" / "run.json").write_text(json.dumps(RUN_DAMAGE[damage](json.loads(told.read_text()))))
+    (bad / "tracking-journal" / "run.json").write_text(json.dumps(RUN_DAMAGE[damage](json.loads(stored.read_text()))))
     monkeypatch.chdir(tmp_path)
     uri = here.resolved_uri()
     assert main(["track", "replay", "--storage", ".", "--tracking.uri", uri]) == 2

@@ -86,11 +86,11 @@ def test_step_that_was_left_out_can_be_logged_later(tracking: TrackingConfig, tm
 def test_restarted_training_goes_on_with_the_run_of_its_place(tracking: TrackingConfig, tmp_path: Path) -> None:
     name = "fused: Ann's run"
 
-    def start(place: str) -> RunHandle:
-        return start_run(tracking, run_name=name, run_uri=str(tmp_path / place), parameters={"from": place}, tags={})
+    def start(folder: str) -> RunHandle:
+        return start_run(tracking, run_name=name, run_uri=str(tmp_path / folder), parameters={"from": folder}, tags={})
 
     started = start("ann")
-    assert start("bob").run_id != started.run_id, "the same name at another place is another run"
+    assert start("bob").run_id != started.run_id, "the same name in another folder is another run"
     assert start("ann") == started
     finish_run(started, "FAILED")
     assert client_for(started.tracking_uri).get_run(started.run_id).info.status == "FAILED"

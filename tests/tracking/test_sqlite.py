@@ -19,12 +19,12 @@ from twostream_ray.tracking.outbox import Outbox
 ODD = ["wh?t", "a#b", "100%", "a%20b", "a b", "ünïcödé 日本", "ann:pw@host", "x?timeout=5", "semi;colon&and=", "~"]
 
 
-def recorded(config: TrackingConfig, place: Path) -> str:
+def recorded(config: TrackingConfig, root: Path) -> str:
     """Record a run with a file; gives where MLflow keeps its files."""
-    handle = start_run(config, run_name="run", run_uri=str(place), parameters={"lr": 0.1}, tags={})
-    (place / "note.txt").write_text("kept")
-    log_artifacts(handle, [place / "note.txt"], folder="kept")
-    assert handle.run_id and Outbox(run_uri=str(place)).count() == 0
+    handle = start_run(config, run_name="run", run_uri=str(root), parameters={"lr": 0.1}, tags={})
+    (root / "note.txt").write_text("kept")
+    log_artifacts(handle, [root / "note.txt"], folder="kept")
+    assert handle.run_id and Outbox(run_uri=str(root)).count() == 0
     run = client_for(handle.tracking_uri).get_run(handle.run_id)
     assert run.data.params == {"lr": "0.1"}
     return str(run.info.run_id)
@@ -221,14 +221,14 @@ def test_a_database_of_others_can_be_read_but_a_run_is_not_recorded_there(tmp_pa
         "    print('nobody' in str(error))\n"
         "print(time.monotonic() - began < 30)\n"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", script, f"sqlite:///{public}/mlflow.db"],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"TMPDIR": "/tmp", "HOME": "/tmp"},
     )
-    lines = told.stdout.splitlines()
-    assert len(lines) == 4, told.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stderr
     assert "can be written at" in lines[0] and "let --tracking.uri" in lines[0]
     assert lines[1:] == ["True", "True", "True"]

@@ -138,8 +138,8 @@ def test_a_half_dead_server_holds_up_no_training_and_what_is_logged_waits(
     assert started - began < 4, "1 s, and the machine's own"
     assert logged - started < 4
     assert Outbox(run_uri=str(tmp_path / "run")).count() == 50
-    told = [record for record in caplog.records if "training continues" in record.getMessage()]
-    assert len(told) == 1 and "\n" not in told[0].getMessage() and len(told[0].getMessage()) < 1000
+    records = [record for record in caplog.records if "training continues" in record.getMessage()]
+    assert len(records) == 1 and "\n" not in records[0].getMessage() and len(records[0].getMessage()) < 1000
     deadline = time.monotonic() + 20
     while any(thread.name == "mlflow" for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "nobody asks any more"

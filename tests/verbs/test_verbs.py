@@ -106,15 +106,15 @@ def test_a_place_is_looked_at_before_the_work_begins(here: Path) -> None:
     require_uri("new/and/deep", setting="out")
     require_uri("s3://bucket/prefix", setting="out")
     (here / "link").symlink_to("nowhere")
-    for place in ("file", "file/deep", "link", "link/deep"):
+    for name in ("file", "file/deep", "link", "link/deep"):
         with pytest.raises(ConfigError, match="out must be a directory or be below one"):
-            require_uri(place, setting="out")
+            require_uri(name, setting="out")
     with pytest.raises(ConfigError, match="nothing can be written in"):
         require_uri("/sys/kernel/x" if os.geteuid() else "/proc/sys/x", setting="out")
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (lambda: Path("file/x").mkdir(), "cannot use file/x: a directory was wanted"),
         (lambda: Path("n" * 300).mkdir(), "the name is too long"),
@@ -126,7 +126,7 @@ def test_a_place_is_looked_at_before_the_work_begins(here: Path) -> None:
 )
 def test_faults_of_files_and_memory_are_one_line(
     fault: Callable[[], object],
-    told: str,
+    message: str,
     here: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -134,7 +134,7 @@ def test_faults_of_files_and_memory_are_one_line(
     from twostream_ray.verbs import data
 
     monkeypatch.setattr(data, "inspect", lambda _: fault())
-    assert told in refused(["inspect", "shards"], capsys)
+    assert message in refused(["inspect", "shards"], capsys)
 
 
 def test_faults_of_the_program_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 
 
-def place(array: np.ndarray) -> int:
+def address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
@@ -18,10 +18,10 @@ def test_memory_that_nobody_holds_is_used_again() -> None:
     buffers = Buffers()
     first = buffers.room((8, 3, 16, 16))
     assert first.shape == (8, 3, 16, 16) and first.dtype == np.uint8 and first.flags.writeable
-    where = place(first)
+    where = address(first)
     del first
-    assert place(buffers.room((8, 3, 16, 16))) == where
-    assert place(buffers.room((5, 3, 16, 16))) == where, "also for somewhat less"
+    assert address(buffers.room((8, 3, 16, 16))) == where
+    assert address(buffers.room((5, 3, 16, 16))) == where, "also for somewhat less"
 
 
 @pytest.mark.parametrize(

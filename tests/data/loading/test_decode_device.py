@@ -117,7 +117,7 @@ def test_a_large_batch_is_decoded_in_several_calls(monkeypatch: pytest.MonkeyPat
 def test_a_damaged_field_is_named_with_its_shard_and_row(decode, damage) -> None:  # type: ignore[no-untyped-def]
     clip = noise()
     assert clip.flow is not None
-    broken = replace(clip, flow=[damage(content) if n == 4 else content for n, content in enumerate(clip.flow)])
+    broken = replace(clip, flow=[bytes(damage(content) if n == 4 else content) for n, content in enumerate(clip.flow)])
     batch = batch_of(clip, broken, clip)
     where = r"shards/0003\.parquet, row 18, clip 1\.avi: flow field 4 of a clip of 9 frames is damaged"
     with pytest.raises(DecodeError, match=where):

@@ -104,7 +104,7 @@ LIES: dict[str, Callable[[list[dict[str, Any]]], object]] = {
     "a shard that is not there": lambda rows: rows[2].update(shard=2),
     "a negative shard": lambda rows: rows[2].update(shard=-1),
     "a row beyond its shard": lambda rows: rows[-1].update(row=3),
-    "a place twice": lambda rows: rows[1].update(row=rows[0]["row"]),
+    "a position twice": lambda rows: rows[1].update(row=rows[0]["row"]),
     "a clip twice": lambda rows: rows[1].update(clip_id=rows[0]["clip_id"]),
     "fewer rows": lambda rows: rows.pop(),
     "no rows": lambda rows: rows.clear(),
@@ -165,14 +165,14 @@ STRANGE += [[], {}, [[[]]], {"a": 1}, "0" * 64]
 
 
 def mutated(values: Any, draw: random.Random) -> Any:
-    """The values with one place anywhere inside them changed, removed or doubled."""
+    """The values with one key anywhere inside them changed, removed or doubled."""
     if isinstance(values, dict | list) and values and draw.random() < 0.85:
-        place = draw.choice(list(values) if isinstance(values, dict) else range(len(values)))
+        key = draw.choice(list(values) if isinstance(values, dict) else range(len(values)))
         changed = dict(values) if isinstance(values, dict) else list(values)
         if draw.random() < 0.15:
-            del changed[place]
+            del changed[key]
         else:
-            changed[place] = mutated(values[place], draw)
+            changed[key] = mutated(values[key], draw)
         return changed
     return draw.choice(STRANGE)
 

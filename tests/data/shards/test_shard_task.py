@@ -38,8 +38,8 @@ def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(v
 @pytest.mark.timeout(60)
 def test_videos_that_never_end_and_rates_that_are_none_stop_no_other_clip(tmp_path: Path) -> None:
     file = encoded("mpeg4", pictures(6), container="avi")
-    place = file.index(b"strh") + 28
-    (tmp_path / "rate.avi").write_bytes(file[:place] + b"\xff\xff\xff\xff" + file[place + 4 :])
+    offset = file.index(b"strh") + 28
+    (tmp_path / "rate.avi").write_bytes(file[:offset] + b"\xff\xff\xff\xff" + file[offset + 4 :])
     os.mkfifo(tmp_path / "fifo.avi")
     (tmp_path / "zeros.avi").symlink_to("/dev/zero")
     with (tmp_path / "sparse.avi").open("wb") as sparse:

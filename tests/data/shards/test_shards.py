@@ -95,15 +95,15 @@ def copy(noise: ShardSet, tmp_path: Path) -> Path:
     return Path(shutil.copytree(noise.uri, tmp_path / "set"))
 
 
-def read_all(place: Path) -> None:
+def read_all(folder: Path) -> None:
     """What a training reads."""
     config = DataConfig(
-        shards=str(place),
+        shards=str(folder),
         sampling=SamplingConfig(num_snippets=1, flow_length=2, min_stride_frames=1, max_stride_frames=1),
         transforms=TransformConfig(crop_px=16),
     )
     loader = SnippetLoader(
-        open_shards(str(place)),
+        open_shards(str(folder)),
         config=config,
         passes=[Pass(split="train", training=True)],
         global_batch=8,
@@ -114,16 +114,16 @@ def read_all(place: Path) -> None:
 
 
 def rewrite(
-    place: Path,
+    folder: Path,
     rows: Callable[[list[dict[str, Any]]], object],
     *,
     schema: pa.Schema = SCHEMA,
     contract: FlowContract | None = None,
 ) -> Path:
     """Change the rows of the first shard, and let the manifest know its new size and hash."""
-    manifest = json.loads((place / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
     entry = manifest["shards"][0]
-    path = place / "shards" / entry["name"]
+    path = folder / "shards" / entry["name"]
     metadata, values = pq.read_schema(path).metadata, pq.read_table(path).to_pylist()
     if contract is not None:
         metadata = {b"flow_contract": json.dumps(contract.to_dict()).encode()}
@@ -132,7 +132,7 @@ def rewrite(
     pq.write_table(table, path, compression="none", row_group_size=16)
     content = path.read_bytes()
     entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (place / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return path
 
 
@@ -233,13 +233,13 @@ def test_verify_finds_an_index_that_lies_of_labels_splits_or_names(copy: Path, t
         ),
         ("", {"classes": ["other"]}, r"of class 'c' in train; index and manifest say '\d+.mp4' of class 'other'"),
     ]
-    for name, changed, told in lies:
+    for name, changed, message in lies:
         rows = pq.read_table(index).to_pylist()
         if name:
             rows[7][name] = {"label": 1, "clip_id": "x", "splits": ["test"]}[name]
         pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(index)), index)
         sha256 = hashlib.sha256(index.read_bytes()).hexdigest()
         manifest.write_text(json.dumps(said | changed | {"index_sha256": sha256}))
-        with pytest.raises(ShardError, match=told):
+        with pytest.raises(ShardError, match=message):
             inspect(InspectConfig(shards=str(copy), out=str(tmp_path / "a.png"), verify=True))
         index.write_bytes(whole)

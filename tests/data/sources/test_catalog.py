@@ -14,7 +14,7 @@ TEST = "Archery/v_Archery_g01_c01.avi\r\nHandstandPushups/v_HandStandPushups_g01
 def catalog_of(
     paths: Iterable[str], *, texts: Mapping[str, str] | None = None, layout: str = "folder", lists: str | None = None
 ) -> Catalog:
-    """Reads a data set that lies at `videos`, with its lists, from plain dictionaries."""
+    """Reads a data set that is at `videos`, with its lists, from plain dictionaries."""
     texts = texts or {}
 
     def list_files(directory: str) -> Iterable[tuple[str, int]]:

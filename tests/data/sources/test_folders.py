@@ -19,14 +19,14 @@ from twostream_ray.errors import AccessError, CatalogError, DecodeError
 
 
 def catalog_of(
-    places: Mapping[str, Iterable[str]], *, texts: Mapping[str, str] | None = None, **settings: object
+    listing: Mapping[str, Iterable[str]], *, texts: Mapping[str, str] | None = None, **settings: object
 ) -> Catalog:
     """Reads a data set from a dictionary of directories and files below them, as many bytes each as its name."""
     texts = texts or {}
 
     def list_files(directory: str) -> Iterable[tuple[str, int]]:
-        if directory in places:
-            return [(path, len(path)) for path in places[directory]]
+        if directory in listing:
+            return [(path, len(path)) for path in listing[directory]]
         return [(Path(uri).name, len(text)) for uri, text in texts.items() if str(Path(uri).parent) == directory]
 
     config = CatalogConfig(root="root", **settings)  # type: ignore[arg-type]
@@ -78,11 +78,11 @@ def test_official_lists_find_the_frames_of_their_videos_in_class_folders_and_wit
 
 
 def test_lists_and_tables_of_frames_may_name_folders() -> None:
-    places = {"root": pictures("run/a", "run/b", "swim/c.v2", "flat")}
+    listing = {"root": pictures("run/a", "run/b", "swim/c.v2", "flat")}
     texts = {"s.txt": "run/a train\nrun/b.mp4 test\nswim/c.v2 train\n", "t.csv": "uri,label\nrun/a/,run\nflat,swim\n"}
-    by_list = catalog_of(places, texts=texts, lists="s.txt", frames=True)
+    by_list = catalog_of(listing, texts=texts, lists="s.txt", frames=True)
     assert [clip.clip_id for clip in by_list.clips] == ["run/a", "run/b", "swim/c.v2"]
-    by_table = catalog_of(places, texts=texts, layout="table", lists="t.csv", frames=True)
+    by_table = catalog_of(listing, texts=texts, layout="table", lists="t.csv", frames=True)
     assert [(clip.clip_id, clip.class_name) for clip in by_table.clips] == [("flat", "swim"), ("run/a", "run")]
 
 
@@ -135,8 +135,8 @@ def test_flow_images_are_found_beside_each_other_and_apart_with_class_folders_an
 
 
 def test_flow_images_of_a_name_that_two_clips_share_are_taken_for_neither() -> None:
-    places = {"root": ["run/a.avi", "swim/a.avi", "swim/b.avi"], "flow": pictures("a", "b")}
-    catalog = catalog_of(places, flow_images="flow")
+    listing = {"root": ["run/a.avi", "swim/a.avi", "swim/b.avi"], "flow": pictures("a", "b")}
+    catalog = catalog_of(listing, flow_images="flow")
     assert [clip.flow_uris[0] for clip in catalog.clips] == ["flow/run/a", "flow/swim/a", "flow/b"]
     assert catalog.notes[-1] == "2 clips have no flow images under flow, for example run/a.avi"
 

@@ -12,7 +12,7 @@ from twostream_ray.errors import CatalogError, ConfigError
 
 
 def catalog_of(layout: str, paths: Iterable[str], *, lists: str, files: Mapping[str, str | bytes]) -> Catalog:
-    """Reads a data set that lies at `videos`, with its lists, from plain dictionaries."""
+    """Reads a data set that is at `videos`, with its lists, from plain dictionaries."""
 
     def list_files(directory: str) -> Iterable[tuple[str, int]]:
         if directory == "videos":

@@ -178,15 +178,15 @@ def test_binding_knows_half_from_motion_and_nothing_from_hues(num_clips: int) ->
 
 
 def test_middle_frame_does_not_tell_the_direction_and_never_hides_a_shape() -> None:
-    places: dict[int, list[NDArray[np.int64]]] = {label: [] for label in range(4)}
+    centres: dict[int, list[NDArray[np.int64]]] = {label: [] for label in range(4)}
     for index in range(2000):
         red, other = movers_of("binding", index)
         middle = len(red.centres_px) // 2
         gap = np.abs(red.centres_px[middle] - other.centres_px[middle]).max()
         assert gap >= red.radius_px + other.radius_px
-        places[index % 4].append(red.centres_px[middle])
-    spread = np.std(places[0], axis=0)
-    means = np.array([np.mean(places[label], axis=0) for label in range(4)])
+        centres[index % 4].append(red.centres_px[middle])
+    spread = np.std(centres[0], axis=0)
+    means = np.array([np.mean(centres[label], axis=0) for label in range(4)])
     assert np.all(spread > 12)
     assert np.all(np.abs(means - means.mean(axis=0)) < 4 * spread / np.sqrt(500))
 
@@ -209,7 +209,7 @@ def test_order_classes_give_the_same_snippets_at_a_stride_of_a_quarter_clip(star
         along_x = order_path(64, label=label, speed_px=2.0)[:, 1]
         steps = np.diff(along_x)
         stacks = [np.clip(time + np.arange(-5, 5), 0, 62) for time in range(start, 64, 16)]
-        return [(along_x[start + 16 * place], *steps[stack]) for place, stack in enumerate(stacks)]
+        return [(along_x[start + 16 * index], *steps[stack]) for index, stack in enumerate(stacks)]
 
     assert sorted(snippets(0)) == sorted(snippets(1))
     assert snippets(0) != snippets(1)
@@ -281,9 +281,9 @@ def test_a_place_that_cannot_be_written_is_one_line_before_anything_is_drawn(tmp
     (tmp_path / "dangling").symlink_to(tmp_path / "a disk that is not mounted")
     (tmp_path / "fifo").mkdir()
     os.mkfifo(tmp_path / "fifo" / SETTINGS_NAME)
-    for place in (Path("/proc/x"), tmp_path / "file" / "x", tmp_path / "dangling", tmp_path / "fifo"):
+    for path in (Path("/proc/x"), tmp_path / "file" / "x", tmp_path / "dangling", tmp_path / "fifo"):
         with pytest.raises(StorageError, match=r"cannot (write|read) /"):
-            synthesize(BINDING, place, progress=lambda *_: pytest.fail("a clip was written"))
+            synthesize(BINDING, path, progress=lambda *_: pytest.fail("a clip was written"))
     with pytest.raises(ConfigError, match="holds something else"):
         synthesize(BINDING, tmp_path)
 

@@ -16,7 +16,7 @@ SPLITS = {"a/a1.mp4": ("train",), "a/a2.mp4": ("test",), "b/b1.mp4": ("train",)}
 
 
 def catalog_of(folder: Path, table: str | bytes, *, clips: Sequence[str] = CLIPS, name: str = "t.csv") -> Catalog:
-    """Reads a table from a disk on which the clips lie; ROOT in the table is their root."""
+    """Reads a table from a disk on which the clips are; ROOT in the table is their root."""
     root = folder / "videos"
     for clip in clips:
         (root / clip).parent.mkdir(parents=True, exist_ok=True)

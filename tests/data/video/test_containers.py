@@ -111,8 +111,8 @@ def test_new_line_behind_a_recording_of_unknown_length_is_no_damage(left: str) -
 
 def test_hole_in_a_gif_is_found_wherever_it_begins() -> None:
     content = FILES["gif"]
-    for place in np.random.default_rng(3).integers(800, len(content) - 900, 20).tolist():
-        holed = content[:place] + bytes(800) + content[place + 800 :]
+    for offset in np.random.default_rng(3).integers(800, len(content) - 900, 20).tolist():
+        holed = content[:offset] + bytes(800) + content[offset + 800 :]
         with pytest.raises(DecodeError, match=r"cut short|damaged"):
             list(FrameStream(holed))
 
@@ -127,11 +127,11 @@ def test_file_that_lost_its_end_is_refused_wherever_it_was_cut(kind: str) -> Non
             require_whole(io.BytesIO(content[:-lost]), name=kind)
 
 
-def at_a_box(content: bytes, place: int) -> bool:
+def at_a_box(content: bytes, offset: int) -> bool:
     position = 0
-    while position < place:
+    while position < offset:
         position += int.from_bytes(content[position : position + 4], "big")
-    return position == place
+    return position == offset
 
 
 def test_matroska_that_was_never_finished_is_no_cut_file() -> None:
@@ -142,11 +142,11 @@ def test_matroska_that_was_never_finished_is_no_cut_file() -> None:
 
 def test_hole_where_a_part_of_a_matroska_file_begins_is_found() -> None:
     content = bytearray(FILES["mkv"])
-    blocks = [place for place in range(len(content)) if content[place] == 0xA3]
+    blocks = [offset for offset in range(len(content)) if content[offset] == 0xA3]
     found = 0
-    for place in blocks[1:6]:
+    for offset in blocks[1:6]:
         holed = content.copy()
-        holed[place : place + 300] = bytes(300)
+        holed[offset : offset + 300] = bytes(300)
         try:
             require_whole(io.BytesIO(holed), name="mkv")
         except DecodeError as error:

@@ -125,11 +125,11 @@ def test_notes_about_a_video_come_back_from_the_child() -> None:
 def test_enormous_frames_are_refused_and_take_no_memory(when: str) -> None:
     isolation._Child.of_this_process().end()
     coded = taken_apart(encoded("libvpx", pictures(8), container="webm", g="4"))
-    place = [place for place, packet in enumerate(coded.packets) if packet.is_key][when == "in the middle"]
-    content = bytearray(coded.packets[place].content)
+    index = [index for index, packet in enumerate(coded.packets) if packet.is_key][when == "in the middle"]
+    content = bytearray(coded.packets[index].content)
     content[6:10] = (16383).to_bytes(2, "little") * 2
-    packets = [*coded.packets[:place], replace(coded.packets[place], content=bytes(content))]
-    file = put_together(coded, [*packets, *coded.packets[place + 1 :]], container="webm")
+    packets = [*coded.packets[:index], replace(coded.packets[index], content=bytes(content))]
+    file = put_together(coded, [*packets, *coded.packets[index + 1 :]], container="webm")
     with pytest.raises(DecodeError):
         prepare_in_subprocess(file, CONTRACT, name="x")
     status = Path(f"/proc/{child_id()}/status").read_text()

@@ -46,11 +46,11 @@ def padded(coded: Coded, *, zeros: int, length_bytes: int) -> list[Packet]:
     for packet in coded.packets:
         content = packet.content
         if length_bytes:
-            place = at = 0
+            offset = at = 0
             while at < len(content):
-                place, at = at, at + 4 + int.from_bytes(content[at : at + 4], "big")
-            size = len(content) - place - 4 + zeros
-            content = content[:place] + size.to_bytes(4, "big") + content[place + 4 :]
+                offset, at = at, at + 4 + int.from_bytes(content[at : at + 4], "big")
+            size = len(content) - offset - 4 + zeros
+            content = content[:offset] + size.to_bytes(4, "big") + content[offset + 4 :]
         packets.append(replace(packet, content=content + bytes(zeros)))
     return packets
 

@@ -57,8 +57,8 @@ def test_files_that_were_refused_or_misread_are_whole_clips(
     assert (clip.num_frames, clip.height, clip.width, clip.notes) == (frames, 64, 64, notes)
 
 
-def without(coded: Coded, places: set[int]) -> list[Packet]:
-    return [packet for place, packet in enumerate(coded.packets) if place not in places]
+def without(coded: Coded, positions: set[int]) -> list[Packet]:
+    return [packet for position, packet in enumerate(coded.packets) if position not in positions]
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
@@ -74,9 +74,9 @@ def test_frames_that_a_recorder_dropped_are_no_damage_in_an_avi(codec: str, drop
     unheard = file[:listed].replace(b"00dc\0\0\0\0", b"JUNK\0\0\0\0") + file[listed:]
     assert count(unheard) == 20 - len(dropped)
     # A hole takes the header of the chunk behind it as well.
-    place = file.index(b"00dc", len(file) // 2)
+    position = file.index(b"00dc", len(file) // 2)
     with pytest.raises(DecodeError):
-        decoded(file[: place + 4] + bytes(600) + file[place + 604 :])
+        decoded(file[: position + 4] + bytes(600) + file[position + 604 :])
 
 
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
@@ -95,8 +95,8 @@ def test_planes_that_are_announced_as_not_coded_give_no_picture(container: str) 
     coded = taken_apart(encoded("mpeg4", pictures(20), container="avi"))
     empty = {4, 5, 12, 15}
     packets = [
-        replace(packet, content=uncoded_plane(place)) if place in empty else packet
-        for place, packet in enumerate(coded.packets)
+        replace(packet, content=uncoded_plane(position)) if position in empty else packet
+        for position, packet in enumerate(coded.packets)
     ]
     assert count(put_together(coded, packets, container=container)) == 16
 
@@ -238,7 +238,7 @@ def joined(*sizes: tuple[int, int]) -> bytes:
         for width, height in sizes
     ]
     packets = [packet for part in parts for packet in part.packets]
-    moved = [replace(packet, pts=place, dts=place) for place, packet in enumerate(packets)]
+    moved = [replace(packet, pts=position, dts=position) for position, packet in enumerate(packets)]
     return put_together(parts[0], moved, container="avi")
 
 
@@ -261,8 +261,8 @@ def test_interlaced_video_is_said_to_be(codec: str, options: dict[str, str]) -> 
 
 def with_rate(scale: int, rate: int) -> bytes:
     file = encoded("mpeg4", pictures(6), container="avi")
-    place = file.index(b"strh") + 8 + 20
-    return file[:place] + scale.to_bytes(4, "little") + rate.to_bytes(4, "little") + file[place + 8 :]
+    position = file.index(b"strh") + 8 + 20
+    return file[:position] + scale.to_bytes(4, "little") + rate.to_bytes(4, "little") + file[position + 8 :]
 
 
 @pytest.mark.parametrize(("scale", "rate"), [(0xFFFFFFFF, 25), (0xFFFFFFFF, 1), (10**6, 1), (1, 0xFFFFFFFF), (0, 0)])
@@ -280,8 +280,8 @@ def test_slow_and_odd_frame_rates_are_kept() -> None:
 # -- an edit list that is lost
 
 
-def flipped(file: bytes, place: int, bit: int) -> bytes:
-    return file[:place] + bytes([file[place] ^ bit]) + file[place + 1 :]
+def flipped(file: bytes, position: int, bit: int) -> bytes:
+    return file[:position] + bytes([file[position] ^ bit]) + file[position + 1 :]
 
 
 @pytest.mark.parametrize("container", ["mp4", "mov"])
@@ -292,9 +292,9 @@ def test_pictures_that_an_edit_list_hid_are_not_shown_when_the_list_is_lost(cont
     packets = [replace(packet, pts=packet.pts - 5 * step, dts=packet.dts - 5 * step) for packet in coded.packets]
     file = put_together(coded, packets, container=container)
     assert count(file) == 25
-    place = file.index(b"elst") + 11 if lost == "count" else file.index(lost.encode())
+    position = file.index(b"elst") + 11 if lost == "count" else file.index(lost.encode())
     with pytest.raises(DecodeError, match=r"shown for 1\.000 s is announced, it has 1\.200 s and no list"):
-        decoded(flipped(file, place, 1))
+        decoded(flipped(file, position, 1))
 
 
 # -- other files and addresses
@@ -335,7 +335,7 @@ def test_files_that_never_end_are_no_videos(tmp_path: Path) -> None:
 
 def test_frame_larger_than_may_be_is_refused_wherever_it_comes() -> None:
     coded = taken_apart(encoded("libvpx", pictures(8), container="webm", g="4"))
-    later = [place for place, packet in enumerate(coded.packets) if packet.is_key][1]
+    later = [position for position, packet in enumerate(coded.packets) if packet.is_key][1]
     content = bytearray(coded.packets[later].content)
     content[6:10] = (16000).to_bytes(2, "little") * 2
     packets = [

@@ -22,7 +22,7 @@ def test_the_ways_of_today_are_measured_on_the_samples_that_our_loader_gives(
     clips = extract(shard_set, videos=str(videos), out=tmp_path)
     dataset = FolderDataset(clips, config=config, frames="jpeg")
     ids = shard_set.index["clip_id"].to_pylist()
-    places = {clip.clip_id: number for number, clip in enumerate(clips)}
+    index_of = {clip.clip_id: number for number, clip in enumerate(clips)}
     loader = SnippetLoader(
         shard_set,
         config=config,
@@ -33,7 +33,7 @@ def test_the_ways_of_today_are_measured_on_the_samples_that_our_loader_gives(
     ((_, batches),) = ((a_pass, list(batches)) for a_pass, batches in loader)
     for batch in batches:
         for rgb, flow, clip in zip(batch.rgb, batch.flow, batch.clips, strict=True):
-            theirs = dataset[places[ids[clip]]]
+            theirs = dataset[index_of[ids[clip]]]
             # Frames of the original and JPEG over JPEG: the same pictures but for their coding.
             assert np.abs(theirs[0].numpy().astype(int) - rgb).mean() < 12
             assert np.abs(theirs[1].numpy().astype(int) - flow).mean() < 2

@@ -18,7 +18,7 @@ from twostream_ray.runs.cluster.address import cluster_address
 
 @contextmanager
 def port_that(answers: bytes | None) -> Iterator[int]:
-    """A port where nobody listens (None), or one that says something to whoever connects and then waits."""
+    """A port where nobody listens (None), or one that says something to any client that connects and then waits."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
@@ -101,20 +101,20 @@ def test_a_cluster_that_listens_on_loopback_alone_is_joined(cluster: None) -> No
     )
     mine = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
     mine |= {"RAY_AUTH_TOKEN": private_cluster._TOKEN}
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | mine, capture_output=True, text=True, timeout=100
     )
-    assert told.stdout.split() == ["1"], told.stderr
+    assert done.stdout.split() == ["1"], done.stderr
 
 
 def test_a_cluster_that_wants_a_token_says_so_in_a_line(cluster: None) -> None:
     code = "from twostream_ray.runs.cluster.session import ray_session\nwith ray_session(): pass"
     mine = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | mine, capture_output=True, text=True, timeout=100
     )
-    assert told.returncode == 1
-    last = told.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
     assert re.match(
         r"twostream_ray.errors.ClusterError: the Ray cluster 127.0.0.1:\d+ wants a token: set RAY_AUTH_MODE", last
     )

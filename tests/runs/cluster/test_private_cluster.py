@@ -1,4 +1,4 @@
-"""What whoever is on the network, or on this machine without the token, gets of a run's cluster: nothing."""
+"""What anybody on the network, or on this machine without the token, gets of a run's cluster: nothing."""
 
 import os
 import signal
@@ -100,8 +100,8 @@ def test_what_a_killed_run_has_left_goes_with_the_next_start_and_nothing_else(tm
         )
         for _ in range(2)
     ]
-    told = [driver.stdout.readline().split() for driver in drivers if driver.stdout is not None]
-    (dead, agent), (alive, other) = ((Path(folder), int(pid)) for folder, pid in told)
+    lines = [driver.stdout.readline().split() for driver in drivers if driver.stdout is not None]
+    (dead, agent), (alive, other) = ((Path(folder), int(pid)) for folder, pid in lines)
     (base / "ts-of-the-user").mkdir()
     (base / "ts-of-the-user/thesis.tex").write_text("mine")
     (base / "ts-link").symlink_to(base / "ts-of-the-user")
@@ -134,10 +134,10 @@ def _alive(pid: int) -> bool:
 @pytest.mark.parametrize(("flag", "allowed"), [("-n", 64), ("-v", 6_000_000), ("-f", 100_000)])
 def test_a_limit_of_the_shell_that_is_too_low_is_named_before_anything_starts(flag: str, allowed: int) -> None:
     code = "from twostream_ray.runs.cluster.private_cluster import require_limits; require_limits()"
-    told = subprocess.run(
+    done = subprocess.run(
         ["bash", "-c", f"ulimit {flag} {allowed}; exec {sys.executable} -c '{code}'"], capture_output=True, text=True
     )
-    last = told.stderr.strip().splitlines()[-1]
+    last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("twostream_ray.errors.ClusterError: a Ray cluster on this machine wants at least")
     assert f"`ulimit {flag}` allows {allowed}: raise it" in last
 

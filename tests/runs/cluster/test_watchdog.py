@@ -61,14 +61,14 @@ def test_processes_that_got_sigterm_interrupt_as_ctrl_c_does() -> None:
 @pytest.mark.parametrize("first", ["raylet", "gcs_server"])
 def test_where_all_got_sigterm_one_that_ends_for_want_of_another_is_no_death(first: str) -> None:
     dies = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); raise SystemExit(1)"])
-    told = subprocess.Popen(["sleep", "1000"])
+    stopped = subprocess.Popen(["sleep", "1000"])
     (second,) = {"raylet", "gcs_server"} - {first}
     with (
         pytest.raises(KeyboardInterrupt),
-        watched(node(**{first: dies, second: told}), folder="/logs", end=lambda: None),
+        watched(node(**{first: dies, second: stopped}), folder="/logs", end=lambda: None),
     ):
         dies.wait()
-        told.terminate()
+        stopped.terminate()
         time.sleep(60)
 
 

@@ -256,7 +256,7 @@ def test_a_search_survives_a_killed_worker_and_goes_on_after_a_killed_driver(
     assert len(finished) >= 2 and running and len(finished) + len(running) == 4
     reports = {number: tmp_path / f"runs/search/search-{number}/report.json" for number in finished}
     stamps = {number: report.stat().st_mtime_ns for number, report in reports.items()}
-    # Its processes end by themselves; until then they might write to the same places.
+    # Its processes end by themselves; until then they might write to the same files.
     deadline = time.monotonic() + 120
     while any(map(is_alive, below)) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -279,9 +279,9 @@ def test_a_search_survives_a_killed_worker_and_goes_on_after_a_killed_driver(
     (decoded,) = re.findall(rf"clips decoded: ([\d,]+); without sharing them between trials: {shown:,}", output)
     assert int(decoded.replace(",", "")) <= 24 * train + val, "each clip once an epoch, not once a trial"
     for number in running:
-        told = [line for line in output.splitlines() if line.startswith(f"search-{number} running, ")]
-        # The first line says how far it had come; it went on from there.
-        assert int(told[0].split(", ")[1].split()[0]) == len(killed[number]["history"]) > 0
+        reported = [line for line in output.splitlines() if line.startswith(f"search-{number} running, ")]
+        # The first line says how far it had come; it resumed from there.
+        assert int(reported[0].split(", ")[1].split()[0]) == len(killed[number]["history"]) > 0
 
 
 @pytest.mark.soak
@@ -298,7 +298,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on(shard_set: ShardSet, tmp_path: Path
     assert "Traceback" not in output
     parent, trials = children(tmp_path)
     assert {run.info.status for run in (parent, *trials.values())} == {"KILLED"}
-    # With a budget of what it has had it ends at once, and says so; and goes on with more another time.
+    # With a budget of what it has had it ends at once, and says so; and resumes with more another time.
     spent = sum(len(trial["history"]) for trial in trial_files(tmp_path).values())
     again = started("--resume", "search", "--storage", str(tmp_path / "runs"), "--search.max_epochs", str(spent))
     output, _ = again.communicate(timeout=300)

@@ -160,7 +160,7 @@ def test_a_damaged_file_of_a_search_is_named_in_one_line_with_the_way_out(
 )
 def test_a_trial_that_would_lead_elsewhere_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     TrialStore(CONFIG, folder=folder_in(tmp_path)).put(record(0, 0.5))
-    place = tmp_path / "trials/0000.json"
-    place.write_text(json.dumps(json.loads(place.read_text()) | change))
+    path = tmp_path / "trials/0000.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ConfigError, match=r"trial search-0000 was wanted at .*/trials/0000\.json"):
         TrialStore(CONFIG, folder=folder_in(tmp_path))

@@ -35,21 +35,21 @@ def space(**written: Any) -> Space:
     return Space(written, base=BASE)
 
 
-def draws(written: dict[str, Any], *, check: Any = lambda drawn: 1, seed: int = 0, **settings: Any) -> Proposer:
+def proposer(written: dict[str, Any], *, check: Any = lambda settings: 1, seed: int = 0, **settings: Any) -> Proposer:
     return Proposer(Space(written, base=BASE), config=SearchConfig(space=written, **settings), seed=seed, check=check)
 
 
-def taken(some: Proposer, count: int, *, score: Any = lambda drawn: 0.5) -> list[TrialSettings]:
+def taken(some: Proposer, count: int, *, score: Any = lambda settings: 0.5) -> list[TrialSettings]:
     made = []
     for number in range(count):
-        draw = some.propose(number)
-        assert draw is not None
-        some.observe(number, score(draw.settings))
-        made.append(draw.settings)
+        proposal = some.propose(number)
+        assert proposal is not None
+        some.observe(number, score(proposal.settings))
+        made.append(proposal.settings)
     return made
 
 
-def test_settings_that_a_network_does_not_read_are_not_drawn() -> None:
+def test_settings_that_a_network_does_not_read_are_not_proposed() -> None:
     points = list(Space(FUSIONS, base=BASE).grid())
     # late reads no fusion; sum with 2D pooling learns no fusion, so it has no initialisation.
     assert len(points) == 1 + 1 + 2 + 2 + 2
@@ -88,19 +88,19 @@ def test_a_kept_temporal_tower_is_what_its_loss_weight_waits_for() -> None:
 
 def test_several_settings_can_take_one_value() -> None:
     both = space(**{"model.spatial.dropout, model.temporal.dropout": [0.0, 0.5]})
-    drawn = list(both.grid())[1]
-    model = both.experiment(drawn, name="trial").model
+    settings = list(both.grid())[1]
+    model = both.experiment(settings, name="trial").model
     assert (model.spatial.dropout, model.temporal.dropout) == (0.5, 0.5)
 
 
-def test_a_trial_is_the_recipe_with_what_was_drawn() -> None:
+def test_a_trial_is_the_recipe_with_what_was_proposed() -> None:
     some = space(**{"model.fusion.layers": [["relu2", "relu4"]], "training.learning_rate": [0.5]})
-    (drawn,) = some.grid()
+    (settings,) = some.grid()
     fusion = replace(BASE.model.fusion, layers=("relu2", "relu4"))
-    assert some.experiment(drawn, name="trial", storage="place") == replace(
+    assert some.experiment(settings, name="trial", storage="folder") == replace(
         BASE,
         name="trial",
-        storage="place",
+        storage="folder",
         model=replace(BASE.model, fusion=fusion),
         training=replace(BASE.training, learning_rate=0.5),
     )
@@ -143,7 +143,7 @@ def test_ranges_are_kept_and_whole_numbers_stay_whole(searcher: Any) -> None:
         "data.sampling.num_snippets": {"low": 1, "high": 8},
         "training.weight_decay": {"low": 0, "high": 1},
     }
-    made = taken(draws(written, searcher=searcher, trials=60), 30)
+    made = taken(proposer(written, searcher=searcher, trials=60), 30)
     rates = [one["training.learning_rate"] for one in made]
     assert all(1e-4 <= rate <= 1e-1 for rate in rates)
     assert 5 < sum(rate < 10**-2.5 for rate in rates) < 25, "as many below the middle of the logarithms as above"
@@ -152,19 +152,19 @@ def test_ranges_are_kept_and_whole_numbers_stay_whole(searcher: Any) -> None:
 
 
 def test_a_grid_is_every_point_once_and_then_the_end() -> None:
-    grid = draws(FUSIONS, searcher="grid", trials=100)
+    grid = proposer(FUSIONS, searcher="grid", trials=100)
     assert taken(grid, 8) == list(Space(FUSIONS, base=BASE).grid())
     assert grid.propose(8) is None
 
 
 def test_a_grid_of_a_range_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"grid wants lists of choices, got ranges for training.learning_rate"):
-        draws({"training.learning_rate": {"low": 0.1, "high": 1.0}}, searcher="grid")
+        proposer({"training.learning_rate": {"low": 0.1, "high": 1.0}}, searcher="grid")
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "random"])
 def test_no_settings_come_twice_and_a_finite_space_ends(searcher: Any) -> None:
-    some = draws(FUSIONS, searcher=searcher, trials=100)
+    some = proposer(FUSIONS, searcher=searcher, trials=100)
     made = [json.dumps(one, sort_keys=True) for one in taken(some, 8)]
     assert len(set(made)) == 8
     assert some.propose(8) is None
@@ -175,50 +175,50 @@ def test_what_does_not_go_together_is_passed_over_and_said(searcher: Any) -> Non
     written = {"model.fusion.method": ["bilinear", "sum"], "model.fusion.temporal": ["conv3d", "pool2d"]}
     some = Space(written, base=BASE)
 
-    def check(drawn: TrialSettings) -> int:
-        some.experiment(drawn, name="trial")
+    def check(settings: TrialSettings) -> int:
+        some.experiment(settings, name="trial")
         return 1
 
-    drawn = draws(written, searcher=searcher, trials=10, check=check)
-    made = taken(drawn, 3)
+    searched = proposer(written, searcher=searcher, trials=10, check=check)
+    made = taken(searched, 3)
     assert {"model.fusion.method": "bilinear", "model.fusion.temporal": "conv3d"} not in made
-    assert drawn.propose(3) is None
-    (reason,) = drawn.refused.values()
+    assert searched.propose(3) is None
+    (reason,) = searched.refused.values()
     assert "fusion.method=bilinear leaves no maps to fuse or pool again" in reason
 
 
 def test_a_space_in_which_nothing_goes_together_is_refused_with_the_reason() -> None:
-    def check(drawn: TrialSettings) -> int:
+    def check(settings: TrialSettings) -> int:
         raise ConfigError("no network")
 
     with pytest.raises(ConfigError, match="none of 8 combinations makes a network; of the last: no network"):
-        draws(FUSIONS, check=check).propose(0)
+        proposer(FUSIONS, check=check).propose(0)
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "random"])
-def test_draws_are_a_function_of_the_seed(searcher: Any) -> None:
+def test_proposals_are_a_function_of_the_seed(searcher: Any) -> None:
     written = FUSIONS | {"training.learning_rate": {"low": 0.001, "high": 1.0, "log": True}}
-    first, again, other = (taken(draws(written, searcher=searcher, seed=seed), 12) for seed in (1, 1, 2))
+    first, again, other = (taken(proposer(written, searcher=searcher, seed=seed), 12) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "accuracy_and_parameters"])
-def test_a_resumed_search_draws_as_one_that_was_never_broken_off(objective: Any) -> None:
+def test_a_resumed_search_proposes_as_one_that_was_never_broken_off(objective: Any) -> None:
     written = FUSIONS | {"training.learning_rate": {"low": 0.001, "high": 1.0, "log": True}}
 
-    def score(drawn: TrialSettings) -> float:
-        return float(drawn["training.learning_rate"])
+    def score(settings: TrialSettings) -> float:
+        return float(settings["training.learning_rate"])
 
-    made = taken(draws(written, objective=objective), 14, score=score)
-    resumed = draws(written, objective=objective)
+    made = taken(proposer(written, objective=objective), 14, score=score)
+    resumed = proposer(written, objective=objective)
     for number, settings in enumerate(made[:9]):
         resumed.restore(number, settings, 1)
         resumed.observe(number, score(settings))
     for number in range(9, 14):
-        draw = resumed.propose(number)
-        assert draw is not None and draw.settings == made[number]
-        resumed.observe(number, score(draw.settings))
+        proposal = resumed.propose(number)
+        assert proposal is not None and proposal.settings == made[number]
+        resumed.observe(number, score(proposal.settings))
 
 
 def test_tpe_finds_what_is_good_more_often_than_chance_and_keeps_away_from_what_is_refused() -> None:
@@ -227,39 +227,39 @@ def test_tpe_finds_what_is_good_more_often_than_chance_and_keeps_away_from_what_
         "model.fusion.method": ["sum", "max", "concat", "conv"],
     }
 
-    def score(drawn: TrialSettings) -> float:
-        return 1.0 if drawn["model.fusion.method"] == "max" else 0.1
+    def score(settings: TrialSettings) -> float:
+        return 1.0 if settings["model.fusion.method"] == "max" else 0.1
 
     late = [
         one["model.fusion.method"]
         for seed in range(3)
-        for one in taken(draws(written, trials=40, seed=seed), 40, score=score)[20:]
+        for one in taken(proposer(written, trials=40, seed=seed), 40, score=score)[20:]
     ]
     assert late.count("max") > 24, "15 of 60 by chance"
 
-    def check(drawn: TrialSettings) -> int:
-        if drawn["model.fusion.method"] == "sum":
+    def check(settings: TrialSettings) -> int:
+        if settings["model.fusion.method"] == "sum":
             raise ConfigError("refused")
         return 1
 
     refused = 0
     for seed in range(6):
-        searched = draws(written, trials=40, check=check, seed=seed)
+        searched = proposer(written, trials=40, check=check, seed=seed)
         taken(searched, 40)
         refused += len(searched.refused)
     assert refused < 65, "80 by chance"
 
 
-def test_with_two_objectives_the_smaller_of_equally_good_networks_are_drawn_more_often() -> None:
+def test_with_two_objectives_the_smaller_of_equally_good_networks_are_proposed_more_often() -> None:
     written = {
         "training.learning_rate": {"low": 0.001, "high": 1.0, "log": True},
         "model.spatial.width": [16, 64],
     }
 
-    def check(drawn: TrialSettings) -> int:
-        return int(drawn["model.spatial.width"])
+    def check(settings: TrialSettings) -> int:
+        return int(settings["model.spatial.width"])
 
-    made = taken(draws(written, check=check, trials=40, objective="accuracy_and_parameters"), 40)
+    made = taken(proposer(written, check=check, trials=40, objective="accuracy_and_parameters"), 40)
     assert [one["model.spatial.width"] for one in made[20:]].count(16) > 13, "10 of 20 by chance"
 
 
@@ -296,7 +296,7 @@ def test_a_point_of_the_recipes_space_is_a_training(recipe: str) -> None:
     path = Path(__file__).resolve().parents[3] / f"jobs/recipes/{recipe}.yaml"
     config = from_arguments(TuneConfig, ["--config", str(path)])
     some = Space(config.search.space, base=config)
-    trial = Proposer(some, config=config.search, seed=0, check=lambda drawn: 1).propose(0)
+    trial = Proposer(some, config=config.search, seed=0, check=lambda settings: 1).propose(0)
     assert trial is not None
     assert some.experiment(trial.settings, name="trial").data == replace(
         config.data, sampling=some.experiment(trial.settings, name="trial").data.sampling

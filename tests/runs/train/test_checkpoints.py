@@ -35,7 +35,7 @@ RESULT = {"losses": {"fused": 1.0}, "top1": 0.5, "samples": 8, "seconds": 1.0, "
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs, killed within the fourth, as Ray Train leaves it."""
-    place = tmp_path_factory.mktemp("runs") / "run"
+    folder = tmp_path_factory.mktemp("runs") / "run"
     network = PACKAGE.build(pretrained=False)
     optimiser = build_optimiser(network, config=TrainingConfig())
     sum(parameter.sum() for parameter in network.parameters()).backward()  # type: ignore[union-attr]
@@ -46,13 +46,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     states["epoch-0003-step-000002"] = {"history": history, "step": 2, "result": RESULT}
     for name, state in states.items():
-        save_model(place / name, network, PACKAGE)
-        save_state(place / name, optimiser, state)
+        save_model(folder / name, network, PACKAGE)
+        save_state(folder / name, optimiser, state)
     entries = [
         {"checkpoint_dir_name": "epoch-0003-step-000002", "metrics": {"epoch": 2.5, "step": 2}},
         *({"checkpoint_dir_name": f"epoch-{one['epoch']:04d}", "metrics": one} for one in (history[2], history[1])),
     ]
-    shutil.rmtree(place / "epoch-0000")
+    shutil.rmtree(folder / "epoch-0000")
     snapshot = _CheckpointManagerState(
         checkpoint_results=entries,
         checkpoint_report_indices=[3, 2, 1],
@@ -64,12 +64,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timed_out_validation_checkpoint_dir_names=[],
         failed_validation_checkpoint_dir_names=[],
     )
-    (place / SNAPSHOT).write_text(snapshot.model_dump_json())
-    return place
+    (folder / SNAPSHOT).write_text(snapshot.model_dump_json())
+    return folder
 
 
 @pytest.fixture
-def place(run: Path, tmp_path: Path) -> Path:
+def folder(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
@@ -78,18 +78,18 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [line.getMessage() for line in caplog.records if line.name.startswith("twostream_ray")]
 
 
-def last_and_best(place: Path) -> tuple[str, str]:
-    result = result_of(str(place), watched="val_top1")
+def last_and_best(folder: Path) -> tuple[str, str]:
+    result = result_of(str(folder), watched="val_top1")
     assert result is not None and result.checkpoint is not None
     best = result.get_best_checkpoint("val_top1", "max")
     assert best is not None
     return Path(result.checkpoint.path).name, Path(best.path).name
 
 
-def test_a_snapshot_that_is_whole_stays_as_it_is(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    before = (place / SNAPSHOT).read_bytes()
-    assert last_and_best(place) == ("epoch-0003-step-000002", "epoch-0001")
-    assert (place / SNAPSHOT).read_bytes() == before and not said(caplog)
+def test_a_snapshot_that_is_whole_stays_as_it_is(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = (folder / SNAPSHOT).read_bytes()
+    assert last_and_best(folder) == ("epoch-0003-step-000002", "epoch-0001")
+    assert (folder / SNAPSHOT).read_bytes() == before and not said(caplog)
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
@@ -121,21 +121,21 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_run_whose_snapshot_is_damaged_goes_on_from_its_checkpoints_and_says_so_in_one_line(
-    place: Path, damage: str, caplog: pytest.LogCaptureFixture
+    folder: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (place / SNAPSHOT).write_bytes(DAMAGE[damage]((place / SNAPSHOT).read_bytes()))
-    assert last_and_best(place) == ("epoch-0003-step-000002", "epoch-0001")
+    (folder / SNAPSHOT).write_bytes(DAMAGE[damage]((folder / SNAPSHOT).read_bytes()))
+    assert last_and_best(folder) == ("epoch-0003-step-000002", "epoch-0001")
     (line,) = said(caplog)
     assert "the run resumes from checkpoint epoch-0003-step-000002, the last that is whole" in line
     assert "\n" not in line and len(line) < 500
     caplog.clear()
-    assert last_and_best(place) == ("epoch-0003-step-000002", "epoch-0001")
+    assert last_and_best(folder) == ("epoch-0003-step-000002", "epoch-0001")
     assert not said(caplog), "once is enough"
 
 
 def test_mutated_snapshots_never_make_a_run_unresumable(run: Path, tmp_path: Path) -> None:
     content, generator = (run / SNAPSHOT).read_bytes(), random.Random(7)
-    place = Path(shutil.copytree(run, tmp_path / "run"))
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
     for _ in range(60):
         mutant = bytearray(content)
         for _ in range(generator.randint(1, 4)):
@@ -147,44 +147,44 @@ def test_mutated_snapshots_never_make_a_run_unresumable(run: Path, tmp_path: Pat
                     mutant[at] ^= 1 << generator.randrange(8)
                 case 2:
                     mutant[at:at] = generator.choice([b"null", b"-1", b'"', b"..", b"1e999", b"{"])
-        (place / SNAPSHOT).write_bytes(bytes(mutant))
-        last, _ = last_and_best(place)
-        assert (place / last / "state.json").exists()
+        (folder / SNAPSHOT).write_bytes(bytes(mutant))
+        last, _ = last_and_best(folder)
+        assert (folder / last / "state.json").exists()
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimiser.safetensors", "state.json", "model.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_last_checkpoint_that_is_not_whole_is_left_out(
-    place: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+    folder: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    damaged = place / "epoch-0003-step-000002" / file
+    damaged = folder / "epoch-0003-step-000002" / file
     if damage == "gone":
         damaged.unlink()
     elif file == "model.json":
         pytest.skip("what it holds is asked when the model is loaded")
     else:
         damaged.write_bytes(damaged.read_bytes()[:-1] if file != "state.json" else b"{")
-    assert last_and_best(place) == ("epoch-0002", "epoch-0001")
+    assert last_and_best(folder) == ("epoch-0002", "epoch-0001")
     assert "resumes from checkpoint epoch-0002" in said(caplog)[-1]
 
 
 def test_without_a_whole_checkpoint_a_run_begins_at_its_start_and_says_so(
-    place: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for state in place.glob("*/state.json"):
+    for state in folder.glob("*/state.json"):
         state.write_text("{")
-    mend_snapshot(str(place), watched="val_top1")
+    mend_snapshot(str(folder), watched="val_top1")
     assert "resumes from the start: none is whole" in said(caplog)[-1]
-    result = result_of(str(place), watched="val_top1")
+    result = result_of(str(folder), watched="val_top1")
     assert result is not None and result.checkpoint is None
 
 
-def test_what_is_no_checkpoint_of_ours_is_not_taken_for_one(place: Path) -> None:
-    shutil.copytree(place / "epoch-0002", place / "epoch-0009.backup")
-    (place / "epoch-0008").symlink_to(place / "nowhere")
-    (place / SNAPSHOT).write_text("{")
-    assert last_and_best(place) == ("epoch-0003-step-000002", "epoch-0001")
-    assert (place / "epoch-0009.backup/state.json").exists()
+def test_what_is_no_checkpoint_of_ours_is_not_taken_for_one(folder: Path) -> None:
+    shutil.copytree(folder / "epoch-0002", folder / "epoch-0009.backup")
+    (folder / "epoch-0008").symlink_to(folder / "nowhere")
+    (folder / SNAPSHOT).write_text("{")
+    assert last_and_best(folder) == ("epoch-0003-step-000002", "epoch-0001")
+    assert (folder / "epoch-0009.backup/state.json").exists()
 
 
 STATES = ["", "{", "[]", "null", '{"format": 1}', '{"format": 1, "history": [], "step": -1}', "[" * 100_000]
@@ -193,27 +193,29 @@ STATES += ['{"format": 1, "history": [{}], "step": 0}', '{"format": 1, "history"
 
 
 @pytest.mark.parametrize("content", STATES, ids=range(len(STATES)))
-def test_a_damaged_state_is_named_in_one_line(place: Path, content: str) -> None:
-    (place / "epoch-0002/state.json").write_text(content)
+def test_a_damaged_state_is_named_in_one_line(folder: Path, content: str) -> None:
+    (folder / "epoch-0002/state.json").write_text(content)
     network = PACKAGE.build(pretrained=False)
     optimiser = build_optimiser(network, config=TrainingConfig())
     for read in (
-        lambda: history_of(str(place / "epoch-0002")),
-        lambda: load_state(place / "epoch-0002", optimiser),
+        lambda: history_of(str(folder / "epoch-0002")),
+        lambda: load_state(folder / "epoch-0002", optimiser),
     ):
-        with pytest.raises(CheckpointError, match=rf"state of a training was wanted at {place}/epoch-0002/state\.json"):
+        with pytest.raises(
+            CheckpointError, match=rf"state of a training was wanted at {folder}/epoch-0002/state\.json"
+        ):
             read()
 
 
-def test_a_loss_that_was_not_finite_is_no_damage(place: Path) -> None:
-    where = place / "epoch-0002/state.json"
+def test_a_loss_that_was_not_finite_is_no_damage(folder: Path) -> None:
+    where = folder / "epoch-0002/state.json"
     state = json.loads(where.read_text())
     state["history"][-1]["val_loss"] = float("inf")
     where.write_text(json.dumps(state))
     assert history_of(str(where.parent))[-1]["val_loss"] == float("inf")
 
 
-def test_momentum_of_another_network_is_refused(place: Path) -> None:
+def test_momentum_of_another_network_is_refused(folder: Path) -> None:
     other = ModelConfig(architecture="late", streams="spatial", spatial=TowerConfig(backbone="vgg_small", width=8))
     optimiser = torch.optim.SGD(
         ModelPackage(
@@ -229,4 +231,4 @@ def test_momentum_of_another_network_is_refused(place: Path) -> None:
         momentum=0.9,
     )
     with pytest.raises(CheckpointError, match=r"optimiser\.safetensors (has|holds) .*: delete this checkpoint"):
-        load_state(place / "epoch-0002", optimiser)
+        load_state(folder / "epoch-0002", optimiser)

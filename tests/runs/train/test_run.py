@@ -122,12 +122,12 @@ def test_a_run_whose_snapshot_was_cut_and_whose_report_is_gone_goes_on_from_its_
     (tmp_path / "runs/two/report.json").unlink()
     snapshot = tmp_path / "runs/two/checkpoint_manager_snapshot.json"
     snapshot.write_bytes(snapshot.read_bytes()[:-40])
-    told: list[ProgressEvent] = []
+    events: list[ProgressEvent] = []
     config = experiment(shard_set, folder, name="two", storage=str(tmp_path / "runs"))
-    again = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=told.append)
+    again = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=events.append)
     assert again.history == two_workers[0].history
     assert Path(again.checkpoint).name == Path(two_workers[0].checkpoint).name
-    assert not [event for event in told if isinstance(event, EpochEnded)], "nothing is done twice"
+    assert not [event for event in events if isinstance(event, EpochEnded)], "nothing is done twice"
 
 
 def test_the_same_name_with_other_settings_is_refused(
@@ -147,11 +147,11 @@ def test_evaluation_is_exact_and_says_n_of_n(two_workers: tuple[Any, Any], shard
     evaluation = published.evaluation
     assert evaluation.report.coverage == "20 of 20 clips"
     assert evaluation.scores.shape == (20, 4)
-    place = Path(config.storage) / "two/evaluation"
-    stored = np.load(place / "scores.npz")
-    assert json.loads((place / "report.json").read_text())["top1"] == evaluation.report.top1
+    run_folder = Path(config.storage) / "two/evaluation"
+    stored = np.load(run_folder / "scores.npz")
+    assert json.loads((run_folder / "report.json").read_text())["top1"] == evaluation.report.top1
     assert (stored["scores"].argmax(axis=1) == stored["labels"]).mean() == evaluation.report.top1
-    assert (place / "confusion.png").stat().st_size > 5000 and (place / "curves.png").stat().st_size > 5000
+    assert (run_folder / "confusion.png").stat().st_size > 5000 and (run_folder / "curves.png").stat().st_size > 5000
 
 
 def test_scores_do_not_depend_on_the_number_of_workers(
@@ -236,7 +236,7 @@ def test_a_run_killed_within_an_epoch_goes_on_there_with_another_number_of_worke
     two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
 ) -> None:
     config = experiment(shard_set, folder, name="killed", workers=WorkersConfig(checkpoint_every_steps=1))
-    place = Path(config.storage) / "killed"
+    run_folder = Path(config.storage) / "killed"
     script = folder / "killed.py"
     script.write_text(
         "import pickle, sys\nfrom twostream_ray.runs.train.run import train\n"
@@ -251,19 +251,19 @@ def test_a_run_killed_within_an_epoch_goes_on_there_with_another_number_of_worke
         start_new_session=True,
         env=dict(os.environ),
     )
-    registered = place / "checkpoint_manager_snapshot.json"
+    registered = run_folder / "checkpoint_manager_snapshot.json"
     while not (registered.exists() and "epoch-0001-step-" in registered.read_text()):
         assert process.poll() is None
         time.sleep(0.01)
-    # All its processes at once, as when a machine loses power: Ray's would go on for a while without their driver.
+    # All its processes at once, as when a machine loses power: Ray's would run for a while without their driver.
     for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         one.kill()
     process.wait()
-    assert not (place / "report.json").exists()
-    assert not (place / "epoch-0001").exists(), "killed within the epoch"
-    told: list[ProgressEvent] = []
-    resumed = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=told.append)
-    steps = [(event.epoch, event.step) for event in told if isinstance(event, StepEnded)]
+    assert not (run_folder / "report.json").exists()
+    assert not (run_folder / "epoch-0001").exists(), "killed within the epoch"
+    events: list[ProgressEvent] = []
+    resumed = train(replace(config, workers=WorkersConfig(num_workers=1)), progress=events.append)
+    steps = [(event.epoch, event.step) for event in events if isinstance(event, StepEnded)]
     assert steps in ([(1, 2), (1, 3)], [(1, 3)]), "nothing is done twice"
     losses = [metrics["train_loss"] for metrics in resumed.history]
     assert losses == pytest.approx([metrics["train_loss"] for metrics in two_workers[0].history], abs=1e-5)
@@ -279,14 +279,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_names_clips_and_the_
     cluster: None, shard_set: ShardSet, folder: Path
 ) -> None:
     config = experiment(shard_set, folder, name="diverges")
-    told: list[ProgressEvent] = []
+    events: list[ProgressEvent] = []
     with pytest.raises(
         TrainingError,
         match=r"run 'diverges': a finite loss was wanted, epoch \d, step \d gave .*, from clips train/.*: lower "
         r"training.learning_rate, set training.clip_gradient_norm",
     ):
-        train(replace(config, training=replace(config.training, learning_rate=1_000.0)), progress=told.append)
-    assert not [event for event in told if isinstance(event, WorkersLost)], "starting again would not help"
+        train(replace(config, training=replace(config.training, learning_rate=1_000.0)), progress=events.append)
+    assert not [event for event in events if isinstance(event, WorkersLost)], "starting again would not help"
 
 
 def twostream_train(shard_set: ShardSet, folder: Path, *, name: str, epochs: int) -> subprocess.Popen[str]:

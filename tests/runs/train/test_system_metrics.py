@@ -8,11 +8,11 @@ from twostream_ray.runs.train.system_metrics import SystemMetrics, mean_of_worke
 
 
 def test_a_busy_machine_shows_in_the_means_since_the_last_reading() -> None:
-    gauges = SystemMetrics()
+    metrics = SystemMetrics()
     ends = time.process_time() + 0.5
     while time.process_time() < ends:
         pass
-    read = gauges.read()
+    read = metrics.read()
     assert read.keys() == {
         "system/cpu_utilization_percentage",
         "system/system_memory_usage_percentage",
@@ -22,7 +22,7 @@ def test_a_busy_machine_shows_in_the_means_since_the_last_reading() -> None:
     assert busy / 4 < read["system/cpu_utilization_percentage"] <= 100
     assert 0 < read["system/system_memory_usage_percentage"] < 100
     assert read["system/system_memory_usage_megabytes"] > 100
-    assert gauges.read().keys() == read.keys(), "also when nothing was seen in between"
+    assert metrics.read().keys() == read.keys(), "also when nothing was seen in between"
 
 
 def test_the_mean_is_taken_over_those_workers_that_have_a_figure() -> None:
