@@ -231,7 +231,7 @@ def promoters() -> Iterator[list[subprocess.Popen[str]]]:
         ]
 
 
-def tell(process: subprocess.Popen[str], *words: object) -> None:
+def write_words(process: subprocess.Popen[str], *words: object) -> None:
     assert process.stdin is not None
     process.stdin.write(json.dumps(words) + "\n")
     process.stdin.flush()
@@ -249,7 +249,7 @@ def test_two_jobs_that_promote_at_once_keep_the_better(
     config: TrackingConfig = request.getfixturevalue(store)
     uri = config.resolved_uri()
     for process in promoters:
-        tell(process, uri, "", None, "")
+        write_words(process, uri, "", None, "")
     assert [hear(process) for process in promoters] == ["ready", "ready"]
     for race in range(races):
         model = Model(config, f"race {uuid.uuid4()}")
@@ -258,7 +258,7 @@ def test_two_jobs_that_promote_at_once_keep_the_better(
         good, better = model.version(0.7), model.version(0.8)
         pair = [good, better] if race % 4 < 2 else [better, good]
         for process, version in zip(promoters, pair, strict=True):
-            tell(process, uri, model.name, version, OLD)
+            write_words(process, uri, model.name, version, OLD)
         answers = [hear(process) for process in promoters]
         assert model.aliases()["champion"] == better
         assert answers[pair.index(better)] == str(better)

@@ -70,16 +70,16 @@ def random_batch(device: torch.device, *, size: int) -> DeviceBatch:
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def test_compiled_a_network_has_the_logits_gradients_and_losses_of_the_eager_one(device: str, precision: str) -> None:
     """Over 20 steps, without dropout, which draws other numbers when it is compiled."""
-    place = torch.device(device)
-    batch = random_batch(place, size=16)
+    on = torch.device(device)
+    batch = random_batch(on, size=16)
     seen = []
     for compiles in (False, True):
         # Both towers, 3D convolution and 3D pooling.
         network = built(fused_model(layers=("relu2",), temporal="conv3d"))
         config = TrainingConfig(precision=cast(Precision, precision), channels_last=True, compile=compiles)
-        prepared(network, config=config, device=place).train()
+        prepared(network, config=config, device=on).train()
         optimiser = build_optimiser(network, config=config)
-        step = TrainingStep(network, optimiser, config=config, seed=0, device=place)
+        step = TrainingStep(network, optimiser, config=config, seed=0, device=on)
         outcomes = [step(batch, epoch=0, step=0, num_steps=20)]
         gradient = torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])
         outcomes += [step(batch, epoch=0, step=number, num_steps=20) for number in range(1, 20)]

@@ -18,10 +18,10 @@ from twostream_ray.visualize.figures import save
 @pytest.fixture(autouse=True)
 def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
-    for cached in (figures._families, figures._tell_missing):
+    for cached in (figures._families, figures._warn_missing):
         cached.cache_clear()
     yield
-    for cached in (figures._families, figures._tell_missing):
+    for cached in (figures._families, figures._warn_missing):
         cached.cache_clear()
 
 

@@ -180,7 +180,7 @@ def test_importance_on_noise_says_that_nothing_is_known(figures: list[Figure], t
     assert "20 scores: on held-out trials a forest is off by" in figures[0].get_suptitle()
     assert num_pixels(tmp_path / "p.png", "#9ecae1") == 0  # bars that mean something are blue
     importance_picture(search(60), tmp_path / "q.png")
-    assert "do not tell" not in figures[1].get_suptitle()
+    assert "do not show" not in figures[1].get_suptitle()
     assert num_pixels(tmp_path / "q.png", "#9ecae1") > 1000
 
 

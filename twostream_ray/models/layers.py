@@ -51,7 +51,7 @@ class LayerSpec(NamedTuple):
     has_bias: bool = True
     """Whether a convolution adds a bias; one before a batch norm does not."""
     rounds_up: bool = False
-    """Whether a pooling has windows that lie partly beyond the maps."""
+    """Whether a pooling has windows that are partly beyond the maps."""
 
 
 def layer_specs(backbone: Backbone, *, width: int | None, in_channels: int, num_classes: int) -> Iterator[LayerSpec]:

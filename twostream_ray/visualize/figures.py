@@ -63,7 +63,7 @@ def _families(letters: frozenset[str]) -> tuple[str, ...]:
         found.append(best)
         missing -= held[best]
     if missing:
-        _tell_missing("".join(map(chr, sorted(missing)[:8])))
+        _warn_missing("".join(map(chr, sorted(missing)[:8])))
     return tuple(found)
 
 
@@ -84,7 +84,7 @@ def _find_new_fonts() -> None:
 
 
 @lru_cache(maxsize=1)
-def _tell_missing(letters: str) -> None:
+def _warn_missing(letters: str) -> None:
     names = " ".join(unicodedata.name(letter, "") for letter in letters)
     package = "fonts-noto-cjk" if any(script in names for script in _EAST_ASIAN) else "fonts-noto"
     _log.warning(

@@ -160,7 +160,7 @@ class _Worker:
             self._earlier = PassResult(**result | {"step_losses": tuple(result["step_losses"])})
 
     def data_config(self, *, want_flow: bool) -> DataConfig:
-        """The settings of data, with the place where this worker's samples are decoded."""
+        """The settings of data, with where this worker's samples are decoded."""
         device = get_device()
         choice = choose_decode_at(self._config.data, device, want_flow=want_flow)
         if device.type != "cpu" or choice.fell_back:
