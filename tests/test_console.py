@@ -10,7 +10,7 @@ from rich.console import Console
 
 from twostream_ray import console as module
 from twostream_ray.console import Bar, SearchDisplay, TrainingDisplay, console, table
-from twostream_ray.runs.train.events import WorkersLost
+from twostream_ray.runs.train.events import DeviceSettingsChosen, WorkersLost
 
 TWOSTREAM = str(Path(sys.executable).with_name("twostream"))
 NAMES = [
@@ -87,6 +87,19 @@ def test_bars_and_searches_show_names_as_data(name: str, screen: io.StringIO) ->
     assert seen(screen).count(shown) >= 4
     if name in HIDDEN:
         assert name not in seen(screen)
+
+
+def test_how_a_run_computes_is_said_once_and_again_when_its_device_changes(screen: io.StringIO) -> None:
+    display = TrainingDisplay("a")
+    chosen = DeviceSettingsChosen(device="H100", precision="bfloat16", channels_last=True, compile=True)
+    plain = DeviceSettingsChosen(device="CPU", precision="float32", channels_last=False, compile=False, notes=("b",))
+    for event in (chosen, chosen, plain):
+        display.event(event)
+    assert seen(screen).splitlines() == [
+        "training on H100: bfloat16, channels last, compiled",
+        "training on CPU: float32",
+        "note: b",
+    ]
 
 
 @pytest.mark.parametrize(("name", "shown"), HIDDEN.items())

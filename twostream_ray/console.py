@@ -16,6 +16,7 @@ from rich.table import Table
 from twostream_ray.redaction import printable
 from twostream_ray.runs.train.events import (
     DecodingChosen,
+    DeviceSettingsChosen,
     EpochEnded,
     ProgressEvent,
     StepEnded,
@@ -111,6 +112,7 @@ class TrainingDisplay(Bar):
         super().__init__(name, unit="steps")
         self._warned = False
         self._decoding: DecodingChosen | None = None
+        self._device_settings: DeviceSettingsChosen | None = None
 
     def event(self, event: ProgressEvent) -> None:
         """Show what a training run reports."""
@@ -124,6 +126,12 @@ class TrainingDisplay(Bar):
             case DecodingChosen() if event != self._decoding:
                 self._decoding = event
                 self.line(f"samples are decoded by the {event.at}: {event.reason}")
+            case DeviceSettingsChosen() if event != self._device_settings:
+                self._device_settings = event
+                ways = [event.precision, *["channels last"] * event.channels_last, *["compiled"] * event.compile]
+                self.line(f"training on {event.device}: {', '.join(ways)}")
+                for note in event.notes:
+                    self.line(f"note: {note}")
             case WorkersLost():
                 self.line(f"{event.reason}: starting again from the last checkpoint")
             case EpochEnded():

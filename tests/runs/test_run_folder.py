@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twostream_ray import storage
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field
 from twostream_ray.data.loading.settings import DataConfig
@@ -301,3 +302,23 @@ def test_data_that_were_never_written_down_are_those_that_there_are(
     with caplog.at_level(logging.WARNING):
         assert RunFolder.of(experiment(tmp_path)).data_of(shard_set.uri).hash == shard_set.hash
     assert not caplog.messages
+
+
+def test_a_run_of_before_keeps_what_it_wrote_down_in_place_of_auto(tmp_path: Path) -> None:
+    """Earlier versions wrote float32, false and false where the settings say auto today."""
+    written = TrainingConfig(precision="float32", channels_last=False, compile=False)
+    began = ExperimentConfig(name="a", data=DataConfig(shards="s"), training=written, storage=str(tmp_path))
+    folder = RunFolder.of(began)
+    storage.write_json(folder.settings, fixed_settings(began))
+    now = folder.keeping_device_settings(replace(began, training=TrainingConfig()))
+    assert now.training == written and folder.begun_with(fixed_settings(now))
+    other = folder.keeping_device_settings(replace(began, training=TrainingConfig(precision="bfloat16")))
+    with pytest.raises(ConfigError, match=r"training.precision=float32, now training.precision=bfloat16 is wanted"):
+        folder.begun_with(fixed_settings(other))
+
+
+def test_a_run_that_began_with_auto_resumes_with_auto_on_any_device(tmp_path: Path) -> None:
+    began = ExperimentConfig(name="a", data=DataConfig(shards="s"), storage=str(tmp_path))
+    folder = RunFolder.of(began)
+    storage.write_json(folder.settings, fixed_settings(began))
+    assert folder.keeping_device_settings(began) == began and folder.begun_with(fixed_settings(began))

@@ -12,7 +12,7 @@ from small_networks import built, fused_model
 from twostream_ray.data.loading.device import DeviceBatch
 from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.settings import ModelConfig, TowerConfig
-from twostream_ray.training.distributed import distributed, prepared, unwrapped
+from twostream_ray.training.distributed import distributed, no_compiler, prepared, resolved, unwrapped
 from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.settings import Precision, TrainingConfig
 from twostream_ray.training.step import TrainingStep
@@ -43,6 +43,37 @@ def test_a_single_worker_needs_no_wrapper_with_or_without_a_process_group(proces
 def test_the_network_inside_distributed_data_parallel_is_found(process_group: None) -> None:
     inside = network()
     assert unwrapped(torch.nn.parallel.DistributedDataParallel(inside)) is inside
+
+
+def test_on_a_cpu_auto_is_32_bits_neither_laid_out_otherwise_nor_compiled() -> None:
+    chosen = resolved(TrainingConfig(), CPU)
+    assert (chosen.precision, chosen.channels_last, chosen.compile) == ("float32", False, False)
+    assert resolved(chosen, CPU) == chosen
+
+
+def test_on_a_gpu_auto_is_bfloat16_channels_last_and_compiled_where_there_is_a_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    monkeypatch.setattr("twostream_ray.training.distributed.Path.is_file", lambda _: True)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    gpu = torch.device("cuda", 0)
+    chosen = resolved(TrainingConfig(), gpu)
+    assert (chosen.precision, chosen.channels_last, chosen.compile) == ("bfloat16", True, True)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert resolved(TrainingConfig(), gpu).compile is False
+    assert no_compiler(gpu) == "there is no C compiler (gcc, clang or $CC)"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert resolved(TrainingConfig(), gpu).precision == "float32"
+
+
+def test_what_the_settings_say_is_chosen_on_any_device() -> None:
+    wanted = TrainingConfig(precision="bfloat16", channels_last=True, compile=True)
+    assert resolved(wanted, CPU) == wanted
+    plain = TrainingConfig(precision="float32", channels_last=False, compile=False)
+    assert resolved(plain, torch.device("cuda", 0)) == plain
 
 
 def test_layout_and_compilation_leave_names_and_shapes_as_checkpoints_have_them() -> None:

@@ -118,7 +118,7 @@ def test_impossible_settings_are_refused_by_name() -> None:
         TrainingConfig(epochs=0)
     with pytest.raises(ConfigError, match=r"training.momentum must be in \[0, 1\), got 1"):
         TrainingConfig(momentum=1.0)
-    with pytest.raises(ConfigError, match=r"training.precision must be one of float32, bfloat16, got 'float16'"):
+    with pytest.raises(ConfigError, match=r"training.precision must be one of auto, float32, bfloat16, got 'float16'"):
         TrainingConfig(precision="float16")
 
 

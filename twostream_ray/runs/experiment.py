@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.settings.names import require_name
 from twostream_ray.tracking import TrackingConfig
-from twostream_ray.training.settings import TrainingConfig
+from twostream_ray.training.settings import CHOSEN_BY_DEVICE, TrainingConfig
 
 # They change neither samples nor their order.
 _OF_THE_MACHINE = (
@@ -91,6 +92,18 @@ def with_absolute_uris(config: _Experiment) -> _Experiment:
         tracking=replace(config.tracking, uri=config.tracking.resolved_uri()),
         storage=storage.absolute(config.storage),
     )
+
+
+def keeping_device_settings(config: _Experiment, before: Mapping[str, Any]) -> _Experiment:
+    """The same settings with what a run wrote down `before` in place of `auto`: it goes on as it began."""
+    training = before.get("training")
+    written = training if isinstance(training, Mapping) else {}
+    kept = {
+        name: written[name]
+        for name in CHOSEN_BY_DEVICE
+        if getattr(config.training, name) == "auto" and written.get(name, "auto") != "auto"
+    }
+    return replace(config, training=replace(config.training, **kept)) if kept else config
 
 
 def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:

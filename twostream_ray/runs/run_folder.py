@@ -11,12 +11,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from twostream_ray import storage
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, ShardError
-from twostream_ray.runs.experiment import ExperimentConfig, without_free_settings
+from twostream_ray.runs.experiment import ExperimentConfig, keeping_device_settings, without_free_settings
 from twostream_ray.settings.parser import refuse_changed
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import read_json, record
@@ -25,6 +25,8 @@ from twostream_ray.tracking.outbox import Outbox
 
 _FILES = ("index.parquet", "manifest.json")
 _SHOWN = 4
+
+_Experiment = TypeVar("_Experiment", bound=ExperimentConfig)
 
 _log = logging.getLogger(__name__)
 
@@ -99,21 +101,36 @@ class RunFolder:
                 f"{self.settings_name}: choose another --name or --storage"
             )
 
-    def begun_with(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the run was begun, as the file with its settings says.
+    def keeping_device_settings(self, config: _Experiment) -> _Experiment:
+        """The settings with what the run was begun with in place of `auto`, where it wrote down more than that.
 
         Raises:
-            ConfigError: it was begun with others, or the file is damaged.
+            ConfigError: the file with its settings is damaged.
         """
+        before = self._settings_before()
+        return config if before is None else keeping_device_settings(config, before)
+
+    def _settings_before(self) -> dict[str, Any] | None:
         if not storage.exists(self.settings):
-            return False
-        before = read_json(
+            return None
+        values: dict[str, Any] = read_json(
             self.settings,
             record({"name": {"type": "string"}, "data": {"type": "object"}}, others=True),
             what=f"the settings of {self.what}",
             way_out=f"choose another --name, or delete {self.uri}",
             error=ConfigError,
         )
+        return values
+
+    def begun_with(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the run was begun, as the file with its settings says.
+
+        Raises:
+            ConfigError: it was begun with others, or the file is damaged.
+        """
+        before = self._settings_before()
+        if before is None:
+            return False
         refuse_changed(without_free_settings(before), settings, what=self.what, uri=self.uri)
         return True
 

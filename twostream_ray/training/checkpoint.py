@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from twostream_ray.model_package import BEHIND_AVERAGE, FORMAT, MODEL_FILES, ten
 from twostream_ray.models.build import Network
 from twostream_ray.storage.json_files import COUNT, check, list_of, parse_json, record
 from twostream_ray.training.ema import WeightEma
+from twostream_ray.training.settings import Precision
 
 STATE_FILE, OPTIMISER_FILE = "state.json", "optimiser.safetensors"
 
@@ -40,14 +41,16 @@ _RESULT = record(
     },
     {"step_losses": list_of(_NUMBER), "skipped_steps": COUNT, "decoded": COUNT},
 )
-_BETWEEN_EPOCHS = record({"format": {"const": FORMAT}, "history": list_of(METRICS), "step": {"const": 0}})
+_PRECISION = {"precision": {"enum": list(get_args(Precision))}}
+_BETWEEN_EPOCHS = record({"format": {"const": FORMAT}, "history": list_of(METRICS), "step": {"const": 0}}, _PRECISION)
 _WITHIN_ONE = record(
     {
         "format": {"const": FORMAT},
         "history": list_of(METRICS),
         "step": COUNT | {"minimum": 1},
         "result": _RESULT,
-    }
+    },
+    _PRECISION,
 )
 _WAY_OUT = "delete this checkpoint and run the same command again, which resumes from another one"
 

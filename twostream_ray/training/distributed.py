@@ -1,7 +1,13 @@
-"""DistributedDataParallel and torch.compile around a network (Li et al. 2020, PyTorch Distributed)."""
+"""DistributedDataParallel and torch.compile around a network (Li et al. 2020), by what its device is good at."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,6 +19,34 @@ from twostream_ray.models.build import Network
 from twostream_ray.training.settings import TrainingConfig
 
 
+def resolved(config: TrainingConfig, device: torch.device) -> TrainingConfig:
+    """The settings with a value in place of every `auto`: what suits the device."""
+    on_gpu = device.type == "cuda"
+    has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = ("bfloat16" if has_bfloat16 else "float32") if config.precision == "auto" else config.precision
+    return replace(
+        config,
+        precision=precision,
+        channels_last=on_gpu if config.channels_last == "auto" else config.channels_last,
+        compile=on_gpu and no_compiler(device) is None if config.compile == "auto" else config.compile,
+    )
+
+
+def no_compiler(device: torch.device) -> str | None:
+    """Why torch.compile cannot make kernels for a GPU on this machine; None where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "Triton wants a GPU of compute capability 7.0"
+    # Triton builds its launcher on first use.
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    if not any(shutil.which(name) for name in compilers if name):
+        return "there is no C compiler (gcc, clang or $CC)"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers (python3-dev) are not installed"
+    return None
+
+
 def prepared(network: Network, *, config: TrainingConfig, device: torch.device) -> Network:
     """The network on its device, laid out and compiled as the settings say; before the optimiser takes its parameters.
 
@@ -21,6 +55,7 @@ def prepared(network: Network, *, config: TrainingConfig, device: torch.device) 
     Raises:
         ConfigError: activation checkpointing was wanted of a network with batch normalisation that learns.
     """
+    config = resolved(config, device)
     network.to(device)
     if config.activation_checkpointing:
         network.checkpoint_activations()

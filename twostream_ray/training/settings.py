@@ -12,6 +12,11 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.settings.bounds import require_within
 
 Precision = Literal["float32", "bfloat16"]
+Auto = Literal["auto"]
+"""What suits the device that a worker has; `training.distributed.resolved` chooses."""
+
+CHOSEN_BY_DEVICE = ("precision", "channels_last", "compile")
+"""The settings that may be `auto`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +53,16 @@ class TrainingConfig:
     temporal_loss_weight: float = 1.0
     """Weight of the temporal tower's loss in the sum; the other tower's is 1."""
 
-    precision: Precision = "float32"
-    """bfloat16 computes layers in 16 bits and keeps weights, losses and momentum in 32: for GPUs that have it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 computes layers in 16 bits and keeps weights, losses and momentum in 32. auto: bfloat16 on GPUs that
+    have it, float32 elsewhere."""
 
-    channels_last: bool = False
-    """Memory format of maps: channels innermost (torch.channels_last), as GPUs' tensor cores read them."""
+    channels_last: bool | Auto = "auto"
+    """Memory format of maps: channels innermost (torch.channels_last), as tensor cores read them. auto: on GPUs."""
 
-    compile: bool = False
-    """Compile the network with torch.compile: minutes before the first step, faster steps after; wants a C++ compiler
-    on every node."""
+    compile: bool | Auto = "auto"
+    """Compile the network with torch.compile: a minute before the first step, faster steps after; wants a C compiler
+    on every node. auto: on GPUs, where there is one."""
 
     label_smoothing: float = 0.0
     """Share of a label's weight that is spread evenly over the classes of its data set, in [0, 1)."""
@@ -86,10 +92,11 @@ class TrainingConfig:
     """Send gradients between workers in bfloat16: half the bytes, 8 bits of precision."""
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise ConfigError(
-                f"training.precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
-            )
+        if self.precision not in (allowed := ("auto", *get_args(Precision))):
+            raise ConfigError(f"training.precision must be one of {', '.join(allowed)}, got {self.precision!r}")
+        for name in ("channels_last", "compile"):
+            if (value := getattr(self, name)) != "auto" and not isinstance(value, bool):
+                raise ConfigError(f"training.{name} must be auto, true or false, got {value!r}")
         require_within(
             self,
             "training.",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from twostream_ray.data.loading.device import DeviceBatch
-from twostream_ray.training.distributed import unwrapped
+from twostream_ray.training.distributed import resolved, unwrapped
 from twostream_ray.training.ema import WeightEma
 from twostream_ray.training.recipe import learning_rate_at, set_learning_rate, total_loss, tower_losses, within_own_head
 from twostream_ray.training.settings import Precision, TrainingConfig
@@ -63,7 +63,8 @@ class TrainingStep:
                 phase is then waited for.
         """
         self.model, self.device, self.network = model, device, unwrapped(model)
-        self._optimiser, self._config, self._seed = optimiser, config, seed
+        self._optimiser, self._config, self._seed = optimiser, resolved(config, device), seed
+        self.precision: Precision = "bfloat16" if self._config.precision == "bfloat16" else "float32"
         self._class_weights = None if class_weights is None else class_weights.to(device)
         self._average, self._seconds = average, seconds
 
@@ -100,7 +101,7 @@ class TrainingStep:
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             with self._timed("forward"):
                 rgb, flow = batch.streams()
-                outputs = logits(self.model, rgb, flow, device=self.device, precision=self._config.precision)
+                outputs = logits(self.model, rgb, flow, device=self.device, precision=self.precision)
                 losses = tower_losses(
                     outputs,
                     batch.labels,

@@ -65,6 +65,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
     sweep()
     folder = SearchFolder.of(config)
     folder.refuse_foreign()
+    config = folder.keeping_device_settings(config)
     shard_set = folder.data_of(config.data.shards)
     require_splits(config, shard_set, ("train_split", "validation_split"))
     if (before := _finished_before(config, shard_set)) is not None:

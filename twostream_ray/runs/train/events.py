@@ -30,6 +30,19 @@ class DecodingChosen:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceSettingsChosen:
+    """How a group of workers computes: the settings of training that suit its devices, where they are `auto`."""
+
+    device: str
+    """Name of a worker's device."""
+    precision: str
+    channels_last: bool
+    compile: bool
+    notes: tuple[str, ...] = ()
+    """What a person should know of it, each a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepEnded:
     """All workers have made a step."""
 
@@ -79,7 +92,7 @@ class TrainingStopped:
     """The run was requested to stop, and what it reached is in a checkpoint."""
 
 
-ProgressEvent = WorkersStarted | DecodingChosen | StepEnded | EpochEnded | WorkersLost
+ProgressEvent = WorkersStarted | DeviceSettingsChosen | DecodingChosen | StepEnded | EpochEnded | WorkersLost
 """What a person sees of a run."""
 
 Event = ProgressEvent | EpochRecorded | TrainingFailed | TrainingStopped

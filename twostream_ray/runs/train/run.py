@@ -90,6 +90,7 @@ def train(
     sweep()
     folder = RunFolder.of(config)
     folder.refuse_foreign()
+    config = folder.keeping_device_settings(config)
     if parent is not None:
         # The search holds its folder, and has looked at its data.
         shard_set = _data_folder(folder, parent).kept_data(shards=config.data.shards)

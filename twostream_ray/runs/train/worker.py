@@ -31,6 +31,7 @@ from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train.events import (
     DecodingChosen,
+    DeviceSettingsChosen,
     EpochEnded,
     Event,
     StepEnded,
@@ -42,7 +43,7 @@ from twostream_ray.runs.train.mailbox import Request
 from twostream_ray.runs.train.system_metrics import SystemMetrics
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder
 from twostream_ray.training.checkpoint import load_average, load_state, save_state
-from twostream_ray.training.distributed import distributed, prepared
+from twostream_ray.training.distributed import distributed, no_compiler, prepared, resolved
 from twostream_ray.training.ema import WeightEma
 from twostream_ray.training.loop import CheckpointPlan, score_pass, train_pass
 from twostream_ray.training.recipe import (
@@ -96,7 +97,7 @@ def train_worker(arguments: dict[str, Any]) -> Network:
         worker.post(TrainingStopped(), wait=True)
     except NonFiniteLossError as error:
         # Ray Train would start again from the last checkpoint, and meet the same loss.
-        worker.post(TrainingFailed(message=_advice(error, shard_set)), wait=True)
+        worker.post(TrainingFailed(message=_advice(error, shard_set, compiled=worker.compiled)), wait=True)
     return worker.network
 
 
@@ -108,8 +109,9 @@ class _Worker:
     """The network, its optimiser, and how far they have come."""
 
     def __init__(self, config: ExperimentConfig, package: ModelPackage, *, shard_set: ShardSet, mailbox: Any) -> None:
-        self._config, self._package, self._mailbox = config, package, mailbox
         device = get_device()
+        requested, config = config.training, replace(config, training=resolved(config.training, device))
+        self._config, self._package, self._mailbox = config, package, mailbox
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         checkpoint = ray.train.get_checkpoint()
@@ -120,6 +122,7 @@ class _Worker:
         self._history: list[dict[str, float]] = []
         self._first_step = 0
         self._earlier: PassResult | None = None
+        self._notes: list[str] = []
         if checkpoint is not None:
             with _on_disk(checkpoint, storage_uri=config.storage) as directory:
                 self._resume(directory)
@@ -146,6 +149,9 @@ class _Worker:
             context.get_world_rank(), world_size=context.get_world_size(), node=ray.get_runtime_context().get_node_id()
         )
         self.post(WorkersStarted(num_workers=context.get_world_size(), epoch=len(self._history), step=self._first_step))
+        if requested.compile == "auto" and device.type == "cuda" and (reason := no_compiler(device)) is not None:
+            self._notes.append(f"training.compile is false, as {reason}: a step would be faster")
+        self._post_device_settings(device)
 
     def _resume(self, directory: Path) -> None:
         if self._average is None:
@@ -158,6 +164,26 @@ class _Worker:
         if self._first_step:
             result = state["result"]
             self._earlier = PassResult(**result | {"step_losses": tuple(result["step_losses"])})
+        now = self._config.training.precision
+        if (before := state.get("precision", now)) != now:
+            self._notes.append(f"the run was trained in {before} and goes on in {now}: its device is another")
+
+    def _post_device_settings(self, device: torch.device) -> None:
+        training = self._config.training
+        self.post(
+            DeviceSettingsChosen(
+                device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+                precision=training.precision,
+                channels_last=bool(training.channels_last),
+                compile=bool(training.compile),
+                notes=tuple(self._notes),
+            )
+        )
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the network is compiled."""
+        return bool(self._config.training.compile)
 
     def data_config(self, *, want_flow: bool) -> DataConfig:
         """The settings of data, with where this worker's samples are decoded."""
@@ -222,9 +248,7 @@ class _Worker:
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
         """Metrics of the validation split."""
         with self._averaged():
-            result, _ = score_pass(
-                self.network, batches, device=self._step.device, precision=self._config.training.precision
-            )
+            result, _ = score_pass(self.network, batches, device=self._step.device, precision=self._step.precision)
         return _metrics("val", result)
 
     def end_epoch(self, metrics: dict[str, float]) -> bool:
@@ -266,6 +290,7 @@ class _Worker:
 
     def _save(self, state: dict[str, Any], *, metrics: dict[str, float], name: str) -> None:
         """Hand metrics and, from rank 0, the checkpoint to Ray Train; returns when it is stored."""
+        state = state | {"precision": self._config.training.precision}
         with temporary_folder() as folder:
             checkpoint = None
             if self._is_rank_zero:
@@ -287,11 +312,12 @@ def _on_disk(checkpoint: ray.train.Checkpoint, *, storage_uri: str) -> Iterator[
         yield Path(checkpoint.to_directory(folder))
 
 
-def _advice(error: NonFiniteLossError, shard_set: ShardSet) -> str:
+def _advice(error: NonFiniteLossError, shard_set: ShardSet, *, compiled: bool) -> str:
     ids = [shard_set.index["clip_id"][clip].as_py() for clip in error.clips[:8]]
     more = f" and {len(error.clips) - len(ids)} more" if len(error.clips) > len(ids) else ""
     return (
         f"{error}, from clips {', '.join(ids)}{more}: lower training.learning_rate, set training.clip_gradient_norm, "
+        f"{'see whether training.compile=false helps, ' if compiled else ''}"
         "or leave such steps out with training.on_nonfinite=skip, under another --name"
     )
 

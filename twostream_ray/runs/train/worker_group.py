@@ -23,7 +23,14 @@ from twostream_ray.runs.cluster.session import polled, ray_session
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train.checkpoints import history_of, mend_snapshot
-from twostream_ray.runs.train.events import EpochRecorded, Progress, TrainingFailed, TrainingStopped, WorkersLost
+from twostream_ray.runs.train.events import (
+    DeviceSettingsChosen,
+    EpochRecorded,
+    Progress,
+    TrainingFailed,
+    TrainingStopped,
+    WorkersLost,
+)
 from twostream_ray.runs.train.mailbox import Mailbox
 from twostream_ray.runs.train.ray_private import Trainer, process_group_config
 from twostream_ray.runs.train.system_metrics import mean_of_workers, object_store
@@ -152,6 +159,8 @@ class _End:
     stopped: bool = False
     recorded: threading.Event = field(default_factory=threading.Event)
     """An epoch waits to be delivered to MLflow."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """What the MLflow run is still to be tagged with."""
 
 
 @contextmanager
@@ -165,6 +174,8 @@ def _events(
         if stop is not None and stop.is_set():
             mailbox.stop.remote()
         for event in ray.get(mailbox.take.remote()):
+            if isinstance(event, DeviceSettingsChosen):
+                end.tags = device_tags(event)
             match event:
                 case EpochRecorded():
                     end.recorded.set()
@@ -179,10 +190,23 @@ def _events(
         if end.recorded.is_set():
             end.recorded.clear()
             tracking.send(handle)
+        if end.tags:
+            tags, end.tags = end.tags, {}
+            tracking.tag_run(handle, tags)
 
     # Two threads: MLflow may be slow, and progress must not wait for it.
     with polled(deliver, every_seconds=0.3), polled(read, every_seconds=0.3):
         yield end
+
+
+def device_tags(event: DeviceSettingsChosen) -> dict[str, str]:
+    """How a run computes, as tags of its MLflow run: parameters stay what they were at first, devices may change."""
+    return {
+        "twostream.device": event.device,
+        "twostream.training.precision": event.precision,
+        "twostream.training.channels_last": str(event.channels_last),
+        "twostream.training.compile": str(event.compile),
+    }
 
 
 def _checkpoint_and_history(result: ray.train.Result, config: ExperimentConfig) -> tuple[str, list[dict[str, float]]]:
