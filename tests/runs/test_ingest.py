@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 from foreign_videos import encoded, pictures
+from whole_shards import write_shard
 
 from twostream_ray import storage
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract, decode_field
-from twostream_ray.data.shards.shard_task import write_shard
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, open_shards, read_row_group
 from twostream_ray.data.shards.writer import plan_shards
 from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, in_text_order
@@ -205,7 +205,7 @@ def test_shards_labelled_when_numbers_were_ordered_as_texts_keep_their_labels(vi
     as_texts = in_text_order(numbered, [wanted.catalog])
     (plan,) = plan_shards(as_texts.clips, contract=SMALL, rows_per_shard=16)
     max_frames = wanted.max_frames
-    write_shard(plan, out=str(out), contract=SMALL, max_frames=max_frames, count=lambda _: None)
+    write_shard(plan, out=str(out), contract=SMALL, max_frames=max_frames)
     before = files(out / "shards")
     report = ingest(wanted)  # starts no Ray: there is nothing to write
     assert "classes keep the order of texts (1, 10, 2 ...) that the finished shards have" in report.notes[-1]
@@ -229,7 +229,7 @@ def test_shards_of_other_encoders_still_count_and_a_redone_ingest_says_so(videos
         shutil.copy(source, target)
     wanted = config(root, out)
     for plan in plan_shards(catalog_of(wanted).clips, contract=SMALL, rows_per_shard=2):
-        write_shard(plan, out=str(out), contract=SMALL, max_frames=wanted.max_frames, count=lambda _: None)
+        write_shard(plan, out=str(out), contract=SMALL, max_frames=wanted.max_frames)
     assert ingest(wanted).notes == []  # starts no Ray: there is nothing to write
     before = files(out / "shards")
     earlier, unknown, same, _ = sorted((out / "parts").iterdir())

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread, imsave
 from noise_shards import noise_shards
+from whole_shards import write_shard
 
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards.shard_task import write_shard
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import CatalogConfig
@@ -61,7 +61,7 @@ def test_verify_finds_a_single_flipped_bit_and_names_shard_and_row(
 def two_clips(videos: Path, out: str, contract: FlowContract) -> None:
     catalog = catalog_of(IngestConfig(catalog=CatalogConfig(root=str(videos / "val")), out=out))
     (plan,) = plan_shards(catalog.clips[:2], contract=contract, rows_per_shard=16)
-    part = write_shard(plan, out=out, contract=contract, max_frames=100, count=lambda _: None)
+    part = write_shard(plan, out=out, contract=contract, max_frames=100)
     write_manifest(out, parts=[part], classes=catalog.classes, contract=contract)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from whole_shards import write_shard
 
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards.shard_task import write_shard
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import CatalogConfig
@@ -42,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     wanted = IngestConfig(catalog=CatalogConfig(root=str(folder / "videos")), out=out, flow=contract)
     catalog = catalog_of(wanted)
     plans = plan_shards(catalog.clips, contract=contract, rows_per_shard=16)
-    parts = [write_shard(plan, out=out, contract=contract, max_frames=100, count=lambda _: None) for plan in plans]
+    parts = [write_shard(plan, out=out, contract=contract, max_frames=100) for plan in plans]
     write_manifest(out, parts=parts, classes=catalog.classes, contract=contract)
     return open_shards(out)
 

@@ -1,22 +1,20 @@
-"""Labelled raw videos into shards with optical flow, as one Ray Data job whose tasks write a shard each."""
+"""Labelled raw videos into shards with optical flow, by Ray tasks that prepare a clip each."""
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from twostream_ray import storage
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, stale_notes, survey
-from twostream_ray.data.shards.shard_task import task_memory, write_shard
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP
 from twostream_ray.data.shards.writer import ShardPlan, plan_shards, write_manifest
 from twostream_ray.data.sources import lists
@@ -24,13 +22,13 @@ from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, Clip, in_
 from twostream_ray.data.sources.open_source import open_source
 from twostream_ray.data.video import encoder
 from twostream_ray.errors import AccessError, ConfigError, TooManyBadVideosError, VideoError, own_error
-from twostream_ray.runs.cluster.resources import require_room
-from twostream_ray.runs.cluster.session import polled, ray_session, require_cluster
+from twostream_ray.runs.cluster.session import ray_session, require_cluster
+from twostream_ray.runs.ingest_tasks import write_shards
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.storage import lease
 from twostream_ray.storage.temporary_folders import sweep
 
-_TASKS_WANTED = 64
+_SHARDS_WANTED = 64
 _PROBED_CLIPS = 5
 
 
@@ -61,7 +59,7 @@ class IngestConfig:
     """Longer videos are quarantined: a clip is one row, and a task takes about 40 kB of memory for every frame."""
 
     rows_per_shard: int = 128
-    """Clips per shard file at most; small sets get smaller shards, so that every core has work."""
+    """Clips per shard file at most; small sets get smaller shards, so that one that is killed has finished some."""
 
     def __post_init__(self) -> None:
         require_within(self, max_bad_fraction="[0, 1]", max_frames="[2, 1_000_000]", rows_per_shard="[1, 1_000_000]")
@@ -291,8 +289,8 @@ def _placed(catalog: CatalogConfig) -> CatalogConfig:
 
 
 def _rows_per_shard(config: IngestConfig, num_clips: int) -> int:
-    """Whole row groups; few enough clips a shard that a small set still keeps every core busy."""
-    groups = max(1, num_clips // (_TASKS_WANTED * ROWS_PER_GROUP))
+    """Whole row groups; a set of few clips has many small shards rather than one, of which a kill would leave none."""
+    groups = max(1, num_clips // (_SHARDS_WANTED * ROWS_PER_GROUP))
     return min(config.rows_per_shard, groups * ROWS_PER_GROUP)
 
 
@@ -300,63 +298,16 @@ def _write_all(
     plans: list[ShardPlan], *, out: str, config: IngestConfig, progress: Progress | None
 ) -> list[dict[str, Any]]:
     total = sum(len(plan.clips) for plan in plans)
+
+    def show(done: int, bad: int) -> None:
+        if progress is not None:
+            progress(done, bad, total)
+
     with ray_session():
-        import ray
-
-        task = {"CPU": 1.0, "memory": float(task_memory(config.max_frames))}
-        require_room([task], what="a task of ingest", way_out="lower max_frames, or choose a larger cluster")
-        counter = ray.remote(num_cpus=0)(_Counter).remote()
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.raise_original_map_exception = True  # its wrapper loses what it wraps on the way to this process
-        plan_rows = ray.data.from_items(
-            [{"key": plan.key, "clips": [asdict(clip) for clip in plan.clips]} for plan in plans],
-            override_num_blocks=len(plans),
-        )
-
-        def write(row: dict[str, Any]) -> dict[str, Any]:
-            clips = tuple(
-                Clip(**{**clip, "splits": tuple(clip["splits"]), "flow_uris": tuple(clip["flow_uris"])})
-                for clip in row["clips"]
-            )
-            plan = ShardPlan(key=row["key"], clips=clips)
-            part = write_shard(
-                plan,
-                out=out,
-                contract=config.flow,
-                max_frames=config.max_frames,
-                count=lambda bad: counter.add.remote(bad),
-            )
-            return {"part": json.dumps(part)}
-
-        written = plan_rows.map(write, num_cpus=1, memory=task_memory(config.max_frames))
-        parts: list[dict[str, Any]] = []
-
-        def show() -> None:
-            if progress is not None:
-                done, bad = ray.get(counter.read.remote())
-                progress(done, bad, total)
-
         try:
-            with polled(show, every_seconds=0.5):
-                parts.extend(json.loads(row["part"]) for row in written.iter_rows())
+            return write_shards(plans, out=out, contract=config.flow, max_frames=config.max_frames, progress=show)
         except Exception as error:
             own = own_error(error)
             if own is None:
                 raise
             raise own from None
-    return parts
-
-
-class _Counter:
-    """Counts videos across all tasks."""
-
-    def __init__(self) -> None:
-        self._done = self._bad = 0
-
-    def add(self, bad: bool) -> None:
-        self._done += 1
-        self._bad += bad
-
-    def read(self) -> tuple[int, int]:
-        return self._done, self._bad

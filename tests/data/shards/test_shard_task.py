@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 from foreign_videos import encoded, pictures
+from whole_shards import write_shard
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.records import survey
-from twostream_ray.data.shards.shard_task import write_shard
 from twostream_ray.data.shards.writer import plan_shards
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.video import isolation
@@ -27,7 +27,7 @@ def test_videos_with_too_many_frames_are_quarantined_until_the_limit_is_raised(v
         for path in sorted(videos.glob("train/*/*.mp4"))[:2]
     ]
     (plan,) = plan_shards(clips, contract=SMALL, rows_per_shard=16)
-    part = write_shard(plan, out=str(tmp_path), contract=SMALL, max_frames=10, count=lambda _: None)
+    part = write_shard(plan, out=str(tmp_path), contract=SMALL, max_frames=10)
     assert len(part["quarantined"]) == 2 and part["shard"] is None
     assert part["quarantined"][0]["reason"].startswith("TooLongError: ")
     assert "a clip of at most 10 frames was wanted, this has 16 or more" in part["quarantined"][0]["reason"]
@@ -49,7 +49,7 @@ def test_videos_that_never_end_and_rates_that_are_none_stop_no_other_clip(tmp_pa
         for name in ("fifo", "rate", "sparse", "zeros")
     ]
     (plan,) = plan_shards(clips, contract=SMALL, rows_per_shard=16)
-    part = write_shard(plan, out=str(tmp_path / "out"), contract=SMALL, max_frames=300, count=lambda _: None)
+    part = write_shard(plan, out=str(tmp_path / "out"), contract=SMALL, max_frames=300)
     assert [(entry["identity"][0], entry["notes"]) for entry in part["clips"]] == [("rate", [Note.NO_RATE])]
     assert {entry["identity"][0] for entry in part["quarantined"]} == {"fifo", "sparse", "zeros"}
 
@@ -76,7 +76,7 @@ def test_a_video_of_two_hours_is_quarantined_for_its_length_in_little_memory(tmp
     def shard(name: str) -> dict[str, Any]:
         clip = Clip(uri=f"{tmp_path}/{name}", clip_id=name, class_name="c", label=0, splits=("train",), size_bytes=1)
         (plan,) = plan_shards([clip], contract=SMALL, rows_per_shard=16)
-        return write_shard(plan, out=str(tmp_path / "out"), contract=SMALL, max_frames=300, count=lambda _: None)
+        return write_shard(plan, out=str(tmp_path / "out"), contract=SMALL, max_frames=300)
 
     assert len(shard("short.ts")["clips"]) == 1
     child = isolation._Child._current

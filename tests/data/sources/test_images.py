@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 from s3 import reached_at
+from whole_shards import write_shard
 
 from twostream_ray import storage
 from twostream_ray.data import flow
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards.shard_task import write_shard
 from twostream_ray.data.shards.shards import open_shards, read_row_group
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources import images
@@ -183,7 +183,7 @@ def test_folders_of_frames_and_flow_become_the_shards_that_their_video_would(vid
     catalog = catalog_of(config)
     assert [clip.clip_id for clip in catalog.clips] == ["train/jump/a", "train/run/b"]
     (plan,) = plan_shards(catalog.clips, contract=LEGACY, rows_per_shard=16)
-    part = write_shard(plan, out=out, contract=LEGACY, max_frames=100, count=lambda _: None)
+    part = write_shard(plan, out=out, contract=LEGACY, max_frames=100)
     write_manifest(out, parts=[part], classes=catalog.classes, contract=LEGACY)
     (bad,) = part["quarantined"]
     assert bad["reason"].startswith("DecodeError: train/run/b: images numbered without a gap were wanted")
@@ -215,6 +215,6 @@ def test_folders_of_images_in_an_object_store_become_the_shards_that_folders_on_
             catalog_config = CatalogConfig(root=f"{root}/frames", frames=True, flow_images=f"{root}/flow")
             catalog = catalog_of(IngestConfig(catalog=catalog_config, out=out, flow=LEGACY))
             (plan,) = plan_shards(catalog.clips, contract=LEGACY, rows_per_shard=16)
-            records.append(write_shard(plan, out=out, contract=LEGACY, max_frames=100, count=lambda _: None))
+            records.append(write_shard(plan, out=out, contract=LEGACY, max_frames=100))
     local, stored = records
     assert local == stored and local["clips"] and not local["quarantined"]

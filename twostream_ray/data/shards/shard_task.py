@@ -1,15 +1,32 @@
-"""The task of ingest: the clips of one shard from their sources to rows, in a process and its decoding child."""
+"""The tasks of ingest: a clip from its source to its encoded streams by a decoding child, and clips into a shard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.writer import ShardPlan, ShardWriter
+from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.sources.open_source import open_source, source_sha256
 from twostream_ray.data.video.isolation import prepare_in_subprocess
 from twostream_ray.errors import AccessError, VideoError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedClip:
+    """A clip ready to be a row of its shard, or why it cannot be one."""
+
+    encoded: EncodedClip | None
+    """Both streams; None for a video that is to be quarantined."""
+
+    reason: str
+    """Kind of the error and what it says; "" for a clip that is good."""
+
+    source_sha256: str
+    """Of what was read, 64 hexadecimal digits; "" where it could not be."""
 
 
 def task_memory(max_frames: int) -> int:
@@ -21,24 +38,34 @@ def task_memory(max_frames: int) -> int:
     return min(384 * 2**20 + 5 * 8192 * max_frames, 4 * 2**30)
 
 
-def write_shard(
-    plan: ShardPlan, *, out: str, contract: FlowContract, max_frames: int, count: Callable[[bool], Any]
-) -> dict[str, Any]:
-    """Read, decode, compute flow, re-encode, prove seeking, store: every clip of one shard; returns its record.
+def prepare_for_shard(clip: Clip, *, contract: FlowContract, max_frames: int) -> PreparedClip:
+    """Read, decode, compute flow, re-encode, prove seeking. A bad video is to be quarantined; nothing takes its place.
 
-    A bad video is quarantined; nothing takes its place.
+    Raises:
+        StorageError: a store that holds the source fails or does not answer.
+    """
+    sha256 = ""
+    try:
+        with open_source(clip) as source:
+            sha256 = source_sha256(source)
+            encoded = prepare_in_subprocess(source, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
+    except (VideoError, AccessError) as error:
+        return PreparedClip(encoded=None, reason=f"{type(error).__name__}: {error}", source_sha256=sha256)
+    return PreparedClip(encoded=encoded, reason="", source_sha256=sha256)
+
+
+def write_shard(
+    plan: ShardPlan, prepared: Iterable[PreparedClip], *, out: str, contract: FlowContract, max_frames: int
+) -> dict[str, Any]:
+    """Store a shard of the plan's clips, `prepared` in the plan's order and taken one at a time; returns its record.
+
+    Raises:
+        StorageError: `out` cannot be written.
     """
     writer = ShardWriter(plan, out=out, contract=contract, max_frames=max_frames)
-    for clip in plan.clips:
-        sha256 = ""
-        try:
-            with open_source(clip) as source:
-                sha256 = source_sha256(source)
-                encoded = prepare_in_subprocess(source, contract, name=clip.clip_id, max_frames=max_frames, prove=True)
-        except (VideoError, AccessError) as error:
-            writer.quarantine(clip, reason=f"{type(error).__name__}: {error}", sha256=sha256)
-            count(True)
+    for clip, one in zip(plan.clips, prepared, strict=True):
+        if one.encoded is None:
+            writer.quarantine(clip, reason=one.reason, sha256=one.source_sha256)
         else:
-            writer.add(clip, encoded, source_sha256=sha256)
-            count(False)
+            writer.add(clip, one.encoded, source_sha256=one.source_sha256)
     return writer.finish()

@@ -1,0 +1,152 @@
+"""Ray tasks of ingest: one prepares a clip, one writes a shard as soon as its clips are prepared.
+
+Work is given out clip by clip, so that a set of few shards keeps every core busy, and a large one to its end. Which
+clips make up which shard is the plan's matter: a shard's bytes do not depend on who prepared what. Prepared clips wait
+in Ray's object store, and no more shards are begun than are needed to have clips for every core.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards.shard_task import PreparedClip, prepare_for_shard, task_memory, write_shard
+from twostream_ray.data.shards.writer import ShardPlan
+from twostream_ray.data.sources.catalog import Clip
+from twostream_ray.runs.cluster.resources import require_room
+
+_CLIPS_PER_CORE = 2
+"""One is prepared, the next one waits for the core."""
+_SPARE_SHARDS = 2
+"""Begun beyond those that the waiting clips belong to: one that a slow clip keeps open, and one being written."""
+_LOOK_EVERY_S = 1.0
+
+
+class Schedule:
+    """Which clip is to be prepared next: shard after shard in the order of their plans, few of them begun at once."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """`sizes` has the number of clips of each shard, in the order in which they are to be begun."""
+        self._sizes = sizes
+        self._waiting = deque((shard, clip) for shard, size in enumerate(sizes) for clip in range(size))
+        self._missing = dict(enumerate(sizes))
+        self._begun: set[int] = set()
+        self._at_work = 0
+        self.done = 0
+        """Clips that are prepared."""
+
+    def next_clip(self, *, cores: int) -> tuple[int, int] | None:
+        """Shard and clip to hand to one of `cores` now; None while enough are at work, or when all are given out."""
+        most = _CLIPS_PER_CORE * cores
+        if not self._waiting or self._at_work >= most:
+            return None
+        shard, clip = self._waiting[0]
+        if shard not in self._begun and len(self._begun) >= _SPARE_SHARDS + math.ceil(most / max(self._sizes)):
+            return None
+        self._waiting.popleft()
+        self._begun.add(shard)
+        self._at_work += 1
+        return shard, clip
+
+    def note_prepared(self, shard: int) -> bool:
+        """One of a shard's clips is prepared; True if it was the last one, so that the shard can be written."""
+        self._at_work -= 1
+        self.done += 1
+        self._missing[shard] -= 1
+        return self._missing[shard] == 0
+
+    def note_written(self, shard: int) -> None:
+        """A shard is written and holds nothing any more."""
+        self._begun.remove(shard)
+
+
+def write_shards(
+    plans: Sequence[ShardPlan],
+    *,
+    out: str,
+    contract: FlowContract,
+    max_frames: int,
+    progress: Callable[[int, int], None],
+) -> list[dict[str, Any]]:
+    """Prepare all clips on all cores of the Ray cluster and write their shards; returns the shards' records.
+
+    `progress` is called with (videos done, videos bad). When a task fails, or on Ctrl-C, the others are called off.
+
+    Raises:
+        ClusterError: no node has room for a task.
+        StorageError: a source's store fails, or `out` cannot be written.
+    """
+    import ray
+
+    memory = task_memory(max_frames)
+    way_out = "lower max_frames, or choose a larger cluster"
+    require_room([{"CPU": 1.0, "memory": float(memory)}], what="a task of ingest", way_out=way_out)
+    # A worker that dies is nobody's fault: what it was at is done again, as often as need be.
+    options: dict[str, Any] = {"num_cpus": 1, "memory": memory, "max_retries": -1}
+    prepare = ray.remote(_prepare).options(num_returns=2, **options)
+    write = ray.remote(_write).options(**options)
+    schedule = Schedule([len(plan.clips) for plan in plans])
+    held: dict[int, list[Any]] = {}  # shard -> references to its clips in their order, as far as they are given out
+    preparing: dict[Any, int] = {}
+    writing: dict[Any, int] = {}
+    records: list[dict[str, Any]] = []
+    bad, cores, looked_at = 0, 0, -math.inf
+    try:
+        while len(records) < len(plans):
+            if time.monotonic() > looked_at + _LOOK_EVERY_S:
+                cores, looked_at = _cores(ray), time.monotonic()
+            while (chosen := schedule.next_clip(cores=cores)) is not None:
+                shard, clip = chosen
+                is_bad, prepared = prepare.remote(plans[shard].clips[clip], contract, max_frames)
+                held.setdefault(shard, []).append(prepared)
+                preparing[is_bad] = shard
+            for reference in _ended(ray, [*writing, *preparing]):
+                if reference in preparing:
+                    bad += ray.get(reference)
+                    shard = preparing.pop(reference)
+                    if schedule.note_prepared(shard):
+                        # Inside a tuple, so that the task takes the clips one at a time and not all before it begins.
+                        writing[write.remote(plans[shard], tuple(held[shard]), out, contract, max_frames)] = shard
+                else:
+                    records.append(json.loads(ray.get(reference)))
+                    shard = writing.pop(reference)
+                    del held[shard]
+                    schedule.note_written(shard)
+            progress(schedule.done, bad)
+    finally:
+        for reference in (*writing, *preparing):
+            with suppress(Exception):  # a cluster that has died has called them off itself
+                ray.cancel(reference)
+    return records
+
+
+def _cores(ray: Any) -> int:
+    """Cores that the cluster has now: nodes come and go."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _ended(ray: Any, references: list[Any]) -> list[Any]:
+    """Tasks that have ended, after a moment if none has yet: a look at all of them costs more than one task."""
+    first, rest = ray.wait(references, timeout=_LOOK_EVERY_S)
+    if not first or not rest:
+        return list(first)
+    more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+    return [*first, *more]
+
+
+def _prepare(clip: Clip, contract: FlowContract, max_frames: int) -> tuple[bool, PreparedClip]:
+    prepared = prepare_for_shard(clip, contract=contract, max_frames=max_frames)
+    return prepared.encoded is None, prepared
+
+
+def _write(plan: ShardPlan, clips: tuple[Any, ...], out: str, contract: FlowContract, max_frames: int) -> str:
+    import ray
+
+    prepared = (ray.get(reference) for reference in clips)
+    return json.dumps(write_shard(plan, prepared, out=out, contract=contract, max_frames=max_frames))
