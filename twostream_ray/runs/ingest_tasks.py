@@ -23,8 +23,8 @@ from twostream_ray.runs.cluster.resources import require_room
 
 _CLIPS_PER_CORE = 2
 """One is prepared, the next one waits for the core."""
-_SPARE_SHARDS = 2
-"""Begun beyond those that the waiting clips belong to: one that a slow clip keeps open, and one being written."""
+_HELD_CLIPS_PER_CORE = 8
+"""So many, and two shards more, may wait for the others of their shards: slow clips keep theirs from being written."""
 _LOOK_EVERY_S = 1.0
 
 
@@ -33,7 +33,7 @@ class Schedule:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         """`sizes` has the number of clips of each shard, in the order in which they are to be begun."""
-        self._sizes = sizes
+        self._largest = max(sizes)
         self._waiting = deque((shard, clip) for shard, size in enumerate(sizes) for clip in range(size))
         self._missing = dict(enumerate(sizes))
         self._begun: set[int] = set()
@@ -43,11 +43,11 @@ class Schedule:
 
     def next_clip(self, *, cores: int) -> tuple[int, int] | None:
         """Shard and clip to hand to one of `cores` now; None while enough are at work, or when all are given out."""
-        most = _CLIPS_PER_CORE * cores
-        if not self._waiting or self._at_work >= most:
+        if not self._waiting or self._at_work >= _CLIPS_PER_CORE * cores:
             return None
         shard, clip = self._waiting[0]
-        if shard not in self._begun and len(self._begun) >= _SPARE_SHARDS + math.ceil(most / max(self._sizes)):
+        most_begun = 2 + math.ceil(_HELD_CLIPS_PER_CORE * cores / self._largest)
+        if shard not in self._begun and len(self._begun) >= most_begun:
             return None
         self._waiting.popleft()
         self._begun.add(shard)

@@ -35,8 +35,8 @@ Progress = Callable[[int, int], None]
 def benchmark_ingest(config: BenchmarkIngestConfig, *, progress: Progress | None = None) -> list[IngestSpeed]:
     """Measure ingest and bare loops on the same clips, in rounds one after the other.
 
-    The ingest's rate is that between its first finished clip and the last moment at which every core still had a
-    shard to work on, so that neither the start of processes nor the short end of a small set counts.
+    The ingest's rate is that between its first finished clip and four fifths of them, so that neither the start of
+    processes nor the end, at which some cores have no clip left, counts.
 
     Raises:
         CatalogError: folders or lists are not what the layout says.
