@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -137,13 +137,11 @@ def flow_snippets(
     config: SamplingConfig,
     contract: FlowContract,
     out: NDArray[np.uint8] | None = None,
-    decoded: Mapping[int, NDArray[np.uint8]] | None = None,
 ) -> NDArray[np.uint8]:
     """The flow stacks of a sample: (T, 2L, size, size) uint8; into `out`, a part of a batch, where it is given.
 
-    `decoded` has the fields (2, H, W) by their indices where they are decoded already. Fields shared by overlapping
-    stacks are decoded and resized once. Means and trajectories are those of the stored frame, before it is cropped.
-    Stored flow runs forward only: the backward flow from frame k to k - 1 is taken to be
+    Fields shared by overlapping stacks are decoded and resized once. Means and trajectories are those of the stored
+    frame, before it is cropped. Stored flow runs forward only: the backward flow from frame k to k - 1 is taken to be
     the negated forward flow from k - 1 to k, our reading.
 
     Raises:
@@ -155,13 +153,13 @@ def flow_snippets(
     if out is None:
         out = np.empty((len(windows), 2 * config.flow_length, size_px, size_px), np.uint8)
     if config.flow_stack == "trajectory":
-        levels_of = {
-            index: _decoded_field(clip, index) if decoded is None else decoded[index]
+        decoded = {
+            index: _decoded_field(clip, index)
             for index in needed_fields(view.times, config=config, num_frames=clip.num_frames)
         }
         # Where a field is sampled depends on where its stack begins: nothing more is shared.
         for stack, window in zip(out, windows, strict=True):
-            sampled = _along_trajectories([levels_of[int(index)] for index in window], config, contract)
+            sampled = _along_trajectories([decoded[int(index)] for index in window], config, contract)
             for number, levels in enumerate(sampled):
                 _show(levels, view.crop, contract, out=stack[2 * number : 2 * number + 2])
         return out
@@ -175,7 +173,7 @@ def flow_snippets(
                 stacked[...] = shown[index]
                 continue
             # Shown at once, while the processor's cache has it.
-            levels = _decoded_field(clip, index, room=room) if decoded is None else decoded[index]
+            levels = _decoded_field(clip, index, room=room)
             if config.flow_mean_subtraction:
                 levels = _without_mean(levels, contract)
             _show(levels, view.crop, contract, out=stacked)

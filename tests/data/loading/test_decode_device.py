@@ -133,12 +133,11 @@ def every_field() -> View:
     )
 
 
-@WAYS
-def test_a_field_of_another_size_is_damaged(decode) -> None:  # type: ignore[no-untyped-def]
+def test_a_field_of_another_size_is_damaged() -> None:
     with pytest.raises(
         DecodeError, match=r"clip 0\.avi: flow field \d .* is damaged \(64 x 44 px were wanted, got 100 x 32\)"
     ):
-        decode(batch_of(replace(noise(), flow=noise(12, 50, 32).flow)))
+        decode_by_tensors(batch_of(replace(noise(), flow=noise(12, 50, 32).flow)))
 
 
 @WAYS
@@ -155,13 +154,13 @@ def test_the_first_sample_of_a_batch_is_its_own() -> None:
 def test_a_decoder_that_is_not_there_or_rounds_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import torchcodec.decoders
 
-    assert engine_fault(CPU) is None
+    assert decode_device._torchcodec_fault(CPU) is None and engine_fault(CPU) is None
 
     def missing(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to initialize nvjpeg with hardware backend: 2")
 
     monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", missing)
-    assert "no JPEG decoder on cpu (Failed to initialize nvjpeg" in str(engine_fault(CPU))
+    assert "no JPEG decoder on cpu (Failed to initialize nvjpeg" in str(decode_device._torchcodec_fault(CPU))
     grey = torch.full((1, 64, 48), 127, dtype=torch.uint8)
     monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", lambda *_, **__: [grey])
-    assert engine_fault(CPU) == "the JPEG decoder of cpu rounds unlike the CPU's"
+    assert decode_device._torchcodec_fault(CPU) == "the JPEG decoder of cpu rounds unlike the CPU's"
