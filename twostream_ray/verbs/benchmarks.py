@@ -145,4 +145,6 @@ def _benchmark_train(arguments: list[str]) -> int:
         f"{made.device}: {made.teraflops_per_second:.3g} TFLOP/s a worker in the bare loop, "
         f"{made.teraflops_per_second / made.limit_teraflops_per_second:.0%} of what large matrix products reach"
     )
+    if made.left_out is not None:
+        console.print(f"note: {made.left_out}")
     return 0

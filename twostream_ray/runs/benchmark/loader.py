@@ -1,20 +1,25 @@
-"""Benchmark of the loader: Ray Data decoding at the worker or in the stream, a bare loop, what people use today."""
+"""Benchmark of the loader: few workers beside many cores, decoding each way; a bare loop, what people use today."""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from twostream_ray import storage
+from twostream_ray.data.loading.decode_device import engine_fault
+from twostream_ray.data.loading.device import on_device
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
@@ -25,7 +30,8 @@ from twostream_ray.runs.benchmark.folders import FolderClip, FolderDataset, Fram
 from twostream_ray.runs.benchmark.settings import BenchmarkLoaderConfig
 from twostream_ray.runs.cluster.session import ray_session
 
-_MEASURED_PASSES = 2
+_MEASURED_SAMPLES, _WARM_UP_SAMPLES = 100, 200
+"""Of each core, at least: seconds of decoding, and what goes by while processes start."""
 _BATCH = 16
 
 
@@ -65,7 +71,7 @@ Progress = Callable[[int, int], None]
 def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None = None) -> list[PathSpeed]:
     """Measure every path on the same clips, in rounds one after the other, so that a noisy machine is noisy for all.
 
-    A run has a pass to warm up, two that are measured and, for paths that read ahead, one that is broken off.
+    A run has passes to warm up, two or more that are measured and, for paths that read ahead, one that is broken off.
 
     Raises:
         ShardError: the shards are missing or damaged.
@@ -81,17 +87,32 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
     shard_set = replace(whole, index=whole.index.take(members))
     data = replace(config.data, shards=whole.uri)
     cores = config.cores or len(os.sched_getaffinity(0))
+    if cores > len(os.sched_getaffinity(0)) or config.workers > cores:
+        raise ConfigError(
+            f"cores must be in [workers, cores of this machine], [{config.workers}, {len(os.sched_getaffinity(0))}], "
+            f"got {cores}"
+        )
+    plan = _Plan.of(len(members), cores=cores)
     encoded = _encoded_bytes(shard_set)
     groups = len({(row["shard"], row["row"] // 16) for row in shard_set.index.to_pylist()})
     shared = (encoded / len(members), groups / len(members))
     paths: dict[str, tuple[Callable[[], _Timing], int, tuple[float, float]]] = {
-        "bare loop, one process": (lambda: _bare(shard_set, data), 1, shared),
-        f"bare loop, {cores} processes": (lambda: _bare_processes(shard_set, data, cores=cores), cores, shared),
+        "bare loop, one process": (lambda: _bare_processes(shard_set, data, cores=1, plan=plan), 1, shared),
+        f"bare loop, {cores} processes": (
+            lambda: _bare_processes(shard_set, data, cores=cores, plan=plan),
+            cores,
+            shared,
+        ),
     }
-    for path in ("worker", "stream"):
-        at = replace(data, decode_at=path)
-        paths[f"loader, decode_at {path}"] = (
-            lambda at=at: _ours(shard_set, at, workers=cores),  # type: ignore[misc]
+    for way in ("device", "worker", "stream"):
+        at = replace(
+            data,
+            decode_at=way,
+            decode_processes=cores // config.workers if data.decode_processes is None else data.decode_processes,
+            read_tasks=data.read_tasks or (cores // config.workers if way == "stream" else None),
+        )
+        paths[f"loader, {config.workers} worker{'s' * (config.workers > 1)}, decode_at {way}"] = (
+            lambda at=at: _ours(shard_set, at, workers=config.workers, plan=plan),  # type: ignore[misc]
             cores,
             shared,
         )
@@ -105,7 +126,7 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
                 _folder_costs(clips, data, frames=frames),
             )
     timings: dict[str, list[_Timing]] = {name: [] for name in paths}
-    with ray_session():
+    with _on_cores(cores), ray_session():
         for turn in range(config.rounds):
             for number, (name, (run, _, _)) in enumerate(paths.items()):
                 timings[name].append(run())
@@ -134,9 +155,34 @@ def _encoded_bytes(shard_set: ShardSet) -> float:
     return float(sum(len(clip.video or b"") + sum(map(len, cast(Sequence[bytes], clip.flow))) for clip in clips))
 
 
-def _bare(shard_set: ShardSet, data: DataConfig) -> _Timing:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Passes of a run."""
+
+    warm_up: int
+    measured: int
+
+    @classmethod
+    def of(cls, clips: int, *, cores: int) -> _Plan:
+        """Enough passes over so many clips for so many cores."""
+        warm_up, measured = (math.ceil(samples * cores / clips) for samples in (_WARM_UP_SAMPLES, _MEASURED_SAMPLES))
+        return cls(warm_up=warm_up, measured=max(2, measured))
+
+
+@contextmanager
+def _on_cores(cores: int) -> Iterator[None]:
+    """Hold this process, and all that it starts, to so many cores."""
+    whole = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(whole)[:cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, whole)
+
+
+def _bare(shard_set: ShardSet, data: DataConfig, passes: int) -> _Timing:
     """(c): our own decoding in one thread, without Ray, threads or reading ahead; the shards come from the disk."""
-    loader = _loader(shard_set, replace(data, decode_at="stream"), passes=_MEASURED_PASSES + 1)
+    loader = _loader(shard_set, replace(data, decode_at="stream"), passes=passes + 1)
     started, samples = 0.0, 0
     for unit in loader.units():
         if unit.pass_index and not started:
@@ -146,12 +192,15 @@ def _bare(shard_set: ShardSet, data: DataConfig) -> _Timing:
     return _Timing(rate=samples / (time.perf_counter() - started))
 
 
-def _bare_processes(shard_set: ShardSet, data: DataConfig, *, cores: int) -> _Timing:
+def _bare_processes(shard_set: ShardSet, data: DataConfig, *, cores: int, plan: _Plan) -> _Timing:
     """As many bare loops at once as there are cores: what the machine itself can do."""
     import ray
 
     task = ray.remote(_bare).options(num_cpus=0)
-    return _Timing(rate=sum(timing.rate for timing in ray.get([task.remote(shard_set, data) for _ in range(cores)])))
+    # Each loop reads all clips; together they decode what the others do.
+    passes = max(2, plan.measured // cores)
+    timings = ray.get([task.remote(shard_set, data, passes) for _ in range(cores)])
+    return _Timing(rate=sum(timing.rate for timing in timings))
 
 
 def _loader(shard_set: ShardSet, data: DataConfig, *, passes: int, rank: int = 0, workers: int = 1) -> SnippetLoader:
@@ -165,27 +214,38 @@ def _loader(shard_set: ShardSet, data: DataConfig, *, passes: int, rank: int = 0
     )
 
 
-def _ours(shard_set: ShardSet, data: DataConfig, *, workers: int) -> _Timing:
+def _ours(shard_set: ShardSet, data: DataConfig, *, workers: int, plan: _Plan) -> _Timing:
     import ray
 
     task = ray.remote(_consume).options(num_cpus=0)
-    ends = ray.get([task.remote(shard_set, data, rank, workers) for rank in range(workers)])
-    samples = len(shard_set.index) * _MEASURED_PASSES
-    seconds = max(worker[-1]["ended"] for worker in ends) - min(worker[0]["ended"] for worker in ends)
-    first = [worker[number]["first"] - worker[number - 1]["ended"] for worker in ends for number in (1, 2)]
+    ends = ray.get([task.remote(shard_set, data, rank, workers, plan) for rank in range(workers)])
+    samples = len(shard_set.index) * plan.measured
+    last, before = -1, -1 - plan.measured
+    seconds = max(worker[last]["ended"] for worker in ends) - min(worker[before]["ended"] for worker in ends)
+    first = [
+        passes[number]["first"] - passes[number - 1]["ended"]
+        for passes in ends
+        for number in range(plan.warm_up, plan.warm_up + plan.measured)
+    ]
     return _Timing(rate=samples / seconds, first_batch_s=max(first))
 
 
-def _consume(shard_set: ShardSet, data: DataConfig, rank: int, workers: int) -> list[dict[str, float]]:
+def _consume(shard_set: ShardSet, data: DataConfig, rank: int, workers: int, plan: _Plan) -> list[dict[str, float]]:
     """A training worker that does nothing with its batches: when each pass gave its first batch, and ended."""
-    loader = _loader(shard_set, data, passes=_MEASURED_PASSES + 2, rank=rank, workers=workers)
+    gpu = torch.device("cuda")
+    able = data.decode_at == "device" and torch.cuda.is_available() and engine_fault(gpu) is None
+    device = gpu if able else torch.device("cpu")
+    passes = plan.warm_up + plan.measured
+    loader = _loader(shard_set, data, passes=passes + 1, rank=rank, workers=workers)
     times: list[dict[str, float]] = []
     for _, batches in loader:
         entry: dict[str, float] = {}
-        for _ in batches:
+        for _ in on_device(batches, device):
             entry.setdefault("first", time.time())
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         times.append(entry | {"ended": time.time()})
-        if len(times) == _MEASURED_PASSES + 1:
+        if len(times) == passes:
             break
     return times
 
@@ -200,7 +260,7 @@ def _folders(clips: list[FolderClip], data: DataConfig, *, frames: Frames, cores
     from torch.utils.data import DataLoader
 
     order = np.random.default_rng(0)
-    passes = [(epoch * len(clips) + order.permutation(len(clips))).tolist() for epoch in range(_MEASURED_PASSES + 1)]
+    passes = [(epoch * len(clips) + order.permutation(len(clips))).tolist() for epoch in range(3)]
     dataset: Any = FolderDataset(clips, config=data, frames=frames)
     # One endless epoch, so that reading ahead does not stop between passes.
     loader: Any = DataLoader(

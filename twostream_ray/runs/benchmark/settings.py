@@ -32,11 +32,17 @@ class BenchmarkLoaderConfig:
     rounds: int = 3
     """Times that every way is measured; medians are shown."""
 
+    workers: int = 1
+    """Training workers that are fed, with the cores shared among them; a GPU node has one for each GPU."""
+
     cores: int | None = None
-    """Processes that read at once; by default as many as this machine has cores."""
+    """CPU cores that every way may use; by default all that this machine has. What runs on a cluster that is there
+    already is not held to them."""
 
     def __post_init__(self) -> None:
-        require_within(self, num_clips="[1, 1_000_000]", rounds="[1, 1_000]", cores="[1, 10_000]")
+        require_within(
+            self, num_clips="[1, 1_000_000]", rounds="[1, 1_000]", workers="[1, 10_000]", cores="[1, 10_000]"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

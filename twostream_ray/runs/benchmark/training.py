@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from twostream_ray.data.loading.decode_choice import choose_decode_at
+from twostream_ray.data.loading.decode_device import engine_fault
 from twostream_ray.data.loading.device import DeviceBatch, on_device
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
@@ -74,6 +75,8 @@ class TrainBenchmark:
     """Of a worker's forward and backward in the bare loop, a multiply and an add counted as two."""
     limit_teraflops_per_second: float
     """Of large matrix products on the same device in the same precision."""
+    left_out: str | None
+    """A way that this machine cannot go, and why."""
 
 
 def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None = None) -> TrainBenchmark:
@@ -94,8 +97,14 @@ def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None =
     ways: dict[str, Callable[[], list[dict[str, float]]]] = {
         "bare process group, memory": lambda: _bare(config, workers=workers),
         "Ray Train, memory": lambda: _in_ray(config, "memory", workers=workers),
-        "Ray Train, shards": lambda: _in_ray(config, "shards", workers=workers),
     }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fault = engine_fault(device)
+    for at in ("device", "worker", "stream") if fault is None else ("worker", "stream"):
+        fed = replace(config, data=replace(config.data, decode_at=at))
+        ways[f"Ray Train, shards, decode_at {at}"] = lambda fed=fed: _in_ray(  # type: ignore[misc]
+            fed, "shards", workers=workers
+        )
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     with ray_session():
         for turn in range(config.rounds):
@@ -107,12 +116,12 @@ def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None =
         TrainSpeed(name=name, **{key: statistics.median(one[key] for one in rounds) for key in rounds[0]})
         for name, rounds in taken.items()
     ]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return TrainBenchmark(
         speeds=speeds,
         device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU, 1 thread a worker",
         teraflops_per_second=_flops_per_sample(config) * speeds[0].samples_per_second / workers / 1e12,
         limit_teraflops_per_second=_matrix_products(config, device) / 1e12,
+        left_out=None if fault is None else f"decode_at device was left out: {fault}",
     )
 
 
@@ -295,11 +304,10 @@ def _batches(
     whole_steps = clips // config.training.global_batch
     passes = 1 if source == "memory" else -(-(_WARM_UP + config.steps) // whole_steps)
     # What is kept in memory is decoded once.
-    kept = source == "memory"
-    at = "worker" if kept else choose_decode_at(config.data, device, want_flow=network_needs[1]).at
+    choice = choose_decode_at(config.data, device, want_flow=network_needs[1])
     loader = SnippetLoader(
         shard_set,
-        config=replace(config.data, decode_at=at),
+        config=replace(config.data, decode_at="worker" if source == "memory" else choice.at),
         passes=[Pass(split=config.data.train_split, epoch=epoch, training=True) for epoch in range(passes)],
         global_batch=config.training.global_batch,
         rank=rank,
