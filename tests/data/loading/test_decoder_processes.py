@@ -69,7 +69,8 @@ def batches_of(loader: SnippetLoader) -> list[Batch]:
 
 
 def decoders() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if COMMAND in child.cmdline()]
+    children = psutil.Process().children()
+    return [one for one in children if one.status() != psutil.STATUS_ZOMBIE and COMMAND in one.cmdline()]
 
 
 @pytest.fixture

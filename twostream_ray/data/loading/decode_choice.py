@@ -29,12 +29,12 @@ def choose_decode_at(config: DataConfig, device: torch.device, *, want_flow: boo
 
     `auto` is `device` on a GPU that can, and `worker` elsewhere; a `device` that cannot falls back to `worker`.
     """
-    wish = config.decode_at
-    if wish in ("worker", "stream"):
-        return DecodeChoice(at=wish, reason=f"data.decode_at is {wish}")
+    wanted = config.decode_at
+    if wanted in ("worker", "stream"):
+        return DecodeChoice(at=wanted, reason=f"data.decode_at is {wanted}")
     if not want_flow:
-        return DecodeChoice(at="worker", reason="the network takes no flow", fell_back=wish == "device")
-    if wish == "auto":
+        return DecodeChoice(at="worker", reason="the network takes no flow", fell_back=wanted == "device")
+    if wanted == "auto":
         if device.type == "cpu":
             return DecodeChoice(at="worker", reason="the network is on a CPU")
         if config.sample_cache is not None:
@@ -43,5 +43,5 @@ def choose_decode_at(config: DataConfig, device: torch.device, *, want_flow: boo
             return DecodeChoice(at="worker", reason="flow along trajectories is sampled on CPUs")
     fault = engine_fault(device)
     if fault is not None:
-        return DecodeChoice(at="worker", reason=fault, fell_back=wish == "device")
+        return DecodeChoice(at="worker", reason=fault, fell_back=wanted == "device")
     return DecodeChoice(at="device", reason=f"{device} decodes the flow fields of a batch in lists")

@@ -24,7 +24,7 @@ COMMAND = "from twostream_ray.data.loading.decoder_child import answer_jobs; ans
 
 
 def first_message(config: SamplingConfig, contract: FlowContract) -> bytes:
-    """What the child is told before its first job, answered by one byte when it is ready."""
+    """What the child is given before its first job, answered by one byte when it is ready."""
     return json.dumps({"sampling": asdict(config), "contract": contract.to_dict()}).encode()
 
 
@@ -77,6 +77,6 @@ def _region(values: dict[str, Any] | None) -> Region | None:
 def _end_with_parent(pipe_fd: int) -> None:
     """A decoder that hangs would outlive a parent that is gone."""
     poll = select.poll()
-    poll.register(pipe_fd, 0)  # tells of the other end's closing whatever is asked for
+    poll.register(pipe_fd, 0)  # reports the other end's closing whatever is asked for
     poll.poll()
     os._exit(1)

@@ -38,7 +38,7 @@ class DecoderPool:
     """Decodes in child processes; in the calling thread while they start, and where there are none."""
 
     def __init__(self, num_processes: int, *, config: SamplingConfig, contract: FlowContract) -> None:
-        """With processes, what is decoded into must lie in `memory`; without any it is None."""
+        """With processes, what is decoded into must be in `memory`; without any it is None."""
         self._config, self._contract = config, contract
         self.memory = SharedMemory() if num_processes else None
         self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()

@@ -70,7 +70,7 @@ class SharedMemory:
             mapping.madvise(mmap.MADV_REMOVE)
 
     def locate(self, array: NDArray[np.uint8]) -> Region:
-        """Where a contiguous array that lies in a piece is.
+        """Where a contiguous array that is in a piece is.
 
         Raises:
             ValueError: it is in none.

@@ -22,7 +22,7 @@ from twostream_ray.data.loading.decode_device import engine_fault
 from twostream_ray.data.loading.device import on_device
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
-from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.loading.settings import DataConfig, DecodeAt
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import needed_fields
 from twostream_ray.errors import ConfigError
@@ -86,12 +86,7 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
         )
     shard_set = replace(whole, index=whole.index.take(members))
     data = replace(config.data, shards=whole.uri)
-    cores = config.cores or len(os.sched_getaffinity(0))
-    if cores > len(os.sched_getaffinity(0)) or config.workers > cores:
-        raise ConfigError(
-            f"cores must be in [workers, cores of this machine], [{config.workers}, {len(os.sched_getaffinity(0))}], "
-            f"got {cores}"
-        )
+    cores = _cores_of(config)
     plan = _Plan.of(len(members), cores=cores)
     encoded = _encoded_bytes(shard_set)
     groups = len({(row["shard"], row["row"] // 16) for row in shard_set.index.to_pylist()})
@@ -104,15 +99,12 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
             shared,
         ),
     }
+    way: DecodeAt
     for way in ("device", "worker", "stream"):
-        at = replace(
-            data,
-            decode_at=way,
-            decode_processes=cores // config.workers if data.decode_processes is None else data.decode_processes,
-            read_tasks=data.read_tasks or (cores // config.workers if way == "stream" else None),
-        )
         paths[f"loader, {config.workers} worker{'s' * (config.workers > 1)}, decode_at {way}"] = (
-            lambda at=at: _ours(shard_set, at, workers=config.workers, plan=plan),  # type: ignore[misc]
+            lambda at=_way_of(way, data, cores=cores // config.workers): _ours(  # type: ignore[misc]
+                shard_set, at, workers=config.workers, plan=plan
+            ),
             cores,
             shared,
         )
@@ -145,9 +137,29 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
     ]
 
 
+def _cores_of(config: BenchmarkLoaderConfig) -> int:
+    machine = len(os.sched_getaffinity(0))
+    cores = config.cores or machine
+    if not config.workers <= cores <= machine:
+        raise ConfigError(
+            f"cores must be in [workers, cores of this machine], [{config.workers}, {machine}], got {cores}"
+        )
+    return cores
+
+
 def _median(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
+
+
+def _way_of(way: DecodeAt, data: DataConfig, *, cores: int) -> DataConfig:
+    """The settings of a worker with so many cores, as they are by default in training."""
+    return replace(
+        data,
+        decode_at=way,
+        decode_processes=cores if data.decode_processes is None else data.decode_processes,
+        read_tasks=data.read_tasks or (cores if way == "stream" else max(2, cores // 4)),
+    )
 
 
 def _encoded_bytes(shard_set: ShardSet) -> float:
