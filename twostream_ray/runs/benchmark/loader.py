@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,15 +100,8 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
             shared,
         ),
     }
-    way: DecodeAt
-    for way in ("device", "worker", "stream"):
-        paths[f"loader, {config.workers} worker{'s' * (config.workers > 1)}, decode_at {way}"] = (
-            lambda at=_way_of(way, data, cores=cores // config.workers): _ours(  # type: ignore[misc]
-                shard_set, at, workers=config.workers, plan=plan
-            ),
-            cores,
-            shared,
-        )
+    for way, run in _loader_runs(config, shard_set, data, cores=cores, plan=plan).items():
+        paths[way] = (run, cores, shared)
     if config.videos is not None:
         clips = extract(shard_set, videos=storage.absolute(config.videos), out=Path(config.out).absolute())
         _refuse_missing_videos(clips)
@@ -135,6 +129,20 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
         )
         for name, (_, used, (size, opens)) in paths.items()
     ]
+
+
+def _loader_runs(
+    config: BenchmarkLoaderConfig, shard_set: ShardSet, data: DataConfig, *, cores: int, plan: _Plan
+) -> dict[str, Callable[[], _Timing]]:
+    """Our loader, each way of decoding."""
+    ways: tuple[DecodeAt, ...] = ("device", "worker", "stream")
+    workers = config.workers
+    return {
+        f"loader, {workers} worker{'s' * (workers > 1)}, decode_at {way}": partial(
+            _ours, shard_set, _way_of(way, data, cores=cores // workers), workers=workers, plan=plan
+        )
+        for way in ways
+    }
 
 
 def _cores_of(config: BenchmarkLoaderConfig) -> int:
