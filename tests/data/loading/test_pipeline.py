@@ -12,9 +12,10 @@ from noise_shards import noise_shards
 
 from twostream_ray.data.loading import pipeline, reading
 from twostream_ray.data.loading.decode_device import decode_batch
+from twostream_ray.data.loading.device import to_device
 from twostream_ray.data.loading.lanes import Pass, plan_lanes
 from twostream_ray.data.loading.pipeline import SnippetLoader
-from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.loading.settings import DataConfig, DecodeAt
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.snippets import Batch
@@ -253,6 +254,9 @@ def test_a_pass_broken_off_anywhere_and_resumed_by_other_workers_takes_every_cli
     tiny: ShardSet, data: st.DataObject
 ) -> None:
     num_clips = data.draw(st.integers(1, 50), label="clips")
+    way_before, way_after = (
+        data.draw(st.sampled_from(("worker", "stream", "device")), label="decode_at") for _ in range(2)
+    )
     lanes = data.draw(st.integers(1, 6), label="lanes")
     before, after = (data.draw(st.integers(1, lanes), label="workers") for _ in range(2))
     per_lane = data.draw(st.integers(1, 5), label="clips of a lane in a step")
@@ -264,7 +268,9 @@ def test_a_pass_broken_off_anywhere_and_resumed_by_other_workers_takes_every_cli
         transforms=TransformConfig(crop_px=16),
     )
 
-    def run(workers: int, first_step: int, last_step: int | None) -> tuple[list[Counter[int]], dict[int, bytes]]:
+    def run(
+        workers: int, first_step: int, last_step: int | None, decode_at: DecodeAt = "worker"
+    ) -> tuple[list[Counter[int]], dict[int, bytes]]:
         """The clips of each step over all workers, and every sample, from a step on to another."""
         a_pass = Pass(split="train", epoch=3, training=True, first_step=first_step)
         steps: list[Counter[int]] = []
@@ -272,7 +278,7 @@ def test_a_pass_broken_off_anywhere_and_resumed_by_other_workers_takes_every_cli
         for rank in range(workers):
             loader = SnippetLoader(
                 shard_set,
-                config=config,
+                config=replace(config, decode_at=decode_at),
                 passes=[a_pass],
                 global_batch=lanes * per_lane,
                 seed=5,
@@ -284,7 +290,8 @@ def test_a_pass_broken_off_anywhere_and_resumed_by_other_workers_takes_every_cli
             for _, batches in loader:
                 for number, batch in enumerate(islice(batches, None if last_step is None else last_step - first_step)):
                     steps += [Counter() for _ in range(number + 1 - len(steps))]
-                    for clip, weight, flow in zip(batch.clips.tolist(), batch.weights, batch.flow, strict=True):
+                    flows = to_device(batch, torch.device("cpu")).flow
+                    for clip, weight, flow in zip(batch.clips.tolist(), batch.weights, flows.numpy(), strict=True):
                         if weight:
                             steps[number][clip] += 1
                             samples[clip] = flow.tobytes()
@@ -292,11 +299,11 @@ def test_a_pass_broken_off_anywhere_and_resumed_by_other_workers_takes_every_cli
 
     whole, samples = run(1, 0, None)
     kill = data.draw(st.integers(0, len(whole)), label="step at which the first workers die")
-    first, seen = run(before, 0, kill)
-    rest, seen_after = run(after, kill, None)
+    first, seen = run(before, 0, kill, way_before)
+    rest, seen_after = run(after, kill, None, way_after)
     assert [*first, *rest] == whole
     assert sum(whole, Counter()) == Counter(range(num_clips)), "every clip once"
-    assert seen | seen_after == samples, "and the same draw of it"
+    assert seen | seen_after == samples, "and the same draw of it, decoded anywhere"
 
 
 def test_lanes_that_do_not_fit_are_refused(shard_set: ShardSet) -> None:
