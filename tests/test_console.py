@@ -10,7 +10,7 @@ from rich.console import Console
 
 from twostream_ray import console as module
 from twostream_ray.console import Bar, SearchDisplay, TrainingDisplay, console, table
-from twostream_ray.runs.train.events import DeviceSettingsChosen, WorkersLost
+from twostream_ray.runs.train.events import DeviceSettingsChosen, EpochEnded, WorkersLost
 
 TWOSTREAM = str(Path(sys.executable).with_name("twostream"))
 NAMES = [
@@ -100,6 +100,26 @@ def test_how_a_run_computes_is_said_once_and_again_when_its_device_changes(scree
         "training on CPU: float32",
         "note: b",
     ]
+
+
+def test_an_epochs_line_has_samples_and_operations_a_second_and_what_would_end_waiting_is_said_once(
+    screen: io.StringIO,
+) -> None:
+    metrics = {
+        "train_loss": 1.0,
+        "train_loss_fused": 1.0,
+        "train_top1": 0.5,
+        "samples_per_second": 880.0,
+        "data_wait": 0.2,
+        "device_tflops_per_second": 449.0,
+        "device_matrix_rate_share": 0.56,
+    }
+    display = TrainingDisplay("a")
+    for epoch in (1, 2):
+        display.event(EpochEnded(epoch=epoch, num_epochs=3, metrics=metrics, remedy="workers waited"))
+    first, note, second = seen(screen).splitlines()
+    assert "880 samples/s (449 TFLOP/s a worker, 56% of its device's matrix rate), data wait 20%" in first
+    assert note == "note: workers waited" and second.startswith("epoch 3/3")
 
 
 @pytest.mark.parametrize(("name", "shown"), HIDDEN.items())

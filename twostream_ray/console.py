@@ -25,7 +25,6 @@ from twostream_ray.runs.train.events import (
 )
 
 _SECONDS_BETWEEN_LINES = 15.0
-_TOLERABLE_WAIT = 0.1
 _WIDTH_OF_FILES = 140
 """Columns where the output is no terminal."""
 
@@ -144,20 +143,22 @@ class TrainingDisplay(Bar):
             for name, value in metrics.items()
             if name.startswith("train_loss_")
         )
+        computed = (
+            f" ({metrics['device_tflops_per_second']:.3g} TFLOP/s a worker, "
+            f"{metrics['device_matrix_rate_share']:.0%} of its device's matrix rate)"
+            if "device_tflops_per_second" in metrics
+            else ""
+        )
         validation = f", val top-1 {metrics['val_top1']:.1%}" if "val_top1" in metrics else ""
         self.line(
             f"epoch {event.epoch + 1}/{event.num_epochs}: loss {metrics['train_loss']:.3f} ({towers}), "
-            f"top-1 {metrics['train_top1']:.1%}{validation}, {metrics['samples_per_second']:.0f} samples/s, "
+            f"top-1 {metrics['train_top1']:.1%}{validation}, {metrics['samples_per_second']:.0f} samples/s{computed}, "
             f"data wait {metrics['data_wait']:.0%}"
             + (f", skipped {metrics['skipped_steps']} steps" if metrics.get("skipped_steps") else "")
         )
-        # The first epoch waits for reading to get going.
-        if event.epoch and metrics["data_wait"] > _TOLERABLE_WAIT and not self._warned:
+        if event.remedy is not None and not self._warned:
             self._warned = True
-            self.line(
-                f"note: workers waited for data {metrics['data_wait']:.0%} of the time: raise data.read_tasks and "
-                "data.decode_threads, add CPU nodes with data.decode_at stream, or see `twostream benchmark loader`"
-            )
+            self.line(f"note: {event.remedy}")
 
 
 class SearchDisplay:

@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
+from small_networks import CONFIGS
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.build import Network, build_network
-from twostream_ray.models.description import count_parameters, count_weight_layers, describe
+from twostream_ray.models.description import count_parameters, count_weight_layers, describe, training_flops
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 
 VGG16, VGG_M, RESNET = (TowerConfig(backbone=backbone) for backbone in ("vgg16", "vgg_m_2048", "resnet50"))
@@ -183,3 +184,25 @@ def test_activation_bytes_are_what_autograd_keeps_once_for_each_tensor() -> None
 def test_frames_too_small_for_a_network_are_refused(size_px: int) -> None:
     with pytest.raises(ConfigError, match="use larger"):
         described(ModelConfig(), size_px=size_px)
+
+
+def on_meta(config: ModelConfig) -> Network:
+    with torch.device("meta"):
+        return build_network(config, num_classes=5, flow_length=2, pretrained=False)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_training_step_takes_at_most_three_times_the_operations_of_its_forward_pass(config: ModelConfig) -> None:
+    forward = describe(config, num_classes=5, flow_length=2, num_snippets=3, size_px=32)["gflops_forward"] * 1e9
+    trained = training_flops(on_meta(config), flow_length=2, num_snippets=3, size_px=32)
+    # Nobody needs the gradients of pixels.
+    assert (1.0 if config.freeze_below_fusion else 2.0) < trained / forward <= 3.0
+
+
+def test_a_tower_that_learns_nothing_has_no_backward_pass() -> None:
+    tower = TowerConfig(backbone="vgg_small", frozen_through="drop5")
+    config = ModelConfig(architecture="late", streams="spatial", spatial=tower)
+    forward = describe(config, num_classes=5, flow_length=2, num_snippets=1, size_px=32)["gflops_forward"] * 1e9
+    # The classifier's weights alone get gradients: 64 x 5 products.
+    trained = training_flops(on_meta(config), flow_length=2, num_snippets=1, size_px=32)
+    assert trained == forward + 2 * 64 * 5

@@ -109,7 +109,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
     runs = client.search_runs([client.get_experiment_by_name("twostream").experiment_id])
     assert [(run.info.run_name, run.info.status) for run in runs] == [("outage", "FINISHED")]
     assert report.run.run_id == runs[0].info.run_id
-    recorded = {"train_loss", "val_top1", "data_wait", "system/cpu_utilization_percentage"}
+    recorded = {"train_loss", "val_top1", "data_wait", "device_matrix_rate_share", "system/cpu_utilization_percentage"}
     recorded |= {"system/system_memory_usage_percentage", "system/object_store_usage_megabytes"}
     assert recorded <= runs[0].data.metrics.keys()
     for name in runs[0].data.metrics:

@@ -65,6 +65,30 @@ def describe(
     }
 
 
+def training_flops(network: Network, *, flow_length: int, num_snippets: int, size_px: int) -> float:
+    """Floating-point operations of forward and backward for one sample, a multiply and an add counted as two.
+
+    `network` is on torch's meta device. Layers that do not learn have no backward pass where nothing below them learns;
+    what activation checkpointing computes again does not count.
+
+    Raises:
+        ConfigError: frames of this size do not go through the network.
+    """
+    rgb = torch.empty(1, num_snippets, 3, size_px, size_px, device="meta")
+    flow = torch.empty(1, num_snippets, 2 * flow_length, size_px, size_px, device="meta")
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            outputs = network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
+            torch.stack([scores.sum() for scores in outputs.values()]).sum().backward()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"frames of {size_px} px do not go through this network ({error}): use larger ones"
+        ) from error
+    network.zero_grad()
+    return float(counter.get_total_flops())
+
+
 def count_parameters(module: nn.Module) -> int:
     """Number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -66,6 +66,8 @@ class EpochEnded:
     num_epochs: int
     metrics: Mapping[str, float]
     """By name, as in the run's report; `epoch` is one of them."""
+    remedy: str | None = None
+    """Where workers waited for data: a sentence on what would change that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ import torch
 from ray.train.torch import get_device
 
 from twostream_ray import storage
+from twostream_ray.data.loading.cpus import cpus_of_this_process
 from twostream_ray.data.loading.decode_choice import choose_decode_at
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
@@ -29,6 +30,7 @@ from twostream_ray.model_package import ModelPackage, load_weights, save_model
 from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
+from twostream_ray.runs.train.data_wait import CpuUse, data_wait_remedy
 from twostream_ray.runs.train.events import (
     DecodingChosen,
     DeviceSettingsChosen,
@@ -46,6 +48,7 @@ from twostream_ray.training.checkpoint import load_average, load_state, save_sta
 from twostream_ray.training.distributed import distributed, no_compiler, prepared, resolved
 from twostream_ray.training.ema import WeightEma
 from twostream_ray.training.loop import CheckpointPlan, score_pass, train_pass
+from twostream_ray.training.matrix_rate import matrix_rate
 from twostream_ray.training.recipe import (
     balanced_class_weights,
     build_optimiser,
@@ -63,8 +66,8 @@ def train_worker(arguments: dict[str, Any]) -> Network:
     """Train from the last checkpoint, or from the start, to the end; returns this worker's copy of the network.
 
     `arguments`: config, package, needs_rgb, needs_flow, data_folder (the run folder with manifest and index that the
-    run began with), and the mailbox that progress is posted to. A run that is requested to stop, or that meets a loss
-    that is not finite, ends early and posts why.
+    run began with), flops_per_sample, and the mailbox that progress is posted to. A run that is requested to stop, or
+    that meets a loss that is not finite, ends early and posts why.
     """
     # The environment that `ray_session` sets in the driver does not reach its workers; Ray Data would start an actor.
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
@@ -72,7 +75,13 @@ def train_worker(arguments: dict[str, Any]) -> Network:
     sweep()
     data_folder: RunFolder = arguments["data_folder"]
     shard_set = data_folder.kept_data(shards=config.data.shards) or open_shards(config.data.shards)
-    worker = _Worker(config, arguments["package"], shard_set=shard_set, mailbox=arguments["mailbox"])
+    worker = _Worker(
+        config,
+        arguments["package"],
+        shard_set=shard_set,
+        mailbox=arguments["mailbox"],
+        flops_per_sample=arguments["flops_per_sample"],
+    )
     loader = SnippetLoader(
         shard_set,
         config=worker.data_config(want_flow=arguments["needs_flow"]),
@@ -108,7 +117,15 @@ class _StopRequested(Exception):  # noqa: N818
 class _Worker:
     """The network, its optimiser, and how far they have come."""
 
-    def __init__(self, config: ExperimentConfig, package: ModelPackage, *, shard_set: ShardSet, mailbox: Any) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        package: ModelPackage,
+        *,
+        shard_set: ShardSet,
+        mailbox: Any,
+        flops_per_sample: float,
+    ) -> None:
         device = get_device()
         requested, config = config.training, replace(config, training=resolved(config.training, device))
         self._config, self._package, self._mailbox = config, package, mailbox
@@ -141,6 +158,11 @@ class _Worker:
         )
         context = ray.train.get_context()
         self._is_rank_zero = context.get_world_rank() == 0
+        self._flops_per_sample = flops_per_sample
+        # Rank 0's metrics are the run's.
+        self._matrix_rate = matrix_rate(device, precision=self._step.precision) if self._is_rank_zero else None
+        self._data = config.data
+        self._cpu_use = CpuUse(cpus=cpus_of_this_process())
         self._system_metrics = SystemMetrics()
         self._reply: Any = None
         self._request: Request = "continue"
@@ -191,7 +213,8 @@ class _Worker:
         choice = choose_decode_at(self._config.data, device, want_flow=want_flow)
         if device.type != "cpu" or choice.fell_back:
             self.post(DecodingChosen(at=choice.at, reason=choice.reason))
-        return replace(self._config.data, decode_at=choice.at)
+        self._data = replace(self._config.data, decode_at=choice.at)
+        return self._data
 
     def passes(self) -> Iterator[Pass]:
         """The passes that are left."""
@@ -220,6 +243,7 @@ class _Worker:
             if self._all_stop():
                 raise _StopRequested
 
+        self._cpu_use.start()
         made = train_pass(
             self._step,
             batches,
@@ -231,6 +255,7 @@ class _Worker:
                 save=save, every_steps=config.workers.checkpoint_every_steps, requested=self._checkpoint_requested
             ),
         )
+        self._cpu_use.stop()
         result, self._earlier = self._with_earlier(made), None
         return {
             "epoch": epoch,
@@ -238,9 +263,18 @@ class _Worker:
             "samples_per_second": result.samples / result.seconds,
             "seconds": result.seconds,
             "data_wait": result.data_wait,
+            **self._compute_rate(result),
             "learning_rate": learning_rate_at(epoch, config=config.training),
             **({"skipped_steps": result.skipped_steps} if config.training.on_nonfinite == "skip" else {}),
         }
+
+    def _compute_rate(self, result: PassResult) -> dict[str, float]:
+        """Floating-point operations a second of one worker's device, and their share of its matrix rate."""
+        if self._matrix_rate is None:
+            return {}
+        workers = ray.train.get_context().get_world_size()
+        rate = self._flops_per_sample * result.samples / result.seconds / workers
+        return {"device_tflops_per_second": rate / 1e12, "device_matrix_rate_share": rate / self._matrix_rate}
 
     def _with_earlier(self, result: PassResult) -> PassResult:
         return result if self._earlier is None else result.after(self._earlier)
@@ -256,7 +290,10 @@ class _Worker:
         self._history = [*self._history, metrics]
         state = {"history": self._history, "step": 0}
         self._save(state, metrics=metrics | self._system_metrics.read(), name=f"epoch-{int(metrics['epoch']):04d}")
-        self.post(EpochEnded(epoch=int(metrics["epoch"]), num_epochs=self._config.training.epochs, metrics=metrics))
+        epoch, epochs = int(metrics["epoch"]), self._config.training.epochs
+        # The first epoch waits for reading to get going.
+        remedy = data_wait_remedy(metrics["data_wait"], self._data, cpus=self._cpu_use) if epoch else None
+        self.post(EpochEnded(epoch=epoch, num_epochs=epochs, metrics=metrics, remedy=remedy))
         if self._all_stop() and len(self._history) < self._config.training.epochs:
             raise _StopRequested
         return lost_patience(self._history, config=self._config.training)

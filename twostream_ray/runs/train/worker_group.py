@@ -18,6 +18,8 @@ from twostream_ray import storage, tracking
 from twostream_ray.data.loading.pipeline import READING_CPUS
 from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.model_package import ModelPackage
+from twostream_ray.models.build import Network
+from twostream_ray.models.description import training_flops
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import polled, ray_session
 from twostream_ray.runs.experiment import ExperimentConfig
@@ -48,15 +50,14 @@ def train_with_worker_group(
     *,
     data_folder: RunFolder,
     handle: tracking.RunHandle,
-    needs_rgb: bool,
-    needs_flow: bool,
+    network: Network,
     progress: Progress | None,
     stop: threading.Event | None,
     callbacks: Sequence[UserCallback] = (),
 ) -> tuple[str, list[dict[str, float]]]:
     """Train with a group of workers; returns the checkpoint to use and the metrics of every epoch.
 
-    `data_folder` is the run folder with the manifest and index that the run began with.
+    `data_folder` is the run folder with the manifest and index that the run began with; `network` has no weights.
 
     Raises:
         ConfigError: there are more workers than lanes.
@@ -83,8 +84,9 @@ def train_with_worker_group(
                 "config": replace(config, tracking=tracking.TrackingConfig()),
                 "package": package,
                 "data_folder": data_folder,
-                "needs_rgb": needs_rgb,
-                "needs_flow": needs_flow,
+                "needs_rgb": network.needs_rgb,
+                "needs_flow": network.needs_flow,
+                "flops_per_sample": flops_per_sample(network, config),
                 "mailbox": mailbox,
             },
             torch_config=process_group_config(timeout_s=config.workers.timeout_s),
@@ -101,6 +103,17 @@ def train_with_worker_group(
         if end.stopped:
             raise KeyboardInterrupt
         return _checkpoint_and_history(result, config)
+
+
+def flops_per_sample(network: Network, config: ExperimentConfig) -> float:
+    """What forward and backward of a training sample take, in floating-point operations."""
+    sampling = config.data.sampling
+    return training_flops(
+        network,
+        flow_length=sampling.flow_length,
+        num_snippets=sampling.num_snippets,
+        size_px=config.data.transforms.crop_px,
+    )
 
 
 def _scaling(config: ExperimentConfig, *, stop: threading.Event | None) -> ray.train.ScalingConfig:
