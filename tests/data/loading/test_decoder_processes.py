@@ -156,9 +156,9 @@ def test_a_decoder_holds_no_credentials(shard_set: ShardSet, monkeypatch: pytest
     pool.close()
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_damage_names_clip_row_and_shard(shard_set: ShardSet, packed: PackedClip, number: int) -> None:
-    loader = loader_of(shard_set, decode_processes=number)
+@pytest.mark.parametrize("options", [{"decode_processes": 0}, {"decode_processes": 1}, {"decode_at": "stream"}])
+def test_damage_names_clip_row_and_shard(shard_set: ShardSet, options: dict[str, Any]) -> None:
+    loader = loader_of(shard_set, **options)
     read = loader.reader.read_unit
 
     def damaged(unit: object) -> object:

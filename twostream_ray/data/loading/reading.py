@@ -18,7 +18,7 @@ from twostream_ray.data.shards.cache import ShardCache
 from twostream_ray.data.shards.shards import ShardSet, read_clips
 from twostream_ray.data.snippets import needed_fields
 from twostream_ray.data.views import View, evaluation_views, training_view
-from twostream_ray.errors import ShardError
+from twostream_ray.errors import DecodeError, ShardError
 
 
 class ShardReader:
@@ -71,20 +71,23 @@ class ShardReader:
 
         Raises:
             ShardError: the shard is missing, damaged or another one.
-            DecodeError: a clip is damaged.
+            DecodeError: a clip is damaged; names it with shard and row.
         """
         for row in rows_of(self.read_unit(unit)):
             if row.encoded is None:
                 raise ValueError("an encoded row was expected")
             rgb, flow = self._buffers.streams(len(row.views))
-            decode_views(
-                row.encoded,
-                row.views,
-                config=self._config.sampling,
-                contract=self._shard_set.contract,
-                rgb=rgb,
-                flow=flow,
-            )
+            try:
+                decode_views(
+                    row.encoded,
+                    row.views,
+                    config=self._config.sampling,
+                    contract=self._shard_set.contract,
+                    rgb=rgb,
+                    flow=flow,
+                )
+            except DecodeError as error:
+                raise DecodeError(f"{self._shard_set.locate(row.clip)}: {error}; ingest again") from error
             yield decoded_block(row, rgb=rgb, flow=flow)
 
     def _views(self, a_pass: Pass, clip_id: str, clip: EncodedClip) -> list[View]:
