@@ -83,27 +83,39 @@ def _benchmark_ingest(arguments: list[str]) -> int:
 
 
 def _benchmark_step(arguments: list[str]) -> int:
-    from twostream_ray.console import table
+    from twostream_ray.console import console
     from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
     from twostream_ray.settings.parser import from_arguments
 
     config = from_arguments(BenchmarkStepConfig, arguments, prog="twostream benchmark step")
-    from twostream_ray.runs.benchmark.step import benchmark_step
+    from twostream_ray.runs.benchmark.step import StepFailure, benchmark_step
 
-    speed = benchmark_step(config)
-    table(
-        f"training steps of {config.batch} samples of {config.num_snippets} snippets of {config.size_px} px",
-        ["device", "s a step", "samples/s", "TFLOP/s", "peak GB"],
-        [
-            [
-                speed.device,
-                f"{speed.seconds:.3f}",
-                f"{speed.samples_per_second:.3f}",
-                f"{speed.teraflops_per_second:.3f}",
+    columns = "{:<14} {:>10} {:>10} {:>9} {:>16} {:>8} {:>8}"
+    for number, speed in enumerate(benchmark_step(config)):
+        if isinstance(speed, StepFailure):
+            console.print(f"{speed.way:<14} {speed.reason}")
+            continue
+        if number == 0:
+            console.print(
+                f"training steps of {config.batch} samples of {config.num_snippets} snippets of {config.size_px} px, "
+                f"{speed.precision}, on {speed.device}"
+            )
+            console.print(
+                columns.format("way", "ms a step", "samples/s", "TFLOP/s", "of matrix rate", "peak GB", "loss")
+            )
+        console.print(
+            columns.format(
+                speed.way,
+                f"{1000 * speed.seconds:.1f}",
+                f"{speed.samples_per_second:.4g}",
+                f"{speed.teraflops_per_second:.3g}",
+                f"{speed.matrix_rate_share:.0%}",
                 f"{speed.peak_gigabytes:.2f}",
-            ]
-        ],
-    )
+                f"{speed.loss:.3f}",
+            )
+        )
+        if speed.kernels:
+            console.print(speed.kernels)
     return 0
 
 

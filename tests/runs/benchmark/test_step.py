@@ -1,13 +1,65 @@
+import math
+
 import pytest
 
-from twostream_ray.models.settings import ModelConfig, TowerConfig
+from twostream_ray.cli import main
+from twostream_ray.errors import ConfigError
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
-from twostream_ray.runs.benchmark.step import benchmark_step
+from twostream_ray.runs.benchmark.step import StepFailure, StepSpeed, benchmark_step, default_ways
+
+TOWER = TowerConfig(backbone="vgg_small", width=4)
+LATE = ModelConfig(architecture="late", spatial=TOWER, temporal=TOWER)
+FUSED = ModelConfig(
+    spatial=TOWER, temporal=TOWER, fusion=FusionConfig(method="sum", layers=("relu4",), temporal="pool2d")
+)
 
 
-def test_a_training_step_is_timed_with_its_operations() -> None:
-    tower = TowerConfig(backbone="vgg_small", width=4)
-    model = ModelConfig(architecture="late", spatial=tower, temporal=tower)
-    speed = benchmark_step(BenchmarkStepConfig(model=model, size_px=32, batch=2, num_snippets=1, steps=2))
-    assert speed.samples_per_second == pytest.approx(2 / speed.seconds)
-    assert 0 < speed.teraflops_per_second < 10 and 0.1 < speed.peak_gigabytes < 24
+def config(model: ModelConfig, **settings: object) -> BenchmarkStepConfig:
+    return BenchmarkStepConfig(**{"model": model, "size_px": 32, "batch": 2, "num_snippets": 1, "steps": 2} | settings)
+
+
+@pytest.mark.slow
+def test_training_steps_are_timed_with_their_operations_eager_and_frozen() -> None:
+    speeds = list(benchmark_step(config(FUSED)))
+    assert all(isinstance(speed, StepSpeed) for speed in speeds)
+    eager, frozen = (speed for speed in speeds if isinstance(speed, StepSpeed))
+    assert (eager.way, frozen.way, eager.precision) == ("eager", "frozen", "float32")
+    for speed in (eager, frozen):
+        assert speed.samples_per_second == pytest.approx(2 / speed.seconds)
+        assert 0 < speed.teraflops_per_second < 10 and 0.1 < speed.peak_gigabytes < 24
+        assert 0 < speed.matrix_rate_share < 1 and math.isfinite(speed.loss) and speed.kernels == ""
+    per_step = [speed.teraflops_per_second * speed.seconds for speed in (eager, frozen)]
+    assert per_step[1] < 0.6 * per_step[0], "what is frozen has no backward pass"
+
+
+@pytest.mark.slow
+def test_rows_come_with_the_largest_kernels_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    tower = ["--model.{}.backbone", "vgg_small", "--model.{}.width", "4"]
+    towers = [part.format(stream) for stream in ("spatial", "temporal") for part in tower]
+    sizes = ["--size_px", "32", "--num_snippets", "1", "--steps", "1", "--ways", "[channels_last]", "--profile", "true"]
+    assert main(["benchmark", "step", "--model.architecture", "late", *towers, *sizes]) == 0
+    shown = capsys.readouterr().out
+    assert "channels_last" in shown and "of matrix rate" in shown and "aten::convolution_backward" in shown
+
+
+@pytest.mark.slow
+def test_a_way_that_fails_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twostream_ray.runs.benchmark.step._measure", math.factorial)
+    (failed,) = benchmark_step(config(LATE))
+    assert isinstance(failed, StepFailure) and failed.reason.startswith("TypeError")
+
+
+def test_a_gpu_is_measured_every_way_that_the_network_has() -> None:
+    assert default_ways(FUSED, on_gpu=True) == ("eager", "channels_last", "compiled", "frozen")
+    assert default_ways(LATE, on_gpu=True) == ("eager", "channels_last", "compiled")
+    assert default_ways(LATE, on_gpu=False) == ("eager",)
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_starts() -> None:
+    with pytest.raises(
+        ConfigError, match=r"ways must be some of eager, channels_last, compiled, frozen, got \['fast'\]"
+    ):
+        config(LATE, ways=("fast",))
+    with pytest.raises(ConfigError, match=r"model.freeze_below_fusion goes with model.architecture=fused"):
+        next(benchmark_step(config(LATE, ways=("frozen",))))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sources.catalog import CatalogConfig
+from twostream_ray.errors import ConfigError
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.training.settings import TrainingConfig
+
+StepWay = Literal["eager", "channels_last", "compiled", "frozen"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +51,21 @@ class BenchmarkLoaderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkStepConfig:
-    """Measure training steps on random samples in memory: speed, memory, and floating-point operations a second."""
+    """Measure training steps on random samples: speed, memory, and floating-point operations a second."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network; it begins without pretrained weights."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """Precision, layout and compilation count here."""
+    """Precision and all else that costs time; layout and compilation are those of each of the ways."""
+
+    ways: tuple[StepWay, ...] | None = None
+    """Ways to measure, each in a process of its own: eager (NCHW), channels_last, compiled (and channels_last), frozen
+    (as fast as it goes, learning only above the first fusion layer). By default all on a GPU, eager and frozen on a
+    CPU."""
+
+    profile: bool = False
+    """Also print the largest kernels of each way, by torch's profiler."""
 
     batch: int = 1
     """Samples of a step."""
@@ -71,9 +83,11 @@ class BenchmarkStepConfig:
     """K."""
 
     steps: int = 3
-    """Steps that are measured, after one to warm up."""
+    """Steps that are measured, after one to warm up; three on a GPU."""
 
     def __post_init__(self) -> None:
+        if self.ways is not None and (not self.ways or not set(self.ways) <= set(get_args(StepWay))):
+            raise ConfigError(f"ways must be some of {', '.join(get_args(StepWay))}, got {list(self.ways)}")
         require_within(
             self,
             batch="[1, 100_000]",

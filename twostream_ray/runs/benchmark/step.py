@@ -1,67 +1,159 @@
-"""Benchmark of the training step on tensors in memory: the ceiling of every training run."""
+"""Benchmark of the training step on a batch that lies on its device: the ceiling of every training run."""
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from twostream_ray.data.loading.device import to_device
+from twostream_ray.data.loading.device import DeviceBatch, to_device
 from twostream_ray.data.snippets import Batch
-from twostream_ray.models import description
+from twostream_ray.errors import TwoStreamError
 from twostream_ray.models.build import build_network
-from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
-from twostream_ray.training.distributed import prepared
+from twostream_ray.models.description import training_flops
+from twostream_ray.models.settings import ModelConfig
+from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig, StepWay
+from twostream_ray.training.distributed import no_compiler, prepared, resolved
+from twostream_ray.training.matrix_rate import matrix_rate
 from twostream_ray.training.recipe import build_optimiser
-from twostream_ray.training.step import TrainingStep
+from twostream_ray.training.step import StepOutcome, TrainingStep
 
-_FORWARD_AND_BACKWARD = 3
-"""Backward takes about twice forward: once for the maps, once for the weights."""
+_WARM_UP = {"cuda": 3, "cpu": 1}
+_PROFILED_STEPS = 3
+_PROFILED_ROWS = 25
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSpeed:
-    """Speed of training steps."""
+    """Speed of training steps of one way."""
 
+    way: StepWay
     device: str
+    precision: str
     seconds: float
     """Median of a step."""
     samples_per_second: float
     teraflops_per_second: float
-    """Of forward and backward, a multiply and an add counted as two."""
+    """Of forward and backward, a multiply and an add counted as two; less a sample where towers are frozen."""
+    matrix_rate_share: float
+    """Of the device's rate of large matrix products in the same precision."""
     peak_gigabytes: float
     """Most memory held, in 1e9 bytes: of the GPU, or of the process."""
+    loss: float
+    """Of the last step."""
+    kernels: str
+    """Table of the largest kernels; empty unless it was asked for."""
 
 
-def benchmark_step(config: BenchmarkStepConfig) -> StepSpeed:
-    """Time whole training steps (copy, normalise, forward, backward, update) after one to warm up.
+@dataclass(frozen=True, kw_only=True)
+class StepFailure:
+    """A way that could not be measured, as where its memory does not suffice."""
+
+    way: StepWay
+    reason: str
+
+
+def benchmark_step(config: BenchmarkStepConfig) -> Iterator[StepSpeed | StepFailure]:
+    """Time whole training steps (normalise, forward, backward, update), each way in a process of its own.
+
+    In one process the memory of one way would count in the next one's.
 
     Raises:
         ConfigError: the settings fit neither each other nor frames of this size.
     """
-    costs = description.describe(
-        config.model,
-        num_classes=config.num_classes,
-        flow_length=config.flow_length,
-        num_snippets=config.num_snippets,
-        size_px=config.size_px,
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.cuda.is_available()
+    for way in config.ways or default_ways(config.model, on_gpu=on_gpu):
+        with torch.device("meta"):
+            network = build_network(
+                model_of(config, way), num_classes=config.num_classes, flow_length=config.flow_length, pretrained=False
+            )
+        flops = training_flops(
+            network, flow_length=config.flow_length, num_snippets=config.num_snippets, size_px=config.size_px
+        )
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                speed = pool.submit(_measure, config, way, flops).result()
+            except TwoStreamError:
+                raise
+            except Exception as error:  # noqa: BLE001  (out of memory, killed, not compilable: the others may go)
+                yield StepFailure(way=way, reason=" ".join(f"{type(error).__name__}: {error}".split())[:200])
+            else:
+                yield speed
+
+
+def default_ways(model: ModelConfig, *, on_gpu: bool) -> tuple[StepWay, ...]:
+    """All ways of a GPU; on a CPU, where layout and compilation are no gain, those that take seconds."""
+    ways: tuple[StepWay, ...] = ("eager", "channels_last", "compiled", "frozen") if on_gpu else ("eager", "frozen")
+    return tuple(way for way in ways if way != "frozen" or model.architecture == "fused")
+
+
+def model_of(config: BenchmarkStepConfig, way: StepWay) -> ModelConfig:
+    """The network of a way: frozen, the towers learn above the first fusion layer only.
+
+    Raises:
+        ConfigError: `frozen` was wanted of a network without fusion layers.
+    """
+    return replace(config.model, freeze_below_fusion=True) if way == "frozen" else config.model
+
+
+def _measure(config: BenchmarkStepConfig, way: StepWay, flops: float) -> StepSpeed:
+    """One way's numbers; `flops` are those of a sample."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    compiles = way == "compiled" or (way == "frozen" and on_gpu and no_compiler(device) is None)
+    layout = compiles or way == "channels_last" or (way == "frozen" and on_gpu)
+    training = resolved(replace(config.training, channels_last=layout, compile=compiles), device)
     torch.manual_seed(0)
     network = build_network(
-        config.model, num_classes=config.num_classes, flow_length=config.flow_length, pretrained=False
+        model_of(config, way), num_classes=config.num_classes, flow_length=config.flow_length, pretrained=False
     )
-    network = prepared(network, config=config.training, device=device)
-    optimiser = build_optimiser(network, config=config.training)
-    learn = TrainingStep(network, optimiser, config=config.training, seed=0, device=device)
+    network = prepared(network, config=training, device=device).train()
+    learn = TrainingStep(network, build_optimiser(network, config=training), config=training, seed=0, device=device)
+    batch = to_device(random_batch(config), device)
+
+    def timed(step: int) -> tuple[float, StepOutcome]:
+        started = time.perf_counter()
+        outcome = learn(batch, epoch=0, step=step, num_steps=10**6)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started, outcome
+
+    warm_up = _WARM_UP[device.type]
+    for step in range(warm_up):
+        timed(step)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    times, outcomes = zip(*(timed(warm_up + step) for step in range(config.steps)), strict=True)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = statistics.median(times)
+    rate = flops * config.batch / seconds
+    return StepSpeed(
+        way=way,
+        device=torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        precision=learn.precision,
+        seconds=seconds,
+        samples_per_second=config.batch / seconds,
+        teraflops_per_second=rate / 1e12,
+        matrix_rate_share=rate / matrix_rate(device, precision=learn.precision),
+        peak_gigabytes=peak / 1e9,
+        loss=float(outcomes[-1].loss),
+        kernels=_kernels(learn, batch) if config.profile else "",
+    )
+
+
+def random_batch(config: BenchmarkStepConfig) -> Batch:
+    """Noise under random labels."""
     rng = np.random.default_rng(0)
-    shape = (config.batch, config.num_snippets)
-    size = (config.size_px, config.size_px)
-    batch = Batch(
+    shape, size = (config.batch, config.num_snippets), (config.size_px, config.size_px)
+    return Batch(
         rgb=rng.integers(0, 256, (*shape, 3, *size), dtype=np.uint8),
         flow=rng.integers(0, 256, (*shape, 2 * config.flow_length, *size), dtype=np.uint8),
         labels=rng.integers(0, config.num_classes, config.batch),
@@ -69,24 +161,16 @@ def benchmark_step(config: BenchmarkStepConfig) -> StepSpeed:
         clips=np.arange(config.batch),
         total=float(config.batch),
     )
-    times = []
-    for step in range(config.steps + 1):
-        started = time.perf_counter()
-        learn(to_device(batch, device), epoch=0, step=step, num_steps=config.steps + 1)
-        if device.type == "cuda":
+
+
+def _kernels(learn: TrainingStep, batch: DeviceBatch) -> str:
+    """The largest kernels of a few steps, by torch's profiler."""
+    on_gpu = learn.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        for step in range(_PROFILED_STEPS):
+            learn(batch, epoch=0, step=step, num_steps=10**6)
+        if on_gpu:
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    seconds = statistics.median(times[1:])
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    flops = _FORWARD_AND_BACKWARD * costs["gflops_forward"] * 1e9 * config.batch
-    return StepSpeed(
-        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        seconds=seconds,
-        samples_per_second=config.batch / seconds,
-        teraflops_per_second=flops / seconds / 1e12,
-        peak_gigabytes=peak / 1e9,
-    )
+    by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    return profiler.key_averages().table(sort_by=by, row_limit=_PROFILED_ROWS, max_name_column_width=80)

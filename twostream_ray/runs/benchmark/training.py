@@ -24,20 +24,20 @@ from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.shards.shards import open_shards
 from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import ConfigError, TrainingError
-from twostream_ray.models import description
 from twostream_ray.models.build import build_network
+from twostream_ray.models.description import training_flops
 from twostream_ray.runs.benchmark.settings import BenchmarkTrainConfig
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session
 from twostream_ray.runs.train.ray_private import process_group_config
-from twostream_ray.training.distributed import distributed, prepared, unwrapped
+from twostream_ray.training.distributed import distributed, prepared, resolved, unwrapped
+from twostream_ray.training.matrix_rate import matrix_rate
 from twostream_ray.training.recipe import build_optimiser
+from twostream_ray.training.settings import Precision
 from twostream_ray.training.step import TrainingStep
 
 _PATIENCE_S = 1800.0
 _WARM_UP = 2
-_FORWARD_AND_BACKWARD = 3
-"""Backward takes about twice forward: once for the maps, once for the weights."""
 
 Source = Literal["memory", "shards"]
 Progress = Callable[[int, int], None]
@@ -120,7 +120,7 @@ def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None =
         speeds=speeds,
         device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU, 1 thread a worker",
         teraflops_per_second=_flops_per_sample(config) * speeds[0].samples_per_second / workers / 1e12,
-        limit_teraflops_per_second=_matrix_products(config, device) / 1e12,
+        limit_teraflops_per_second=_matrix_rate(config, device) / 1e12,
         left_out=None if fault is None else f"decode_at device was left out: {fault}",
     )
 
@@ -329,30 +329,28 @@ def _batches(
 
 
 def _flops_per_sample(config: BenchmarkTrainConfig) -> float:
-    costs = description.describe(
-        config.model,
-        num_classes=len(open_shards(config.data.shards).classes),
-        flow_length=config.data.sampling.flow_length,
-        num_snippets=config.data.sampling.num_snippets,
+    sampling = config.data.sampling
+    with torch.device("meta"):
+        network = build_network(
+            config.model,
+            num_classes=len(open_shards(config.data.shards).classes),
+            flow_length=sampling.flow_length,
+            pretrained=False,
+        )
+    return training_flops(
+        network,
+        flow_length=sampling.flow_length,
+        num_snippets=sampling.num_snippets,
         size_px=config.data.transforms.crop_px,
     )
-    return float(_FORWARD_AND_BACKWARD * costs["gflops_forward"] * 1e9)
 
 
-def _matrix_products(config: BenchmarkTrainConfig, device: torch.device) -> float:
-    """Floating-point operations a second of large matrix products: what a step could reach at best."""
-    size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if config.training.precision == "bfloat16" else torch.float32
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+def _matrix_rate(config: BenchmarkTrainConfig, device: torch.device) -> float:
+    """The matrix rate with the threads of a worker."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
-    rates = []
-    for _ in range(8):
-        started = time.perf_counter()
-        left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        rates.append(2 * size**3 / (time.perf_counter() - started))
+    chosen: Precision = "bfloat16" if resolved(config.training, device).precision == "bfloat16" else "float32"
+    rate = matrix_rate(device, precision=chosen)
     torch.set_num_threads(threads)
-    return max(rates)
+    return rate
