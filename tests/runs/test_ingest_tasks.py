@@ -1,6 +1,8 @@
 import heapq
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -88,8 +90,6 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.own_cluster
 def test_shards_are_the_same_bytes_on_1_core_on_2_and_written_one_after_the_other(videos: Path, tmp_path: Path) -> None:
-    import ray
-
     def config(name: str) -> IngestConfig:
         catalog = CatalogConfig(root=str(videos))
         return IngestConfig(catalog=catalog, out=str(tmp_path / name), flow=SMALL, rows_per_shard=32)
@@ -101,11 +101,18 @@ def test_shards_are_the_same_bytes_on_1_core_on_2_and_written_one_after_the_othe
     ]
     write_manifest(str(tmp_path / "serial"), parts=parts, classes=catalog.classes, contract=SMALL)
     for cores in (1, 2):
-        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False)
-        try:
-            assert ingest(config(str(cores))).clips == 76
-        finally:
-            ray.shutdown()
+        # A process each: this one may be connected to the cluster that tests share.
+        script = (
+            "import ray; from twostream_ray.data.flow import FlowContract; "
+            "from twostream_ray.data.sources.catalog import CatalogConfig; "
+            "from twostream_ray.runs.ingest import IngestConfig, ingest; "
+            f"ray.init(num_cpus={cores}, include_dashboard=False, log_to_driver=False); "
+            f"config = IngestConfig(catalog=CatalogConfig(root={str(videos)!r}), out={str(tmp_path / str(cores))!r}, "
+            "flow=FlowContract(short_side_px=48), rows_per_shard=32); "
+            "print(ingest(config).clips)"
+        )
+        made = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+        assert made.stdout.split()[-1] == b"76"
     assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "serial")
 
 
