@@ -11,6 +11,7 @@ os.environ.update(
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
         if fixtures & _SERVERS:
             item.add_marker("server")
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C interrupt, also where a shell has started the tests in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
