@@ -95,7 +95,7 @@ def with_absolute_uris(config: _Experiment) -> _Experiment:
 
 
 def keeping_device_settings(config: _Experiment, before: Mapping[str, Any]) -> _Experiment:
-    """The same settings with what a run wrote down `before` in place of `auto`: it goes on as it began."""
+    """The same settings with what a run wrote down `before` in place of `auto`: it resumes as it began."""
     training = before.get("training")
     written = training if isinstance(training, Mapping) else {}
     kept = {

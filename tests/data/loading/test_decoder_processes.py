@@ -195,9 +195,12 @@ def test_memory_stays_flat_over_many_passes(shard_set: ShardSet) -> None:
     passes = [Pass(split="train", epoch=number, training=bool(number % 3)) for number in range(60)]
     config = replace(config_of(shard_set), decode_processes=2)
     loader = SnippetLoader(shard_set, config=config, passes=passes, global_batch=8, seed=3, through_ray=False)
-    sizes = []
+    sizes, shared = [], []
     for _, batches in loader:
         for _ in batches:
             pass
+        assert loader._decoders.memory is not None
+        shared.append(os.fstat(loader._decoders.memory.fd).st_blocks * 512)
         sizes.append(sum(one.memory_info().rss for one in [psutil.Process(), *decoders()]))
+    assert max(shared[20:]) <= max(shared[:20]), "a batch a pass that is not given back would be 14 MB"
     assert sizes[-1] - sizes[20] < 20e6, "bytes over 40 passes"

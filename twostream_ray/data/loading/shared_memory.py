@@ -37,7 +37,7 @@ class Region:
 
 
 class SharedMemory:
-    """Memory that grows by pieces; any thread may ask for them."""
+    """Memory that grows by pieces; any thread may ask for them. A child gets its descriptor, `fd`."""
 
     def __init__(self) -> None:
         if hasattr(os, "memfd_create"):
@@ -45,7 +45,6 @@ class SharedMemory:
         else:
             with tempfile.TemporaryFile() as file:
                 self.fd = os.dup(file.fileno())
-        """Descriptor to hand to a child."""
         weakref.finalize(self, os.close, self.fd)
         self._lock = threading.Lock()
         self._end = 0

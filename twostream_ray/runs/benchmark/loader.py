@@ -139,7 +139,13 @@ def _loader_runs(
     workers = config.workers
     return {
         f"loader, {workers} worker{'s' * (workers > 1)}, decode_at {way}": partial(
-            _ours, shard_set, _way_of(way, data, cores=cores // workers), workers=workers, plan=plan
+            _ours,
+            shard_set,
+            # Tasks that decode are as many as there are cores; all else is as it is by default in training.
+            replace(data, decode_at=way, read_tasks=data.read_tasks or (cores // workers if way == "stream" else None)),
+            workers=workers,
+            cores=cores,
+            plan=plan,
         )
         for way in ways
     }
@@ -158,16 +164,6 @@ def _cores_of(config: BenchmarkLoaderConfig) -> int:
 def _median(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
-
-
-def _way_of(way: DecodeAt, data: DataConfig, *, cores: int) -> DataConfig:
-    """The settings of a worker with so many cores, as they are by default in training."""
-    return replace(
-        data,
-        decode_at=way,
-        decode_processes=cores if data.decode_processes is None else data.decode_processes,
-        read_tasks=data.read_tasks or (cores if way == "stream" else max(2, cores // 4)),
-    )
 
 
 def _encoded_bytes(shard_set: ShardSet) -> float:
@@ -234,10 +230,11 @@ def _loader(shard_set: ShardSet, data: DataConfig, *, passes: int, rank: int = 0
     )
 
 
-def _ours(shard_set: ShardSet, data: DataConfig, *, workers: int, plan: _Plan) -> _Timing:
+def _ours(shard_set: ShardSet, data: DataConfig, *, workers: int, cores: int, plan: _Plan) -> _Timing:
     import ray
 
-    task = ray.remote(_consume).options(num_cpus=0)
+    # Half of the cores, as training reserves them: a worker's decoders and reading tasks follow from it.
+    task = ray.remote(_consume).options(num_cpus=cores / 2 / workers)
     ends = ray.get([task.remote(shard_set, data, rank, workers, plan) for rank in range(workers)])
     samples = len(shard_set.index) * plan.measured
     last, before = -1, -1 - plan.measured

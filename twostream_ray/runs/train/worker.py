@@ -188,7 +188,7 @@ class _Worker:
             self._earlier = PassResult(**result | {"step_losses": tuple(result["step_losses"])})
         now = self._config.training.precision
         if (before := state.get("precision", now)) != now:
-            self._notes.append(f"the run was trained in {before} and goes on in {now}: its device is another")
+            self._notes.append(f"the run was trained in {before} and resumes in {now}: its device is another")
 
     def _post_device_settings(self, device: torch.device) -> None:
         training = self._config.training
