@@ -7,10 +7,10 @@ LOOSER := --disable-error-code arg-type --disable-error-code union-attr --disabl
 # A lane of tests in which no process may start Ray.
 WITHOUT_RAY := PYTHONPATH="$(CURDIR)/tests/without_ray$${PYTHONPATH:+:$$PYTHONPATH}"
 FAST := 'not ray and not server and not slow and not soak'
-# One of the two lanes of test-fast; the other has whatever else there is.
+# What one of two lanes has; the other has whatever else there is.
 PARTS := $(addprefix tests/, data evaluation models settings storage training visualize)
 
-.PHONY: demo demo-search test test-clusters test-ray test-others test-fast test-fast-parts test-fast-runs soak check test-types format clean
+.PHONY: demo demo-search test test-clusters test-ray test-others-runs test-others-parts test-fast test-fast-parts test-fast-runs soak check test-types format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -28,8 +28,8 @@ demo-search: .venv/.installed  ## a search over fusions for videos that take bot
 		--more '[{name: order, root: demo/search/order}]' --flow.short_side_px 48 --out demo/search/shards
 	$(BIN)/twostream tune --config jobs/recipes/demo_search.yaml
 
-test: .venv/.installed  ## all tests but the soak, in three lanes
-	$(MAKE) --no-print-directory --keep-going --jobs 3 test-clusters test-ray test-others
+test: .venv/.installed  ## all tests but the soak, three lanes at a time
+	$(MAKE) --no-print-directory --keep-going --jobs 3 test-clusters test-ray test-others-runs test-others-parts
 
 test-clusters:  # they mostly wait for clusters of their own
 	$(BIN)/python -m pytest -m 'own_cluster and not soak'
@@ -37,8 +37,11 @@ test-clusters:  # they mostly wait for clusters of their own
 test-ray:  # they share one cluster
 	$(BIN)/python -m pytest -m 'ray and not own_cluster and not soak'
 
-test-others:  # niced: the clusters' tests watch the time
-	$(WITHOUT_RAY) nice $(BIN)/python -m pytest -m 'not ray and not soak'
+test-others-runs:  # niced: the clusters' tests watch the time
+	$(WITHOUT_RAY) nice $(BIN)/python -m pytest -m 'not ray and not soak' $(PARTS:%=--ignore %)
+
+test-others-parts:  # begins where one of the other lanes has ended
+	$(WITHOUT_RAY) nice $(BIN)/python -m pytest -m 'not ray and not soak' $(PARTS)
 
 test-fast: .venv/.installed  ## what needs no Ray, no server and no patience, in two lanes
 	$(MAKE) --no-print-directory --keep-going --jobs 2 test-fast-parts test-fast-runs

@@ -97,8 +97,11 @@ def random_batch(device: torch.device, *, size: int) -> DeviceBatch:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile wants a C++ compiler")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    # In 16 bits on a CPU: tests/models/test_temporal.py, of the one layer that differed.
+    [("cpu", "float32"), *((("cuda", "float32"), ("cuda", "bfloat16")) if torch.cuda.is_available() else ())],
+)
 def test_compiled_a_network_has_the_logits_gradients_and_losses_of_the_eager_one(device: str, precision: str) -> None:
     """Over 20 steps, without dropout, which draws other numbers when it is compiled."""
     on = torch.device(device)
