@@ -1,7 +1,9 @@
-"""Pretrained weights into towers: torchvision's, or safetensors with this package's or torchvision's names."""
+"""Pretrained weights into towers: state dicts (safetensors, or PyTorch's .pth) under torchvision's names or our own."""
 
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -12,6 +14,13 @@ from twostream_ray.errors import WeightsError
 from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, Backbone
 from twostream_ray.models.towers import ReadBytes, Tower
 
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Names under which training scripts keep a state dict beside epochs and optimisers."""
+
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+_SHOWN = 3
+
 
 def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: ReadBytes | None) -> None:
     """Copy pretrained weights into a tower.
@@ -21,32 +30,54 @@ def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: 
     other classes stays random. Names are this package's (with or without the stream's) or torchvision's.
 
     Raises:
-        WeightsError: no weights can be read, one is missing, or one has another shape.
+        WeightsError: no weights can be read, one is missing, has another shape or holds what is no finite number.
     """
     source = _renamed(_read_state(weights, backbone=backbone, read_bytes=read_bytes), tower)
+    fitting: dict[str, Tensor] = {}
+    faults: list[str] = []
     for name, target in tower.state_dict().items():
-        layer = name.split(".")[0]
-        if layer == CLASSIFIER and (name not in source or source[name].shape != target.shape):
-            continue
+        layer, values = name.split(".")[0], source.get(name)
         if name.endswith("num_batches_tracked"):
             continue
-        if name not in source:
-            raise WeightsError(
-                f"{weights} has no {name}, which {backbone} wants; it has {', '.join(sorted(source)[:6])}, ...: "
-                "name the weights of the same backbone, in torchvision's names or in this package's"
-            )
-        values = source[name]
-        if layer == tower.names[0]:
-            if values.dim() == 4 and values.shape[1] == RGB_CHANNELS != target.shape[1]:
-                values = values.mean(dim=1, keepdim=True).expand(-1, target.shape[1], -1, -1)
-        elif values.dim() > 1 and target.shape[1] == 2 * values.shape[1]:
-            values = torch.cat([values, values], dim=1) / 2
-        if values.shape != target.shape:
-            raise WeightsError(
-                f"{weights} has {name} of shape {tuple(values.shape)}, {backbone} wants {tuple(target.shape)}: "
-                "name weights of the same backbone and width"
-            )
-        target.copy_(values)
+        if layer == CLASSIFIER and (values is None or values.shape != target.shape):
+            continue
+        if values is not None:
+            values = _adapted(values, target, first=layer == tower.names[0])
+        if values is None or values.shape != target.shape:
+            got = "nothing" if values is None else str(tuple(values.shape))
+            faults.append(f"{name} of shape {tuple(target.shape)}, got {got}")
+        elif not torch.isfinite(values).all():
+            raise WeightsError(f"{weights}: {name} holds what is no finite number: get the file again")
+        else:
+            fitting[name] = values
+    if faults:
+        raise WeightsError(_misfit(faults, source, weights=weights, backbone=backbone))
+    for name, target in tower.state_dict().items():
+        if name in fitting:
+            target.copy_(fitting[name])
+
+
+def _adapted(values: Tensor, target: Tensor, *, first: bool) -> Tensor:
+    """Filters for the maps that come in here: flow instead of colours, or a second tower's stacked onto a layer's."""
+    if values.dim() < 2 or target.dim() < 2:
+        return values
+    if first:
+        if values.dim() == 4 and values.shape[1] == RGB_CHANNELS != target.shape[1]:
+            return values.mean(dim=1, keepdim=True).expand(-1, target.shape[1], -1, -1)
+    elif target.shape[1] == 2 * values.shape[1]:
+        return torch.cat([values, values], dim=1) / 2
+    return values
+
+
+def _misfit(faults: Sequence[str], source: Mapping[str, Tensor], *, weights: str, backbone: Backbone) -> str:
+    """What a tower wants that a file does not have, names and shapes of both, in one line."""
+    more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    held = ", ".join(f"{name[:80]} {tuple(values.shape)}" for name, values in sorted(source.items())[:_SHOWN])
+    return (
+        f"weights={weights} do not fit {backbone}, which wants {'; '.join(faults[:_SHOWN])}{more}; the file has "
+        f"{len(source)} tensors ({held}, ...): name weights of the same backbone and width, in torchvision's names or "
+        "in this package's"
+    )
 
 
 def _read_state(weights: str, *, backbone: Backbone, read_bytes: ReadBytes | None) -> dict[str, Tensor]:
@@ -59,14 +90,67 @@ def _read_state(weights: str, *, backbone: Backbone, read_bytes: ReadBytes | Non
         except (OSError, RuntimeError) as error:
             raise WeightsError(
                 f"weights=imagenet wants {known.url}, which could not be downloaded ({error}): put the file into "
-                f"{torch.hub.get_dir()}/checkpoints, or save it as safetensors and give its path or URI as weights"
+                f"{torch.hub.get_dir()}/checkpoints, or anywhere and give its path or URI as weights"
             ) from error
     if read_bytes is None:
         raise WeightsError(f"weights={weights} wants a reader of files, got none: hand read_bytes to build_network")
+    content = read_bytes(weights)
+    # A safetensors file begins with the length of its header, eight bytes, and the header is JSON.
+    state = _unpickled(content, weights=weights) if _is_torch(content) else _from_safetensors(content, weights=weights)
+    return _plain_names(state)
+
+
+def _is_torch(content: bytes) -> bool:
+    """Whether torch.save wrote a file: a zip archive, or, before PyTorch 1.6, a pickle of protocol 2."""
+    return content[8:9] != b"{" and content.startswith((b"PK\x03\x04", b"\x80\x02"))
+
+
+def _from_safetensors(content: bytes, *, weights: str) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(read_bytes(weights))
+        return safetensors.torch.load(content)
     except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"weights={weights} cannot be read as safetensors: {error}") from error
+        raise WeightsError(
+            f"weights={weights} can be read neither as safetensors ({error}) nor as a state dict of torch.save: "
+            "name a .safetensors or .pth file"
+        ) from error
+
+
+def _unpickled(content: bytes, *, weights: str) -> dict[str, Tensor]:
+    """The tensors of a state dict that torch.save wrote; nothing in the file is run."""
+    try:
+        found: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes of the reader
+        raise WeightsError(
+            f"weights={weights} cannot be read as tensors alone ({' '.join(str(error).split())[:200]}): such a file "
+            "may run code when it is loaded; where you trust it, load it and save model.state_dict() by torch.save"
+        ) from error
+    for name in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    state = dict(_tensors(found))
+    if not state:
+        keys = ", ".join(str(name)[:40] for name in list(found)[:6]) if isinstance(found, Mapping) else type(found)
+        raise WeightsError(
+            f"weights={weights} wants a state dict, names and tensors, alone or under {', '.join(WRAPPERS)}; the file "
+            f"holds {keys or 'nothing'}: save model.state_dict()"
+        )
+    return state
+
+
+def _tensors(found: Any) -> Iterator[tuple[str, Tensor]]:
+    """Names and dense tensors of real numbers among a mapping's values."""
+    for name, values in found.items() if isinstance(found, Mapping) else ():
+        is_dense = isinstance(values, Tensor) and values.layout == torch.strided and values.is_floating_point()
+        if is_dense and isinstance(name, str):
+            yield name, values.detach()
+
+
+def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state without what wrappers of a network put before all of its names."""
+    prefix = next((one for one in _PREFIXES if state and all(name.startswith(one) for name in state)), None)
+    if prefix is None:
+        return dict(state)
+    return _plain_names({name.removeprefix(prefix): values for name, values in state.items()})
 
 
 def _renamed(state: Mapping[str, Tensor], tower: Tower) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ class TowerConfig:
     backbone: Backbone = "vgg16"
     """vgg16, vgg_m_2048 and resnet50 are the papers'; vgg_small is for small frames and few cores."""
     weights: str | None = None
-    """Where the tower starts: None at random, "imagenet" at torchvision's weights, else a safetensors path or URI."""
+    """Where the tower starts: None at random, "imagenet" at torchvision's weights, else the path or URI of a state dict
+    (.safetensors, or .pth read without running code)."""
     dropout: float = 0.85
     """Share of features dropped before each later fully connected layer, 0 <= dropout < 1."""
     width: int | None = None
@@ -39,7 +40,8 @@ class TowerConfig:
         require_within(self, dropout="[0, 1)", width="[1, 4_096]")
         if self.weights == "imagenet" and self.backbone not in ("vgg16", "resnet50"):
             raise ConfigError(
-                f"weights=imagenet exists for vgg16 and resnet50, not for {self.backbone}: give a safetensors file"
+                f"weights=imagenet exists for vgg16 and resnet50, not for {self.backbone}: give the path or URI of a "
+                ".safetensors or .pth file"
             )
         if self.weights == "imagenet" and self.width is not None:
             raise ConfigError(f"weights=imagenet needs the full width, got width={self.width}: leave width out")
