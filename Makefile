@@ -19,14 +19,14 @@ PARTS := $(addprefix tests/, data evaluation models settings storage training vi
 	touch $@
 
 demo: .venv/.installed  ## the whole journey on synthetic videos, about 6 minutes on 2 cores once installed
-	$(BIN)/twostream demo --config jobs/recipes/demo.yaml
+	$(BIN)/twostream demo
 
 demo-search: .venv/.installed  ## a search over fusions for videos that take both streams and time, on 2 cores
 	$(BIN)/twostream synthesize demo/search/binding --clips.group binding $(SEARCH_CLIPS) --clips.train_clips 400 --clips.val_clips 100
 	$(BIN)/twostream synthesize demo/search/order --clips.group order $(SEARCH_CLIPS) --clips.train_clips 200 --clips.val_clips 60
 	$(BIN)/twostream ingest --catalog.name binding --catalog.root demo/search/binding \
 		--more '[{name: order, root: demo/search/order}]' --flow.short_side_px 48 --out demo/search/shards
-	$(BIN)/twostream tune --config jobs/recipes/demo_search.yaml
+	$(BIN)/twostream tune --config demo_search
 
 test: .venv/.installed  ## all tests but the soak, three lanes at a time
 	$(MAKE) --no-print-directory --keep-going --jobs 3 test-clusters test-ray test-others-runs test-others-parts

@@ -1,6 +1,6 @@
 """Shards -> a trained, evaluated and registered network.
 
-ray job submit --working-dir . -- python jobs/train.py --config jobs/recipes/demo.yaml
+ray job submit --working-dir . -- python jobs/train.py --config demo
 """
 
 import sys

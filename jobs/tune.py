@@ -1,6 +1,6 @@
 """A search over settings: every trial a training run, the best network registered.
 
-ray job submit --working-dir . -- python jobs/tune.py --config jobs/recipes/search_fusion.yaml
+ray job submit --working-dir . -- python jobs/tune.py --config search_fusion
 """
 
 import sys

@@ -229,8 +229,8 @@ def test_the_rayjob_trains_on_as_many_workers_as_it_has_gpus(rayjob: dict[str, A
 def test_the_rayjob_gives_settings_that_training_has(rayjob: dict[str, Any]) -> None:
     words = rayjob["spec"]["entrypoint"].split()
     assert (ROOT / words[1]).is_file()
-    assert words[2:4] == ["--config", "jobs/recipes/fusion_2016.yaml"]
-    config = from_arguments(ExperimentConfig, words[4:])
+    assert words[2:4] == ["--config", "fusion_2016"]
+    config = from_arguments(ExperimentConfig, words[2:])
     assert config.data.shards.startswith("s3://example-bucket/")
     assert config.storage.startswith("s3://example-bucket/")
 

@@ -80,7 +80,7 @@ def test_a_submitted_job_trains_on_a_cluster_with_token_authentication(
 ) -> None:
     done = submit(
         "jobs/train.py",
-        *("--config", "jobs/recipes/demo.yaml", "--name", "submitted", "--data.shards", shard_set.uri),
+        *("--config", "demo", "--name", "submitted", "--data.shards", shard_set.uri),
         *("--data.transforms.crop_px", "48", "--training.epochs", "1", "--model.spatial.width", "4"),
         *("--model.temporal.width", "4", "--training.global_batch", "16", "--storage", str(tmp_path / "runs")),
         *("--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"),

@@ -1,3 +1,7 @@
+import shutil
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from twostream_ray import recipes
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.loading.decode_cpu import decode_sample
@@ -21,16 +26,12 @@ from twostream_ray.training.loop import score_pass, train_pass
 from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.step import TrainingStep
 
-RECIPES = {
-    path.stem: path
-    for path in (Path(__file__).resolve().parents[1] / "jobs/recipes").glob("*.yaml")
-    if "search" not in path.stem
-}
+RECIPES = [name for name in recipes.names() if "search" not in name]
 PAPERS = ("two_stream_2014", "fusion_2016", "st_resnet_2016", "stfn_2018")
 
 
 def loaded(recipe: str) -> ExperimentConfig:
-    return from_arguments(ExperimentConfig, ["--config", str(RECIPES[recipe]), "--data.shards", "mine"])
+    return from_arguments(ExperimentConfig, ["--config", recipe, "--data.shards", "mine"])
 
 
 def on_paper(config: ExperimentConfig) -> Network:
@@ -41,8 +42,36 @@ def on_paper(config: ExperimentConfig) -> Network:
         )
 
 
+def test_every_recipe_says_in_its_first_line_what_it_is_for() -> None:
+    for name in recipes.names():
+        summary = recipes.summary(name)
+        assert 20 < len(summary) <= 100 and summary.endswith("."), name
+    with pytest.raises(KeyError):
+        recipes.summary("../secrets")
+
+
+def test_recipes_for_own_videos_download_nothing_on_a_cpu_and_fit_a_gpu() -> None:
+    cpu, gpu = loaded("own_videos_cpu"), loaded("own_videos_gpu")
+    assert {cpu.model.spatial.weights, cpu.model.temporal.weights} == {None}
+    assert count_parameters(on_paper(cpu)) < 500_000
+    assert count_parameters(on_paper(gpu)) == count_parameters(on_paper(loaded("fusion_2016")))
+
+
+def test_the_wheel_holds_every_recipe(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    shutil.copytree(root / "twostream_ray", tmp_path / "twostream_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tmp_path)
+    build = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", build, "."], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        found = {Path(name).stem for name in wheel.namelist() if name.startswith("twostream_ray/recipes/")}
+    assert found == {"__init__", *recipes.names()}
+
+
 def test_every_paper_has_its_recipe() -> None:
-    assert RECIPES.keys() >= set(PAPERS)
+    assert set(RECIPES) >= set(PAPERS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

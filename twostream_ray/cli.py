@@ -19,7 +19,7 @@ from twostream_ray.storage.local_files import reason
 from twostream_ray.verbs import complain
 
 USAGE = """\
-usage: twostream VERB [--config RECIPE.yaml] [--SETTING VALUE ...]
+usage: twostream VERB [--config RECIPE] [--SETTING VALUE ...]
 
 Fused appearance and motion networks for action recognition in video: from raw videos to a registered model.
 
@@ -36,6 +36,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   rollback            put the champion back to the version before, or to another
   tune-scores         the best late fusion of two streams' scores, without a network
   describe            parts, sizes and costs of a network; --json for programs
+  recipes             the recipes that come with the package; with a NAME, that recipe
   demo                the whole journey on synthetic videos
   findings            the papers' findings on synthetic videos, over several seeds
   benchmark WHAT      speed on this machine: of the loader, of ingest, of a training step, or of a training run
@@ -104,7 +105,7 @@ def _write_no_more() -> None:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    from twostream_ray.verbs import benchmarks, data, models, searches
+    from twostream_ray.verbs import benchmarks, data, models, recipes, searches
 
     try:
         match verb:
@@ -140,6 +141,8 @@ def _run(verb: str, rest: list[str]) -> int:
                 return searches.tune_scores(rest)
             case "describe":
                 return models.describe(rest)
+            case "recipes":
+                return recipes.list_recipes(rest)
             case "demo":
                 return searches.demo(rest)
             case "findings":

@@ -128,6 +128,20 @@ def test_a_few_lines_of_aliases_do_not_become_millions_of_values(tmp_path: Path)
     assert time.monotonic() - started < 5
 
 
+def test_a_bare_name_is_a_recipe_of_the_package_and_anything_else_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("fusion_2016").values["name"] == "fusion_2016"
+    (tmp_path / "fusion_2016").write_text("name: mine\n")
+    assert read_recipe("./fusion_2016").values == {"name": "mine"}
+    for missing in ("fusion_206", "jobs/recipes/fusion_2016.yaml", "fusion_2016.yaml"):
+        with pytest.raises(ConfigError, match=r"is not there.*did you mean `--config fusion_2016`"):
+            read_recipe(missing)
+    with pytest.raises(ConfigError, match=r"zzz: it is not there.*; `twostream recipes` lists those"):
+        read_recipe("zzz")
+
+
 def test_only_regular_files_of_a_recipes_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.yaml")
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")

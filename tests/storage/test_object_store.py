@@ -142,7 +142,7 @@ def test_a_training_whose_checkpoints_cannot_be_written_ends_in_one_line_before_
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     proxy.fail_fraction = 0.0
-    common = ["train", "--config", "jobs/recipes/demo.yaml", "--name", "x", "--data.shards", shard_set.uri]
+    common = ["train", "--config", "demo", "--name", "x", "--data.shards", shard_set.uri]
     common += ["--data.transforms.crop_px", "48", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db", "--storage"]
     assert main([*common, "s3://no-such-bucket/runs"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

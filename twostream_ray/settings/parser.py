@@ -68,7 +68,8 @@ def parser_for(
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML recipe; options given after it override it, and of one given twice the last counts.",
+        help="YAML recipe: a file, or the name of one that `twostream recipes` lists; options given after it override "
+        "it, and of one given twice the last counts.",
     )
     parser.add_class_arguments(kind, skip={positional} if positional else set())
     for action in parser._actions:

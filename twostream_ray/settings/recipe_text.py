@@ -6,6 +6,7 @@ small; what YAML offers beyond that, and what two readers may understand differe
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -15,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from twostream_ray import storage
-from twostream_ray.errors import ConfigError, StorageError
+from twostream_ray import recipes, storage
+from twostream_ray.errors import ConfigError, MissingError, StorageError
 from twostream_ray.redaction import one_line
 
 LIMIT_BYTES = 4 << 20
@@ -52,13 +53,17 @@ class Recipe:
 
 
 def read_recipe(uri: str) -> Recipe:
-    """The settings in a YAML or JSON file.
+    """The settings in a YAML or JSON file, or in a recipe of the package, which a bare name means ("fusion_2016").
 
     Raises:
         ConfigError: it cannot be read, or is none.
     """
+    if uri in recipes.names():
+        return parse_recipe(recipes.text(uri), where=f"recipe {uri}")
     try:
         content = storage.read_bytes(uri, limit_bytes=LIMIT_BYTES)
+    except MissingError as error:
+        raise ConfigError(f"a recipe was wanted: {error}; {_by_name(uri)}") from error
     except StorageError as error:
         raise ConfigError(f"a recipe was wanted: {error}") from error
     for beginning, encoding in _OTHER_ENCODINGS.items():
@@ -77,6 +82,14 @@ def read_recipe(uri: str) -> Recipe:
         got = "nothing" if recipe.values is None else f"a {type(recipe.values).__name__}"
         raise ConfigError(f"{uri}: a recipe holds settings as `name: value`, got {got}")
     return recipe
+
+
+def _by_name(uri: str) -> str:
+    """Which recipes of the package may have been meant."""
+    name = uri.rpartition("/")[2].partition(".")[0]
+    near = difflib.get_close_matches(name, recipes.names(), n=1)
+    meant = f"did you mean `--config {near[0]}`, which comes with the package? " if near else ""
+    return f"{meant}`twostream recipes` lists those that come with the package"
 
 
 def parse_recipe(text: str, *, where: str) -> Recipe:

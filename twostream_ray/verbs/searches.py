@@ -85,6 +85,8 @@ def demo(arguments: list[str]) -> int:
     from twostream_ray.runs.score.settings import PredictConfig
     from twostream_ray.settings.parser import from_arguments
 
+    named = any(argument.partition("=")[0] == "--config" for argument in arguments)
+    arguments = arguments if named else ["--config", "demo", *arguments]
     config = from_arguments(ExperimentConfig, arguments, prog="twostream demo")
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()

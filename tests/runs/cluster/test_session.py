@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.own_cluster]
 
 def training(shard_set: ShardSet, folder: Path, *, verb: str = "train") -> subprocess.Popen[str]:
     """A training of 500 epochs, or a search of such."""
-    recipe = "demo.yaml" if verb == "train" else "demo_search.yaml"
-    arguments = ["--config", f"jobs/recipes/{recipe}", "--name", "ended", "--data.shards", shard_set.uri]
+    recipe = "demo" if verb == "train" else "demo_search"
+    arguments = ["--config", recipe, "--name", "ended", "--data.shards", shard_set.uri]
     arguments += ["--data.transforms.crop_px", "48", "--training.epochs", "500", "--training.global_batch", "16"]
     arguments += ["--storage", str(folder / "runs"), "--tracking.uri", f"sqlite:///{folder}/mlflow.db"]
     return subprocess.Popen(

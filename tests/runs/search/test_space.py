@@ -1,7 +1,6 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -293,8 +292,7 @@ def test_a_search_wants_a_validation_split_of_its_own() -> None:
 
 @pytest.mark.parametrize("recipe", ["search_fusion", "demo_search"])
 def test_a_point_of_the_recipes_space_is_a_training(recipe: str) -> None:
-    path = Path(__file__).resolve().parents[3] / f"jobs/recipes/{recipe}.yaml"
-    config = from_arguments(TuneConfig, ["--config", str(path)])
+    config = from_arguments(TuneConfig, ["--config", recipe])
     some = Space(config.search.space, base=config)
     trial = Proposer(some, config=config.search, seed=0, check=lambda settings: 1).propose(0)
     assert trial is not None

@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_names_clips_and_the_
 
 
 def twostream_train(shard_set: ShardSet, folder: Path, *, name: str, epochs: int) -> subprocess.Popen[str]:
-    arguments = ["--config", "jobs/recipes/demo.yaml", "--name", name, "--data.shards", shard_set.uri]
+    arguments = ["--config", "demo", "--name", name, "--data.shards", shard_set.uri]
     arguments += ["--data.transforms.crop_px", "48", "--training.epochs", str(epochs), "--training.global_batch", "16"]
     arguments += ["--storage", str(folder / "runs"), "--tracking.uri", f"sqlite:///{folder}/mlflow.db"]
     return subprocess.Popen(
