@@ -20,6 +20,7 @@ from twostream_ray.data.sources.folders import (
 )
 from twostream_ray.data.sources.lists import (
     SPLIT,
+    TO_SPLIT,
     ListFiles,
     Membership,
     ReadBytes,
@@ -29,11 +30,15 @@ from twostream_ray.data.sources.lists import (
     read_table,
     read_ucf101_lists,
 )
+from twostream_ray.data.sources.splits import SPLITS_OF_SHARES, group_of_name, split_by_shares
 from twostream_ray.errors import CatalogError, ConfigError
+from twostream_ray.settings.bounds import require_within
 from twostream_ray.settings.names import require_name
 
 _LONGEST_NAME = 1000
 """Characters: what the manifest of a shard set may hold."""
+_SUM_TOLERANCE = 5e-3
+"""Of shares that are to add up to 1: thirds are written as 0.333."""
 
 Layout = Literal["folder", "ucf101", "hmdb51", "kinetics", "table"]
 
@@ -52,9 +57,20 @@ class CatalogConfig:
     lists: str | None = None
     """ucf101: the directory with classInd.txt, trainlist0N.txt and testlist0N.txt. hmdb51: that with
     CLASS_test_splitN.txt. kinetics: a CSV file with label, youtube_id, time_start, time_end, split, or a directory of
-    such. table: a CSV or Parquet file with uri, label, split (or subset). folder: a file with lines `class/video split`
-    for ROOT/class/video; without it every clip of that form is in the split "all". Classes that no list numbers are
+    such. table: a CSV or Parquet file with uri, label, split (or subset), group (the source that clips were cut from).
+    folder: a file with lines `class/video split`
+    for ROOT/class/video; without it see `split`. Classes that no list numbers are
     ordered by name, as numbers where all are numbers."""
+
+    split: tuple[float, ...] = ()
+    """Shares of train, val and test, as [0.7, 0.15, 0.15], or of train and test, as [0.8, 0.2], in (0, 1), for
+    ROOT/class/video and for a table without a column split; by default all clips are then in one split "all". Every
+    class is cut at these shares, by groups: clips of one source (v_..._g08_c01.avi, the names of HMDB51 and Kinetics, a
+    table's column group; a clip else) stay together. Clips that are added move at most one group of their class from
+    a split to the next."""
+
+    split_seed: int = 0
+    """Fixes which clips `split` takes for which split."""
 
     frames: bool = False
     """Clips are folders of numbered images (ROOT/class/clip/img_00001.jpg) instead of videos; lists name the videos
@@ -86,6 +102,17 @@ class CatalogConfig:
             )
         if self.name:
             require_name(self.name, setting="catalog.name")
+        require_within(self, "catalog.", split="(0, 1)", split_seed="[0, 9_223_372_036_854_775_807]")
+        if self.split and (len(self.split) not in SPLITS_OF_SHARES or abs(sum(self.split) - 1) > _SUM_TOLERANCE):
+            raise ConfigError(
+                "catalog.split must be shares of train, val and test that add up to 1, as [0.7, 0.15, 0.15], or of "
+                f"train and test, as [0.8, 0.2], got {list(self.split)}"
+            )
+        if self.split and (self.layout not in ("folder", "table") or (self.layout == "folder" and self.lists)):
+            raise ConfigError(
+                f"catalog.split is for ROOT/class/video, and for a table without splits; with catalog.layout "
+                f"{self.layout} and catalog.lists {self.lists} these say the splits: leave catalog.split out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +136,9 @@ class Clip:
 
     size_bytes: int
     """Size of the video file, or of all images, and of its flow images: a later ingest sees that they changed."""
+
+    group: str = ""
+    """The source that it was cut from: clips of a group stay together where a split is divided. "": only itself."""
 
     flow_uris: tuple[str, ...] = ()
     """Folders of the flow images that exist already, x then y; () has flow computed."""
@@ -157,6 +187,7 @@ def read_catalogs(configs: Sequence[CatalogConfig], *, list_files: ListFiles, re
             clip_id=f"{name}/{clip.clip_id}",
             class_name=f"{name}/{clip.class_name}",
             label=start + clip.label,
+            group=f"{name}/{clip.group}",
         )
         for name, start, catalog in zip(names, starts, read, strict=True)
         for clip in catalog.clips
@@ -183,6 +214,11 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
     below = scan(config.root, frames=config.frames, list_files=list_files)
     videos, notes = below.videos, below.notes
     classes, memberships, more_notes = _labelled(config, below, list_files=list_files, read_bytes=read_bytes)
+    memberships = [m if m.group else replace(m, group=group_of_name(m.path)) for m in memberships]
+    if config.split:
+        named_in = config.lists or config.root
+        memberships, split_notes = split_by_shares(memberships, config.split, seed=config.split_seed, named_in=named_in)
+        more_notes = [note for note in more_notes if TO_SPLIT not in note] + split_notes
     notes += more_notes
     _refuse_unlearnable_classes(classes, memberships=memberships)
 
@@ -206,6 +242,7 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
             class_name=by_path[path][0].class_name,
             label=labels[by_path[path][0].class_name],
             splits=tuple(sorted((m.split for m in by_path[path]), key=lambda split: (_fold(split), split))),
+            group=by_path[path][0].group,
             size_bytes=videos[path] + (flow_images[path].size_bytes if flow_images else 0),
             flow_uris=flow_images[path].uris if flow_images else (),
             frames=config.frames,

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from twostream_ray.data.sources.lists import IMAGE_SUFFIXES, ROLES, VIDEO_SUFFIXES, ListFiles, Membership
+from twostream_ray.data.sources.lists import IMAGE_SUFFIXES, ROLES, TO_SPLIT, VIDEO_SUFFIXES, ListFiles, Membership
 from twostream_ray.errors import CatalogError
 from twostream_ray.redaction import printable
 from twostream_ray.storage.local_files import LeftOut, is_hidden
@@ -135,8 +135,8 @@ def memberships_of_folders(
     if by_split:
         return memberships, []
     return memberships, [
-        'there is neither a split folder nor a split list: every clip is in the split "all"; '
-        "to train, give catalog.lists a file with lines `class/video split`"
+        f'there is neither a split folder nor a split list: every clip is in the split "all"; {TO_SPLIT}, or '
+        "catalog.lists a file with lines `class/video split`"
     ]
 
 

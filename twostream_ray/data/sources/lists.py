@@ -25,6 +25,9 @@ A directory may be given as a path that ends in "/" (object stores keep such mar
 is neither file nor directory may be given as a `LeftOut`: then the notes name it.
 """
 
+TO_SPLIT = "to train, give --catalog.split '[0.7, 0.15, 0.15]' (train, val, test)"
+"""The way out where nothing says the splits."""
+
 ReadBytes = Callable[[str], bytes]
 """Path or URI of a list -> its content."""
 
@@ -73,6 +76,8 @@ class Membership:
     where: str
     other_path: str = ""
     """The path as it would be if no sign of it stood for another; "" where that is the same."""
+    group: str = ""
+    """The source that it was cut from, as a table's column says; "" where none does."""
 
 
 def read_split_list(uri: str, *, read_bytes: ReadBytes, frames: bool = False) -> list[Membership]:
@@ -240,10 +245,11 @@ def read_kinetics_lists(
 def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> tuple[list[Membership], list[str]]:
     """Rows uri, label, split of a CSV or Parquet file; several splits are separated by ";" or blanks, none is "all".
 
+    A column group names the source that a clip was cut from.
     The uri is relative to root, or the whole path of a video below it, or its file:// URI, percent-encoded (RFC 8089).
     A table whose labels all are whole numbers may have them as 1.0, as pandas does where a cell is empty.
     """
-    table = read_rows(uri, read_bytes=read_bytes, columns=("uri", "label"), optional=("split",))
+    table = read_rows(uri, read_bytes=read_bytes, columns=("uri", "label"), optional=("split", "group"))
     notes = _notes_on_splits(uri, table)
     labels = _labels(table)
     own_part = lru_cache(maxsize=None)(partial(_below_the_same_directory, root=root))
@@ -257,7 +263,16 @@ def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> tuple[list[Memb
             )
         for split in ["all"] if notes else row["split"].replace(";", " ").split() or [""]:
             name = split if split == "all" else _split_of(split, where=where)
-            memberships.append(Membership(path=path, class_name=label, split=name, where=where, other_path=other_path))
+            memberships.append(
+                Membership(
+                    path=path,
+                    class_name=label,
+                    split=name,
+                    where=where,
+                    other_path=other_path,
+                    group=row.get("group", ""),
+                )
+            )
     if not memberships:
         raise CatalogError(f"{uri} is empty: wanted rows with uri, label and, if there are several, split")
     return memberships, notes
@@ -269,7 +284,7 @@ def _notes_on_splits(uri: str, table: Table) -> list[str]:
         return []
     lack = "its column of splits is empty" if "split" in table.columns else f"no column {' or '.join(SPLIT_TITLES)}"
     unread = f"; columns that are not read: {', '.join(table.unread)[:200]}" if table.unread else ""
-    return [f'{uri}: {lack}, every clip is in the split "all"{unread}']
+    return [f'{uri}: {lack}, every clip is in the split "all"; {TO_SPLIT}{unread}']
 
 
 def _labels(table: Table) -> list[str]:
