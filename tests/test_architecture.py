@@ -22,6 +22,8 @@ def test_imports_point_down() -> None:
 @pytest.mark.parametrize(
     ("module", "kept_out"),
     [
+        ("twostream_ray", [*HEAVY, "numpy", "rich", "yaml", "jsonargparse"]),
+        ("twostream_ray.api", HEAVY),
         ("twostream_ray.cli", ["ray", "torch", "mlflow", "jsonargparse", "numpy", "rich"]),
         ("twostream_ray.inference", ["ray", "mlflow"]),
         ("twostream_ray.tracking", ["mlflow", "torch"]),

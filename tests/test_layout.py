@@ -52,6 +52,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
 """Modules without a test file of their name -> where they are tested."""
 
 PLANTED = {
+    "Ray in the Python interface": ("api.py", "import ray\n"),
+    "runs that use the Python interface": ("runs/demo.py", "from twostream_ray import api\n"),
     "Ray in tracking": ("tracking/record.py", "import ray\n"),
     "Ray in serving": ("inference.py", "import ray\n"),
     "Ray in the video reader": ("data/video/raw_video.py", "import ray\n"),

@@ -110,7 +110,7 @@ class SnippetLoader:
             skipped=a_pass.first_step * self._per_lane,
         )
 
-    def __iter__(self) -> Iterator[tuple[Pass, Iterator[Batch]]]:
+    def __iter__(self) -> Generator[tuple[Pass, Iterator[Batch]], None, None]:
         """Each pass with its batches; a pass must be consumed before the next is asked for."""
         config = self._config
         self._sample_cache = self._open_sample_cache()
