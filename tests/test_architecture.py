@@ -56,6 +56,7 @@ def test_a_light_module_loads_nothing_heavy(module: str, kept_out: list[str]) ->
         ("track replay", [*HEAVY, "numpy"]),
         ("tune-scores", [*HEAVY, "numpy"]),
         ("describe", [*HEAVY, "numpy"]),
+        ("weights fetch", [*HEAVY, "numpy"]),
         ("train", HEAVY),
         ("tune", HEAVY),
         ("benchmark train", ["ray", "torch", "mlflow", "pyarrow", "av"]),

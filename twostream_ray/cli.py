@@ -31,6 +31,7 @@ Fused appearance and motion networks for action recognition in video: from raw v
   evaluate            a trained model on a split of shards
   predict VIDEO ...   classes of raw videos
   pull OUT            download a registered model for use without MLflow
+  weights fetch NAME  pretrained weights, checked, to where every node reads them
   track replay        deliver to MLflow what was logged while it was away
   promote VERSION     make a registered version champion if it beats the present one
   rollback            put the champion back to the version before, or to another
@@ -131,6 +132,8 @@ def _run(verb: str, rest: list[str]) -> int:
                 return models.predict(rest)
             case "pull":
                 return models.pull(rest)
+            case "weights":
+                return models.weights(rest)
             case "track":
                 return models.track(rest)
             case "promote":

@@ -105,7 +105,9 @@ def test_weights_that_cannot_be_downloaded_name_the_file_and_the_way_out(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens on the discard port
     config = TowerConfig(backbone="resnet50", weights="imagenet")
-    with pytest.raises(WeightsError, match=r"resnet50-\w+\.pth, which could not be downloaded .* as weights"):
+    with pytest.raises(
+        WeightsError, match=r"resnet50-\w+\.pth, which could not be downloaded .* weights fetch resnet50 --to"
+    ):
         build_tower(config, in_channels=3, num_classes=5)
 
 

@@ -57,6 +57,17 @@ def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: 
             target.copy_(fitting[name])
 
 
+def published_weights(backbone: str) -> tuple[str, str]:
+    """Where torchvision publishes the weights `imagenet`: URL, and the first digits of the file's sha256."""
+    import torchvision  # only here: a registered model runs without it
+
+    url = str(torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.url)
+    match = re.search(r"-([0-9a-f]{8,})\.pth$", url)
+    if match is None:
+        raise WeightsError(f"{url} does not name its sha256, as torchvision's files do: use another torchvision")
+    return url, match[1]
+
+
 def _adapted(values: Tensor, target: Tensor, *, first: bool) -> Tensor:
     """Filters for the maps that come in here: flow instead of colours, or a second tower's stacked onto a layer's."""
     if values.dim() < 2 or target.dim() < 2:
@@ -89,8 +100,9 @@ def _read_state(weights: str, *, backbone: Backbone, read_bytes: ReadBytes | Non
             return known.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
             raise WeightsError(
-                f"weights=imagenet wants {known.url}, which could not be downloaded ({error}): put the file into "
-                f"{torch.hub.get_dir()}/checkpoints, or anywhere and give its path or URI as weights"
+                f"weights=imagenet wants {known.url}, which could not be downloaded ({error}): fetch it once by "
+                f"`twostream weights fetch {backbone} --to DIRECTORY` and give its path or URI as weights, or put "
+                f"the file into {torch.hub.get_dir()}/checkpoints"
             ) from error
     if read_bytes is None:
         raise WeightsError(f"weights={weights} wants a reader of files, got none: hand read_bytes to build_network")

@@ -105,6 +105,32 @@ def pull(arguments: list[str]) -> int:
     return 0
 
 
+def weights(arguments: list[str]) -> int:
+    """Download pretrained weights to where every node reads them."""
+    from twostream_ray.console import Bar, console
+    from twostream_ray.runs.fetch_weights import PUBLISHED, FetchConfig
+    from twostream_ray.settings.parser import from_arguments
+
+    what, *rest = arguments or [""]
+    if what != "fetch":
+        raise ConfigError(
+            f"weights wants fetch, got {what or 'nothing'}: `twostream weights fetch {PUBLISHED[0]} --to DIRECTORY`"
+        )
+    config = from_arguments(FetchConfig, rest, prog="twostream weights fetch", positional="name")
+    require_uri(config.to, setting="to")
+    from twostream_ray.runs.fetch_weights import fetch_weights
+
+    with Bar(config.name, unit="MB") as bar:
+        fetched = fetch_weights(config, progress=lambda done, total: bar.show(done >> 20, total >> 20))
+    there = "were there already" if fetched.was_there else "are there"
+    console.print(
+        f"{config.name}'s weights {there}, {fetched.num_bytes:,} bytes with the published sha256:", markup=False
+    )
+    console.print(f"  --model.spatial.weights {fetched.uri}", markup=False, soft_wrap=True)
+    console.print(f"  --model.temporal.weights {fetched.uri}", markup=False, soft_wrap=True)
+    return 0
+
+
 def promote(arguments: list[str]) -> int:
     """A registered version against the champion."""
     from twostream_ray.console import console
