@@ -109,6 +109,9 @@ def test_an_epochs_line_has_samples_and_operations_a_second_and_what_would_end_w
         "train_loss": 1.0,
         "train_loss_fused": 1.0,
         "train_top1": 0.5,
+        "val_top1": 0.75,
+        "val_clips": 16,
+        "val_clips_expected": 17,
         "samples_per_second": 880.0,
         "data_wait": 0.2,
         "device_tflops_per_second": 449.0,
@@ -118,6 +121,7 @@ def test_an_epochs_line_has_samples_and_operations_a_second_and_what_would_end_w
     for epoch in (1, 2):
         display.event(EpochEnded(epoch=epoch, num_epochs=3, metrics=metrics, remedy="workers waited"))
     first, note, second = seen(screen).splitlines()
+    assert "top-1 50.0% of samples, val top-1 75.0% (16 of 17 clips), " in first
     assert "880 samples/s (449 TFLOP/s a worker, 56% of its device's matrix rate), data wait 20%" in first
     assert note == "note: workers waited" and second.startswith("epoch 3/3")
 

@@ -150,10 +150,12 @@ class TrainingDisplay(Bar):
             else ""
         )
         validation = f", val top-1 {metrics['val_top1']:.1%}" if "val_top1" in metrics else ""
+        if "val_clips" in metrics:
+            validation += f" ({metrics['val_clips']:.0f} of {metrics['val_clips_expected']:.0f} clips)"
         self.line(
             f"epoch {event.epoch + 1}/{event.num_epochs}: loss {metrics['train_loss']:.3f} ({towers}), "
-            f"top-1 {metrics['train_top1']:.1%}{validation}, {metrics['samples_per_second']:.0f} samples/s{computed}, "
-            f"data wait {metrics['data_wait']:.0%}"
+            f"top-1 {metrics['train_top1']:.1%} of samples{validation}, "
+            f"{metrics['samples_per_second']:.0f} samples/s{computed}, data wait {metrics['data_wait']:.0%}"
             + (f", skipped {metrics['skipped_steps']} steps" if metrics.get("skipped_steps") else "")
         )
         if event.remedy is not None and not self._warned:

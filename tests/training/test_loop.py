@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from small_networks import built, late
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from twostream_ray.data.loading.device import to_device
 from twostream_ray.data.snippets import Batch
+from twostream_ray.evaluation.report import report_on
 from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
+from twostream_ray.training import loop
 from twostream_ray.training.distributed import prepared
 from twostream_ray.training.loop import score_pass, train_pass
 from twostream_ray.training.recipe import build_optimiser
@@ -101,6 +105,55 @@ def test_a_video_score_is_the_mean_of_its_views() -> None:
     _, joined = score_pass(network, iter([together]), device=DEVICE)
     np.testing.assert_allclose(joined[7], (separate[0] + separate[1]) / 2, rtol=1e-6)
     np.testing.assert_allclose(joined[8], (separate[2] + separate[3]) / 2, rtol=1e-6)
+
+
+def test_the_top1_of_a_split_is_that_of_its_clips_whatever_the_batches_and_however_many_views_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = small_network(1)
+    views = batch(30, seed=7)
+    # Clips of 1 to 4 views, all of one class.
+    clips = np.repeat(np.arange(12), [1, 2, 3, 4, 2, 3, 1, 4, 2, 3, 1, 4])
+    views = replace(views, clips=clips, labels=(clips % 2).astype(np.int64))
+    whole, scores = score_pass(network, iter([views]), device=DEVICE)
+    stacked = np.stack([scores[clip] for clip in range(12)])
+    report = report_on(stacked, np.arange(12) % 2, classes=("dark", "bright"), n_expected=12)
+    assert (whole.top1, whole.clips, whole.samples) == (report.top1, 12, 30)
+    _, of_views = score_pass(network, iter([replace(views, clips=np.arange(30))]), device=DEVICE)
+    assert np.mean([of_views[view].argmax() == label for view, label in enumerate(views.labels)]) != whole.top1
+    cut = [
+        replace(views, rgb=views.rgb[part], labels=views.labels[part], weights=views.weights[part], clips=clips[part])  # type: ignore[index]
+        for part in (slice(0, 8), slice(8, 9), slice(9, 30))
+    ]
+    monkeypatch.setattr(loop, "_VIEWS_AT_ONCE", 4)
+    parts, of_parts = score_pass(network, iter(cut), device=DEVICE)
+    assert (parts.top1, parts.clips, parts.samples) == (whole.top1, 12, 30)
+    assert parts.losses == pytest.approx(whole.losses)
+    np.testing.assert_allclose(np.stack([of_parts[clip] for clip in range(12)]), stacked, rtol=1e-5)
+
+
+def test_each_tower_has_a_top1_of_its_own_in_training_and_in_scoring() -> None:
+    network = built(late())
+    rng = np.random.default_rng(0)
+    flow = rng.integers(0, 256, (8, 1, 4, 32, 32), dtype=np.uint8)
+    both = replace(batch(8, seed=0), flow=flow)
+    scored, _ = score_pass(network, iter([both]), device=DEVICE)
+    assert scored.tower_top1.keys() == {"spatial", "temporal"}
+    network.eval()
+    rgb, moved = to_device(both, DEVICE).streams()
+    for tower, outputs in network(rgb, moved).items():
+        expected = (outputs.argmax(dim=1).numpy() == both.labels).mean()
+        assert scored.tower_top1[tower] == pytest.approx(expected)
+    step = TrainingStep(
+        network, build_optimiser(network, config=TrainingConfig()), config=TrainingConfig(), seed=0, device=DEVICE
+    )
+    result = train_pass(step, iter([both]), epoch=0, num_steps=1)
+    assert result.tower_top1.keys() == {"spatial", "temporal"} and result.clips == 0
+    halves = replace(result, samples=2, tower_top1={"spatial": 1.0, "temporal": 0.0}).after(
+        replace(result, samples=6, tower_top1={"spatial": 0.5, "temporal": 1.0})
+    )
+    assert halves.tower_top1 == pytest.approx({"spatial": 0.625, "temporal": 0.75})
+    assert result.after(replace(result, tower_top1={})).tower_top1 == {}, "a half that an earlier version stored"
 
 
 def test_scoring_leaves_the_network_as_it_is() -> None:

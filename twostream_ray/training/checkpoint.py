@@ -39,7 +39,13 @@ _RESULT = record(
         "seconds": _NUMBER,
         "data_wait": _NUMBER,
     },
-    {"step_losses": list_of(_NUMBER), "skipped_steps": COUNT, "decoded": COUNT},
+    {
+        "step_losses": list_of(_NUMBER),
+        "skipped_steps": COUNT,
+        "decoded": COUNT,
+        "tower_top1": {"type": "object", "additionalProperties": _NUMBER},
+        "clips": COUNT,
+    },
 )
 _PRECISION = {"precision": {"enum": list(get_args(Precision))}}
 _BETWEEN_EPOCHS = record({"format": {"const": FORMAT}, "history": list_of(METRICS), "step": {"const": 0}}, _PRECISION)

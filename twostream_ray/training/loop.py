@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,16 @@ from torch import Tensor, nn
 from twostream_ray.data.loading.device import on_device
 from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import NonFiniteLossError
+from twostream_ray.training.clip_scores import ClipScores
 from twostream_ray.training.distributed import unwrapped
-from twostream_ray.training.recipe import tower_losses, within_own_head
+from twostream_ray.training.recipe import NETWORK, scores_by_tower, tower_losses
 from twostream_ray.training.running_metrics import PassResult, RunningMetrics
 from twostream_ray.training.settings import Precision
 from twostream_ray.training.step import TrainingStep, logits
+
+_VIEWS_AT_ONCE = 128
+"""Samples of a forward pass without gradients: a training step's clips have several test views each, too many for the
+memory that training takes."""
 
 StepReport = Callable[[int, float], None]
 """Called after each step with (steps done, total loss of the step over the global batch)."""
@@ -133,27 +139,30 @@ def score_pass(
 ) -> tuple[PassResult, dict[int, NDArray[np.float32]]]:
     """Score a split: the result over all workers, and this worker's clip position -> video score (K,).
 
-    A video's score is the mean of its views' scores, over the classes of all data sets. In the result a view counts as
-    a sample.
+    A video's score is the mean of its views' scores, over the classes of all data sets. Top-1 in the result is that of
+    videos; the losses are means over views.
     """
     network = unwrapped(model)
     network.eval()
     metrics = RunningMetrics(device)
-    sums: dict[int, NDArray[np.float32]] = {}
-    views: dict[int, int] = {}
-    for batch in metrics.timed(on_device(batches, device)):
-        rgb, flow = batch.streams()
-        outputs = logits(network, rgb, flow, device=device, precision=precision)
-        scores = network.all_scores(outputs)
-        losses = tower_losses(outputs, batch.labels, weights=batch.weights, head_classes=network.head_classes)
-        ranked = within_own_head(scores, batch.labels, head_classes=network.head_classes)
-        metrics.add(losses, ranked, batch.labels, batch.weights)
-        counts = batch.weights.tolist()
-        for clip, weight, score in zip(batch.clips.tolist(), counts, scores.cpu().numpy(), strict=True):
-            if weight:
-                sums[clip] = sums[clip] + score if clip in sums else score
-                views[clip] = views.get(clip, 0) + 1
-    return metrics.result(), {clip: total / np.float32(views[clip]) for clip, total in sums.items()}
+    videos = ClipScores(head_classes=network.head_classes)
+    for whole in metrics.timed(on_device(batches, device)):
+        for batch in whole.parts(math.ceil(len(whole.labels) / _VIEWS_AT_ONCE)):
+            rgb, flow = batch.streams()
+            outputs = logits(network, rgb, flow, device=device, precision=precision)
+            losses = tower_losses(outputs, batch.labels, weights=batch.weights, head_classes=network.head_classes)
+            metrics.add(losses, {}, batch.labels, batch.weights)
+            scores = scores_by_tower(network, outputs)
+            videos.add(scores, clips=batch.clips.tolist(), labels=batch.labels, weights=batch.weights)
+    videos.gather()
+    accuracy = videos.accuracy(device)
+    result = replace(
+        metrics.result(),
+        top1=accuracy.top1(NETWORK),
+        tower_top1={name: accuracy.top1(name) for name in accuracy.hits if name != NETWORK},
+        clips=accuracy.clips,
+    )
+    return result, videos.means(NETWORK)
 
 
 def synchronise_buffers(model: nn.Module) -> None:

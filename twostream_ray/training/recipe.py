@@ -60,6 +60,17 @@ def within_own_head(scores: Tensor, labels: Tensor, *, head_classes: Sequence[in
     return scores.masked_fill(head_of_class != head_of_class[labels][:, None], -torch.inf)
 
 
+NETWORK = "network"
+"""The name of the whole network's scores, beside those of its towers."""
+
+
+def scores_by_tower(network: Network, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Class scores (N, K) of the whole network and, where it has several towers, of each alone."""
+    towers = outputs if len(outputs) > 1 else {}
+    alone = {tower: network.all_scores({tower: logits}) for tower, logits in towers.items()}
+    return {NETWORK: network.all_scores(outputs)} | alone
+
+
 def balanced_class_weights(labels: NDArray[np.int64], *, head_classes: Sequence[int]) -> Tensor:
     """(K,) weights of classes that make every class of a data set count the same, 1 on average over its clips.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from twostream_ray.data.loading.device import DeviceBatch
+from twostream_ray.training.recipe import NETWORK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,9 +21,10 @@ class PassResult:
     losses: dict[str, float]
     """Mean cross-entropy per sample of each tower."""
     top1: float
-    """Fraction of samples whose class had the highest score within its own data set, in [0, 1]."""
+    """Fraction of right answers, the class with the highest score within its own data set, in [0, 1]: of training
+    samples, each as it was drawn, before the update; of a scored split's clips, by the mean over their views."""
     samples: int
-    """Samples that counted."""
+    """Samples that counted; of a scored split every view."""
     seconds: float
     """Wall time."""
     data_wait: float
@@ -33,6 +35,10 @@ class PassResult:
     """Steps left out because their loss was not finite."""
     decoded: int = 0
     """Clips decoded for it; the others' samples were kept from before."""
+    tower_top1: dict[str, float] = field(default_factory=dict)
+    """The same as top1 by each tower's scores alone; empty of a network with one tower."""
+    clips: int = 0
+    """Clips of a scored split, each once over all workers; 0 in training."""
 
     def after(self, earlier: PassResult) -> PassResult:
         """The result of both parts of a pass that was broken off and resumed."""
@@ -41,9 +47,13 @@ class PassResult:
         def mean(before: float, now: float) -> float:
             return (before * earlier.samples + now * self.samples) / max(samples, 1)
 
-        towers = earlier.losses | self.losses
+        def means(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
+            return {tower: mean(before.get(tower, 0.0), now.get(tower, 0.0)) for tower in before | now}
+
+        # A checkpoint of an earlier version has no towers' top-1: half an epoch's would be taken for the whole one's.
+        complete = not earlier.samples or earlier.tower_top1.keys() == self.tower_top1.keys()
         return PassResult(
-            losses={t: mean(earlier.losses.get(t, 0.0), self.losses.get(t, 0.0)) for t in towers},
+            losses=means(earlier.losses, self.losses),
             top1=mean(earlier.top1, self.top1),
             samples=samples,
             seconds=seconds,
@@ -51,6 +61,7 @@ class PassResult:
             step_losses=earlier.step_losses + self.step_losses,
             skipped_steps=earlier.skipped_steps + self.skipped_steps,
             decoded=earlier.decoded + self.decoded,
+            tower_top1=means(earlier.tower_top1, self.tower_top1) if complete else {},
         )
 
 
@@ -62,7 +73,7 @@ class RunningMetrics:
         self._started = time.monotonic()
         self._waited = 0.0
         self._losses: dict[str, Tensor] = {}
-        self._hits = torch.zeros((), device=device, dtype=torch.float64)
+        self._hits: dict[str, Tensor] = {}
         self._samples = torch.zeros((), device=device, dtype=torch.float64)
         self._decoded = 0
 
@@ -77,28 +88,33 @@ class RunningMetrics:
             self._decoded += batch.decoded
             yield batch
 
-    def add(self, losses: dict[str, Tensor], scores: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Count a batch: summed losses by tower, scores (N, K), labels (N,), weights (N,)."""
+    def add(self, losses: Mapping[str, Tensor], scores: Mapping[str, Tensor], labels: Tensor, weights: Tensor) -> None:
+        """Count a batch: summed losses by tower, scores (N, K) by what gives them, labels (N,), weights (N,)."""
         for tower, loss in losses.items():
             self._losses[tower] = self._losses.get(tower, 0.0) + loss.detach().double()
-        self._hits += ((scores.argmax(dim=1) == labels) * weights).sum()
-        self._samples += weights.sum()
+        for name, of_name in scores.items():
+            hits = ((of_name.argmax(dim=1) == labels) * weights).sum(dtype=torch.float64)
+            self._hits[name] = self._hits.get(name, 0.0) + hits
+        self._samples += weights.sum(dtype=torch.float64)
 
     def result(self, *, step_losses: Sequence[float] = (), skipped_steps: int = 0) -> PassResult:
         """The result so far; every worker must ask at the same step."""
         decoded = torch.tensor(self._decoded, device=self._device, dtype=torch.float64)
-        sums = torch.stack([self._hits, self._samples, decoded, *self._losses.values()])
+        sums = torch.stack([self._samples, decoded, *self._losses.values(), *self._hits.values()])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
         seconds = time.monotonic() - self._started
-        hits, samples, clips, *losses = sums.tolist()
+        samples, clips, *of_names = sums.tolist()
+        shares = [value / max(samples, 1) for value in of_names]
+        top1 = dict(zip(self._hits, shares[len(self._losses) :], strict=True))
         return PassResult(
-            losses={tower: loss / max(samples, 1) for tower, loss in zip(self._losses, losses, strict=True)},
-            top1=hits / max(samples, 1),
+            losses=dict(zip(self._losses, shares[: len(self._losses)], strict=True)),
+            top1=top1.pop(NETWORK, 0.0),
             samples=round(samples),
             seconds=seconds,
             data_wait=self._waited / max(seconds, 1e-9),
             step_losses=tuple(step_losses),
             skipped_steps=skipped_steps,
             decoded=round(clips),
+            tower_top1=top1,
         )

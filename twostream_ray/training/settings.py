@@ -75,7 +75,8 @@ class TrainingConfig:
     instead of the weights. None by default."""
 
     patience_epochs: int | None = None
-    """End training after so many epochs in which val_top1 did not rise; wants data.validation_split. None: never."""
+    """End training after so many epochs in which val_top1, of clips, did not rise; wants data.validation_split. None:
+    never."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when a step's loss is NaN or infinite. stop: fail, naming its clips; skip: leave the step out, count

@@ -16,7 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from twostream_ray.data.loading.device import DeviceBatch
 from twostream_ray.training.distributed import resolved, unwrapped
 from twostream_ray.training.ema import WeightEma
-from twostream_ray.training.recipe import learning_rate_at, set_learning_rate, total_loss, tower_losses, within_own_head
+from twostream_ray.training.recipe import (
+    learning_rate_at,
+    scores_by_tower,
+    set_learning_rate,
+    total_loss,
+    tower_losses,
+    within_own_head,
+)
 from twostream_ray.training.settings import Precision, TrainingConfig
 
 
@@ -28,8 +35,9 @@ class StepOutcome:
     """Scalar: this worker's part of the mean loss over the global batch."""
     losses: Mapping[str, Tensor]
     """Summed losses by tower."""
-    scores: Tensor
-    """(N, K) class scores."""
+    scores: Mapping[str, Tensor]
+    """(N, K) class scores of the network and of each tower, as `scores_by_tower` says, within each sample's own data
+    set."""
     skipped: bool
     """The update was left out, by every worker, since a loss or gradient was not finite."""
 
@@ -90,11 +98,11 @@ class TrainingStep:
         return StepOutcome(
             loss=torch.stack([loss for loss, _, _ in done]).sum(),
             losses={tower: torch.stack([losses[tower] for _, losses, _ in done]).sum() for tower in done[0][1]},
-            scores=torch.cat([scores for _, _, scores in done]),
+            scores={name: torch.cat([scores[name] for _, _, scores in done]) for name in done[0][2]},
             skipped=skipped,
         )
 
-    def _gradients(self, batch: DeviceBatch, *, last: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _gradients(self, batch: DeviceBatch, *, last: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Add a part's gradients; with the last part they become those of all workers."""
         model = self.model
         distributed = isinstance(model, DistributedDataParallel)
@@ -114,11 +122,12 @@ class TrainingStep:
                 loss = total_loss(losses, config=self._config) / batch.total
             with self._timed("backward"):
                 (loss * (dist.get_world_size() if distributed else 1)).backward()
-        scores = self.network.all_scores(outputs).detach()
+        scores = scores_by_tower(self.network, {tower: values.detach() for tower, values in outputs.items()})
+        heads = self.network.head_classes
         return (
             loss.detach(),
             {tower: value.detach() for tower, value in losses.items()},
-            within_own_head(scores, batch.labels, head_classes=self.network.head_classes),
+            {name: within_own_head(of_name, batch.labels, head_classes=heads) for name, of_name in scores.items()},
         )
 
     def _all_finite(self, loss: Tensor | int) -> bool:

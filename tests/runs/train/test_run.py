@@ -109,6 +109,31 @@ def test_one_worker_with_the_doubled_batch_gives_the_same_losses(
     assert len({metrics["train_loss"] for metrics in alone.history}) == 2
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_validation_top1_of_the_kept_checkpoint_is_what_evaluate_says_of_it(
+    num_workers: int, cluster: None, shard_set: ShardSet, folder: Path
+) -> None:
+    config = experiment(shard_set, folder, name=f"kept-{num_workers}", workers=WorkersConfig(num_workers=num_workers))
+    sampling = replace(config.data.sampling, test_times=5)
+    # 20 clips in 3 lanes of 7, 7 and 6, the second worker's share smaller: `test` as what is validated.
+    data = replace(config.data, sampling=sampling, lanes=3, validation_split="test", test_split="val")
+    training = replace(config.training, global_batch=6, epochs=3)
+    trained = train(replace(config, data=data, training=training))
+    evaluated = evaluate(
+        EvaluateConfig(
+            model=trained.checkpoint,
+            shards=shard_set.uri,
+            split="test",
+            out=str(folder / config.name),
+            tracking=config.tracking,
+        )
+    )
+    kept = max(trained.history, key=lambda metrics: metrics["val_top1"])
+    assert Path(trained.checkpoint).name == f"epoch-{int(kept['epoch']):04d}"
+    assert kept["val_top1"] == evaluated.report.top1
+    assert (kept["val_clips"], kept["val_clips_expected"]) == (20, evaluated.report.n_expected)
+
+
 def test_a_finished_run_is_not_trained_again(two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path) -> None:
     again = train(experiment(shard_set, folder, name="two"))
     assert again.done_before

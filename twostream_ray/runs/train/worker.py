@@ -25,7 +25,7 @@ from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch
-from twostream_ray.errors import NonFiniteLossError
+from twostream_ray.errors import NonFiniteLossError, TrainingError
 from twostream_ray.model_package import ModelPackage, load_weights, save_model
 from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig
@@ -128,7 +128,7 @@ class _Worker:
     ) -> None:
         device = get_device()
         requested, config = config.training, replace(config, training=resolved(config.training, device))
-        self._config, self._package, self._mailbox = config, package, mailbox
+        self._config, self._package, self._mailbox, self._shard_set = config, package, mailbox, shard_set
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         checkpoint = ray.train.get_checkpoint()
@@ -187,6 +187,10 @@ class _Worker:
             result = state["result"]
             self._earlier = PassResult(**result | {"step_losses": tuple(result["step_losses"])})
         now = self._config.training.precision
+        if any("val_top1" in epoch and "val_clips" not in epoch for epoch in self._history):
+            self._notes.append(
+                "val_top1 of the epochs before counted each view of a clip, from here on it counts clips"
+            )
         if (before := state.get("precision", now)) != now:
             self._notes.append(f"the run was trained in {before} and resumes in {now}: its device is another")
 
@@ -282,8 +286,14 @@ class _Worker:
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
         """Metrics of the validation split."""
         with self._averaged():
-            result, _ = score_pass(self.network, batches, device=self._step.device, precision=self._step.precision)
-        return _metrics("val", result)
+            # In 32 bits, as `evaluate` and whoever loads the model compute: what is kept is chosen by that number.
+            result, _ = score_pass(self.network, batches, device=self._step.device)
+        split = str(self._config.data.validation_split)
+        wanted = len(self._shard_set.split(split))
+        if result.clips != wanted:
+            raise TrainingError(f"all {wanted} clips of {split} were to be scored, {result.clips} were")
+        quarantined = self._shard_set.quarantined.get(split, 0)
+        return _metrics("val", result) | {"val_clips": wanted, "val_clips_expected": wanted + quarantined}
 
     def end_epoch(self, metrics: dict[str, float]) -> bool:
         """Save a checkpoint and post the metrics; returns whether training should end here."""
@@ -360,10 +370,12 @@ def _advice(error: NonFiniteLossError, shard_set: ShardSet, *, compiled: bool) -
 
 
 def _metrics(prefix: str, result: PassResult) -> dict[str, float]:
+    """Of `train`, top-1 is that of samples as they are drawn; of `val`, that of clips, by the mean of their views."""
     losses = {f"{prefix}_loss_{tower}": loss for tower, loss in result.losses.items()}
     return {
         f"{prefix}_loss": sum(result.losses.values()),
         **losses,
         f"{prefix}_top1": result.top1,
+        **{f"{prefix}_top1_{tower}": top1 for tower, top1 in result.tower_top1.items()},
         f"{prefix}_decoded_clips": result.decoded,
     }
