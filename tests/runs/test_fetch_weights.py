@@ -97,7 +97,7 @@ def test_weights_are_fetched_once_and_a_tower_starts_from_them(
 
 def test_weights_are_fetched_to_an_object_store_and_read_from_there(site: Site, object_store: int) -> None:
     with reached_at(FaultyProxy(object_store).endpoint):
-        config = FetchConfig(name="vgg16", to="s3://archive/pretrained")
+        config = FetchConfig(backbone="vgg16", to="s3://archive/pretrained")
         fetched = fetch_weights(config)
         assert (fetched.uri, fetched.was_there) == (f"s3://archive/pretrained/{site.name}", False)
         assert fetch_weights(config).was_there
@@ -116,14 +116,14 @@ def test_another_file_under_the_name_is_never_written_over(site: Site, tmp_path:
     with pytest.raises(
         StorageError, match=r"holds another file \(sha256 .*\), which is not written over: name another"
     ):
-        fetch_weights(FetchConfig(name="vgg16", to=str(tmp_path)))
+        fetch_weights(FetchConfig(backbone="vgg16", to=str(tmp_path)))
     assert (path.read_bytes(), site.asked) == (b"mine", 0)
 
 
 def test_bytes_that_are_not_the_published_ones_or_not_all_are_refused_and_nothing_is_written(
     site: Site, tmp_path: Path
 ) -> None:
-    config = FetchConfig(name="vgg16", to=str(tmp_path / "weights"))
+    config = FetchConfig(backbone="vgg16", to=str(tmp_path / "weights"))
     site.content = bytes(len(site.content))
     with pytest.raises(WeightsError, match=r"sent bytes of sha256 \w{16}\.\.\., \w{8}\.\.\. was wanted"):
         fetch_weights(config)
@@ -149,4 +149,4 @@ def test_without_a_network_one_line_names_the_way_out(
 
 def test_only_published_weights_are_fetched() -> None:
     with pytest.raises(ConfigError, match="weights are published for vgg16, resnet50, got 'vgg19'"):
-        FetchConfig(name="vgg19", to="weights")
+        FetchConfig(backbone="vgg19", to="weights")

@@ -29,6 +29,8 @@ REQUIRED: dict[str, Any] = {
     "version": "7",
     "videos": ["v.avi"],
     "name": "n",
+    "backbone": "vgg16",
+    "to": "w",
     "space": {"training.epochs": [1]},
 }
 ABSURD = [

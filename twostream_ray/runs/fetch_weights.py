@@ -29,15 +29,15 @@ class FetchConfig:
     left; another one under its name is never written over.
     """
 
-    name: str
+    backbone: str
     """Whose weights: vgg16 or resnet50, as torchvision trained them on ImageNet."""
 
     to: str
     """Directory or s3:// prefix for the file."""
 
     def __post_init__(self) -> None:
-        if self.name not in PUBLISHED:
-            raise ConfigError(f"weights are published for {', '.join(PUBLISHED)}, got {self.name!r}")
+        if self.backbone not in PUBLISHED:
+            raise ConfigError(f"weights are published for {', '.join(PUBLISHED)}, got {self.backbone!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def fetch_weights(
     # torch takes seconds to import.
     from twostream_ray.models.pretrained import published_weights
 
-    url, sha256 = published_weights(config.name)
+    url, sha256 = published_weights(config.backbone)
     target = storage.join(storage.absolute(config.to), url.rpartition("/")[2])
     if (size := _there(target, sha256)) is not None:
         return FetchedWeights(uri=target, num_bytes=size, was_there=True)
@@ -75,8 +75,8 @@ def fetch_weights(
             received = _download(url, file, progress=progress)
         except (OSError, http.client.HTTPException) as error:
             raise WeightsError(
-                f"{config.name}'s weights at {url} could not be downloaded ({' '.join(str(error).split())[:200]}): run "
-                f"the same command where there is a network, or bring the file there and copy it to {target}"
+                f"{config.backbone}'s weights at {url} could not be downloaded ({' '.join(str(error).split())[:200]}): "
+                f"run the same command where there is a network, or bring the file there and copy it to {target}"
             ) from error
         if not received.startswith(sha256):
             raise WeightsError(

@@ -116,15 +116,15 @@ def weights(arguments: list[str]) -> int:
         raise ConfigError(
             f"weights wants fetch, got {what or 'nothing'}: `twostream weights fetch {PUBLISHED[0]} --to DIRECTORY`"
         )
-    config = from_arguments(FetchConfig, rest, prog="twostream weights fetch", positional="name")
+    config = from_arguments(FetchConfig, rest, prog="twostream weights fetch", positional="backbone")
     require_uri(config.to, setting="to")
     from twostream_ray.runs.fetch_weights import fetch_weights
 
-    with Bar(config.name, unit="MB") as bar:
+    with Bar(config.backbone, unit="MB") as bar:
         fetched = fetch_weights(config, progress=lambda done, total: bar.show(done >> 20, total >> 20))
     there = "were there already" if fetched.was_there else "are there"
     console.print(
-        f"{config.name}'s weights {there}, {fetched.num_bytes:,} bytes with the published sha256:", markup=False
+        f"{config.backbone}'s weights {there}, {fetched.num_bytes:,} bytes with the published sha256:", markup=False
     )
     console.print(f"  --model.spatial.weights {fetched.uri}", markup=False, soft_wrap=True)
     console.print(f"  --model.temporal.weights {fetched.uri}", markup=False, soft_wrap=True)
