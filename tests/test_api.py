@@ -44,7 +44,7 @@ def test_the_import_is_light_and_every_name_is_there() -> None:
 
 def test_checkers_see_the_names_that_the_package_gives() -> None:
     tree = ast.parse((ROOT / "twostream_ray/__init__.py").read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block, _ = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert seen | {"__version__"} == set(ts.__all__)
     assert (ROOT / "twostream_ray/py.typed").exists()

@@ -49,13 +49,15 @@ _HOMES = {
 """Name -> the module that defines it."""
 
 
-def __getattr__(name: str) -> Any:
-    """A name of the API, from its module, which is imported then."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or checkers would take any other name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """A name of the API, from its module, which is imported then."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
