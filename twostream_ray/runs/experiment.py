@@ -60,9 +60,10 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         require_name(self.name, setting="name")
         require_within(self, seed="[0, 9_223_372_036_854_775_807]")
-        if self.training.patience_epochs is not None and self.data.validation_split is None:
+        if self.training.patience_epochs is not None and self.data.split_to_validate is None:
             raise ConfigError(
-                "training.patience_epochs wants a split to watch: set data.validation_split, or leave patience out"
+                "training.patience_epochs wants a split to watch: set data.validation_split, or "
+                "data.validation_fraction, or leave patience out"
             )
 
 
@@ -116,7 +117,10 @@ def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 def without_free_settings(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run without those that a resumed one may have otherwise; earlier versions wrote more down."""
+    data = values.get("data", {})
     fixed = {name: value for name, value in values.items() if name not in ("workers", "tracking", "storage")}
     # Which data they are is asked of their manifest.
-    free = (*_OF_THE_MACHINE, "test_split", "shards")
-    return fixed | {"data": {name: value for name, value in values.get("data", {}).items() if name not in free}}
+    free = {*_OF_THE_MACHINE, "test_split", "shards"}
+    if data.get("validation_fraction") is None:
+        free.add("validation_seed")
+    return fixed | {"data": {name: value for name, value in data.items() if name not in free}}

@@ -157,7 +157,14 @@ def _ingest(
                 announce(sentence)
         plans = plan_shards(missing, contract=config.flow, rows_per_shard=_rows_per_shard(config, len(catalog.clips)))
         parts += _write_all(plans, out=out, config=config, progress=progress)
-    write_manifest(out, parts=parts, classes=catalog.classes, head_classes=catalog.head_classes, contract=config.flow)
+    write_manifest(
+        out,
+        parts=parts,
+        classes=catalog.classes,
+        head_classes=catalog.head_classes,
+        contract=config.flow,
+        groups={clip.clip_id: clip.group for clip in catalog.clips},
+    )
     report = IngestReport(
         clips=sum(len(part["clips"]) for part in parts),
         frames=sum(entry["num_frames"] for part in parts for entry in part["clips"]),

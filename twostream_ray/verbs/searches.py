@@ -29,7 +29,7 @@ def tune(arguments: list[str]) -> int:
         f"search {config.name} {'is finished already' if report.done_before else 'ended'}: {report.ended}; "
         f"{spent.epochs} epochs, {spent.hours:.2f} h, {spent.gpu_hours:.2f} GPU-hours"
     )
-    console.print(f"best: {best.name}, top-1 {best.score:.1%} on {config.data.validation_split}, {best.settings}")
+    console.print(f"best: {best.name}, top-1 {best.score:.1%} on {config.data.split_to_validate}, {best.settings}")
     if report.published is not None:
         console.print(report.published.evaluation.report.to_text())
     if report.verdict:

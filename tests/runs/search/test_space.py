@@ -286,6 +286,11 @@ def test_a_search_wants_a_validation_split_of_its_own() -> None:
     search = SearchConfig(space=FUSIONS)
     with pytest.raises(ConfigError, match=r"data.validation_split must name the split that trials are judged by"):
         TuneConfig(name="x", data=DataConfig(shards="s"), search=search)
+    with pytest.raises(
+        ConfigError, match=r"or --data\.validation_fraction 0\.1, which cuts it from the training split"
+    ):
+        TuneConfig(name="x", data=DataConfig(shards="s", train_split="train1"), search=search)
+    TuneConfig(name="x", data=DataConfig(shards="s", train_split="train1", validation_fraction=0.1), search=search)
     with pytest.raises(ConfigError, match=r"another split than data.train_split"):
         TuneConfig(name="x", data=DataConfig(shards="s", validation_split="train"), search=search)
 

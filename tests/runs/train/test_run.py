@@ -93,6 +93,18 @@ def two_workers(cluster: None, shard_set: ShardSet, folder: Path) -> tuple[train
     return report, {path.name: path.read_text() for path in digests.iterdir()}
 
 
+def test_a_fraction_of_the_training_split_is_scored_and_not_trained_on(
+    cluster: None, shard_set: ShardSet, folder: Path
+) -> None:
+    config = experiment(shard_set, folder, name="cut")
+    data = replace(config.data, validation_split=None, validation_fraction=0.25)
+    report = train(replace(config, data=data, training=replace(config.training, epochs=1)))
+    trained, validated = (len(shard_set.split(split)) for split in (data.split_to_train, str(data.split_to_validate)))
+    assert trained + validated == len(shard_set.split("train")) and validated
+    (epoch,) = report.history
+    assert (epoch["train_decoded_clips"], epoch["val_decoded_clips"]) == (trained, validated)
+
+
 def test_both_ranks_end_with_identical_weights(two_workers: tuple[Any, dict[str, str]]) -> None:
     _, digests = two_workers
     assert digests.keys() == {"0", "1"}

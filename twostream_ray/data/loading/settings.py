@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards.held_out import Part
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.settings.bounds import require_within
@@ -25,6 +26,14 @@ class DataConfig:
 
     validation_split: str | None = None
     """Split scored after each epoch; none by default."""
+
+    validation_fraction: float | None = None
+    """Cut this fraction of every class of the training split, in [0.001, 0.5], and score it after each epoch instead of
+    a validation split: whole groups of clips of one source, which are not trained on. The same ones for every worker,
+    run and trial of a search, whatever its seed. For sets such as UCF101 that have none; none by default."""
+
+    validation_seed: int = 0
+    """Fixes which groups validation_fraction cuts."""
 
     test_split: str = "test"
     """Split that `evaluate` scores."""
@@ -71,9 +80,16 @@ class DataConfig:
             cache_gb="(0, 1e9]",
             sample_cache_gb="(0, 1e9]",
             lanes="[1, 100_000]",
+            validation_fraction="[0.001, 0.5]",
+            validation_seed="[0, 9_223_372_036_854_775_807]",
             read_tasks="[1, 10_000]",
             decode_processes="[0, 10_000]",
         )
+        if self.validation_fraction is not None and self.validation_split is not None:
+            raise ConfigError(
+                f"data.validation_fraction cuts what validates from data.train_split, data.validation_split names "
+                f"{self.validation_split!r}: give one of them, and null for the other (--data.validation_split null)"
+            )
         if self.decode_at not in get_args(DecodeAt):
             raise ConfigError(f"data.decode_at must be one of {', '.join(get_args(DecodeAt))}, got {self.decode_at!r}")
         if self.sample_cache is not None and self.decode_at not in ("auto", "worker"):
@@ -83,3 +99,18 @@ class DataConfig:
                 "data.decode_at=device does not go with data.sampling.flow_stack=trajectory, which CPUs sample: choose "
                 "auto or worker"
             )
+
+    @property
+    def split_to_train(self) -> str:
+        """The split, or the part of it, whose clips are trained on."""
+        return self.train_split if self.validation_fraction is None else self._part(is_validation=False)
+
+    @property
+    def split_to_validate(self) -> str | None:
+        """The split, or the part of the training split, that is scored after each epoch; None if none is."""
+        return self.validation_split if self.validation_fraction is None else self._part(is_validation=True)
+
+    def _part(self, *, is_validation: bool) -> str:
+        fraction = self.validation_fraction or 0.0
+        seed = self.validation_seed
+        return Part(split=self.train_split, is_validation=is_validation, fraction=fraction, seed=seed).name

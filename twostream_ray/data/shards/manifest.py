@@ -40,6 +40,9 @@ INDEX_SCHEMA = pa.schema(
 )
 """The index's columns."""
 
+INDEX_SCHEMA_WITH_GROUPS = INDEX_SCHEMA.append(pa.field("group", pa.string()))
+"""Its columns where groups of clips are other than clips' names say."""
+
 _COUNTS = {"type": "object", "additionalProperties": COUNT}
 _FORMAT_ONLY = record({"format": {"type": "integer"}}, others=True)
 _MANIFEST = record(
@@ -130,7 +133,7 @@ def read_index(content: bytes, manifest: Manifest, *, where: str) -> pa.Table:
     """
     try:
         file = pq.ParquetFile(io.BytesIO(content))
-        if not file.schema_arrow.equals(INDEX_SCHEMA):
+        if file.schema_arrow not in (INDEX_SCHEMA, INDEX_SCHEMA_WITH_GROUPS):
             raise ShardError(
                 f"{where} has the columns {named_columns(file.schema_arrow)}, wanted were "
                 f"{named_columns(INDEX_SCHEMA)}: run `twostream ingest` again"

@@ -18,7 +18,13 @@ import pyarrow.parquet as pq
 
 from twostream_ray import storage
 from twostream_ray.data.flow import CONTRACT_SCHEMA, FlowContract, differences
-from twostream_ray.data.shards.manifest import FORMAT, INDEX_SCHEMA, SHARD_NAME, read_manifest
+from twostream_ray.data.shards.manifest import (
+    FORMAT,
+    INDEX_SCHEMA,
+    INDEX_SCHEMA_WITH_GROUPS,
+    SHARD_NAME,
+    read_manifest,
+)
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.errors import AccessError, ConfigError, MissingError, ShardError, TooLongError
 from twostream_ray.storage import json_files
@@ -310,7 +316,7 @@ def _refuse_files_of_others(out: str, *, replaced: bool) -> set[str]:
 
 def _is_index(uri: str) -> bool:
     try:
-        return bool(_footer(uri).equals(INDEX_SCHEMA))
+        return _footer(uri) in (INDEX_SCHEMA, INDEX_SCHEMA_WITH_GROUPS)
     except (OSError, UnicodeDecodeError, pa.ArrowException):
         return False
 

@@ -33,7 +33,9 @@ from numpy.typing import NDArray
 from twostream_ray import storage
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.shards.held_out import Part, part_named
 from twostream_ray.data.shards.manifest import INDEX_LIMIT_BYTES, named_columns, read_index, read_manifest
+from twostream_ray.data.sources.splits import group_of_name
 from twostream_ray.errors import AccessError, ConfigError, ShardError
 from twostream_ray.redaction import one_line
 from twostream_ray.storage import json_files
@@ -104,7 +106,7 @@ class ShardSet:
     """Videos of each split that could not be used."""
 
     index: pa.Table
-    """One row per clip: clip_id, label, splits, num_frames, shard, row."""
+    """One row per clip: clip_id, label, splits, num_frames, shard, row, and group where names do not say it."""
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -124,16 +126,39 @@ class ShardSet:
         return members
 
     def split(self, name: str) -> NDArray[np.int64]:
-        """Index positions of the clips in a split, ascending; computed once for all splits of the set.
+        """Index positions of the clips in a split or a part of one (`held_out`), ascending; computed once.
 
         Raises:
-            ShardError: the set has no such split.
+            ShardError: the set has no such split, or none of its groups can validate.
         """
         members = self._members.get(name)
+        if members is None and (part := part_named(name)) is not None:
+            members = self._members[name] = self._part(part)
         if members is None:
-            known = ", ".join(sorted(self._members)) or "no clips"
+            known = ", ".join(self.split_names) or "no clips"
             raise ShardError(f"split {name!r} was wanted of {self.uri}, it has {known}")
         return members
+
+    @property
+    def split_names(self) -> list[str]:
+        """The splits that there are, in the order of their names."""
+        return sorted(name for name in self._members if part_named(name) is None)
+
+    def _part(self, part: Part) -> NDArray[np.int64]:
+        members = self.split(part.split)
+        columns = self.index.take(members)
+        ids = columns["clip_id"].to_pylist()
+        groups = columns["group"].to_pylist() if "group" in columns.column_names else map(group_of_name, ids)
+        names = [self.classes[label] for label in self.labels[members]]
+        found = part.of(zip(members.tolist(), names, groups, strict=True))
+        if not found:
+            raise ShardError(
+                f"data.validation_fraction={part.fraction:g} was to be cut from split {part.split} of {self.uri}, but "
+                "each class there has one group of clips alone: ingest more, or name a split in data.validation_split"
+            )
+        clips = np.asarray(found, np.int64)
+        clips.flags.writeable = False
+        return clips
 
     def locate(self, clip: int) -> str:
         """A clip in words, by its position in the index: its name, and the shard and row that it is stored in."""

@@ -8,7 +8,7 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from twostream_ray import storage
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards.manifest import FORMAT, INDEX_SCHEMA
+from twostream_ray.data.shards.manifest import FORMAT, INDEX_SCHEMA, INDEX_SCHEMA_WITH_GROUPS
 from twostream_ray.data.shards.records import QUARANTINE_COLUMNS, clip_identity
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, SCHEMA, fields_crc32
 from twostream_ray.data.sources.catalog import Clip
+from twostream_ray.data.sources.splits import group_of_name
 from twostream_ray.data.video import encoder
 from twostream_ray.storage.temporary_folders import temporary_folder
 
@@ -184,8 +185,12 @@ def write_manifest(
     classes: Sequence[str],
     contract: FlowContract,
     head_classes: Sequence[int] = (),
+    groups: Mapping[str, str] | None = None,
 ) -> None:
     """Write index, quarantine table and manifest over finished shards, in an order that depends on content alone.
+
+    `groups`: clip id -> the source that it was cut from, where that is known; the index has a column of them where one
+    is another than the clip's name says.
 
     Raises:
         StorageError: `out` cannot be written.
@@ -205,7 +210,7 @@ def write_manifest(
         for row, entry in enumerate(part["clips"])
     ]
     index = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), index)
+    pq.write_table(_index_of(rows, groups=groups or {}), index)
     bad = [entry for part in ordered for entry in part["quarantined"]]
     splits = Counter(split for row in rows for split in row["splits"])
     bad_splits = Counter(split for entry in bad for split in entry["identity"][4])
@@ -229,6 +234,15 @@ def write_manifest(
     storage.write_bytes(storage.join(out, "index.parquet"), index.getvalue())
     storage.write_bytes(storage.join(out, "quarantine.csv"), _as_csv(bad).encode())
     storage.write_json(storage.join(out, "manifest.json"), manifest)
+
+
+def _index_of(rows: Sequence[Mapping[str, Any]], *, groups: Mapping[str, str]) -> pa.Table:
+    named = [group_of_name(row["clip_id"]) for row in rows]
+    known = [groups.get(row["clip_id"]) or name for row, name in zip(rows, named, strict=True)]
+    if known == named:  # as it was before there was such a column: the set's hash stays what it was
+        return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+    grouped = [{**row, "group": group} for row, group in zip(rows, known, strict=True)]
+    return pa.Table.from_pylist(grouped, schema=INDEX_SCHEMA_WITH_GROUPS)
 
 
 def _as_csv(bad: Sequence[dict[str, Any]]) -> str:

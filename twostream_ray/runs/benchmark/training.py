@@ -89,10 +89,10 @@ def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None =
     shard_set = open_shards(config.data.shards)
     config = replace(config, data=replace(config.data, shards=shard_set.uri))
     workers = config.num_workers or torch.cuda.device_count() or 2
-    if config.training.global_batch > len(shard_set.split(config.data.train_split)):
+    if config.training.global_batch > len(shard_set.split(config.data.split_to_train)):
         raise ConfigError(
             f"training.global_batch={config.training.global_batch} wants as many clips in split "
-            f"{config.data.train_split!r}, got {len(shard_set.split(config.data.train_split))}"
+            f"{config.data.split_to_train!r}, got {len(shard_set.split(config.data.split_to_train))}"
         )
     ways: dict[str, Callable[[], list[dict[str, float]]]] = {
         "bare process group, memory": lambda: _bare(config, workers=workers),
@@ -300,7 +300,7 @@ def _batches(
 ) -> Iterator[Batch]:
     """Batches without end; only whole ones, so that every way makes the same steps."""
     shard_set = open_shards(config.data.shards)
-    clips = len(shard_set.split(config.data.train_split))
+    clips = len(shard_set.split(config.data.split_to_train))
     whole_steps = clips // config.training.global_batch
     passes = 1 if source == "memory" else -(-(_WARM_UP + config.steps) // whole_steps)
     # What is kept in memory is decoded once.
@@ -308,7 +308,7 @@ def _batches(
     loader = SnippetLoader(
         shard_set,
         config=replace(config.data, decode_at="worker" if source == "memory" else choice.at),
-        passes=[Pass(split=config.data.train_split, epoch=epoch, training=True) for epoch in range(passes)],
+        passes=[Pass(split=config.data.split_to_train, epoch=epoch, training=True) for epoch in range(passes)],
         global_batch=config.training.global_batch,
         rank=rank,
         world_size=workers,

@@ -153,7 +153,7 @@ class Search:
         best = self._best()
         experiment = self._experiment(best.settings, best.number)
         experiment = replace(
-            experiment, data=replace(experiment.data, test_split=str(self.config.data.validation_split))
+            experiment, data=replace(experiment.data, test_split=str(self.config.data.split_to_validate))
         )
         published = publish_run(experiment, trial_report(experiment, best), shard_set=self._shard_set)
         verdict = published.verdict or ""
@@ -164,7 +164,7 @@ class Search:
             report,
             folder=self.folder,
             run=self.mlflow_run,
-            split=str(self.config.data.validation_split),
+            split=str(self.config.data.split_to_validate),
             gpus_per_trial=self.gpus_per_trial,
             used_up=self._used_up,
         )
@@ -226,14 +226,15 @@ class Search:
     def _report(self, ended: str, *, published: Published | None, verdict: str) -> SearchReport:
         records = list(self.trials.records.values())
         epochs = [metrics for record in records for metrics in record.history]
-        train, validation = self.config.data.train_split, str(self.config.data.validation_split)
+        data = self.config.data
         return SearchReport(
             records=records,
             best=self._best(),
             spent=self.spent(),
             ended=ended,
             decoded=round(sum(_decoded_clips(metrics) for metrics in epochs)),
-            shown=len(epochs) * sum(len(self._shard_set.split(split)) for split in (train, validation)),
+            shown=len(epochs)
+            * sum(len(self._shard_set.split(split)) for split in (data.split_to_train, str(data.split_to_validate))),
             refused=self._proposer.refused,
             published=published,
             verdict=verdict,

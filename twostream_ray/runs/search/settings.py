@@ -107,10 +107,11 @@ class TuneConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data.validation_split is None:
+        if self.data.split_to_validate is None:
             raise ConfigError(
-                "data.validation_split must name the split that trials are judged by, got none: the test split is not "
-                "for choosing"
+                "data.validation_split must name the split that trials are judged by, got none, and the test split is "
+                "not for choosing: give --data.validation_split val, or --data.validation_fraction 0.1, which cuts it "
+                "from the training split"
             )
         if self.data.validation_split == self.data.train_split:
             raise ConfigError(

@@ -17,7 +17,7 @@ TrialSettings = dict[str, Any]
 """Dotted name of a setting -> its value, in JSON's types: what makes one trial differ from another."""
 
 # Trials are compared with each other: they share data, protocol, storage and record.
-_NOT_TO_BE_SEARCHED = ("name", "storage", "data.shards", "tracking.", "workers.")
+_NOT_TO_BE_SEARCHED = ("name", "storage", "data.shards", "data.validation_", "tracking.", "workers.")
 _SPLIT = "_split"
 
 _READ_WHEN: dict[str, dict[str, tuple[Any, ...]]] = {

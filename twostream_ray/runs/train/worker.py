@@ -100,7 +100,7 @@ def train_worker(arguments: dict[str, Any]) -> Network:
                 metrics = worker.train(a_pass, batches, steps=loader.num_steps(a_pass))
             else:
                 metrics |= worker.validate(batches)
-            if (not a_pass.training or config.data.validation_split is None) and worker.end_epoch(metrics):
+            if (not a_pass.training or config.data.split_to_validate is None) and worker.end_epoch(metrics):
                 break
     except _StopRequested:
         worker.post(TrainingStopped(), wait=True)
@@ -150,7 +150,7 @@ class _Worker:
             seed=config.seed,
             device=device,
             class_weights=balanced_class_weights(
-                shard_set.labels[shard_set.split(config.data.train_split)], head_classes=self.network.head_classes
+                shard_set.labels[shard_set.split(config.data.split_to_train)], head_classes=self.network.head_classes
             )
             if config.training.class_weights == "balanced"
             else None,
@@ -227,9 +227,9 @@ class _Worker:
             return
         for epoch in range(len(self._history), training.epochs):
             begun = self._first_step if epoch == len(self._history) else 0
-            yield Pass(split=data.train_split, epoch=epoch, training=True, first_step=begun)
-            if data.validation_split:
-                yield Pass(split=data.validation_split, epoch=epoch)
+            yield Pass(split=data.split_to_train, epoch=epoch, training=True, first_step=begun)
+            if data.split_to_validate:
+                yield Pass(split=data.split_to_validate, epoch=epoch)
 
     def train(self, a_pass: Pass, batches: Iterator[Batch], *, steps: int) -> dict[str, float]:
         """Train an epoch, or what is left of it; returns the metrics of the whole epoch."""

@@ -233,7 +233,7 @@ def _checkpoint_and_history(result: ray.train.Result, config: ExperimentConfig) 
 
 def watched_metric(config: ExperimentConfig) -> str:
     """The metric whose highest value marks the checkpoint to use."""
-    return "val_top1" if config.data.validation_split is not None else "epoch"
+    return "val_top1" if config.data.split_to_validate is not None else "epoch"
 
 
 def require_lanes(config: ExperimentConfig, *, workers: int) -> None:
