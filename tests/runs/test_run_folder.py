@@ -211,12 +211,14 @@ def test_a_shard_that_an_ingest_has_removed_is_distinguished_from_a_damaged_one(
 def test_every_split_is_looked_for_before_anything_starts_and_the_evaluations_may_be_mended(tmp_path: Path) -> None:
     ingested(tmp_path / "shards", splits=("train", "val", "holdout"))
     config = experiment(tmp_path)
-    with pytest.raises(ShardError, match=r"split 'test' was wanted .* holdout, train, val: set data.test_split to one"):
+    with pytest.raises(
+        ShardError, match=r"split 'test' was wanted .* holdout, train, val: give --data.test_split SPLIT"
+    ):
         train(config)
     assert not (tmp_path / "runs/run").exists()
     begun(tmp_path, finished=True)
     assert train(replace(config, data=replace(config.data, test_split="holdout"))).done_before
-    with pytest.raises(ShardError, match=r"split 'dev' was wanted .*: set data.validation_split to one of them"):
+    with pytest.raises(ShardError, match=r"split 'dev' was wanted .*: give --data.validation_split val "):
         train(replace(config, data=replace(config.data, validation_split="dev")))
 
 

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from twostream_ray import storage, tracking, visualize
 from twostream_ray.data.flow import require_same_contract
 from twostream_ray.data.shards.shards import ShardSet, open_shards
-from twostream_ray.errors import ConfigError, TrainingError
+from twostream_ray.errors import ConfigError, ShardError, TrainingError
 from twostream_ray.evaluation.metrics import own_head_first
 from twostream_ray.evaluation.report import Report, report_on
 from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.settings import EvaluateConfig
+from twostream_ray.runs.splits import evaluation_option
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import record
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder
@@ -125,7 +126,10 @@ def reserve_output(config: EvaluateConfig, shard_set: ShardSet) -> Iterator[None
         ShardError: the shards have no such split.
         ClusterError: the cluster cannot be reached.
     """
-    shard_set.split(config.split)
+    try:
+        shard_set.split(config.split)
+    except ShardError as error:
+        raise ShardError(f"{error}: {evaluation_option(config.split, shard_set)}") from None
     refuse_foreign_files(storage.absolute(config.out), _FILES, schema=_REPORT_SCHEMA, verb="evaluate")
     require_cluster()
     with lease.held(config.out, work="evaluate", way_out="wait for it or end it, or choose another --out"):

@@ -35,6 +35,7 @@ from twostream_ray.runs.search.search import Search
 from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, assign_resources, describe_error, run_trial
+from twostream_ray.runs.splits import warn_of_shared_clips
 from twostream_ray.runs.train.ray_private import only_ray_variables_in_trials
 from twostream_ray.runs.train.run import require_splits
 from twostream_ray.runs.train.worker_group import worker_shares
@@ -68,6 +69,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
     config = folder.keeping_device_settings(config)
     shard_set = folder.data_of(config.data.shards)
     require_splits(config, shard_set, ("train_split", "validation_split"))
+    warn_of_shared_clips(config.data, shard_set)
     if (before := _finished_before(config, shard_set)) is not None:
         return before
     way_out = "wait for it or end it, or choose another --name"

@@ -18,6 +18,7 @@ from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, with_absolute_uris
 from twostream_ray.runs.run_folder import RunFolder
+from twostream_ray.runs.splits import split_options, warn_of_shared_clips
 from twostream_ray.runs.train.checkpoints import CHECKPOINT_NAME
 from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.worker_group import by_epoch, require_lanes, train_with_worker_group
@@ -99,6 +100,7 @@ def train(
         return _train(config, shard_set, progress, stop, callbacks, parent)
     shard_set = folder.data_of(config.data.shards)
     require_splits(config, shard_set, SPLITS)
+    warn_of_shared_clips(config.data, shard_set)
     if (finished := _finished_before(config, folder)) is not None:
         return finished
     stop = stop or threading.Event()
@@ -111,14 +113,16 @@ def require_splits(config: ExperimentConfig, shard_set: ShardSet, names: Sequenc
     """Refuse settings of `data` that name splits which the shards do not have, before anything slow.
 
     Raises:
-        ShardError: names the split, those that there are, and the setting.
+        ShardError: names the split, those that there are, and the options to give; or nothing can be cut from the
+            training split.
     """
     for name in names:
         if (split := getattr(config.data, name)) is not None:
             try:
                 shard_set.split(split)
             except ShardError as error:
-                raise ShardError(f"{error}: set data.{name} to one of them") from None
+                raise ShardError(f"{error}: {split_options(config.data, shard_set)}") from None
+    shard_set.split(config.data.split_to_train)
 
 
 def _train(
