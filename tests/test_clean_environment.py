@@ -20,7 +20,6 @@ import torch
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.evaluation.metrics import softmax
 from twostream_ray.inference import Classifier
 from twostream_ray.model_package import ModelPackage, save_model
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
@@ -103,7 +102,8 @@ def surroundings(registered: dict[str, Any]) -> dict[str, str]:
 
 
 def by_class(answer: dict[str, Any], classes: tuple[str, ...]) -> list[float]:
-    scores = dict(zip(answer["classes"], answer["scores"], strict=True))
+    (head,) = answer["heads"]
+    scores = dict(zip(head["classes"], head["probabilities"], strict=True))
     return [scores[name] for name in classes]
 
 
@@ -124,7 +124,7 @@ def test_bytes_of_raw_videos_score_as_evaluate_scored_their_shards(
     answers = json.loads(done.stdout)
     assert len(answers) == 20 and not any(answer["error"] for answer in answers)
     found = [by_class(answer, evaluation.report.classes) for answer in answers]
-    np.testing.assert_allclose(found, softmax(evaluation.scores), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, evaluation.probabilities, rtol=0, atol=1e-5)
 
 
 @pytest.mark.real
@@ -163,7 +163,8 @@ def test_mlflows_server_answers_for_a_real_clip(clean: Path, registered: dict[st
         process.wait(timeout=60)
     (expected,) = Classifier.load(registered["folder"] / "package").predict([clip], top_k=4)
     assert answer["error"] is None
-    assert dict(zip(answer["classes"], answer["scores"], strict=True)) == pytest.approx(dict(expected.top), abs=1e-5)
+    (head,) = answer["heads"]
+    assert dict(zip(head["classes"], head["probabilities"], strict=True)) == pytest.approx(dict(expected.top), abs=1e-5)
 
 
 def _answers(url: str) -> bool:

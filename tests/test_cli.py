@@ -123,8 +123,10 @@ def test_predict_prints_classes_with_probabilities(
     assert main(["predict", video, "--model", str(model), "--format", "json", "--top_k", "4"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     answer = json.loads(line)
-    assert [name for name, _ in answer["top"]] and {name for name, _ in answer["top"]} == set(shard_set.classes)
-    assert sum(probability for _, probability in answer["top"]) == pytest.approx(1, abs=1e-5)
+    (head,) = answer["heads"]
+    assert head["classes"] == list(shard_set.classes) and {name for name, _ in head["top"]} == set(shard_set.classes)
+    assert dict(head["top"]) == dict(zip(head["classes"], head["probabilities"], strict=True))
+    assert sum(head["probabilities"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_an_unreadable_video_is_one_line_and_does_not_spoil_the_others(

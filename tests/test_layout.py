@@ -21,7 +21,6 @@ LONG_FUNCTIONS: dict[str, str] = {
 """Functions of more than 60 lines -> why they are one."""
 
 TESTED_ELSEWHERE: dict[str, str] = {
-    "inference.py": "test_served.py, with the registered model; runs/train/test_run.py compares it with shards",
     "data/loading/decoder_child.py": "data/loading/test_decoder_processes.py, from the other end of the pipe",
     "runs/demo.py": "test_cli.py refuses wrong settings; `make demo` is the whole of it",
     "runs/experiment.py": "runs/test_run_folder.py (what a resume may change), settings/test_bounds.py",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.data.loading.decode_cpu import decode_sample
@@ -17,6 +16,7 @@ from twostream_ray.data.snippets import collate
 from twostream_ray.data.video.isolation import prepare_in_subprocess
 from twostream_ray.data.views import evaluation_views
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError, VideoError
+from twostream_ray.heads import ClassScores, Head, choose_heads
 from twostream_ray.model_package import ModelPackage, load_model
 from twostream_ray.models.build import Network
 
@@ -25,18 +25,45 @@ Video = str | Path | bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HeadPrediction:
+    """What the model says about one video by the classes of one data set, K_i of them."""
+
+    name: str
+    """Name of the data set; "" where the model was trained on one."""
+    top: tuple[tuple[str, float], ...]
+    """Best classes with their probabilities in [0, 1], best first."""
+    classes: tuple[str, ...]
+    """All K_i classes, in the model's order."""
+    probabilities: tuple[float, ...]
+    """Of each class, in [0, 1]; they add up to 1."""
+    logits: tuple[float, ...]
+    """Of each class; their softmax is the probabilities. `evaluate` has the same ones in scores.npz."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """What the model says about one video."""
 
     video: str
     """Path or URI, or the position in the call for bytes."""
-    top: tuple[tuple[str, float], ...]
-    """Best classes with their probabilities in [0, 1], best first; empty where there is an error."""
-    scores: tuple[float, ...]
-    """The network's scores of all classes in the model's order, as `evaluate` has them (of a network for several data
-    sets: of the first one's classes); empty where there is an error."""
+    heads: tuple[HeadPrediction, ...]
+    """An answer for each data set that the model was trained on, or that was asked for; () where there is an error."""
     error: str | None
     """Why the video could not be used."""
+
+    @property
+    def top(self) -> tuple[tuple[str, float], ...]:
+        """Best classes with their probabilities, where there is one data set; () where there is an error.
+
+        Raises:
+            ConfigError: there are answers for several data sets.
+        """
+        if len(self.heads) > 1:
+            raise ConfigError(
+                f"{self.video} has an answer for each of {', '.join(head.name for head in self.heads)}: read `heads`, "
+                "or predict with head=NAME"
+            )
+        return self.heads[0].top if self.heads else ()
 
 
 class Classifier:
@@ -61,11 +88,16 @@ class Classifier:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of scores."""
+        """Names of the K classes of all data sets, in the order of `score`."""
         return self.package.classes
 
-    def score(self, content: bytes, *, name: str = "video") -> NDArray[np.float32]:
-        """Scores (K,) of one video: the mean over its test views, exactly as `evaluate` scores a shard's row.
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The data sets that the model answers for."""
+        return self.package.heads
+
+    def score(self, content: bytes, *, name: str = "video") -> ClassScores:
+        """Logits and probabilities, (K,) each, of one video: means over its test views, as `evaluate` scores a row.
 
         Raises:
             VideoError: the bytes cannot be decoded whole, or hold fewer than two frames.
@@ -98,34 +130,47 @@ class Classifier:
         )
         with torch.no_grad():
             rgb, flow = to_device(batch, self._device).streams()
-            scores = self._network.scores(self._network(rgb, flow)).float().mean(dim=0)
-        result: NDArray[np.float32] = scores.cpu().numpy()
-        if not np.isfinite(result).all():
+            averaged = self._network.all_scores(self._network(rgb, flow)).float().mean(dim=0).cpu().numpy()
+        if not np.isfinite(averaged).all():
             raise CheckpointError(f"{name}: the model's scores are no finite numbers: use another version of it")
-        return result
+        logits, probabilities = self.package.class_scores(averaged[None])
+        return ClassScores(logits=logits[0], probabilities=probabilities[0])
 
-    def predict(self, videos: Sequence[Video], *, top_k: int = 5) -> list[Prediction]:
+    def predict(self, videos: Sequence[Video], *, top_k: int = 5, head: str | None = None) -> list[Prediction]:
         """Classes of raw videos; one that cannot be used gets an error and does not spoil the others.
 
+        Args:
+            videos: each a path, a URI or the bytes of a file.
+            top_k: how many of the best classes, of each data set.
+            head: the one data set to answer for; by default all that the model was trained on.
+
         Raises:
-            ConfigError: top_k is less than 1.
+            ConfigError: top_k is less than 1, or the model knows no such data set.
         """
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}")
-        return [self._predicted(video, position, top_k=top_k) for position, video in enumerate(videos)]
+        heads = choose_heads(self.heads, head, of="the model")
+        return [self._predicted(video, position, top_k=top_k, heads=heads) for position, video in enumerate(videos)]
 
-    def _predicted(self, video: Video, position: int, *, top_k: int) -> Prediction:
+    def _predicted(self, video: Video, position: int, *, top_k: int, heads: Sequence[Head]) -> Prediction:
         name = f"video {position}" if isinstance(video, bytes) else str(video)
         try:
             content = video if isinstance(video, bytes) else storage.read_bytes(storage.absolute(video))
             scores = self.score(content, name=name)
         except (VideoError, StorageError, CheckpointError) as error:
-            return Prediction(video=name, top=(), scores=(), error=str(error))
-        best = np.argsort(-scores, kind="stable")[:top_k]
-        probabilities = self._network.probabilities(torch.from_numpy(scores)[None])[0]
-        return Prediction(
-            video=name,
-            top=tuple((self.classes[index], float(probabilities[index])) for index in best),
-            scores=tuple(float(score) for score in scores),
-            error=None,
-        )
+            return Prediction(video=name, heads=(), error=str(error))
+        answers = tuple(_answer(head, scores, classes=self.classes, top_k=top_k) for head in heads)
+        return Prediction(video=name, heads=answers, error=None)
+
+
+def _answer(head: Head, scores: ClassScores, *, classes: Sequence[str], top_k: int) -> HeadPrediction:
+    names = head.classes_of(classes)
+    logits, probabilities = (values[head.columns].tolist() for values in scores)
+    best = np.argsort(-scores.logits[head.columns], kind="stable")[:top_k]
+    return HeadPrediction(
+        name=head.name,
+        top=tuple((names[index], probabilities[index]) for index in best),
+        classes=names,
+        probabilities=tuple(probabilities),
+        logits=tuple(logits),
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +23,7 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError
+from twostream_ray.heads import ClassScores, Head, class_scores, heads_of
 from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.settings.parser import from_mapping
@@ -81,6 +83,15 @@ class ModelPackage:
                 f"the samples of a video hold {numbers:,} numbers, at most {_MOST_NUMBERS:,} are wanted: choose fewer "
                 "test_times, num_snippets or flow fields, or a smaller crop_px"
             )
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The data sets that it was trained on, in their order."""
+        return heads_of(self.classes, self.model.head_classes)
+
+    def class_scores(self, averaged: ArrayLike) -> ClassScores:
+        """Logits and probabilities from what the network has averaged over a clip's views. (N, K) -> (N, K) twice."""
+        return class_scores(averaged, are=self.model.averages, heads=self.heads)
 
     def build(self, *, pretrained: bool) -> Network:
         """The network, freshly initialised from torch's random numbers, or from the towers' pretrained weights.

@@ -1,4 +1,4 @@
-"""The registered model as an MLflow pyfunc (models from code): raw videos in, top-k classes out."""
+"""The registered model as an MLflow pyfunc (models from code): raw videos in, top-k classes of each data set out."""
 
 import base64
 import binascii
@@ -12,7 +12,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 if TYPE_CHECKING:
-    from twostream_ray.inference import Classifier
+    from twostream_ray.inference import Classifier, HeadPrediction
 
 DEFAULT_TOP_K = 5
 _BASE64_BEGINS = re.compile(rb"[A-Za-z0-9+/]{16}")
@@ -33,27 +33,41 @@ class ServedClassifier(PythonModel):
 
     # The hint keeps MLflow from checking elements against one type: a column may hold paths, URIs and bytes.
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Top-k classes of each video, in the order given; a video that cannot be used has an `error` instead.
+        """Top-k classes of each video, in the order given; a video that cannot be used has an `error` and no heads.
 
         Args:
             model_input: one column of raw videos, each a path, a URI, or a file's bytes; MLflow makes it of a list or
                 an array. JSON over HTTP carries bytes, base64 encoded.
-            params: `top_k`, how many classes.
+            params: `top_k`, how many classes; `head`, the one data set to answer for, "" for all.
 
         Returns:
-            For each video {"video", "classes" (best first), "scores" (as many), "error" (or None)}.
+            For each video {"video", "heads", "error" (or None)}; each of its heads, one for every data set that the
+            model was trained on, {"name" ("" of a single one), "classes" (best first), "probabilities" in [0, 1] and
+            "logits" (as many)}.
         """
-        top_k = int((params or {}).get("top_k", DEFAULT_TOP_K))
-        predictions = self.classifier.predict([_video(value) for value in model_input.iloc[:, 0]], top_k=top_k)
+        values = params or {}
+        videos = [_video(value) for value in model_input.iloc[:, 0]]
+        top_k, head = int(values.get("top_k", DEFAULT_TOP_K)), str(values.get("head", "")) or None
+        predictions = self.classifier.predict(videos, top_k=top_k, head=head)
         return [
             {
                 "video": prediction.video,
-                "classes": [name for name, _ in prediction.top],
-                "scores": [float(score) for _, score in prediction.top],
+                "heads": [_best(answer) for answer in prediction.heads],
                 "error": prediction.error,
             }
             for prediction in predictions
         ]
+
+
+def _best(answer: "HeadPrediction") -> dict[str, Any]:
+    """The best classes of a data set, with both their numbers beside them."""
+    logits = dict(zip(answer.classes, answer.logits, strict=True))
+    return {
+        "name": answer.name,
+        "classes": [name for name, _ in answer.top],
+        "probabilities": [probability for _, probability in answer.top],
+        "logits": [logits[name] for name, _ in answer.top],
+    }
 
 
 def _video(value: object) -> str | Path | bytes:

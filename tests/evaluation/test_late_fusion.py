@@ -12,11 +12,11 @@ from twostream_ray.evaluation.metrics import (
     confusion_matrix,
     mean_class_accuracy,
     predicted_classes,
-    softmax,
     top_k_accuracy,
     top_k_hits,
 )
 from twostream_ray.evaluation.report import report_on
+from twostream_ray.heads import softmax
 
 
 def test_late_fusion_at_the_ends_is_one_stream_alone() -> None:

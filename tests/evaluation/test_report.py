@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from twostream_ray.errors import TrainingError
 from twostream_ray.evaluation.metrics import top_k_hits
 from twostream_ray.evaluation.report import Report, report_on
+from twostream_ray.heads import Head
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,50 @@ def test_top_5_is_left_out_where_it_would_always_be_right() -> None:
         assert ("top-5" in report.to_text()) == (top5 is not None)
 
 
+def two_data_sets(**more: Any) -> Report:
+    """Two clips of classes a and b, three of classes c to i; scores of the other data set are larger than all."""
+    labels = np.array([0, 1, 2, 3, 4])
+    scores = np.full((5, 9), 9.0)
+    scores[:2, :2], scores[2:, 2:] = [[1, 0], [1, 0]], np.eye(7)[[0, 1, 1]]
+    heads = (Head(name="u", start=0, stop=2), Head(name="long", start=2, stop=9))
+    return report_on(
+        scores, labels, classes=tuple("abcdefghi"), n_expected=6, heads=heads, **({"expected_by_head": (3, 3)} | more)
+    )
+
+
+def test_a_report_has_a_line_and_metrics_for_each_data_set_by_its_own_classes() -> None:
+    report = two_data_sets()
+    assert report.top1 == 3 / 5 and report.top5 is None  # of 2 classes, one of the 5 best is always right
+    assert [(head.name, head.top1, head.top5, head.coverage) for head in report.heads] == [
+        ("u", 1 / 2, None, "2 of 3 clips"),
+        ("long", 2 / 3, 1.0, "3 of 3 clips"),
+    ]
+    assert report.to_text().splitlines()[:4] == [
+        "top-1 60.00%   mean class 60.00%   5 of 6 clips",
+        "u      top-1 50.00%   mean class 50.00%   2 of 3 clips",
+        "long   top-1 66.67%   top-5 100.00%   mean class 66.67%   3 of 3 clips",
+        "",
+    ]
+    assert json.loads(json.dumps(report.to_dict()))["heads"][1] == {
+        "name": "long",
+        "n_evaluated": 3,
+        "n_expected": 3,
+        "top1": pytest.approx(2 / 3),
+        "top5": 1.0,
+        "mean_class": pytest.approx(2 / 3),
+    }
+
+
+def test_a_data_set_says_where_its_quarantine_is_not_counted_and_where_no_clip_was_scored() -> None:
+    unknown = two_data_sets(expected_by_head=(None, None)).heads[0]
+    assert unknown.coverage == "2 clips and those in quarantine, which are not counted by data set"
+    heads = (Head(name="u", start=0, stop=3), Head(name="h", start=3, stop=4))
+    none = report_on(
+        np.eye(4)[:2], [0, 1], classes=tuple("abcd"), n_expected=3, heads=heads, expected_by_head=(2, 1)
+    ).heads[1]
+    assert none.top1 is None and none.to_text() == "no clip of it was scored, 0 of 1 clips"
+
+
 def test_a_report_is_json() -> None:
     assert json.loads(json.dumps(small_report().to_dict())) == {
         "n_evaluated": 4,
@@ -79,4 +124,5 @@ def test_a_report_is_json() -> None:
         "mean_class": pytest.approx(2 / 3),
         "classes": ["run", "walk", "jump"],
         "confusion": [[1, 2, 0], [0, 1, 0], [0, 0, 0]],
+        "heads": [],
     }

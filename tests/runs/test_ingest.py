@@ -375,6 +375,7 @@ def test_videos_and_frames_with_flow_images_are_two_heads_of_one_shard_set(
     assert f"flow/u/clip{gap}, 2 is missing of 1.." in (tmp_path / "out/quarantine.csv").read_text()
     shard_set = open_shards(settings.out)
     assert shard_set.head_classes == (3, 2) and shard_set.classes[3:] == ("stored/run", "stored/walk")
+    assert shard_set.quarantined_by_head == {"train1": (0, 1)}
     assert len(shard_set.split("train1")) == 5 and len(shard_set.split("train")) == 6
     for row in shard_set.index.to_pylist():
         if row["clip_id"].startswith("stored/"):

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twostream_ray.errors import TrainingError
-from twostream_ray.evaluation.metrics import checked_scores, softmax
+from twostream_ray.evaluation.metrics import checked_scores
+from twostream_ray.heads import softmax
 
 
 def late_fusion(

@@ -67,13 +67,6 @@ def own_head_first(scores: ArrayLike, labels: ArrayLike, *, head_classes: Sequen
     return np.where(own, scores, behind)
 
 
-def softmax(logits: ArrayLike) -> NDArray[np.float64]:
-    """Class probabilities, each row adding up to 1. Shape (N, K) -> (N, K)."""
-    logits = np.asarray(logits, dtype=np.float64)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
 def checked_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Scores and labels as arrays that can be judged. Shapes (N, K), (N,), values in [0, K).
 

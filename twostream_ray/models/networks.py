@@ -43,20 +43,12 @@ class Network(nn.Module):
         """Logits (N, K) by tower."""
         raise NotImplementedError
 
-    def scores(self, outputs: dict[str, Tensor], *, head: int = 0) -> Tensor:
-        """Class scores (N, K) for the decision: the mean of the towers' last layers (Feichtenhofer et al. 2016).
-
-        With several data sets, the scores of the classes of data set number `head`.
-        """
-        return torch.stack([self.split_heads(logits)[head] for logits in outputs.values()]).mean(dim=0)
-
     def all_scores(self, outputs: dict[str, Tensor]) -> Tensor:
-        """The scores of all data sets side by side, (N, K); those of different data sets do not compare."""
-        return torch.cat([self.scores(outputs, head=head) for head in range(len(self.head_classes))], dim=1)
+        """What decides, (N, K): the mean of the towers' logits (Feichtenhofer et al. 2016), as `ModelConfig.averages`.
 
-    def probabilities(self, scores: Tensor) -> Tensor:
-        """Scores (N, K), averaged over views or not, as probabilities that add up to 1."""
-        return F.softmax(scores, dim=1)
+        The classes of all data sets side by side; those of different data sets do not compare.
+        """
+        return torch.stack(list(outputs.values())).mean(dim=0)
 
     def split_heads(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Logits (N, K) as one (N, K_i) for each data set of multi-task training."""
@@ -149,14 +141,13 @@ class LateNetwork(Network):
             outputs["temporal"] = mean_scores(self.temporal(flow.flatten(0, 1)), num_samples=flow.shape[0])
         return outputs
 
-    def probabilities(self, scores: Tensor) -> Tensor:
-        """The scores themselves: they are means of softmax scores."""
-        return scores
-
-    def scores(self, outputs: dict[str, Tensor], *, head: int = 0) -> Tensor:
-        """The mean of the towers' softmax scores, (N, K)."""
-        logits = (self.split_heads(outputs[tower])[head] for tower in outputs)
-        return torch.stack([F.softmax(scores, dim=1) for scores in logits]).mean(dim=0)
+    def all_scores(self, outputs: dict[str, Tensor]) -> Tensor:
+        """What decides, (N, K): the mean of the towers' softmax over the classes of each data set."""
+        probabilities = [
+            torch.cat([F.softmax(head, dim=1) for head in self.split_heads(logits)], dim=1)
+            for logits in outputs.values()
+        ]
+        return torch.stack(probabilities).mean(dim=0)
 
 
 class _Segment(NamedTuple):

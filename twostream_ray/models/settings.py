@@ -143,6 +143,11 @@ class ModelConfig:
     head_classes: tuple[int, ...] = ()
     """Classes of each data set in multi-task training, which add up to K (Simonyan and Zisserman 2014); () is one."""
 
+    @property
+    def averages(self) -> Literal["logits", "probabilities"]:
+        """What is averaged over towers and views: softmax scores in late fusion (S&Z 2014), logits elsewhere."""
+        return "probabilities" if self.architecture == "late" else "logits"
+
     def __post_init__(self) -> None:
         for key, value, valid in (
             ("architecture", self.architecture, get_args(Architecture)),

@@ -205,21 +205,30 @@ def _log_model(
 def _signature() -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
+    from mlflow.types.schema import Array, Object, Property
 
     # A nameless binary column: MLflow passes paths through it untouched when called in Python, and takes only base64
     # over HTTP.
+    head = Object(
+        [
+            Property("name", DataType.string),
+            Property("classes", Array(DataType.string)),
+            Property("probabilities", Array(DataType.double)),
+            Property("logits", Array(DataType.double)),
+        ]
+    )
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary)]),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "video"),
-                ColSpec(Array(DataType.string), "classes"),
-                ColSpec(Array(DataType.double), "scores"),
+                ColSpec(Array(head), "heads"),
                 ColSpec(DataType.string, "error", required=False),
             ]
         ),
-        params=ParamSchema([ParamSpec("top_k", DataType.long, default=5)]),
+        params=ParamSchema(
+            [ParamSpec("top_k", DataType.long, default=5), ParamSpec("head", DataType.string, default="")]
+        ),
     )
 
 

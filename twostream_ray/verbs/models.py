@@ -78,8 +78,11 @@ def predict(arguments: list[str]) -> int:
         if config.format == "json":
             print(json.dumps(asdict(prediction), allow_nan=False), flush=True)  # noqa: T201
         elif prediction.error is None:
-            best = ", ".join(f"{name} {score:.3f}" for name, score in prediction.top)
-            print(printable(f"{prediction.video}: {best}"), flush=True)  # noqa: T201
+            for head in prediction.heads:
+                whose = f" ({head.name})" if head.name else ""
+                prefix = f"{head.name}/" if head.name else ""
+                best = ", ".join(f"{name.removeprefix(prefix)} {share:.3f}" for name, share in head.top)
+                print(printable(f"{prediction.video}{whose}: {best}"), flush=True)  # noqa: T201
         if prediction.error is not None:
             complain(prediction.error, verb="predict")
     return 2 if failed else 0

@@ -73,6 +73,10 @@ def tune_scores(arguments: list[str]) -> int:
         console.print(f"note: {note}")
     console.print(f"{tuned.num_settings} settings in {tuned.seconds:.2f} s; chosen: {tuned.chosen.setting}")
     console.print(tuned.verdict())
+    for head in tuned.heads:
+        console.print(head.sentence(), markup=False)
+    if tuned.heads:
+        console.print(f"--head NAME chooses for one data set alone ({', '.join(one.name for one in tuned.heads)})")
     console.print(f"fusion.json and fusion.png are in {config.out}")
     return 0
 

@@ -1,12 +1,19 @@
+import json
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.evaluation.report import report_on
-from twostream_ray.runs.score.evaluate import Evaluation, record_evaluation
+from twostream_ray.heads import softmax
+from twostream_ray.model_package import ModelPackage, save_model
+from twostream_ray.models.settings import ModelConfig, TowerConfig
+from twostream_ray.runs.score.evaluate import Evaluation, evaluate, record_evaluation
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.tracking import TrackingConfig, comparable_measurement
 from twostream_ray.tracking.connection import client_for
@@ -20,6 +27,40 @@ def test_only_a_registered_version_can_be_recorded() -> None:
         assert EvaluateConfig(model=model, shards="shards", record=True).record
 
 
+def two_heads(shard_set: ShardSet, folder: Path) -> str:
+    """An untrained network for two data sets, each of two of the shards' classes."""
+    tower = TowerConfig(backbone="vgg_small", width=4)
+    package = ModelPackage(
+        model=ModelConfig(architecture="late", spatial=tower, temporal=tower, head_classes=(2, 2)),
+        classes=shard_set.classes,
+        contract=shard_set.contract,
+        sampling=SamplingConfig(num_snippets=1, test_times=1),
+        transforms=TransformConfig(crop_px=48),
+    )
+    save_model(folder, package.build(pretrained=False), package)
+    return str(folder)
+
+
+def test_a_model_of_two_data_sets_is_measured_on_each(shard_set: ShardSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluation = evaluate(
+        EvaluateConfig(model=two_heads(shard_set, tmp_path / "model"), shards=shard_set.uri, out=str(out))
+    )
+    report = json.loads((out / "report.json").read_text())
+    with np.load(out / "scores.npz") as arrays:
+        stored = dict(arrays)
+    assert "scores" not in stored and stored["num_expected_by_head"].sum() == 20
+    for number, (head, part) in enumerate(zip(report["heads"], (slice(0, 2), slice(2, 4)), strict=True)):
+        rows = (stored["labels"] // 2) == number
+        own = stored["logits"][rows, part]
+        np.testing.assert_allclose(softmax(own), stored["probabilities"][rows, part], atol=1e-5)
+        right = int((own.argmax(axis=1) == stored["labels"][rows] - part.start).sum())
+        assert (head["name"], head["n_evaluated"], head["n_expected"]) == (str(number + 1), rows.sum(), rows.sum())
+        assert head["top1"] == right / rows.sum()
+        assert evaluation.metrics_by_head()[f"{head['name']}/top1"] == head["top1"]
+    assert [line[:8] for line in evaluation.report.to_text().splitlines()[1:3]] == ["1   top-", "2   top-"]
+
+
 @pytest.mark.slow
 def test_an_evaluation_is_recorded_with_its_version(tmp_path: Path) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
@@ -29,7 +70,8 @@ def test_an_evaluation_is_recorded_with_its_version(tmp_path: Path) -> None:
     scores, labels = np.eye(3, dtype=np.float32)[[0, 1, 1]], np.array([0, 1, 2])
     evaluation = Evaluation(
         report=report_on(scores, labels, classes=("a", "b", "c"), n_expected=4),
-        scores=scores,
+        logits=scores,
+        probabilities=scores,
         labels=labels,
         clip_ids=("1", "2", "3"),
         split="test",

@@ -23,7 +23,7 @@ import json, sys
 import twostream_ray.inference as inference
 folder, video = sys.argv[1:]
 (prediction,) = inference.Classifier.load(folder).predict([video])
-print(json.dumps([inference.__file__, prediction.error, prediction.scores]))
+print(json.dumps([inference.__file__, prediction.error, prediction.heads[0].logits]))
 """
 
 
@@ -102,8 +102,8 @@ def test_a_model_predicts_with_these_files_alone(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    loaded_from, error, scores = json.loads(done.stdout)
+    loaded_from, error, logits = json.loads(done.stdout)
     assert Path(loaded_from).is_relative_to(copy)
     assert error is None
     (expected,) = Classifier.load(folder).predict([video])
-    assert scores == pytest.approx(expected.scores, abs=1e-5)
+    assert logits == pytest.approx(expected.heads[0].logits, abs=1e-5)

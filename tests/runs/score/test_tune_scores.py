@@ -13,7 +13,8 @@ from twostream_ray.cli import main
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, StorageError, TwoStreamError
 from twostream_ray.evaluation.late_fusion import late_fusion
-from twostream_ray.evaluation.metrics import softmax, top_k_hits
+from twostream_ray.evaluation.metrics import top_k_hits
+from twostream_ray.heads import softmax
 from twostream_ray.runs.score.settings import StreamScoresConfig, TuneScoresConfig
 from twostream_ray.runs.score.tune_scores import TunedScores, tune_scores
 
@@ -180,6 +181,55 @@ def test_each_data_set_of_a_network_for_several_is_judged_by_its_own_classes(tmp
     assert right(tuned)["spatial alone"][1] == 2
 
 
+def two_data_sets(tmp_path: Path, part: str, *, seed: int) -> StreamScoresConfig:
+    """Logits of 40 clips of 2 classes and 60 of 3; the other data set's are higher than all of a clip's own."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(5), 20)
+    ids = [f"{part}/v_{number // 2:02d}_c{number % 2}.avi" for number in range(100)]
+    files = {}
+    for stream in ("spatial", "temporal"):
+        logits = rng.normal(size=(100, 5)) + 1.2 * np.eye(5)[labels]
+        logits[labels < 2, 2:] += 20
+        logits[labels >= 2, :2] += 20
+        files[stream] = str(tmp_path / f"{part} {stream}.npz")
+        names = np.array(["u/a", "u/b", "h/a", "h/b", "h/c"])
+        more = {"classes": names, "head_classes": np.array([2, 3]), "num_expected_by_head": np.array([41, 60])}
+        np.savez(files[stream], logits=logits, labels=labels, clip_ids=np.asarray(ids), num_expected=101, **more)
+    return StreamScoresConfig(**files)
+
+
+def test_a_setting_is_chosen_over_all_data_sets_and_told_on_each_or_chosen_for_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choose, quote = (two_data_sets(tmp_path, part, seed=seed) for seed, part in enumerate(("choose", "quote")))
+    settings = {"choose": choose, "quote": quote, "svm_penalties": [1.0], "temperatures": [1.0, 64.0]}
+    both = tune_scores(TuneScoresConfig(**settings, out=str(tmp_path / "both")))
+    assert [(head.name, head.num_clips, head.num_clips_quoted) for head in both.heads] == [("u", 40, 40), ("h", 60, 60)]
+    assert sum(head.num_right for head in both.heads) == both.chosen.num_right
+    assert sum(head.num_right_quoted or 0 for head in both.heads) == both.chosen.num_right_quoted
+    alone = {}
+    for name, clips in (("u", "40 clips (41 with those in quarantine)"), ("h", "60 clips")):
+        alone[name] = tune_scores(TuneScoresConfig(**settings, head=name, out=str(tmp_path / name)))
+        assert str(alone[name].chosen_on) == clips and alone[name].heads == ()
+    for key in ("spatial alone", "temporal alone", "equal weights of logits", "equal weights of softmax"):
+        assert right(both)[key][1] == right(alone["u"])[key][1] + right(alone["h"])[key][1]
+    arguments = [f"--choose.spatial={choose.spatial}", f"--choose.temporal={choose.temporal}"]
+    assert main(["tune-scores", *arguments, "--out", str(tmp_path / "cli")]) == 0
+    printed = capsys.readouterr().out
+    assert "\nu: " in printed and "\nh: " in printed and "of 60 clips right" in printed
+    assert main(["tune-scores", *arguments, "--head", "x", "--out", str(tmp_path / "cli")]) == 2
+    assert "head must name a data set of choose, got 'x': it has u, h" in capsys.readouterr().err
+
+
+def test_files_of_other_data_sets_are_refused(tmp_path: Path) -> None:
+    logits, labels, ids = np.zeros((2, 3)), np.array([0, 2]), ["a", "b"]
+    files = {
+        name: write(tmp_path / f"{name}.npz", logits, labels, ids, head_classes=np.array(sizes))
+        for name, sizes in (("spatial", [2, 1]), ("temporal", [1, 2]))
+    }
+    assert "3 classes of the same data sets, got head_classes [1, 2] in" in refused(ConfigError, **files)
+
+
 def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Path) -> None:
     from twostream_ray.data.sampling import SamplingConfig
     from twostream_ray.data.transforms import TransformConfig
@@ -209,7 +259,8 @@ def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Pa
     assert str(tuned.chosen_on) == "20 clips of split test"
     with np.load(files["spatial"]) as written:
         assert tuple(written["classes"]) == shard_set.classes
-    assert len(tuned.notes) == 2  # a single stream's scores are probabilities
+        assert {"logits", "probabilities"} <= written.keys() and "scores" not in written
+    assert tuned.notes == ()
 
 
 # -- what is refused

@@ -183,27 +183,27 @@ def test_evaluation_is_exact_and_says_n_of_n(two_workers: tuple[Any, Any], shard
     assert published_before(config)
     evaluation = published.evaluation
     assert evaluation.report.coverage == "20 of 20 clips"
-    assert evaluation.scores.shape == (20, 4)
+    assert evaluation.logits.shape == (20, 4)
     run_folder = Path(config.storage) / "two/evaluation"
     stored = np.load(run_folder / "scores.npz")
     assert json.loads((run_folder / "report.json").read_text())["top1"] == evaluation.report.top1
-    assert (stored["scores"].argmax(axis=1) == stored["labels"]).mean() == evaluation.report.top1
+    assert (stored["logits"].argmax(axis=1) == stored["labels"]).mean() == evaluation.report.top1
     assert (run_folder / "confusion.png").stat().st_size > 5000 and (run_folder / "curves.png").stat().st_size > 5000
 
 
 def test_scores_do_not_depend_on_the_number_of_workers(
     two_workers: tuple[Any, Any], shard_set: ShardSet, tmp_path: Path
 ) -> None:
-    def scores(workers: int) -> np.ndarray:
+    def logits(workers: int) -> np.ndarray:
         config = EvaluateConfig(
             model=two_workers[0].checkpoint,
             shards=shard_set.uri,
             out=str(tmp_path / str(workers)),
             workers=WorkersConfig(num_workers=workers),
         )
-        return evaluate(config).scores
+        return evaluate(config).logits
 
-    np.testing.assert_allclose(scores(1), scores(3), atol=1e-5)
+    np.testing.assert_allclose(logits(1), logits(3), atol=1e-5)
 
 
 def test_raw_video_gets_the_scores_that_evaluation_gives_its_shard(
@@ -215,7 +215,9 @@ def test_raw_video_gets_the_scores_that_evaluation_gives_its_shard(
     chosen = range(0, 20, 5)
     predictions = classifier.predict([videos / evaluation.clip_ids[number] for number in chosen])
     for number, prediction in zip(chosen, predictions, strict=True):
-        np.testing.assert_allclose(prediction.scores, evaluation.scores[number], atol=1e-5)
+        (head,) = prediction.heads
+        np.testing.assert_allclose(head.logits, evaluation.logits[number], atol=1e-5)
+        np.testing.assert_allclose(head.probabilities, evaluation.probabilities[number], atol=1e-5)
 
 
 def test_flow_of_another_kind_is_refused_naming_both(

@@ -62,6 +62,7 @@ _MANIFEST = record(
             record({"name": SHARD_NAME, "rows": {**COUNT, "minimum": 1}, "bytes": COUNT, "sha256": SHA256}, others=True)
         ),
     },
+    {"quarantined_by_head": {"type": "object", "additionalProperties": list_of(COUNT, at_most=1000)}},
     others=True,
 )
 
@@ -79,6 +80,7 @@ class Manifest:
     shard_sha256: tuple[str, ...]
     shard_bytes: tuple[int, ...]
     quarantined: Mapping[str, int]
+    quarantined_by_head: Mapping[str, tuple[int, ...]]
     clips: int
     frames: int
     splits: Mapping[str, int]
@@ -99,11 +101,15 @@ def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream 
         )
     json_files.check(values, _MANIFEST, **terms)
     contract = FlowContract.from_dict(values["flow_contract"])
-    shards = values["shards"]
+    shards, by_head = values["shards"], values.get("quarantined_by_head", {})
     contradictions = {
         "flow_contract_hash": values["flow_contract_hash"] != contract.hash,
         "head_classes": bool(values["head_classes"]) and sum(values["head_classes"]) != len(values["classes"]),
         "shards": len({shard["name"] for shard in shards}) < len(shards),
+        "quarantined_by_head": any(
+            (len(counts), sum(counts)) != (len(values["head_classes"]), values["quarantined_by_split"].get(split))
+            for split, counts in by_head.items()
+        ),
         "clips": values["clips"] != sum(shard["rows"] for shard in shards),
     }
     if wrong := [name for name, differs in contradictions.items() if differs]:
@@ -118,6 +124,7 @@ def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream 
         shard_sha256=tuple(shard["sha256"] for shard in shards),
         shard_bytes=tuple(int(shard["bytes"]) for shard in shards),
         quarantined=values["quarantined_by_split"],
+        quarantined_by_head={split: tuple(map(int, counts)) for split, counts in by_head.items()},
         clips=values["clips"],
         frames=values["frames"],
         splits=values["splits"],

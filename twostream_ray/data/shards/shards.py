@@ -19,7 +19,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -69,8 +69,8 @@ _MOST_PX = 16_384
 def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
     """Checksum over a clip's flow fields in order."""
     value = 0
-    for field in fields:
-        value = zlib.crc32(field, value)
+    for content in fields:
+        value = zlib.crc32(content, value)
     return value
 
 
@@ -107,6 +107,9 @@ class ShardSet:
 
     index: pa.Table
     """One row per clip: clip_id, label, splits, num_frames, shard, row, and group where names do not say it."""
+
+    quarantined_by_head: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The same of each data set, where there are several; {} where an earlier ingest did not count them apart."""
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -198,6 +201,7 @@ def open_shards(uri: str) -> ShardSet:
         shard_sha256=manifest.shard_sha256,
         shard_bytes=manifest.shard_bytes,
         quarantined=manifest.quarantined,
+        quarantined_by_head=manifest.quarantined_by_head,
         index=read_index(index_content, manifest, where=index_uri),
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -214,7 +215,7 @@ def write_manifest(
     bad = [entry for part in ordered for entry in part["quarantined"]]
     splits = Counter(split for row in rows for split in row["splits"])
     bad_splits = Counter(split for entry in bad for split in entry["identity"][4])
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "classes": list(classes),
         "head_classes": list(head_classes),
@@ -231,6 +232,8 @@ def write_manifest(
             for part in with_rows
         ],
     }
+    if bad and len(head_classes) > 1:
+        manifest["quarantined_by_head"] = _by_head(bad, head_classes)
     storage.write_bytes(storage.join(out, "index.parquet"), index.getvalue())
     storage.write_bytes(storage.join(out, "quarantine.csv"), _as_csv(bad).encode())
     storage.write_json(storage.join(out, "manifest.json"), manifest)
@@ -243,6 +246,16 @@ def _index_of(rows: Sequence[Mapping[str, Any]], *, groups: Mapping[str, str]) -
         return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
     grouped = [{**row, "group": group} for row, group in zip(rows, known, strict=True)]
     return pa.Table.from_pylist(grouped, schema=INDEX_SCHEMA_WITH_GROUPS)
+
+
+def _by_head(bad: Sequence[dict[str, Any]], head_classes: Sequence[int]) -> dict[str, list[int]]:
+    """Quarantined clips of each split by data set, in the order of `head_classes`."""
+    head_of_class = np.repeat(np.arange(len(head_classes)), head_classes)
+    counts: dict[str, list[int]] = {}
+    for entry in bad:
+        for split in entry["identity"][4]:
+            counts.setdefault(split, [0] * len(head_classes))[head_of_class[entry["identity"][2]]] += 1
+    return dict(sorted(counts.items()))
 
 
 def _as_csv(bad: Sequence[dict[str, Any]]) -> str:

@@ -1,13 +1,19 @@
-"""Exact evaluation: every clip of a split scored once; report, scores and confusion matrix written to a folder."""
+"""Exact evaluation: every clip of a split scored once; report, scores and confusion matrix written to a folder.
+
+scores.npz has logits and probabilities (n, K) of n clips, labels (n,), clip_ids (n,), classes (K,), the split's name,
+num_expected (N), head_classes and, of several data sets, num_expected_by_head; earlier versions wrote one array
+`scores`, which was either, as `tune-scores` still reads it.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +22,8 @@ from twostream_ray import storage, tracking, visualize
 from twostream_ray.data.flow import require_same_contract
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, ShardError, TrainingError
-from twostream_ray.evaluation.metrics import own_head_first
 from twostream_ray.evaluation.report import Report, report_on
+from twostream_ray.heads import Head
 from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.score.model_source import local_model
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
 
 CONFUSION = "confusion.png"
 
+_NO_NAME_OF_A_METRIC = r"[^\w.\-]"
+"""What MLflow refuses in a metric's name, and the slash, behind which the metric is named."""
 _FILES = ("report.json", "scores.npz", CONFUSION)
 _REPORT_SCHEMA = record(
     {"top1": {"type": "number"}, "split": {"type": "string"}, "manifest_hash": {"type": "string"}}, others=True
@@ -48,8 +56,11 @@ class Evaluation:
 
     report: Report
     """Accuracies and confusion."""
-    scores: NDArray[np.float32]
-    """(n, K) scores of each clip, in the order of the shard set's index."""
+    logits: NDArray[np.float32]
+    """(n, K) logits of each clip, in the order of the shard set's index; their softmax over the classes of each data
+    set are the probabilities."""
+    probabilities: NDArray[np.float32]
+    """(n, K) probabilities, in [0, 1]; those of each data set add up to 1."""
     labels: NDArray[np.int64]
     """(n,) true classes."""
     clip_ids: tuple[str, ...]
@@ -65,6 +76,21 @@ class Evaluation:
         """top1 and mean_class_accuracy, and top5 where there are enough classes; in [0, 1]."""
         metrics = {"top1": self.report.top1, "mean_class_accuracy": self.report.mean_class}
         return metrics if self.report.top5 is None else metrics | {"top5": self.report.top5}
+
+    def metrics_by_head(self) -> dict[str, float]:
+        """The same metrics of each data set, and how many clips they are of, as NAME/top1; {} where there is one."""
+        found = {
+            f"{re.sub(_NO_NAME_OF_A_METRIC, '_', head.name)}/{name}": value
+            for head in self.report.heads
+            for name, value in (
+                ("top1", head.top1),
+                ("mean_class_accuracy", head.mean_class),
+                ("top5", head.top5),
+                ("clips_evaluated", head.n_evaluated),
+                ("clips_expected", head.n_expected),
+            )
+        }
+        return {name: float(value) for name, value in found.items() if value is not None}
 
     def measurement(self) -> tracking.Measurement:
         """The metrics on n of N clips of the split, as a registered version is tagged with them."""
@@ -166,24 +192,46 @@ def score_split(
     missing = len(members) - len(scores)
     if missing:
         raise TrainingError(f"all {len(members)} clips of {config.split} were to be scored, {missing} were not")
-    stacked = np.stack([scores[int(clip)] for clip in members])
+    averaged = np.stack([scores[int(clip)] for clip in members])
     labels = shard_set.labels[members]
-    ranked = own_head_first(stacked, labels, head_classes=package.model.head_classes or (len(package.classes),))
+    found = package.class_scores(averaged)
     ids = shard_set.index["clip_id"].to_pylist()
     return Evaluation(
         report=report_on(
-            ranked,
+            averaged,
             labels,
             classes=shard_set.classes,
             n_expected=len(members) + shard_set.quarantined.get(config.split, 0),
+            heads=package.heads,
+            expected_by_head=_expected_by_head(shard_set, labels, split=config.split, heads=package.heads),
         ),
-        scores=stacked,
+        logits=found.logits.astype(np.float32),
+        probabilities=found.probabilities.astype(np.float32),
         labels=labels,
         clip_ids=tuple(ids[clip] for clip in members),
         split=config.split,
         manifest_hash=shard_set.hash,
         package=package,
     )
+
+
+def _expected_by_head(
+    shard_set: ShardSet, labels: NDArray[np.int64], *, split: str, heads: Sequence[Head]
+) -> list[int | None]:
+    """Clips of each data set in the split, those in quarantine among them; None where nobody has counted these."""
+    evaluated = [int(((labels >= head.start) & (labels < head.stop)).sum()) for head in heads]
+    if not shard_set.quarantined.get(split, 0):
+        return list(evaluated)
+    quarantined = shard_set.quarantined_by_head.get(split, ())
+    if len(quarantined) != len(heads):
+        return [None] * len(heads)
+    return [here + bad for here, bad in zip(evaluated, quarantined, strict=True)]
+
+
+def _num_expected_by_head(report: Report) -> dict[str, NDArray[np.int64]]:
+    """For scores.npz; {} where there is one data set, or an earlier ingest did not count each one's quarantine."""
+    counts = [head.n_expected for head in report.heads if head.n_expected is not None]
+    return {"num_expected_by_head": np.asarray(counts, dtype=np.int64)} if 0 < len(counts) == len(report.heads) else {}
 
 
 def write_evaluation(evaluation: Evaluation, *, out: str, pictures: Path) -> None:
@@ -196,15 +244,18 @@ def write_evaluation(evaluation: Evaluation, *, out: str, pictures: Path) -> Non
     values = evaluation.report.to_dict() | {"split": evaluation.split, "manifest_hash": evaluation.manifest_hash}
     storage.write_json(storage.join(out, _FILES[0]), values)
     table = io.BytesIO()
+    arrays: dict[str, Any] = _num_expected_by_head(evaluation.report)
     np.savez_compressed(
         table,
-        scores=evaluation.scores,
+        logits=evaluation.logits,
+        probabilities=evaluation.probabilities,
         labels=evaluation.labels,
         clip_ids=np.asarray(evaluation.clip_ids),
         classes=np.asarray(evaluation.report.classes),
         split=np.asarray(evaluation.split),
         num_expected=np.asarray(evaluation.report.n_expected),
         head_classes=np.asarray(evaluation.package.model.head_classes, dtype=np.int64),
+        **arrays,
     )
     storage.write_bytes(storage.join(out, _FILES[1]), table.getvalue())
     picture = pictures / CONFUSION

@@ -19,6 +19,7 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
 
     Raises:
         RegistryError, StorageError, CheckpointError: the model cannot be had.
+        ConfigError: it was not trained on the data set that config.head names.
     """
     with local_model(config.model, config=config.tracking) as directory:
         # It loads torch, which refused settings and --help do without.
@@ -26,7 +27,7 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
 
         classifier = Classifier.load(directory)
     for video in config.videos:
-        yield from classifier.predict([video], top_k=config.top_k)
+        yield from classifier.predict([video], top_k=config.top_k, head=config.head)
 
 
 def pull(config: PullConfig) -> Path:

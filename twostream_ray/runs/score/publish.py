@@ -156,7 +156,8 @@ def _publish_run(
 def _log_evaluation(trained: TrainReport, evaluation: Evaluation, *, uri: str, pictures: Path) -> None:
     """Metrics, learning curves and confusion matrix into the MLflow run; the curves into `uri` too."""
     last = int(trained.history[-1]["epoch"])
-    metrics = {f"{evaluation.split}_{name}": value for name, value in evaluation.metrics().items()}
+    found = evaluation.metrics() | evaluation.metrics_by_head()
+    metrics = {f"{evaluation.split}_{name}": value for name, value in found.items()}
     tracking.log_metrics(trained.run, metrics, step=last)
     curves = pictures / "curves.png"
     visualize.curves_picture(trained.history, curves)
@@ -174,7 +175,7 @@ def _register(config: ExperimentConfig, trained: TrainReport, evaluation: Evalua
         code=serving_files(),
         name=config.tracking.model_name,
         measurement=evaluation.measurement(),
-        protocol=_protocol(package),
+        protocol=_protocol(package) + _of_heads(evaluation),
         summary=_summary(config, parameters=trained.parameters),
         classes=package.classes,
         flow_contract=package.contract.to_dict(),
@@ -196,6 +197,11 @@ def _protocol(package: ModelPackage) -> str:
     views = f"{times} evenly spaced samples" if times > 1 else "1 sample from the middle"
     parts = f"{snippets} snippets" if snippets > 1 else "1 snippet"
     return f"{views} of {parts} a clip, centre crop of {package.transforms.crop_px} px, scores averaged"
+
+
+def _of_heads(evaluation: Evaluation) -> str:
+    """The metrics of each data set, in sentences to follow others; "" where there is one."""
+    return "".join(f"; of {head.name}: {head.to_text().replace('   ', ', ')}" for head in evaluation.report.heads)
 
 
 def _summary(config: ExperimentConfig, *, parameters: int) -> str:

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError, StorageError
-from twostream_ray.evaluation.metrics import own_head_first, softmax
+from twostream_ray.evaluation.metrics import own_head_first
+from twostream_ray.heads import Head, choose_heads, heads_of, logits_from, softmax_by_head
 from twostream_ray.runs.score.settings import StreamScoresConfig
-
-_SMALLEST_PROBABILITY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +61,11 @@ class StreamScores:
     """Where they were read."""
     notes: tuple[str, ...]
     """What was done with them, in sentences."""
-    _softmax: dict[tuple[str, float], NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
+    heads: tuple[Head, ...]
+    """The data sets; a clip is judged by the classes of its own."""
+    expected_by_head: tuple[int, ...] | None
+    """num_expected of each data set, where the files have it."""
+    _fused: dict[tuple[str, float | None], NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
     def judged_on(self) -> JudgedOn:
         """Which clips a metric of these scores is of."""
@@ -71,13 +74,62 @@ class StreamScores:
     def fused_as(
         self, of: Literal["logits", "softmax"], temperatures: tuple[float, float]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What is fused of the spatial and the temporal stream: its logits, or the softmax of logits / temperature."""
-        if of == "logits":
-            return self.spatial, self.temporal
+        """What is fused of the spatial and the temporal stream: its logits, or the softmax of logits / temperature.
+
+        Where there are several data sets, the softmax is over the classes of each, and those of others rank last.
+        """
+        fused = []
         for stream, temperature in zip(("spatial", "temporal"), temperatures, strict=True):
-            if (stream, temperature) not in self._softmax:
-                self._softmax[stream, temperature] = softmax(getattr(self, stream) / temperature)
-        return self._softmax["spatial", temperatures[0]], self._softmax["temporal", temperatures[1]]
+            key = (stream, None if of == "logits" else temperature)
+            if key not in self._fused:
+                logits = getattr(self, stream)
+                if of == "logits":
+                    self._fused[key] = self.own_classes_first(logits)
+                else:
+                    values = softmax_by_head(logits / temperature, self.heads)
+                    self._fused[key] = np.where(self._own_classes(), values, 0.0)
+            fused.append(self._fused[key])
+        return fused[0], fused[1]
+
+    def own_classes_first(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores (N, K) of these clips in which the classes of other data sets rank last."""
+        if len(self.heads) == 1:
+            return scores
+        return own_head_first(scores, self.labels, head_classes=[head.stop - head.start for head in self.heads])
+
+    def rows_of(self, head: Head) -> NDArray[np.int64]:
+        """Rows of the clips of a data set."""
+        return np.flatnonzero((self.labels >= head.start) & (self.labels < head.stop))
+
+    def _own_classes(self) -> NDArray[np.bool_]:
+        own = np.zeros(self.spatial.shape, dtype=np.bool_)
+        for head in self.heads:
+            own[self.rows_of(head), head.columns] = True
+        return own
+
+    def of_head(self, name: str | None, *, where: str) -> StreamScores:
+        """The clips and classes of one data set; all of them where no name is given.
+
+        Raises:
+            ConfigError: there is no such data set, or no clip of it.
+        """
+        if name is None:
+            return self
+        (head,) = choose_heads(self.heads, name, of=where)
+        rows = self.rows_of(head)
+        if not len(rows):
+            raise ConfigError(f"{where} has no clip of data set {name!r}: choose another split or head")
+        known = self.expected_by_head
+        return replace(
+            self.part(rows),
+            spatial=self.spatial[rows, head.columns],
+            temporal=self.temporal[rows, head.columns],
+            labels=self.labels[rows] - head.start,
+            clip_ids=None if self.clip_ids is None else self.clip_ids[rows],
+            classes=None if self.classes is None else head.classes_of(self.classes),
+            num_expected=len(rows) if known is None else known[self.heads.index(head)],
+            heads=(Head(name="", start=0, stop=head.stop - head.start),),
+        )
 
     def part(self, rows: NDArray[np.int64]) -> StreamScores:
         """The scores of some clips, by their rows."""
@@ -109,16 +161,13 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
         files = (config.spatial, config.temporal)
         table, other = (_load(file) for file in files)
         for file, one, stream in zip(files, (table, other), ("spatial", "temporal"), strict=True):
-            _demand(one, ("scores", "labels", "clip_ids"), file=file, name=f"{name}.{stream}")
+            _demand(one, (("logits", "scores"), "labels", "clip_ids"), file=file, name=f"{name}.{stream}")
         order = _matching(table["clip_ids"], other["clip_ids"], files=files)
-        spatial, temporal = table["scores"], other["scores"][order]
+        # Earlier versions wrote `scores`, which were logits or probabilities.
+        spatial, temporal = (one["logits" if "logits" in one else "scores"] for one in (table, other))
+        temporal = temporal[order]
         labels, clip_ids = table["labels"], table["clip_ids"]
-        wrong = np.flatnonzero(labels != other["labels"][order])
-        if wrong.size:
-            raise ConfigError(
-                f"{files[0]} and {files[1]} must agree on the classes, but {clip_ids[wrong[0]]} and {wrong.size - 1} "
-                "more clips have different labels: evaluate both models on the same shards"
-            )
+        _refuse_other_labels(labels, other["labels"][order], clip_ids=clip_ids, files=files)
     if spatial.ndim != 2 or spatial.shape != temporal.shape or labels.shape != spatial.shape[:1]:
         raise ConfigError(
             f"{' and '.join(files)} must hold scores (N, K) of the same clips and classes with labels (N,), got "
@@ -126,34 +175,36 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
         )
     _refuse_odd_values(spatial, temporal, labels, where=" and ".join(files))
     labels = labels.astype(np.int64)
-    heads = _first(table, "head_classes")
-    head_classes = [spatial.shape[1]] if heads is None or not len(heads) else heads.tolist()
-    tables = zip(files, (table, other), strict=False)  # one file may hold both
-    named = {file: _class_names(one, file=file, num_classes=spatial.shape[1]) for file, one in tables}
+    tables = dict(zip(files, (table, other), strict=False))  # one file may hold both
+    head_classes = _head_classes(tables, num_classes=spatial.shape[1])
+    named = {file: _class_names(one, file=file, num_classes=spatial.shape[1]) for file, one in tables.items()}
     _refuse_other_classes(named)
     notes = [
         f"{name}: {file} has no names of classes, as earlier versions wrote it: it may be of other classes"
         for file, classes in named.items()
         if classes is None
     ]
-    streams = {"spatial": spatial.astype(np.float64), "temporal": temporal.astype(np.float64)}
-    for stream, scores in streams.items():
-        if _are_probabilities(scores, num_heads=len(head_classes)):
-            streams[stream] = np.log(np.maximum(scores, _SMALLEST_PROBABILITY))
+    streams = {}
+    for stream, scores, one in (("spatial", spatial, table), ("temporal", temporal, other)):
+        streams[stream] = scores.astype(np.float64)
+        if "logits" not in one and _are_probabilities(streams[stream], num_heads=len(head_classes)):
+            streams[stream] = logits_from(scores)
             notes.append(f"{name}: the {stream} scores are probabilities; their logarithms are taken as logits")
-        if len(head_classes) > 1:
-            streams[stream] = own_head_first(streams[stream], labels, head_classes=head_classes)
-    split, expected = _first(table, "split"), _first(table, "num_expected")
+    split, expected, by_head = (_first(table, key) for key in ("split", "num_expected", "num_expected_by_head"))
+    classes = next((classes for classes in named.values() if classes is not None), None)
+    heads = heads_of(classes or [""] * spatial.shape[1], head_classes)
     return StreamScores(
         spatial=streams["spatial"],
         temporal=streams["temporal"],
         labels=labels,
         clip_ids=clip_ids,
-        classes=next((classes for classes in named.values() if classes is not None), None),
+        classes=classes,
         split=None if split is None else str(split),
         num_expected=len(labels) if expected is None else int(expected),
         files=files,
         notes=tuple(notes),
+        heads=heads,
+        expected_by_head=None if by_head is None or len(by_head) != len(heads) else tuple(map(int, by_head)),
     )
 
 
@@ -171,7 +222,38 @@ def refuse_overlap(choose: StreamScores, quote: StreamScores) -> None:
         raise ConfigError(
             f"choose and quote must have the same classes, got {choose.spatial.shape[1]} and {quote.spatial.shape[1]}"
         )
+    if [head.stop for head in choose.heads] != [head.stop for head in quote.heads]:
+        raise ConfigError(
+            f"choose and quote must have the same data sets, got {len(choose.heads)} and {len(quote.heads)}, or others "
+            "by number of classes: evaluate both on splits of the same shards"
+        )
     _refuse_other_classes({"choose": choose.classes, "quote": quote.classes})
+
+
+def _refuse_other_labels(
+    spatial: NDArray[Any], temporal: NDArray[Any], *, clip_ids: NDArray[Any], files: Sequence[str]
+) -> None:
+    """Raise ConfigError where two files give the same clips different labels."""
+    wrong = np.flatnonzero(spatial != temporal)
+    if wrong.size:
+        raise ConfigError(
+            f"{files[0]} and {files[1]} must agree on the classes, but {clip_ids[wrong[0]]} and {wrong.size - 1} "
+            "more clips have different labels: evaluate both models on the same shards"
+        )
+
+
+def _head_classes(tables: Mapping[str, dict[str, NDArray[Any]]], *, num_classes: int) -> list[int]:
+    """Classes of each data set, which files that say it must agree on; earlier versions did not write it."""
+    said = {
+        file: one["head_classes"].tolist() or [num_classes] for file, one in tables.items() if "head_classes" in one
+    }
+    for file, sizes in said.items():
+        if sizes != next(iter(said.values())) or sum(sizes) != num_classes:
+            raise ConfigError(
+                f"{' and '.join(tables)} must hold {num_classes} classes of the same data sets, got head_classes "
+                f"{sizes} in {file}: evaluate both models on the same shards"
+            )
+    return next(iter(said.values()), [num_classes])
 
 
 def _class_names(table: dict[str, NDArray[Any]], *, file: str, num_classes: int) -> tuple[str, ...] | None:

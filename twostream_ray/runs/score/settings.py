@@ -62,10 +62,15 @@ class PredictConfig:
     """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
 
     top_k: int = 5
-    """Classes to show per video."""
+    """Classes to show per video and data set."""
+
+    head: str | None = None
+    """Name of the one data set to answer for, of a model that was trained on several (`ingest --more`); by default all
+    of them."""
 
     format: Literal["text", "json"] = "text"
-    """text: a table; json: one JSON object a line, for programs."""
+    """text: a line for each video and data set; json: one JSON object a line for each video, whose `heads` have
+    name, top, classes, probabilities and logits of each data set."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow, where the model comes from its registry."""
@@ -174,6 +179,10 @@ class TuneScoresConfig:
 
     svm_penalties: list[float] = field(default_factory=list)
     """C of linear SVMs to try, judged by cross-validation on `choose` and fitted to all of it; wants `quote`."""
+
+    head: str | None = None
+    """Name of the one data set to choose for, of networks that were trained on several; by default one setting is
+    chosen for all of them together, and said how right it is on each."""
 
     out: str = "tuned_scores"
     """Directory or s3:// prefix for fusion.json and fusion.png."""

@@ -72,6 +72,29 @@ class TriedSetting:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HeadHits:
+    """Clips of one data set that the chosen setting gets right."""
+
+    name: str
+    """Name of the data set."""
+    num_right: int
+    """Of the clips it is chosen on; of an SVM by cross-validation."""
+    num_clips: int
+    """These clips."""
+    num_right_quoted: int | None
+    """Of the clips to quote on; None where there are none."""
+    num_clips_quoted: int | None
+    """Those clips."""
+
+    def sentence(self) -> str:
+        """Both in words."""
+        quoted = (
+            "" if self.num_clips_quoted is None else f", {self.num_right_quoted} of {self.num_clips_quoted} to quote"
+        )
+        return f"{self.name}: {self.num_right} of {self.num_clips} clips right{quoted}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TunedScores:
     """What the search found."""
 
@@ -89,6 +112,8 @@ class TunedScores:
     """It took, without reading the files."""
     notes: tuple[str, ...]
     """What was done with the files, in sentences."""
+    heads: tuple[HeadHits, ...] = ()
+    """The chosen setting on each data set, where there are several."""
 
     def verdict(self) -> str:
         """The accuracy to quote, or that there is none, in a sentence."""
@@ -117,16 +142,20 @@ def tune_scores(config: TuneScoresConfig, *, progress: Progress | None = None) -
     quote = read_scores(config.quote, name="quote") if config.quote.given() else None
     if quote is not None:
         refuse_overlap(choose, quote)
+        quote = quote.of_head(config.head, where="quote")
+    choose = choose.of_head(config.head, where="choose")
     started = time.perf_counter()
     found, num_settings = _search(config, choose, quote, progress=progress)
+    chosen = max(found, key=lambda one: one.num_right)
     tuned = TunedScores(
         tried=tuple(found),
-        chosen=max(found, key=lambda one: one.num_right),
+        chosen=chosen,
         chosen_on=choose.judged_on(),
         quoted_on=quote.judged_on() if quote is not None else None,
         num_settings=num_settings,
         seconds=time.perf_counter() - started,
         notes=tuple(note for scores in (choose, quote) if scores is not None for note in scores.notes),
+        heads=_on_heads(chosen.setting, choose, quote) if len(choose.heads) > 1 else (),
     )
     _write(config, tuned, choose, quote)
     return tuned
@@ -167,7 +196,7 @@ def _search(
         judged = []
         for penalty in config.svm_penalties:
             setting = replace(kind, method="svm", temporal_weight=None, penalty=penalty)
-            judged.append((_num_right_in_folds(setting, choose), setting))
+            judged.append((int(_right_in_folds(setting, choose).sum()), setting))
         num_right, setting = max(judged, key=lambda pair: pair[0])
         try_one(f"best SVM of {kind.of}", setting, num_right)
     return found, total
@@ -201,13 +230,34 @@ def _hits(setting: FusionSetting, scores: StreamScores, weights: NDArray[np.floa
     return late_fusion_hits(*scores.fused_as(setting.of, setting.temperatures), scores.labels, temporal_weights=weights)
 
 
+def _on_heads(setting: FusionSetting, choose: StreamScores, quote: StreamScores | None) -> tuple[HeadHits, ...]:
+    """How a setting does on each data set."""
+    chosen_on = _right_in_folds(setting, choose) if setting.method == "svm" else _right(setting, choose)
+    quoted_on = None if quote is None else _right(setting, quote, fit=choose)
+    return tuple(
+        HeadHits(
+            name=head.name,
+            num_right=int(chosen_on[choose.rows_of(head)].sum()),
+            num_clips=len(choose.rows_of(head)),
+            num_right_quoted=None if quoted_on is None or quote is None else int(quoted_on[quote.rows_of(head)].sum()),
+            num_clips_quoted=None if quote is None else len(quote.rows_of(head)),
+        )
+        for head in choose.heads
+    )
+
+
 def _num_right(setting: FusionSetting, scores: StreamScores, *, fit: StreamScores | None = None) -> int:
-    """Clips that a setting gets right; an SVM is fitted to others."""
+    """How many clips a setting gets right."""
+    return int(_right(setting, scores, fit=fit).sum())
+
+
+def _right(setting: FusionSetting, scores: StreamScores, *, fit: StreamScores | None = None) -> NDArray[np.bool_]:
+    """Which clips a setting gets right, each by the classes of its data set, (N,); an SVM is fitted to others."""
     if setting.method == "average":
         assert setting.temporal_weight is not None  # noqa: S101  (an average has one)
         streams = scores.fused_as(setting.of, setting.temperatures)
         fused = late_fusion(*streams, temporal_weight=setting.temporal_weight, of="logits")  # as they are
-        return int(top_k_hits(fused, scores.labels, k=1).sum())
+        return top_k_hits(fused, scores.labels, k=1)
     assert fit is not None and setting.penalty is not None  # noqa: S101  (an SVM comes from svm_penalties)
     values = svm_fusion(
         scores.fused_as(setting.of, setting.temperatures),
@@ -216,14 +266,15 @@ def _num_right(setting: FusionSetting, scores: StreamScores, *, fit: StreamScore
         penalty=setting.penalty,
         of="logits",  # as they are
     )
-    return int(top_k_hits(values, scores.labels, k=1).sum())
+    return top_k_hits(scores.own_classes_first(values), scores.labels, k=1)
 
 
-def _num_right_in_folds(setting: FusionSetting, scores: StreamScores) -> int:
+def _right_in_folds(setting: FusionSetting, scores: StreamScores) -> NDArray[np.bool_]:
     """Clips that SVMs get right which were fitted to the others, and to none that was cut from the same video."""
-    return sum(
-        _num_right(setting, scores.part(held_out), fit=scores.part(learnt)) for learnt, held_out in _folds(scores)
-    )
+    right = np.zeros(len(scores.labels), dtype=np.bool_)
+    for learnt, held_out in _folds(scores):
+        right[held_out] = _right(setting, scores.part(held_out), fit=scores.part(learnt))
+    return right
 
 
 def _folds(scores: StreamScores) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

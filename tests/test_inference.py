@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pytest import CaptureFixture
+
+from twostream_ray.cli import main
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.sources.synthetic import SyntheticConfig, draw_clip
+from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.data.video.files import write_video
+from twostream_ray.errors import ConfigError
+from twostream_ray.heads import softmax
+from twostream_ray.inference import Classifier
+from twostream_ray.model_package import ModelPackage, save_model
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
+
+CLASSES = ("shapes/run", "shapes/walk", "stored/run", "stored/sit", "stored/walk")
+
+
+def stored_model(folder: Path, *, classes: tuple[str, ...] = CLASSES, architecture: str = "fused") -> Path:
+    """An untrained network for two data sets, of 2 and 3 classes, as training leaves it."""
+    torch.manual_seed(0)
+    tower = TowerConfig(backbone="vgg_small", width=4)
+    package = ModelPackage(
+        model=ModelConfig(
+            architecture=architecture,  # type: ignore[arg-type]
+            spatial=tower,
+            temporal=tower,
+            fusion=FusionConfig(layers=("relu4",), temporal="pool2d"),
+            head_classes=(2, 3),
+        ),
+        classes=classes,
+        contract=FlowContract(short_side_px=48),
+        sampling=SamplingConfig(num_snippets=2, test_times=2),
+        transforms=TransformConfig(crop_px=48),
+    )
+    save_model(folder, package.build(pretrained=False), package)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    write_video(draw_clip(SyntheticConfig(size_px=64), "test", 0), path=path, container="mp4", fps=25)
+    return path
+
+
+@pytest.mark.parametrize("architecture", ["fused", "late"])
+def test_a_model_of_two_data_sets_answers_for_each_with_classes_beside_their_numbers(
+    tmp_path: Path, video: Path, architecture: str
+) -> None:
+    classifier = Classifier.load(stored_model(tmp_path, architecture=architecture))
+    (prediction,) = classifier.predict([video], top_k=2)
+    assert [head.name for head in prediction.heads] == ["shapes", "stored"]
+    assert [head.classes for head in prediction.heads] == [CLASSES[:2], CLASSES[2:]]
+    for head in prediction.heads:
+        assert sum(head.probabilities) == pytest.approx(1, abs=1e-5)
+        np.testing.assert_allclose(softmax([head.logits])[0], head.probabilities, atol=1e-6)
+        by_class = dict(zip(head.classes, head.probabilities, strict=True))
+        assert len(head.top) == 2 and head.top[0] == max(by_class.items(), key=lambda item: item[1])
+    (one,) = classifier.predict([video], head="stored")
+    assert one.heads[0].logits == prediction.heads[1].logits and one.top[:2] == prediction.heads[1].top
+    with pytest.raises(ConfigError, match="answer for each of shapes, stored: read `heads`, or predict with head=NAME"):
+        _ = prediction.top
+    with pytest.raises(ConfigError, match="data set of the model, got 'ucf101': it has shapes, stored"):
+        classifier.predict([video], head="ucf101")
+
+
+def test_a_model_whose_classes_name_no_data_set_numbers_its_answers(tmp_path: Path, video: Path) -> None:
+    classifier = Classifier.load(stored_model(tmp_path, classes=("a", "b", "c", "d", "e")))
+    (prediction,) = classifier.predict([video])
+    assert [(head.name, head.classes) for head in prediction.heads] == [("1", ("a", "b")), ("2", ("c", "d", "e"))]
+
+
+def test_predict_prints_an_answer_for_each_data_set(tmp_path: Path, video: Path, capsys: CaptureFixture[str]) -> None:
+    command = ["predict", str(video), "--model", str(stored_model(tmp_path))]
+    assert main(command) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{video} (shapes): ") and second.startswith(f"{video} (stored): ")
+    assert " run 0." in first and " walk 0." in first and " sit 0." in second and "/sit" not in second
+    assert main([*command, "--head", "stored"]) == 0
+    assert capsys.readouterr().out.splitlines() == [second]
+    assert main([*command, "--format", "json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    answer = json.loads(line)
+    assert set(answer) == {"video", "heads", "error"}
+    assert [set(head) for head in answer["heads"]] == [{"name", "top", "classes", "probabilities", "logits"}] * 2
+    assert [name for head in answer["heads"] for name in head["classes"]] == list(CLASSES)
+    assert main([*command, "--head", "hmdb51"]) == 2
+    assert "got 'hmdb51': it has shapes, stored" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")
+def test_the_registered_model_answers_for_each_data_set(tmp_path: Path, video: Path) -> None:
+    from twostream_ray.served import ServedClassifier
+
+    served = ServedClassifier()
+    served.classifier = Classifier.load(stored_model(tmp_path))
+    table = pd.DataFrame({"video": [str(video), str(tmp_path / "missing.mp4")]})
+    good, bad = served.predict(table, {"top_k": 2, "head": ""})
+    assert [head["name"] for head in good["heads"]] == ["shapes", "stored"]
+    for head in good["heads"]:
+        assert len(head["classes"]) == len(head["probabilities"]) == len(head["logits"]) == 2
+    (asked, _) = served.predict(table, {"head": "stored"})
+    assert [(head["name"], len(head["classes"])) for head in asked["heads"]] == [("stored", 3)]
+    assert bad["heads"] == [] and "missing.mp4" in bad["error"]
