@@ -69,7 +69,8 @@ def test_a_network_of_a_recipe_goes_through_a_plain_training_loop(shard_set: Sha
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        assert network.scores(outputs).shape == (7, 3)
+        shares = network.probabilities(outputs)
+        assert shares.shape == (7, 3) and torch.allclose(shares.sum(dim=1), torch.ones(7))
     assert any(not torch.equal(one, parameter) for one, parameter in zip(before, network.parameters(), strict=True))
 
 

@@ -53,7 +53,7 @@ def network(
     """A recipe's network as a `torch.nn.Module`, initialised, in training mode, on the CPU.
 
     `network(rgb, flow)` takes (B, T, 3, H, W) and (B, T, 2L, H, W) float32, as `loader` gives them, and answers with
-    the logits (B, K) of each tower by name; `network.scores(outputs)` are (B, K) for the decision.
+    the logits (B, K) of each tower by name; `network.probabilities(outputs)` are (B, K) in [0, 1].
 
     Args:
         recipe: name or path of a YAML recipe, its values, or an ExperimentConfig.

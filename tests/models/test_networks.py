@@ -134,11 +134,19 @@ def test_a_loss_on_one_data_set_leaves_the_other_ones_head_alone() -> None:
     assert network.get_parameter("temporal.conv1.weight").grad.any()
 
 
+def test_probabilities_of_each_data_set_are_the_softmax_of_the_mean_logits_where_maps_are_fused() -> None:
+    network = built(replace(fused_model(), head_classes=(3, 2)))
+    outputs = {"fused": torch.randn(4, 5), "temporal": torch.randn(4, 5)}
+    mean = (outputs["fused"] + outputs["temporal"]) / 2
+    expected = torch.cat([F.softmax(mean[:, :3], dim=1), F.softmax(mean[:, 3:], dim=1)], dim=1)
+    torch.testing.assert_close(network.probabilities(outputs), expected)
+
+
 def test_late_scores_of_one_data_set_are_probabilities_over_its_own_classes() -> None:
     network = built(replace(late(), head_classes=(3, 2)))
     outputs = {"spatial": torch.randn(4, 5), "temporal": torch.randn(4, 5)}
     scores = network.all_scores(outputs)
-    assert scores.shape == (4, 5)
+    assert scores.shape == (4, 5) and torch.equal(network.probabilities(outputs), scores)
     for own in scores.split([3, 2], dim=1):
         torch.testing.assert_close(own.sum(dim=1), torch.ones(4))
 

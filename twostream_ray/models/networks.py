@@ -50,6 +50,10 @@ class Network(nn.Module):
         """
         return torch.stack(list(outputs.values())).mean(dim=0)
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> Tensor:
+        """What a sample's classes get, (N, K) in [0, 1]; those of each data set add up to 1."""
+        return torch.cat([F.softmax(head, dim=1) for head in self.split_heads(self.all_scores(outputs))], dim=1)
+
     def split_heads(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Logits (N, K) as one (N, K_i) for each data set of multi-task training."""
         return logits.split(self.head_classes, dim=1)
@@ -148,6 +152,10 @@ class LateNetwork(Network):
             for logits in outputs.values()
         ]
         return torch.stack(probabilities).mean(dim=0)
+
+    def probabilities(self, outputs: dict[str, Tensor]) -> Tensor:
+        """What a sample's classes get, (N, K) in [0, 1]: the scores are probabilities already."""
+        return self.all_scores(outputs)
 
 
 class _Segment(NamedTuple):
