@@ -86,7 +86,7 @@ def test_a_sample_of_the_recipe_goes_through_its_network(recipe: str) -> None:
         rgb = torch.empty(1, num_snippets, 3, size, size)
         flow = torch.empty(1, num_snippets, 2 * config.data.sampling.flow_length, size, size)
     network = on_paper(config)
-    assert network.all_scores(network(rgb, flow)).shape == (1, 101)
+    assert network.scores(network(rgb, flow)).shape == (1, 101)
 
 
 @pytest.mark.parametrize(

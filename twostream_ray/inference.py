@@ -130,7 +130,7 @@ class Classifier:
         )
         with torch.no_grad():
             rgb, flow = to_device(batch, self._device).streams()
-            averaged = self._network.all_scores(self._network(rgb, flow)).float().mean(dim=0).cpu().numpy()
+            averaged = self._network.scores(self._network(rgb, flow)).float().mean(dim=0).cpu().numpy()
         if not np.isfinite(averaged).all():
             raise CheckpointError(f"{name}: the model's scores are no finite numbers: use another version of it")
         logits, probabilities = self.package.class_scores(averaged[None])

@@ -19,7 +19,7 @@ def test_every_parameter_that_learns_takes_part_in_every_forward(config: ModelCo
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     assert all(logits.shape == (2, 5) for logits in outputs.values())
-    assert network.all_scores(outputs).shape == (2, sum(network.head_classes))
+    assert network.scores(outputs).shape == (2, sum(network.head_classes))
 
 
 @pytest.mark.parametrize("config", [fused_model(temporal=temporal) for temporal in ("pool2d", "pool3d", "conv3d")])
@@ -41,9 +41,9 @@ def test_outputs_are_named_after_the_towers_that_have_a_loss() -> None:
 
 def test_late_fusion_averages_softmax_and_fused_towers_average_logits() -> None:
     first, second = torch.randn(2, 4, 5)
-    late_scores = built(late()).all_scores({"spatial": first, "temporal": second})
+    late_scores = built(late()).scores({"spatial": first, "temporal": second})
     torch.testing.assert_close(late_scores, (first.softmax(1) + second.softmax(1)) / 2)
-    fused_scores = built(fused_model()).all_scores({"fused": first, "temporal": second})
+    fused_scores = built(fused_model()).scores({"fused": first, "temporal": second})
     torch.testing.assert_close(fused_scores, (first + second) / 2)
 
 
@@ -145,7 +145,7 @@ def test_probabilities_of_each_data_set_are_the_softmax_of_the_mean_logits_where
 def test_late_scores_of_one_data_set_are_probabilities_over_its_own_classes() -> None:
     network = built(replace(late(), head_classes=(3, 2)))
     outputs = {"spatial": torch.randn(4, 5), "temporal": torch.randn(4, 5)}
-    scores = network.all_scores(outputs)
+    scores = network.scores(outputs)
     assert scores.shape == (4, 5) and torch.equal(network.probabilities(outputs), scores)
     for own in scores.split([3, 2], dim=1):
         torch.testing.assert_close(own.sum(dim=1), torch.ones(4))

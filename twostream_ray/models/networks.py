@@ -43,8 +43,8 @@ class Network(nn.Module):
         """Logits (N, K) by tower."""
         raise NotImplementedError
 
-    def all_scores(self, outputs: dict[str, Tensor]) -> Tensor:
-        """What decides, (N, K): the mean of the towers' logits (Feichtenhofer et al. 2016), as `ModelConfig.averages`.
+    def scores(self, outputs: dict[str, Tensor]) -> Tensor:
+        """What decides and is averaged over views, (N, K): the mean of the towers' logits (Feichtenhofer et al. 2016).
 
         The classes of all data sets side by side; those of different data sets do not compare.
         """
@@ -52,7 +52,7 @@ class Network(nn.Module):
 
     def probabilities(self, outputs: dict[str, Tensor]) -> Tensor:
         """What a sample's classes get, (N, K) in [0, 1]; those of each data set add up to 1."""
-        return torch.cat([F.softmax(head, dim=1) for head in self.split_heads(self.all_scores(outputs))], dim=1)
+        return torch.cat([F.softmax(head, dim=1) for head in self.split_heads(self.scores(outputs))], dim=1)
 
     def split_heads(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Logits (N, K) as one (N, K_i) for each data set of multi-task training."""
@@ -145,8 +145,8 @@ class LateNetwork(Network):
             outputs["temporal"] = mean_scores(self.temporal(flow.flatten(0, 1)), num_samples=flow.shape[0])
         return outputs
 
-    def all_scores(self, outputs: dict[str, Tensor]) -> Tensor:
-        """What decides, (N, K): the mean of the towers' softmax over the classes of each data set."""
+    def scores(self, outputs: dict[str, Tensor]) -> Tensor:
+        """What decides and is averaged, (N, K): the mean of the towers' softmax over the classes of each data set."""
         probabilities = [
             torch.cat([F.softmax(head, dim=1) for head in self.split_heads(logits)], dim=1)
             for logits in outputs.values()
@@ -155,7 +155,7 @@ class LateNetwork(Network):
 
     def probabilities(self, outputs: dict[str, Tensor]) -> Tensor:
         """What a sample's classes get, (N, K) in [0, 1]: the scores are probabilities already."""
-        return self.all_scores(outputs)
+        return self.scores(outputs)
 
 
 class _Segment(NamedTuple):

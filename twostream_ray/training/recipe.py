@@ -67,8 +67,8 @@ NETWORK = "network"
 def scores_by_tower(network: Network, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Class scores (N, K) of the whole network and, where it has several towers, of each alone."""
     towers = outputs if len(outputs) > 1 else {}
-    own = {tower: network.all_scores({tower: logits}) for tower, logits in towers.items()}
-    return {NETWORK: network.all_scores(outputs)} | own
+    own = {tower: network.scores({tower: logits}) for tower, logits in towers.items()}
+    return {NETWORK: network.scores(outputs)} | own
 
 
 def balanced_class_weights(labels: NDArray[np.int64], *, head_classes: Sequence[int]) -> Tensor:
