@@ -43,6 +43,16 @@ def test_a_stored_model_comes_back_with_its_settings_and_scores(tmp_path: Path) 
     torch.testing.assert_close(loaded.scores(loaded(rgb, flow)), network.scores(network(rgb, flow)), rtol=0, atol=0)
 
 
+def test_a_model_carries_the_size_that_frames_are_resized_to_and_one_of_before_has_none(tmp_path: Path) -> None:
+    resized = replace(PACKAGE, transforms=TransformConfig(crop_px=32, short_side_px=40))
+    save_model(tmp_path, resized.build(pretrained=False), resized)
+    assert load_model(tmp_path)[1].transforms.short_side_px == 40
+    values = json.loads((tmp_path / "model.json").read_text())
+    del values["transforms"]["short_side_px"]
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    assert load_model(tmp_path)[1].transforms == TransformConfig(crop_px=32)
+
+
 def test_momentum_and_position_come_back(tmp_path: Path) -> None:
     network = PACKAGE.build(pretrained=False)
     optimiser = build_optimiser(network, config=TrainingConfig())

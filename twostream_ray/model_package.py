@@ -39,6 +39,9 @@ _LIMIT_BYTES = 64 << 20
 _MOST_NUMBERS = 4_000_000_000
 """Of all samples of a video; the papers' networks take 20 to 300 million."""
 
+_ADDED: dict[str, dict[str, Any]] = {"transforms": {"short_side_px": None}}
+"""Settings that files of earlier versions lack, with what these versions did."""
+
 _BLOCK = {"type": "object"}
 _OF_ANY_FORMAT = record({"format": {"type": "integer"}}, others=True)
 _SCHEMA = record(
@@ -68,7 +71,7 @@ class ModelPackage:
     sampling: SamplingConfig
     """Snippets and test times."""
     transforms: TransformConfig
-    """Crop size."""
+    """Crop size, and the size that frames are resized to before."""
     lineage: dict[str, str] = field(default_factory=dict)
     """Where it comes from: manifest hash, git commit, job id."""
 
@@ -146,10 +149,10 @@ def read_package(directory: Path) -> ModelPackage:
     if values["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {values['format']}, this version reads format {FORMAT}: train again")
     check(values, _SCHEMA, where=path, **context)
+    settings = {name: _ADDED[name] | value if name in _ADDED else value for name, value in values.items()}
+    del settings["format"]
     try:
-        return from_mapping(
-            ModelPackage, {name: value for name, value in values.items() if name != "format"}, complete=True
-        )
+        return from_mapping(ModelPackage, settings, complete=True)
     except ConfigError as error:
         raise CheckpointError(f"{path} is damaged or was written by another version: {error}") from error
 

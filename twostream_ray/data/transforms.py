@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray.errors import ConfigError
 from twostream_ray.settings.bounds import require_within
 
 
@@ -17,6 +18,12 @@ class TransformConfig:
     crop_px: int = 224
     """Height and width of the network's input in px."""
 
+    short_side_px: int | None = None
+    """Resize frames and flow fields alike, so that their shorter side has this many px, before a crop is cut: of frames
+    of 256 px stored, a crop of 112 px has a fifth, and with 128 here seven eighths of the height. At least crop_px; by
+    default frames are cut as they are stored. Flow keeps its values, which are px of the stored frame per frame, as
+    the papers' resized fields do: they are what the flow contract says in training, evaluation and prediction."""
+
     size_jitter: float = 0.25
     """Height and width of the crop vary independently by up to this fraction, then are resized to crop_px
     (Feichtenhofer et al. 2016: .25); 0 crops exactly crop_px."""
@@ -26,7 +33,14 @@ class TransformConfig:
     classes."""
 
     def __post_init__(self) -> None:
-        require_within(self, "data.transforms.", crop_px="[16, 4_096]", size_jitter="[0, 1)")
+        require_within(
+            self, "data.transforms.", crop_px="[16, 4_096]", short_side_px="[16, 4_096]", size_jitter="[0, 1)"
+        )
+        if self.short_side_px is not None and self.short_side_px < self.crop_px:
+            raise ConfigError(
+                f"data.transforms.short_side_px must be at least data.transforms.crop_px ({self.crop_px}), got "
+                f"{self.short_side_px}: a crop is cut from the resized frame"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +57,9 @@ class Crop:
 def training_crop(height: int, width: int, *, config: TransformConfig, rng: np.random.Generator) -> Crop:
     """A crop drawn from the whole frame (Simonyan and Zisserman 2014, sec. 5), its size jittered in both directions."""
     factors = 1 + config.size_jitter * rng.uniform(-1, 1, size=2)
-    crop_height = min(round(config.crop_px * factors[0]), height)
-    crop_width = min(round(config.crop_px * factors[1]), width)
+    side = _crop_side(height, width, config=config)
+    crop_height = min(max(round(side * factors[0]), 1), height)
+    crop_width = min(max(round(side * factors[1]), 1), width)
     return Crop(
         top=int(rng.integers(0, height - crop_height, endpoint=True)),
         left=int(rng.integers(0, width - crop_width, endpoint=True)),
@@ -54,9 +69,21 @@ def training_crop(height: int, width: int, *, config: TransformConfig, rng: np.r
     )
 
 
+def _crop_side(height: int, width: int, *, config: TransformConfig) -> float:
+    """Side of a crop in px of the stored frame.
+
+    A crop of a resized frame is a rectangle of the stored one, scaled: it is cut there and resized once, not twice, by
+    whatever decodes it.
+    """
+    if config.short_side_px is None:
+        return config.crop_px
+    return config.crop_px * min(height, width) / config.short_side_px
+
+
 def centre_crop(height: int, width: int, *, config: TransformConfig) -> Crop:
-    """The test crop: crop_px in the middle of the frame, smaller where the frame is."""
-    crop_height, crop_width = min(config.crop_px, height), min(config.crop_px, width)
+    """The test crop: crop_px in the middle of the (resized) frame, smaller where the frame is."""
+    side = max(round(_crop_side(height, width, config=config)), 1)
+    crop_height, crop_width = min(side, height), min(side, width)
     return Crop(
         top=(height - crop_height) // 2,
         left=(width - crop_width) // 2,

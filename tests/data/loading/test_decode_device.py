@@ -31,7 +31,12 @@ def batches(draw: st.DrawFn) -> EncodedFlow:
         flow_stack=stack,
         flow_mean_subtraction=draw(st.booleans()),
     )
-    transforms = TransformConfig(crop_px=draw(st.integers(16, 40)), size_jitter=draw(st.sampled_from([0, 0.25, 0.9])))
+    crop_px = draw(st.integers(16, 40))
+    transforms = TransformConfig(
+        crop_px=crop_px,
+        short_side_px=draw(st.none() | st.integers(crop_px, 3 * crop_px)),
+        size_jitter=draw(st.sampled_from([0, 0.25, 0.9])),
+    )
     contract = FlowContract(coding=draw(st.sampled_from(["signed127", "legacy255"])), short_side_px=32)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     clips = []

@@ -6,16 +6,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from noise_shards import noise_shards
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.loading.lanes import Pass
+from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.held_out import Part, part_named
 from twostream_ray.data.shards.manifest import INDEX_SCHEMA, INDEX_SCHEMA_WITH_GROUPS
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.sources.splits import group_of_name
+from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, without_free_settings
 
@@ -120,6 +125,22 @@ def test_a_run_of_before_resumes_and_a_fraction_is_kept_to() -> None:
     assert without_free_settings(before) == before
     cut = ExperimentConfig(name="n", data=DataConfig(shards="s", validation_fraction=0.1))
     assert fixed_settings(cut)["data"]["validation_seed"] == 0
+
+
+def test_a_loader_gives_the_clips_of_each_part_once(tmp_path: Path) -> None:
+    shard_set = noise_shards(str(tmp_path), rows=(9, 7), num_fields=2, video=True)
+    config = DataConfig(
+        shards=shard_set.uri,
+        validation_fraction=0.25,
+        sampling=SamplingConfig(num_snippets=1, flow_length=2, test_times=1),
+        transforms=TransformConfig(crop_px=16, short_side_px=20),
+        lanes=2,
+    )
+    parts = [config.split_to_train, str(config.split_to_validate)]
+    passes = [Pass(split=split, training=split == config.split_to_train) for split in parts]
+    loader = SnippetLoader(shard_set, config=config, passes=passes, global_batch=4, through_ray=False)
+    seen = [sorted(int(clip) for batch in batches for clip in batch.clips) for _, batches in loader]
+    assert [len(clips) for clips in seen] == [12, 4] and sorted(seen[0] + seen[1]) == list(range(16))
 
 
 def test_the_index_has_a_column_of_groups_where_names_do_not_say_them(tmp_path: Path) -> None:

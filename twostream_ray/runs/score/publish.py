@@ -196,7 +196,9 @@ def _protocol(package: ModelPackage) -> str:
     times, snippets = package.sampling.test_times, package.sampling.num_snippets
     views = f"{times} evenly spaced samples" if times > 1 else "1 sample from the middle"
     parts = f"{snippets} snippets" if snippets > 1 else "1 snippet"
-    return f"{views} of {parts} a clip, centre crop of {package.transforms.crop_px} px, scores averaged"
+    crop, short_side = package.transforms.crop_px, package.transforms.short_side_px
+    resized = "" if short_side is None else f" of frames of {short_side} px"
+    return f"{views} of {parts} a clip, centre crop of {crop} px{resized}, scores averaged"
 
 
 def _of_heads(evaluation: Evaluation) -> str:
