@@ -78,13 +78,13 @@ def test_shards_are_looked_for_before_a_cluster_is(
     assert "there is no manifest.json" in refused(["train", "--name", "a", "--data.shards", "/nowhere/at/all"], capsys)
 
 
-def test_an_empty_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_folder_that_cannot_be_read_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     videos = tmp_path / "videos"
-    (videos / "train/jump").mkdir(parents=True)
-    (videos / "train/run").mkdir()
+    (videos / "train/run").mkdir(parents=True)
+    (videos / "train/jump").symlink_to("/nowhere")
     (videos / "train/run/a.avi").write_bytes(b"x")
     said = refused(["ingest", "--catalog.root", str(videos), "--out", str(tmp_path / "out")], capsys)
-    assert "class folder train/jump" in said and "holds no video" in said
+    assert "class folder train/jump" in said and "cannot be read (a link to nothing)" in said
 
 
 @pytest.fixture(scope="module")

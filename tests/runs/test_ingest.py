@@ -322,11 +322,11 @@ def test_too_many_bad_videos_fail_the_ingest_and_name_the_table(
     assert (tmp_path / "out/quarantine.csv").is_file()
 
 
-def test_a_missing_root_and_an_empty_class_are_refused(tmp_path: Path, some_videos: Path) -> None:
+def test_a_missing_root_and_a_class_that_cannot_be_read_are_refused(tmp_path: Path, some_videos: Path) -> None:
     with pytest.raises(AccessError, match=r"cannot list .*nowhere: it is not there"):
         ingest(config(tmp_path / "nowhere", tmp_path / "out"))
-    (some_videos / "train" / "nothing").mkdir(parents=True)
-    with pytest.raises(CatalogError, match=r"nothing under .* holds no video"):
+    (some_videos / "train" / "nothing").symlink_to("/nowhere")
+    with pytest.raises(CatalogError, match=r"nothing under .* cannot be read \(a link to nothing\)"):
         ingest(config(some_videos, tmp_path / "out"))
 
 

@@ -1,9 +1,10 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, read_catalog
+from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, Layout, read_catalog
 from twostream_ray.errors import CatalogError, ConfigError
 
 CLASS_INDEX = "1 Archery\r\n2 HandstandPushups\r\n"
@@ -82,11 +83,12 @@ def test_files_that_are_no_videos_and_hidden_files_are_counted_not_read() -> Non
 
 
 @pytest.mark.parametrize("empty", ["train/b/", "train/b/notes.txt", "train/b/._x.mp4", "train/b/.DS_Store"])
-def test_a_class_folder_without_a_video_is_refused(empty: str) -> None:
-    with pytest.raises(CatalogError, match="class folder train/b under videos holds no video: add its videos"):
-        catalog_of(["train/a/x.mp4", empty])
-    with pytest.raises(CatalogError, match="class folder b under videos holds no video"):
-        catalog_of(["a/x.mp4", empty.removeprefix("train/")])
+def test_a_folder_without_a_video_is_no_class_as_in_a_bucket_and_the_notes_say_so(empty: str) -> None:
+    for prefix in ("train/", ""):
+        catalog = catalog_of([f"{prefix}a/x.mp4", f"{prefix}{empty.removeprefix('train/')}"])
+        assert catalog.classes == ("a",)
+        said = f"1 class folders hold no video and name no class, for example {prefix}b"
+        assert said in catalog.notes
 
 
 def test_hidden_folders_are_no_classes() -> None:
@@ -135,9 +137,47 @@ def test_a_clip_listed_twice_is_refused_with_both_lines() -> None:
         read_list("a/x.mp4 train\na/x.mp4 train\n")
 
 
-def test_a_listed_class_without_videos_is_refused() -> None:
-    with pytest.raises(CatalogError, match=r"splits\.txt, line 2: class 'c' has no video under videos"):
-        read_list("a/x.mp4 train\nc/gone.mp4 train\n")
+KINETICS = "label,youtube_id,time_start,time_end,split\n"
+ID = "0wR5jVB-WP"
+ABSENT = {
+    "folder": {"lists/s.txt": "a/x.avi train1\nb/gone.avi train1\n"},
+    "ucf101": {
+        "lists/classInd.txt": "1 a\n2 b\n",
+        "lists/trainlist01.txt": "a/x.avi 1\nb/gone.avi 2\n",
+        "lists/testlist01.txt": "a/y.avi\n",
+    },
+    "hmdb51": {"lists/a_test_split1.txt": "x.avi 1\n", "lists/b_test_split1.txt": "gone.avi 1\n"},
+    "kinetics": {"lists/k.csv": f"{KINETICS}a,{ID}1,0,1,train1\nb,{ID}2,0,1,train1\n"},
+    "table": {"lists/t.csv": "uri,label,split\na/x.avi,a,train1\nb/gone.avi,b,train1\n"},
+}
+"""Lists of each layout with a class a, and a class b none of whose clips is there."""
+
+
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_a_listed_class_without_a_clip_keeps_its_number_and_is_said_in_every_layout(layout: str) -> None:
+    texts = ABSENT[layout]
+    lists = "lists" if layout in ("ucf101", "hmdb51") else min(texts)
+    catalog = catalog_of(["a/x.avi", f"a/{ID}1_000000_000001.avi"], texts=texts, layout=layout, lists=lists)
+    assert catalog.classes == ("a", "b")
+    assert {(clip.class_name, clip.label) for clip in catalog.clips} == {("a", 0)}
+    said = [note for note in catalog.notes if "have no clip here" in note]
+    assert len(said) == 1 and said[0].startswith(
+        "1 of 2 classes have no clip here and keep their numbers, for example b ("
+    )
+
+
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_a_class_that_no_train_split_lists_is_refused_in_every_layout(layout: str) -> None:
+    texts = {name: text.replace("b/gone.avi 2\n", "") for name, text in ABSENT[layout].items()}
+    for name, text in texts.items():
+        if layout == "hmdb51":
+            texts[name] = text.replace("gone.avi 1", "gone.avi 2")
+        elif layout != "ucf101":
+            before, _, after = text.rpartition("train1")
+            texts[name] = f"{before}test1{after}"
+    lists = "lists" if layout in ("ucf101", "hmdb51") else min(texts)
+    with pytest.raises(CatalogError, match=r"class 'b' \(lists/.*\) has no clip in split train1"):
+        catalog_of(["a/x.avi", f"a/{ID}1_000000_000001.avi"], texts=texts, layout=layout, lists=lists)
 
 
 # -- UCF101
@@ -163,7 +203,8 @@ def test_clips_that_are_not_there_are_counted() -> None:
     assert catalog.notes == (
         "3 of 4 listed clips are not under videos, for example Archery/v_Archery_g02_c01.avi",
         "1 videos are in no list and left out, for example Archery/v_Archery_g30_c01.avi",
-        "1 of 2 classes have no clip here, for example HandstandPushups",
+        "1 of 2 classes have no clip here and keep their numbers, for example HandstandPushups "
+        "(lists/classInd.txt, line 2)",
     )
 
 

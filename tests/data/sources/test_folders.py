@@ -239,7 +239,7 @@ def test_a_class_folder_that_cannot_be_entered_is_refused_by_name(tmp_path: Path
     else:
         name = "walk"
         (tmp_path / layout / name).symlink_to("/nowhere" if kind == "a link to nothing" else tmp_path)
-    wanted = re.escape(f"class folder {layout}{name} under {tmp_path} holds no video ({kind}")
+    wanted = re.escape(f"class folder {layout}{name} under {tmp_path} cannot be read ({kind}")
     with pytest.raises(CatalogError, match=wanted):
         catalog_on_disk(tmp_path)
 
@@ -259,7 +259,7 @@ def test_directories_of_the_system_are_no_classes(tmp_path: Path, name: str) -> 
 def test_a_split_folder_that_leads_nowhere_is_refused_by_name(tmp_path: Path) -> None:
     tree(tmp_path, "train/run/a.mp4", "train/swim/b.mp4")
     (tmp_path / "test").symlink_to("/nowhere")
-    with pytest.raises(CatalogError, match=r"split folder test under .* holds no video \(a link to nothing\)"):
+    with pytest.raises(CatalogError, match=r"split folder test under .* cannot be read \(a link to nothing\)"):
         catalog_on_disk(tmp_path)
 
 

@@ -211,7 +211,6 @@ def test_a_table_without_splits_is_all_one_split() -> None:
             "uri,label,split\nx.mp4,a,train\nx.mp4,a,test\n",
             "line 3: x.mp4 is in test and, at t.csv, line 2, in train",
         ),
-        ("uri,label\nx.mp4,a\ny.mp4,b\n", "t.csv, line 3: class 'b' has no video under videos"),
         (
             "uri,label,split\nx.mp4,a,test1\nx.mp4,b,test2\n",
             "line 3: x.mp4 is of class 'b' and, at t.csv, line 2, of .* 'a'",

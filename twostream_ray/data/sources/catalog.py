@@ -49,7 +49,9 @@ class CatalogConfig:
 
     layout: Layout = "folder"
     """folder: ROOT/split/class/video, or ROOT/class/video; ucf101, hmdb51: ROOT/class/video with the official lists;
-    kinetics: videos ID_SSSSSS_EEEEEE anywhere below ROOT; table: whatever the table names."""
+    kinetics: videos ID_SSSSSS_EEEEEE anywhere below ROOT; table: whatever the table names. Classes are those of listed
+    clips or, without lists, of videos. In every layout a class must be listed in each train split there is, and one
+    none of whose clips is here keeps its number, which is said; a folder without videos is no class, and is said."""
 
     root: str
     """Directory or s3:// prefix of the videos."""
@@ -209,7 +211,7 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
 
     Raises:
         CatalogError: no video, a video outside the layout, a malformed line, an unknown class or split, a clip listed
-            twice or in train and test of one split, a class without clips, no flow image for any clip.
+            twice or in train and test of one split, a class that a train split does not list, no flow image at all.
     """
     below = scan(config.root, frames=config.frames, list_files=list_files)
     videos, notes = below.videos, below.notes
@@ -292,7 +294,7 @@ def _labelled(
 def _notes_on_absent(
     config: CatalogConfig, classes: Mapping[str, str], clips: Sequence[Clip], *, listed: set[str], found: set[str]
 ) -> list[str]:
-    """What lists and folders have that the other has not; a class that has no clip is refused where lists are made."""
+    """What lists and folders have that the other has not, classes without a clip among it, whatever the layout."""
     notes = []
     if missing := sorted(listed - found):
         notes.append(
@@ -302,12 +304,10 @@ def _notes_on_absent(
         notes.append(f"{len(unlisted)} videos are in no list and left out, for example {unlisted[0]}")
     seen = {clip.class_name for clip in clips}
     if absent := [name for name in classes if name not in seen]:
-        if config.layout in ("folder", "table"):
-            raise CatalogError(
-                f"{classes[absent[0]]}: class {absent[0]!r} has no video under {config.root}: "
-                f"add its videos or take its lines out"
-            )
-        notes.append(f"{len(absent)} of {len(classes)} classes have no clip here, for example {absent[0]}")
+        notes.append(
+            f"{len(absent)} of {len(classes)} classes have no clip here and keep their numbers, for example "
+            f"{absent[0]} ({classes[absent[0]]})"
+        )
     return notes
 
 
@@ -339,7 +339,7 @@ def _fold(split: str) -> str:
 
 
 def _refuse_unlearnable_classes(classes: Mapping[str, str], *, memberships: Sequence[Membership]) -> None:
-    """Every class must have a clip in every train split, or it can only be answered wrongly; and a name that fits."""
+    """Every class must be listed in every train split, or it can only be answered wrongly; its name must fit."""
     for name, where in classes.items():
         if len(name) > _LONGEST_NAME:
             raise CatalogError(

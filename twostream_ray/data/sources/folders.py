@@ -104,7 +104,10 @@ def memberships_of_folders(
 ) -> tuple[list[Membership], list[str]]:
     """ROOT/split/class/video where all folders of ROOT that hold videos are named as splits, else ROOT/class/video.
 
-    A video may be a folder of frames.
+    A video may be a folder of frames. A class folder without any is in the notes: a bucket has no such folders.
+
+    Raises:
+        CatalogError: a video is elsewhere, or a class or split folder cannot be read.
     """
     top = {path.split("/")[0] for path in videos}
     by_split = {folder.casefold() for folder in top} <= ROLES.keys()
@@ -124,19 +127,26 @@ def memberships_of_folders(
         memberships.append(Membership(path=path, class_name=parts[-2], split=split, where=f"{root}, {path}"))
 
     filled = {str(PurePosixPath(path).parent) for path in videos}
+    empty: list[str] = []
     for directory, why in sorted(directories.items()):
         is_class = directory not in filled and directory.count("/") == depth - 2 and directory != "."
         is_split = by_split and why and directory not in top
         if (is_class or is_split) and (not by_split or directory.split("/")[0].casefold() in ROLES):
-            raise CatalogError(
-                f"{'class' if is_class else 'split'} folder {directory} under {root} holds no video"
-                f"{f' ({why})' if why else ''}: add its videos or remove it"
-            )
+            if why:  # there may be videos
+                raise CatalogError(
+                    f"{'class' if is_class else 'split'} folder {directory} under {root} cannot be read ({why}): mend "
+                    "or remove it"
+                )
+            empty.append(directory)
+    notes = []
+    if empty:
+        notes.append(f"{len(empty)} class folders hold no video and name no class, for example {empty[0]}")
     if by_split:
-        return memberships, []
+        return memberships, notes
     return memberships, [
+        *notes,
         f'there is neither a split folder nor a split list: every clip is in the split "all"; {TO_SPLIT}, or '
-        "catalog.lists a file with lines `class/video split`"
+        "catalog.lists a file with lines `class/video split`",
     ]
 
 
