@@ -2,7 +2,7 @@
 
 `train1.training-0.1` and `train1.validation-0.1` are the parts of train1 where a tenth of a class's groups validates.
 A part's name says all that it depends on, so that every worker, every trial of a search and every later evaluation has
-the same clips in it.
+the same clips in it. Clips in quarantine belong to the whole split, and to neither part.
 """
 
 from __future__ import annotations
