@@ -93,12 +93,19 @@ def search(folder: Path) -> TuneConfig:
     return TuneConfig(**values, search=SearchConfig(space={"seed": [0, 1]}))
 
 
+def with_checkpoint(run: Path) -> None:
+    """A run's folder as it is after its first epoch, for whoever looks for checkpoints."""
+    (run / "epoch-0000").mkdir(parents=True)
+    (run / "epoch-0000/state.json").write_text("{}")
+
+
 def begun(folder: Path, *, finished: bool = False) -> ExperimentConfig:
     """A run that has begun, as a killed or a finished driver leaves it."""
     config, root = experiment(folder), folder / "runs/run"
     root.mkdir(parents=True)
     (root / "experiment.json").write_text(json.dumps(fixed_settings(config)))
     RunFolder.of(config).keep_data(open_shards(config.data.shards))
+    with_checkpoint(root)
     if finished:
         report = {"name": "run", "checkpoint": f"{root}/epoch-0000", "history": [{"epoch": 0}], "parameters": 1}
         report |= {"seconds": 1.0, "run": {"experiment_id": "", "run_id": ""}, "done_before": False}
@@ -113,6 +120,7 @@ def begun_search(folder: Path) -> TuneConfig:
     made = Search(config, open_shards(config.data.shards))
     made.propose_first()
     made.folder.keep_data(open_shards(config.data.shards))
+    with_checkpoint(folder / "runs/search/search-0000")
     return config
 
 
@@ -312,6 +320,7 @@ def test_a_run_of_before_keeps_what_it_wrote_down_in_place_of_auto(tmp_path: Pat
     began = ExperimentConfig(name="a", data=DataConfig(shards="s"), training=written, storage=str(tmp_path))
     folder = RunFolder.of(began)
     storage.write_json(folder.settings, fixed_settings(began))
+    with_checkpoint(tmp_path / "a")
     now = folder.keeping_device_settings(replace(began, training=TrainingConfig()))
     assert now.training == written and folder.begun_with(fixed_settings(now))
     other = folder.keeping_device_settings(replace(began, training=TrainingConfig(precision="bfloat16")))
@@ -323,4 +332,42 @@ def test_a_run_that_began_with_auto_resumes_with_auto_on_any_device(tmp_path: Pa
     began = ExperimentConfig(name="a", data=DataConfig(shards="s"), storage=str(tmp_path))
     folder = RunFolder.of(began)
     storage.write_json(folder.settings, fixed_settings(began))
+    with_checkpoint(tmp_path / "a")
     assert folder.keeping_device_settings(began) == began and folder.begun_with(fixed_settings(began))
+
+
+def test_what_has_learnt_nothing_binds_its_name_to_nothing(tmp_path: Path) -> None:
+    first = ingested(tmp_path / "shards")
+    config = experiment(tmp_path)
+    folder = RunFolder.of(config)
+    storage.write_json(folder.settings, fixed_settings(config))
+    folder.keep_data(first)
+    other = replace(config, training=TrainingConfig(epochs=9, global_batch=8))
+    now = ingested(tmp_path / "shards", classes=("a", "b", "c"), clips=range(6))
+    assert not folder.has_learnt() and not folder.begun_with(fixed_settings(other))
+    assert folder.data_of(config.data.shards).hash == now.hash
+    assert folder.is_another(fixed_settings(other), first) and folder.is_another(fixed_settings(config), now)
+    assert not folder.is_another(fixed_settings(config), first)
+    folder.keep_data(now)
+    assert not folder.is_another(fixed_settings(config), now)
+    kept = folder.kept_data(shards=config.data.shards)
+    assert kept is not None and kept.hash == now.hash
+    with_checkpoint(tmp_path / "runs/run")
+    with pytest.raises(ConfigError, match=r"run 'run' was started with training.epochs=1, now training.epochs=9"):
+        folder.begun_with(fixed_settings(other))
+
+
+def test_a_search_none_of_whose_trials_has_ended_an_epoch_binds_its_name_to_nothing(tmp_path: Path) -> None:
+    from twostream_ray.runs.search.search import Search
+
+    shard_set, config = ingested(tmp_path / "shards"), search(tmp_path)
+    failed = Search(config, shard_set)
+    failed.propose_first()
+    failed.trials.put(replace(failed.trials.records[0], status="failed", reason="no such weights"))
+    other = replace(config, search=SearchConfig(space={"training.momentum": [0.5, 0.9]}))
+    again = Search(other, shard_set)
+    assert not again.trials.records
+    again.propose_first()
+    again.trials.end_epoch(0, {"epoch": 0, "val_top1": 0.5}, seconds=1.0)
+    with pytest.raises(ConfigError, match="search 'search' was started with search.space"):
+        Search(config, shard_set)

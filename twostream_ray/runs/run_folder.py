@@ -2,12 +2,14 @@
 
 Below `<storage>/<name>/data/`: manifest.json and index.parquet as the shard set had them when the run began. Shard
 files are content-addressed, so a run sees the same clips under the same labels whatever is ingested meanwhile.
+A run that failed before its first checkpoint has learnt nothing, and is bound neither to settings nor to data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,12 +19,19 @@ from twostream_ray import storage
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.runs.experiment import ExperimentConfig, keeping_device_settings, without_free_settings
-from twostream_ray.settings.parser import refuse_changed
+from twostream_ray.settings.parser import changed_settings, refuse_changed
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import read_json, record
 from twostream_ray.tracking.lineage import MANIFEST
 from twostream_ray.tracking.outbox import Outbox
 
+CHECKPOINT_NAME = r"epoch-[0-9]{1,9}(-step-[0-9]{1,9})?"
+"""Folders of checkpoints, within a run's; only what is called so is ever taken for one."""
+
+_LEARNT = re.compile(rf"(.*/)?({CHECKPOINT_NAME}/state\.json|report\.json)")
+"""Files of a run, or of a trial of a search, that has something to resume from or to report."""
+_NO_EPOCH = b'"history": []'
+"""In the record of a trial that has ended no epoch."""
 _FILES = ("index.parquet", "manifest.json")
 _SHOWN = 4
 
@@ -108,7 +117,17 @@ class RunFolder:
             ConfigError: the file with its settings is damaged.
         """
         before = self._settings_before()
-        return config if before is None else keeping_device_settings(config, before)
+        return config if before is None or not self.has_learnt() else keeping_device_settings(config, before)
+
+    def has_learnt(self) -> bool:
+        """Whether it holds a checkpoint or a report, its trials' included: what has learnt nothing binds nothing.
+
+        Raises:
+            StorageError: the folder cannot be read.
+        """
+        if not storage.exists(self.settings):
+            return False
+        return any(_LEARNT.fullmatch(path) for path, _ in storage.list_files(self.uri))
 
     def _settings_before(self) -> dict[str, Any] | None:
         if not storage.exists(self.settings):
@@ -123,16 +142,33 @@ class RunFolder:
         return values
 
     def begun_with(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the run was begun, as the file with its settings says.
+        """Whether the run was begun and has learnt something, as the file with its settings and its checkpoints say.
 
         Raises:
             ConfigError: it was begun with others, or the file is damaged.
         """
         before = self._settings_before()
-        if before is None:
+        if before is None or not self.has_learnt():
             return False
         refuse_changed(without_free_settings(before), settings, what=self.what, uri=self.uri)
         return True
+
+    def is_another(self, settings: Mapping[str, Any], shard_set: ShardSet) -> bool:
+        """Whether what was begun here, and has learnt nothing, had other settings or other data than these.
+
+        Raises:
+            ConfigError: the file with its settings is damaged.
+        """
+        before = self._settings_before()
+        if before is None:
+            return False
+        kept = self._kept_hash()
+        return bool(changed_settings(without_free_settings(before), settings)) or kept not in (None, shard_set.hash)
+
+    def _kept_hash(self) -> str | None:
+        """Hash of the manifest that was written down; None if there is none."""
+        kept = storage.join(self.data, _FILES[-1])
+        return hashlib.sha256(storage.read_bytes(kept)).hexdigest() if storage.exists(kept) else None
 
     def kept_data(self, *, shards: str) -> ShardSet | None:
         """The shard set as it was when the run began; None if that was not written down.
@@ -155,6 +191,8 @@ class RunFolder:
             ShardError: the shards are missing or damaged.
         """
         now = open_shards(shards)
+        if storage.exists(self.settings) and not self.has_learnt():
+            return now
         then = self.kept_data(shards=shards)
         if then is None:
             self._refuse_other_manifest(now)
@@ -180,13 +218,13 @@ class RunFolder:
         return then
 
     def keep_data(self, shard_set: ShardSet) -> None:
-        """Write down which data a run begins with; nothing if that was done before.
+        """Write down which data a run begins with; nothing if that was done before with the same.
 
         Raises:
             ShardError: the shard set has been changed since it was opened.
             StorageError: the folder cannot be written.
         """
-        if storage.exists(storage.join(self.data, _FILES[-1])):
+        if self._kept_hash() == shard_set.hash:
             return
         contents = {name: storage.read_bytes(storage.join(shard_set.uri, name)) for name in _FILES}
         if hashlib.sha256(contents[_FILES[-1]]).hexdigest() != shard_set.hash:
@@ -235,6 +273,17 @@ class SearchFolder(RunFolder):
 
     kind: ClassVar[str] = "search"
     settings_name: ClassVar[str] = "search.json"
+
+    def has_learnt(self) -> bool:
+        """Whether a trial has ended an epoch, as their records say, or has a checkpoint."""
+        trials = storage.join(self.uri, "trials")
+        if not storage.exists(self.settings):
+            return False
+        records = list(storage.list_files(trials)) if storage.exists(trials) else []
+        # A damaged one is for its reader to name.
+        if any(_NO_EPOCH not in storage.read_bytes(storage.join(trials, path)) for path, _ in records):
+            return True
+        return super().has_learnt()
 
     def trial(self, name: str) -> RunFolder:
         """The folder of the training run of the trial with this name."""

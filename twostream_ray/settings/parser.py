@@ -240,15 +240,20 @@ def dotted(values: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the settings (JSON's types) that differ, in order."""
+    then, wanted = dotted(before), dotted(now)
+    return sorted(key for key in then.keys() | wanted.keys() if then.get(key) != wanted.get(key))
+
+
 def refuse_changed(before: Mapping[str, Any], now: Mapping[str, Any], *, what: str, uri: str) -> None:
     """Refuse to resume in `uri` with settings (JSON's types) other than those that `what`, as 'run "x"', began with.
 
     Raises:
         ConfigError: they differ.
     """
-    then, wanted = dotted(before), dotted(now)
-    changed = sorted(key for key in then.keys() | wanted.keys() if then.get(key) != wanted.get(key))
-    if changed:
+    if changed := changed_settings(before, now):
+        then, wanted = dotted(before), dotted(now)
         key = changed[0]
         raise ConfigError(
             f"{what} was started with {key}={then.get(key)}, now {key}={wanted.get(key)} is wanted"

@@ -59,7 +59,7 @@ def test_a_search_goes_on_with_another_budget(tmp_path: Path, budget: dict[str, 
 
 
 def test_a_search_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
-    TrialStore(CONFIG, folder=folder_in(tmp_path)).put(record(0))
+    TrialStore(CONFIG, folder=folder_in(tmp_path)).put(record(0, 0.5))
     other = replace(CONFIG, search=replace(CONFIG.search, scheduler="none"))
     with pytest.raises(
         ConfigError,

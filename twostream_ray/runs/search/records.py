@@ -117,6 +117,8 @@ class TrialStore:
         """
         self._folder, self._wanted = folder, _fixed(config)
         self._begun = folder.begun_with(self._wanted)
+        if not self._begun:
+            self._forget_all()
         state = storage.join(folder.uri, "state.json")
         self._state: dict[str, Any] = {}
         if storage.exists(state):
@@ -130,6 +132,16 @@ class TrialStore:
         while storage.exists(self._file(number)):
             self.records[number] = _read_trial(self._file(number), config, number=number, folder_uri=folder.uri)
             number += 1
+
+    def _forget_all(self) -> None:
+        """Remove the records of trials none of which has learnt anything: they would bind what is searched next."""
+        number = 0
+        while storage.exists(self._file(number)):
+            number += 1
+        # The last first: a kill in between leaves records without a gap.
+        for one in reversed(range(number)):
+            storage.delete(self._file(one))
+        storage.delete(storage.join(self._folder.uri, "state.json"))
 
     def put(self, trial: TrialRecord) -> None:
         """Keep a new state of a trial."""

@@ -21,13 +21,11 @@ import ray.train
 from twostream_ray import storage
 from twostream_ray.errors import CheckpointError, StorageError, TwoStreamError
 from twostream_ray.model_package import MODEL_FILES
+from twostream_ray.runs.run_folder import CHECKPOINT_NAME
 from twostream_ray.storage.json_files import COUNT, list_of, parse_json, record
 from twostream_ray.training.checkpoint import OPTIMISER_FILE, STATE_FILE, parse_state
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-
-CHECKPOINT_NAME = r"epoch-[0-9]{1,9}(-step-[0-9]{1,9})?"
-"""Folders of checkpoints, within a run's; only what is called so is ever taken for one."""
 
 _MOST_HEADER_BYTES = 100 << 20
 _ONE = record(

@@ -17,9 +17,8 @@ from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, with_absolute_uris
-from twostream_ray.runs.run_folder import RunFolder
+from twostream_ray.runs.run_folder import CHECKPOINT_NAME, RunFolder
 from twostream_ray.runs.splits import split_options, warn_of_shared_clips
-from twostream_ray.runs.train.checkpoints import CHECKPOINT_NAME
 from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.worker_group import by_epoch, require_lanes, train_with_worker_group
 from twostream_ray.storage import lease
