@@ -13,14 +13,16 @@ from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.video.clips import ClipWriter
 
 
-def noise_shards(out: str, *, rows: Sequence[int], num_fields: int, video: bool = False) -> ShardSet:
+def noise_shards(
+    out: str, *, rows: Sequence[int], num_fields: int, video: bool = False, splits: Sequence[str] = ("train",)
+) -> ShardSet:
     """Training clips of one class with `num_fields` fields of noise of 16 px, as many to a shard as `rows` says.
 
     Their videos are empty, or with `video` noise of 16 px too.
     """
     contract, rng = FlowContract(short_side_px=16), np.random.default_rng(0)
     clips = [
-        Clip(uri=f"{n}.mp4", clip_id=f"{n}.mp4", class_name="c", label=0, splits=("train",), size_bytes=n)
+        Clip(uri=f"{n}.mp4", clip_id=f"{n}.mp4", class_name="c", label=0, splits=tuple(splits), size_bytes=n)
         for n in range(sum(rows))
     ]
     parts = []

@@ -13,6 +13,7 @@ from twostream_ray.redaction import (
     one_line,
     printable,
     redact,
+    shortened,
     with_quoted_credentials,
 )
 
@@ -201,3 +202,11 @@ def test_a_long_value_is_cut_and_one_that_python_does_not_write_is_named() -> No
     assert brief("a\nb") == r"'a\nb'"
     assert brief([0] * 1000) == f"{[0] * 1000!r}"[:80] + "..."
     assert brief(10**10_000) == "an integer of thousands of digits"
+
+
+def test_a_text_is_shortened_at_a_blank_and_no_path_loses_its_end() -> None:
+    path = "/a/long/path/to/weights/" + "x" * 100 + ".safetensors"
+    assert shortened(f"cannot read {path}: it is not there", longest=60) == "cannot read ..."
+    assert shortened(path, longest=60) == path
+    assert shortened(f"{path} is gone", longest=60) == f"{path} ..."
+    assert shortened("short", longest=60) == "short"

@@ -146,6 +146,16 @@ def own_error(error: BaseException) -> TwoStreamError | None:
     return None
 
 
+_FINAL = (
+    *(ConfigError, WeightsError, ShardError, ContractMismatchError, CheckpointError, AccessError, NonFiniteLossError),
+)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether doing the same again meets the same error: of a setting, of files that are missing or damaged."""
+    return isinstance(own_error(error), _FINAL)
+
+
 def _disk_fault(error: OSError) -> str | None:
     """A disk that is full, may not be written or is not there for temporary files; None for any other fault."""
     # Ray Data puts its advice, several lines, where the file's name was.

@@ -73,6 +73,15 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def shortened(text: str, *, longest: int) -> str:
+    """The text, cut at a blank where it is longer: no name and no path in it loses its end."""
+    if len(text) <= longest:
+        return text
+    end = text.rfind(" ", 0, longest + 1)
+    end = end if end > 0 else text.find(" ", longest)
+    return text if end < 0 else f"{text[:end]} ..."
+
+
 def one_line(said: BaseException | str, *, longest: int = 160) -> str:
     """What an error says, or a text, in one line of at most `longest` characters; an error without words, its type."""
     # Not str() of an error of PyAV: it ends with the last line of FFmpeg's log, which may be about another file.

@@ -355,6 +355,7 @@ def test_what_has_learnt_nothing_binds_its_name_to_nothing(tmp_path: Path) -> No
     with_checkpoint(tmp_path / "runs/run")
     with pytest.raises(ConfigError, match=r"run 'run' was started with training.epochs=1, now training.epochs=9"):
         folder.begun_with(fixed_settings(other))
+    assert not folder.is_another(fixed_settings(other), now)
 
 
 def test_a_search_none_of_whose_trials_has_ended_an_epoch_binds_its_name_to_nothing(tmp_path: Path) -> None:
@@ -369,5 +370,5 @@ def test_a_search_none_of_whose_trials_has_ended_an_epoch_binds_its_name_to_noth
     assert not again.trials.records
     again.propose_first()
     again.trials.end_epoch(0, {"epoch": 0, "val_top1": 0.5}, seconds=1.0)
-    with pytest.raises(ConfigError, match="search 'search' was started with search.space"):
+    with pytest.raises(ConfigError, match=r"search 'search' was started with search\.space"):
         Search(config, shard_set)

@@ -163,3 +163,33 @@ def test_a_trial_lies_below_its_search_and_is_tagged_when_it_is_over(tracking: T
     assert run.data.tags["mlflow.parentRunId"] == search.run_id
     assert run.data.tags["twostream.status"] == "stopped early by asha after 2 of 6 epochs"
     assert run.info.status == "KILLED"
+
+
+def test_a_failed_run_says_why_without_secrets_and_a_resumed_one_no_more(
+    tracking: TrackingConfig, tmp_path: Path
+) -> None:
+    handle = start_run(tracking, run_name="a", run_uri=str(tmp_path), parameters={}, tags={})
+    why = "cannot read https://me:pass-word-1@host/w.safetensors:\nit is not there"
+    finish_run(handle, "FAILED", failure=why)
+    client = client_for(handle.tracking_uri)
+    run = client.get_run(handle.run_id)
+    assert run.info.status == "FAILED" and "pass-word-1" not in run.data.tags["failure"]
+    assert run.data.tags["failure"].endswith("host/w.safetensors: it is not there")
+    again = start_run(tracking, run_name="a", run_uri=str(tmp_path), parameters={}, tags={})
+    assert again.run_id == handle.run_id and "failure" not in client.get_run(handle.run_id).data.tags
+
+
+def test_what_begins_anew_in_a_folder_is_another_run_and_the_failed_one_stays(
+    tracking: TrackingConfig, tmp_path: Path
+) -> None:
+    failed = start_run(tracking, run_name="a", run_uri=str(tmp_path), parameters={"epochs": 1}, tags={})
+    finish_run(failed, "FAILED", failure="no weights")
+    made = start_run(tracking, run_name="a", run_uri=str(tmp_path), parameters={"epochs": 2}, tags={}, anew=True)
+    client = client_for(made.tracking_uri)
+    before, after = client.get_run(failed.run_id), client.get_run(made.run_id)
+    assert (before.data.params, before.info.status, before.data.tags["failure"]) == (
+        {"epochs": "1"},
+        "FAILED",
+        "no weights",
+    )
+    assert (after.data.params, after.info.status) == ({"epochs": "2"}, "RUNNING")

@@ -153,19 +153,20 @@ class RunFolder:
         refuse_changed(without_free_settings(before), settings, what=self.what, uri=self.uri)
         return True
 
-    def is_another(self, settings: Mapping[str, Any], shard_set: ShardSet) -> bool:
+    def is_another(self, settings: Mapping[str, Any], shard_set: ShardSet | None = None) -> bool:
         """Whether what was begun here, and has learnt nothing, had other settings or other data than these.
 
         Raises:
             ConfigError: the file with its settings is damaged.
         """
         before = self._settings_before()
-        if before is None:
+        if before is None or self.has_learnt():
             return False
-        kept = self._kept_hash()
-        return bool(changed_settings(without_free_settings(before), settings)) or kept not in (None, shard_set.hash)
+        if shard_set is not None and self.kept_hash() not in (None, shard_set.hash):
+            return True
+        return bool(changed_settings(without_free_settings(before), settings))
 
-    def _kept_hash(self) -> str | None:
+    def kept_hash(self) -> str | None:
         """Hash of the manifest that was written down; None if there is none."""
         kept = storage.join(self.data, _FILES[-1])
         return hashlib.sha256(storage.read_bytes(kept)).hexdigest() if storage.exists(kept) else None
@@ -224,7 +225,7 @@ class RunFolder:
             ShardError: the shard set has been changed since it was opened.
             StorageError: the folder cannot be written.
         """
-        if self._kept_hash() == shard_set.hash:
+        if self.kept_hash() == shard_set.hash:
             return
         contents = {name: storage.read_bytes(storage.join(shard_set.uri, name)) for name in _FILES}
         if hashlib.sha256(contents[_FILES[-1]]).hexdigest() != shard_set.hash:

@@ -1,5 +1,6 @@
 """Storage: one interface to local paths, file:// and s3:// URIs."""
 
+from twostream_ray.storage.object_store import is_outage
 from twostream_ray.storage.uris import (
     absolute,
     contains,
@@ -30,6 +31,7 @@ __all__ = [
     "delete",
     "exists",
     "filesystem",
+    "is_outage",
     "is_s3",
     "join",
     "list_entries",

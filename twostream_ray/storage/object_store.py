@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ VERSION = "?versionId="
 _CONNECT_TIMEOUT_S = 5
 _DENIED = re.compile(r"ACCESS_DENIED|SignatureDoesNotMatch|INVALID_ACCESS_KEY|InvalidAccessKey|Forbidden|\b403\b", re.I)
 _ABSENT = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", re.I)
+_OF_AWS = "AWS Error"
+"""In what Arrow says of a request that failed, and not of bytes that came."""
+_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTUNREACH)
 _NO_CREDENTIALS = "NoCredentialsError"
 
 
@@ -66,6 +70,13 @@ def writer() -> Any:
 def is_transient(error: BaseException, *, uri: str) -> bool:
     """Whether waiting may help."""
     return is_of_the_store(error) and not (is_absent(error, uri=uri) or is_denied(error, uri=uri))
+
+
+def is_outage(error: BaseException, *, uri: str) -> bool:
+    """Whether the store, or the disk of a local file, did not answer; what it answered may be damaged all the same."""
+    if not uri.startswith("s3://"):
+        return isinstance(error, OSError) and error.errno in _AWAY
+    return is_transient(error, uri=uri) and (_OF_AWS in str(error) or not isinstance(error, OSError))
 
 
 def is_of_the_store(error: BaseException) -> bool:

@@ -220,8 +220,7 @@ def _deliver(
                 if event.kind == "files":
                     files += _send_files(client, run.info.run_id, outbox, event)
                 elif event.kind == "tags":
-                    for name, value in event.values["tags"].items():
-                        client.set_tag(run.info.run_id, name, value)
+                    _send_tags(client, run, event)
                 else:
                     _send_status(client, run.info.run_id, event)
                     statuses += 1
@@ -339,6 +338,15 @@ def _send_files(client: MlflowClient, run_id: str, outbox: Outbox, event: Event)
         if count:  # else a delivery was killed before it could forget the event
             client.log_artifacts(run_id, scratch, event.values["folder"])
     return count
+
+
+def _send_tags(client: MlflowClient, run: Run, event: Event) -> None:
+    """Set tags; one without a value is taken away."""
+    for name, value in event.values["tags"].items():
+        if value:
+            client.set_tag(run.info.run_id, name, value)
+        elif name in client.get_run(run.info.run_id).data.tags:
+            client.delete_tag(run.info.run_id, name)
 
 
 def _send_status(client: MlflowClient, run_id: str, event: Event) -> None:

@@ -155,6 +155,18 @@ class Outbox:
         """Write the ids at MLflow."""
         self._write(_IDS, {"experiment_id": experiment_id, "run_id": run_id})
 
+    def forget(self) -> int:
+        """Remove identity, ids and events, for another run to begin here; returns how many events were not sent.
+
+        The identity goes last: a kill in between leaves the run as it was.
+        """
+        events, _ = self.pending()
+        for event in events:
+            self.remove(event)
+        for name in (_IDS, _RUN):
+            storage.delete(storage.join(self.uri, name))
+        return len(events)
+
     def append(self, kind: str, values: Mapping[str, Any], *, files: Mapping[str, Path] | None = None) -> None:
         """Write an event, its files (by their relative posix paths) before it."""
         order = _next()

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 RUN_TAG = "twostream.run"
 """Tag that holds a run's logical name."""
+FAILURE = "failure"
+"""Tag that says why a run failed."""
 DESCRIPTION = "mlflow.note.content"
 """Tag whose Markdown MLflow's page shows as a run's description."""
 
@@ -64,6 +66,7 @@ def start_run(
     parameters: Mapping[str, object],
     tags: Mapping[str, str],
     parent: RunHandle | None = None,
+    anew: bool = False,
 ) -> RunHandle:
     """Start the run of this directory, or resume it if it was started there before; from the driver, before training.
 
@@ -75,6 +78,8 @@ def start_run(
             start stay.
         tags: lineage and all else that is to be searched for. Those of the first start stay.
         parent: the run that MLflow's page shows this one under, once it has been made there.
+        anew: what was started there before had other settings and has learnt nothing: it stays as it ended, and this
+            one becomes another run.
 
     Never raises for an MLflow that is away: the run is made there once it answers, with the time of this start.
 
@@ -83,6 +88,8 @@ def start_run(
         OutboxError: the outbox there does not say which run it is of.
     """
     outbox = Outbox(run_uri=run_uri)
+    if anew and outbox.identity() is not None:
+        _close(outbox, config.resolved_uri())
     if outbox.identity() is None:
         shown = _run_tags(run_name, tags) | parent_tags(parent)
         if parent is not None:
@@ -99,10 +106,18 @@ def start_run(
             )
         )
     else:
+        outbox.append("tags", {"tags": {FAILURE: ""}})
         outbox.append("status", {"status": "RUNNING"})
     return _delivered(
         RunHandle(tracking_uri=config.resolved_uri(), run_uri=run_uri, experiment_id="", run_id=""), patient=False
     )
+
+
+def _close(outbox: Outbox, tracking_uri: str) -> None:
+    """Send what waits in the outbox of a run that ended, and make room for another run's."""
+    deliver_now(outbox, tracking_uri, patient=False)
+    if left := outbox.forget():
+        _logger.warning("%s: MLflow is away, so %d events of the run that failed there are lost", outbox.uri, left)
 
 
 def find_run(config: TrackingConfig, *, run_uri: str) -> RunHandle | None:
@@ -203,8 +218,16 @@ def log_pictures(handle: RunHandle, pictures: Mapping[str, Path | Figure]) -> No
         _log(handle, "files", {"folder": "pictures"}, files=files)
 
 
-def finish_run(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> RunHandle:
-    """Close the run (`start_run` resumes it) and send what waits in its outbox, as `deliver` does."""
+def finish_run(
+    handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", *, failure: str = ""
+) -> RunHandle:
+    """Close the run (`start_run` resumes it) and send what waits in its outbox, as `deliver` does.
+
+    The tag `failure` says why it failed, in a line without secrets; a run that is resumed loses it.
+    """
+    if failure:
+        line = _cut(redact(" ".join(failure.split())), _TAG_LENGTH)
+        _write(handle.run_uri, "tags", {"tags": {FAILURE: line}})
     _write(handle.run_uri, "status", {"status": status})
     return deliver(handle)
 

@@ -18,14 +18,14 @@ def train(arguments: list[str]) -> int:
     config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
-    from twostream_ray.data.shards.shards import open_shards
-    from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
     from twostream_ray.runs.run_folder import RunFolder
-    from twostream_ray.runs.score.publish import train_and_publish
-    from twostream_ray.runs.train.run import SPLITS, require_splits
+    from twostream_ray.runs.train.preflight import SPLITS, require_ready
 
-    # Before a cluster is started, which takes seconds.
-    require_splits(config, open_shards(config.data.shards), SPLITS)
+    # Before torch and MLflow are imported and a cluster is started, which takes seconds.
+    require_ready(config, splits=SPLITS, folder=RunFolder.of(config))
+    from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
+    from twostream_ray.runs.score.publish import train_and_publish
+
     with ray_session(), ExitStack() as showing:
         display = showing.enter_context(TrainingDisplay(config.name))
         stop = showing.enter_context(stop_on_sigterm())

@@ -16,6 +16,10 @@ def tune(arguments: list[str]) -> int:
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs.run_folder import SearchFolder
+    from twostream_ray.runs.train.preflight import require_ready
+
+    # Before torch and Ray are imported, which takes seconds.
+    require_ready(config, splits=("train_split", "validation_split"), folder=SearchFolder.of(config))
     from twostream_ray.runs.search.ray_tune import tune
 
     with SearchDisplay(config.name, trials=config.search.trials) as display:

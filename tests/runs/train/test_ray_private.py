@@ -5,10 +5,14 @@ import inspect
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch import config as torch_config
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.worker_group import ExecutionGroup
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.execution import class_cache
 
-from twostream_ray.runs.train.ray_private import Trainer, only_ray_variables_in_trials
+from twostream_ray.errors import ConfigError, MissingError, ShardError, StorageError, WeightsError
+from twostream_ray.runs.train.ray_private import FailurePolicy, Trainer, only_ray_variables_in_trials
 
 
 def parameters(function: object) -> list[str]:
@@ -27,9 +31,10 @@ def test_a_process_group_can_be_made_from_a_file() -> None:
 
 def test_the_trainer_overrides_methods_that_ray_calls() -> None:
     source = inspect.getsource(inspect.getmodule(TorchTrainer.__mro__[1]))  # DataParallelTrainer
-    for name in ("_create_default_callbacks", "_register_sigint_handler"):
+    for name in ("_create_default_callbacks", "_initialize_and_run_controller", "_register_sigint_handler"):
         assert name in vars(Trainer) and f"self.{name}(" in source, name
     assert parameters(TorchTrainer._register_sigint_handler) == ["self", "controller"]
+    assert "failure_policy=create_failure_policy(" in source
     assert parameters(BackendSetupCallback.__init__) == ["self", "backend_config"]
     assert parameters(BackendSetupCallback.before_execution_group_shutdown) == ["self", "execution_group"]
     assert isinstance(DatasetsCallback, type)
@@ -42,3 +47,17 @@ def test_tune_passes_no_keys_of_object_stores_to_its_trials() -> None:
     with only_ray_variables_in_trials():
         assert all(name.startswith("RAY_") for name in class_cache.ENV_VARS_TO_PROPAGATE)
     assert class_cache.ENV_VARS_TO_PROPAGATE is before
+
+
+def test_what_starting_again_does_not_mend_is_not_taken_for_a_lost_node() -> None:
+    assert "_is_retryable_error" in inspect.getsource(DefaultFailurePolicy.make_decision)
+    for error in (ConfigError("lanes"), WeightsError("w"), ShardError("s"), MissingError("m")):
+        policy = FailurePolicy(FailureConfig(max_failures=3))
+        # The others have waited for it, and say so.
+        failed = WorkerGroupError("failed", worker_failures={0: RuntimeError("connection closed by peer"), 1: error})
+        assert policy.make_decision(failed) == FailureDecision.RAISE, error
+    for passing in (StorageError("the store is away"), RuntimeError("CUDA"), OSError("died")):
+        policy = FailurePolicy(FailureConfig(max_failures=1))
+        lost = WorkerGroupError("failed", worker_failures={0: passing})
+        assert policy.make_decision(lost) == FailureDecision.RETRY, passing
+        assert policy.make_decision(lost) == FailureDecision.RAISE

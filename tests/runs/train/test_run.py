@@ -19,7 +19,7 @@ from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.errors import ConfigError, ContractMismatchError, ShardError, TrainingError
+from twostream_ray.errors import ConfigError, ContractMismatchError, ShardError, StorageError, TrainingError
 from twostream_ray.inference import Classifier
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
@@ -242,6 +242,33 @@ def test_mlflow_holds_one_run_with_every_epoch_once(two_workers: tuple[Any, Any]
     assert runs[0].data.params["model.fusion.method"] == "conv"
     steps = [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train_loss")]
     assert sorted(steps) == [0, 1]
+
+
+def test_a_settings_error_that_a_worker_meets_ends_the_run_at_once_and_binds_its_name_to_nothing(
+    cluster: None, shard_set: ShardSet, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = f"/{'deep/' * 60}weights.safetensors"
+    wrong = experiment(shard_set, folder, name="mended", training=TrainingConfig(epochs=1, global_batch=16))
+    model = replace(wrong.model, spatial=replace(TOWER, weights=missing))
+    events: list[ProgressEvent] = []
+    with monkeypatch.context() as patch:
+        # As if the file were there for the driver alone.
+        patch.setattr(train_module, "require_trainable", lambda *_, **__: None)
+        patch.setattr(train_module, "require_fitting_weights", lambda _: None)
+        with pytest.raises(StorageError, match=f"{missing}.*it is not there; check the path"):
+            train(replace(wrong, model=model), progress=events.append)
+    assert not [event for event in events if isinstance(event, WorkersLost)]
+    report = train(wrong)
+    assert len(report.history) == 1
+    client = client_for(report.run.tracking_uri)
+    runs = client.search_runs([report.run.experiment_id], filter_string="attributes.run_name = 'mended'")
+    failed, mended = sorted(runs, key=lambda run: int(run.info.start_time))
+    assert (failed.info.status, mended.info.status) == ("FAILED", "FINISHED")
+    assert missing in failed.data.tags["failure"] and "failure" not in mended.data.tags
+    assert (failed.data.params["model.spatial.weights"], mended.data.params["model.spatial.weights"]) == (
+        missing,
+        "None",
+    )
 
 
 def test_an_unknown_split_is_refused_before_anything_starts(shard_set: ShardSet, folder: Path) -> None:

@@ -36,7 +36,7 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.held_out import Part, part_named
 from twostream_ray.data.shards.manifest import INDEX_LIMIT_BYTES, named_columns, read_index, read_manifest
 from twostream_ray.data.sources.splits import group_of_name
-from twostream_ray.errors import AccessError, ConfigError, ShardError
+from twostream_ray.errors import AccessError, ConfigError, ShardError, StorageError
 from twostream_ray.redaction import one_line
 from twostream_ray.storage import json_files
 
@@ -265,6 +265,7 @@ def read_row_group(
 
     Raises:
         ShardError: the shard is missing, damaged or another one; names shard and row.
+        StorageError: its store or disk does not answer.
     """
     named = named or shard_uri
     here = f"{named}, row group {group},"
@@ -277,6 +278,11 @@ def read_row_group(
     try:
         table = storage.patiently(read, uri=shard_uri)
     except (OSError, UnicodeDecodeError, pa.ArrowException, AccessError) as error:
+        if storage.is_outage(error, uri=shard_uri):
+            raise StorageError(
+                f"{here} cannot be read ({one_line(error, longest=200)}): the store or the disk does not answer, see "
+                "to it and run the same command again"
+            ) from error
         raise ShardError(f"{here} cannot be read ({one_line(error, longest=200)}): ingest again") from error
     for number, row in enumerate(rows):
         where = f"{named}, row {group * ROWS_PER_GROUP + row}"

@@ -29,6 +29,7 @@ from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.splits import evaluation_option
+from twostream_ray.runs.train.preflight import require_shard_files
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import record
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder
@@ -116,6 +117,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     """
     sweep()
     shard_set = open_shards(config.shards)
+    require_shard_files(shard_set)
     if config.record:
         # An alias may move while clips are scored: what is loaded is what is tagged.
         name, version = tracking.find_version(config.model, config=config.tracking)

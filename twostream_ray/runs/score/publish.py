@@ -18,7 +18,8 @@ from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.train.events import Progress
-from twostream_ray.runs.train.run import TrainReport, require_splits, train
+from twostream_ray.runs.train.preflight import require_splits
+from twostream_ray.runs.train.run import TrainReport, train
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import read_json, record
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder

@@ -36,8 +36,9 @@ from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, assign_resources, describe_error, run_trial
 from twostream_ray.runs.splits import warn_of_shared_clips
+from twostream_ray.runs.train.preflight import require_splits, require_trainable
 from twostream_ray.runs.train.ray_private import only_ray_variables_in_trials
-from twostream_ray.runs.train.run import require_splits
+from twostream_ray.runs.train.run import package_for, require_fitting_weights
 from twostream_ray.runs.train.worker_group import worker_shares
 from twostream_ray.storage import lease
 from twostream_ray.storage.temporary_folders import is_own_folder, own_folder_path, sweep
@@ -91,6 +92,8 @@ def _tune(
     search = Search(config, shard_set)
     if (before := search.read_earlier_report()) is not None:
         return before
+    require_trainable(config, shard_set, folder=search.folder)
+    require_fitting_weights(package_for(config, shard_set))
     search.propose_first()
     search.start()
     try:
@@ -100,7 +103,8 @@ def _tune(
             if config.search.share_samples_gb:
                 _remove_on_every_node(_samples_folder(config))
     except BaseException as error:
-        search.abort("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        killed = isinstance(error, KeyboardInterrupt)
+        search.abort("KILLED" if killed else "FAILED", failure="" if killed else describe_error(error))
         raise
     return report
 

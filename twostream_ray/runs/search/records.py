@@ -116,6 +116,8 @@ class TrialStore:
             ConfigError: a search of this name was started with other settings, or a file of it is damaged.
         """
         self._folder, self._wanted = folder, _fixed(config)
+        self.is_another = folder.is_another(self._wanted)
+        """Whether a search of this name, which has learnt nothing, had other settings."""
         self._begun = folder.begun_with(self._wanted)
         if not self._begun:
             self._forget_all()

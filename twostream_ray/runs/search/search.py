@@ -63,6 +63,7 @@ class Search:
 
     def start(self) -> None:
         """Write down what the search is, and open or resume its MLflow run."""
+        anew = self.trials.is_another or self.folder.kept_hash() not in (None, self._shard_set.hash)
         self.folder.keep_data(self._shard_set)
         keep_settings(self.config, folder_uri=self.folder.uri)
         self.mlflow_run = tracking.start_run(
@@ -73,6 +74,7 @@ class Search:
             tags=tracking.lineage_tags(
                 manifest_hash=self._shard_set.hash, flow_contract_hash=self._shard_set.contract.hash
             ),
+            anew=anew,
         )
 
     def trials_left(self) -> int:
@@ -145,7 +147,7 @@ class Search:
         # Tagged again: MLflow may have been away when search and trial began.
         tracking.tag_run(child, {STATUS_TAG: words} | tracking.parent_tags(self.mlflow_run))
         if status is not None:
-            tracking.finish_run(child, status)
+            tracking.finish_run(child, status, failure=record.reason if status == "FAILED" else "")
 
     def finish(self) -> SearchReport:
         """Evaluate the best trial on the validation split, register it, and complete the record."""
@@ -179,15 +181,15 @@ class Search:
         raise TrainingError(
             f"{self.folder.what} has no trial that ended an epoch"
             + (f"; {len(failed)} failed, the last with: {failed[-1]}" if failed else "")
-            + f": mend the cause and choose another --name, or delete {self.folder.uri}"
+            + ": mend the cause and run the same command again"
         )
 
-    def abort(self, status: Any) -> None:
-        """Close what is open in MLflow; the same command resumes from here."""
+    def abort(self, status: Any, *, failure: str = "") -> None:
+        """Close what is open in MLflow, which hears of a failure; the same command resumes from here."""
         self.store_time()
         for record in self._unfinished():
             self.finish_trial_run(record, status=status, words="interrupted")
-        tracking.finish_run(self.mlflow_run, status)
+        tracking.finish_run(self.mlflow_run, status, failure=failure)
 
     def trial_name(self, number: int) -> str:
         """The trial's logical run."""

@@ -10,6 +10,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from twostream_ray import storage, tracking
 from twostream_ray.errors import TrainingError, own_error
+from twostream_ray.redaction import shortened
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.search.records import TrialRecord
@@ -53,7 +54,7 @@ def describe_error(error: BaseException | None) -> str:
         return "unknown"
     own = own_error(error)
     lines = [line.strip() for line in str(own or error).splitlines() if line.strip()]
-    return (lines[0 if own else -1] if lines else repr(error))[:300]
+    return shortened(lines[0 if own else -1] if lines else repr(error), longest=300)
 
 
 def as_result(metrics: dict[str, float], *, best: float, last: bool) -> dict[str, Any]:

@@ -17,7 +17,9 @@ import ray
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 
+from twostream_ray.errors import is_final
 from twostream_ray.runs.cluster.private_cluster import private_folder
 
 
@@ -65,11 +67,12 @@ class _FileBackend(_TorchBackend):
 
 
 class Trainer(TorchTrainer):
-    """Ray's trainer, except for three habits.
+    """Ray's trainer, except for four habits.
 
     Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1. No actor hands out parts of datasets
-    that nobody passed: its process would import Ray Data whenever workers start, beside them. And workers are not asked
-    to leave their process group before they are killed: one that is lost or hangs would be waited for.
+    that nobody passed: its process would import Ray Data whenever workers start, beside them. Workers are not asked
+    to leave their process group before they are killed: one that is lost or hangs would be waited for. And what
+    starting again does not mend ends the run at once.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -79,8 +82,23 @@ class Trainer(TorchTrainer):
             if not isinstance(each, DatasetsCallback)
         ]
 
+    def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> Any:
+        policy = FailurePolicy(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(**controller_init_kwargs | {"failure_policy": policy})
+
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
+
+
+class FailurePolicy(DefaultFailurePolicy):
+    """Ray's own, except that a wrong setting or a damaged file is not taken for a lost node.
+
+    Without that a run starts again as often as workers.max_failures allows, and meets the same error each time.
+    """
+
+    def _is_retryable_error(self, training_failed_error: Any) -> bool:
+        failures = getattr(training_failed_error, "worker_failures", {})
+        return super()._is_retryable_error(training_failed_error) and not any(map(is_final, failures.values()))
 
 
 class _BackendSetup(BackendSetupCallback):

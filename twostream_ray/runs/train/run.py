@@ -13,21 +13,26 @@ from ray.train import UserCallback
 
 from twostream_ray import storage, tracking
 from twostream_ray.data.shards.shards import ShardSet
-from twostream_ray.errors import ConfigError, ShardError
+from twostream_ray.errors import ConfigError, ShardError, own_error
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
+from twostream_ray.redaction import one_line
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, with_absolute_uris
 from twostream_ray.runs.run_folder import CHECKPOINT_NAME, RunFolder
-from twostream_ray.runs.splits import split_options, warn_of_shared_clips
+from twostream_ray.runs.splits import warn_of_shared_clips
 from twostream_ray.runs.train.events import Progress
-from twostream_ray.runs.train.worker_group import by_epoch, require_lanes, train_with_worker_group
+from twostream_ray.runs.train.preflight import (
+    SPLITS,
+    fewest_workers,
+    require_lanes,
+    require_splits,
+    require_trainable,
+)
+from twostream_ray.runs.train.worker_group import by_epoch, train_with_worker_group
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import COUNT, list_of, read_json, record
 from twostream_ray.storage.temporary_folders import sweep
 from twostream_ray.training.checkpoint import METRICS
-
-SPLITS = ("train_split", "validation_split", "test_split")
-"""Settings of `data` that name splits."""
 
 _ID = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{0,100}\Z"}
 _REPORT_SCHEMA = record(
@@ -108,22 +113,6 @@ def train(
         return _train(config, shard_set, progress, stop, callbacks, None)
 
 
-def require_splits(config: ExperimentConfig, shard_set: ShardSet, names: Sequence[str]) -> None:
-    """Refuse settings of `data` that name splits which the shards do not have, before anything slow.
-
-    Raises:
-        ShardError: names the split, those that there are, and the options to give; or nothing can be cut from the
-            training split.
-    """
-    for name in names:
-        if (split := getattr(config.data, name)) is not None:
-            try:
-                shard_set.split(split)
-            except ShardError as error:
-                raise ShardError(f"{error}: {split_options(config.data, shard_set)}") from None
-    shard_set.split(config.data.split_to_train)
-
-
 def _train(
     config: ExperimentConfig,
     shard_set: ShardSet,
@@ -136,9 +125,12 @@ def _train(
     folder = RunFolder.of(config)
     if (finished := _finished_before(config, folder)) is not None:
         return finished
-    if config.workers.num_workers is not None:
-        require_lanes(config, workers=config.workers.most_workers(gpus=0))
+    require_lanes(config, workers=fewest_workers(config))
+    if parent is None:
+        require_trainable(config, shard_set, folder=folder)
     package, network = blueprint(config, shard_set)
+    if not folder.has_learnt():
+        require_fitting_weights(package)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     handle = _begin(config, shard_set, folder, parameters=parameters, parent=parent)
     started = time.monotonic()
@@ -156,7 +148,8 @@ def _train(
     except BaseException as error:
         # A search says itself how its trials ended: it may have stopped this one.
         if parent is None:
-            tracking.finish_run(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            killed = isinstance(error, KeyboardInterrupt)
+            tracking.finish_run(handle, "KILLED" if killed else "FAILED", failure="" if killed else failure_of(error))
         if isinstance(error, ShardError):
             raise folder.explained(error, shard_set) from error
         raise
@@ -187,7 +180,9 @@ def _begin(
     parent: tracking.RunHandle | None,
 ) -> tracking.RunHandle:
     """Write down the run's settings and data, and open or resume its MLflow run."""
-    storage.write_json(folder.settings, fixed_settings(config))
+    settings = fixed_settings(config)
+    anew = folder.is_another(settings, shard_set)
+    storage.write_json(folder.settings, settings)
     if parent is None:
         folder.keep_data(shard_set)
     return tracking.start_run(
@@ -197,7 +192,14 @@ def _begin(
         parameters=asdict(config) | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
         tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
         parent=parent,
+        anew=anew,
     )
+
+
+def failure_of(error: BaseException) -> str:
+    """Why a run failed, in a line, for its MLflow run."""
+    own = own_error(error)
+    return str(own) if own is not None else f"{type(error).__name__}: {one_line(error, longest=1000)}"
 
 
 def _data_folder(folder: RunFolder, parent: tracking.RunHandle | None) -> RunFolder:
@@ -216,6 +218,22 @@ def blueprint(config: ExperimentConfig, shard_set: ShardSet) -> tuple[ModelPacka
         network = package.build(pretrained=False)
         _refuse_small_crops(network, config)
     return package, network
+
+
+def require_fitting_weights(package: ModelPackage) -> None:
+    """Refuse files of weights that do not fit the network, by copying them to where nothing is kept.
+
+    Raises:
+        WeightsError, StorageError: they cannot be read, or lack a layer, or have one of another shape.
+    """
+    model = package.model
+    spatial, temporal = (
+        replace(tower, weights=None) if tower.weights == "imagenet" else tower
+        for tower in (model.spatial, model.temporal)
+    )
+    if spatial.weights is not None or temporal.weights is not None:
+        with torch.device("meta"):
+            replace(package, model=replace(model, spatial=spatial, temporal=temporal)).build(pretrained=True)
 
 
 def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:

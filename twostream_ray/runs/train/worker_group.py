@@ -16,10 +16,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twostream_ray import storage, tracking
 from twostream_ray.data.loading.pipeline import READING_CPUS
-from twostream_ray.errors import ConfigError, TrainingError, own_error
+from twostream_ray.errors import TrainingError, is_final, own_error
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
 from twostream_ray.models.description import training_flops
+from twostream_ray.redaction import shortened
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import polled, ray_session
 from twostream_ray.runs.experiment import ExperimentConfig
@@ -34,6 +35,7 @@ from twostream_ray.runs.train.events import (
     WorkersLost,
 )
 from twostream_ray.runs.train.mailbox import Mailbox
+from twostream_ray.runs.train.preflight import require_lanes
 from twostream_ray.runs.train.ray_private import Trainer, process_group_config
 from twostream_ray.runs.train.system_metrics import mean_of_workers, object_store
 from twostream_ray.runs.train.worker import train_worker
@@ -160,7 +162,9 @@ def _fit(trainer: Trainer, config: ExperimentConfig) -> ray.train.Result:
         return trainer.fit()
     except Exception as error:
         failures = getattr(error, "worker_failures", {}).values()
-        own = next(filter(None, map(own_error, failures)), own_error(error))
+        # What starting again does not mend comes first: the others may only have waited for that worker.
+        found = sorted(filter(None, map(own_error, failures)), key=lambda one: not is_final(one))
+        own = next(iter(found), own_error(error))
         raise own or TrainingError(_failure(config, error)) from error
 
 
@@ -236,22 +240,6 @@ def watched_metric(config: ExperimentConfig) -> str:
     return "val_top1" if config.data.split_to_validate is not None else "epoch"
 
 
-def require_lanes(config: ExperimentConfig, *, workers: int) -> None:
-    """Refuse more workers than lanes, and batches that lanes cannot share, before anything starts.
-
-    Raises:
-        ConfigError: names both numbers and the settings.
-    """
-    lanes, batch = config.data.lanes, config.training.global_batch
-    if workers > lanes:
-        raise ConfigError(
-            f"{workers} workers want at least as many data.lanes, got {lanes}: raise data.lanes to a divisor of "
-            f"training.global_batch ({batch}), or set workers.num_workers to at most {lanes}"
-        )
-    if batch % lanes:
-        raise ConfigError(f"training.global_batch must be a multiple of data.lanes ({lanes}), got {batch}")
-
-
 def worker_shares(config: ExperimentConfig, *, cpus: float, gpus: int) -> list[dict[str, float]]:
     """What each of the fewest workers that a training starts with reserves, on a cluster with so many GPUs."""
     many = config.workers.num_workers
@@ -269,9 +257,10 @@ def by_epoch(history: Sequence[dict[str, float]]) -> dict[int, dict[str, float]]
 
 def _failure(config: ExperimentConfig, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = shortened((lines or [repr(error)])[-1], longest=300)
     return (
-        f"run {config.name!r} failed after {config.workers.max_failures} restarts ({(lines or [repr(error)])[-1][:300]}"
-        "); mend the cause and run the same command again to resume from the last checkpoint"
+        f"run {config.name!r} failed after {config.workers.max_failures} restarts ({reason}); mend the cause and run "
+        "the same command again to resume from the last checkpoint"
     )
 
 
@@ -293,7 +282,8 @@ class EpochRecorder(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Ray Train's hook: workers were lost."""
-        self._mailbox.post.remote(WorkersLost(reason=loss_reason(worker_exceptions, timeout_s=self._timeout_s)))
+        if not any(map(is_final, worker_exceptions.values())):
+            self._mailbox.post.remote(WorkersLost(reason=loss_reason(worker_exceptions, timeout_s=self._timeout_s)))
 
 
 def loss_reason(errors: dict[int, Exception], *, timeout_s: float) -> str:
@@ -309,4 +299,4 @@ def loss_reason(errors: dict[int, Exception], *, timeout_s: float) -> str:
         return f"a worker did not answer for {timeout_s:g} s; worker {waited} had waited for it"
     rank, error = min(errors.items(), key=lambda item: item[0])
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"worker {rank}: {(lines or [repr(error)])[-1][:200]}"
+    return f"worker {rank}: {shortened(str(own_error(error) or (lines or [repr(error)])[-1]), longest=200)}"
