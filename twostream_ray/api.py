@@ -162,13 +162,13 @@ def train(recipe: Recipe, *, show_progress: bool = True, **changes: Any) -> Fini
     config = experiment_config(recipe, **changes)
     config.tracking.require_usable()
     from twostream_ray.console import TrainingDisplay
-    from twostream_ray.data.shards.shards import open_shards
     from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
-    from twostream_ray.runs.score.publish import train_and_publish
-    from twostream_ray.runs.train.run import SPLITS, require_splits
+    from twostream_ray.runs.run_folder import RunFolder
+    from twostream_ray.runs.train.preflight import SPLITS, require_ready
 
-    # Before a cluster is started, which takes seconds.
-    require_splits(config, open_shards(config.data.shards), SPLITS)
+    # Before MLflow is imported and a cluster is started, which takes seconds.
+    require_ready(config, splits=SPLITS, folder=RunFolder.of(config))
+    from twostream_ray.runs.score.publish import train_and_publish
 
     with ray_session(), ExitStack() as showing:
         progress = showing.enter_context(TrainingDisplay(config.name)).event if show_progress else None

@@ -150,7 +150,7 @@ def test_every_verb_that_speaks_to_mlflow_says_so_in_one_line_before_anything_sl
     (tmp_path / "mlflow.db").mkdir()
     verbs: list[list[str]] = [
         ["train", "--name", "x", "--data.shards", "nowhere"],
-        ["demo", "--name", "x", "--data.shards", "nowhere"],
+        ["demo", "--name", "x", "--data.shards", "nowhere", "--tracking.uri", "sqlite:///mlflow.db"],
         ["tune", "--name", "x", "--data.shards", "nowhere", "--data.validation_split", "val", "--search.space", "{}"],
         ["pull", "out"],
         ["rollback"],

@@ -1,6 +1,7 @@
 """Storage: one interface to local paths, file:// and s3:// URIs."""
 
 from twostream_ray.storage.object_store import is_outage
+from twostream_ray.storage.uploaded import refuse_uploaded
 from twostream_ray.storage.uris import (
     absolute,
     contains,
@@ -41,6 +42,7 @@ __all__ = [
     "patiently",
     "read_bytes",
     "read_text",
+    "refuse_uploaded",
     "require_writable",
     "write_bytes",
     "write_file",

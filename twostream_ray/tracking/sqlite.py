@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from twostream_ray.errors import ConfigError, StorageError
+from twostream_ray.storage.uploaded import refuse_uploaded
 
 _PLAIN = "sqlite:///"
 # For SQLAlchemy the same as the plain one. MLflow makes the folder of a plain URL without decoding it.
@@ -24,6 +25,11 @@ _OPTIONS = re.compile(
 _TO_QUOTE = "%?#"
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _WAY_OUT = "let --tracking.uri (or MLFLOW_TRACKING_URI) name another file, as sqlite:////DIRECTORY/mlflow.db"
+_JOBS_ENVIRONMENT = '{"env_vars": {"MLFLOW_TRACKING_URI": "http://HOST:5000"}}'
+_JOBS_WAY_OUT = (
+    "set --tracking.uri to http(s)://HOST or to a file that all nodes see, or submit the job with --runtime-env-json "
+    f"'{_JOBS_ENVIRONMENT}', as the submitter's own environment does not reach it"
+)
 _LOCK_TIMEOUT_S = 2.0
 
 
@@ -81,6 +87,7 @@ def require_writable(path: Path) -> None:
     Raises:
         StorageError: with the reason and the way out.
     """
+    refuse_uploaded(str(path), setting="tracking.uri", way_out=_JOBS_WAY_OUT)
     try:
         target = path.resolve()
         if target.exists():
@@ -101,6 +108,7 @@ def require_readable(path: Path) -> None:
     Raises:
         StorageError: with the reason and the way out.
     """
+    refuse_uploaded(str(path), setting="tracking.uri", way_out=_JOBS_WAY_OUT)
     try:
         _open(path, "PRAGMA schema_version", to="read")
     except OSError as error:

@@ -21,11 +21,14 @@ def require_uri(uri: str, *, setting: str) -> None:
     """Check that files can be written below a local path, before hours of work for them begin.
 
     Raises:
-        ConfigError: a file is in the way, or nothing may be written there.
+        ConfigError: a file is in the way, nothing may be written there, or it is a job's uploaded working directory.
     """
     from twostream_ray import storage
 
+    option = setting.rpartition(" ")[2]
+    way_out = f"set --{option} to s3://BUCKET/PREFIX or to an absolute path that all nodes see"
     location = storage.absolute(uri)
+    storage.refuse_uploaded(location, setting=setting, way_out=way_out)
     if storage.is_s3(location):
         return
     there = next(path for path in (Path(location), *Path(location).parents) if os.path.lexists(path))

@@ -36,7 +36,7 @@ from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, assign_resources, describe_error, run_trial
 from twostream_ray.runs.splits import warn_of_shared_clips
-from twostream_ray.runs.train.preflight import require_splits, require_trainable
+from twostream_ray.runs.train.preflight import require_lasting_storage, require_splits, require_trainable
 from twostream_ray.runs.train.ray_private import only_ray_variables_in_trials
 from twostream_ray.runs.train.run import package_for, require_fitting_weights
 from twostream_ray.runs.train.worker_group import worker_shares
@@ -64,6 +64,8 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
     """
     require_cluster()
     config = _sharing_samples(with_absolute_uris(config))
+    require_lasting_storage(config)
+    config.tracking.require_usable()
     sweep()
     folder = SearchFolder.of(config)
     folder.refuse_foreign()

@@ -56,6 +56,16 @@ def require_trainable(config: ExperimentConfig, shard_set: ShardSet, *, folder: 
         require_weights(config.model)
 
 
+def require_lasting_storage(config: ExperimentConfig) -> None:
+    """Refuse to keep checkpoints in a job's uploaded working directory.
+
+    Raises:
+        ConfigError: names the setting and the way out.
+    """
+    way_out = "set --storage to s3://BUCKET/PREFIX or to an absolute path that all nodes see"
+    storage.refuse_uploaded(storage.absolute(config.storage), setting="storage", way_out=way_out)
+
+
 def require_splits(config: ExperimentConfig, shard_set: ShardSet, names: Sequence[str]) -> None:
     """Refuse settings of `data` that name splits which the shards do not have, before anything slow.
 

@@ -25,6 +25,7 @@ from twostream_ray.runs.train.preflight import (
     SPLITS,
     fewest_workers,
     require_lanes,
+    require_lasting_storage,
     require_splits,
     require_trainable,
 )
@@ -91,6 +92,7 @@ def train(
         TrainingError: the run failed more often than workers.max_failures allows.
     """
     config = with_absolute_uris(config)
+    require_lasting_storage(config)
     config.tracking.require_usable()
     sweep()
     folder = RunFolder.of(config)
