@@ -278,12 +278,7 @@ def read_row_group(
     try:
         table = storage.patiently(read, uri=shard_uri)
     except (OSError, UnicodeDecodeError, pa.ArrowException, AccessError) as error:
-        if storage.is_outage(error, uri=shard_uri):
-            raise StorageError(
-                f"{here} cannot be read ({one_line(error, longest=200)}): the store or the disk does not answer, see "
-                "to it and run the same command again"
-            ) from error
-        raise ShardError(f"{here} cannot be read ({one_line(error, longest=200)}): ingest again") from error
+        raise _unreadable(error, here=here, uri=shard_uri) from error
     for number, row in enumerate(rows):
         where = f"{named}, row {group * ROWS_PER_GROUP + row}"
         clip_id, label, frames = (table[name][row].as_py() for name in ("clip_id", "label", "num_frames"))
@@ -313,6 +308,14 @@ def read_row_group(
                 f"{where}, has {len(fields)} fields of flow for {frames} frames: delete it and ingest again"
             )
         yield clip_id, EncodedClip(video=video, flow=fields, num_frames=frames, height=height, width=width, fps=fps)
+
+
+def _unreadable(error: Exception, *, here: str, uri: str) -> StorageError | ShardError:
+    """Why rows cannot be read: a store that is away may come back, a shard that is damaged does not."""
+    said = f"{here} cannot be read ({one_line(error, longest=200)})"
+    if storage.is_outage(error, uri=uri):
+        return StorageError(f"{said}: the store or the disk does not answer, see to it and run the same command again")
+    return ShardError(f"{said}: ingest again")
 
 
 def binary_values(array: pa.Array) -> list[memoryview]:
