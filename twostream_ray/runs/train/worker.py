@@ -288,7 +288,7 @@ class _Worker:
         with self._averaged():
             # In 32 bits, as `evaluate` and whoever loads the model compute: what is kept is chosen by that number.
             result, _ = score_pass(self.network, batches, device=self._step.device)
-        split = str(self._config.data.validation_split)
+        split = str(self._config.data.split_to_validate)
         wanted = len(self._shard_set.split(split))
         if result.clips != wanted:
             raise TrainingError(f"all {wanted} clips of {split} were to be scored, {result.clips} were")
