@@ -1,6 +1,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from matplotlib.image import imread, imsave
 from noise_shards import noise_shards
 from whole_shards import write_shard
 
+from twostream_ray import visualize
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.shards import ShardSet
@@ -30,6 +32,24 @@ def test_counts_are_those_of_the_set_and_the_picture_has_a_row_for_each_clip(
     inspect(InspectConfig(shards=shard_set.uri, out=str(tmp_path / "b.png"), num_clips=6))
     three, six = (imread(tmp_path / name).shape for name in ("a.png", "b.png"))
     assert six[0] == pytest.approx(2 * three[0], rel=0.05) and six[1] == three[1]
+
+
+def test_each_row_says_class_split_frames_and_frame_rate(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        visualize, "contact_sheet", lambda *_, **how: drawn.append(how) or imsave(_[2], np.zeros((2, 2)))
+    )
+    inspect(InspectConfig(shards=shard_set.uri, out=str(tmp_path / "a.png"), num_clips=3))
+    clip = shard_set.index["clip_id"][5].as_py()
+    inspect(InspectConfig(shards=shard_set.uri, out=str(tmp_path / "a.png"), clip=clip))
+    several, one = (how["headings"] for how in drawn)
+    assert len(several) == 3 and len(one) == 4 and one[1:] == [""] * 3
+    number = shard_set.index["num_frames"][5].as_py()
+    (split,) = shard_set.index["splits"][5].as_py()
+    name, of_class = clip.rpartition("/")[2], shard_set.classes[shard_set.labels[5]]
+    assert one[0] == f"{name}   class {of_class}   split {split}   {number} frames, 25 fps, 48 x 48 px"
 
 
 def test_one_clip_can_be_drawn_alone_and_an_unknown_one_is_named(shard_set: ShardSet, tmp_path: Path) -> None:

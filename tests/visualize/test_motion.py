@@ -58,3 +58,16 @@ def test_the_contact_sheet_shows_every_frame_and_its_flow(tmp_path: Path) -> Non
     assert max(areas) < 1.1 * min(areas)
     beyond: NDArray[np.float64] = flow_colour(flows[0], max_px=20)[0, 0] / 255
     assert num_pixels(tmp_path / "s.png", tuple(beyond)) == pytest.approx(sum(areas), rel=0.05)
+
+
+def test_a_heading_takes_a_line_above_each_row_and_no_frame_away(tmp_path: Path) -> None:
+    frames = np.full((6, 24, 32, 3), (10, 200, 30), dtype=np.uint8)
+    flows = np.zeros((6, 24, 32, 2))
+    for name, headings in (("plain.png", ()), ("headed.png", ("clip $a$, class b, split c", ""))):
+        contact_sheet(frames, flows, tmp_path / name, max_px=20, headings=headings, columns=3)
+    plain, headed = imread(tmp_path / "plain.png"), imread(tmp_path / "headed.png")
+    assert headed.shape[0] == pytest.approx(plain.shape[0] + 2 * 0.25 * 120, abs=2)
+    colour = (10 / 255, 200 / 255, 30 / 255)
+    assert num_pixels(tmp_path / "headed.png", colour) == pytest.approx(
+        num_pixels(tmp_path / "plain.png", colour), rel=0.1
+    )

@@ -153,6 +153,14 @@ def test_a_setting_over_decades_has_a_logarithmic_axis(figures: list[Figure], tm
     assert {"0.0001", "0.001", "0.01", "0.1"} <= set(texts(figures[0]))
 
 
+def test_a_range_is_drawn_on_the_scale_that_it_was_searched_on(figures: list[Figure], tmp_path: Path) -> None:
+    trials = [{"rate": 0.01 * 2**n, "share": 10.0**-n, "score": 0.1 * n, "status": "finished"} for n in range(4)]
+    parallel_coordinates_picture(trials, tmp_path / "p.png", logarithmic={"rate": True, "share": False})
+    rate, share = (sorted(line.get_ydata()[24 * axis] for line in lines_of_trials(figures[0])) for axis in (0, 1))
+    assert rate == pytest.approx([0, 1 / 3, 2 / 3, 1]), "though less than one decade"
+    assert share == pytest.approx([0, 0.009, 0.099, 1], abs=0.01), "though three decades"
+
+
 # -- importance
 
 
@@ -223,11 +231,22 @@ def test_the_front_is_drawn_numbered_and_listed_with_its_settings(figures: list[
     pareto_picture(trials, tmp_path / "p.png")
     (listed,) = [text for text in texts(figures[0]) if "50.3k" in text]
     first, second = listed.splitlines()
-    assert first.split() == ["1", "50.0%", "50.3k", "sum"]
-    assert second.split() == ["2", "75.0%", "52.4k", "conv"]
+    assert first.split() == ["1", "50.0%", "50.3k", "fusion.method", "sum"]
+    assert second.split() == ["2", "75.0%", "52.4k", "fusion.method", "conv"]
     (step,) = [line for line in figures[0].axes[0].lines if line.get_color() == FRONT]
     assert list(step.get_xydata()[:, 0]) == [50_328, 52_408, 90_000]
     assert num_pixels(tmp_path / "p.png", FRONT) > 500
+
+
+def test_a_front_of_one_trial_and_one_in_which_a_setting_is_the_same_have_their_settings_too(
+    figures: list[Figure], tmp_path: Path
+) -> None:
+    best = trial(50, 0.9) | {"model.fusion.method": "conv", "training.learning_rate": 0.01}
+    pareto_picture([best], tmp_path / "p.png")
+    pareto_picture([best, trial(60, 0.5) | {"model.fusion.method": "sum"}], tmp_path / "p.png")
+    for figure in figures:
+        (listed,) = [text for text in texts(figure) if "90.0%" in text and "fusion" in text]
+        assert "fusion.method conv" in listed and "training.learning_rate 0.01" in listed
 
 
 def test_unfinished_trials_are_hollow_and_make_no_front(figures: list[Figure], tmp_path: Path) -> None:

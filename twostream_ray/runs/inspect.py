@@ -11,6 +11,7 @@ import numpy as np
 
 from twostream_ray import storage, visualize
 from twostream_ray.data import flow
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.shards import ShardSet, open_shards, read_clips
 from twostream_ray.data.shards.verify import verify_shards
@@ -21,7 +22,7 @@ from twostream_ray.settings.bounds import require_within
 from twostream_ray.storage.temporary_folders import temporary_folder
 
 _MOST_FRAMES = 8
-_LONGEST_NAME = 23
+_LONGEST_NAME = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +124,14 @@ def _verify(shard_set: ShardSet, *, progress: Callable[[int, int], None] | None)
 
 
 def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:
-    """A row of frames over their flow for each clip; one clip alone gets several."""
-    frames, fields, captions = [], [], []
+    """A row of frames over their flow for each clip, under what it is; one clip alone gets several."""
+    frames, fields, captions, headings = [], [], [], []
     shown = 4 * _MOST_FRAMES if len(positions) == 1 else _MOST_FRAMES
     for position in positions:
         clip_id, clip = next(read_clips(shard_set, [position], want_rgb=True, want_flow=True))
         times = np.linspace(0, clip.num_frames - 2, shown).round().astype(int).tolist()
-        name = clip_id.rpartition("/")[2]
-        captions += [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…", *map(str, times[1:])]
+        captions += [f"frame {times[0]}", *map(str, times[1:])]
+        headings += [_heading(shard_set, position, clip_id, clip), *[""] * (shown // _MOST_FRAMES - 1)]
         frames += list(clips.fetch_frames(clip.video or b"", times, num_frames=clip.num_frames))
         for time in times:
             levels = flow.decode_field(clip.flow[time])  # type: ignore[index]
@@ -144,5 +145,16 @@ def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:
         # A few pixels of wild flow must not make all others pale.
         max_px=max(1.0, round(float(np.quantile(np.linalg.norm(motion, axis=-1), 0.98)), 1)),
         captions=captions,
+        headings=headings,
         columns=_MOST_FRAMES,
     )
+
+
+def _heading(shard_set: ShardSet, position: int, clip_id: str, clip: EncodedClip) -> str:
+    """What a clip is: "v_Run_g01.avi   class Run   split train1, train2   120 frames, 25 fps, 320 x 240"."""
+    name = clip_id.rpartition("/")[2]
+    name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    splits = shard_set.index["splits"][position].as_py()
+    known = f"split{'' if len(splits) == 1 else 's'} {', '.join(splits)}" if splits else "no split"
+    size = f"{clip.num_frames} frames, {clip.fps:.4g} fps, {clip.width} x {clip.height} px"
+    return f"{name}   class {shard_set.classes[shard_set.labels[position]]}   {known}   {size}"

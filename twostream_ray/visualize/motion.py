@@ -13,6 +13,7 @@ from twostream_ray.visualize.figures import save
 _WHEEL_KNOTS = (0, 15, 21, 25, 36, 49, 55)
 """Indices of red, yellow, green, cyan, blue, magenta and again red on the wheel of 55 hues (Baker et al. 2011)."""
 _WHEEL_COLOURS = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)], dtype=float)
+_HEADING_INCHES = 0.25
 _UNKNOWN_FLOW_PX = 1e9
 """Middlebury's ground truth marks a pixel of unknown flow with a larger value than this."""
 
@@ -46,6 +47,7 @@ def contact_sheet(
     *,
     max_px: float,
     captions: Sequence[str] = (),
+    headings: Sequence[str] = (),
     columns: int = 8,
 ) -> None:
     """Draw frames over their flow as a PNG, with the key to the colours, to see what the network is shown.
@@ -56,23 +58,33 @@ def contact_sheet(
         path: the PNG to write.
         max_px: displacement that gets the full colour.
         captions: T lines above the frames, such as "1.2 s"; none are written where there are none.
+        headings: a line above each row of frames; none are written where there are none, or an empty one.
         columns: frames side by side.
     """
     columns = min(columns, len(frames))
     bands = -(-len(frames) // columns)
     width = 1.6
     height = width * frames.shape[1] / frames.shape[2]
-    figure = Figure(figsize=(width * columns + 1.5, bands * (2 * height + 0.3)), dpi=120)
+    lines = [_HEADING_INCHES if any(headings) else 0.0, height, height]
+    figure = Figure(figsize=(width * columns + 1.5, bands * (sum(lines) + 0.3)), dpi=120)
     figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0.0, hspace=0.0)
-    grid = figure.add_gridspec(2 * bands, columns + 1, width_ratios=[width] * columns + [1.5])
+    grid = figure.add_gridspec(
+        3 * bands,
+        columns + 1,
+        width_ratios=[width] * columns + [1.5],
+        height_ratios=[max(one, 1e-3) for one in lines] * bands,
+    )
     for index, (frame, flow) in enumerate(zip(frames, flows, strict=True)):
         band, column = divmod(index, columns)
-        above, below = (figure.add_subplot(grid[2 * band + row, column]) for row in range(2))
+        above, below = (figure.add_subplot(grid[3 * band + row, column]) for row in (1, 2))
         above.imshow(frame)
         below.imshow(flow_colour(flow, max_px=max_px))
         if captions:
             above.set_title(printable(captions[index]), fontsize=8)
-    key = figure.add_subplot(grid[0:2, columns])
+    for band, heading in enumerate(headings):
+        line = figure.add_subplot(grid[3 * band, :columns])
+        line.text(0, 0, printable(heading), fontsize=9, weight="bold", va="bottom", parse_math=False)
+    key = figure.add_subplot(grid[1:3, columns])
     reach = np.linspace(-1, 1, 241)
     disc = np.stack(np.meshgrid(reach, reach), axis=-1)
     inside = np.hypot(disc[..., 0], disc[..., 1]) <= 1

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,9 @@ _DASHES = {"finished": "-", "did not finish: its last score": (0, (4, 2)), "with
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
 
 
-def parallel_coordinates_picture(trials: Sequence[Trial], path: Path) -> None:
+def parallel_coordinates_picture(
+    trials: Sequence[Trial], path: Path, *, logarithmic: Mapping[str, bool] | None = None
+) -> None:
     """Draw each trial as a line over its settings to its score, as a PNG: the darker the line, the better the trial.
 
     Settings that are the same in all trials are left out. Trials that did not finish are dashed, those without a score
@@ -51,10 +53,13 @@ def parallel_coordinates_picture(trials: Sequence[Trial], path: Path) -> None:
     Args:
         trials: settings and outcome of each, as `visualize.trials` says.
         path: the PNG to write.
+        logarithmic: for settings that were drawn from a range, whether on a logarithmic scale, which their axis then
+            is; that of others is by the ratio of their largest to their smallest value.
     """
     names = varying_settings(trials) or all_settings(trials)
     columns: list[Sequence[object]] = [[trial.get(name) for trial in trials] for name in names]
-    scales = [_Scale.of(column) for column in columns]
+    known = logarithmic or {}
+    scales = [_Scale.of(column, logarithmic=known.get(name)) for name, column in zip(names, columns, strict=True)]
     counts = [number_of(trial, "parameters") for trial in trials]
     if len({*counts} - {None}) > 1:
         names, columns, scales = [*names, "parameters"], [*columns, counts], [*scales, _Scale.of(counts, count=True)]
@@ -111,7 +116,9 @@ class _Scale:
     """Position on the axis, in [0, 1], and label."""
 
     @classmethod
-    def of(cls, values: Sequence[object], *, count: bool = False, share: bool = False) -> "_Scale":
+    def of(
+        cls, values: Sequence[object], *, count: bool = False, share: bool = False, logarithmic: bool | None = None
+    ) -> "_Scale":
         """The scale that holds these values; `count` of things, `share` in percent."""
         present = [value for value in values if value is not None]
         if any(not is_number(value) for value in present):
@@ -130,13 +137,18 @@ class _Scale:
         low, high = float(numbers[0]), float(numbers[-1])
         if low == high:
             low, high = low - 1e-3, high + 1e-3
-        logarithmic = bool(not share and numbers[0] > 0 and high / numbers[0] >= _LOGARITHMIC_RATIO)
+        if logarithmic is None:
+            logarithmic = not share and numbers[0] > 0 and high / numbers[0] >= _LOGARITHMIC_RATIO
+        logarithmic = bool(logarithmic and low > 0)
         scale = cls(names=(), low=low, high=high, logarithmic=logarithmic, ticks=())
         ticks = numbers
         if len(numbers) > 6 or (len(numbers) > 1 and np.diff(scale.at(numbers)).min() < 0.05):
             locator = LogLocator(subs=(1, 3)) if logarithmic else MaxNLocator(6)
             ticks = np.asarray(locator.tick_values(low, high))
             ticks = ticks[(ticks >= low) & (ticks <= high)]
+            if len(ticks) < 2:  # within a decade
+                ticks = np.asarray(MaxNLocator(4).tick_values(low, high))
+                ticks = ticks[(ticks >= low) & (ticks <= high)]
         if share:
             texts = [f"{tick:.{1 if high - low < 0.1 else 0}%}" for tick in ticks]
         else:

@@ -16,6 +16,7 @@ from twostream_ray.visualize.trials import (
     LONGEST_VALUE,
     QUIET,
     Trial,
+    all_settings,
     clipped,
     count_by_status,
     number_of,
@@ -92,7 +93,7 @@ def pareto_picture(trials: Sequence[Trial], path: Path) -> None:
     shown = [trial for trial in trials if score_of(trial) is not None and number_of(trial, "parameters") is not None]
     front = [shown[position] for position in pareto_front(shown)]
     listed = front[-_MOST_FRONT_LISTED:]
-    rows = _front_rows(listed)
+    rows = _front_rows(listed, names=varying_settings(trials) or all_settings(trials))
     figure = Figure(figsize=(8.5, 4.9 + 0.16 * len(rows)), dpi=110)
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
@@ -158,15 +159,12 @@ def _draw_trials(axes: Axes, trials: Sequence[Trial]) -> None:
             )
 
 
-def _front_rows(trials: Sequence[Trial]) -> list[str]:
-    """The trials of the front, numbered from 1, with the settings in which they differ."""
-    names = varying_settings(trials)
+def _front_rows(trials: Sequence[Trial], *, names: Sequence[str]) -> list[str]:
+    """The trials of the front, numbered from 1, with the settings in which trials of the search differ."""
     rows = []
     for number, trial in enumerate(trials, start=1):
         chosen = [
-            clipped(written(value), 2 * LONGEST_VALUE)
-            if isinstance(value, (str, list, tuple))
-            else f"{short} {written(value)}"
+            f"{short} {clipped(written(value), 2 * LONGEST_VALUE)}"
             for name, short in zip(names, short_names(names), strict=True)
             if (value := trial.get(name)) is not None
         ]
@@ -177,7 +175,7 @@ def _front_rows(trials: Sequence[Trial]) -> list[str]:
             122,
             initial_indent=head,
             subsequent_indent=" " * len(head),
-            max_lines=2,
+            max_lines=3,
             placeholder=" …",
         )
         rows.extend(wrapped or [head])

@@ -72,6 +72,8 @@ class Evaluation:
     """sha256 of the data's manifest."""
     package: ModelPackage
     """The model's settings."""
+    model: str = ""
+    """The model as it was named: models:/NAME/VERSION, or a directory or s3:// prefix."""
 
     def metrics(self) -> dict[str, float]:
         """top1 and mean_class_accuracy, and top5 where there are enough classes; in [0, 1]."""
@@ -214,6 +216,7 @@ def score_split(
         split=config.split,
         manifest_hash=shard_set.hash,
         package=package,
+        model=config.model,
     )
 
 
@@ -261,5 +264,17 @@ def write_evaluation(evaluation: Evaluation, *, out: str, pictures: Path) -> Non
     )
     storage.write_bytes(storage.join(out, _FILES[1]), table.getvalue())
     picture = pictures / CONFUSION
-    visualize.confusion_picture(evaluation.report.confusion, evaluation.report.classes, picture)
+    report = evaluation.report
+    visualize.confusion_picture(
+        report.confusion,
+        report.classes,
+        picture,
+        title=f"{_short_name(evaluation.model)}, split {evaluation.split}",
+        num_expected=report.n_expected,
+    )
     storage.write_bytes(storage.join(out, CONFUSION), picture.read_bytes())
+
+
+def _short_name(model: str) -> str:
+    """A model in a picture's words: run and checkpoint of a path, a registered version as it is."""
+    return model if model.startswith("models:/") else "/".join(model.rstrip("/").split("/")[-2:])

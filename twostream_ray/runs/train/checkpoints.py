@@ -77,6 +77,11 @@ class Kept:
         return {"epoch": len(self.history) - 1 + self.step / (self.step + 1), "step": self.step}
 
 
+def epoch_of(checkpoint: str) -> int:
+    """The epoch, from 0, that a checkpoint's folder is named after."""
+    return int(checkpoint.rstrip("/").rpartition("/")[2].split("-")[1])
+
+
 def history_of(checkpoint: str) -> list[dict[str, float]]:
     """The metrics of all epochs that a checkpoint, a directory or s3:// prefix, has behind it.
 
