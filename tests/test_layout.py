@@ -33,7 +33,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "runs/score/settings.py": "settings/test_bounds.py, settings/test_parser.py, runs/score/test_tune_scores.py",
     "runs/search/proposals.py": "runs/search/test_space.py, with the space that it proposes from",
     "runs/search/report.py": "runs/search/test_ray_tune.py",
-    "runs/search/search.py": "runs/search/test_ray_tune.py, runs/test_run_folder.py",
     "runs/search/trial.py": "runs/search/test_ray_tune.py, runs/search/test_schedulers.py",
     "runs/train/worker.py": "runs/train/test_run.py, runs/test_survival.py",
     "runs/train/worker_group.py": "runs/train/test_run.py, runs/test_survival.py",

@@ -172,7 +172,8 @@ class SearchDisplay:
     def __init__(self, name: str, *, trials: int) -> None:
         self._name, self._trials = name, trials
         self._told: dict[int, tuple[int, str]] = {}
-        self._live = Live(console=console, refresh_per_second=2, transient=True)
+        self._shown: tuple[Sequence[Any], Any, float | None, float] | None = None
+        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
         if console.is_terminal:
@@ -185,18 +186,32 @@ class SearchDisplay:
         if console.is_terminal:
             self._live.stop()
 
-    def show(self, records: Sequence[Any], spent: Any) -> None:
+    def show(self, records: Sequence[Any], spent: Any, seconds_left: float | None = None) -> None:
         """So far have the trials come."""
+        self._shown = (records, spent, seconds_left, time.monotonic())
+        left = "" if seconds_left is None else f"; {self._times(spent, seconds_left, 0)}"
         for record in records:
             now = (len(record.history), record.status)
             before = self._told.get(record.number)
             self._told[record.number] = now
             if before != now and not console.is_terminal:
-                console.print(self._line(record))
-        if console.is_terminal:
-            title = f"{self._name}: {spent.trials} of {self._trials} trials, {spent.epochs} epochs, {spent.hours:.2f} h"
-            first = sorted(records, key=lambda one: (one.status != "running", -(one.score or 0.0)))
-            self._live.update(_trials_table(title, first[: self._ROWS]))
+                console.print(self._line(record) + left)
+
+    def _table(self) -> Table | str:
+        """The trials that are shown now, under a title whose times go on between the changes."""
+        if self._shown is None:
+            return ""
+        records, spent, left, since = self._shown
+        title = f"{self._name}: {spent.trials} of {self._trials} trials, {spent.epochs} epochs, "
+        title += self._times(spent, left, time.monotonic() - since)
+        first = sorted(records, key=lambda one: (one.status != "running", -(one.score or 0.0)))
+        return _trials_table(title, first[: self._ROWS])
+
+    @staticmethod
+    def _times(spent: Any, left: float | None, since: float) -> str:
+        """Time that the search has run, and will by an estimate, `since` seconds after it was made."""
+        elapsed = f"{_clock(spent.hours * 3600 + since)} elapsed"
+        return elapsed if left is None else f"{elapsed}, about {_clock(max(left - since, 0))} left"
 
     def summary(self, records: Sequence[Any]) -> None:
         """All trials, the best first."""
@@ -208,6 +223,13 @@ class SearchDisplay:
         reason = f" ({record.reason})" if record.reason else ""
         begun = f": {record.settings_text}, {record.parameters:,} parameters" if not record.history else ""
         return f"{record.name} {record.status}{reason}, {len(record.history)} epochs{score}{begun}"
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as 0:21 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _trials_table(title: str, records: Sequence[Any]) -> Table:

@@ -37,8 +37,11 @@ def tune(arguments: list[str]) -> int:
     if report.published is not None:
         console.print(report.published.evaluation.report.to_text())
     if report.verdict:
-        console.print(f"registered {config.tracking.model_name}: {report.verdict}")
+        when = "" if report.published else " by an earlier call"
+        console.print(f"registered{when} {config.tracking.model_name}: {report.verdict}")
     console.print(f"table and pictures: {SearchFolder.of(config).uri}")
+    if report.longer:
+        console.print(f"train the best longer: {report.longer}")
     return 0
 
 

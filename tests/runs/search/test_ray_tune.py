@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -194,7 +195,7 @@ def test_the_best_trial_is_registered_as_champion_on_the_validation_split(search
     assert champion.run_id == trials[report["best"]["trial"]].info.run_id
     evaluation = json.loads((folder / f"runs/search/{report['best']['trial']}/evaluation/report.json").read_text())
     assert evaluation["split"] == "val"
-    assert evaluation["top1"] == pytest.approx(report["best"]["score"])
+    assert evaluation["top1"] == report["best"]["score"]
     assert "8 of 8 clips" in searched
 
 
@@ -204,6 +205,73 @@ def test_a_finished_search_is_not_repeated(searched: str, folder: Path) -> None:
     assert process.returncode == 0
     assert "search search is finished already: 2 of 2 trials" in output
     assert len(children(folder)[1]) == 2
+
+
+@pytest.fixture(scope="module")
+def halved(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the words of a search in which asha stops trials: two learning rates teach nothing."""
+    folder = tmp_path_factory.mktemp("halved")
+    space = {"training.learning_rate": [0.1, 0.05, 1e-7, 1e-8, 1e-9]}
+    path = recipe(shard_set, folder, space=space, searcher="grid", scheduler="asha", reduction_factor=2, trials=4)
+    process = started("--config", str(path), "--training.epochs", "6")
+    output, _ = process.communicate(timeout=560)
+    assert process.returncode == 0, output
+    return folder, output
+
+
+def versions(folder: Path) -> int:
+    return len(client_for(f"sqlite:///{folder}/mlflow.db").search_model_versions("name = 'searched'"))
+
+
+@pytest.mark.timeout(600)
+def test_mlflow_and_the_table_tell_one_truth_of_every_trial_also_of_those_that_asha_stopped(
+    halved: tuple[Path, str],
+) -> None:
+    folder, _ = halved
+    rows = {row["trial"]: row for row in json.loads((folder / "runs/search/trials.json").read_text())}
+    assert {row["status"] for row in rows.values()} >= {"finished", "stopped early"}
+    client = client_for(f"sqlite:///{folder}/mlflow.db")
+    _, trials = children(folder)
+    assert trials.keys() == rows.keys()
+    for name, run in trials.items():
+        history = client.get_metric_history(run.info.run_id, "val_top1")
+        assert sorted(metric.step for metric in history) == list(range(rows[name]["epochs"]))
+        assert run.data.metrics["best_val_top1"] == max(metric.value for metric in history) == rows[name]["score"]
+        if rows[name]["status"] == "stopped early":
+            assert rows[name]["reason"] == f"by asha after {rows[name]['epochs']} of 6 epochs"
+            assert run.data.tags[STATUS_TAG] == f"stopped early {rows[name]['reason']}"
+    report = json.loads((folder / "runs/search/report.json").read_text())
+    assert report["best"]["score"] == max(row["score"] for row in rows.values())
+    evaluation = json.loads((folder / f"runs/search/{report['best']['trial']}/evaluation/report.json").read_text())
+    assert evaluation["top1"] == report["best"]["score"], "a trial's score is what evaluate says of its checkpoint"
+
+
+@pytest.mark.timeout(600)
+def test_a_search_shows_time_left_and_with_a_larger_budget_and_the_same_best_registers_nothing(
+    halved: tuple[Path, str],
+) -> None:
+    folder, output = halved
+    assert re.search(r"search-000\d running, \d epochs, .*; \d+:\d\d elapsed, about \d+:\d\d left", output)
+    assert "\nregistered searched: " in output and versions(folder) == 1
+    again = started("--config", str(folder / "search.yaml"), "--training.epochs", "6", "--search.trials", "5")
+    output, _ = again.communicate(timeout=560)
+    assert again.returncode == 0, output
+    assert "ended: 5 of 5 trials" in output and "\nregistered by an earlier call searched: " in output
+    assert versions(folder) == 1
+    third = started("--config", str(folder / "search.yaml"), "--training.epochs", "6", "--search.trials", "5")
+    output, _ = third.communicate(timeout=560)
+    assert "is finished already" in output and versions(folder) == 1
+
+
+@pytest.mark.timeout(600)
+def test_the_command_that_a_search_ends_with_trains_the_best_longer(halved: tuple[Path, str]) -> None:
+    folder, output = halved
+    (command,) = re.findall(r"^train the best longer: twostream (train .+)$", output, re.MULTILINE)
+    arguments = [str(Path(sys.executable).with_name("twostream")), *shlex.split(command)]
+    assert str(folder / "runs/search/best.yaml") in arguments
+    done = subprocess.run(arguments, capture_output=True, text=True, env=dict(os.environ), timeout=560, cwd="/")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 12/12" in done.stdout and versions(folder) == 2
 
 
 def trial_files(folder: Path) -> dict[str, dict[str, Any]]:

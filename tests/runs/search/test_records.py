@@ -8,7 +8,7 @@ import pytest
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.run_folder import SearchFolder
-from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, as_csv, as_list, best_of
+from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, as_csv, as_list, best_of, seconds_left
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
 
 CONFIG = TuneConfig(
@@ -66,6 +66,35 @@ def test_a_search_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
         match=r"search 'search' was started with search.scheduler=asha, now search.scheduler=none is wanted: choose",
     ):
         TrialStore(other, folder=folder_in(tmp_path))
+
+
+def left(records: list[TrialRecord], *, hours: float = 1.0, trials: int = 10, **budget: Any) -> float | None:
+    """Hours left of a search whose trials have at most 6 epochs."""
+    epochs = sum(len(one.history) for one in records)
+    spent = Spent(trials=len(records), epochs=epochs, hours=hours, gpu_hours=2 * hours)
+    config = SearchConfig(space={"seed": [0]}, **budget)
+    seconds = seconds_left(records, spent, config=config, trials=trials, epochs=6)
+    return None if seconds is None else seconds / 3600
+
+
+def test_time_left_is_that_of_the_epochs_ahead_at_the_pace_so_far() -> None:
+    assert left([]) is None and left([record(0)]) is None, "before an epoch has ended nobody knows"
+    one = record(0, 0.1, 0.2, 0.3)
+    assert left([one], trials=1) == pytest.approx(1.0), "3 epochs are done, 3 ahead"
+    assert left([one], trials=3) == pytest.approx((3 + 6 + 6) / 3)
+    ended = [record(0, *[0.1] * 6, status="finished"), record(1, *[0.1] * 2, status="stopped early")]
+    assert left(ended, trials=4) == pytest.approx(2 * 4 / 8), "trials ahead are as long as those that ended were"
+    assert left([*ended, record(2, 0.1), record(3, *[0.1] * 4)], trials=4) == pytest.approx((3 + 1) / 13)
+    assert left(ended, trials=2) == 0.0
+
+
+def test_time_left_is_at_most_what_the_budget_leaves() -> None:
+    ended = [record(0, *[0.1] * 6, status="finished")]
+    assert left(ended) == pytest.approx(9.0)
+    assert left(ended, max_hours=1.5) == pytest.approx(0.5)
+    assert left(ended, max_epochs=9) == pytest.approx(0.5)
+    assert left(ended, max_gpu_hours=2.5) == pytest.approx(0.25)
+    assert left(ended, max_gpu_hours=1.0) == 0.0
 
 
 @pytest.mark.parametrize(

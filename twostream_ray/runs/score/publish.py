@@ -6,17 +6,20 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from twostream_ray import storage, tracking, visualize
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
+from twostream_ray.redaction import redact
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.score.evaluate import CONFUSION, Evaluation, reserve_output, score_split, write_evaluation
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.runs.score.settings import EvaluateConfig
+from twostream_ray.runs.train.checkpoints import epoch_of
 from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.preflight import require_splits
 from twostream_ray.runs.train.run import TrainReport, train
@@ -26,7 +29,7 @@ from twostream_ray.storage.temporary_folders import sweep, temporary_folder
 
 _PUBLISHED_SCHEMA = record(
     {"version": {"type": ["integer", "null"]}, "verdict": {"type": ["string", "null"]}},
-    {"split": {"type": "string"}},
+    {"split": {"type": "string"}, "checkpoint": {"type": "string"}, "registry": {"type": "string"}},
 )
 
 
@@ -52,6 +55,14 @@ class FinishedRun:
     """Its evaluation; None where an earlier call has evaluated it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptPublication:
+    """What an earlier call has made of a run."""
+
+    version: int | None
+    verdict: str | None
+
+
 def published_before(config: ExperimentConfig) -> bool:
     """Whether `publish_run` has ended for this run and split.
 
@@ -60,9 +71,37 @@ def published_before(config: ExperimentConfig) -> bool:
     Raises:
         ConfigError: its record is damaged.
     """
+    stored = _read_publication(config)
+    return stored is not None and bool(stored.get("split", config.data.test_split) == config.data.test_split)
+
+
+def kept_publication(config: ExperimentConfig, trained: TrainReport) -> KeptPublication | None:
+    """What `publish_run` has made of the same checkpoint, split and registry; None where it is still to be done.
+
+    Raises:
+        ConfigError: its record is damaged.
+    """
+    wanted = _publication_of(config, trained.checkpoint)
+    stored = _read_publication(config)
+    if stored is None or any(stored.get(name) != value for name, value in wanted.items()):
+        return None
+    return KeptPublication(version=stored["version"], verdict=stored["verdict"])
+
+
+def _publication_of(config: ExperimentConfig, checkpoint: str) -> dict[str, str]:
+    """What a publication is of, and where."""
+    tracking_uri, name = redact(config.tracking.resolved_uri()), config.tracking.model_name
+    return {
+        "split": config.data.test_split,
+        "checkpoint": checkpoint.rpartition("/")[2],
+        "registry": f"{tracking_uri} {name}" if config.tracking.register else "",
+    }
+
+
+def _read_publication(config: ExperimentConfig) -> dict[str, Any] | None:
     uri = RunFolder.of(config).published
     if not storage.exists(uri):
-        return False
+        return None
     stored = read_json(
         uri,
         _PUBLISHED_SCHEMA,
@@ -70,7 +109,7 @@ def published_before(config: ExperimentConfig) -> bool:
         way_out="delete it and run the same command again, which evaluates once more",
         error=ConfigError,
     )
-    return bool(stored.get("split", config.data.test_split) == config.data.test_split)
+    return dict(stored)
 
 
 def train_and_publish(
@@ -149,7 +188,8 @@ def _publish_run(
         published = Published(evaluation=evaluation, version=None, verdict=None)
         if config.tracking.register:
             published = _register(config, trained, evaluation, directory=directory)
-    stored = {"version": published.version, "verdict": published.verdict, "split": evaluation.split}
+    stored = {"version": published.version, "verdict": published.verdict}
+    stored |= _publication_of(config, trained.checkpoint)
     storage.write_json(folder.published, stored)
     return published
 
@@ -161,7 +201,7 @@ def _log_evaluation(trained: TrainReport, evaluation: Evaluation, *, uri: str, p
     metrics = {f"{evaluation.split}_{name}": value for name, value in found.items()}
     tracking.log_metrics(trained.run, metrics, step=last)
     curves = pictures / "curves.png"
-    visualize.curves_picture(trained.history, curves)
+    visualize.curves_picture(trained.history, curves, title=trained.name, kept_epoch=epoch_of(trained.checkpoint))
     storage.write_bytes(storage.join(uri, curves.name), curves.read_bytes())
     tracking.log_pictures(trained.run, {"curves": curves, "confusion": pictures / CONFUSION})
     tracking.deliver(trained.run)

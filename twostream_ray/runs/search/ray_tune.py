@@ -46,9 +46,12 @@ from twostream_ray.storage.temporary_folders import is_own_folder, own_folder_pa
 _TRIAL_CPUS = 0.01
 """Of a trial's own process, which waits for its training workers."""
 _DASHBOARD_PATIENCE_SECONDS = 60.0
+_LAST_REPORTS_SECONDS = 60.0
 
-Progress = Callable[[Sequence[TrialRecord], Spent], None]
-"""Called with all trials and what is spent, whenever something has changed."""
+_log = logging.getLogger("twostream_ray")
+
+Progress = Callable[[Sequence[TrialRecord], Spent, float | None], None]
+"""Called with all trials, what is spent, and an estimate of the seconds left, whenever something has changed."""
 
 
 def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchReport:
@@ -191,7 +194,29 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
         ).fit()
     if lost():
         raise KeyboardInterrupt  # its lease says who has the search now
+    _wait_for_trials_to_end()
     search.pause_unfinished()
+
+
+def _wait_for_trials_to_end() -> None:
+    """Return when no training of this job reports any more: Tune has told stopped trials to end, and goes on."""
+    from ray.util.state import list_actors
+
+    context = ray.get_runtime_context()
+    wanted = [("class_name", "=", "TrainController"), ("job_id", "=", context.get_job_id()), ("state", "!=", "DEAD")]
+    deadline = time.monotonic() + _LAST_REPORTS_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            alive = list_actors(context.gcs_address, filters=wanted)
+        except Exception as error:  # noqa: BLE001  (of Ray's dashboard, any)
+            _log.warning("Ray does not say whether trials have ended (%s)", type(error).__name__)
+            return
+        if not alive:
+            return
+        time.sleep(0.2)
+    _log.warning(
+        "trials still run %g s after they were stopped: their last epochs may be missing", _LAST_REPORTS_SECONDS
+    )
 
 
 def _train_one(
@@ -291,7 +316,9 @@ class ResultRecorder(ray_tune.Callback):
 
     def _show(self) -> None:
         if self._progress is not None:
-            self._progress(list(self._search.trials.records.values()), self._search.spent())
+            self._search.store_time()
+            records = list(self._search.trials.records.values())
+            self._progress(records, self._search.spent(), self._search.seconds_left())
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -106,6 +106,39 @@ class Spent:
         return None
 
 
+def seconds_left(
+    records: Sequence[TrialRecord], spent: Spent, *, config: SearchConfig, trials: int, epochs: int
+) -> float | None:
+    """An estimate of how long a search will still run, at the pace so far; None before an epoch has ended.
+
+    Trials that are ahead are taken to be as long as those that have ended were on average.
+
+    Args:
+        records: trials that have begun.
+        spent: what is used of the budget.
+        config: the budget.
+        trials: how many will be run in all, at most.
+        epochs: of a trial that is not stopped, at most.
+    """
+    if not spent.epochs or not spent.hours:
+        return None
+    ended = [len(record.history) for record in records if record.status != "running"]
+    usual = sum(ended) / len(ended) if ended else epochs
+    running = [len(record.history) for record in records if record.status == "running"]
+    # One that has come further than is usual may be stopped at any epoch.
+    ahead = sum(usual - done if done < usual else max(epochs - done, 0) / 2 for done in running)
+    ahead += max(trials - len(records), 0) * usual
+    hours = ahead * spent.hours / spent.epochs
+    for used, allowed in (
+        (spent.epochs, config.max_epochs),
+        (spent.hours, config.max_hours),
+        (spent.gpu_hours, config.max_gpu_hours),
+    ):
+        if allowed is not None and used:
+            hours = min(hours, max(allowed - used, 0) * spent.hours / used)
+    return hours * _SECONDS_PER_HOUR
+
+
 class TrialStore:
     """The records of a search in its folder."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from twostream_ray.storage.temporary_folders import temporary_folder
 
 STATUS_TAG = "twostream.status"
 """MLflow tag of a trial that says how it ended."""
-
+BEST_SCORE = "best_val_top1"
+"""MLflow metric of a search and of each of its trials: the best top-1 on the validation split."""
 
 _REPORT_SCHEMA = json_files.record(
     {
@@ -48,11 +49,14 @@ class SearchReport:
     refused: dict[str, str]
     """Signature of settings that are no valid combination -> why; by this call alone."""
     published: Published | None
-    """The best trial's evaluation on the validation split and its version in the registry; None if done before."""
+    """The best trial's evaluation on the validation split and its version in the registry; None if done before, also
+    by a call that had a smaller budget and the same best trial."""
     verdict: str
     """What became of it in the registry, in a sentence; empty where nothing was registered."""
     done_before: bool
     """The search had been finished by an earlier call; nothing was trained."""
+    longer: str
+    """The command that trains the best trial longer; empty of a search that an earlier version ended."""
 
 
 def read_report(folder: SearchFolder) -> dict[str, Any] | None:
@@ -82,8 +86,11 @@ def write_report(
     split: str,
     gpus_per_trial: float,
     used_up: bool,
+    logarithmic: Mapping[str, bool],
 ) -> None:
     """Table and pictures into a search's folder and its MLflow run, then the report.json that ends it.
+
+    `logarithmic` says of settings that were drawn from a range whether that was on a logarithmic scale.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -94,13 +101,13 @@ def write_report(
         (scratch / "trials.csv").write_text(as_csv(report.records))
         storage.write_json(str(scratch / "trials.json"), [record.row() for record in report.records])
         tables = [scratch / "trials.csv", scratch / "trials.json"]
-        pictures = _draw_pictures(report.records, scratch)
+        pictures = _draw_pictures(report.records, scratch, logarithmic=logarithmic)
         for path in (*tables, *pictures.values()):
             storage.write_bytes(storage.join(folder.uri, path.name), path.read_bytes())
         tracking.log_artifacts(run, tables)
         tracking.log_pictures(run, pictures)
     values = {
-        "best_val_top1": best.score or 0.0,
+        BEST_SCORE: best.score or 0.0,
         "clips_decoded": float(report.decoded),
         "clips_shown": float(report.shown),
         **{name: float(value) for name, value in asdict(spent).items()},
@@ -130,11 +137,11 @@ def _described(report: SearchReport, *, split: str) -> str:
     )
 
 
-def _draw_pictures(records: Sequence[TrialRecord], folder: Path) -> dict[str, Path]:
+def _draw_pictures(records: Sequence[TrialRecord], folder: Path, *, logarithmic: Mapping[str, bool]) -> dict[str, Path]:
     """Pictures of the trials by name."""
     outcomes = [record.outcome() for record in records]
     pictures = {name: folder / f"{name}.png" for name in ("parallel_coordinates", "importance", "pareto")}
-    visualize.parallel_coordinates_picture(outcomes, pictures["parallel_coordinates"])
+    visualize.parallel_coordinates_picture(outcomes, pictures["parallel_coordinates"], logarithmic=logarithmic)
     visualize.importance_picture(outcomes, pictures["importance"])
     visualize.pareto_picture(outcomes, pictures["pareto"])
     return pictures

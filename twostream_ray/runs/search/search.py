@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 from twostream_ray import storage, tracking
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.shards.shards import ShardSet
-from twostream_ray.errors import TrainingError
+from twostream_ray.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import SearchFolder
-from twostream_ray.runs.score.publish import Published, publish_run
+from twostream_ray.runs.score.publish import Published, kept_publication, publish_run
+from twostream_ray.runs.search.best_recipe import has_best_recipe, longer_command, write_best_recipe
 from twostream_ray.runs.search.proposals import Proposer
-from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, best_of, trial_name
-from twostream_ray.runs.search.report import STATUS_TAG, SearchReport, read_report, write_report
+from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, best_of, seconds_left, trial_name
+from twostream_ray.runs.search.report import BEST_SCORE, STATUS_TAG, SearchReport, read_report, write_report
 from twostream_ray.runs.search.settings import TuneConfig, keep_settings
 from twostream_ray.runs.search.space import Space, TrialSettings
-from twostream_ray.runs.search.trial import trial_report
+from twostream_ray.runs.search.trial import epochs_so_far, trial_report
 from twostream_ray.runs.train.run import blueprint
+from twostream_ray.runs.train.worker_group import by_epoch
 
 _STORE_EVERY_S = 5.0
+
+_log = logging.getLogger("twostream_ray")
 
 
 class Search:
@@ -54,7 +60,7 @@ class Search:
         self.gpus_per_trial, self._used_up = stored["gpus_per_trial"], stored["used_up"]
         if (ended := self._ended()) is None:
             return None
-        return self._report(ended, published=None, verdict=stored["verdict"])
+        return self._report(ended, published=None, verdict=stored["verdict"], done_before=True)
 
     def propose_first(self) -> None:
         """Have a trial to begin with, so that a space without any is refused before anything starts."""
@@ -111,6 +117,19 @@ class Search:
         """What is used of the budget."""
         return self.trials.spent(gpus_per_trial=self.gpus_per_trial)
 
+    def seconds_left(self) -> float | None:
+        """An estimate of how long the search will still run; None before an epoch has ended."""
+        wanted = self.config.search.trials
+        if self.space.finite:
+            wanted = sum(1 for _ in islice(self.space.grid(), wanted))
+        return seconds_left(
+            list(self.trials.records.values()),
+            self.spent(),
+            config=self.config.search,
+            trials=len(self.trials.records) if self._used_up else wanted,
+            epochs=int(self.space.largest("training.epochs")),
+        )
+
     def store_time(self) -> None:
         """Write down how long the search has run."""
         self._noted = time.monotonic()
@@ -123,15 +142,47 @@ class Search:
             record = replace(record, status="failed", reason=failure)
             self.finish_trial_run(record, status="FAILED", words=f"failed: {failure}")
         elif not storage.exists(self.folder.trial(record.name).report):
-            epochs = self._experiment(record.settings, record.number).training.epochs
-            reason = f"by {self.config.search.scheduler} after {len(record.history)} of {epochs} epochs"
-            record = replace(record, status="stopped early", reason=reason)
-            self.finish_trial_run(record, status="KILLED", words=f"stopped early {reason}")
+            record = replace(record, status="stopped early", reason=self._why_stopped(record))
+            self.finish_trial_run(record, status="KILLED", words=f"stopped early {record.reason}")
         else:
             record = replace(record, status="finished", reason="")
             self.finish_trial_run(record, status=None, words="finished")
         self.trials.put(record)
         self._proposer.observe(number, None if failure is not None else record.score)
+
+    def _why_stopped(self, record: TrialRecord) -> str:
+        epochs = self._experiment(record.settings, record.number).training.epochs
+        return f"by {self.config.search.scheduler} after {len(record.history)} of {epochs} epochs"
+
+    def take_over_epochs(self) -> None:
+        """Have all that trials have trained in the records, and the records' scores in the trials' MLflow runs.
+
+        A trial trains on while Ray Tune decides to stop it: its checkpoints and its MLflow run have those epochs too,
+        and the checkpoint to use may be of one of them. No trial may be running any more.
+        """
+        for record in list(self.trials.records.values()):
+            history = self._trained(record)
+            if len(history) > len(record.history):
+                # The epochs that Tune has reported stay as they were reported.
+                record = replace(record, history=[*record.history, *history[len(record.history) :]])
+                if record.status == "stopped early":
+                    record = replace(record, reason=self._why_stopped(record))
+                    self.finish_trial_run(record, status=None, words=f"stopped early {record.reason}")
+                self.trials.put(record)
+            child = tracking.find_run(self.config.tracking, run_uri=self.folder.trial(record.name).uri)
+            if child is not None and record.score is not None:
+                # What is there already stays as it is.
+                epochs = by_epoch(record.history)
+                epochs[max(epochs)] |= {BEST_SCORE: record.score}
+                tracking.log_history(child, epochs)
+
+    def _trained(self, record: TrialRecord) -> list[dict[str, float]]:
+        """The epochs that a trial's own folder knows of."""
+        try:
+            return epochs_so_far(self._experiment(record.settings, record.number))
+        except (CheckpointError, StorageError, ConfigError) as error:
+            _log.warning("of trial %s only the epochs count that Ray Tune was told of: %s", record.name, error)
+            return []
 
     def pause_unfinished(self) -> None:
         """Say of the trials that a spent budget has stopped that they can resume."""
@@ -150,18 +201,32 @@ class Search:
             tracking.finish_run(child, status, failure=record.reason if status == "FAILED" else "")
 
     def finish(self) -> SearchReport:
-        """Evaluate the best trial on the validation split, register it, and complete the record."""
+        """Evaluate the best trial on the validation split, register it, and complete the record.
+
+        A trial that an earlier call has registered, with the same checkpoint, stays as it is.
+        """
         self.mlflow_run = tracking.deliver(self.mlflow_run)
+        self.take_over_epochs()
         best = self._best()
         experiment = self._experiment(best.settings, best.number)
         experiment = replace(
             experiment, data=replace(experiment.data, test_split=str(self.config.data.split_to_validate))
         )
-        published = publish_run(experiment, trial_report(experiment, best), shard_set=self._shard_set)
-        verdict = published.verdict or ""
+        trained = trial_report(experiment, best)
+        kept, published = kept_publication(experiment, trained), None
+        if kept is None:
+            published = publish_run(experiment, trained, shard_set=self._shard_set)
+        verdict = (published.verdict if published else kept and kept.verdict) or ""
+        write_best_recipe(
+            best,
+            self._experiment(best.settings, best.number),
+            config=self.config,
+            shard_set=self._shard_set,
+            folder=self.folder,
+        )
         self.store_time()
         ended = self._ended() or "all that the space holds"
-        report = self._report(ended, published=published, verdict=verdict)
+        report = self._report(ended, published=published, verdict=verdict, done_before=False)
         write_report(
             report,
             folder=self.folder,
@@ -169,6 +234,7 @@ class Search:
             split=str(self.config.data.split_to_validate),
             gpus_per_trial=self.gpus_per_trial,
             used_up=self._used_up,
+            logarithmic=self.space.logarithmic,
         )
         tracking.finish_run(self.mlflow_run)
         return report
@@ -225,13 +291,14 @@ class Search:
         )
         return sum(parameter.numel() for parameter in network.parameters())
 
-    def _report(self, ended: str, *, published: Published | None, verdict: str) -> SearchReport:
+    def _report(self, ended: str, *, published: Published | None, verdict: str, done_before: bool) -> SearchReport:
         records = list(self.trials.records.values())
         epochs = [metrics for record in records for metrics in record.history]
-        data = self.config.data
+        data, best = self.config.data, self._best()
+        experiment = self._experiment(best.settings, best.number)
         return SearchReport(
             records=records,
-            best=self._best(),
+            best=best,
             spent=self.spent(),
             ended=ended,
             decoded=round(sum(_decoded_clips(metrics) for metrics in epochs)),
@@ -240,7 +307,8 @@ class Search:
             refused=self._proposer.refused,
             published=published,
             verdict=verdict,
-            done_before=published is None,
+            done_before=done_before,
+            longer=longer_command(best, experiment, folder=self.folder) if has_best_recipe(self.folder) else "",
         )
 
 

@@ -197,6 +197,12 @@ class Space:
         """Whether there is no range among the dimensions."""
         return all(dimension.choices for dimension in self.dimensions)
 
+    @property
+    def logarithmic(self) -> dict[str, bool]:
+        """Setting -> whether it is drawn on a logarithmic scale; those of a range alone."""
+        ranges = [dimension for dimension in self.dimensions if not dimension.choices]
+        return {setting: dimension.log for dimension in ranges for setting in dimension.settings}
+
     def largest(self, setting: str) -> Any:
         """The largest value that a setting can take in a trial."""
         searched = [one for one in self.dimensions if setting in one.settings]
