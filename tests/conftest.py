@@ -72,7 +72,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shard_set(cluster: None, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """The videos in shards, by the real ingest."""
-    from twostream_ray.runs.ingest import IngestConfig, ingest
+    from twostream_ray.runs.ingest import ingest
+    from twostream_ray.runs.settings import IngestConfig
 
     out = tmp_path_factory.mktemp("shards")
     ingest(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from twostream_ray import __version__
 from twostream_ray.cli import main
 from twostream_ray.data.shards.shards import ShardSet
 
@@ -36,6 +37,25 @@ def test_help_answers_in_under_a_second_of_a_processor_and_lists_the_verbs() -> 
 
 def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown verb 'fly'" in refused(["fly"], capsys)
+    assert "unknown verb 'trian': did you mean train?" in refused(["trian"], capsys)
+    assert "benchmark wants loader, ingest, step, train, got nothing" in refused(["benchmark"], capsys)
+    assert "track wants replay, got rplay" in refused(["track", "rplay"], capsys)
+
+
+def test_the_package_runs_as_a_module_and_says_its_version() -> None:
+    for option in ("-V", "--version"):
+        done = subprocess.run(
+            [sys.executable, "-m", "twostream_ray", option], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == f"twostream_ray {__version__}\n"
+
+
+def test_demo_needs_neither_a_recipe_nor_a_checkout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text("in the way")
+    assert "storage must be a directory or be below one" in refused(["demo"], capsys)
 
 
 @pytest.mark.parametrize(

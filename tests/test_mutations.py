@@ -29,10 +29,11 @@ from twostream_ray.errors import TwoStreamError
 from twostream_ray.model_package import ModelPackage, load_model, save_model
 from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.runs.inspect import InspectConfig, inspect
+from twostream_ray.runs.inspect import inspect
 from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.search.records import TrialRecord, TrialStore, as_csv, as_list, best_of
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig, keep_settings, settings_from
+from twostream_ray.runs.settings import InspectConfig
 from twostream_ray.settings.parser import from_arguments
 from twostream_ray.tracking.outbox import Identity, Outbox
 from twostream_ray.training.checkpoint import load_state, save_state

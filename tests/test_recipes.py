@@ -21,17 +21,17 @@ from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.description import count_parameters
 from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.settings.parser import from_arguments
 from twostream_ray.training.loop import score_pass, train_pass
 from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.step import TrainingStep
+from twostream_ray.verbs.commands import parse
 
 RECIPES = [name for name in recipes.names() if "search" not in name]
 PAPERS = ("two_stream_2014", "fusion_2016", "st_resnet_2016", "stfn_2018")
 
 
 def loaded(recipe: str) -> ExperimentConfig:
-    return from_arguments(ExperimentConfig, ["--config", recipe, "--data.shards", "mine"])
+    return parse("train", ExperimentConfig, ["mine", "--config", recipe])
 
 
 def on_paper(config: ExperimentConfig) -> Network:

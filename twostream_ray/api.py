@@ -16,6 +16,7 @@ from twostream_ray import storage
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.settings.parser import from_arguments
+from twostream_ray.verbs.commands import all_settings
 
 if TYPE_CHECKING:
     import torch
@@ -192,7 +193,8 @@ def _settings(
         case _:
             layers.append(str(recipe))
     layers.append(_as_json(changes))
-    return from_arguments(ExperimentConfig, [part for layer in layers for part in ("--config", layer)])
+    given = [part for layer in layers for part in ("--config", layer)]
+    return from_arguments(ExperimentConfig, given, elsewhere=all_settings)
 
 
 def _as_json(values: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import io
 import os
@@ -14,39 +15,11 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from twostream_ray import __version__
-from twostream_ray.errors import TwoStreamError, own_error
+from twostream_ray.errors import ConfigError, TwoStreamError, own_error
 from twostream_ray.storage.local_files import reason
 from twostream_ray.verbs import complain
 
-USAGE = """\
-usage: twostream VERB [--config RECIPE] [--SETTING VALUE ...]
-
-Fused appearance and motion networks for action recognition in video: from raw videos to a registered model.
-
-  synthesize OUT      make a small labelled data set of moving shapes
-  ingest              labelled raw videos -> shards with optical flow
-  inspect SHARDS      what is in a shard set, with a picture; --verify true checks every byte
-  train               shards -> a trained, evaluated and registered network
-  tune                many trainings: a search over settings, the best registered
-  evaluate            a trained model on a split of shards
-  predict VIDEO ...   classes of raw videos
-  pull OUT            download a registered model for use without MLflow
-  weights fetch NAME  pretrained weights, checked, to where every node reads them
-  track replay        deliver to MLflow what was logged while it was away
-  promote VERSION     make a registered version champion if it beats the present one
-  rollback            put the champion back to the version before, or to another
-  tune-scores         the best late fusion of two streams' scores, without a network
-  describe            parts, sizes and costs of a network; --json for programs
-  recipes             the recipes that come with the package; with a NAME, that recipe
-  demo                the whole journey on synthetic videos
-  findings            the papers' findings on synthetic videos, over several seeds
-  benchmark WHAT      speed on this machine: of the loader, of ingest, of a training step, or of a training run
-
-twostream VERB --help lists the settings of a verb with units and defaults; --version prints the version.
-Exit codes: 0 done, 2 something was refused (one line says what and the way out), 130 interrupted,
-141 the reader of the output (head, less) has closed it.
-"""
-
+_HELP = frozenset({"-h", "--help", "--help-all"})
 
 _BROKEN_PIPE = 141
 """What a shell gives for a program that ends by SIGPIPE."""
@@ -106,54 +79,32 @@ def _write_no_more() -> None:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    from twostream_ray.verbs import benchmarks, data, models, recipes, searches
+    from twostream_ray.verbs import commands, help
 
     try:
-        match verb:
-            case "-h" | "--help" | "help":
-                print(USAGE, end="")  # noqa: T201
-                return 0
-            case "--version":
-                print(f"twostream_ray {__version__}")  # noqa: T201
-                return 0
-            case "synthesize":
-                return data.synthesize(rest)
-            case "ingest":
-                return data.ingest(rest)
-            case "inspect":
-                return data.inspect(rest)
-            case "train":
-                return models.train(rest)
-            case "tune":
-                return searches.tune(rest)
-            case "evaluate":
-                return models.evaluate(rest)
-            case "predict":
-                return models.predict(rest)
-            case "pull":
-                return models.pull(rest)
-            case "weights":
-                return models.weights(rest)
-            case "track":
-                return models.track(rest)
-            case "promote":
-                return models.promote(rest)
-            case "rollback":
-                return models.rollback(rest)
-            case "tune-scores":
-                return searches.tune_scores(rest)
-            case "describe":
-                return models.describe(rest)
-            case "recipes":
-                return recipes.list_recipes(rest)
-            case "demo":
-                return searches.demo(rest)
-            case "findings":
-                return searches.findings(rest)
-            case "benchmark":
-                return benchmarks.benchmark(rest)
-        complain(f"unknown verb {verb!r}: `twostream --help` lists them")
-        return 2
+        name = f"{verb} {rest[0]}" if verb in commands.GROUPS and rest else verb
+        behind = rest[name.count(" ") :]
+        if verb in ("-V", "--version"):
+            print(f"twostream_ray {__version__}")  # noqa: T201
+        elif verb in ("-h", "--help", "--help-all", "help"):
+            print(help.asked(rest if verb == "help" else []), end="")  # noqa: T201
+        elif verb in commands.GROUPS and _HELP & set(rest[:1]):
+            print(help.of_group(verb), end="")  # noqa: T201
+        elif verb in commands.GROUPS and name not in commands.VERBS:
+            wanted = ", ".join(commands.members(verb))
+            raise ConfigError(
+                f"{verb} wants {wanted}, got {' '.join(rest[:1]) or 'nothing'}: `twostream {verb} --help`"
+            )
+        elif name not in commands.VERBS:
+            near = difflib.get_close_matches(verb, commands.VERBS, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            complain(f"unknown verb {verb!r}: {meant}`twostream --help` lists them")
+            return 2
+        elif _HELP & set(behind[: behind.index("--")] if "--" in behind else behind):
+            print(help.of_verb(name, whole="--help-all" in behind), end="")  # noqa: T201
+        else:
+            return commands.load(commands.VERBS[name].function, package="twostream_ray.verbs")(behind)
+        return 0
     except TwoStreamError as error:
         complain(str(error), verb=verb)
         return 2

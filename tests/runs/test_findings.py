@@ -10,7 +10,8 @@ from twostream_ray.data.sources.synthetic import SyntheticConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.build import build_network
 from twostream_ray.runs import findings
-from twostream_ray.runs.findings import ComparisonRow, FindingsConfig, comparisons
+from twostream_ray.runs.findings import ComparisonRow, comparisons
+from twostream_ray.runs.settings import FindingsConfig
 
 
 def test_every_contestant_of_a_contest_has_the_same_videos_and_budget_and_can_be_built() -> None:

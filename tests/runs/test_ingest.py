@@ -21,7 +21,8 @@ from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, in_text_o
 from twostream_ray.data.video.clips import fetch_frames
 from twostream_ray.data.video.raw_video import FrameStream, Note
 from twostream_ray.errors import AccessError, CatalogError, ConfigError, LeaseError, TooManyBadVideosError
-from twostream_ray.runs.ingest import IngestConfig, catalog_of, estimate, ingest, refuse_overlap
+from twostream_ray.runs.ingest import catalog_of, estimate, ingest, refuse_overlap
+from twostream_ray.runs.settings import IngestConfig
 
 SMALL = FlowContract(short_side_px=48)
 LEGACY = FlowContract(short_side_px=48, coding="legacy255")

@@ -17,8 +17,9 @@ from twostream_ray.data.shards.shards import open_shards
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.runs.cluster.session import ray_session
-from twostream_ray.runs.ingest import IngestConfig, catalog_of, ingest
+from twostream_ray.runs.ingest import catalog_of, ingest
 from twostream_ray.runs.ingest_tasks import Schedule
+from twostream_ray.runs.settings import IngestConfig
 
 SMALL = FlowContract(short_side_px=48)
 

@@ -14,7 +14,8 @@ from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, open_shar
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.data.video.clips import fetch_frames
 from twostream_ray.data.video.raw_video import FrameStream
-from twostream_ray.runs.ingest import IngestConfig, ingest
+from twostream_ray.runs.ingest import ingest
+from twostream_ray.runs.settings import IngestConfig
 
 
 def test_every_video_is_in_the_shards_once_with_its_label(shard_set: ShardSet, videos: Path) -> None:

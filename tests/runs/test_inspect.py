@@ -18,8 +18,9 @@ from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.data.video import second_decoder
 from twostream_ray.data.video.clips import fetch_frames
 from twostream_ray.errors import ConfigError, ShardError
-from twostream_ray.runs.ingest import IngestConfig, catalog_of
-from twostream_ray.runs.inspect import InspectConfig, inspect
+from twostream_ray.runs.ingest import catalog_of
+from twostream_ray.runs.inspect import inspect
+from twostream_ray.runs.settings import IngestConfig, InspectConfig
 
 
 def test_counts_are_those_of_the_set_and_the_picture_has_a_row_for_each_clip(

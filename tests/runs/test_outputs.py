@@ -16,13 +16,13 @@ from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 from twostream_ray.errors import ConfigError, TwoStreamError
 from twostream_ray.runs import findings as findings_module
-from twostream_ray.runs.findings import FindingsConfig
-from twostream_ray.runs.ingest import IngestConfig, catalog_of
-from twostream_ray.runs.inspect import InspectConfig, inspect
+from twostream_ray.runs.ingest import catalog_of
+from twostream_ray.runs.inspect import inspect
 from twostream_ray.runs.outputs import marked
 from twostream_ray.runs.score.evaluate import evaluate
 from twostream_ray.runs.score.settings import EvaluateConfig, StreamScoresConfig, TuneScoresConfig
 from twostream_ray.runs.score.tune_scores import tune_scores
+from twostream_ray.runs.settings import FindingsConfig, IngestConfig, InspectConfig
 
 
 def scores(folder: Path) -> str:

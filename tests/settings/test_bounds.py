@@ -13,9 +13,9 @@ from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.runs.ingest import IngestConfig
 from twostream_ray.runs.score.settings import PredictConfig, RollbackConfig, TuneScoresConfig
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
+from twostream_ray.runs.settings import IngestConfig
 from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.settings.parser import from_arguments, from_mapping

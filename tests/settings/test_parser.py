@@ -13,9 +13,9 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.describe import DescribeConfig
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.runs.ingest import IngestConfig
 from twostream_ray.runs.score.settings import PredictConfig
 from twostream_ray.runs.search.settings import TuneConfig
+from twostream_ray.runs.settings import IngestConfig
 from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.parser import from_arguments, from_mapping, parser_for
 
@@ -59,7 +59,7 @@ def test_a_missing_setting_and_a_missing_recipe_are_named() -> None:
 
 
 def test_positional_videos_become_a_list() -> None:
-    config = from_arguments(PredictConfig, ["a.avi", "b.mp4", "--top_k", "2"], positional="videos")
+    config = from_arguments(PredictConfig, ["a.avi", "b.mp4", "--top_k", "2"], positionals=["videos"])
     assert config.videos == ["a.avi", "b.mp4"] and config.top_k == 2
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from twostream_ray.errors import ConfigError, ContractMismatchError
@@ -226,6 +225,8 @@ def decode_field(content: bytes | memoryview, *, room: NDArray[np.uint8] | None 
     Raises:
         ValueError: the bytes are no JPEG, or a larger one than there is room for.
     """
+    import simplejpeg
+
     stacked = simplejpeg.decode_jpeg(memoryview(content).cast("B"), colorspace="GRAY", fastdct=False, buffer=room)
     levels: NDArray[np.uint8] = stacked[:, :, 0].reshape(2, -1, stacked.shape[1])
     return levels

@@ -12,8 +12,9 @@ from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.runs.ingest import IngestConfig, IngestReport, ingest
+from twostream_ray.runs.ingest import IngestReport, ingest
 from twostream_ray.runs.score.publish import Published, train_and_publish
+from twostream_ray.runs.settings import IngestConfig
 from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.run import TrainReport
 

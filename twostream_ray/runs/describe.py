@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from twostream_ray.models.settings import ModelConfig
+from twostream_ray.settings.arguments import RECIPE_KEY
 from twostream_ray.settings.bounds import require_within
 
 
@@ -19,13 +20,13 @@ class DescribeConfig:
     num_classes: int = 101
     """K, where the model's own settings leave it to the data."""
 
-    flow_length: int = 10
+    flow_length: int = field(default=10, metadata={RECIPE_KEY: "data.sampling.flow_length"})
     """L: flow fields per snippet."""
 
-    num_snippets: int = 5
+    num_snippets: int = field(default=5, metadata={RECIPE_KEY: "data.sampling.num_snippets"})
     """T: snippets per sample."""
 
-    size_px: int = 224
+    size_px: int = field(default=224, metadata={RECIPE_KEY: "data.transforms.crop_px"})
     """Height and width of the network's input in px."""
 
     format: Literal["text", "json"] = "text"

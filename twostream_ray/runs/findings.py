@@ -24,7 +24,7 @@ from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs import demo
 from twostream_ray.runs.cluster.session import polled, ray_session
 from twostream_ray.runs.outputs import refuse_foreign_files
-from twostream_ray.settings.bounds import require_within
+from twostream_ray.runs.settings import FindingsConfig
 from twostream_ray.storage.json_files import COUNT, read_json, record
 from twostream_ray.training.settings import TrainingConfig
 
@@ -46,20 +46,6 @@ _ONE_FRAME = SamplingConfig(num_snippets=1, min_stride_frames=1, max_stride_fram
 _WHOLE_CLIP = SamplingConfig(
     num_snippets=4, min_stride_frames=_ORDER_STRIDE_FRAMES, max_stride_frames=_ORDER_STRIDE_FRAMES, test_times=1
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FindingsConfig:
-    """Train every network of the papers' comparisons on synthetic videos: under an hour on 2 cores, resumable."""
-
-    out: str = "findings"
-    """Directory for videos, shards, results, table and picture."""
-
-    num_seeds: int = 3
-    """Trainings of each network, with seeds 0, 1, ..."""
-
-    def __post_init__(self) -> None:
-        require_within(self, num_seeds="[1, 1_000]")
 
 
 @dataclass(frozen=True, kw_only=True)

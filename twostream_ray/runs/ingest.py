@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from twostream_ray import storage
-from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, stale_notes, survey
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP
 from twostream_ray.data.shards.writer import ShardPlan, plan_shards, write_manifest
@@ -24,50 +23,12 @@ from twostream_ray.data.video import encoder
 from twostream_ray.errors import AccessError, ConfigError, TooManyBadVideosError, VideoError, own_error
 from twostream_ray.runs.cluster.session import ray_session, require_cluster
 from twostream_ray.runs.ingest_tasks import write_shards
-from twostream_ray.settings.bounds import require_within
+from twostream_ray.runs.settings import IngestConfig
 from twostream_ray.storage import lease
 from twostream_ray.storage.temporary_folders import sweep
 
 _SHARDS_WANTED = 64
 _PROBED_CLIPS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestConfig:
-    """Labelled raw videos -> shards with optical flow."""
-
-    catalog: CatalogConfig
-    """Where the videos and their labels are."""
-
-    out: str
-    """Directory or s3:// prefix of the shard set."""
-
-    replace: bool = False
-    """Delete the finished shards at `out` once the new ones are there, though they are of another data set, or of
-    folders of this one that hold nothing now; without it such an ingest is refused. Other files stay in any case."""
-
-    more: list[CatalogConfig] = field(default_factory=list)
-    """Further data sets for multi-task training, each with its name: a network gets a head for each."""
-
-    flow: FlowContract = field(default_factory=FlowContract)
-    """How optical flow is computed and coded."""
-
-    max_bad_fraction: float = 0.05
-    """Fail when more than this fraction of the videos had to be quarantined, in [0, 1]."""
-
-    max_frames: int = 10_000
-    """Longer videos are quarantined: a clip is one row, and a task takes about 40 kB of memory for every frame."""
-
-    rows_per_shard: int = 128
-    """Clips per shard file at most; small sets get smaller shards, so that one that is killed has finished some."""
-
-    def __post_init__(self) -> None:
-        require_within(self, max_bad_fraction="[0, 1]", max_frames="[2, 1_000_000]", rows_per_shard="[1, 1_000_000]")
-        if self.flow.coding == "signed127" and any(one.flow_images for one in (self.catalog, *self.more)):
-            raise ConfigError(
-                "flow.coding must be legacy255 where catalog.flow_images are taken in, as the usual tools write them, "
-                "got signed127"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

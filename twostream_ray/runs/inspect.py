@@ -16,39 +16,13 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.shards import ShardSet, open_shards, read_clips
 from twostream_ray.data.shards.verify import verify_shards
 from twostream_ray.data.video import clips, second_decoder
-from twostream_ray.errors import ConfigError, ShardError
+from twostream_ray.errors import ShardError
 from twostream_ray.runs.outputs import marked, refuse_foreign_picture
-from twostream_ray.settings.bounds import require_within
+from twostream_ray.runs.settings import InspectConfig
 from twostream_ray.storage.temporary_folders import temporary_folder
 
 _MOST_FRAMES = 8
 _LONGEST_NAME = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectConfig:
-    """What is in a shard set: counts, classes, flow contract, and a picture of frames over their flow."""
-
-    shards: str
-    """Directory or s3:// prefix that `ingest` wrote."""
-
-    out: str = "inspect.png"
-    """File of the picture, a PNG; one that is there is written over only if `inspect` drew it."""
-
-    num_clips: int = 6
-    """Clips to draw, spread over the set; a row each."""
-
-    clip: str | None = None
-    """One clip to draw instead, by its id: its path below the root that was ingested."""
-
-    verify: bool = False
-    """Read every byte and hold it against the checksums; where decord is installed, also compare frames of each clip
-    that it fetches with ours."""
-
-    def __post_init__(self) -> None:
-        if not self.out.lower().endswith(".png"):
-            raise ConfigError(f"out must name a file that ends in .png, got {self.out!r}")
-        require_within(self, num_clips="[1, 200]")
 
 
 @dataclass(frozen=True, kw_only=True)

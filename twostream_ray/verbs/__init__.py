@@ -7,9 +7,6 @@ from pathlib import Path
 from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import printable
 
-HELP = frozenset({"-h", "--help"})
-"""Options that ask for a verb's help."""
-
 
 def complain(text: str, *, verb: str = "") -> None:
     """Say in one line what was refused."""

@@ -1,34 +1,17 @@
-"""The verb that measures speed on this machine. Nothing heavy is imported before it is needed."""
+"""The verbs that measure speed on this machine. Nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
-from twostream_ray.errors import ConfigError
 from twostream_ray.verbs import require_uri
 
 
-def benchmark(arguments: list[str]) -> int:
-    """Speed on this machine."""
-    what, *rest = arguments or [""]
-    match what:
-        case "loader":
-            return _benchmark_loader(rest)
-        case "ingest":
-            return _benchmark_ingest(rest)
-        case "step":
-            return _benchmark_step(rest)
-        case "train":
-            return _benchmark_train(rest)
-    raise ConfigError(
-        f"benchmark wants loader, ingest, step or train, got {what or 'nothing'}: `twostream benchmark loader --help`"
-    )
-
-
-def _benchmark_loader(arguments: list[str]) -> int:
+def measure_loader(arguments: list[str]) -> int:
+    """Samples a second of the loader."""
     from twostream_ray.console import Bar, table
     from twostream_ray.runs.benchmark.settings import BenchmarkLoaderConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(BenchmarkLoaderConfig, arguments, prog="twostream benchmark loader")
+    config = parse("benchmark loader", BenchmarkLoaderConfig, arguments)
     require_uri(config.out, setting="out")
     from twostream_ray.runs.benchmark.loader import benchmark_loader
 
@@ -55,12 +38,13 @@ def _benchmark_loader(arguments: list[str]) -> int:
     return 0
 
 
-def _benchmark_ingest(arguments: list[str]) -> int:
+def measure_ingest(arguments: list[str]) -> int:
+    """Clips a second of ingest."""
     from twostream_ray.console import Bar, table
     from twostream_ray.runs.benchmark.settings import BenchmarkIngestConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(BenchmarkIngestConfig, arguments, prog="twostream benchmark ingest")
+    config = parse("benchmark ingest", BenchmarkIngestConfig, arguments)
     from twostream_ray.runs.benchmark.ingest import benchmark_ingest
 
     with Bar("benchmark ingest", unit="runs") as bar:
@@ -82,12 +66,13 @@ def _benchmark_ingest(arguments: list[str]) -> int:
     return 0
 
 
-def _benchmark_step(arguments: list[str]) -> int:
+def measure_step(arguments: list[str]) -> int:
+    """A training step."""
     from twostream_ray.console import console
     from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(BenchmarkStepConfig, arguments, prog="twostream benchmark step")
+    config = parse("benchmark step", BenchmarkStepConfig, arguments)
     from twostream_ray.runs.benchmark.step import StepFailure, benchmark_step
 
     columns = "{:<14} {:>10} {:>10} {:>9} {:>16} {:>8} {:>8}"
@@ -119,12 +104,13 @@ def _benchmark_step(arguments: list[str]) -> int:
     return 0
 
 
-def _benchmark_train(arguments: list[str]) -> int:
+def measure_train(arguments: list[str]) -> int:
+    """A training run."""
     from twostream_ray.console import Bar, console, table
     from twostream_ray.runs.benchmark.settings import BenchmarkTrainConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(BenchmarkTrainConfig, arguments, prog="twostream benchmark train")
+    config = parse("benchmark train", BenchmarkTrainConfig, arguments)
     from twostream_ray.runs.benchmark.training import benchmark_train
 
     with Bar("benchmark train", unit="runs") as bar:

@@ -11,9 +11,9 @@ def synthesize(arguments: list[str]) -> int:
 
     from twostream_ray.console import Bar, console
     from twostream_ray.data.sources.synthetic import SynthesizeConfig, synthesize
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(SynthesizeConfig, arguments, prog="twostream synthesize", positional="out")
+    config = parse("synthesize", SynthesizeConfig, arguments)
     require_uri(config.out, setting="out")
     with Bar("synthesize", unit="clips") as bar:
         made = synthesize(config.clips, Path(config.out), progress=lambda done, total: bar.show(done, total))
@@ -24,11 +24,13 @@ def synthesize(arguments: list[str]) -> int:
 def ingest(arguments: list[str]) -> int:
     """Labelled raw videos to shards."""
     from twostream_ray.console import Bar, console
-    from twostream_ray.runs.ingest import IngestConfig, ingest
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.runs.settings import IngestConfig
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(IngestConfig, arguments, prog="twostream ingest")
+    config = parse("ingest", IngestConfig, arguments)
     require_uri(config.out, setting="out")
+    from twostream_ray.runs.ingest import ingest
+
     with Bar("ingest", unit="clips") as bar:
         report = ingest(
             config,
@@ -48,10 +50,10 @@ def inspect(arguments: list[str]) -> int:
     from pathlib import Path
 
     from twostream_ray.console import Bar, console, table
-    from twostream_ray.runs.inspect import InspectConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.runs.settings import InspectConfig
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(InspectConfig, arguments, prog="twostream inspect", positional="shards")
+    config = parse("inspect", InspectConfig, arguments)
     require_uri(str(Path(config.out).parent), setting="the folder of out")
     from twostream_ray.runs.inspect import inspect
 

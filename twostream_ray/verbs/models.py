@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import printable
 from twostream_ray.verbs import complain, require_uri
 
@@ -13,9 +12,9 @@ def train(arguments: list[str]) -> int:
 
     from twostream_ray.console import TrainingDisplay, console
     from twostream_ray.runs.experiment import ExperimentConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(ExperimentConfig, arguments, prog="twostream train")
+    config = parse("train", ExperimentConfig, arguments)
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs.run_folder import RunFolder
@@ -46,9 +45,9 @@ def evaluate(arguments: list[str]) -> int:
     """A trained model on a split of shards."""
     from twostream_ray.console import Bar, console
     from twostream_ray.runs.score.settings import EvaluateConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(EvaluateConfig, arguments, prog="twostream evaluate")
+    config = parse("evaluate", EvaluateConfig, arguments)
     require_uri(config.out, setting="out")
     from twostream_ray.runs.score.evaluate import evaluate
 
@@ -67,9 +66,9 @@ def predict(arguments: list[str]) -> int:
     from dataclasses import asdict
 
     from twostream_ray.runs.score.settings import PredictConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(PredictConfig, arguments, prog="twostream predict", positional="videos")
+    config = parse("predict", PredictConfig, arguments)
     from twostream_ray.runs.score.predict import predict
 
     failed = False
@@ -92,9 +91,9 @@ def pull(arguments: list[str]) -> int:
     """Download a registered model."""
     from twostream_ray.console import console
     from twostream_ray.runs.score.settings import PullConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(PullConfig, arguments, prog="twostream pull", positional="out")
+    config = parse("pull", PullConfig, arguments)
     from twostream_ray.model_package import MODEL_FILES
     from twostream_ray.runs.score.predict import pull
     from twostream_ray.tracking.download import RECORD
@@ -108,18 +107,13 @@ def pull(arguments: list[str]) -> int:
     return 0
 
 
-def weights(arguments: list[str]) -> int:
+def fetch_weights(arguments: list[str]) -> int:
     """Download pretrained weights to where every node reads them."""
     from twostream_ray.console import Bar, console
-    from twostream_ray.runs.fetch_weights import PUBLISHED, FetchConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.runs.fetch_weights import FetchConfig
+    from twostream_ray.verbs.commands import parse
 
-    what, *rest = arguments or [""]
-    if what != "fetch":
-        raise ConfigError(
-            f"weights wants fetch, got {what or 'nothing'}: `twostream weights fetch {PUBLISHED[0]} --to DIRECTORY`"
-        )
-    config = from_arguments(FetchConfig, rest, prog="twostream weights fetch", positional="backbone")
+    config = parse("weights fetch", FetchConfig, arguments)
     require_uri(config.to, setting="to")
     from twostream_ray.runs.fetch_weights import fetch_weights
 
@@ -138,9 +132,9 @@ def promote(arguments: list[str]) -> int:
     """A registered version against the champion."""
     from twostream_ray.console import console
     from twostream_ray.runs.score.settings import PromoteConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(PromoteConfig, arguments, prog="twostream promote", positional="version")
+    config = parse("promote", PromoteConfig, arguments)
     from twostream_ray.runs.score.promotion import promote
 
     console.print(promote(config), markup=False, soft_wrap=True)
@@ -152,24 +146,21 @@ def rollback(arguments: list[str]) -> int:
     from twostream_ray import tracking
     from twostream_ray.console import console
     from twostream_ray.runs.score.settings import RollbackConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(RollbackConfig, arguments, prog="twostream rollback")
+    config = parse("rollback", RollbackConfig, arguments)
     moved = tracking.rollback(config.tracking.model_name, config=config.tracking, to=config.to, because=config.because)
     console.print(moved.reason)
     return 0
 
 
-def track(arguments: list[str]) -> int:
+def track_replay(arguments: list[str]) -> int:
     """Deliver to MLflow what was logged while it was away."""
     from twostream_ray.console import console
     from twostream_ray.runs.replay import ReplayConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    what, *rest = arguments or [""]
-    if what != "replay":
-        raise ConfigError(f"track wants replay, got {what or 'nothing'}: `twostream track replay --help`")
-    config = from_arguments(ReplayConfig, rest, prog="twostream track replay", positional="runs")
+    config = parse("track replay", ReplayConfig, arguments)
     from twostream_ray.runs.replay import replay
 
     for delivery in replay(config):
@@ -183,10 +174,10 @@ def describe(arguments: list[str]) -> int:
 
     from twostream_ray.console import console, table
     from twostream_ray.runs.describe import DescribeConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
     spelt_out = ["--format=json" if argument == "--json" else argument for argument in arguments]
-    config = from_arguments(DescribeConfig, spelt_out, prog="twostream describe")
+    config = parse("describe", DescribeConfig, spelt_out)
     from twostream_ray.runs.describe import describe
 
     description = describe(config)

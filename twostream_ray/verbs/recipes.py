@@ -8,24 +8,10 @@ import textwrap
 
 from twostream_ray import recipes
 from twostream_ray.errors import ConfigError
-from twostream_ray.verbs import HELP
-
-_USAGE = """\
-usage: twostream recipes [NAME]
-
-Recipes that come with the package, as --config takes them; with a name, that recipe, to look at or to copy:
-
-  twostream recipes
-  twostream recipes own_videos_cpu > mine.yaml
-  twostream train --config mine.yaml --name first --data.shards shards
-"""
 
 
 def list_recipes(arguments: list[str]) -> int:
     """Names with a line each, or the text of one."""
-    if HELP & set(arguments):
-        print(_USAGE, end="")  # noqa: T201
-        return 0
     names = recipes.names()
     if not arguments:
         indent = max(map(len, names)) + 2

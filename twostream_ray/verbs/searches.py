@@ -11,8 +11,9 @@ def tune(arguments: list[str]) -> int:
     """Many trainings, the best registered."""
     from twostream_ray.console import SearchDisplay, console
     from twostream_ray.runs.search.settings import settings_from
+    from twostream_ray.verbs.commands import VERBS, all_settings
 
-    config = settings_from(arguments)
+    config = settings_from(arguments, positionals=tuple(VERBS["tune"].positionals), elsewhere=all_settings)
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs.run_folder import SearchFolder
@@ -49,9 +50,9 @@ def tune_scores(arguments: list[str]) -> int:
     """The best late fusion of scores."""
     from twostream_ray.console import Bar, console, table
     from twostream_ray.runs.score.settings import TuneScoresConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(TuneScoresConfig, arguments, prog="twostream tune-scores")
+    config = parse("tune-scores", TuneScoresConfig, arguments)
     require_uri(config.out, setting="out")
     from twostream_ray.runs.score.tune_scores import tune_scores
 
@@ -94,11 +95,11 @@ def demo(arguments: list[str]) -> int:
     from twostream_ray.data.sources.synthetic import SyntheticConfig
     from twostream_ray.runs.experiment import ExperimentConfig
     from twostream_ray.runs.score.settings import PredictConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.verbs.commands import parse
 
     named = any(argument.partition("=")[0] == "--config" for argument in arguments)
     arguments = arguments if named else ["--config", "demo", *arguments]
-    config = from_arguments(ExperimentConfig, arguments, prog="twostream demo")
+    config = parse("demo", ExperimentConfig, arguments)
     require_uri(config.storage, setting="storage")
     config.tracking.require_usable()
     from twostream_ray.runs import demo
@@ -147,10 +148,10 @@ def demo(arguments: list[str]) -> int:
 def findings(arguments: list[str]) -> int:
     """The papers' findings on synthetic videos."""
     from twostream_ray.console import Bar, console, table
-    from twostream_ray.runs.findings import FindingsConfig
-    from twostream_ray.settings.parser import from_arguments
+    from twostream_ray.runs.settings import FindingsConfig
+    from twostream_ray.verbs.commands import parse
 
-    config = from_arguments(FindingsConfig, arguments, prog="twostream findings")
+    config = parse("findings", FindingsConfig, arguments)
     require_uri(config.out, setting="out")
     from twostream_ray.runs import findings
     from twostream_ray.runs.cluster.session import ray_session

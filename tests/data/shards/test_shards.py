@@ -20,7 +20,8 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import SCHEMA, ShardSet, open_shards, read_row_group
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ShardError
-from twostream_ray.runs.inspect import InspectConfig, inspect
+from twostream_ray.runs.inspect import inspect
+from twostream_ray.runs.settings import InspectConfig
 
 
 def test_one_stream_is_read_without_the_other(shard_set: ShardSet) -> None:

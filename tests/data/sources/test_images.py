@@ -19,7 +19,8 @@ from twostream_ray.data.video.pictures import read_image
 from twostream_ray.data.video.prepare import Source
 from twostream_ray.data.video.raw_video import FrameStream, ImageSequence
 from twostream_ray.errors import AccessError, ConfigError, DecodeError
-from twostream_ray.runs.ingest import IngestConfig, catalog_of
+from twostream_ray.runs.ingest import catalog_of
+from twostream_ray.runs.settings import IngestConfig
 
 LEGACY = FlowContract(algorithm="tvl1", coding="legacy255", short_side_px=48, jpeg_quality=100)
 QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 100]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, read_catalog, read_catalogs
 from twostream_ray.data.sources.splits import group_of_name, splits_of_groups
 from twostream_ray.errors import CatalogError, ConfigError
-from twostream_ray.runs.ingest import IngestConfig
+from twostream_ray.runs.settings import IngestConfig
 from twostream_ray.settings.parser import from_arguments
 
 THREE = (0.7, 0.15, 0.15)

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray import storage
-from twostream_ray.data.video.files import write_video
 from twostream_ray.errors import ConfigError
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.storage import json_files, local_files
@@ -331,6 +330,8 @@ def _write_clip(config: SyntheticConfig, out_dir: Path, clip: tuple[str, int]) -
     """Draw and encode one (split, index); the file is there whole or not at all, so an interrupted run can resume."""
     path = out_dir / clip_name(config, *clip)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    from twostream_ray.data.video.files import write_video
+
     with local_files.writing(path):
         try:
             write_video(draw_clip(config, *clip), path=part, container=path.suffix[1:], fps=config.fps)

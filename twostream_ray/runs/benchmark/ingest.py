@@ -15,7 +15,8 @@ from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.benchmark.settings import BenchmarkIngestConfig
 from twostream_ray.runs.cluster.session import ray_session
-from twostream_ray.runs.ingest import IngestConfig, catalog_of, ingest
+from twostream_ray.runs.ingest import catalog_of, ingest
+from twostream_ray.runs.settings import IngestConfig
 
 
 @dataclass(frozen=True, kw_only=True)

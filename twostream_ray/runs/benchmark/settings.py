@@ -10,6 +10,7 @@ from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.settings import ModelConfig
+from twostream_ray.settings.arguments import RECIPE_KEY
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.training.settings import TrainingConfig
 
@@ -70,13 +71,13 @@ class BenchmarkStepConfig:
     batch: int = 1
     """Samples of a step."""
 
-    num_snippets: int = 5
+    num_snippets: int = field(default=5, metadata={RECIPE_KEY: "data.sampling.num_snippets"})
     """T: snippets per sample."""
 
-    flow_length: int = 10
+    flow_length: int = field(default=10, metadata={RECIPE_KEY: "data.sampling.flow_length"})
     """L: flow fields per snippet."""
 
-    size_px: int = 224
+    size_px: int = field(default=224, metadata={RECIPE_KEY: "data.transforms.crop_px"})
     """Height and width of the network's input in px."""
 
     num_classes: int = 101

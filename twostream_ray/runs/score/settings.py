@@ -14,6 +14,7 @@ from twostream_ray import tracking
 from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import brief, redact
 from twostream_ray.runs.workers import WorkersConfig
+from twostream_ray.settings.arguments import RECIPE_KEY
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.tracking import TrackingConfig
 
@@ -25,10 +26,10 @@ class EvaluateConfig:
     model: str
     """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
 
-    shards: str
+    shards: str = field(metadata={RECIPE_KEY: "data.shards"})
     """Directory or s3:// prefix that `ingest` wrote; its flow must be of the model's kind."""
 
-    split: str = "test"
+    split: str = field(default="test", metadata={RECIPE_KEY: "data.test_split"})
     """Split to score."""
 
     out: str = "evaluation"

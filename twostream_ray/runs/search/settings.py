@@ -11,6 +11,7 @@ from twostream_ray import storage
 from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import redact
 from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.settings.arguments import OtherSettings
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.settings.names import require_name
 from twostream_ray.settings.parser import from_arguments
@@ -128,7 +129,9 @@ def keep_settings(config: TuneConfig, *, folder_uri: str) -> None:
     storage.write_json(storage.join(folder_uri, _KEPT), values)
 
 
-def settings_from(arguments: Sequence[str]) -> TuneConfig:
+def settings_from(
+    arguments: Sequence[str], *, positionals: Sequence[str] = (), elsewhere: OtherSettings = tuple
+) -> TuneConfig:
     """Settings of `tune` from its command line, which may name a search to resume.
 
     Raises:
@@ -139,9 +142,17 @@ def settings_from(arguments: Sequence[str]) -> TuneConfig:
     asked.add_argument("--storage", default="runs")
     search, others = asked.parse_known_args(list(arguments))
     if search.resume is None:
-        return from_arguments(TuneConfig, arguments, prog="twostream tune")
+        return from_arguments(
+            TuneConfig, arguments, prog="twostream tune", positionals=positionals, elsewhere=elsewhere
+        )
     require_name(search.resume, setting="--resume")
     kept = storage.join(storage.absolute(search.storage), search.resume, _KEPT)
     if not storage.exists(kept):
         raise ConfigError(f"--resume wants the name of a search that was begun, {kept} is not there: check --storage")
-    return from_arguments(TuneConfig, ["--config", kept, *others, "--storage", search.storage], prog="twostream tune")
+    return from_arguments(
+        TuneConfig,
+        ["--config", kept, *others, "--storage", search.storage],
+        prog="twostream tune",
+        positionals=positionals,
+        elsewhere=elsewhere,
+    )

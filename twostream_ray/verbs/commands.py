@@ -1,0 +1,281 @@
+"""The table of verbs (command pattern): what each is for, which settings it takes, which function runs it.
+
+Help, completion and the command line are made from it. Modules are named, and imported when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One verb of the `twostream` command."""
+
+    summary: str
+    """What it does, in a line."""
+    function: str
+    """module:function below twostream_ray.verbs; it takes the arguments behind the verb and gives the exit code."""
+    settings: str | None = None
+    """module:Class below twostream_ray; None for a verb without settings."""
+    positionals: Mapping[str, str] = field(default_factory=dict)
+    """Dotted names of settings that may be given without them, in order -> how they are written in help."""
+    examples: Sequence[str] = ()
+    """Commands to begin with, without `twostream VERB`."""
+    shown: Sequence[str] = ()
+    """Dotted names of the settings in the short help."""
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Options that are no settings -> what they do."""
+
+
+_SHARDS = {"data.shards": "[SHARDS]"}
+
+VERBS: dict[str, Verb] = {
+    "synthesize": Verb(
+        summary="make a small labelled data set of moving shapes",
+        function="data:synthesize",
+        settings="data.sources.synthetic:SynthesizeConfig",
+        positionals={"out": "OUT"},
+        examples=("videos", "videos --clips.group order --clips.train_clips 200"),
+        shown=("clips.group", *(f"clips.{split}_clips" for split in ("train", "val", "test")), "clips.size_px"),
+    ),
+    "ingest": Verb(
+        summary="labelled raw videos -> shards with optical flow",
+        function="data:ingest",
+        settings="runs.settings:IngestConfig",
+        positionals={"catalog.root": "[VIDEOS]"},
+        examples=(
+            "videos --out shards",
+            "videos --out shards --config own_videos_cpu",
+            "UCF-101 --catalog.layout ucf101 --catalog.lists ucfTrainTestlist --out shards",
+            "s3://bucket/videos --catalog.layout table --catalog.lists clips.csv --out s3://bucket/shards",
+        ),
+        shown=(
+            *("out", "catalog.layout", "catalog.lists", "catalog.name", "flow.short_side_px", "flow.algorithm"),
+            *("max_bad_fraction", "replace"),
+        ),
+    ),
+    "inspect": Verb(
+        summary="what is in a shard set, with a picture; --verify checks every byte",
+        function="data:inspect",
+        settings="runs.settings:InspectConfig",
+        positionals={"shards": "SHARDS"},
+        examples=("shards", "shards --verify", "shards --clip train/jump/a.mp4 --out a.png"),
+        shown=("out", "num_clips", "clip", "verify"),
+    ),
+    "train": Verb(
+        summary="shards -> a trained, evaluated and registered network",
+        function="models:train",
+        settings="runs.experiment:ExperimentConfig",
+        positionals=_SHARDS,
+        examples=(
+            "shards --config own_videos_cpu --name first",
+            "shards --config own_videos_gpu --name first --training.epochs 9",
+            "shards --config fusion_2016 --name split1 --data.train_split train1 --data.test_split test1",
+        ),
+        shown=(
+            *("name", "data.train_split", "data.validation_split", "data.test_split", "model.architecture"),
+            *("training.epochs", "training.global_batch", "training.learning_rate", "workers.num_workers"),
+            *("storage", "tracking.uri"),
+        ),
+    ),
+    "tune": Verb(
+        summary="many trainings: a search over settings, the best registered",
+        function="searches:tune",
+        settings="runs.search.settings:TuneConfig",
+        positionals=_SHARDS,
+        examples=(
+            "shards --config search_fusion --name which",
+            "--resume which --search.trials 60",
+        ),
+        shown=(
+            *("name", "data.validation_split", "search.space", "search.trials", "search.concurrent_trials"),
+            *("search.searcher", "search.scheduler", "storage"),
+        ),
+        more={"--resume NAME": "Continue the search of that name, with its settings."},
+    ),
+    "evaluate": Verb(
+        summary="a trained model on a split of shards",
+        function="models:evaluate",
+        settings="runs.score.settings:EvaluateConfig",
+        positionals={"model": "MODEL", "shards": "SHARDS"},
+        examples=("models:/two-stream@champion shards", "models:/two-stream/3 shards --split val --out measured"),
+        shown=("split", "out", "record", "tracking.uri"),
+    ),
+    "predict": Verb(
+        summary="classes of raw videos",
+        function="models:predict",
+        settings="runs.score.settings:PredictConfig",
+        positionals={"videos": "VIDEO ..."},
+        examples=("clip.mp4", "clips/*.mp4 --model champion --format json"),
+        shown=("model", "top_k", "format", "tracking.uri"),
+    ),
+    "pull": Verb(
+        summary="download a registered model for use without MLflow",
+        function="models:pull",
+        settings="runs.score.settings:PullConfig",
+        positionals={"out": "OUT"},
+        examples=("champion", "third --model models:/two-stream/3"),
+        shown=("model", "tracking.uri"),
+    ),
+    "weights fetch": Verb(
+        summary="pretrained weights, checked, to where every node reads them",
+        function="models:fetch_weights",
+        settings="runs.fetch_weights:FetchConfig",
+        positionals={"backbone": "NAME"},
+        examples=("vgg16 --to weights", "resnet50 --to s3://bucket/weights"),
+        shown=("to",),
+    ),
+    "track replay": Verb(
+        summary="deliver to MLflow what was logged while it was away",
+        function="models:track_replay",
+        settings="runs.replay:ReplayConfig",
+        positionals={"runs": "[RUN ...]"},
+        examples=("", "runs/first"),
+        shown=("tracking.uri",),
+    ),
+    "promote": Verb(
+        summary="make a registered version champion if it beats the present one",
+        function="models:promote",
+        settings="runs.score.settings:PromoteConfig",
+        positionals={"version": "VERSION"},
+        examples=("7", "7 --split test"),
+        shown=("split", "manifest", "tracking.model_name", "tracking.uri"),
+    ),
+    "rollback": Verb(
+        summary="put the champion back to the version before, or to another",
+        function="models:rollback",
+        settings="runs.score.settings:RollbackConfig",
+        positionals={"to": "[VERSION]"},
+        examples=("", '3 --because "wrong on night scenes"'),
+        shown=("because", "tracking.model_name", "tracking.uri"),
+    ),
+    "tune-scores": Verb(
+        summary="the best late fusion of two streams' scores, without a network",
+        function="searches:tune_scores",
+        settings="runs.score.settings:TuneScoresConfig",
+        examples=(
+            "--choose.spatial spatial/scores.npz --choose.temporal temporal/scores.npz",
+            "--choose.both val.npz --quote.both test.npz --svm_penalties '[1, 10]'",
+        ),
+        shown=("choose.spatial", "choose.temporal", "quote.spatial", "quote.temporal", "svm_penalties", "out"),
+    ),
+    "describe": Verb(
+        summary="parts, sizes and costs of a network, without building it",
+        function="models:describe",
+        settings="runs.describe:DescribeConfig",
+        examples=("--config fusion_2016", "--model.fusion.layers relu4_3 --json"),
+        shown=("model.architecture", "model.fusion.method", "model.fusion.layers", "num_snippets", "size_px"),
+        more={"--json": "One JSON object, for programs."},
+    ),
+    "recipes": Verb(
+        summary="the recipes that come with the package; with a NAME, that recipe",
+        function="recipes:list_recipes",
+        positionals={"name": "[NAME]"},
+        examples=("", "own_videos_cpu > mine.yaml"),
+    ),
+    "demo": Verb(
+        summary="the whole journey on synthetic videos, minutes on 2 cores",
+        function="searches:demo",
+        settings="runs.experiment:ExperimentConfig",
+        examples=("", "--training.epochs 2 --storage somewhere/runs --data.shards somewhere/shards"),
+        shown=("storage", "data.shards", "training.epochs", "tracking.uri"),
+    ),
+    "findings": Verb(
+        summary="the papers' findings on synthetic videos, over several seeds",
+        function="searches:findings",
+        settings="runs.settings:FindingsConfig",
+        examples=("", "--num_seeds 1 --out quick"),
+        shown=("out", "num_seeds"),
+    ),
+    "benchmark loader": Verb(
+        summary="samples a second: of the loader, beside the ways people read such data today",
+        function="benchmarks:measure_loader",
+        settings="runs.benchmark.settings:BenchmarkLoaderConfig",
+        positionals=_SHARDS,
+        examples=("shards", "shards --videos videos --num_clips 64"),
+        shown=("videos", "num_clips", "rounds", "workers", "out"),
+    ),
+    "benchmark ingest": Verb(
+        summary="clips a second: of ingest, beside one process",
+        function="benchmarks:measure_ingest",
+        settings="runs.benchmark.settings:BenchmarkIngestConfig",
+        positionals={"catalog.root": "[VIDEOS]"},
+        examples=("videos",),
+        shown=("rounds",),
+    ),
+    "benchmark step": Verb(
+        summary="a training step: eager, compiled, frozen, with memory and matrix rate",
+        function="benchmarks:measure_step",
+        settings="runs.benchmark.settings:BenchmarkStepConfig",
+        examples=("", "--batch 8 --num_snippets 3"),
+        shown=("batch", "num_snippets", "size_px", "steps", "profile"),
+    ),
+    "benchmark train": Verb(
+        summary="a training run, beside a bare loop over the same batches",
+        function="benchmarks:measure_train",
+        settings="runs.benchmark.settings:BenchmarkTrainConfig",
+        positionals=_SHARDS,
+        examples=("shards --config own_videos_cpu",),
+        shown=("num_workers", "training.global_batch", "steps", "rounds"),
+    ),
+    "completion": Verb(
+        summary="a script that completes verbs and options in bash or zsh",
+        function="completion:complete",
+        positionals={"shell": "bash|zsh"},
+        examples=("bash > ~/.local/share/bash-completion/completions/twostream", "zsh > ~/.twostream_completion.zsh"),
+    ),
+}
+"""Verbs by name, in the order of a journey; a name of two words is one of a group."""
+
+GROUPS = {
+    "weights": "pretrained weights for towers to start from",
+    "track": "what was logged for MLflow",
+    "benchmark": "speed on this machine: of the loader, of ingest, of a step, of a run",
+}
+"""First words of names of two, and what they have in common."""
+
+
+def members(group: str) -> list[str]:
+    """The second words of a group's verbs."""
+    return [name.partition(" ")[2] for name in VERBS if name.startswith(f"{group} ")]
+
+
+def load(path: str, *, package: str) -> Any:
+    """What "module:name" means below a package."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(f"{package}.{module}"), name)
+
+
+def settings_class(verb: str) -> type | None:
+    """The settings class of a verb; None where it has none."""
+    path = VERBS[verb].settings
+    return None if path is None else load(path, package="twostream_ray")
+
+
+def all_settings() -> list[type]:
+    """The settings classes of all verbs: a recipe may hold any of their names."""
+    paths = dict.fromkeys(verb.settings for verb in VERBS.values() if verb.settings is not None)
+    return [load(path, package="twostream_ray") for path in paths]
+
+
+def parse(verb: str, kind: type[Settings], arguments: Sequence[str]) -> Settings:
+    """Settings of a verb from what stands behind it.
+
+    Raises:
+        ConfigError: an unknown name, a bad value or a missing one.
+    """
+    from twostream_ray.settings.parser import from_arguments
+
+    return from_arguments(
+        kind,
+        arguments,
+        prog=f"twostream {verb}",
+        positionals=tuple(VERBS[verb].positionals),
+        elsewhere=all_settings,
+    )
