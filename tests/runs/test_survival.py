@@ -36,13 +36,22 @@ OUTAGE_S = 20
 TOWER = TowerConfig(backbone="vgg_small", width=4, dropout=0.3)
 
 
-def experiment(shard_set: ShardSet, folder: Path, *, epochs: int) -> ExperimentConfig:
+WAYS: dict[str, dict[str, Any]] = {
+    "threads": {"decode_at": "worker", "decode_processes": 0},
+    "worker": {"decode_at": "worker", "decode_processes": 1},
+    "device": {"decode_at": "device"},
+    "stream": {"decode_at": "stream"},
+}
+"""Of decoding; samples are the same, bit for bit."""
+
+
+def experiment(shard_set: ShardSet, folder: Path, *, epochs: int, way: str = "threads") -> ExperimentConfig:
     return ExperimentConfig(
         name="survivor",
         data=DataConfig(
             shards=shard_set.uri,
             read_tasks=1,
-            decode_processes=0,
+            **WAYS[way],
             sampling=SamplingConfig(
                 num_snippets=1, min_stride_frames=1, max_stride_frames=1, test_times=1, flow_length=4
             ),
@@ -82,11 +91,19 @@ def assert_equal_weights(first: Path, second: Path) -> None:
 
 
 def undisturbed_and_disturbed(
-    shard_set: ShardSet, folder: Path, kinds: list[str], *, epochs: int, most_steps: int, seed: int
+    shard_set: ShardSet,
+    folder: Path,
+    kinds: list[str],
+    *,
+    epochs: int,
+    most_steps: int,
+    seed: int,
+    way: str = "threads",
 ) -> None:
     """Both end with the same weights, bit for bit; prints the seconds to the next step by kind of kill.
 
-    A kill comes 1 to `most_steps` steps after the last one was recovered from.
+    A kill comes 1 to `most_steps` steps after the last one was recovered from. The disturbed run decodes in the given
+    way, the undisturbed one by threads of its workers.
     """
     rng = random.Random(seed)
     recoveries: dict[str, list[Recovery]] = {}
@@ -98,7 +115,8 @@ def undisturbed_and_disturbed(
     )
     assert lost == []
     with nodes() as on:
-        driver = Driver(experiment(shard_set, folder / "disturbed", epochs=epochs), log=folder / "disturbed/log", on=on)
+        config = experiment(shard_set, folder / "disturbed", epochs=epochs, way=way)
+        driver = Driver(config, log=folder / "disturbed/log", on=on)
         for kind in kinds:
             recovery = disturb(driver, on, kind=kind, steps=rng.randint(1, most_steps), rng=rng)
             recoveries.setdefault(kind, []).append(recovery)
@@ -130,10 +148,14 @@ def orphans_after_a_while(on: Nodes) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "way", ["threads", *(pytest.param(way, marks=pytest.mark.soak) for way in ("worker", "device", "stream"))]
+)
 def test_a_run_survives_the_loss_of_worker_node_and_driver_and_ends_with_the_weights_of_an_undisturbed_one(
-    shard_set: ShardSet, tmp_path: Path
+    shard_set: ShardSet, tmp_path: Path, way: str
 ) -> None:
-    undisturbed_and_disturbed(shard_set, tmp_path, ["worker", "node", "driver"], epochs=3, most_steps=4, seed=1)
+    kinds = ["worker", "node", "driver"]
+    undisturbed_and_disturbed(shard_set, tmp_path, kinds, epochs=3, most_steps=4, seed=1, way=way)
 
 
 @pytest.mark.soak
@@ -146,10 +168,11 @@ def test_a_run_survives_21_kills_at_random_steps(shard_set: ShardSet, tmp_path: 
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("way", WAYS)
 def test_2_then_1_then_2_workers_within_an_epoch_see_every_clip_once_and_learn_the_same(
-    shard_set: ShardSet, tmp_path: Path
+    shard_set: ShardSet, tmp_path: Path, way: str
 ) -> None:
-    config = experiment(shard_set, tmp_path, epochs=1)
+    config = experiment(shard_set, tmp_path, epochs=1, way=way)
     # Without dropout and batch normalisation: then a step does not depend on how many share it.
     tower = TowerConfig(backbone="vgg_m_2048", width=4, dropout=0.0)
     config = replace(
