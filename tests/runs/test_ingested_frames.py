@@ -43,6 +43,7 @@ def test_every_frame_of_every_real_clip_fetched_in_random_order_is_the_right_one
             out=str(tmp_path),
             flow=FlowContract(short_side_px=128),  # flow takes long, and it is the frames that are looked at
             rows_per_shard=16,
+            max_bad_fraction=1.0,  # 29 of the 13,320 videos that the lists name are there
         )
     )
     shard_set = open_shards(str(tmp_path))

@@ -15,7 +15,13 @@ from typing import Any
 from twostream_ray import storage
 from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, stale_notes, survey
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP
-from twostream_ray.data.shards.writer import ShardPlan, plan_shards, write_manifest
+from twostream_ray.data.shards.writer import (
+    ShardPlan,
+    plan_shards,
+    record_of_missing,
+    write_manifest,
+    write_quarantine,
+)
 from twostream_ray.data.sources import lists
 from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, Clip, in_text_order, read_catalogs
 from twostream_ray.data.sources.open_source import open_source
@@ -29,6 +35,7 @@ from twostream_ray.storage.temporary_folders import sweep
 
 _SHARDS_WANTED = 64
 _PROBED_CLIPS = 5
+_SHOWN_MISSING = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,9 @@ class IngestReport:
     megabytes: float
     """Size of all shards in 1e6 bytes."""
     quarantined: int
-    """Videos that could not be used."""
+    """Videos that could not be used, those that are missing among them."""
+    missing: int
+    """Videos that a list or table names and that are not there."""
     reasons: dict[str, int]
     """Bad videos by kind of error."""
     done_before: int
@@ -56,10 +65,11 @@ class IngestReport:
 
     def sentence(self) -> str:
         """The report in one sentence."""
-        new = self.clips + self.quarantined - self.done_before
+        new = self.clips + self.quarantined - self.missing - self.done_before
+        missing = f" ({self.missing} of them listed and not there)" if self.missing else ""
         return (
             f"{self.clips} clips, {self.frames} frames, {self.hours:.2f} h, {self.megabytes:.1f} MB in shards; "
-            f"{self.quarantined} videos quarantined; {new} done now in {self.seconds:.0f} s"
+            f"{self.quarantined} videos quarantined{missing}; {new} done now in {self.seconds:.0f} s"
             + (f" ({new / self.seconds:.1f} clips/s)" if new else "")
             + (f", {self.done_before} before" if self.done_before else "")
         )
@@ -108,16 +118,18 @@ def _ingest(
         catalog = labelled_as_before
         before = survey(out, clips=catalog.clips, contract=config.flow, max_frames=config.max_frames)
     refuse_loss(before, clips=catalog.clips, root=config.catalog.root, replaced=config.replace)
+    _refuse_too_many_missing(config, catalog, out=out)
     parts = list(before.kept)
     finished = {entry["identity"][0] for part in parts for entry in part["clips"] + part["quarantined"]}
-    missing = [clip for clip in catalog.clips if clip.clip_id not in finished]
-    if missing:
+    waiting = [clip for clip in catalog.clips if clip.clip_id not in finished]
+    if waiting:
         require_cluster()
         if announce is not None:
-            for sentence in (*stale_notes(before.stale, "will go"), estimate(missing, config)):
+            for sentence in (*stale_notes(before.stale, "will go"), estimate(waiting, config)):
                 announce(sentence)
-        plans = plan_shards(missing, contract=config.flow, rows_per_shard=_rows_per_shard(config, len(catalog.clips)))
+        plans = plan_shards(waiting, contract=config.flow, rows_per_shard=_rows_per_shard(config, len(catalog.clips)))
         parts += _write_all(plans, out=out, config=config, progress=progress)
+    parts.append(record_of_missing(catalog.missing))
     write_manifest(
         out,
         parts=parts,
@@ -126,14 +138,53 @@ def _ingest(
         contract=config.flow,
         groups={clip.clip_id: clip.group for clip in catalog.clips},
     )
-    report = IngestReport(
+    report = _report(parts, catalog, done_before=len(finished), started=started)
+    num_listed = len(catalog.clips) + len(catalog.missing)
+    if report.quarantined > config.max_bad_fraction * num_listed:
+        raise TooManyBadVideosError(
+            f"{report.quarantined} of {num_listed} videos could not be used, at most "
+            f"{config.max_bad_fraction:.1%} may: see {storage.join(out, 'quarantine.csv')}, mend them or raise "
+            "max_bad_fraction and run again (finished shards are kept)"
+        )
+    # Last, for a root that went away in the middle of it must not take the shards of before with it.
+    report.notes.extend(delete_stale(before, written=parts))
+    return report
+
+
+def _refuse_too_many_missing(config: IngestConfig, catalog: Catalog, *, out: str) -> None:
+    """Raise TooManyBadVideosError where so many listed videos are not there that nothing else need be looked at.
+
+    A set that is only to be has its quarantine table then; that of a finished one stays as it is.
+    """
+    missing, num_listed = catalog.missing, len(catalog.clips) + len(catalog.missing)
+    if len(missing) <= config.max_bad_fraction * num_listed:
+        return
+    where = ""
+    if not storage.exists(storage.join(out, "manifest.json")):
+        write_quarantine(out, parts=[record_of_missing(missing)])
+        where = f"; all are in {storage.join(out, 'quarantine.csv')}"
+    raise TooManyBadVideosError(
+        f"{len(missing)} of {num_listed} videos could not be used, at most {config.max_bad_fraction:.1%} may: they are "
+        f"listed and not there, as {', '.join(clip.uri for clip in missing[:_SHOWN_MISSING])}{where}; mend the list or "
+        f"catalog.root, or ingest what is there by --max_bad_fraction {_next_percent(len(missing) / num_listed)}"
+    )
+
+
+def _next_percent(fraction: float) -> float:
+    """A fraction rounded up, with room for some videos that are there and bad."""
+    return min(1.0, (int(fraction * 100) + 2) / 100)
+
+
+def _report(parts: Sequence[dict[str, Any]], catalog: Catalog, *, done_before: int, started: float) -> IngestReport:
+    return IngestReport(
         clips=sum(len(part["clips"]) for part in parts),
         frames=sum(entry["num_frames"] for part in parts for entry in part["clips"]),
         hours=sum(entry["seconds"] for part in parts for entry in part["clips"]) / 3600,
         megabytes=sum(part["bytes"] for part in parts) / 1e6,
         quarantined=sum(len(part["quarantined"]) for part in parts),
         reasons=dict(Counter(entry["reason"].split(":")[0] for part in parts for entry in part["quarantined"])),
-        done_before=len(finished),
+        missing=len(catalog.missing),
+        done_before=done_before,
         seconds=time.monotonic() - started,
         notes=[
             *catalog.notes,
@@ -141,15 +192,6 @@ def _ingest(
             *encoder.version_notes([part.get("encoder") for part in parts if part["shard"]]),
         ],
     )
-    if report.quarantined > config.max_bad_fraction * len(catalog.clips):
-        raise TooManyBadVideosError(
-            f"{report.quarantined} of {len(catalog.clips)} videos could not be used, at most "
-            f"{config.max_bad_fraction:.1%} may: see {storage.join(out, 'quarantine.csv')}, mend them or raise "
-            "max_bad_fraction and run again (finished shards are kept)"
-        )
-    # Last, for a root that went away in the middle of it must not take the shards of before with it.
-    report.notes.extend(delete_stale(before, written=parts))
-    return report
 
 
 def _labelled_as(before: Standing, catalog: Catalog, config: IngestConfig) -> Catalog | None:

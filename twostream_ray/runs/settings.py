@@ -35,7 +35,8 @@ class IngestConfig:
     """How optical flow is computed and coded."""
 
     max_bad_fraction: float = 0.05
-    """Fail when more than this fraction of the videos had to be quarantined, in [0, 1]."""
+    """Fail when more than this fraction of the videos had to be quarantined, in [0, 1]. Videos that a list or table
+    names and that are not there are among them: of a data set of which only a part was downloaded, give 1."""
 
     max_frames: int = 10_000
     """Longer videos are quarantined: a clip is one row, and a task takes about 40 kB of memory for every frame."""

@@ -76,6 +76,43 @@ def test_a_split_list_serves_several_splits_and_names_with_spaces_and_signs() ->
     )
 
 
+LISTED = {
+    "folder": ("s.txt", {"s.txt": "a/x.avi train\na/gone.avi test\nb/y.avi train\n"}),
+    "table": ("t.csv", {"t.csv": "uri,label,split\na/x.avi,a,train\na/gone.avi,a,test\nb/y.avi,b,train\n"}),
+    "ucf101": (
+        "lists",
+        {
+            "lists/classInd.txt": "1 a\n2 b\n",
+            "lists/trainlist01.txt": "a/x.avi 1\nb/y.avi 2\n",
+            "lists/testlist01.txt": "a/gone.avi\n",
+        },
+    ),
+    "hmdb51": (
+        "lists",
+        {"lists/a_test_split1.txt": "x.avi 1\ngone.avi 2\nunused.avi 0\n", "lists/b_test_split1.txt": "y.avi 1\n"},
+    ),
+    "kinetics": (
+        "k.csv",
+        {
+            "k.csv": "label,youtube_id,time_start,time_end,split\n"
+            "a,x,0,10,train\na,gone,0,10,test\nb,y,0,10,train\n,unlabelled,0,10,test\n"
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LISTED)
+def test_a_listed_clip_that_is_not_there_is_missing_with_its_class_and_splits_in_every_layout(layout: str) -> None:
+    lists, texts = LISTED[layout]
+    paths = ["a/x_000000_000010.avi", "b/y_000000_000010.avi"] if layout == "kinetics" else ["a/x.avi", "b/y.avi"]
+    catalog = catalog_of(paths, texts=texts, layout=layout, lists=lists)
+    assert [clip.clip_id for clip in catalog.clips] == paths
+    (missing,) = catalog.missing
+    assert missing.clip_id.startswith("a/gone") and missing.uri == f"videos/{missing.clip_id}"
+    assert (missing.class_name, missing.label, missing.size_bytes) == ("a", 0, 0)
+    assert missing.splits == (("test1",) if layout in ("ucf101", "hmdb51") else ("test",))
+
+
 def test_files_that_are_no_videos_and_hidden_files_are_counted_not_read() -> None:
     catalog = catalog_of(["a/x.MP4", "a/readme.txt", "a/._x.mp4", ".trash/y.mp4"])
     assert [clip.clip_id for clip in catalog.clips] == ["a/x.MP4"]

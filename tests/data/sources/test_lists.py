@@ -1,6 +1,7 @@
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -239,6 +240,15 @@ def test_data_sets_together_keep_their_clips_apart_and_their_classes_one_after_t
         return {"u": [("train/run/a.mp4", 1), ("train/swim/b.mp4", 1)], "h": [("train/run/a.mp4", 2)]}[directory]
 
     configs = [CatalogConfig(root="u", name="ucf"), CatalogConfig(root="h", name="hmdb")]
+    listed = replace(configs[1], lists="s.txt", root="h/train")
+    files = {"h/train": [("run/a.mp4", 2)]}
+    (missing,) = read_catalogs(
+        [configs[0], listed],
+        list_files=lambda root: files.get(root) or list_files(root),
+        read_bytes=lambda _: b"run/a.mp4 train\nrun/gone.mp4 test\n",
+    ).missing
+    assert (missing.clip_id, missing.class_name, missing.label) == ("hmdb/run/gone.mp4", "hmdb/run", 2)
+
     catalog = read_catalogs(configs, list_files=list_files, read_bytes=lambda _: b"")
     assert catalog.classes == ("ucf/run", "ucf/swim", "hmdb/run")
     assert catalog.head_classes == (2, 1)

@@ -26,6 +26,7 @@ from twostream_ray.data.shards.shards import ROWS_PER_GROUP, SCHEMA, fields_crc3
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.data.sources.splits import group_of_name
 from twostream_ray.data.video import encoder
+from twostream_ray.errors import MissingError
 from twostream_ray.storage.temporary_folders import temporary_folder
 
 
@@ -179,6 +180,26 @@ class ShardWriter:
         return part
 
 
+def record_of_missing(clips: Sequence[Clip]) -> dict[str, Any]:
+    """What `write_manifest` takes for clips that a list names and that are not there: all of them in quarantine.
+
+    It is not stored, as those of shards are: a later ingest looks again.
+    """
+    reason = f"{MissingError.__name__}: a list names it and it is not there: add it, or take its line out"
+    quarantined = [{"identity": clip_identity(clip), "uri": clip.uri, "reason": reason, "sha256": ""} for clip in clips]
+    return {"key": "", "shard": None, "bytes": 0, "clips": [], "quarantined": quarantined}
+
+
+def write_quarantine(out: str, *, parts: Sequence[dict[str, Any]]) -> None:
+    """Write the quarantine table alone.
+
+    Raises:
+        StorageError: `out` cannot be written.
+    """
+    bad = [entry for part in parts for entry in part["quarantined"]]
+    storage.write_bytes(storage.join(out, "quarantine.csv"), _as_csv(bad).encode())
+
+
 def write_manifest(
     out: str,
     *,
@@ -235,7 +256,7 @@ def write_manifest(
     if bad and len(head_classes) > 1:
         manifest["quarantined_by_head"] = _by_head(bad, head_classes)
     storage.write_bytes(storage.join(out, "index.parquet"), index.getvalue())
-    storage.write_bytes(storage.join(out, "quarantine.csv"), _as_csv(bad).encode())
+    write_quarantine(out, parts=ordered)
     storage.write_json(storage.join(out, "manifest.json"), manifest)
 
 

@@ -165,6 +165,9 @@ class Catalog:
     head_classes: tuple[int, ...] = ()
     """Classes of each data set, in the order of `classes`; () is one data set."""
 
+    missing: tuple[Clip, ...] = ()
+    """Clips that a list or table names and that are not there, of 0 bytes, sorted by clip_id: for quarantine."""
+
 
 def read_catalogs(configs: Sequence[CatalogConfig], *, list_files: ListFiles, read_bytes: ReadBytes) -> Catalog:
     """One catalog over several data sets, for multi-task training (Simonyan and Zisserman 2014, sec. 4).
@@ -183,20 +186,24 @@ def read_catalogs(configs: Sequence[CatalogConfig], *, list_files: ListFiles, re
     if len(configs) == 1:
         return read[0]
     starts = [sum(len(catalog.classes) for catalog in read[:number]) for number in range(len(read))]
-    clips = [
-        replace(
-            clip,
-            clip_id=f"{name}/{clip.clip_id}",
-            class_name=f"{name}/{clip.class_name}",
-            label=start + clip.label,
-            group=f"{name}/{clip.group}",
-        )
-        for name, start, catalog in zip(names, starts, read, strict=True)
-        for clip in catalog.clips
-    ]
+    clips, missing = (
+        [
+            replace(
+                clip,
+                clip_id=f"{name}/{clip.clip_id}",
+                class_name=f"{name}/{clip.class_name}",
+                label=start + clip.label,
+                group=f"{name}/{clip.group}",
+            )
+            for name, start, those in zip(names, starts, of_each, strict=True)
+            for clip in those
+        ]
+        for of_each in ([one.clips for one in read], [one.missing for one in read])
+    )
     named = list(zip(names, read, strict=True))
     return Catalog(
         clips=tuple(sorted(clips, key=lambda clip: clip.clip_id)),
+        missing=tuple(sorted(missing, key=lambda clip: clip.clip_id)),
         classes=tuple(f"{name}/{label}" for name, catalog in named for label in catalog.classes),
         notes=tuple(f"{name}: {note}" for name, catalog in named for note in catalog.notes),
         head_classes=tuple(len(catalog.classes) for catalog in read),
@@ -207,7 +214,7 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
     """Read a data set's folders and lists into a table of labelled clips.
 
     Files that are no videos (by suffix), videos in no list and listed videos that are not there are counted in the
-    notes; whatever would make a label or a split wrong is an error.
+    notes, the last ones are `missing`; whatever would make a label or a split wrong is an error.
 
     Raises:
         CatalogError: no video, a video outside the layout, a malformed line, an unknown class or split, a clip listed
@@ -237,7 +244,7 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
         flow_images, more_notes = find_flow_images(config.flow_images, clips=present, list_files=list_files)
         notes += more_notes
     labels = {name: label for label, name in enumerate(classes)}
-    clips = tuple(
+    listed = tuple(
         Clip(
             uri=f"{config.root.rstrip('/')}/{path}",
             clip_id=path,
@@ -245,14 +252,15 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
             label=labels[by_path[path][0].class_name],
             splits=tuple(sorted((m.split for m in by_path[path]), key=lambda split: (_fold(split), split))),
             group=by_path[path][0].group,
-            size_bytes=videos[path] + (flow_images[path].size_bytes if flow_images else 0),
-            flow_uris=flow_images[path].uris if flow_images else (),
+            size_bytes=videos.get(path, 0) + (flow_images[path].size_bytes if path in flow_images else 0),
+            flow_uris=flow_images[path].uris if path in flow_images else (),
             frames=config.frames,
         )
-        for path in present
+        for path in (*present, *sorted(by_path.keys() - videos.keys()))
     )
+    clips, missing = listed[: len(present)], listed[len(present) :]
     notes += [*spelling_notes, *_notes_on_absent(config, classes, clips, listed=set(by_path), found=set(videos))]
-    return Catalog(clips=clips, classes=tuple(classes), notes=tuple(notes))
+    return Catalog(clips=clips, classes=tuple(classes), notes=tuple(notes), missing=missing)
 
 
 def _labelled(
@@ -323,8 +331,11 @@ def in_text_order(catalog: Catalog, configs: Sequence[CatalogConfig]) -> Catalog
         own = catalog.classes[start : start + size]
         classes += own if config.layout == "ucf101" else sorted(own)
     labels = {name: label for label, name in enumerate(classes)}
-    clips = tuple(replace(clip, label=labels[clip.class_name]) for clip in catalog.clips)
-    return replace(catalog, classes=tuple(classes), clips=clips)
+    clips, missing = (
+        tuple(replace(clip, label=labels[clip.class_name]) for clip in those)
+        for those in (catalog.clips, catalog.missing)
+    )
+    return replace(catalog, classes=tuple(classes), clips=clips, missing=missing)
 
 
 def _one_spelling_a_class(memberships: Sequence[Membership]) -> tuple[list[Membership], list[str]]:
