@@ -12,6 +12,7 @@ from rich.console import Console
 
 from twostream_ray import console as module
 from twostream_ray.console import Bar, SearchDisplay, TrainingDisplay, console, table
+from twostream_ray.runs.cluster.session import polled
 from twostream_ray.runs.train.events import DeviceSettingsChosen, EpochEnded, WorkersLost
 
 TWOSTREAM = str(Path(sys.executable).with_name("twostream"))
@@ -177,6 +178,28 @@ def test_a_reader_that_goes_away_ends_a_verb_quietly() -> None:
         assert (done.stdout, done.stderr) == ("141\n", ""), verb
     both = run("$T --help 2>&1 | true; $T fly 2>&1 | true; echo ${PIPESTATUS[0]}")
     assert (both.stdout, both.stderr) == ("141\n", "")
+
+
+def test_a_reader_that_goes_away_ends_polling_without_a_traceback_and_the_block_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = []
+
+    def look() -> None:
+        calls.append(1)
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError), polled(look, every_seconds=0.01):
+        time.sleep(0.2)
+    assert len(calls) == 1 and capsys.readouterr().err == ""
+
+
+def test_a_closed_output_is_refused_and_not_taken_for_an_answer() -> None:
+    for verb in ("predict video.mp4", "--help", "train"):
+        done = run(f"$T {verb} >&-; echo $?")
+        assert done.stdout == "2\n" and len(done.stderr.splitlines()) == 1, verb
+        assert "standard output is closed" in done.stderr
+    assert run("$T --version >&- 2>&-; echo $?").stdout == "2\n"
 
 
 def test_a_full_disk_behind_standard_output_is_one_line() -> None:

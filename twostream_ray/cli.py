@@ -34,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         # A stopped job or a spot instance's notice: what was finished is kept, as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.stdout is None:
+        # Nothing would be seen of an answer, and files opened later would be taken for the output.
+        if sys.stderr is not None:
+            complain("standard output is closed: leave it open, or send it to a file or /dev/null", verb=verb)
+        return 2
     for stream in (sys.stdout, sys.stderr):
         # A terminal of another encoding shows escapes; names need not be of its letters.
         if isinstance(stream, io.TextIOWrapper):
@@ -44,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except SystemExit as end:  # --help of a verb
             code = end.code if isinstance(end.code, int) else 0
         # Otherwise the interpreter meets a full disk or a closed pipe, and reports it in its own way.
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except OSError as error:
         if isinstance(error, BrokenPipeError) and any(map(_reader_is_gone, (sys.stdout, sys.stderr))):

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import ray
 
 from twostream_ray.errors import ClusterError
 from twostream_ray.runs.cluster import private_cluster
-from twostream_ray.runs.cluster.address import cluster_address
+from twostream_ray.runs.cluster.address import cluster_address, cluster_of_this_machine
 
 
 @contextmanager
@@ -118,3 +119,21 @@ def test_a_cluster_that_wants_a_token_says_so_in_a_line(cluster: None) -> None:
     assert re.match(
         r"twostream_ray.errors.ClusterError: the Ray cluster 127.0.0.1:\d+ wants a token: set RAY_AUTH_MODE", last
     )
+
+
+def test_a_cluster_that_ray_start_has_left_on_this_machine_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster_of_this_machine() is None
+    (tmp_path / "ray").mkdir()
+    note = tmp_path / "ray/ray_current_cluster"
+    for text in ("", "nonsense", "127.0.0.1:1", "[::1]:99999999"):
+        note.write_text(text)
+        assert cluster_of_this_machine() is None, text
+    with port_that(bytes.fromhex("000000040000000000")) as port:
+        note.write_text(f"127.0.0.1:{port}\n")
+        assert cluster_of_this_machine() == f"127.0.0.1:{port}"
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+        assert cluster_of_this_machine() is None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 from twostream_ray.errors import ClusterError
 
 _PATIENCE_S = 5.0
+_AT_ONCE_S = 1.0
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """What a client of gRPC says first: the preface and an empty frame of settings (RFC 9113, section 3.4)."""
 _SETTINGS_FRAME = 4
@@ -52,13 +56,28 @@ def cluster_address() -> str | None:
     return address
 
 
-def _speaks_grpc(host: str, port: int) -> bool:
+def cluster_of_this_machine() -> str | None:
+    """HOST:PORT of the cluster that `ray start --head` has started on this machine, if RAY_ADDRESS is silent about it.
+
+    By the file in which Ray notes it for the commands of this machine's users; None where nothing answers there.
+    """
+    if os.environ.get("RAY_ADDRESS", "").strip():
+        return None
+    note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+    with suppress(OSError, ValueError):
+        host, _, port = note.read_text(encoding="utf-8").strip().rpartition(":")
+        if host and _speaks_grpc(host.strip("[]"), int(port), patience_s=_AT_ONCE_S):
+            return f"{host}:{port}"
+    return None
+
+
+def _speaks_grpc(host: str, port: int, *, patience_s: float = _PATIENCE_S) -> bool:
     """Whether a server of gRPC, as Ray's control service is one, answers there.
 
     Raises:
         OSError: nothing answers.
     """
-    with socket.create_connection((host, port), timeout=_PATIENCE_S) as connection:
+    with socket.create_connection((host, port), timeout=patience_s) as connection:
         if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
             return True
         try:

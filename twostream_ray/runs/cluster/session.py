@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from twostream_ray.errors import ClusterError
-from twostream_ray.runs.cluster.address import cluster_address
+from twostream_ray.runs.cluster.address import cluster_address, cluster_of_this_machine
 from twostream_ray.runs.cluster.private_cluster import (
     environment,
     private_cluster,
@@ -20,6 +20,8 @@ from twostream_ray.runs.cluster.private_cluster import (
     short_folder,
 )
 from twostream_ray.runs.cluster.watchdog import note_stop
+
+_log = logging.getLogger(__name__)
 
 _CONNECT_S = 2.0
 _NOWHERE = "http://127.0.0.1:9"
@@ -40,6 +42,10 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
         yield
         return
     address = cluster_address()
+    if address is None and (other := cluster_of_this_machine()) is not None:
+        _log.warning(
+            "note: RAY_ADDRESS=%s would join the Ray cluster of this machine; without it one is started", other
+        )
     port = _free_port() if dashboard and address is None else None
     cluster = private_cluster(_private_settings(port), dashboard_port=port) if address is None else _joined(address)
     # Our own progress bars say what Ray Data's lines would.
@@ -196,16 +202,23 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
 def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None]:
     """Call `look` again and again from a thread while the block runs, and once more when it ends well.
 
-    Not any more once Ray has failed it: the block fails with it as well.
+    Not any more once Ray has failed it: the block fails with it as well. Nor once what it prints is read by nobody.
+
+    Raises:
+        BrokenPipeError: whoever read the output (head, less) has gone; raised when the block has ended.
     """
     from ray.exceptions import RayError
 
     ended = threading.Event()
+    closed: list[BrokenPipeError] = []
 
     def repeat() -> None:
-        with suppress(RayError):
-            while not ended.wait(every_seconds):
-                look()
+        try:
+            with suppress(RayError):
+                while not ended.wait(every_seconds):
+                    look()
+        except BrokenPipeError as error:
+            closed.append(error)
 
     thread = threading.Thread(target=repeat, name="progress", daemon=True)
     thread.start()
@@ -214,4 +227,6 @@ def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None
     finally:
         ended.set()
         thread.join(timeout=5)
+    if closed:
+        raise closed[0]
     look()

@@ -108,7 +108,7 @@ def _tune(
             if config.search.share_samples_gb:
                 _remove_on_every_node(_samples_folder(config))
     except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt)
+        killed = isinstance(error, KeyboardInterrupt | BrokenPipeError)
         search.abort("KILLED" if killed else "FAILED", failure="" if killed else describe_error(error))
         raise
     return report
@@ -192,6 +192,8 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
                 verbose=0,
             ),
         ).fit()
+    if search.closed_output is not None:
+        raise search.closed_output
     if lost():
         raise KeyboardInterrupt  # its lease says who has the search now
     _wait_for_trials_to_end()
@@ -273,7 +275,8 @@ class BudgetStopper(ray_tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether a budget is spent, or the search is another process's now."""
-        return self._lost() or self._search.out_of_budget() is not None
+        gone = self._search.closed_output is not None
+        return gone or self._lost() or self._search.out_of_budget() is not None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -47,6 +47,8 @@ class Search:
         self._used_up = False
         self.gpus_per_trial = 0.0
         """What a trial takes of the cluster."""
+        self.closed_output: BrokenPipeError | None = None
+        """Whoever read the progress has gone: the search stops, and resumes with the same command."""
         self._began = self._noted = time.monotonic()
         self._seconds_before = self.trials.seconds
         self.mlflow_run = tracking.RunHandle(

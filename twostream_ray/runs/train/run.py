@@ -150,7 +150,7 @@ def _train(
     except BaseException as error:
         # A search says itself how its trials ended: it may have stopped this one.
         if parent is None:
-            killed = isinstance(error, KeyboardInterrupt)
+            killed = isinstance(error, KeyboardInterrupt | BrokenPipeError)
             tracking.finish_run(handle, "KILLED" if killed else "FAILED", failure="" if killed else failure_of(error))
         if isinstance(error, ShardError):
             raise folder.explained(error, shard_set) from error

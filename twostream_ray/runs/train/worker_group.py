@@ -30,6 +30,7 @@ from twostream_ray.runs.train.events import (
     DeviceSettingsChosen,
     EpochRecorded,
     Progress,
+    ProgressEvent,
     TrainingFailed,
     TrainingStopped,
     WorkersLost,
@@ -65,6 +66,7 @@ def train_with_worker_group(
         ConfigError: there are more workers than lanes.
         TrainingError: the group failed more often than workers.max_failures allows, or a loss was not finite.
         KeyboardInterrupt: `stop` was set, and what the run reached is in a checkpoint.
+        BrokenPipeError: whoever read the progress has gone, and what the run reached is in a checkpoint.
     """
     mend_snapshot(storage.join(storage.absolute(config.storage), config.name), watched=watched_metric(config))
     if isinstance(config.workers.num_workers, tuple):
@@ -100,10 +102,7 @@ def train_with_worker_group(
         )
         with _events(mailbox, handle, progress=progress, stop=stop) as end:
             result = _fit(trainer, config)
-        if end.failure is not None:
-            raise TrainingError(f"run {config.name!r}: {end.failure}")
-        if end.stopped:
-            raise KeyboardInterrupt
+        end.raise_early(config.name)
         return _checkpoint_and_history(result, config)
 
 
@@ -174,10 +173,21 @@ class _End:
 
     failure: str | None = None
     stopped: bool = False
+    closed_output: BrokenPipeError | None = None
+    """Whoever read the progress (head, less) has gone: the run stops, with what it has reached in a checkpoint."""
     recorded: threading.Event = field(default_factory=threading.Event)
     """An epoch waits to be delivered to MLflow."""
     tags: dict[str, str] = field(default_factory=dict)
     """What the MLflow run is still to be tagged with."""
+
+    def raise_early(self, run: str) -> None:
+        """Raise what ended the workers before the last epoch, if anything did."""
+        if self.closed_output is not None:
+            raise self.closed_output
+        if self.failure is not None:
+            raise TrainingError(f"run {run!r}: {self.failure}")
+        if self.stopped:
+            raise KeyboardInterrupt
 
 
 @contextmanager
@@ -187,8 +197,16 @@ def _events(
     """Read the mailbox while the block runs: progress is passed on, recorded epochs are delivered."""
     end = _End()
 
+    def show(event: ProgressEvent) -> None:
+        if progress is None or end.closed_output is not None:
+            return
+        try:
+            progress(event)
+        except BrokenPipeError as error:
+            end.closed_output = error
+
     def read() -> None:
-        if stop is not None and stop.is_set():
+        if end.closed_output is not None or (stop is not None and stop.is_set()):
             mailbox.stop.remote()
         for event in ray.get(mailbox.take.remote()):
             if isinstance(event, DeviceSettingsChosen):
@@ -200,8 +218,8 @@ def _events(
                     end.failure = event.message
                 case TrainingStopped():
                     end.stopped = True
-                case _ if progress is not None:
-                    progress(event)
+                case _:
+                    show(event)
 
     def deliver() -> None:
         if end.recorded.is_set():
