@@ -245,12 +245,14 @@ def test_documents_may_be_asked_to_hold_every_field() -> None:
         from_mapping(FlowContract, {key: contract[key] for key in contract if key != "bound_px"}, complete=True)
 
 
-def test_of_an_option_given_twice_the_last_counts_and_help_says_so(tmp_path: Path) -> None:
+def test_options_override_recipes_wherever_they_stand_and_of_two_the_last_counts(tmp_path: Path) -> None:
     first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
     first.write_text("flow: {bound_px: 5, jpeg_quality: 80}\n")
     second.write_text("flow: {bound_px: 6}\n")
     twice = [*INGEST, "--flow.bound_px", "3", "--flow.bound_px", "4"]
     assert from_arguments(IngestConfig, twice).flow.bound_px == 4
     both = [*twice, "--config", str(first), "--config", str(second)]
-    assert from_arguments(IngestConfig, both).flow == FlowContract(bound_px=6, jpeg_quality=80)
-    assert "of one given twice the last counts" in " ".join(parser_for(IngestConfig).format_help().split())
+    assert from_arguments(IngestConfig, both).flow == FlowContract(bound_px=4, jpeg_quality=80)
+    recipes = [*INGEST, "--config", str(first), "--config", str(second)]
+    assert from_arguments(IngestConfig, recipes).flow == FlowContract(bound_px=6, jpeg_quality=80)
+    assert "of what is given twice the last counts" in " ".join(parser_for(IngestConfig).format_help().split())

@@ -64,6 +64,7 @@ def given(
         ConfigError: an unknown name, a value of another type, a missing value, or a recipe that cannot be read.
     """
     found, free = Given(lists={name: [] for name in lists_among(kind, positionals)}), list[str]()
+    recipes, options = list[str](), list[tuple[str, Any, str]]()
     waiting = deque(arguments)
     while waiting:
         argument = waiting.popleft()
@@ -79,9 +80,14 @@ def given(
             hint = None if option == "--config" else _type_of_option(kind, option)
             value = value if assigned else _next_value(option, hint, waiting)
             if option == "--config":
-                _add_recipe(found, kind, value, elsewhere)
+                recipes.append(value)
             else:
-                _add_option(found, option, hint, value)
+                options.append((option, hint, value))
+    # Options override recipes, wherever they stand.
+    for value in recipes:
+        _add_recipe(found, kind, value, elsewhere)
+    for option, hint, value in options:
+        _add_option(found, option, hint, value)
     for name in positionals:
         if name in found.lists:
             found.lists[name].extend(free)

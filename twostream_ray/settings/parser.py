@@ -64,7 +64,7 @@ def parser_for(
         "--config",
         action="config",
         help="YAML recipe: a file, or the name of one that `twostream recipes` lists. A verb takes the part that it "
-        "knows. Options given after it override it, and of one given twice the last counts.",
+        "knows. Options override it wherever they stand, and of what is given twice the last counts.",
     )
     # The parser finds the class of blocks in a list by its path; a value may name these, which are loaded, no other.
     set_parsing_settings(import_path_allowlist=[f"{one.__module__}.{one.__qualname__}" for one in listed_in(kind)])

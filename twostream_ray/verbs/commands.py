@@ -51,12 +51,20 @@ VERBS: dict[str, Verb] = {
         positionals={"catalog.root": "[VIDEOS]"},
         examples=(
             "videos --out shards",
-            "videos --out shards --config own_videos_cpu",
+            "videos --out shards --config own_videos_cpu --catalog.split '[0.7, 0.15, 0.15]'",
             "UCF-101 --catalog.layout ucf101 --catalog.lists ucfTrainTestlist --out shards",
             "s3://bucket/videos --catalog.layout table --catalog.lists clips.csv --out s3://bucket/shards",
         ),
         shown=(
-            *("out", "catalog.layout", "catalog.lists", "catalog.name", "flow.short_side_px", "flow.algorithm"),
+            *(
+                "out",
+                "catalog.layout",
+                "catalog.lists",
+                "catalog.split",
+                "catalog.name",
+                "flow.short_side_px",
+                "flow.algorithm",
+            ),
             *("max_bad_fraction", "replace"),
         ),
     ),
@@ -79,8 +87,14 @@ VERBS: dict[str, Verb] = {
             "shards --config fusion_2016 --name split1 --data.train_split train1 --data.test_split test1",
         ),
         shown=(
-            *("name", "data.train_split", "data.validation_split", "data.test_split", "model.architecture"),
-            *("training.epochs", "training.global_batch", "training.learning_rate", "workers.num_workers"),
+            *("name", "data.train_split", "data.validation_split", "data.test_split", "data.validation_fraction"),
+            *(
+                "model.architecture",
+                "training.epochs",
+                "training.global_batch",
+                "training.learning_rate",
+                "workers.num_workers",
+            ),
             *("storage", "tracking.uri"),
         ),
     ),
@@ -113,7 +127,7 @@ VERBS: dict[str, Verb] = {
         settings="runs.score.settings:PredictConfig",
         positionals={"videos": "VIDEO ..."},
         examples=("clip.mp4", "clips/*.mp4 --model champion --format json"),
-        shown=("model", "top_k", "format", "tracking.uri"),
+        shown=("model", "head", "top_k", "format", "tracking.uri"),
     ),
     "pull": Verb(
         summary="download a registered model for use without MLflow",

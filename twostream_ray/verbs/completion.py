@@ -59,7 +59,15 @@ def script() -> str:
     options, choices = "", dict[str, str]()
     for name in VERBS:
         settings = dict(_settings(settings_class(name)))
-        written = " ".join([*(f"--{key}" for key in settings), "--config", "--help", "--help-all"])
+        written = " ".join(
+            [
+                *(f"--{key}" for key in settings),
+                *(one.split()[0] for one in VERBS[name].more),
+                "--config",
+                "--help",
+                "--help-all",
+            ]
+        )
         options += f'                "{name}") words="{written}" ;;\n'
         for key, hint in settings.items():
             values = ("true", "false") if hint is bool else get_args(hint) if get_origin(hint) is Literal else ()

@@ -67,7 +67,7 @@ def of_verb(name: str, *, whole: bool = False) -> str:
         return f"{head}\n{options.strip()}\n"
     rows = [(_name_of(verb, one, kind), _about(one, parser)) for one in (*verb.positionals, *verb.shown)]
     count = sum(action.metavar != "{...}" for action in parser._actions) - 3  # help, --config and --print_config
-    recipe = "A recipe: settings in YAML, a file or a name of `twostream recipes`; options after it override it."
+    recipe = "A recipe: settings in YAML, a file or a name of `twostream recipes`; options override it."
     rows += [*verb.more.items(), ("--config RECIPE", recipe)]
     foot = f"twostream {name} --help-all lists all {count} settings with units and defaults."
     return f"{head}\n{_columns(rows)}\n{_filled(foot)}"
