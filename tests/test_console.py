@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from twostream_ray import console as module
-from twostream_ray.console import Bar, SearchDisplay, TrainingDisplay, console, table
+from twostream_ray.console import Bar, SearchDisplay, TrainingDisplay, clock, console, speed, table
 from twostream_ray.runs.cluster.session import polled
-from twostream_ray.runs.train.events import DeviceSettingsChosen, EpochEnded, WorkersLost
+from twostream_ray.runs.train.events import DeviceSettingsChosen, EpochEnded, WorkersLost, WorkersStarting
 
 TWOSTREAM = str(Path(sys.executable).with_name("twostream"))
 NAMES = [
@@ -215,3 +215,25 @@ def test_terminals_of_another_encoding_show_escapes() -> None:
     script = "from twostream_ray.cli import main; from twostream_ray.console import *; main(['--version']); "
     done = run(f"""{python} "{script} table('é', ['é'], [['走る']])" """, PYTHONIOENCODING="ascii")
     assert done.stderr == "" and r"\u8d70\u308b" in done.stdout
+
+
+def test_times_are_named_and_slow_rates_are_seconds_a_step(screen: io.StringIO) -> None:
+    assert [clock(seconds) for seconds in (0.4, 4, 65, 3600 + 65)] == ["0:00", "0:04", "1:05", "1:01:05"]
+    assert speed(2.5, unit="steps") == "2.5 steps/s" and speed(0.25, unit="steps") == "4.0 s/step"
+    with Bar("a", unit="steps") as bar:
+        bar.show(1, 4)
+        bar.show(2, 4)
+        console.print(bar._bar.get_renderable())
+    assert "0:00 elapsed" in seen(screen)
+    TrainingDisplay("a").event(WorkersStarting(num_workers=2))
+    assert "starting 2 workers" in seen(screen)
+
+
+def test_lines_of_a_log_have_both_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0.0)
+    now = iter([0.0, 0.0, 4.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(now, 4.0))
+    bar = Bar("a", unit="steps")
+    bar.show(1, 3)
+    bar.show(2, 3)
+    assert capsys.readouterr().out.splitlines()[-1] == "a: 2 of 3 steps, 4.0 s/step, 0:04 elapsed, 0:04 left"

@@ -10,8 +10,9 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from twostream_ray.redaction import printable
 from twostream_ray.runs.train.events import (
@@ -22,6 +23,7 @@ from twostream_ray.runs.train.events import (
     StepEnded,
     WorkersLost,
     WorkersStarted,
+    WorkersStarting,
 )
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -51,22 +53,41 @@ console = _PlainConsole(
 )
 
 
+class _TimeColumn(ProgressColumn):
+    """As in "0:21 elapsed, 0:04 left"."""
+
+    def render(self, task: Task) -> Text:
+        """Rich's hook."""
+        left = "" if task.finished or task.time_remaining is None else f", {clock(task.time_remaining)} left"
+        return Text(f"{clock(task.finished_time or task.elapsed or 0.0)} elapsed{left}")
+
+
+def clock(seconds: float) -> str:
+    """A duration as minutes and seconds, 4:05, or with hours, 1:04:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def speed(rate: float, *, unit: str) -> str:
+    """A rate per second of what is counted, in the plural: 2.5 steps/s, and below one a second 4.0 s/step."""
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
+
+
 class Bar:
     """A progress bar that becomes a line every 15 s where the output is a file or a job's log."""
 
     def __init__(self, label: str, *, unit: str) -> None:
         """`unit` is what is counted, in the plural: clips, steps."""
         self._label, self._unit = printable(label), unit
-        self._started = self._last_line = time.monotonic()
+        self._opened = self._started = self._last_line = time.monotonic()
         self._first: int | None = None
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            _TimeColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
@@ -90,13 +111,14 @@ class Bar:
         if done and self._first is None:
             self._first, self._started = done, now
         rate = (done - (self._first or 0)) / max(now - self._started, 1e-9) if self._first is not None else 0.0
-        speed = f"{rate:.1f} {self._unit}/s" if rate else ""
-        self._bar.update(self._task, completed=done, total=total, rate=speed, note=printable(note))
+        paced = speed(rate, unit=self._unit) if rate else ""
+        self._bar.update(self._task, completed=done, total=total, rate=paced, note=printable(note))
         if not console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = f", {(total - done) / rate:.0f} s left" if rate else ""
+            left = f", {clock((total - done) / rate)} left" if rate else ""
+            times = f"{clock(now - self._opened)} elapsed{left}"
             console.print(
-                f"{self._label}: {done} of {total} {self._unit}{', ' + speed if speed else ''}{left} {note}".rstrip()
+                f"{self._label}: {done} of {total} {self._unit}{', ' + paced if paced else ''}, {times} {note}".rstrip()
             )
 
     def line(self, text: str) -> None:
@@ -119,6 +141,8 @@ class TrainingDisplay(Bar):
             case StepEnded():
                 done = event.epoch * event.num_steps + event.step
                 self.show(done, event.num_epochs * event.num_steps, note=f"loss {event.loss:.3f}")
+            case WorkersStarting():
+                self.line(f"starting {event.num_workers} worker{'s' * (event.num_workers > 1)}")
             case WorkersStarted() if event.epoch or event.step:
                 workers = "1 worker resumes" if event.num_workers == 1 else f"{event.num_workers} workers resume"
                 self.line(f"{workers} at epoch {event.epoch + 1}, step {event.step + 1}")

@@ -29,6 +29,9 @@ _OF_THE_MACHINE = (
 )
 
 
+_OF_THE_CALL = ("workers", "tracking", "storage", "dry_run")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """Shards -> a trained, evaluated and registered network."""
@@ -57,6 +60,9 @@ class ExperimentConfig:
     seed: int = 0
     """Fixes initial weights, order and every draw."""
 
+    dry_run: bool = False
+    """Check everything, say what would be trained, and end before Ray starts; of `train` and `tune`."""
+
     def __post_init__(self) -> None:
         require_name(self.name, setting="name")
         require_within(self, seed="[0, 9_223_372_036_854_775_807]")
@@ -65,6 +71,16 @@ class ExperimentConfig:
                 "training.patience_epochs wants a split to watch: set data.validation_split, or "
                 "data.validation_fraction, or leave patience out"
             )
+
+
+def refuse_dry_run(config: ExperimentConfig) -> None:
+    """Refuse to work where only a look was wanted.
+
+    Raises:
+        ConfigError: dry_run is set.
+    """
+    if config.dry_run:
+        raise ConfigError("dry_run is for `twostream train` and `twostream tune`, this trains: leave it out")
 
 
 _Experiment = TypeVar("_Experiment", bound=ExperimentConfig)
@@ -118,7 +134,7 @@ def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
 def without_free_settings(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run without those that a resumed one may have otherwise; earlier versions wrote more down."""
     data = values.get("data", {})
-    fixed = {name: value for name, value in values.items() if name not in ("workers", "tracking", "storage")}
+    fixed = {name: value for name, value in values.items() if name not in _OF_THE_CALL}
     # Which data they are is asked of their manifest.
     free = {*_OF_THE_MACHINE, "test_split", "shards"}
     if data.get("validation_fraction") is None:

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import printable
@@ -12,6 +13,27 @@ def complain(text: str, *, verb: str = "") -> None:
     """Say in one line what was refused."""
     line = printable(" ".join(text.split()))
     print(f"twostream {verb}".rstrip() + f": error: {line}", file=sys.stderr)  # noqa: T201
+
+
+def announce(config: Any, shard_set: Any, *, folder: Any, trials: int | None = None) -> None:
+    """Print what will be trained, unless the run in `folder` has ended, and what starts now.
+
+    Raises:
+        ConfigError, WeightsError, ClusterError: as `plan_training`.
+    """
+    from twostream_ray import storage
+    from twostream_ray.console import console
+
+    if storage.exists(folder.report):
+        console.print(f"{folder.what} has ended before, as {folder.report} says")
+    else:
+        from twostream_ray.runs.train.plan import plan_training
+
+        for line in plan_training(config, shard_set, folder=folder).lines():
+            console.print(line)
+        if trials is not None:
+            console.print(f"search: at most {trials} trials of up to the epochs above, their space over these settings")
+    console.print("dry run: nothing was started" if config.dry_run else "starting Ray")
 
 
 def require_uri(uri: str, *, setting: str) -> None:

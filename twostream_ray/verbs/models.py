@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twostream_ray.redaction import printable
-from twostream_ray.verbs import complain, require_uri
+from twostream_ray.verbs import announce, complain, require_uri
 
 
 def train(arguments: list[str]) -> int:
@@ -21,8 +21,14 @@ def train(arguments: list[str]) -> int:
     from twostream_ray.runs.train.preflight import SPLITS, require_ready
 
     # Before torch and MLflow are imported and a cluster is started, which takes seconds.
-    require_ready(config, splits=SPLITS, folder=RunFolder.of(config))
+    folder = RunFolder.of(config)
+    console.print(f"reading the index of {config.data.shards}")
+    shard_set = require_ready(config, splits=SPLITS, folder=folder)
+    announce(config, shard_set, folder=folder)
+    if config.dry_run:
+        return 0
     from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
+    from twostream_ray.runs.score.next_commands import summary
     from twostream_ray.runs.score.publish import train_and_publish
 
     with ray_session(), ExitStack() as showing:
@@ -34,10 +40,10 @@ def train(arguments: list[str]) -> int:
         console.print(f"run {config.name} is finished already: {trained.checkpoint}")
         return 0
     console.print(published.evaluation.report.to_text())
-    console.print(f"checkpoint: {trained.checkpoint}")
-    console.print(f"pictures and scores: {RunFolder.of(config).evaluation}")
     if published.version is not None:
         console.print(f"registered {config.tracking.model_name} version {published.version}: {published.verdict}")
+    for line in summary(config, trained, published):
+        console.print(line)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from twostream_ray.verbs import require_uri
+from twostream_ray.verbs import announce, require_uri
 
 
 def tune(arguments: list[str]) -> int:
@@ -20,7 +20,12 @@ def tune(arguments: list[str]) -> int:
     from twostream_ray.runs.train.preflight import require_ready
 
     # Before torch and Ray are imported, which takes seconds.
-    require_ready(config, splits=("train_split", "validation_split"), folder=SearchFolder.of(config))
+    folder = SearchFolder.of(config)
+    console.print(f"reading the index of {config.data.shards}")
+    shard_set = require_ready(config, splits=("train_split", "validation_split"), folder=folder)
+    announce(config, shard_set, folder=folder, trials=config.search.trials)
+    if config.dry_run:
+        return 0
     from twostream_ray.runs.search.ray_tune import tune
 
     with SearchDisplay(config.name, trials=config.search.trials) as display:

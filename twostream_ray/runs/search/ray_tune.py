@@ -26,7 +26,7 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.runs.cluster.private_cluster import environment
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session, require_cluster
-from twostream_ray.runs.experiment import ExperimentConfig, with_absolute_uris
+from twostream_ray.runs.experiment import ExperimentConfig, refuse_dry_run, with_absolute_uris
 from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.search.records import Spent, TrialRecord
 from twostream_ray.runs.search.report import SearchReport
@@ -68,6 +68,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
     require_cluster()
     config = _sharing_samples(with_absolute_uris(config))
     require_lasting_storage(config)
+    refuse_dry_run(config)
     config.tracking.require_usable()
     sweep()
     folder = SearchFolder.of(config)

@@ -10,6 +10,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WorkersStarting:
+    """The cluster has room for the workers; their processes are about to start."""
+
+    num_workers: int
+    """At most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkersStarted:
     """A group of workers starts, from the first step or from the last checkpoint."""
 
@@ -94,7 +102,9 @@ class TrainingStopped:
     """The run was requested to stop, and what it reached is in a checkpoint."""
 
 
-ProgressEvent = WorkersStarted | DeviceSettingsChosen | DecodingChosen | StepEnded | EpochEnded | WorkersLost
+ProgressEvent = (
+    WorkersStarting | WorkersStarted | DeviceSettingsChosen | DecodingChosen | StepEnded | EpochEnded | WorkersLost
+)
 """What a person sees of a run."""
 
 Event = ProgressEvent | EpochRecorded | TrainingFailed | TrainingStopped

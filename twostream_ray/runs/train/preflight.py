@@ -26,8 +26,10 @@ _PICKLED = (b"PK\x03\x04", b"\x80")
 """First bytes of what torch.save writes: a ZIP archive, and earlier a pickle."""
 
 
-def require_ready(config: ExperimentConfig, *, splits: Sequence[str], folder: RunFolder) -> None:
+def require_ready(config: ExperimentConfig, *, splits: Sequence[str], folder: RunFolder) -> ShardSet:
     """Refuse what a training, or a search over it, would stumble over, before anything slow has started.
+
+    Returns its shard set.
 
     Raises:
         ConfigError: lanes do not go with the batch or the workers; a search looks at them for each trial.
@@ -41,6 +43,7 @@ def require_ready(config: ExperimentConfig, *, splits: Sequence[str], folder: Ru
         require_lanes(config, workers=fewest_workers(config))
     require_trainable(config, shard_set, folder=folder)
     require_cluster()
+    return shard_set
 
 
 def require_trainable(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunFolder) -> None:

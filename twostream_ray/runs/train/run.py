@@ -17,7 +17,7 @@ from twostream_ray.errors import ConfigError, ShardError, own_error
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
 from twostream_ray.redaction import one_line
-from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, with_absolute_uris
+from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, refuse_dry_run, with_absolute_uris
 from twostream_ray.runs.run_folder import CHECKPOINT_NAME, RunFolder
 from twostream_ray.runs.splits import warn_of_shared_clips
 from twostream_ray.runs.train.events import Progress
@@ -93,6 +93,7 @@ def train(
     """
     config = with_absolute_uris(config)
     require_lasting_storage(config)
+    refuse_dry_run(config)
     config.tracking.require_usable()
     sweep()
     folder = RunFolder.of(config)
@@ -191,7 +192,8 @@ def _begin(
         config.tracking,
         run_name=config.name,
         run_uri=folder.uri,
-        parameters=asdict(config) | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
+        parameters={name: value for name, value in asdict(config).items() if name != "dry_run"}
+        | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
         tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
         parent=parent,
         anew=anew,

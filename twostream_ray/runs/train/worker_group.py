@@ -34,6 +34,7 @@ from twostream_ray.runs.train.events import (
     TrainingFailed,
     TrainingStopped,
     WorkersLost,
+    WorkersStarting,
 )
 from twostream_ray.runs.train.mailbox import Mailbox
 from twostream_ray.runs.train.preflight import require_lanes
@@ -73,6 +74,9 @@ def train_with_worker_group(
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _SHRINK_AFTER_S)
     with ray_session():
         scaling = _scaling(config, stop=stop)
+        if progress is not None:
+            many = scaling.num_workers
+            progress(WorkersStarting(num_workers=max(many) if isinstance(many, tuple) else many))
         # Beside the driver: on another node it could be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()

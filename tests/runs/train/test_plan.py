@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import torch
+from noise_shards import noise_shards
+
+from twostream_ray.cli import main
+from twostream_ray.errors import ConfigError
+from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, refuse_dry_run
+from twostream_ray.runs.run_folder import RunFolder
+from twostream_ray.runs.train import plan
+from twostream_ray.runs.train.run import train
+from twostream_ray.settings.parser import from_arguments
+
+SETTINGS = [
+    *("--name", "looked-at", "--model.architecture", "late", "--training.epochs", "3", "--training.global_batch", "8"),
+    *("--model.spatial.backbone", "vgg_small", "--model.temporal.backbone", "vgg_small"),
+    *("--data.sampling.flow_length", "2", "--data.transforms.crop_px", "16", "--data.validation_split", "val"),
+]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Settings of a small training, in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    noise_shards("shards", rows=(8, 9), num_fields=3, splits=("train", "val", "test"))
+    return [*SETTINGS, "--data.shards", "shards", "--tracking.uri", "sqlite:///kept.db"]
+
+
+def test_a_dry_run_says_what_would_be_trained_and_starts_nothing(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["train", *arguments, "--dry_run", "true"]) == 0
+    said = capsys.readouterr().out
+    assert "17 to train (train), 17 to validate (val), 17 to test (test); 1 classes" in said
+    assert "3 epochs of 3 steps of 8 clips" in said and "vgg_small and vgg_small" in said
+    assert f"sqlite:///{tmp_path}/kept.db, experiment twostream" in said and f"{tmp_path}/runs/looked-at" in said
+    assert "MiB a worker" in said and "the first epoch tells" in said and "starting Ray" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
+
+
+def test_a_dry_run_of_a_search_says_its_trials_too(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    search = ("--search.space", "{seed: [0, 1]}", "--search.trials", "2")
+    assert main(["tune", *arguments, *search, "--dry_run", "true"]) == 0
+    said = capsys.readouterr().out
+    assert "at most 2 trials" in said and "3 epochs of 3 steps" in said and "starting Ray" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
+
+
+def test_torch_built_for_gpus_that_sees_none_warns(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for version, notes in ((None, 0), ("13.2", 1)):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        assert len(plan._notes(joined=False)) == notes
+        assert not plan._notes(joined=True)
+
+
+def test_a_look_binds_a_run_to_nothing_and_no_function_trains_by_it(arguments: list[str]) -> None:
+    config = from_arguments(ExperimentConfig, [*arguments, "--dry_run", "true"], prog="train")
+    with pytest.raises(ConfigError, match="dry_run is for"):
+        train(config)
+    with pytest.raises(ConfigError, match="dry_run is for"):
+        refuse_dry_run(config)
+    assert "dry_run" not in fixed_settings(config)
+    assert not RunFolder.of(config).has_learnt()

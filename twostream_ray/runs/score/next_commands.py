@@ -1,0 +1,52 @@
+"""Commands that come after a training: where its results are, and lines to paste into the same shell."""
+
+from __future__ import annotations
+
+import shlex
+
+from twostream_ray.redaction import redact
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.run_folder import RunFolder
+from twostream_ray.runs.score.publish import Published
+from twostream_ray.runs.train.run import TrainReport
+from twostream_ray.tracking import TrackingConfig
+from twostream_ray.tracking.settings import SERVERS
+
+
+def summary(config: ExperimentConfig, trained: TrainReport, published: Published) -> list[str]:
+    """Lines on a run that has ended: model, pictures, MLflow's page, and the commands that come next."""
+    model = trained.checkpoint
+    if published.version is not None:
+        model = f"models:/{config.tracking.model_name}/{published.version}"
+    option = tracking_option(config.tracking)
+    evaluate = ["twostream", "evaluate", "--model", model, "--shards", config.data.shards]
+    evaluate += ["--split", published.evaluation.split, "--out", f"evaluation-{config.name}", *option]
+    lines = [
+        f"model: {trained.checkpoint}",
+        f"pictures and scores: {RunFolder.of(config).evaluation}",
+        f"MLflow: {mlflow_page(config.tracking, trained)}",
+        "next:",
+        f"  {shlex.join(evaluate)}",
+        f"  twostream predict VIDEO {shlex.join(['--model', model, *option])}",
+    ]
+    if published.version is not None:
+        lines.append(f"  {shlex.join(['twostream', 'pull', f'model-{config.name}', '--model', model, *option])}")
+    return lines
+
+
+def tracking_option(tracking: TrackingConfig) -> list[str]:
+    """The option by which another command finds the same MLflow; none where it would find it anyway."""
+    uri = tracking.resolved_uri()
+    if uri == TrackingConfig().resolved_uri():
+        return []
+    # A password is not shown: MLFLOW_TRACKING_URI may hold it.
+    return ["--tracking.uri", uri] if redact(uri) == uri else []
+
+
+def mlflow_page(tracking: TrackingConfig, trained: TrainReport) -> str:
+    """Where a browser shows the run: the server's page, or the command that serves a database."""
+    uri = redact(tracking.resolved_uri())
+    page = f"#/experiments/{trained.run.experiment_id}/runs/{trained.run.run_id}"
+    if uri.startswith(SERVERS):
+        return f"{uri.rstrip('/')}/{page}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}, then http://127.0.0.1:5000/{page}"

@@ -1,0 +1,120 @@
+"""Training plan: what a run will train, with which devices, steps and memory; said before Ray starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from twostream_ray.data.loading.lanes import Pass
+from twostream_ray.data.loading.pipeline import SnippetLoader
+from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.models.description import BYTES_PER_FLOAT, describe
+from twostream_ray.redaction import redact
+from twostream_ray.runs.cluster.address import cluster_address
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.run_folder import RunFolder
+from twostream_ray.runs.train.run import blueprint, require_fitting_weights
+from twostream_ray.training.distributed import resolved
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """What will be trained, in words."""
+
+    rows: tuple[tuple[str, str], ...]
+    """(what, value) each."""
+    notes: tuple[str, ...]
+    """What a person should know of it, each a sentence."""
+
+    def lines(self) -> list[str]:
+        """The plan as text."""
+        width = max(len(name) for name, _ in self.rows)
+        return [f"{name:<{width}}  {value}" for name, value in self.rows] + [f"note: {note}" for note in self.notes]
+
+
+def plan_training(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunFolder) -> TrainingPlan:
+    """Lay out a training, or those of a search over it, without starting anything.
+
+    Raises:
+        ConfigError: the settings fit neither each other, nor the shards, nor the size of the crops.
+        WeightsError: files of pretrained weights do not fit the network.
+        ClusterError: RAY_ADDRESS names no cluster that answers.
+    """
+    package, network = blueprint(config, shard_set)
+    if not folder.has_learnt():
+        require_fitting_weights(package)
+    model, training, data = config.model, config.training, config.data
+    loader = SnippetLoader(shard_set, config=data, passes=[], global_batch=training.global_batch)
+    steps = loader.num_steps(Pass(split=data.split_to_train, epoch=0, training=True))
+    splits = {"to train": data.split_to_train, "to validate": data.split_to_validate, "to test": data.test_split}
+    clips = ", ".join(
+        f"{len(shard_set.split(split)):,} {what} ({split})" for what, split in splits.items() if split is not None
+    )
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    towers = {"spatial": [model.spatial.backbone], "temporal": [model.temporal.backbone]}.get(
+        model.streams, [model.spatial.backbone, model.temporal.backbone]
+    )
+    address = cluster_address()
+    gpus = torch.cuda.device_count() if address is None else 0
+    workers = config.workers.most_workers(gpus=gpus)
+    rows = (
+        ("run", f"{config.name}, in {folder.uri}"),
+        ("data", f"{data.shards}: {clips}; {len(shard_set.classes)} classes"),
+        ("network", f"{model.architecture}, {' and '.join(towers)}: {parameters:,} parameters"),
+        ("steps", f"{training.epochs} epochs of {steps:,} steps of {training.global_batch} clips"),
+        ("workers", _workers(config, workers=workers, gpus=gpus, joined=address is not None)),
+        ("memory", _memory(config, shard_set, workers=workers, gpus=gpus)),
+        ("time", "the first epoch tells"),
+        (
+            "cluster",
+            f"Ray at {address}" if address is not None else f"this machine, {os.cpu_count()} CPUs, {gpus} GPUs",
+        ),
+        ("MLflow", f"{redact(config.tracking.resolved_uri())}, experiment {config.tracking.experiment}"),
+    )
+    return TrainingPlan(rows=rows, notes=tuple(_notes(joined=address is not None)))
+
+
+def _workers(config: ExperimentConfig, *, workers: int, gpus: int, joined: bool) -> str:
+    many = config.workers.num_workers
+    shown = f"{many[0]} to {many[1]}" if isinstance(many, tuple) else str(workers)
+    if joined:
+        return (
+            f"{shown}, on the cluster's devices" if many is not None else "one a GPU of the cluster, or 2 on its CPUs"
+        )
+    return f"{shown} on {torch.cuda.get_device_name() if gpus else 'CPU'}"
+
+
+def _memory(config: ExperimentConfig, shard_set: ShardSet, *, workers: int, gpus: int) -> str:
+    """Of weights, gradients and momentum, and of the activations of the samples that a worker computes at once."""
+    sampling, training = config.data.sampling, config.training
+    size = describe(
+        config.model,
+        num_classes=len(shard_set.classes),
+        flow_length=sampling.flow_length,
+        num_snippets=sampling.num_snippets,
+        size_px=config.data.transforms.crop_px,
+    )
+    samples = max(1, -(-training.global_batch // (workers * training.micro_batches)))
+    state = BYTES_PER_FLOAT * size["parameters"] * (2 if training.average_decay else 1) + 2 * size["gradient_bytes"]
+    half = resolved(training, torch.device("cuda" if gpus else "cpu")).precision == "bfloat16"
+    activations = samples * size["activation_bytes"] / (2 if half else 1)
+    less = ", less by activation checkpointing" if training.activation_checkpointing else ""
+    return (
+        f"about {_bytes(state + activations)} a worker: {_bytes(state)} of weights, gradients and momentum, "
+        f"{_bytes(activations)} of activations of {samples} samples{less}"
+    )
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _notes(*, joined: bool) -> list[str]:
+    if joined or torch.version.cuda is None or torch.cuda.is_available():
+        return []
+    return [
+        f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and sees no GPU, so CPUs train: look at "
+        "nvidia-smi and its driver where there should be one"
+    ]
