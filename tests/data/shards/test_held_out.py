@@ -1,3 +1,4 @@
+import ast
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from noise_shards import noise_shards
 
+import twostream_ray
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.loading.lanes import Pass
@@ -73,6 +75,20 @@ def test_the_parts_are_the_same_in_every_process_and_differ_by_their_own_seed_al
         assert clips_of(sent, split) == clips_of(shard_set, split)
     other = replace(data, validation_seed=1)
     assert clips_of(shard_set, str(other.split_to_validate)) != clips_of(shard_set, str(data.split_to_validate))
+
+
+def test_nothing_but_settings_and_messages_reads_the_splits_as_they_are_named() -> None:
+    """Where a part is cut it stands for them: split_to_train and split_to_validate say what to take."""
+    package = Path(twostream_ray.__file__).parent
+    allowed = {"data/loading/settings.py", "runs/splits.py", "runs/search/settings.py"}
+    found = {
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in package.rglob("*.py")
+        if str(path.relative_to(package)) not in allowed
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("train_split", "validation_split")
+    }
+    assert not found
 
 
 def test_groups_of_the_index_count_more_than_names() -> None:

@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -117,6 +118,7 @@ def test_a_class_of_fewer_groups_is_trained_on_first_then_tested_and_the_notes_s
         ("Dive/v_Dive_g08_c01.avi", "Dive/g08"),
         ("Dive/v_Dive_g08_c02", "Dive/g08"),
         ("wave/April_09_wave_u_nm_np1_fr_goo_3.avi", "April_09_wave"),
+        ("run/metacafe_coolsoccer_run_f_cm_np10_le_bad_2.avi", "metacafe_coolsoccer_run"),
         ("any/0wR5jVB-WPk_000417_000427.mp4", "0wR5jVB-WPk"),
         ("a/big_g.mp4", "a/big_g.mp4"),
         ("a/holiday.mp4", "a/holiday.mp4"),
@@ -124,6 +126,20 @@ def test_a_class_of_fewer_groups_is_trained_on_first_then_tested_and_the_notes_s
 )
 def test_names_say_which_source_a_clip_was_cut_from(clip: str, group: str) -> None:
     assert group_of_name(clip) == group
+
+
+@pytest.mark.real
+def test_every_name_of_hmdb51_says_its_group_and_the_official_splits_keep_groups_together(real: Path) -> None:
+    lists = sorted((real / "lists/hmdb51_splits").rglob("*_test_split1.txt"))
+    assert len(lists) == 51
+    splits_of: dict[str, set[str]] = {}
+    for path in lists:
+        for line in path.read_text().splitlines():
+            name, code = line.split()
+            clip = f"{path.name.removesuffix('_test_split1.txt')}/{name}"
+            assert group_of_name(clip) != clip
+            splits_of.setdefault(group_of_name(clip), set()).add(code)
+    assert not [group for group, codes in splits_of.items() if {"1", "2"} <= codes]
 
 
 def test_clips_of_one_source_are_never_in_two_splits() -> None:

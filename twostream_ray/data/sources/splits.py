@@ -22,7 +22,7 @@ SPLITS_OF_SHARES = {2: ("train", "test"), 3: ("train", "val", "test")}
 """Number of shares -> the splits that they are of."""
 
 _UCF101 = re.compile(r"_g(\d{2,6})(?=_|\Z)")
-_HMDB51 = re.compile(r"(?P<film>.+)_[hulf]_(?:nm|cm)_np\d_(?:ba|fr|le|ri)_(?:bad|med|goo)_\d{1,6}")
+_HMDB51 = re.compile(r"(?P<film>.+)_[hulf]_(?:nm|cm)_np\d{1,2}_(?:ba|fr|le|ri)_(?:bad|med|goo)_\d{1,6}")
 _KINETICS = re.compile(r"(?P<id>[A-Za-z0-9_-]{11})_\d{6}_\d{6}")
 _MOST_SHOWN = 3
 

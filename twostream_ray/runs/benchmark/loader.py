@@ -79,10 +79,10 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
         ConfigError: there are fewer clips than a batch has.
     """
     whole = open_shards(config.data.shards)
-    members = whole.split(config.data.train_split)[: config.num_clips]
+    members = whole.split(config.data.split_to_train)[: config.num_clips]
     if len(members) < _BATCH:
         raise ConfigError(
-            f"at least {_BATCH} clips are wanted in split {config.data.train_split!r} of {config.data.shards}, "
+            f"at least {_BATCH} clips are wanted in split {config.data.split_to_train!r} of {config.data.shards}, "
             f"got {len(members)}: choose another split, or ingest more clips"
         )
     shard_set = replace(whole, index=whole.index.take(members))
@@ -223,7 +223,7 @@ def _loader(shard_set: ShardSet, data: DataConfig, *, passes: int, rank: int = 0
     return SnippetLoader(
         shard_set,
         config=data,
-        passes=[Pass(split=data.train_split, epoch=epoch, training=True) for epoch in range(passes)],
+        passes=[Pass(split=data.split_to_train, epoch=epoch, training=True) for epoch in range(passes)],
         global_batch=-(-_BATCH // data.lanes) * data.lanes,
         rank=rank,
         world_size=workers,
