@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from twostream_ray.errors import ConfigError
+from twostream_ray.errors import ConfigError, WeightsError
 from twostream_ray.redaction import printable
 
 
@@ -29,7 +29,14 @@ def announce(config: Any, shard_set: Any, *, folder: Any, trials: int | None = N
     else:
         from twostream_ray.runs.train.plan import plan_training
 
-        for line in plan_training(config, shard_set, folder=folder).lines():
+        try:
+            lines = plan_training(config, shard_set, folder=folder).lines()
+        except (ConfigError, WeightsError) as error:
+            if trials is None:
+                raise
+            # What is searched for may be what makes a network of them.
+            lines = [f"note: the settings beside the space make no training by themselves ({error})"]
+        for line in lines:
             console.print(line)
         if trials is not None:
             console.print(f"search: at most {trials} trials of up to the epochs above, their space over these settings")

@@ -36,7 +36,7 @@ from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, assign_resources, describe_error, run_trial
 from twostream_ray.runs.splits import warn_of_shared_clips
-from twostream_ray.runs.train.preflight import require_lasting_storage, require_splits, require_trainable
+from twostream_ray.runs.train.preflight import require_lasting_storage, require_splits, require_trainable, searched
 from twostream_ray.runs.train.ray_private import only_ray_variables_in_trials
 from twostream_ray.runs.train.run import package_for, require_fitting_weights
 from twostream_ray.runs.train.worker_group import worker_shares
@@ -99,7 +99,8 @@ def _tune(
     if (before := search.read_earlier_report()) is not None:
         return before
     require_trainable(config, shard_set, folder=search.folder)
-    require_fitting_weights(package_for(config, shard_set))
+    if not any(name.startswith("model.") for name in searched(config)):
+        require_fitting_weights(package_for(config, shard_set))
     search.propose_first()
     search.start()
     try:

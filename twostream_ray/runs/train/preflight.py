@@ -32,14 +32,14 @@ def require_ready(config: ExperimentConfig, *, splits: Sequence[str], folder: Ru
     Returns its shard set.
 
     Raises:
-        ConfigError: lanes do not go with the batch or the workers; a search looks at them for each trial.
+        ConfigError: lanes do not go with the batch or the workers, unless a search looks for either.
         ShardError: the shards are missing, lack a split of `splits` (settings of `data`), or files of theirs.
         WeightsError, StorageError: a file of weights cannot be read.
         ClusterError: the cluster cannot be reached, or none can be started here.
     """
     shard_set = open_shards(config.data.shards)
     require_splits(config, shard_set, splits)
-    if type(folder) is RunFolder:
+    if not searched(config) & {"training.global_batch", "data.lanes"}:
         require_lanes(config, workers=fewest_workers(config))
     require_trainable(config, shard_set, folder=folder)
     require_cluster()
@@ -55,8 +55,14 @@ def require_trainable(config: ExperimentConfig, shard_set: ShardSet, *, folder: 
     if storage.exists(folder.report):
         return
     require_shard_files(shard_set)
-    if not folder.has_learnt():
+    if not folder.has_learnt() and not any(name.endswith(".weights") for name in searched(config)):
         require_weights(config.model)
+
+
+def searched(config: ExperimentConfig) -> set[str]:
+    """Dotted names of the settings that a search looks for: its own settings alone need not make a network."""
+    search = getattr(config, "search", None)
+    return set() if search is None else {name.strip() for names in search.space for name in names.split(",")}
 
 
 def require_lasting_storage(config: ExperimentConfig) -> None:
