@@ -93,6 +93,19 @@ def test_a_submitted_job_trains_on_a_cluster_with_token_authentication(
     assert (tmp_path / "runs/submitted/report.json").is_file()
 
 
+def test_a_submitted_job_keeps_nothing_in_the_copy_of_its_working_directory(
+    head: dict[str, str], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    given = ("jobs/train.py", "--name", "lost", "--data.shards", shard_set.uri)
+    done = submit(*given, environment={**head, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "storage would be runs in the copy of the job's working directory" in said, said
+    done = submit(*given, "--storage", str(tmp_path), environment={**head, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "tracking.uri would be mlflow.db in the copy" in said, said
+    assert "--runtime-env-json" in said
+
+
 def test_a_client_without_the_token_is_turned_away(head: dict[str, str]) -> None:
     stranger = {key: value for key, value in head.items() if key != "RAY_AUTH_TOKEN"} | {"HOME": "/nonexistent"}
     done = submit("jobs/train.py", "--help", environment=stranger)
