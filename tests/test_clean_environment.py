@@ -71,6 +71,7 @@ def registered(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) ->
         protocol="two views",
         summary="small",
         classes=package.classes,
+        data="moving shapes",
         flow_contract=package.contract.to_dict(),
         lineage={},
     )

@@ -140,6 +140,7 @@ def answers(package: Path, video: Path, tmp_path_factory: pytest.TempPathFactory
         protocol="one view",
         summary="small",
         classes=SyntheticConfig().classes,
+        data="moving shapes",
         flow_contract={"algorithm": "dis"},
         lineage={},
     )

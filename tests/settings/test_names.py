@@ -45,6 +45,22 @@ def test_a_model_may_have_blanks_in_its_name_and_a_run_may_not() -> None:
         ExperimentConfig(name="two stream", data=DATA)
 
 
+@pytest.mark.parametrize(
+    ("data_set", "name"),
+    [
+        ("kitchen", "kitchen"),
+        ("", "two-stream"),
+        ("ucf101-hmdb51", "ucf101-hmdb51"),
+        ("a+b:c", "a_b_c"),
+        ("läufe", "läufe"),
+    ],
+)
+def test_a_registered_model_is_called_as_its_data_set_unless_it_is_named(data_set: str, name: str) -> None:
+    assert TrackingConfig().registered_name(data_set) == name
+    assert TrackingConfig(model_name=name).registered_name() == name
+    assert TrackingConfig(model_name="mine").registered_name(data_set) == "mine"
+
+
 @pytest.mark.parametrize("experiment", ["", "  ", "a\nb", "a\0", "x" * 501])
 def test_an_experiment_of_mlflow_is_a_printable_name(experiment: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.experiment must be a printable name"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.settings.recipe_text import parse_recipe, read_recipe
+from twostream_ray.settings.recipe_text import parse_recipe, read_recipe, write_recipe
 
 
 def refused(content: bytes | str, tmp_path: Path, name: str = "recipe.yaml") -> str:
@@ -157,3 +157,16 @@ def test_only_regular_files_of_a_recipes_size_are_read(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="a recipe was wanted: cannot read") as met:
             read_recipe(str(tmp_path / name))
         assert message in str(met.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("1e3", "2014-01-01", "010", "1:30", ".5", "yes", "~", "=", "x: y", "# no comment", "é\nzwei", ""),
+        *(1e-5, 3e22, True, None, -7, [], {}, [[1, 2], ["1"]], {"a": {"b": [0.25]}}),
+    ],
+)
+def test_what_is_written_as_a_recipe_is_read_back_the_same(value: object, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(write_recipe({"name": value}), encoding="utf-8")
+    assert read_recipe(str(path)).values == {"name": value}

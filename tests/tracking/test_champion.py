@@ -11,6 +11,8 @@ import pytest
 
 from twostream_ray.cli import main
 from twostream_ray.errors import RegistryError
+from twostream_ray.runs.score.settings import EvaluateConfig
+from twostream_ray.settings.parser import from_arguments
 from twostream_ray.tracking import (
     Measurement,
     TrackingConfig,
@@ -358,25 +360,53 @@ def test_the_command_says_what_moved(model: Model, capsys: pytest.CaptureFixture
     assert "too slow" in tags(model, 2)["rolled_back"]
 
 
-def run(command: str, model: Model) -> int:
-    """Run a command that a message names, at the test's registry."""
-    return main([*shlex.split(command)[1:], "--tracking.uri", model.config.resolved_uri()])
-
-
-def test_the_commands_that_a_verdict_names_lead_out(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_that_a_verdict_names_lead_out_as_they_are(
+    model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
     model.promote(model.version(0.5, manifest=OLD))
     better = model.version(0.99, manifest=NEW)
     model.measure(better, 0.4, manifest=OLD)
-    evaluate, promotion = re.findall(r"`(.*?)`", model.promote(better, manifest=NEW).reason)
-    assert evaluate == f"twostream evaluate --model 'models:/{model.name}/1' --split test --record true"
-    assert find_version(shlex.split(evaluate)[3], config=model.config) == (model.name, 1)
+    verdict = promote(
+        model.name, better, config=model.config, manifest_hash=NEW, split="test", shards="s3://bucket/our shards"
+    )
+    evaluate, promotion = (shlex.split(command)[1:] for command in re.findall(r"`(.*?)`", verdict.reason))
+    measuring = from_arguments(EvaluateConfig, evaluate[1:])
+    assert (measuring.shards, measuring.split) == ("s3://bucket/our shards", "test")
+    assert measuring.is_recorded()
+    assert find_version(measuring.model, config=measuring.tracking) == (model.name, 1)
 
-    assert run(promotion, model) == 0
+    assert main(promotion) == 0
     assert "version 2 is challenger: version 1, champion, was never measured" in capsys.readouterr().out
     model.measure(1, 0.6, manifest=NEW)
-    assert run(promotion, model) == 0
+    assert main(promotion) == 0
     assert "version 2 is champion: top1 0.9900 beats 0.6000 of version 1" in capsys.readouterr().out
     assert model.aliases() == {"champion": better}
+
+
+def test_an_obstacle_is_in_the_verdict_with_the_command_that_decides_all_the_same(
+    model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.promote(model.version(0.5, manifest=OLD))
+    version = model.version(0.4, manifest=NEW)
+    verdict = promote(
+        model.name, version, config=model.config, manifest_hash=NEW, split="test", obstacle="it wants another flow"
+    )
+    assert "version 1, champion, cannot be measured on split test" in verdict.reason
+    assert "it wants another flow; to make this one champion all the same:" in verdict.reason
+    (command,) = re.findall(r"`(.*?)`", verdict.reason)
+    assert main(shlex.split(command)[1:]) == 0
+    assert model.aliases() == {"champion": version}
+
+
+def test_promote_without_a_version_takes_the_newest(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--tracking.uri", model.config.resolved_uri(), "--tracking.model_name", model.name]
+    assert main(["promote", *where]) == 2
+    assert f"{model.name} has no version: `twostream train` registers one" in capsys.readouterr().err
+    model.promote(model.version(0.5))
+    for top1 in (0.6, 0.9):
+        model.version(top1)
+    assert main(["promote", *where]) == 0
+    assert "version 3 is champion: top1 0.9000 beats 0.5000 of version 1" in capsys.readouterr().out
 
 
 JUNK = ["", "{", "[]", "null", "1", '{"declared": 1}', '{"declared": NaN, "terms": {}}', "[" * 3000, '"x"']

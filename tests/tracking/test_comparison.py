@@ -1,16 +1,25 @@
 import uuid
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from twostream_ray.cli import main
 from twostream_ray.errors import RegistryError
+from twostream_ray.runs.score.promotion import promote
+from twostream_ray.runs.score.settings import PromoteConfig
 from twostream_ray.tracking import (
     Measurement,
     TrackingConfig,
     comparable_measurement,
     find_version,
+    log_data,
+    logged_shards,
     names_version,
+    newest_version,
     record_measurement,
+    start_run,
+    unmeasured_champion,
 )
 from twostream_ray.tracking.connection import client_for
 
@@ -61,13 +70,37 @@ def test_of_several_measurements_the_one_that_the_champion_has_too_is_compared(
     assert comparable_measurement(name, 2, config=tracking).manifest_hash == NEW
 
 
+def test_the_shards_of_a_version_are_those_that_its_run_was_given(
+    name: str, tracking: TrackingConfig, tmp_path: Path
+) -> None:
+    run = start_run(tracking, run_name="run", run_uri=str(tmp_path), parameters={}, tags={})
+    log_data(run, name="a", manifest_hash=OLD, source="s3://bucket/shards", profile={}, context="training")
+    client_for(tracking.resolved_uri()).create_model_version(name, source="s3://nowhere/model", run_id=run.run_id)
+    assert logged_shards(name, 3, config=tracking, manifest_hash=OLD) == "s3://bucket/shards"
+    assert logged_shards(name, 3, config=tracking, manifest_hash=NEW) is None
+    assert logged_shards(name, 1, config=tracking, manifest_hash=OLD) is None
+    measure(name, 3, config=tracking)
+    assert "--shards s3://bucket/shards" in promote(PromoteConfig(tracking=replace(tracking, model_name=name)))
+
+
+def test_a_champion_is_unmeasured_on_each_split_and_manifest_apart(name: str, tracking: TrackingConfig) -> None:
+    assert unmeasured_champion(name, config=tracking, manifest_hash=OLD, split="test") == 1
+    measure(name, 1, config=tracking)
+    assert unmeasured_champion(name, config=tracking, manifest_hash=OLD, split="test") is None
+    assert unmeasured_champion(name, config=tracking, manifest_hash=NEW, split="test") == 1
+    assert unmeasured_champion(name, config=tracking, manifest_hash=OLD, split="val") == 1
+    client_for(tracking.resolved_uri()).delete_registered_model_alias(name, "champion")
+    assert unmeasured_champion(name, config=tracking, manifest_hash=NEW, split="test") is None
+    assert newest_version(name, config=tracking) == 2
+
+
 def test_promote_compares_by_what_was_recorded(
     name: str, tracking: TrackingConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["promote", "2", "--tracking.uri", str(tracking.uri), "--tracking.model_name", name]
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "twostream promote: error:" in line and "--record true" in line
+    assert "twostream promote: error:" in line and "--shards SHARDS --split test" in line
     measure(name, 1, config=tracking)
     measure(name, 2, config=tracking)
     assert main(arguments) == 0

@@ -1,5 +1,7 @@
 import json
 import logging
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -159,6 +161,18 @@ def test_a_replay_killed_at_any_point_leaves_nothing_twice(
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
     left = [path.name for path in (tmp_path / "tracking-journal").rglob("*") if path.is_file()]
     assert sorted(left) == ["mlflow.json", "run.json"]
+
+
+def test_the_command_that_delivers_what_waits_names_the_server_and_works_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    finish_run(start(TrackingConfig(uri="http://127.0.0.1:9"), tmp_path / "a run"))
+    (command,) = re.findall(r"`(twostream track replay .*?)`", caplog.text)
+    assert command.endswith("/a run' --tracking.uri http://127.0.0.1:9")
+    assert main([*shlex.split(command)[1:-1], f"sqlite:///{tmp_path}/back.db"]) == 0
+    assert [run.info.status for run in runs_of(TrackingConfig(uri=f"sqlite:///{tmp_path}/back.db"))] == ["FINISHED"]
 
 
 def test_an_absent_server_is_reported_once_and_holds_up_no_epoch(

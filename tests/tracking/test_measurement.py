@@ -16,7 +16,7 @@ def measured(**changed: Any) -> Measurement:
 
 def test_a_measurement_is_read_from_its_tags_on_its_own_split_and_manifest_alone() -> None:
     tags = measured().tags()
-    assert tags["test.top1"] == "0.5000 (298 of 300 clips)"
+    assert tags["test.top1"] == "0.5000 (298 of 300 clips, manifest 0a0a0a0a0a0a)"
     assert measurement_from(tags, manifest_hash=MANIFEST, split="test") == measured()
     assert measurement_from(tags, manifest_hash=MANIFEST, split="val") is None
     assert measurement_from(tags, manifest_hash="1b" * 32, split="test") is None

@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from twostream_ray.tracking import (
     find_run,
     finish_run,
     log_artifacts,
+    log_data,
     log_metrics,
     log_pictures,
     start_run,
@@ -64,6 +66,24 @@ def test_files_lie_beside_the_database_whatever_the_working_directory(
     beside = Path(tracking.resolved_uri().removeprefix("sqlite:///")).with_name("mlartifacts")
     assert (beside / handle.run_id / "artifacts" / "note.txt").read_text() == "here"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["note.txt", "run"]
+
+
+def test_a_data_set_is_one_input_of_a_run_however_often_it_is_logged(tracking: TrackingConfig, tmp_path: Path) -> None:
+    handle = start_run(tracking, run_name="fed", run_uri=str(tmp_path), parameters={}, tags={})
+    for _ in range(2):
+        log_data(
+            handle,
+            name="kitchen",
+            manifest_hash="0a" * 32,
+            source="s3://key:hush@bucket/shards",
+            profile={"clips": {"train": 3}},
+            context="training",
+        )
+    (given,) = client_for(handle.tracking_uri).get_run(handle.run_id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("kitchen", ("0a" * 32)[:36])
+    assert json.loads(given.dataset.profile) == {"clips": {"train": 3}, "manifest_hash": "0a" * 32}
+    assert json.loads(given.dataset.source) == {"uri": "s3://(hidden)@bucket/shards"}
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
 
 
 def test_step_logged_before_a_crash_is_not_logged_again(tracking: TrackingConfig, tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def _ingest(
         head_classes=catalog.head_classes,
         contract=config.flow,
         groups={clip.clip_id: clip.group for clip in catalog.clips},
+        data_set="-".join(one.name for one in (config.catalog, *config.more) if one.name),
     )
     report = _report(parts, catalog, done_before=len(finished), started=started)
     num_listed = len(catalog.clips) + len(catalog.missing)

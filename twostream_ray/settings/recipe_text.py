@@ -134,6 +134,18 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
     return Recipe(where=where, values=values, lines=lines)
 
 
+def write_recipe(values: dict[str, Any]) -> str:
+    """Settings (JSON's types) as YAML that `read_recipe` reads back to the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever text the loader here would not read as one."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  (PyYAML's)
+        return True
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's plain values, of which 1e-3 is a number, as in YAML 1.2, and a date a text."""
 
@@ -160,6 +172,12 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*resolvers, *yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def _checked(root: yaml.Node, *, where: str) -> Iterator[tuple[str, int]]:

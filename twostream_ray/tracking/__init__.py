@@ -1,9 +1,16 @@
 """Tracking: runs, metrics, artefacts, model registry; the only package that uses MLflow, loaded at the first call."""
 
 from twostream_ray.tracking.champion import Rollback, Verdict, promote, rollback
-from twostream_ray.tracking.comparison import comparable_measurement, find_version, names_version
+from twostream_ray.tracking.comparison import (
+    comparable_measurement,
+    find_version,
+    logged_shards,
+    names_version,
+    newest_version,
+    unmeasured_champion,
+)
 from twostream_ray.tracking.delivery import Delivery, replay
-from twostream_ray.tracking.download import pull
+from twostream_ray.tracking.download import pull, registered_classes
 from twostream_ray.tracking.lineage import lineage_tags
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.outbox import list_outboxes
@@ -14,6 +21,7 @@ from twostream_ray.tracking.record import (
     find_run,
     finish_run,
     log_artifacts,
+    log_data,
     log_history,
     log_metrics,
     log_pictures,
@@ -24,11 +32,12 @@ from twostream_ray.tracking.record import (
     write_history,
 )
 from twostream_ray.tracking.registry import PACKAGE_FILES, record_measurement, register
-from twostream_ray.tracking.settings import TrackingConfig
+from twostream_ray.tracking.settings import UNNAMED_DATA, TrackingConfig
 
 __all__ = [
     "DESCRIPTION",
     "PACKAGE_FILES",
+    "UNNAMED_DATA",
     "Delivery",
     "Measurement",
     "Rollback",
@@ -43,19 +52,24 @@ __all__ = [
     "lineage_tags",
     "list_outboxes",
     "log_artifacts",
+    "log_data",
     "log_history",
     "log_metrics",
     "log_pictures",
+    "logged_shards",
     "names_version",
+    "newest_version",
     "parent_tags",
     "promote",
     "pull",
     "record_measurement",
     "register",
+    "registered_classes",
     "replay",
     "rollback",
     "send",
     "start_run",
     "tag_run",
+    "unmeasured_champion",
     "write_history",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 
 from twostream_ray.errors import RegistryError
-from twostream_ray.tracking.champion import CHAMPION
 from twostream_ray.tracking.connection import ANSWER_S, client_for, registry_errors, short_timeouts, with_deadline
-from twostream_ray.tracking.measurement import Measurement, evaluate_command, measurements_in
+from twostream_ray.tracking.measurement import Measurement, evaluate_command, measurement_from, measurements_in
+from twostream_ray.tracking.record import DIGEST_LENGTH
+from twostream_ray.tracking.registered_model import CHAMPION, read_registered_model, version_with
 from twostream_ray.tracking.settings import TrackingConfig
 
 _VERSION = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<version>\d+)|@(?P<alias>[\w-]+))/?")
@@ -67,16 +70,71 @@ def comparable_measurement(
             theirs = {_data(found) for found in measurements_in(client.get_model_version(name, champion).tags)}
             own = [found for found in own if _data(found) in theirs] or own
     if not own:
+        command = evaluate_command(name, version, split=split or "test", shards=None, config=config)
         raise RegistryError(
             f"{name} version {version} has no measurement"
             + (f" on split {split}" if split else "")
             + (f" of manifest {manifest}" if manifest else "")
-            + f": `{evaluate_command(name, version, split=split or 'test')}` with the --shards to compare on first"
+            + f": `{command}` first, where SHARDS are those to compare on"
         )
     if len(own) > 1:
         ways = ", or ".join(f"--split {found.split} --manifest {found.manifest_hash[:12]}" for found in own)
         raise RegistryError(f"{name} version {version} was measured {len(own)} times: choose {ways}")
     return own[0]
+
+
+@with_deadline(ANSWER_S)
+def unmeasured_champion(name: str, *, config: TrackingConfig, manifest_hash: str, split: str) -> int | None:
+    """The present champion if it was never measured on this split of this manifest; None if it was, or there is none.
+
+    Raises:
+        RegistryError: there is no such model, or MLflow does not answer.
+    """
+    uri = config.resolved_uri()
+    way_out = "check tracking.model_name and tracking.uri"
+    with short_timeouts(), registry_errors(uri, wanted=f"reading the champion of {name}", way_out=way_out):
+        client = client_for(uri, reads_only=True)
+        champion = version_with(client, name, CHAMPION)
+        if champion is None:
+            return None
+        tags = client.get_model_version(name, str(champion)).tags
+    return None if measurement_from(tags, manifest_hash=manifest_hash, split=split) else champion
+
+
+@with_deadline(ANSWER_S)
+def newest_version(name: str, *, config: TrackingConfig) -> int:
+    """The version of a registered model that was made last.
+
+    Raises:
+        RegistryError: there is no such model, it has no version, or MLflow does not answer.
+    """
+    uri = config.resolved_uri()
+    way_out = "check tracking.model_name and tracking.uri"
+    with short_timeouts(), registry_errors(uri, wanted=f"looking up {name}", way_out=way_out):
+        versions = read_registered_model(client_for(uri, reads_only=True), name).tags
+    if not versions:
+        raise RegistryError(f"{name} has no version: `twostream train` registers one, or check tracking.model_name")
+    return max(versions)
+
+
+@with_deadline(ANSWER_S)
+def logged_shards(name: str, version: int, *, config: TrackingConfig, manifest_hash: str) -> str | None:
+    """Where the shards of a manifest are, as the run that made a version says; None where it says nothing of them.
+
+    Raises:
+        RegistryError: there is no such version, or MLflow does not answer.
+    """
+    uri = config.resolved_uri()
+    way_out = "check the version, tracking.model_name and tracking.uri"
+    with short_timeouts(), registry_errors(uri, wanted=f"reading the run of {name} {version}", way_out=way_out):
+        client = client_for(uri, reads_only=True)
+        run_id = client.get_model_version(name, str(version)).run_id
+        inputs = client.get_run(run_id).inputs if run_id else None
+    for given in inputs.dataset_inputs if inputs else ():
+        if given.dataset.digest == manifest_hash[:DIGEST_LENGTH]:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # any user may log an input
+                return str(json.loads(given.dataset.source)["uri"])
+    return None
 
 
 def _data(measurement: Measurement) -> tuple[str, str]:

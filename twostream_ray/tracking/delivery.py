@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,9 +117,10 @@ def deliver_now(outbox: Outbox, uri: str, *, patient: bool) -> bool:
             _outages.pop(uri, None)
     if delivered is None and patient:
         _logger.warning(
-            "what MLflow at %s has not heard of this run waits: `twostream track replay %s` delivers it",
+            "what MLflow at %s has not heard of this run waits: `twostream track replay %s%s` delivers it",
             redact(uri),
-            outbox.run_uri,
+            shlex.quote(redact(outbox.run_uri)),
+            TrackingConfig(uri=uri).uri_option(),
         )
     return delivered is not None
 
@@ -221,6 +224,8 @@ def _deliver(
                     files += _send_files(client, run.info.run_id, outbox, event)
                 elif event.kind == "tags":
                     _send_tags(client, run, event)
+                elif event.kind == "data":
+                    _send_data(client, run.info.run_id, event)
                 else:
                     _send_status(client, run.info.run_id, event)
                     statuses += 1
@@ -347,6 +352,22 @@ def _send_tags(client: MlflowClient, run: Run, event: Event) -> None:
             client.set_tag(run.info.run_id, name, value)
         elif name in client.get_run(run.info.run_id).data.tags:
             client.delete_tag(run.info.run_id, name)
+
+
+def _send_data(client: MlflowClient, run_id: str, event: Event) -> None:
+    """Log a data set as the run's input; one that it has already stays as it is."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    values = event.values
+    data_set = Dataset(
+        name=values["name"],
+        digest=values["digest"],
+        source_type="s3" if values["source"].startswith("s3://") else "local",
+        source=json.dumps({"uri": values["source"]}),
+        profile=json.dumps(values["profile"]),
+    )
+    client.log_inputs(run_id, [DatasetInput(data_set, [InputTag(MLFLOW_DATASET_CONTEXT, values["context"])])])
 
 
 def _send_status(client: MlflowClient, run_id: str, event: Event) -> None:

@@ -13,6 +13,7 @@ from twostream_ray import storage
 from twostream_ray.errors import RegistryError, StorageError
 from twostream_ray.redaction import redact
 from twostream_ray.storage import json_files
+from twostream_ray.storage.temporary_folders import temporary_folder
 from twostream_ray.tracking.connection import (
     ANSWER_S,
     client_for,
@@ -21,6 +22,7 @@ from twostream_ray.tracking.connection import (
     short_timeouts,
     with_deadline,
 )
+from twostream_ray.tracking.registered_model import read_registered_model
 from twostream_ray.tracking.registry import PACKAGE_FILES
 from twostream_ray.tracking.settings import TrackingConfig
 
@@ -33,6 +35,9 @@ RECORD = "pulled.json"
 _FOLDER = "artifacts"
 """Where MLflow puts the files of a model that it logs."""
 _LIMITS_BYTES = dict(zip(PACKAGE_FILES, (64 << 30, 64 << 20), strict=True))
+_LOOK_S = 10.0
+"""How long a training waits, at its start, for a registry that says which classes a model has."""
+_CLASSES_SCHEMA = json_files.record({"classes": json_files.list_of(json_files.WORD)}, others=True)
 _RECORD_SCHEMA = json_files.record(
     {
         "model": json_files.WORD,
@@ -89,6 +94,43 @@ def pull(
             for name in PACKAGE_FILES:
                 (new / name).replace(destination / name)
     return destination
+
+
+@with_deadline(_LOOK_S)
+def registered_classes(name: str, *, config: TrackingConfig) -> tuple[str, ...] | None:
+    """The classes of a registered model, those of its champion, else of its newest version; None where it has neither.
+
+    Raises:
+        RegistryError: MLflow does not answer at once, or the version's files are not there or none of ours.
+        StorageError: the registry is a SQLite file that is not there or cannot be read.
+    """
+    uri = config.resolved_uri()
+    way_out = "check tracking.uri and tracking.model_name"
+    with (
+        short_timeouts(repeat=False, request_s=int(_LOOK_S)),
+        registry_errors(uri, wanted=f"reading the classes of {name}", way_out=way_out),
+    ):
+        client = client_for(uri, reads_only=True)
+        if not client.search_registered_models(f"name = '{name}'"):
+            return None
+        found = read_registered_model(client, name)
+        version = found.champion or max(found.tags, default=None)
+        if version is None:
+            return None
+        model_uri = f"models:/{name}/{version}"
+        repository = _repository_of(model_uri, config=config)
+        with temporary_folder() as scratch:
+            file = Path(repository.download_artifacts(f"{_FOLDER}/{PACKAGE_FILES[1]}", dst_path=scratch))
+            _require_file(file, name=PACKAGE_FILES[1], where=model_uri)
+            stored = json_files.read_json(
+                str(file),
+                _CLASSES_SCHEMA,
+                limit_bytes=_LIMITS_BYTES[PACKAGE_FILES[1]],
+                what=f"the settings of {model_uri}",
+                way_out="choose another --tracking.model_name",
+                error=RegistryError,
+            )
+    return tuple(stored["classes"])
 
 
 @with_deadline(ANSWER_S)

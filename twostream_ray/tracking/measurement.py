@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from twostream_ray.errors import RegistryError
+from twostream_ray.redaction import redact
 from twostream_ray.storage import json_files
+from twostream_ray.tracking.settings import TrackingConfig
 
 _logger = logging.getLogger(__name__)
 _PREFIX = "measured."
@@ -56,7 +58,7 @@ class Measurement:
         return f"{self.num_evaluated} of {self.num_clips}"
 
     def tags(self) -> dict[str, str]:
-        """Tags of a version: one that programs read, and `test.top1` = "0.9333 (298 of 300 clips)" for people."""
+        """Tags of a version: one that programs read, and `test.top1` = "0.9333 (298 of 300 clips, manifest ...)"."""
         whole = {
             "manifest_hash": self.manifest_hash,
             "split": self.split,
@@ -64,7 +66,9 @@ class Measurement:
             "num_clips": self.num_clips,
             "metrics": dict(self.metrics),
         }
-        shown = {f"{self.split}.{name}": f"{value:.4f} ({self.n_of_n()} clips)" for name, value in self.metrics.items()}
+        where = f"{self.n_of_n()} clips, manifest {self.manifest_hash[:12]}"
+        top1 = self.metrics.get("top1")
+        shown = {} if top1 is None else {f"{self.split}.top1": f"{top1:.4f} ({where})"}
         return {measurement_key(self.manifest_hash, self.split): json.dumps(whole)} | shown
 
 
@@ -89,16 +93,22 @@ def measurement_from(tags: Mapping[str, str], *, manifest_hash: str, split: str)
     return found if found and (found.manifest_hash, found.split) == (manifest_hash, split) else None
 
 
-def evaluate_command(name: str, version: int, *, split: str) -> str:
-    """The command that measures a version on a split, but for its --shards."""
+def evaluate_command(name: str, version: int, *, split: str, shards: str | None, config: TrackingConfig) -> str:
+    """The command that measures a version on a split and records that; SHARDS stands for a shard set nobody named."""
     model = shlex.quote(f"models:/{name}/{version}")
-    return f"twostream evaluate --model {model} --split {shlex.quote(split)} --record true"
+    data = f"--shards {shlex.quote(redact(shards or 'SHARDS'))} --split {shlex.quote(split)}"
+    return f"twostream evaluate --model {model} {data}{config.uri_option()}"
 
 
-def promote_command(name: str, version: int, *, manifest_hash: str, split: str) -> str:
+def promote_command(name: str, version: int, *, manifest_hash: str, split: str, config: TrackingConfig) -> str:
     """The command that compares a version with the champion on a split."""
     data = f"--split {shlex.quote(split)} --manifest {manifest_hash[:12]}"
-    return f"twostream promote {version} {data} --tracking.model_name {shlex.quote(name)}"
+    return f"twostream promote {version} {data} --tracking.model_name {shlex.quote(name)}{config.uri_option()}"
+
+
+def rollback_command(name: str, version: int, *, config: TrackingConfig) -> str:
+    """The command that makes a version champion whatever it scored."""
+    return f"twostream rollback --to {version} --tracking.model_name {shlex.quote(name)}{config.uri_option()}"
 
 
 def _parsed(tags: Mapping[str, str], key: str) -> Measurement | None:
@@ -109,7 +119,7 @@ def _parsed(tags: Mapping[str, str], key: str) -> Measurement | None:
             _SCHEMA,
             where=f"tag {key} of a model's version",
             what="a measurement",
-            way_out="it is skipped; `twostream evaluate --record true` on the same shards and split writes it anew",
+            way_out="it is skipped; `twostream evaluate` of models:/NAME/VERSION on the same data writes it anew",
             error=RegistryError,
         )
         return Measurement(**stored)

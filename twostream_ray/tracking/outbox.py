@@ -64,7 +64,7 @@ _RUN_SCHEMA = json_files.record(
 _IDS_SCHEMA = json_files.record({"experiment_id": _ID, "run_id": _ID})
 _EVENT_SCHEMA = json_files.record(
     {
-        "kind": {"enum": ["metrics", "files", "tags", "status"]},
+        "kind": {"enum": ["metrics", "files", "tags", "status", "data"]},
         "time_ms": json_files.COUNT,
         "values": {"type": "object"},
     }
@@ -76,6 +76,15 @@ _VALUES_SCHEMAS = {
         {"folder": {"type": ["string", "null"], "pattern": r"^(?!/)(?!(.*/)?\.\.?(/|\Z))[^\\\x00-\x1f]{1,500}\Z"}}
     ),
     "tags": json_files.record({"tags": _TEXTS}),
+    "data": json_files.record(
+        {
+            "name": json_files.WORD,
+            "digest": {"type": "string", "pattern": r"^[0-9a-f]{1,36}\Z"},
+            "source": _TEXT,
+            "profile": {"type": "object"},
+            "context": {"enum": ["training", "evaluation"]},
+        }
+    ),
     "status": json_files.record({"status": {"enum": ["RUNNING", "FINISHED", "FAILED", "KILLED"]}}),
 }
 
@@ -104,17 +113,17 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One entry of the outbox: metrics, files, tags or a status."""
+    """One entry of the outbox: metrics, files, tags, a data set or a status."""
 
     order: str
     """Its name, by which events sort in the order in which they were logged."""
     kind: str
-    """metrics, files, tags or status."""
+    """metrics, files, tags, data or status."""
     time_ms: int
     """When it was logged, in ms since 1970."""
     values: dict[str, Any]
     """metrics: {"rows": [[key, step, value], ...]}; files: {"folder": str or None}; status: {"status": str};
-    tags: {"tags": {name: value}}."""
+    tags: {"tags": {name: value}}; data: {"name", "digest", "source", "profile", "context"}."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,6 +41,9 @@ DESCRIPTION = "mlflow.note.content"
 _logger = logging.getLogger(__name__)
 # MLflow's limits (mlflow.utils.validation).
 _KEY_LENGTH, _PARAMETER_LENGTH, _TAG_LENGTH = 250, 6000, 8000
+_DATA_NAME_LENGTH = 500
+DIGEST_LENGTH = 36
+"""Characters of a manifest's hash that are the digest of a data set at MLflow, its limit."""
 _NOT_IN_A_KEY = re.compile(r"[^/\w.\- :]")
 
 
@@ -216,6 +219,35 @@ def log_pictures(handle: RunHandle, pictures: Mapping[str, Path | Figure]) -> No
                 files[f"{name}.png"] = Path(scratch, f"{len(files)}.png")
                 picture.savefig(files[f"{name}.png"])
         _log(handle, "files", {"folder": "pictures"}, files=files)
+
+
+def log_data(
+    handle: RunHandle,
+    *,
+    name: str,
+    manifest_hash: str,
+    source: str,
+    profile: Mapping[str, object],
+    context: Literal["training", "evaluation"],
+) -> None:
+    """Record a data set as an input of the run; never raises for an MLflow that is away.
+
+    Args:
+        handle: the run.
+        name: of the data set.
+        manifest_hash: of the shards; the digest on the run's page is its beginning, as MLflow's has 36 characters.
+        source: where the shards are.
+        profile: counts, shown on the run's page.
+        context: what they were used for.
+    """
+    values = {
+        "name": _cut(redact(name), _DATA_NAME_LENGTH),
+        "digest": manifest_hash[:DIGEST_LENGTH],
+        "source": _cut(redact(source), _PARAMETER_LENGTH),
+        "profile": {**profile, "manifest_hash": manifest_hash},
+        "context": context,
+    }
+    _log(handle, "data", values)
 
 
 def finish_run(

@@ -27,6 +27,8 @@ PACKAGE_FILES = ("model.safetensors", "model.json")
 
 _UPLOAD_S = 1800.0
 """How long a server may take to be given a model's files."""
+_TAG_LENGTH = 5000
+"""MLflow's limit for a tag of a version."""
 _ARTIFACTS = dict(zip(("weights", "settings"), PACKAGE_FILES, strict=True))
 # What `twostream_ray.inference` and `served` import, and what it takes to read URIs: not Ray, not the training.
 _SERVING = (
@@ -57,6 +59,7 @@ def register(
     protocol: str,
     summary: str,
     classes: Sequence[str],
+    data: str,
     flow_contract: Mapping[str, object],
     lineage: Mapping[str, str],
 ) -> int:
@@ -72,9 +75,10 @@ def register(
         code: files that the entry imports, by their path relative to the folder that imports are resolved from.
         name: of the registered model, made if missing.
         measurement: what it scored; `promote` compares by it.
-        protocol: how it was measured, for the model card.
+        protocol: how it was measured, a tag and in the model card.
         summary: the network in a sentence, for the model card.
         classes: in the order of the network's outputs.
+        data: what it was trained on in a line, a tag.
         flow_contract: settings of the flow that the network sees, for the model card.
         lineage: tags as from `lineage_tags`.
 
@@ -92,7 +96,8 @@ def register(
         flow_contract=flow_contract,
         lineage=lineage,
     )
-    tags = {**lineage, **measurement.tags(), **_class_tags(classes)}
+    # Lineage, classes and flow contract are in model.json, and in the card.
+    tags = {**measurement.tags(), "data": data, "protocol": protocol}
     with registry_errors(
         handle.tracking_uri,
         wanted=f"registering {name}",
@@ -147,15 +152,6 @@ def _require_run(handle: RunHandle, *, name: str) -> RunHandle:
             "started; its checkpoint is kept: run the same command again once MLflow is back, which registers it"
         )
     return handle
-
-
-def _class_tags(classes: Sequence[str]) -> dict[str, str]:
-    """Number of classes and their names, cut where MLflow's tags would be too long."""
-    shown = ", ".join(classes)
-    return {
-        "num_classes": str(len(classes)),
-        "classes": shown if len(shown) <= 1000 else f"{shown[:1000]}…",
-    }
 
 
 def _log_model(
@@ -248,7 +244,7 @@ def _create_version(
         name,
         source=location,
         run_id=run_id,
-        tags={key: redact(value) for key, value in tags.items()},
+        tags={key: redact(value)[:_TAG_LENGTH] for key, value in tags.items()},
         description=redact(description),
         model_id=model_id,
         await_creation_for=0,  # all files are there already

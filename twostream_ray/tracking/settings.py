@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,14 @@ from twostream_ray.tracking import sqlite
 SERVERS = ("http", "https")
 """Schemes of a tracking server."""
 
+AUTO = "auto"
+"""Of a setting: chosen by the data."""
+UNNAMED_MODEL = "two-stream"
+"""The registered model of data sets without a name."""
+UNNAMED_DATA = "unnamed"
+"""A data set without a name, as an input of a run."""
+_LONGEST_MODEL_NAME = 200
+"""MLflow's limit is 256 characters."""
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -33,8 +42,9 @@ class TrackingConfig:
     """MLflow's tracking URI; none: MLFLOW_TRACKING_URI if set, otherwise SQLite, mlflow.db in the working directory."""
     experiment: str = "twostream"
     """Name of the MLflow experiment that runs are filed under; made if missing."""
-    model_name: str = "two-stream"
-    """Name of the registered model."""
+    model_name: str = AUTO
+    """Name of the registered model: letters, digits, _ . - and blanks; auto: the data set's, which `catalog.name` gave
+    it at ingest, and two-stream where it has none."""
     register: bool = True
     """Whether a finished training registers a version and competes for `champion`."""
 
@@ -49,6 +59,17 @@ class TrackingConfig:
                 f"tracking.model_name must be of letters, digits, _ . - and space, got {self.model_name!r}"
             )
         self.resolved_uri()
+
+    def registered_name(self, data_set: str = "") -> str:
+        """Name of the registered model that is trained on a data set of this name; empty is one without."""
+        if self.model_name != AUTO:
+            return self.model_name
+        return re.sub(r"[^\w.\- ]", "_", data_set)[:_LONGEST_MODEL_NAME].strip() or UNNAMED_MODEL
+
+    def uri_option(self) -> str:
+        """The option by which a command finds this MLflow, after a blank; empty where that is its default."""
+        uri = self.resolved_uri()
+        return "" if uri == TrackingConfig().resolved_uri() else f" --tracking.uri {shlex.quote(redact(uri))}"
 
     def resolved_uri(self) -> str:
         """The URI in full: no default, environment or working directory is left to resolve elsewhere.

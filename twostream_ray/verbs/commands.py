@@ -157,8 +157,8 @@ VERBS: dict[str, Verb] = {
         summary="make a registered version champion if it beats the present one",
         function="models:promote",
         settings="runs.score.settings:PromoteConfig",
-        positionals={"version": "VERSION"},
-        examples=("7", "7 --split test"),
+        positionals={"version": "[VERSION]"},
+        examples=("", "7", "7 --split test"),
         shown=("split", "manifest", "tracking.model_name", "tracking.uri"),
     ),
     "rollback": Verb(

@@ -41,7 +41,7 @@ def train(arguments: list[str]) -> int:
         return 0
     console.print(published.evaluation.report.to_text())
     if published.version is not None:
-        console.print(f"registered {config.tracking.model_name} version {published.version}: {published.verdict}")
+        console.print(f"registered {published.name} version {published.version}: {published.verdict}")
     for line in summary(config, trained, published):
         console.print(line)
     return 0
@@ -61,7 +61,7 @@ def evaluate(arguments: list[str]) -> int:
         evaluation = evaluate(config, progress=lambda done, total: bar.show(done, total))
     console.print(evaluation.report.to_text())
     console.print(f"report.json, scores.npz and confusion.png are in {config.out}")
-    if config.record:
+    if config.is_recorded():
         console.print(f"recorded split {evaluation.split} in the registry for {config.model}", markup=False)
     return 0
 
@@ -155,7 +155,8 @@ def rollback(arguments: list[str]) -> int:
     from twostream_ray.verbs.commands import parse
 
     config = parse("rollback", RollbackConfig, arguments)
-    moved = tracking.rollback(config.tracking.model_name, config=config.tracking, to=config.to, because=config.because)
+    name = config.tracking.registered_name()
+    moved = tracking.rollback(name, config=config.tracking, to=config.to, because=config.because)
     console.print(moved.reason)
     return 0
 

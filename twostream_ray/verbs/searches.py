@@ -44,7 +44,7 @@ def tune(arguments: list[str]) -> int:
         console.print(report.published.evaluation.report.to_text())
     if report.verdict:
         when = "" if report.published else " by an earlier call"
-        console.print(f"registered{when} {config.tracking.model_name}: {report.verdict}")
+        console.print(f"registered{when} {report.model_name}: {report.verdict}")
     console.print(f"table and pictures: {SearchFolder.of(config).uri}")
     if report.longer:
         console.print(f"train the best longer: {report.longer}")
@@ -138,7 +138,7 @@ def demo(arguments: list[str]) -> int:
         ],
     )
     fused = rows[-1]
-    name, uri = config.tracking.model_name, config.tracking.resolved_uri()
+    name, uri = fused.published.name, config.tracking.resolved_uri()
     console.print(f"registered {name} version {fused.published.version}: {fused.published.verdict}")
     video = next(iter(sorted((videos / "test").rglob("*.avi"))))
     model_uri = f"models:/{name}@champion"

@@ -24,7 +24,23 @@ def test_only_a_registered_version_can_be_recorded() -> None:
         with pytest.raises(ConfigError, match="model must be models:/NAME/VERSION or models:/NAME@ALIAS"):
             EvaluateConfig(model=model, shards="shards", record=True)
     for model in ("models:/two-stream/7", "models:/two-stream@champion"):
-        assert EvaluateConfig(model=model, shards="shards", record=True).record
+        assert EvaluateConfig(model=model, shards="shards", record=True).is_recorded()
+
+
+def test_a_registered_version_is_recorded_unless_it_is_not_wanted() -> None:
+    assert EvaluateConfig(model="models:/two-stream@champion", shards="shards").is_recorded()
+    assert not EvaluateConfig(model="models:/two-stream@champion", shards="shards", record=False).is_recorded()
+    assert not EvaluateConfig(model="directory", shards="shards").is_recorded()
+
+
+def test_an_evaluation_is_logged_where_somebody_has_spoken_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert EvaluateConfig(model="runs:/0a/model", shards="shards").is_logged()
+    assert not EvaluateConfig(model="runs:/0a/model", shards="shards", record=False).is_logged()
+    assert not EvaluateConfig(model="directory", shards="shards").is_logged()
+    assert EvaluateConfig(model="directory", shards="s", tracking=TrackingConfig(uri="http://host")).is_logged()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
+    assert EvaluateConfig(model="directory", shards="shards").is_logged()
 
 
 def two_heads(shard_set: ShardSet, folder: Path) -> str:
@@ -80,4 +96,5 @@ def test_an_evaluation_is_recorded_with_its_version(tmp_path: Path) -> None:
     )
     record_evaluation(evaluation, "models:/a model/1", config=config)
     assert comparable_measurement("a model", 1, config=config) == evaluation.measurement()
-    assert client.get_model_version("a model", "1").tags["test.top1"] == "0.6667 (3 of 4 clips)"
+    shown = client.get_model_version("a model", "1").tags["test.top1"]
+    assert shown == "0.6667 (3 of 4 clips, manifest 0a0a0a0a0a0a)"

@@ -177,6 +177,7 @@ def test_mlflow_has_the_search_with_its_trials_below_it(searched: str, folder: P
     assert "search-0000 (" in parent.data.tags["mlflow.note.content"]
     client = client_for(f"sqlite:///{folder}/mlflow.db")
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        "recipe.yaml",
         "trials.csv",
         "trials.json",
         "pictures",

@@ -62,7 +62,10 @@ _MANIFEST = record(
             record({"name": SHARD_NAME, "rows": {**COUNT, "minimum": 1}, "bytes": COUNT, "sha256": SHA256}, others=True)
         ),
     },
-    {"quarantined_by_head": {"type": "object", "additionalProperties": list_of(COUNT, at_most=1000)}},
+    {
+        "quarantined_by_head": {"type": "object", "additionalProperties": list_of(COUNT, at_most=1000)},
+        "data_set": WORD,
+    },
     others=True,
 )
 
@@ -85,6 +88,7 @@ class Manifest:
     frames: int
     splits: Mapping[str, int]
     index_sha256: str
+    data_set: str
 
 
 def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream ingest` again") -> Manifest:
@@ -129,6 +133,7 @@ def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream 
         frames=values["frames"],
         splits=values["splits"],
         index_sha256=values["index_sha256"],
+        data_set=values.get("data_set", ""),
     )
 
 

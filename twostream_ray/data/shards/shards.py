@@ -111,6 +111,9 @@ class ShardSet:
     quarantined_by_head: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """The same of each data set, where there are several; {} where an earlier ingest did not count them apart."""
 
+    data_set: str = ""
+    """Name of the data set, of several joined by "-"; empty where they have none."""
+
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Label of each clip in the index, (num_clips,)."""
@@ -203,6 +206,7 @@ def open_shards(uri: str) -> ShardSet:
         quarantined=manifest.quarantined,
         quarantined_by_head=manifest.quarantined_by_head,
         index=read_index(index_content, manifest, where=index_uri),
+        data_set=manifest.data_set,
     )
 
 

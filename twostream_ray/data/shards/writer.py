@@ -208,11 +208,13 @@ def write_manifest(
     contract: FlowContract,
     head_classes: Sequence[int] = (),
     groups: Mapping[str, str] | None = None,
+    data_set: str = "",
 ) -> None:
     """Write index, quarantine table and manifest over finished shards, in an order that depends on content alone.
 
     `groups`: clip id -> the source that it was cut from, where that is known; the index has a column of them where one
-    is another than the clip's name says.
+    is another than the clip's name says. `data_set` is the name of the data set; without one the manifest is the same
+    as before there were names.
 
     Raises:
         StorageError: `out` cannot be written.
@@ -255,6 +257,8 @@ def write_manifest(
     }
     if bad and len(head_classes) > 1:
         manifest["quarantined_by_head"] = _by_head(bad, head_classes)
+    if data_set:
+        manifest["data_set"] = data_set
     storage.write_bytes(storage.join(out, "index.parquet"), index.getvalue())
     write_quarantine(out, parts=ordered)
     storage.write_json(storage.join(out, "manifest.json"), manifest)

@@ -85,7 +85,8 @@ class CatalogConfig:
     legacy255."""
 
     name: str = ""
-    """Name of the data set: wanted, and different, where several are ingested together."""
+    """Name of the data set: wanted, and different, where several are ingested together. What is trained on it is
+    registered under this name."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):

@@ -26,6 +26,7 @@ from twostream_ray.evaluation.report import Report, report_on
 from twostream_ray.heads import Head
 from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.outputs import refuse_foreign_files
+from twostream_ray.runs.score.evaluation_run import CONFUSION, REPORT, log_evaluation_run
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.splits import evaluation_option
@@ -38,11 +39,9 @@ from twostream_ray.tracking import TrackingConfig
 if TYPE_CHECKING:
     from twostream_ray.model_package import ModelPackage
 
-CONFUSION = "confusion.png"
-
 _NO_NAME_OF_A_METRIC = r"[^\w.\-]"
 """What MLflow refuses in a metric's name, and the slash, behind which the metric is named."""
-_FILES = ("report.json", "scores.npz", CONFUSION)
+_FILES = (REPORT, "scores.npz", CONFUSION)
 _REPORT_SCHEMA = record(
     {"top1": {"type": "number"}, "split": {"type": "string"}, "manifest_hash": {"type": "string"}}, others=True
 )
@@ -95,6 +94,14 @@ class Evaluation:
         }
         return {name: float(value) for name, value in found.items() if value is not None}
 
+    def predicted(self) -> NDArray[np.int64]:
+        """(n,) the best class of each clip, of those of its own data set."""
+        best = np.full(len(self.labels), -1, np.int64)
+        for head in self.package.heads:
+            mine = (self.labels >= head.start) & (self.labels < head.stop)
+            best[mine] = head.start + self.logits[mine, head.columns].argmax(axis=1)
+        return best
+
     def measurement(self) -> tracking.Measurement:
         """The metrics on n of N clips of the split, as a registered version is tagged with them."""
         return tracking.Measurement(
@@ -109,7 +116,8 @@ class Evaluation:
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Evaluation:
     """Score a split and write report.json, scores.npz and confusion.png to `config.out`.
 
-    With `config.record`, the version is tagged with the metrics.
+    A registered version is tagged with the metrics, and MLflow has a run of its own for the evaluation, unless
+    `config.record` is False.
 
     Raises:
         LeaseError: another process writes there.
@@ -120,7 +128,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     sweep()
     shard_set = open_shards(config.shards)
     require_shard_files(shard_set)
-    if config.record:
+    if tracking.names_version(config.model):
         # An alias may move while clips are scored: what is loaded is what is tagged.
         name, version = tracking.find_version(config.model, config=config.tracking)
         config = replace(config, model=f"models:/{name}/{version}")
@@ -130,8 +138,10 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         temporary_folder() as pictures,
     ):
         evaluation = score_split(config, shard_set, directory=directory, progress=progress)
-        write_evaluation(evaluation, out=config.out, pictures=Path(pictures))
-        if config.record:
+        write_evaluation(evaluation, out=config.out, files=Path(pictures))
+        if config.is_logged():
+            log_evaluation_run(config, evaluation, shard_set, files=Path(pictures))
+        if config.is_recorded():
             record_evaluation(evaluation, config.model, config=config.tracking)
     return evaluation
 
@@ -239,15 +249,16 @@ def _num_expected_by_head(report: Report) -> dict[str, NDArray[np.int64]]:
     return {"num_expected_by_head": np.asarray(counts, dtype=np.int64)} if 0 < len(counts) == len(report.heads) else {}
 
 
-def write_evaluation(evaluation: Evaluation, *, out: str, pictures: Path) -> None:
-    """Write report.json, scores.npz and confusion.png to a directory or prefix; the picture is kept in `pictures` too.
+def write_evaluation(evaluation: Evaluation, *, out: str, files: Path) -> None:
+    """Write report.json, scores.npz and confusion.png to a directory or prefix; report and picture to `files` too.
 
     Raises:
         StorageError: `out` cannot be written.
     """
     out = storage.absolute(out)
     values = evaluation.report.to_dict() | {"split": evaluation.split, "manifest_hash": evaluation.manifest_hash}
-    storage.write_json(storage.join(out, _FILES[0]), values)
+    for folder in (out, str(files)):
+        storage.write_json(storage.join(folder, REPORT), values)
     table = io.BytesIO()
     arrays: dict[str, Any] = _num_expected_by_head(evaluation.report)
     np.savez_compressed(
@@ -263,7 +274,7 @@ def write_evaluation(evaluation: Evaluation, *, out: str, pictures: Path) -> Non
         **arrays,
     )
     storage.write_bytes(storage.join(out, _FILES[1]), table.getvalue())
-    picture = pictures / CONFUSION
+    picture = files / CONFUSION
     report = evaluation.report
     visualize.confusion_picture(
         report.confusion,

@@ -1,4 +1,4 @@
-"""Promotion and rollback of registered versions: which one is champion."""
+"""Promotion of registered versions: which one is champion."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ def promote(config: PromoteConfig) -> str:
     Raises:
         RegistryError: there is no such version, it has no measurement or several, or MLflow does not answer.
     """
-    name, version = config.tracking.model_name, int(config.version)
+    name = config.tracking.registered_name()
+    version = int(config.version) if config.version else tracking.newest_version(name, config=config.tracking)
     measured = tracking.comparable_measurement(
         name, version, config=config.tracking, split=config.split, manifest=config.manifest
     )
+    manifest = measured.manifest_hash
+    shards = tracking.logged_shards(name, version, manifest_hash=manifest, config=config.tracking)
     verdict = tracking.promote(
-        name, version, manifest_hash=measured.manifest_hash, split=measured.split, config=config.tracking
+        name, version, manifest_hash=manifest, split=measured.split, shards=shards, config=config.tracking
     )
     return verdict.reason

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from twostream_ray import storage, tracking, visualize
-from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.redaction import redact
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
-from twostream_ray.runs.score.evaluate import CONFUSION, Evaluation, reserve_output, score_split, write_evaluation
+from twostream_ray.runs.run_page import data_summary, description, network_summary
+from twostream_ray.runs.score.challenge import compete, require_same_classes
+from twostream_ray.runs.score.evaluate import Evaluation, reserve_output, score_split, write_evaluation
+from twostream_ray.runs.score.evaluation_run import log_evaluation
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.runs.score.settings import EvaluateConfig
@@ -39,6 +44,8 @@ class Published:
 
     evaluation: Evaluation
     """The test split."""
+    name: str | None
+    """Name of the registered model; None where nothing was registered."""
     version: int | None
     """Version of the registered model; None where nothing was registered."""
     verdict: str | None
@@ -90,7 +97,7 @@ def kept_publication(config: ExperimentConfig, trained: TrainReport) -> KeptPubl
 
 def _publication_of(config: ExperimentConfig, checkpoint: str) -> dict[str, str]:
     """What a publication is of, and where."""
-    tracking_uri, name = redact(config.tracking.resolved_uri()), config.tracking.model_name
+    tracking_uri, name = redact(config.tracking.resolved_uri()), config.tracking.registered_name()
     return {
         "split": config.data.test_split,
         "checkpoint": checkpoint.rpartition("/")[2],
@@ -137,6 +144,8 @@ def train_and_publish(
         LeaseError: another process is at work on the run.
         RegistryError: the model cannot be registered.
     """
+    if not published_before(config):
+        require_same_classes(config, open_shards(config.data.shards))
     trained = train(config, progress=progress, stop=stop)
     when_trained()
     if trained.done_before and not evaluate_again and published_before(config):
@@ -183,54 +192,77 @@ def _publish_run(
         temporary_folder() as scratch,
     ):
         evaluation = score_split(evaluation_config, shard_set, directory=directory)
-        write_evaluation(evaluation, out=uri, pictures=Path(scratch))
-        _log_evaluation(trained, evaluation, uri=uri, pictures=Path(scratch))
-        published = Published(evaluation=evaluation, version=None, verdict=None)
+        write_evaluation(evaluation, out=uri, files=Path(scratch))
+        _log_curves(trained, uri=uri, folder=Path(scratch))
+        log_evaluation(trained.run, evaluation, step=int(trained.history[-1]["epoch"]), files=Path(scratch))
+        published = Published(evaluation=evaluation, name=None, version=None, verdict=None)
         if config.tracking.register:
-            published = _register(config, trained, evaluation, directory=directory)
+            published = _register(
+                config,
+                trained,
+                evaluation,
+                directory=directory,
+                shard_set=shard_set,
+                evaluation_config=evaluation_config,
+            )
+    _describe(config, trained, shard_set, published)
     stored = {"version": published.version, "verdict": published.verdict}
     stored |= _publication_of(config, trained.checkpoint)
     storage.write_json(folder.published, stored)
     return published
 
 
-def _log_evaluation(trained: TrainReport, evaluation: Evaluation, *, uri: str, pictures: Path) -> None:
-    """Metrics, learning curves and confusion matrix into the MLflow run; the curves into `uri` too."""
-    last = int(trained.history[-1]["epoch"])
-    found = evaluation.metrics() | evaluation.metrics_by_head()
-    metrics = {f"{evaluation.split}_{name}": value for name, value in found.items()}
-    tracking.log_metrics(trained.run, metrics, step=last)
-    curves = pictures / "curves.png"
+def _log_curves(trained: TrainReport, *, uri: str, folder: Path) -> None:
+    """Learning curves into the MLflow run and into `uri`."""
+    curves = folder / "curves.png"
     visualize.curves_picture(trained.history, curves, title=trained.name, kept_epoch=epoch_of(trained.checkpoint))
     storage.write_bytes(storage.join(uri, curves.name), curves.read_bytes())
-    tracking.log_pictures(trained.run, {"curves": curves, "confusion": pictures / CONFUSION})
+    tracking.log_pictures(trained.run, {"curves": curves})
+
+
+def _describe(config: ExperimentConfig, trained: TrainReport, shard_set: ShardSet, published: Published) -> None:
+    """Results, network and data on the run's page in MLflow."""
+    report, name = published.evaluation.report, published.name
+    results = [
+        f"**Result.** Top-1 {report.top1:.2%} and mean class {report.mean_class:.2%} on split "
+        f"`{published.evaluation.split}`, {report.coverage}; checkpoint `{trained.checkpoint}`."
+    ]
+    if name is not None:
+        page = f"#/models/{quote(name)}/versions/{published.version}"
+        results.append(f"**Registered.** [{name} {published.version}]({page}): {published.verdict}")
+        model = shlex.quote(f"models:/{name}/{published.version}")
+        results.append(f"**Use.** `twostream predict VIDEO --model {model}{config.tracking.uri_option()}`")
+    text = description(config, shard_set, parameters=trained.parameters, results=results)
+    tracking.tag_run(trained.run, {tracking.DESCRIPTION: text})
     tracking.deliver(trained.run)
 
 
-def _register(config: ExperimentConfig, trained: TrainReport, evaluation: Evaluation, *, directory: Path) -> Published:
-    package = evaluation.package
+def _register(
+    config: ExperimentConfig,
+    trained: TrainReport,
+    evaluation: Evaluation,
+    *,
+    directory: Path,
+    shard_set: ShardSet,
+    evaluation_config: EvaluateConfig,
+) -> Published:
+    package, name = evaluation.package, config.tracking.registered_name(shard_set.data_set)
     version = tracking.register(
         trained.run,
         directory,
         entry=SERVED,
         code=serving_files(),
-        name=config.tracking.model_name,
+        name=name,
         measurement=evaluation.measurement(),
         protocol=_protocol(package) + _of_heads(evaluation),
-        summary=_summary(config, parameters=trained.parameters),
+        summary=network_summary(config, parameters=trained.parameters),
         classes=package.classes,
+        data=data_summary(shard_set),
         flow_contract=package.contract.to_dict(),
         lineage=package.lineage,
     )
-    verdict = tracking.promote(
-        config.tracking.model_name,
-        version,
-        metric="top1",
-        manifest_hash=evaluation.manifest_hash,
-        split=evaluation.split,
-        config=config.tracking,
-    )
-    return Published(evaluation=evaluation, version=version, verdict=verdict.reason)
+    verdict = compete(evaluation_config, shard_set, name=name, version=version, run=trained.run)
+    return Published(evaluation=evaluation, name=name, version=version, verdict=verdict.reason)
 
 
 def _protocol(package: ModelPackage) -> str:
@@ -245,15 +277,3 @@ def _protocol(package: ModelPackage) -> str:
 def _of_heads(evaluation: Evaluation) -> str:
     """The metrics of each data set, in sentences to follow others; "" where there is one."""
     return "".join(f"; of {head.name}: {head.to_text().replace('   ', ', ')}" for head in evaluation.report.heads)
-
-
-def _summary(config: ExperimentConfig, *, parameters: int) -> str:
-    model = config.model
-    if model.streams != "both":
-        body = f"{model.streams} stream alone"
-    elif model.architecture == "fused":
-        where = ", ".join(model.fusion.layers)
-        body = f"two streams, {model.fusion.method} fusion at {where}, {model.fusion.temporal} over time"
-    else:
-        body = f"two streams, {model.architecture}"
-    return f"{body}; {model.spatial.backbone} and {model.temporal.backbone}; {parameters:,} parameters"

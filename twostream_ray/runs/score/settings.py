@@ -6,6 +6,7 @@ line imports neither torch nor Ray.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -35,14 +36,25 @@ class EvaluateConfig:
     out: str = "evaluation"
     """Directory for report.json, scores.npz and confusion.png."""
 
-    record: bool = False
-    """Tag the registered version with the scores, so that `promote` compares by them; models:/ of a version only."""
+    record: bool | None = None
+    """Tag the registered version with the scores, so that `promote` compares by them; by default where the model is
+    models:/ of a version. false also makes no MLflow run of the evaluation, which it has where the model is of the
+    registry or a tracking URI is given."""
 
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     """The cluster's share; scores do not depend on it."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow, where the model comes from its registry."""
+
+    def is_recorded(self) -> bool:
+        """Whether the registered version is tagged with the scores."""
+        return tracking.names_version(self.model) if self.record is None else self.record
+
+    def is_logged(self) -> bool:
+        """Whether the evaluation has an MLflow run of its own: not where nobody has spoken of MLflow."""
+        given = self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return self.record is not False and bool(given or self.model.startswith(("models:/", "runs:/")))
 
     def __post_init__(self) -> None:
         if self.record and not tracking.names_version(self.model):
@@ -100,8 +112,8 @@ class PullConfig:
 class PromoteConfig:
     """Make a registered version champion if it beats the present one: twostream promote 7."""
 
-    version: str
-    """Number of the version to promote."""
+    version: str = ""
+    """Number of the version to promote; none: the newest."""
 
     split: str | None = None
     """Split to compare on; needed only where the version was measured on several."""
@@ -113,7 +125,7 @@ class PromoteConfig:
     """MLflow, whose registry holds the model; `tracking.model_name` is the model's."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[1-9]\d{0,8}", self.version, flags=re.ASCII):
+        if self.version and not re.fullmatch(r"[1-9]\d{0,8}", self.version, flags=re.ASCII):
             raise ConfigError(f"a version is a number of the registry, such as 7, got {brief(self.version)}")
 
 

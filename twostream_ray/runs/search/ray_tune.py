@@ -28,6 +28,7 @@ from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session, require_cluster
 from twostream_ray.runs.experiment import ExperimentConfig, refuse_dry_run, with_absolute_uris
 from twostream_ray.runs.run_folder import SearchFolder
+from twostream_ray.runs.score.challenge import require_same_classes
 from twostream_ray.runs.search.records import Spent, TrialRecord
 from twostream_ray.runs.search.report import SearchReport
 from twostream_ray.runs.search.schedulers import scheduler_for
@@ -79,6 +80,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
     warn_of_shared_clips(config.data, shard_set)
     if (before := _finished_before(config, shard_set)) is not None:
         return before
+    require_same_classes(config, shard_set)
     way_out = "wait for it or end it, or choose another --name"
     with lease.held(folder.uri, work=folder.what, way_out=way_out) as held:
         return _tune(config, shard_set, progress=progress, lost=lambda: held.lost_to is not None)

@@ -53,6 +53,8 @@ class SearchReport:
     by a call that had a smaller budget and the same best trial."""
     verdict: str
     """What became of it in the registry, in a sentence; empty where nothing was registered."""
+    model_name: str
+    """The registered model that it became a version of, where any was."""
     done_before: bool
     """The search had been finished by an earlier call; nothing was trained."""
     longer: str

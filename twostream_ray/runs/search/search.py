@@ -14,6 +14,7 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import SearchFolder
+from twostream_ray.runs.run_page import log_data, log_recipe, used_splits
 from twostream_ray.runs.score.publish import Published, kept_publication, publish_run
 from twostream_ray.runs.search.best_recipe import has_best_recipe, longer_command, write_best_recipe
 from twostream_ray.runs.search.proposals import Proposer
@@ -84,6 +85,9 @@ class Search:
             ),
             anew=anew,
         )
+        splits = used_splits(self.config.data, self._shard_set)
+        log_data(self.mlflow_run, self._shard_set, splits=splits, context="training")
+        log_recipe(self.mlflow_run, self.config, verb="tune")
 
     def trials_left(self) -> int:
         """Trials to run at most: those that an earlier call left unfinished, and new ones."""
@@ -309,6 +313,7 @@ class Search:
             refused=self._proposer.refused,
             published=published,
             verdict=verdict,
+            model_name=self.config.tracking.registered_name(self._shard_set.data_set),
             done_before=done_before,
             longer=longer_command(best, experiment, folder=self.folder) if has_best_recipe(self.folder) else "",
         )

@@ -19,6 +19,7 @@ from twostream_ray.models.build import Network
 from twostream_ray.redaction import one_line
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, refuse_dry_run, with_absolute_uris
 from twostream_ray.runs.run_folder import CHECKPOINT_NAME, RunFolder
+from twostream_ray.runs.run_page import description, log_data, log_recipe, used_splits
 from twostream_ray.runs.splits import warn_of_shared_clips
 from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.preflight import (
@@ -188,16 +189,20 @@ def _begin(
     storage.write_json(folder.settings, settings)
     if parent is None:
         folder.keep_data(shard_set)
-    return tracking.start_run(
+    lineage = tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash)
+    handle = tracking.start_run(
         config.tracking,
         run_name=config.name,
         run_uri=folder.uri,
         parameters={name: value for name, value in asdict(config).items() if name != "dry_run"}
         | {"num_parameters": parameters, "num_classes": len(shard_set.classes)},
-        tags=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
+        tags=lineage | {tracking.DESCRIPTION: description(config, shard_set, parameters=parameters)},
         parent=parent,
         anew=anew,
     )
+    log_data(handle, shard_set, splits=used_splits(config.data, shard_set), context="training")
+    log_recipe(handle, config, verb="train")
+    return handle
 
 
 def failure_of(error: BaseException) -> str:

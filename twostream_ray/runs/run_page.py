@@ -1,0 +1,123 @@
+"""A run's page in MLflow: its data set as a logged input, the recipe that `--config` takes back, and a description."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from twostream_ray import tracking
+from twostream_ray.data.loading.settings import DataConfig
+from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.errors import ShardError
+from twostream_ray.redaction import is_secret_name, redact
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.settings.recipe_text import write_recipe
+from twostream_ray.storage.temporary_folders import temporary_folder
+
+RECIPE = "recipe.yaml"
+"""The artefact that a verb's `--config` takes."""
+
+
+def log_data(
+    handle: tracking.RunHandle,
+    shard_set: ShardSet,
+    *,
+    splits: Sequence[str],
+    context: Literal["training", "evaluation"],
+) -> None:
+    """Record the shards as an input of a run, with the clips of the splits that it uses; never raises for MLflow."""
+    clips = {split: len(shard_set.split(split)) for split in splits}
+    profile = {
+        "num_rows": len(shard_set.index),
+        "classes": len(shard_set.classes),
+        "clips": clips,
+        "quarantined": {split: shard_set.quarantined.get(split, 0) for split in splits},
+        "frames": int(shard_set.index["num_frames"].to_numpy().sum()),
+        "flow_contract": shard_set.contract.hash,
+    }
+    tracking.log_data(
+        handle,
+        name=shard_set.data_set or tracking.UNNAMED_DATA,
+        manifest_hash=shard_set.hash,
+        source=shard_set.uri,
+        profile=profile,
+        context=context,
+    )
+
+
+def used_splits(data: DataConfig, shard_set: ShardSet) -> list[str]:
+    """The splits, or parts of one, that a training looks at; a search has no need of a test split."""
+    names = [data.split_to_train, data.split_to_validate, data.test_split]
+    found = []
+    for name in dict.fromkeys(name for name in names if name is not None):
+        with contextlib.suppress(ShardError):
+            shard_set.split(name)
+            found.append(name)
+    return found
+
+
+def log_recipe(handle: tracking.RunHandle, config: object, *, verb: str) -> None:
+    """Store the settings of a run, a dataclass, with it as a recipe; never raises for an MLflow that is away."""
+    with temporary_folder() as scratch:
+        path = Path(scratch, RECIPE)
+        path.write_text(recipe_of(config, verb=verb), encoding="utf-8")
+        tracking.log_artifacts(handle, [path])
+
+
+def recipe_of(config: Any, *, verb: str) -> str:
+    """The settings in YAML, as the verb's `--config` reads them; what holds a secret is left out, and said."""
+    left_out: list[str] = []
+    values = _without_secrets(json.loads(json.dumps(asdict(config))), "", left_out)
+    lines = [f"# twostream {verb} --config {RECIPE} --name ANOTHER_NAME"]
+    lines += [f"# {name} is left out, as it holds a secret" for name in left_out]
+    return "\n".join([*lines, write_recipe(values)])
+
+
+def _without_secrets(value: Any, name: str, left_out: list[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, inner in value.items():
+        full = f"{name}.{key}".lstrip(".")
+        text = "" if isinstance(inner, dict) else json.dumps(inner)
+        if is_secret_name(full) or redact(text) != text:
+            left_out.append(full)
+        else:
+            kept[key] = _without_secrets(inner, full, left_out)
+    return kept
+
+
+def network_summary(config: ExperimentConfig, *, parameters: int) -> str:
+    """The network in a sentence."""
+    model = config.model
+    if model.streams != "both":
+        body = f"{model.streams} stream alone"
+    elif model.architecture == "fused":
+        where = ", ".join(model.fusion.layers)
+        body = f"two streams, {model.fusion.method} fusion at {where}, {model.fusion.temporal} over time"
+    else:
+        body = f"two streams, {model.architecture}"
+    return f"{body}; {model.spatial.backbone} and {model.temporal.backbone}; {parameters:,} parameters"
+
+
+def data_summary(shard_set: ShardSet) -> str:
+    """The data in a sentence."""
+    name = shard_set.data_set or tracking.UNNAMED_DATA
+    count = len(shard_set.classes)
+    return f"{name}: {count} class{'es' if count > 1 else ''}, manifest {shard_set.hash[:12]}"
+
+
+def description(config: ExperimentConfig, shard_set: ShardSet, *, parameters: int, results: Sequence[str] = ()) -> str:
+    """Markdown of a training for its page: what it trains and on what, and, once there are some, `results`."""
+    clips = ", ".join(f"{split} {len(shard_set.split(split)):,}" for split in used_splits(config.data, shard_set))
+    paragraphs = [
+        *results,
+        f"**Network.** {network_summary(config, parameters=parameters)}.",
+        f"**Data.** {data_summary(shard_set)}; clips: {clips}; shards {redact(shard_set.uri)}.",
+        f"**Again.** `twostream train --config {RECIPE} --name ANOTHER_NAME`, with the artefact of this name.",
+    ]
+    return "\n\n".join(paragraphs)
