@@ -17,7 +17,7 @@ def summary(config: ExperimentConfig, trained: TrainReport, published: Published
     """Lines on a run that has ended: model, pictures, MLflow's page, and the commands that come next."""
     model = trained.checkpoint
     if published.version is not None:
-        model = f"models:/{config.tracking.model_name}/{published.version}"
+        model = f"models:/{published.name}/{published.version}"
     option = tracking_option(config.tracking)
     evaluate = ["twostream", "evaluate", "--model", model, "--shards", config.data.shards]
     evaluate += ["--split", published.evaluation.split, "--out", f"evaluation-{config.name}", *option]
