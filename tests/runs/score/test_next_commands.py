@@ -25,7 +25,7 @@ def lines(folder: Path, uri: str | None, *, version: int | None) -> list[str]:
     )
     run = SimpleNamespace(experiment_id="1", run_id="abc")
     trained: Any = SimpleNamespace(checkpoint=f"{folder}/walks/epoch-0000", run=run)
-    published: Any = SimpleNamespace(version=version, evaluation=SimpleNamespace(split="test"))
+    published: Any = SimpleNamespace(name="two-stream", version=version, evaluation=SimpleNamespace(split="test"))
     return summary(config, trained, published)
 
 

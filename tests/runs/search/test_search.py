@@ -84,7 +84,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         stored = {"version": len(calls), "verdict": f"verdict {len(calls)}"}
         uri = RunFolder.of(experiment).published
         storage.write_json(uri, stored | publish._publication_of(experiment, trained.checkpoint))
-        return Published(evaluation=None, version=len(calls), verdict=f"verdict {len(calls)}")  # type: ignore[arg-type]
+        return Published(evaluation=None, name="m", version=len(calls), verdict=f"verdict {len(calls)}")  # type: ignore[arg-type]
 
     monkeypatch.setattr(search_module, "trial_report", report)
     monkeypatch.setattr(search_module, "publish_run", publish_run)

@@ -213,8 +213,7 @@ def write_manifest(
     """Write index, quarantine table and manifest over finished shards, in an order that depends on content alone.
 
     `groups`: clip id -> the source that it was cut from, where that is known; the index has a column of them where one
-    is another than the clip's name says. `data_set` is the name of the data set; without one the manifest is the same
-    as before there were names.
+    is another than the clip's name says. `data_set`: its name; without one the manifest is as it was before.
 
     Raises:
         StorageError: `out` cannot be written.
@@ -257,8 +256,7 @@ def write_manifest(
     }
     if bad and len(head_classes) > 1:
         manifest["quarantined_by_head"] = _by_head(bad, head_classes)
-    if data_set:
-        manifest["data_set"] = data_set
+    manifest |= {"data_set": data_set} if data_set else {}
     storage.write_bytes(storage.join(out, "index.parquet"), index.getvalue())
     write_quarantine(out, parts=ordered)
     storage.write_json(storage.join(out, "manifest.json"), manifest)
