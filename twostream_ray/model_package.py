@@ -25,6 +25,7 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError
 from twostream_ray.heads import ClassScores, Head, class_scores, heads_of
 from twostream_ray.models.build import Network, build_network
+from twostream_ray.models.layers import is_head
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.settings.parser import from_mapping
 from twostream_ray.storage.json_files import WORD, check, list_of, read_json, record
@@ -211,23 +212,60 @@ def load_weights(network: Network, directory: Path, *, averaged: bool = False) -
             )
 
 
+def initialise_from(network: Network, directory: Path, *, heads: bool) -> None:
+    """Copy a package's weights into a network that may have other `heads`, which then stay as they are.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged, another network's or no finite numbers.
+    """
+    path = directory / MODEL_FILES[0]
+    if fault := difference_to(network, directory, heads=heads):
+        raise CheckpointError(f"{path} holds the weights of another network ({fault})")
+    state = network.state_dict()
+    for name, values in load_file(path).items():
+        if not torch.isfinite(values).all():
+            raise CheckpointError(f"{path} is damaged: {name} holds what is no finite number: start from another")
+        if heads or not is_head(name):
+            state[name].copy_(values)
+
+
+def difference_to(network: Network, directory: Path, *, heads: bool) -> str | None:
+    """How a package's weights differ from a network's in names and shapes, in words, without reading a weight.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+
+    def compared(name: str) -> bool:
+        return heads or not is_head(name)
+
+    found = _stored(directory / MODEL_FILES[0])
+    return _difference(
+        {name: tensor for name, tensor in network.state_dict().items() if compared(name)},
+        {name: part for name, part in found.items() if compared(name)},
+    )
+
+
 def _check_weights(path: Path, network: Network) -> None:
     """Hold a file's names, shapes and kinds of numbers against a network's, without reading a weight."""
-    if not path.is_file():
-        raise _no_weights(path, "no regular file is there")
-    wanted = network.state_dict()
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in stored.items()}
-    except (OSError, SafetensorError) as error:
-        raise _no_weights(path, error) from error
-    difference = _difference(wanted, found)
+    difference = _difference(network.state_dict(), _stored(path))
     if difference:
         raise CheckpointError(
             f"{path} holds the weights of another network ({difference}): use the settings it was trained with, or "
             "another run name"
         )
+
+
+def _stored(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shapes and kinds of numbers of a file's tensors."""
+    if not path.is_file():
+        raise _no_weights(path, "no regular file is there")
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in stored.items()}
+    except (OSError, SafetensorError) as error:
+        raise _no_weights(path, error) from error
 
 
 def _difference(wanted: Mapping[str, torch.Tensor], found: Mapping[str, tuple[tuple[int, ...], str]]) -> str | None:

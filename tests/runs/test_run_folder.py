@@ -21,7 +21,7 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, LeaseError, ShardError, TwoStreamError
 from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings
-from twostream_ray.runs.run_folder import RunFolder
+from twostream_ray.runs.run_folder import RunFolder, SearchFolder
 from twostream_ray.runs.search.ray_tune import tune
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
 from twostream_ray.runs.train.run import train
@@ -326,6 +326,26 @@ def test_a_run_of_before_keeps_what_it_wrote_down_in_place_of_auto(tmp_path: Pat
     other = folder.keeping_device_settings(replace(began, training=TrainingConfig(precision="bfloat16")))
     with pytest.raises(ConfigError, match=r"training.precision=float32, now training.precision=bfloat16 is wanted"):
         folder.begun_with(fixed_settings(other))
+
+
+def test_a_run_may_get_more_epochs_but_not_fewer_and_a_search_neither(tmp_path: Path) -> None:
+    config = experiment(tmp_path)
+    epochs = 3
+
+    def asked(number: int) -> dict[str, Any]:
+        return fixed_settings(replace(config, training=replace(config.training, epochs=number)))
+
+    run = RunFolder.of(config)
+    search = SearchFolder(uri=str(tmp_path / "search"), what="search 's'")
+    for folder in (run, search):
+        storage.write_json(folder.settings, asked(epochs))
+    assert run.begun_with(asked(epochs + 5))
+    with pytest.raises(ConfigError, match=rf"epochs={epochs}, now {epochs - 1} are wanted: a run may get more epochs"):
+        run.begun_with(asked(epochs - 1))
+    with pytest.raises(ConfigError, match=rf"started with training\.epochs={epochs}, now"):
+        search.begun_with(asked(epochs + 5))
+    with pytest.raises(ConfigError, match="seed"):
+        run.begun_with(asked(epochs + 5) | {"seed": 99})
 
 
 def test_a_run_that_began_with_auto_resumes_with_auto_on_any_device(tmp_path: Path) -> None:

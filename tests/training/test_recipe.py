@@ -9,6 +9,7 @@ from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.training.recipe import (
     balanced_class_weights,
     build_optimiser,
+    continued_schedule,
     learning_rate_at,
     lost_patience,
     set_learning_rate,
@@ -23,6 +24,19 @@ def small_network() -> Network:
     tower = TowerConfig(backbone="vgg_small", width=4)
     model = ModelConfig(architecture="late", spatial=tower, temporal=tower)
     return build_network(model, num_classes=3, flow_length=2)
+
+
+def test_more_epochs_move_the_learning_rate_of_a_cosine_alone() -> None:
+    for schedule in ("constant", "steps", "cosine"):
+        short, long = (TrainingConfig(epochs=epochs, schedule=schedule, step_epochs=(3, 9)) for epochs in (6, 12))
+        same = all(learning_rate_at(epoch, config=short) == learning_rate_at(epoch, config=long) for epoch in range(6))
+        assert same == (schedule != "cosine")
+    assert "goes on at 0.0001, as training.schedule=steps has it" in continued_schedule(
+        6, config=TrainingConfig(epochs=12, step_epochs=(3, 9))
+    )
+    assert continued_schedule(6, config=long) == (
+        "the learning rate goes on at 0.0005, on a cosine over all 12 epochs, after it had come to 0"
+    )
 
 
 def test_steps_divide_by_ten_at_their_epochs() -> None:

@@ -81,6 +81,12 @@ def layer_specs(backbone: Backbone, *, width: int | None, in_channels: int, num_
         yield LayerSpec(CLASSIFIER, "fully_connected", num_classes)
 
 
+def is_head(name: str) -> bool:
+    """Whether a weight's size depends on the classes: of a tower's classifier, one over both, or a fusion of scores."""
+    parts = name.split(".")
+    return CLASSIFIER in parts or parts[0] == "classifier"
+
+
 def counterpart(layer: str, *, among: Sequence[str]) -> str:
     """The layer of another backbone that corresponds to `layer`: relu5_3 and relu5 and res5c_relu.
 

@@ -54,6 +54,10 @@ class ExperimentConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
 
+    init: str | None = None
+    """Trained network whose weights this one starts from, its heads too where the classes are the same:
+    models:/NAME@champion, the folder of a finished run, or a checkpoint. None: from the towers' own weights."""
+
     storage: str = "runs"
     """Directory or s3:// prefix of checkpoints and reports, in a folder per run; on a cluster all nodes must see it."""
 
@@ -96,9 +100,10 @@ def with_absolute_uris(config: _Experiment) -> _Experiment:
     def directory(path: str | None) -> str | None:
         return None if path is None else storage.absolute(path)
 
-    data, model = config.data, config.model
+    data, model, init = config.data, config.model, config.init
     return replace(
         config,
+        init=init if init is None or init.startswith(("models:/", "runs:/")) else storage.absolute(init),
         data=replace(
             data,
             shards=storage.absolute(data.shards),

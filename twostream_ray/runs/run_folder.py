@@ -25,6 +25,9 @@ from twostream_ray.storage.json_files import read_json, record
 from twostream_ray.tracking.lineage import MANIFEST
 from twostream_ray.tracking.outbox import Outbox
 
+INIT = "init"
+"""Folder of the weights that a run starts from, within a run's."""
+
 CHECKPOINT_NAME = r"epoch-[0-9]{1,9}(-step-[0-9]{1,9})?"
 """Folders of checkpoints, within a run's; only what is called so is ever taken for one."""
 
@@ -51,6 +54,8 @@ class RunFolder:
 
     kind: ClassVar[str] = "run"
     """Its word in messages."""
+    takes_more_epochs: ClassVar[bool] = True
+    """Whether training.epochs may be more than it was begun with."""
     settings_name: ClassVar[str] = "experiment.json"
     """The file that marks the folder as taken by this kind of run."""
 
@@ -104,7 +109,8 @@ class RunFolder:
         else:
             names = [f"nothing, as it is no folder, {Path(self.uri).name}"]
         # What a start that was killed at once leaves behind.
-        if others := [name for name in names if name != lease.FILE and not name.endswith(".partial")]:
+        own = (lease.FILE, INIT)
+        if others := [name for name in names if name.partition("/")[0] not in own and not name.endswith(".partial")]:
             raise ConfigError(
                 f"{self.what} wants the folder {self.uri} to itself, it holds {others[0]} but no "
                 f"{self.settings_name}: choose another --name or --storage"
@@ -144,14 +150,31 @@ class RunFolder:
     def begun_with(self, settings: Mapping[str, Any]) -> bool:
         """Whether the run was begun and has learnt something, as the file with its settings and its checkpoints say.
 
+        training.epochs may have become more.
+
         Raises:
             ConfigError: it was begun with others, or the file is damaged.
         """
         before = self._settings_before()
         if before is None or not self.has_learnt():
             return False
+        if self.takes_more_epochs:
+            before = self._with_more_epochs(before, settings)
         refuse_changed(without_free_settings(before), settings, what=self.what, uri=self.uri)
         return True
+
+    def _with_more_epochs(self, before: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that the run was begun with, with the epochs that are wanted now where these are more."""
+        training, wanted = before.get("training"), settings.get("training", {}).get("epochs")
+        begun = training.get("epochs") if isinstance(training, dict) else None
+        if not isinstance(training, dict) or not isinstance(begun, int) or not isinstance(wanted, int):
+            return before
+        if wanted < begun:
+            raise ConfigError(
+                f"{self.what} was started with training.epochs={begun}, now {wanted} are wanted: a run may get more "
+                "epochs under its name, not fewer; choose another --name for a shorter one"
+            )
+        return before | {"training": training | {"epochs": wanted}}
 
     def is_another(self, settings: Mapping[str, Any], shard_set: ShardSet | None = None) -> bool:
         """Whether what was begun here, and has learnt nothing, had other settings or other data than these.
@@ -273,6 +296,7 @@ class SearchFolder(RunFolder):
     """The folder of a search, which holds the folders of its trials' runs."""
 
     kind: ClassVar[str] = "search"
+    takes_more_epochs: ClassVar[bool] = False
     settings_name: ClassVar[str] = "search.json"
 
     def has_learnt(self) -> bool:

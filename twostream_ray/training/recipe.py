@@ -27,6 +27,18 @@ def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float
     return rate
 
 
+def continued_schedule(done: int, *, config: TrainingConfig) -> str:
+    """How the learning rate goes on where a run of `done` epochs gets more, in words: as if they had been asked first.
+
+    Only of `cosine` is that another rate than the run ended with: it falls over all epochs, and rises again where these
+    become more.
+    """
+    now = f"the learning rate goes on at {learning_rate_at(done, config=config):.3g}"
+    if config.schedule == "cosine":
+        return f"{now}, on a cosine over all {config.epochs} epochs, after it had come to 0"
+    return f"{now}, as training.schedule={config.schedule} has it for a run of {config.epochs}"
+
+
 def lost_patience(history: Sequence[Mapping[str, float]], *, config: TrainingConfig) -> bool:
     """Whether val_top1 has not risen above its best for training.patience_epochs epochs."""
     if config.patience_epochs is None or not history:

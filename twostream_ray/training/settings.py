@@ -24,7 +24,8 @@ class TrainingConfig:
     """Stochastic gradient descent with momentum over the sum of the towers' losses."""
 
     epochs: int = 30
-    """Passes over the training split."""
+    """Passes over the training split. Under the name of a run, finished or not, more may be asked for than before: it
+    continues from its last checkpoint."""
 
     global_batch: int = 96
     """Clips per step over all workers together: more workers share it, the learning rate stays right."""

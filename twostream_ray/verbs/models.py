@@ -30,6 +30,9 @@ def train(arguments: list[str]) -> int:
     from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
     from twostream_ray.runs.score.next_commands import summary
     from twostream_ray.runs.score.publish import train_and_publish
+    from twostream_ray.runs.train.run import prepare_initial_weights
+
+    prepare_initial_weights(config, open_shards(config.data.shards))
 
     with ray_session(), ExitStack() as showing:
         display = showing.enter_context(TrainingDisplay(config.name))

@@ -168,6 +168,28 @@ def test_a_run_whose_snapshot_was_cut_and_whose_report_is_gone_goes_on_from_its_
     assert not [event for event in events if isinstance(event, EpochEnded)], "nothing is done twice"
 
 
+def test_a_finished_run_gets_more_epochs_as_one_that_was_asked_for_them_at_once(
+    two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = experiment(shard_set, folder, name="more", workers=WorkersConfig(num_workers=1))
+    shorter = replace(config, training=replace(config.training, epochs=1))
+    publish_run(shorter, train(shorter))
+    assert published_before(shorter)
+    report = train(config)
+    for name in ("train_loss", "val_loss", "val_top1", "learning_rate"):
+        expected = [metrics[name] for metrics in two_workers[0].history]
+        assert [metrics[name] for metrics in report.history] == pytest.approx(expected, abs=1e-4)
+    assert not report.done_before and not published_before(config), "it is evaluated and registered once more"
+    (line,) = [text for text in caplog.messages if "is trained to" in text]
+    assert line == (
+        "run 'more' was finished with 1 epochs and is trained to 2: the learning rate goes on at 0.01, as "
+        "training.schedule=constant has it for a run of 2"
+    )
+    assert train(config).done_before
+    with pytest.raises(ConfigError, match=r"was started with training\.epochs=2, now 1 are wanted: a run may get more"):
+        train(shorter)
+
+
 def test_the_same_name_with_other_settings_is_refused(
     two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
 ) -> None:

@@ -114,6 +114,11 @@ class TuneConfig(ExperimentConfig):
                 "not for choosing: give --data.validation_split val, or --data.validation_fraction 0.1, which cuts it "
                 "from the training split"
             )
+        if self.init is not None:
+            raise ConfigError(
+                f"init goes with train, got {self.init}: a search's trials start from the towers' own weights, "
+                "model.spatial.weights and model.temporal.weights"
+            )
         if self.data.validation_split == self.data.train_split:
             raise ConfigError(
                 f"data.validation_split must be another split than data.train_split, got {self.data.train_split} twice"

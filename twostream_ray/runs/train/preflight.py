@@ -55,7 +55,8 @@ def require_trainable(config: ExperimentConfig, shard_set: ShardSet, *, folder: 
     if storage.exists(folder.report):
         return
     require_shard_files(shard_set)
-    if not folder.has_learnt() and not any(name.endswith(".weights") for name in searched(config)):
+    weights_are_read = config.init is None and not folder.has_learnt()
+    if weights_are_read and not any(name.endswith(".weights") for name in searched(config)):
         require_weights(config.model)
 
 

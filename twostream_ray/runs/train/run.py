@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from twostream_ray.runs.run_folder import CHECKPOINT_NAME, RunFolder
 from twostream_ray.runs.run_page import description, log_data, log_recipe, used_splits
 from twostream_ray.runs.splits import warn_of_shared_clips
 from twostream_ray.runs.train.events import Progress
+from twostream_ray.runs.train.initial_weights import keep_initial_weights
 from twostream_ray.runs.train.preflight import (
     SPLITS,
     fewest_workers,
@@ -35,6 +37,9 @@ from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import COUNT, list_of, read_json, record
 from twostream_ray.storage.temporary_folders import sweep
 from twostream_ray.training.checkpoint import METRICS
+from twostream_ray.training.recipe import continued_schedule, lost_patience
+
+_log = logging.getLogger(__name__)
 
 _ID = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{0,100}\Z"}
 _REPORT_SCHEMA = record(
@@ -129,14 +134,18 @@ def _train(
     folder = RunFolder.of(config)
     if (finished := _finished_before(config, folder)) is not None:
         return finished
+    _reopen(config, folder)
     require_lanes(config, workers=fewest_workers(config))
     if parent is None:
         require_trainable(config, shard_set, folder=folder)
     package, network = blueprint(config, shard_set)
-    if not folder.has_learnt():
+    initial = keep_initial_weights(config, folder, package=package, network=network)
+    if initial is not None:
+        package = replace(package, lineage=package.lineage | initial.lineage)
+    elif not folder.has_learnt():
         require_fitting_weights(package)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    handle = _begin(config, shard_set, folder, parameters=parameters, parent=parent)
+    handle = _begin(config, shard_set, folder, parameters=parameters, lineage=package.lineage, parent=parent)
     started = time.monotonic()
     try:
         checkpoint, history = train_with_worker_group(
@@ -145,6 +154,7 @@ def _train(
             data_folder=_data_folder(folder, parent),
             handle=handle,
             network=network,
+            initial=initial,
             progress=progress,
             stop=stop,
             callbacks=callbacks,
@@ -181,6 +191,7 @@ def _begin(
     folder: RunFolder,
     *,
     parameters: int,
+    lineage: dict[str, str],
     parent: tracking.RunHandle | None,
 ) -> tracking.RunHandle:
     """Write down the run's settings and data, and open or resume its MLflow run."""
@@ -189,7 +200,6 @@ def _begin(
     storage.write_json(folder.settings, settings)
     if parent is None:
         folder.keep_data(shard_set)
-    lineage = tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash)
     handle = tracking.start_run(
         config.tracking,
         run_name=config.name,
@@ -202,7 +212,29 @@ def _begin(
     )
     log_data(handle, shard_set, splits=used_splits(config.data, shard_set), context="training")
     log_recipe(handle, config, verb="train")
+    # Parameters stay what they were first; the epochs may have become more since.
+    tracking.tag_run(handle, {"twostream.training.epochs": str(config.training.epochs)})
     return handle
+
+
+def prepare_initial_weights(config: ExperimentConfig, shard_set: ShardSet) -> None:
+    """Fetch and check the weights that `config.init` names, if any, as `train` would once a cluster has started.
+
+    Raises:
+        ConfigError, ContractMismatchError: they do not fit, or the run was begun with other settings.
+        RegistryError, StorageError, CheckpointError: they cannot be had, or are damaged.
+        LeaseError: another process trains the run.
+    """
+    if config.init is None:
+        return
+    config = with_absolute_uris(config)
+    folder = RunFolder.of(config)
+    folder.refuse_foreign()
+    config = folder.keeping_device_settings(config)
+    folder.begun_with(fixed_settings(config))
+    package, network = blueprint(config, shard_set)
+    with lease.held(folder.uri, work=folder.what, way_out="wait for it or end it, or choose another --name"):
+        keep_initial_weights(config, folder, package=package, network=network)
 
 
 def failure_of(error: BaseException) -> str:
@@ -293,10 +325,31 @@ def _finished_before(config: ExperimentConfig, folder: RunFolder) -> TrainReport
     """
     if not folder.begun_with(fixed_settings(config)) or (report := read_report(folder)) is None:
         return None
+    if _continues(report, config):
+        return None
     run = tracking.RunHandle(tracking_uri=config.tracking.resolved_uri(), run_uri=folder.uri, **report.pop("run"))
     # The folder may have been moved since.
     report["checkpoint"] = folder.checkpoint(report["checkpoint"].rpartition("/")[2])
     return TrainReport(**report | {"name": config.name, "run": tracking.deliver(run), "done_before": True})
+
+
+def _continues(report: Mapping[str, Any], config: ExperimentConfig) -> bool:
+    """Whether a finished run has been asked for more epochs than it has; not where they would end at once."""
+    history = report["history"]
+    return len(history) < config.training.epochs and not lost_patience(history, config=config.training)
+
+
+def _reopen(config: ExperimentConfig, folder: RunFolder) -> None:
+    """Let a finished run that gets more epochs be an unfinished one again, and say what its learning rate does."""
+    if (report := read_report(folder)) is None:
+        return
+    done = len(report["history"])
+    _log.warning(
+        "%s was finished with %d epochs and is trained to %d: %s",
+        *(folder.what, done, config.training.epochs, continued_schedule(done, config=config.training)),
+    )
+    for uri in (folder.published, folder.report):
+        storage.delete(uri)
 
 
 def read_report(folder: RunFolder) -> dict[str, Any] | None:

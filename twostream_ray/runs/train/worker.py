@@ -26,7 +26,7 @@ from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.snippets import Batch
 from twostream_ray.errors import NonFiniteLossError, TrainingError
-from twostream_ray.model_package import ModelPackage, load_weights, save_model
+from twostream_ray.model_package import ModelPackage, initialise_from, load_weights, save_model
 from twostream_ray.models.build import Network
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
@@ -41,6 +41,7 @@ from twostream_ray.runs.train.events import (
     TrainingStopped,
     WorkersStarted,
 )
+from twostream_ray.runs.train.initial_weights import InitialWeights
 from twostream_ray.runs.train.mailbox import Request
 from twostream_ray.runs.train.system_metrics import SystemMetrics
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder
@@ -66,8 +67,9 @@ def train_worker(arguments: dict[str, Any]) -> Network:
     """Train from the last checkpoint, or from the start, to the end; returns this worker's copy of the network.
 
     `arguments`: config, package, needs_rgb, needs_flow, data_folder (the run folder with manifest and index that the
-    run began with), flops_per_sample, and the mailbox that progress is posted to. A run that is requested to stop, or
-    that meets a loss that is not finite, ends early and posts why.
+    run began with), initial (the weights that it starts from, if not the towers' own), flops_per_sample, and the
+    mailbox that progress is posted to. A run that is requested to stop, or that meets a loss that is not finite, ends
+    early and posts why.
     """
     # The environment that `ray_session` sets in the driver does not reach its workers; Ray Data would start an actor.
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
@@ -79,6 +81,7 @@ def train_worker(arguments: dict[str, Any]) -> Network:
         config,
         arguments["package"],
         shard_set=shard_set,
+        initial=arguments["initial"],
         mailbox=arguments["mailbox"],
         flops_per_sample=arguments["flops_per_sample"],
     )
@@ -123,6 +126,7 @@ class _Worker:
         package: ModelPackage,
         *,
         shard_set: ShardSet,
+        initial: InitialWeights | None,
         mailbox: Any,
         flops_per_sample: float,
     ) -> None:
@@ -132,7 +136,11 @@ class _Worker:
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         checkpoint = ray.train.get_checkpoint()
-        self.network = prepared(package.build(pretrained=checkpoint is None), config=config.training, device=device)
+        network = package.build(pretrained=checkpoint is None and initial is None)
+        if checkpoint is None and initial is not None:
+            with initial.on_disk() as directory:
+                initialise_from(network, directory, heads=initial.keeps_heads)
+        self.network = prepared(network, config=config.training, device=device)
         self._optimiser = build_optimiser(self.network, config=config.training)
         decay = config.training.average_decay
         self._average = WeightEma(self.network, decay=decay) if decay else None

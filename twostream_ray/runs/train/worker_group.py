@@ -36,6 +36,7 @@ from twostream_ray.runs.train.events import (
     WorkersLost,
     WorkersStarting,
 )
+from twostream_ray.runs.train.initial_weights import InitialWeights
 from twostream_ray.runs.train.mailbox import Mailbox
 from twostream_ray.runs.train.preflight import require_lanes
 from twostream_ray.runs.train.ray_private import Trainer, process_group_config
@@ -55,13 +56,15 @@ def train_with_worker_group(
     data_folder: RunFolder,
     handle: tracking.RunHandle,
     network: Network,
+    initial: InitialWeights | None,
     progress: Progress | None,
     stop: threading.Event | None,
     callbacks: Sequence[UserCallback] = (),
 ) -> tuple[str, list[dict[str, float]]]:
     """Train with a group of workers; returns the checkpoint to use and the metrics of every epoch.
 
-    `data_folder` is the run folder with the manifest and index that the run began with; `network` has no weights.
+    `data_folder` is the run folder with the manifest and index that the run began with; `network` has no weights;
+    `initial` is where it starts.
 
     Raises:
         ConfigError: there are more workers than lanes.
@@ -92,6 +95,7 @@ def train_with_worker_group(
                 "config": replace(config, tracking=tracking.TrackingConfig()),
                 "package": package,
                 "data_folder": data_folder,
+                "initial": initial,
                 "needs_rgb": network.needs_rgb,
                 "needs_flow": network.needs_flow,
                 "flops_per_sample": flops_per_sample(network, config),

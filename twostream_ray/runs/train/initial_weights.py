@@ -1,0 +1,199 @@
+"""Warm start: a run's network begins with another's weights, of which its folder keeps a copy, taken once.
+
+Below `<storage>/<name>/init/`: the other's model.safetensors and model.json, and init.json, written last. So a run that
+starts again before its first checkpoint begins with the same weights, though an alias may have moved meanwhile, and
+workers need not reach the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from twostream_ray import storage, tracking
+from twostream_ray.data.flow import require_same_contract
+from twostream_ray.errors import CheckpointError, ConfigError, StorageError
+from twostream_ray.model_package import MODEL_FILES, ModelPackage, difference_to, read_package
+from twostream_ray.models.build import Network
+from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.run_folder import CHECKPOINT_NAME, INIT, RunFolder
+from twostream_ray.settings.parser import dotted
+from twostream_ray.storage.json_files import SHA256, WORD, read_json, record
+from twostream_ray.storage.temporary_folders import temporary_folder
+
+_RECORD = "init.json"
+_RECORD_SCHEMA = record(
+    {"wanted": WORD, "source": WORD, "sha256": SHA256, "keeps_heads": {"type": "boolean"}, "network": SHA256}
+)
+_REPORT = record({"checkpoint": {"type": "string", "pattern": rf"(^|/){CHECKPOINT_NAME}\Z"}}, others=True)
+_WITHOUT_WEIGHTS = {
+    *("weights", "dropout", "frozen_through", "freeze_below_fusion", "initialisation", "pool_snippets", "pool_stride"),
+    *("num_classes", "head_classes"),
+}
+"""Settings of a model that change neither names nor shapes of its weights, heads apart."""
+_SHOWN = 3
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Where a run's network starts."""
+
+    uri: str
+    """The copy of the other network, in the run's folder."""
+    source: str
+    """Whose it is: models:/NAME/VERSION, or the directory or s3:// prefix of a checkpoint."""
+    sha256: str
+    """Of its weights."""
+    keeps_heads: bool
+    """It has the same classes, so its heads are taken too."""
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """Tags of the run and of what it trains."""
+        return {"init_from": self.source, "init_sha256": self.sha256}
+
+    @contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """A directory of this machine with the copy's files while the block runs."""
+        with _on_disk(self.uri) as directory:
+            yield directory
+
+
+def keep_initial_weights(
+    config: ExperimentConfig, folder: RunFolder, *, package: ModelPackage, network: Network
+) -> InitialWeights | None:
+    """Have the weights that `config.init` names in the run's folder, if it names any; asks for them once.
+
+    `package` and `network` are what is trained; the network has no weights yet.
+
+    Raises:
+        ConfigError: the other network is of another kind, named by its settings.
+        ContractMismatchError: it was trained on flow of another kind.
+        RegistryError, StorageError, CheckpointError: it cannot be had, or is damaged.
+    """
+    if config.init is None:
+        return None
+    uri = storage.join(folder.uri, INIT)
+    asked_for = {"wanted": config.init, "network": _fingerprint(package)}
+    # What has a checkpoint needs them no more; before, settings and data may have changed since they were fetched.
+    if (kept := _kept(uri, asked_for={} if folder.has_learnt() else asked_for)) is not None:
+        return kept
+    with _source(config.init, config=config.tracking) as (directory, source):
+        theirs = read_package(directory)
+        keeps_heads = _require_fitting(theirs, directory, package=package, network=network, source=source)
+        with (directory / MODEL_FILES[0]).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        for name in MODEL_FILES:
+            storage.write_file(storage.join(uri, name), directory / name)
+    initial = InitialWeights(uri=uri, source=source, sha256=sha256, keeps_heads=keeps_heads)
+    values = {name: value for name, value in asdict(initial).items() if name != "uri"}
+    storage.write_json(storage.join(uri, _RECORD), values | asked_for)
+    heads = "" if keeps_heads else f"; its heads start anew: {_changed_classes(theirs, package)}"
+    _log.warning("%s starts from %s%s", folder.what, source, heads)
+    return initial
+
+
+def _fingerprint(package: ModelPackage) -> str:
+    """Of all that weights have to fit: the network, its classes and its flow."""
+    values = {"model": asdict(package.model), "classes": package.classes, "flow": package.contract.to_dict()}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(uri: str, *, asked_for: dict[str, str]) -> InitialWeights | None:
+    """What an earlier start has put into the run's folder; None if that was asked for something else, or killed."""
+    where = storage.join(uri, _RECORD)
+    if not storage.exists(where):
+        return None
+    values = read_json(
+        where,
+        _RECORD_SCHEMA,
+        what="the record of a run's initial weights",
+        way_out="delete it and run the same command again",
+        error=ConfigError,
+    )
+    if any(values[name] != value for name, value in asked_for.items()):
+        return None
+    return InitialWeights(uri=uri, **{name: values[name] for name in ("source", "sha256", "keeps_heads")})
+
+
+@contextmanager
+def _source(init: str, *, config: tracking.TrackingConfig) -> Iterator[tuple[Path, str]]:
+    """A directory with the other network's files while the block runs, and its name once and for all."""
+    if init.startswith(("models:/", "runs:/")):
+        source = init
+        if tracking.names_version(init):
+            name, version = tracking.find_version(init, config=config)
+            source = f"models:/{name}/{version}"
+        with temporary_folder() as scratch:
+            yield tracking.pull(source, Path(scratch), config=config), source
+        return
+    source = _checkpoint_of(init)
+    with _on_disk(source) as directory:
+        yield directory, source
+
+
+@contextmanager
+def _on_disk(uri: str) -> Iterator[Path]:
+    """A model's directory, or, of an s3:// prefix, a copy of its files that goes at the end."""
+    if not storage.is_s3(uri):
+        yield Path(uri)
+        return
+    with temporary_folder() as scratch:
+        for name in MODEL_FILES:
+            storage.copy_to_disk(storage.join(uri, name), Path(scratch, name))
+        yield Path(scratch)
+
+
+def _checkpoint_of(init: str) -> str:
+    """The checkpoint that a directory or prefix is, or, of a finished run's folder, the one that its report names."""
+    if storage.exists(storage.join(init, MODEL_FILES[1])):
+        return init
+    report = RunFolder(uri=init, what="the run").report
+    if not storage.exists(report):
+        begun = storage.exists(RunFolder(uri=init, what="the run").settings)
+        raise StorageError(
+            f"init={init} is the folder of a run that is not finished: name one of its checkpoints in there"
+            if begun
+            else f"init={init} wants a trained network, there is none: give models:/NAME@champion, the folder of a "
+            f"finished run, or a checkpoint with {' and '.join(MODEL_FILES)}"
+        )
+    way_out = "name the checkpoint in there"
+    values = read_json(report, _REPORT, what="the report of a training run", way_out=way_out, error=CheckpointError)
+    return storage.join(init, values["checkpoint"].rpartition("/")[2])
+
+
+def _require_fitting(
+    theirs: ModelPackage, directory: Path, *, package: ModelPackage, network: Network, source: str
+) -> bool:
+    """Refuse weights of another kind of network or flow; returns whether the heads fit too."""
+    if network.needs_flow:
+        require_same_contract(
+            theirs.contract, package.contract, wanted_by=f"the network of init={source}", found_in="the data"
+        )
+    keeps_heads = (theirs.classes, theirs.model.head_classes) == (package.classes, package.model.head_classes)
+    if fault := difference_to(network, directory, heads=keeps_heads):
+        then, now = dotted(asdict(theirs.model)), dotted(asdict(package.model))
+        keys = [key for key in now if then.get(key) != now[key] and key.rpartition(".")[2] not in _WITHOUT_WEIGHTS]
+        settings = ", ".join(f"model.{key} is {then.get(key)} there, {now[key]} here" for key in keys[:_SHOWN])
+        raise ConfigError(
+            f"init={source} is another network than the one to train ({f'{settings}; ' if settings else ''}{fault}): "
+            "give the model settings of that one, or start single towers by model.spatial.weights and "
+            f"model.temporal.weights from its {MODEL_FILES[0]}"
+        )
+    return keeps_heads
+
+
+def _changed_classes(theirs: ModelPackage, package: ModelPackage) -> str:
+    """How the classes differ, in words."""
+    if set(theirs.classes) == set(package.classes):
+        return "the same classes are in another order or of other data sets"
+    new = [name for name in package.classes if name not in set(theirs.classes)]
+    shown = ", ".join(new[:_SHOWN]) + (f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else "")
+    return f"{len(theirs.classes)} classes there, {len(package.classes)} here" + (f" ({shown} new)" if new else "")
