@@ -36,6 +36,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "runs/search/trial.py": "runs/search/test_ray_tune.py, runs/search/test_schedulers.py",
     "runs/train/worker.py": "runs/train/test_run.py, runs/test_survival.py",
     "runs/train/worker_group.py": "runs/train/test_run.py, runs/test_survival.py",
+    "runs/stages.py": "runs/score/test_staged.py, settings/test_bounds.py",
     "runs/workers.py": "settings/test_bounds.py; runs/test_survival.py trains with [MIN, MAX] workers",
     "tracking/settings.py": "tracking/test_connection.py, tracking/test_sqlite.py",
     "training/checkpoint.py": "test_model_package.py, beside the package that it completes; test_mutations.py",

@@ -1,13 +1,27 @@
 """Shards written one after the other in this process, without Ray."""
 
+from pathlib import Path
 from typing import Any
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards import shard_task
-from twostream_ray.data.shards.writer import ShardPlan
+from twostream_ray.data.shards.shards import ShardSet, open_shards
+from twostream_ray.data.shards.writer import ShardPlan, plan_shards, write_manifest
+from twostream_ray.data.sources.catalog import CatalogConfig
+from twostream_ray.runs.ingest import IngestConfig, catalog_of
 
 
 def write_shard(plan: ShardPlan, *, out: str, contract: FlowContract, max_frames: int) -> dict[str, Any]:
     """Prepare a shard's clips in their order and write it; returns its record."""
     prepared = (shard_task.prepare_for_shard(clip, contract=contract, max_frames=max_frames) for clip in plan.clips)
     return shard_task.write_shard(plan, prepared, out=out, contract=contract, max_frames=max_frames)
+
+
+def write_shards(videos: Path, out: Path, *, short_side_px: int, rows_per_shard: int = 32) -> ShardSet:
+    """A folder of videos as `ingest` would have it, flow of `short_side_px`."""
+    contract = FlowContract(short_side_px=short_side_px)
+    catalog = catalog_of(IngestConfig(catalog=CatalogConfig(root=str(videos)), out=str(out)))
+    plans = plan_shards(catalog.clips, contract=contract, rows_per_shard=rows_per_shard)
+    parts = [write_shard(plan, out=str(out), contract=contract, max_frames=1000) for plan in plans]
+    write_manifest(str(out), parts=parts, classes=catalog.classes, contract=contract)
+    return open_shards(str(out))

@@ -169,8 +169,9 @@ def train(recipe: Recipe, *, show_progress: bool = True, **changes: Any) -> Fini
 
     # Before MLflow is imported and a cluster is started, which takes seconds.
     require_ready(config, splits=SPLITS, folder=RunFolder.of(config))
-    from twostream_ray.runs.score.publish import train_and_publish
+    from twostream_ray.runs.score.publish import prepare_run, train_and_publish
 
+    prepare_run(config)
     with ray_session(), ExitStack() as showing:
         progress = showing.enter_context(TrainingDisplay(config.name)).event if show_progress else None
         stop = showing.enter_context(stop_on_sigterm())

@@ -348,6 +348,43 @@ def test_a_run_may_get_more_epochs_but_not_fewer_and_a_search_neither(tmp_path: 
         run.begun_with(asked(epochs + 5) | {"seed": 99})
 
 
+def test_a_finished_run_that_gets_more_epochs_is_an_unfinished_one_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ingested(tmp_path / "shards")
+    asked: list[int] = []
+
+    def trained(config: ExperimentConfig, *_: Any, **__: Any) -> tuple[str, list[dict[str, float]]]:
+        asked.append(config.training.epochs)
+        history = [{"epoch": float(epoch), "val_top1": 1 / (1 + epoch)} for epoch in range(config.training.epochs)]
+        return f"{config.storage}/{config.name}/epoch-{config.training.epochs - 1:04d}", history
+
+    monkeypatch.setattr("twostream_ray.runs.train.run.train_with_worker_group", trained)
+    config = experiment(tmp_path)
+    folder = RunFolder.of(config)
+
+    def epochs(number: int, **change: Any) -> ExperimentConfig:
+        return replace(config, training=replace(config.training, epochs=number, **change))
+
+    train(epochs(2))
+    storage.write_json(folder.published, {"version": 1, "verdict": "champion"})
+    assert train(epochs(2)).done_before and asked == [2]
+    assert len(train(epochs(4)).history) == 4 and asked == [2, 4]
+    assert not storage.exists(folder.published), "it is evaluated and registered once more"
+    (line,) = [text for text in caplog.messages if "is trained to" in text]
+    assert line.startswith(
+        "run 'run' was finished with 2 epochs and is trained to 4: the learning rate goes on at 0.001"
+    )
+    assert train(epochs(4)).done_before and asked == [2, 4]
+    with pytest.raises(ConfigError, match=r"training\.epochs=4, now 2 are wanted: a run may get more epochs under"):
+        train(epochs(2))
+
+    # More epochs would end at once where the run had lost its patience.
+    config = experiment(tmp_path, name="patient")
+    train(epochs(3, patience_epochs=2))
+    assert train(epochs(9, patience_epochs=2)).done_before and asked == [2, 4, 3]
+
+
 def test_a_run_that_began_with_auto_resumes_with_auto_on_any_device(tmp_path: Path) -> None:
     began = ExperimentConfig(name="a", data=DataConfig(shards="s"), storage=str(tmp_path))
     folder = RunFolder.of(began)

@@ -11,6 +11,7 @@ from twostream_ray import storage
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.settings import ModelConfig, TowerConfig
+from twostream_ray.runs.stages import StagesConfig
 from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.settings.names import require_name
@@ -29,7 +30,7 @@ _OF_THE_MACHINE = (
 )
 
 
-_OF_THE_CALL = ("workers", "tracking", "storage", "dry_run")
+_OF_THE_CALL = ("workers", "tracking", "storage", "dry_run", "stages")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class ExperimentConfig:
     """Trained network whose weights this one starts from, its heads too where the classes are the same:
     models:/NAME@champion, the folder of a finished run, or a checkpoint. None: from the towers' own weights."""
 
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    """Training of each stream alone before the fused network."""
+
     storage: str = "runs"
     """Directory or s3:// prefix of checkpoints and reports, in a folder per run; on a cluster all nodes must see it."""
 
@@ -70,6 +74,15 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         require_name(self.name, setting="name")
         require_within(self, seed="[0, 9_223_372_036_854_775_807]")
+        if self.stages.enabled and self.model.architecture == "late":
+            raise ConfigError(
+                "stages.enabled trains each stream alone and then the network that fuses them: it wants "
+                "model.architecture fused, st_resnet or stfn, got late"
+            )
+        if self.stages.enabled and self.init is not None:
+            raise ConfigError(
+                f"stages.enabled starts the network from its streams, init from {self.init}: leave one of them out"
+            )
         if self.training.patience_epochs is not None and self.data.split_to_validate is None:
             raise ConfigError(
                 "training.patience_epochs wants a split to watch: set data.validation_split, or "

@@ -29,15 +29,19 @@ def train(arguments: list[str]) -> int:
         return 0
     from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
     from twostream_ray.runs.score.next_commands import summary
-    from twostream_ray.runs.score.publish import train_and_publish
-    from twostream_ray.runs.train.run import prepare_initial_weights
+    from twostream_ray.runs.score.publish import FinishedRun, prepare_run, train_and_publish
+    from twostream_ray.runs.score.staged import train_stages
 
-    prepare_initial_weights(config, open_shards(config.data.shards))
+    prepare_run(config)
+    with ray_session():
 
-    with ray_session(), ExitStack() as showing:
-        display = showing.enter_context(TrainingDisplay(config.name))
-        stop = showing.enter_context(stop_on_sigterm())
-        run = train_and_publish(config, progress=display.event, stop=stop, when_trained=showing.close)
+        def train_one(one: ExperimentConfig) -> FinishedRun:
+            with ExitStack() as showing:
+                display = showing.enter_context(TrainingDisplay(one.name))
+                stop = showing.enter_context(stop_on_sigterm())
+                return train_and_publish(one, progress=display.event, stop=stop, when_trained=showing.close)
+
+        run = train_stages(config, train_one) if config.stages.enabled else train_one(config)
     trained, published = run.trained, run.published
     if published is None:
         console.print(f"run {config.name} is finished already: {trained.checkpoint}")

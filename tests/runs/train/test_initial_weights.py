@@ -7,22 +7,31 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from whole_shards import write_shards
 
-from twostream_ray import tracking
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.errors import CheckpointError, ConfigError, ContractMismatchError, StorageError
+from twostream_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    ContractMismatchError,
+    MissingError,
+    RegistryError,
+    StorageError,
+)
 from twostream_ray.model_package import ModelPackage, initialise_from, save_model
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train.initial_weights import InitialWeights, keep_initial_weights
 from twostream_ray.runs.train.run import train
+from twostream_ray.runs.train.worker import _first_network
 from twostream_ray.tracking import TrackingConfig
+from twostream_ray.tracking.connection import client_for
 from twostream_ray.training.settings import TrainingConfig
 
 TOWER = TowerConfig(backbone="vgg_small", width=4, dropout=0.0)
@@ -137,24 +146,28 @@ def test_a_runs_folder_stands_for_the_checkpoint_that_its_report_names(tmp_path:
     assert initial is not None and initial.source == checkpoint
 
 
-def test_an_alias_that_moves_before_the_first_checkpoint_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, champion = trained(tmp_path / "epoch-0001", package()), [3]
+def test_an_alias_that_moves_before_the_first_checkpoint_changes_nothing(tmp_path: Path) -> None:
+    registry = f"sqlite:///{tmp_path}/mlflow.db"
+    client = client_for(registry)
+    client.create_registered_model("two-stream")
+    for version in ("1", "2"):
+        entry = tmp_path / version
+        trained(entry / "artifacts", package())
+        (entry / "MLmodel").write_text("flavors: {}\n")
+        client.create_model_version("two-stream", source=entry.as_uri(), run_id=None)
 
-    def pull(uri: str, folder: Path, *, config: TrackingConfig) -> Path:
-        for file in Path(source).iterdir():
-            (folder / file.name).write_bytes(file.read_bytes())
-        return folder
+    def started(run: str, champion: str) -> InitialWeights:
+        client.set_registered_model_alias("two-stream", "champion", champion)
+        initial, _ = kept(tmp_path / run, "models:/two-stream@champion", package(), tracking_uri=registry)
+        assert initial is not None
+        return initial
 
-    monkeypatch.setattr(tracking, "find_version", lambda _, config: ("two-stream", champion[0]))
-    monkeypatch.setattr(tracking, "pull", pull)
-    first, _ = kept(tmp_path / "run", "models:/two-stream@champion", package())
-    champion[0] = 4
-    second, _ = kept(tmp_path / "run", "models:/two-stream@champion", package())
-    assert first is not None and first == second and first.source == "models:/two-stream/3"
-    third, _ = kept(tmp_path / "other", "models:/two-stream@champion", package())
-    assert third is not None and third.source == "models:/two-stream/4"
+    first = started("run", "1")
+    assert started("run", "2") == first and first.source == "models:/two-stream/1"
+    other = started("other", "2")
+    assert other.source == "models:/two-stream/2" and other.sha256 != first.sha256
+    with pytest.raises(RegistryError, match="two-stream"):
+        kept(tmp_path / "third", "models:/two-stream@best", package(), tracking_uri=registry)
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
@@ -163,6 +176,18 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     (source / "model.safetensors").write_bytes(content[:-100])
     with pytest.raises(CheckpointError, match=r"weights were wanted at .*, which is missing or damaged"):
         kept(tmp_path / "run", str(source), package())
+
+
+def test_a_worker_begins_with_the_weights_that_were_kept_and_not_with_those_of_its_towers(tmp_path: Path) -> None:
+    source = trained(tmp_path / "epoch-0001", package())
+    nowhere = replace(TOWER, weights="nowhere.safetensors")
+    wanted = package("abcd", spatial=nowhere, temporal=nowhere)
+    initial, _ = kept(tmp_path / "run", source, wanted)
+    network = _first_network(wanted, initial)
+    theirs = load_file(Path(source) / "model.safetensors")
+    assert torch.equal(network.state_dict()["temporal.conv1.weight"], theirs["temporal.conv1.weight"])
+    with pytest.raises(MissingError, match=r"nowhere\.safetensors"):
+        _first_network(wanted, None)
 
 
 def experiment(shard_set: ShardSet, folder: Path, name: str, **change: Any) -> ExperimentConfig:
@@ -205,11 +230,12 @@ def test_a_run_starts_from_another_run_and_its_resumption_from_its_own_checkpoin
 
 
 def test_a_network_that_does_not_fit_is_refused_by_the_command_before_a_cluster_starts(
-    shard_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shards = write_shards(videos, tmp_path / "shards", short_side_px=48).uri
     monkeypatch.setattr("twostream_ray.runs.cluster.session.ray_session", lambda: pytest.fail("a cluster is started"))
     source = trained(tmp_path / "epoch-0001", package())
-    command = ["train", "--name", "run", "--data.shards", shard_set.uri, "--storage", str(tmp_path / "runs")]
+    command = ["train", "--name", "run", "--data.shards", shards, "--storage", str(tmp_path / "runs")]
     command += ["--model.architecture", "late", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db", "--init", source]
     assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()

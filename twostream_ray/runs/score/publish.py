@@ -24,10 +24,11 @@ from twostream_ray.runs.score.evaluation_run import log_evaluation
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.runs.score.settings import EvaluateConfig
+from twostream_ray.runs.score.staged import check_stages, train_stages
 from twostream_ray.runs.train.checkpoints import epoch_of
 from twostream_ray.runs.train.events import Progress
 from twostream_ray.runs.train.preflight import require_splits
-from twostream_ray.runs.train.run import TrainReport, train
+from twostream_ray.runs.train.run import TrainReport, prepare_initial_weights, train
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import read_json, record
 from twostream_ray.storage.temporary_folders import sweep, temporary_folder
@@ -119,6 +120,20 @@ def _read_publication(config: ExperimentConfig) -> dict[str, Any] | None:
     return dict(stored)
 
 
+def prepare_run(config: ExperimentConfig) -> None:
+    """Refuse networks that cannot be trained, before a cluster is started; fetch what `init` names.
+
+    Raises:
+        ConfigError, ContractMismatchError, ShardError: settings fit neither each other nor the shards nor `init`.
+        RegistryError, StorageError, CheckpointError: the network that `init` names cannot be had.
+        LeaseError: another process is at work on the run.
+    """
+    if config.stages.enabled:
+        check_stages(config, open_shards(config.data.shards))
+    if config.init is not None:
+        prepare_initial_weights(config, open_shards(config.data.shards))
+
+
 def train_and_publish(
     config: ExperimentConfig,
     *,
@@ -146,6 +161,14 @@ def train_and_publish(
     """
     if not published_before(config):
         require_same_classes(config, open_shards(config.data.shards))
+    if config.stages.enabled:
+
+        def train_one(one: ExperimentConfig) -> FinishedRun:
+            return train_and_publish(one, progress=progress, stop=stop, evaluate_again=evaluate_again)
+
+        finished = train_stages(config, train_one)
+        when_trained()
+        return finished
     trained = train(config, progress=progress, stop=stop)
     when_trained()
     if trained.done_before and not evaluate_again and published_before(config):

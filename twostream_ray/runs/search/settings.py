@@ -114,6 +114,8 @@ class TuneConfig(ExperimentConfig):
                 "not for choosing: give --data.validation_split val, or --data.validation_fraction 0.1, which cuts it "
                 "from the training split"
             )
+        if self.stages.enabled:
+            raise ConfigError("stages.enabled goes with train, not with tune: a search's trials are one run each")
         if self.init is not None:
             raise ConfigError(
                 f"init goes with train, got {self.init}: a search's trials start from the towers' own weights, "

@@ -97,6 +97,8 @@ def train(
         LeaseError: another process trains the run.
         TrainingError: the run failed more often than workers.max_failures allows.
     """
+    if config.stages.enabled:
+        raise ConfigError("stages.enabled is three runs: train them by runs.score.publish.train_and_publish")
     config = with_absolute_uris(config)
     require_lasting_storage(config)
     refuse_dry_run(config)
@@ -225,8 +227,6 @@ def prepare_initial_weights(config: ExperimentConfig, shard_set: ShardSet) -> No
         RegistryError, StorageError, CheckpointError: they cannot be had, or are damaged.
         LeaseError: another process trains the run.
     """
-    if config.init is None:
-        return
     config = with_absolute_uris(config)
     folder = RunFolder.of(config)
     folder.refuse_foreign()

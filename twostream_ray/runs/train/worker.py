@@ -136,10 +136,7 @@ class _Worker:
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         checkpoint = ray.train.get_checkpoint()
-        network = package.build(pretrained=checkpoint is None and initial is None)
-        if checkpoint is None and initial is not None:
-            with initial.on_disk() as directory:
-                initialise_from(network, directory, heads=initial.keeps_heads)
+        network = _first_network(package, initial) if checkpoint is None else package.build(pretrained=False)
         self.network = prepared(network, config=config.training, device=device)
         self._optimiser = build_optimiser(self.network, config=config.training)
         decay = config.training.average_decay
@@ -355,6 +352,16 @@ class _Worker:
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
         self._saved_at = time.monotonic()
+
+
+def _first_network(package: ModelPackage, initial: InitialWeights | None) -> Network:
+    """The network before its first step: from another's weights, or from those that its towers name."""
+    if initial is None:
+        return package.build(pretrained=True)
+    network = package.build(pretrained=False)
+    with initial.on_disk() as directory:
+        initialise_from(network, directory, heads=initial.keeps_heads)
+    return network
 
 
 @contextmanager

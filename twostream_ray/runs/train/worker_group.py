@@ -63,8 +63,7 @@ def train_with_worker_group(
 ) -> tuple[str, list[dict[str, float]]]:
     """Train with a group of workers; returns the checkpoint to use and the metrics of every epoch.
 
-    `data_folder` is the run folder with the manifest and index that the run began with; `network` has no weights;
-    `initial` is where it starts.
+    `data_folder` has the manifest and index that the run began with, `initial` the weights, `network` none.
 
     Raises:
         ConfigError: there are more workers than lanes.
@@ -80,9 +79,7 @@ def train_with_worker_group(
         if progress is not None:
             many = scaling.num_workers
             progress(WorkersStarting(num_workers=max(many) if isinstance(many, tuple) else many))
-        # Beside the driver: on another node it could be lost.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        mailbox = _mailbox()
         worker = train_worker
 
         def run(arguments: dict[str, Any]) -> None:
@@ -112,6 +109,12 @@ def train_with_worker_group(
             result = _fit(trainer, config)
         end.raise_early(config.name)
         return _checkpoint_and_history(result, config)
+
+
+def _mailbox() -> Any:
+    """A mailbox beside the driver: on another node it could be lost."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def flops_per_sample(network: Network, config: ExperimentConfig) -> float:
