@@ -339,6 +339,7 @@ def test_a_run_may_get_more_epochs_but_not_fewer_and_a_search_neither(tmp_path: 
     search = SearchFolder(uri=str(tmp_path / "search"), what="search 's'")
     for folder in (run, search):
         storage.write_json(folder.settings, asked(epochs))
+        storage.write_bytes(folder.checkpoint("epoch-0000/state.json"), b"{}")
     assert run.begun_with(asked(epochs + 5))
     with pytest.raises(ConfigError, match=rf"epochs={epochs}, now {epochs - 1} are wanted: a run may get more epochs"):
         run.begun_with(asked(epochs - 1))
@@ -399,7 +400,7 @@ def test_what_has_learnt_nothing_binds_its_name_to_nothing(tmp_path: Path) -> No
     folder = RunFolder.of(config)
     storage.write_json(folder.settings, fixed_settings(config))
     folder.keep_data(first)
-    other = replace(config, training=TrainingConfig(epochs=9, global_batch=8))
+    other = replace(config, training=TrainingConfig(epochs=1, global_batch=8, momentum=0.5))
     now = ingested(tmp_path / "shards", classes=("a", "b", "c"), clips=range(6))
     assert not folder.has_learnt() and not folder.begun_with(fixed_settings(other))
     assert folder.data_of(config.data.shards).hash == now.hash
@@ -410,7 +411,9 @@ def test_what_has_learnt_nothing_binds_its_name_to_nothing(tmp_path: Path) -> No
     kept = folder.kept_data(shards=config.data.shards)
     assert kept is not None and kept.hash == now.hash
     with_checkpoint(tmp_path / "runs/run")
-    with pytest.raises(ConfigError, match=r"run 'run' was started with training.epochs=1, now training.epochs=9"):
+    with pytest.raises(
+        ConfigError, match=r"run 'run' was started with training.momentum=0.9, now training.momentum=0.5"
+    ):
         folder.begun_with(fixed_settings(other))
     assert not folder.is_another(fixed_settings(other), now)
 

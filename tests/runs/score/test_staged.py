@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from whole_shards import write_shards
 
+from twostream_ray import storage
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.settings import ModelConfig
@@ -69,6 +70,7 @@ def test_stages_are_no_part_of_what_a_resumed_run_must_share(config: ExperimentC
     assert "stages" not in before
     Path(folder.uri).mkdir()
     Path(folder.settings).write_text(json.dumps(before | {"stages": {"enabled": True}}))
+    storage.write_bytes(folder.checkpoint("epoch-0000/state.json"), b"{}")
     assert folder.begun_with(fixed_settings(one))
 
 

@@ -142,10 +142,9 @@ def _train(
         require_trainable(config, shard_set, folder=folder)
     package, network = blueprint(config, shard_set)
     initial = keep_initial_weights(config, folder, package=package, network=network)
-    if initial is not None:
-        package = replace(package, lineage=package.lineage | initial.lineage)
-    elif not folder.has_learnt():
+    if initial is None and not folder.has_learnt():
         require_fitting_weights(package)
+    package = replace(package, lineage=package.lineage | ({} if initial is None else initial.lineage))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     handle = _begin(config, shard_set, folder, parameters=parameters, lineage=package.lineage, parent=parent)
     started = time.monotonic()
