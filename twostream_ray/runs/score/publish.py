@@ -128,6 +128,8 @@ def prepare_run(config: ExperimentConfig) -> None:
         RegistryError, StorageError, CheckpointError: the network that `init` names cannot be had.
         LeaseError: another process is at work on the run.
     """
+    if not published_before(config):
+        require_same_classes(config, open_shards(config.data.shards))
     if config.stages.enabled:
         check_stages(config, open_shards(config.data.shards))
     if config.init is not None:
