@@ -244,7 +244,7 @@ def test_the_lines_of_the_readme_use_a_pulled_model_without_mlflow(
     answers: dict[str, Any], expected: dict[str, float], video: Path, tmp_path: Path
 ) -> None:
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-    (lines,) = re.findall(r"`twostream pull champion`:\n\n```python\n(.*?)```", readme, re.DOTALL)
+    (lines,) = re.findall(r"```python\n(from twostream_ray\.inference import .*?)```", readme, re.DOTALL)
     assert len([line for line in lines.splitlines() if line]) <= 3
     shutil.copytree(answers["pulled"], tmp_path / "champion")
     shutil.copy(video, tmp_path / "clip.mp4")

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from twostream_ray.redaction import printable
+from twostream_ray.redaction import printable, redact
 from twostream_ray.runs.train.events import (
     DecodingChosen,
     DeviceSettingsChosen,
@@ -32,11 +32,11 @@ _WIDTH_OF_FILES = 140
 
 
 class _PlainConsole(Console):
-    """A console to which every text is data: no markup, no emoji codes, no control characters."""
+    """A console to which every text is data: no markup, no emoji codes, no control characters, no secrets."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print texts as they are, and rich's own renderables."""
-        shown = (printable(one, lines=True) if isinstance(one, str) else one for one in objects)
+        shown = (redact(printable(one, lines=True)) if isinstance(one, str) else one for one in objects)
         super().print(*shown, **options)
 
     def on_broken_pipe(self) -> None:

@@ -131,7 +131,7 @@ class Command:
         return self._log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.own_cluster
 @pytest.mark.timeout(900)
 def test_the_stages_resume_after_a_kill_within_one_and_between_two(videos: Path, tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ def versions(folder: Path) -> int:
     return len(client_for(f"sqlite:///{folder}/mlflow.db").search_model_versions("name = 'searched'"))
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_mlflow_and_the_table_tell_one_truth_of_every_trial_also_of_those_that_asha_stopped(
     halved: tuple[Path, str],
@@ -247,6 +248,7 @@ def test_mlflow_and_the_table_tell_one_truth_of_every_trial_also_of_those_that_a
     assert evaluation["top1"] == report["best"]["score"], "a trial's score is what evaluate says of its checkpoint"
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_search_shows_time_left_and_with_a_larger_budget_and_the_same_best_registers_nothing(
     halved: tuple[Path, str],
@@ -264,6 +266,7 @@ def test_a_search_shows_time_left_and_with_a_larger_budget_and_the_same_best_reg
     assert "is finished already" in output and versions(folder) == 1
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_the_command_that_a_search_ends_with_trains_the_best_longer(halved: tuple[Path, str]) -> None:
     folder, output = halved

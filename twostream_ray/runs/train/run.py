@@ -142,13 +142,16 @@ def _train(
         require_trainable(config, shard_set, folder=folder)
     package, network = blueprint(config, shard_set)
     initial = keep_initial_weights(config, folder, package=package, network=network)
-    if initial is None and not folder.has_learnt():
+    unproven = initial is None and not folder.has_learnt()
+    if unproven and parent is None:
         require_fitting_weights(package)
     package = replace(package, lineage=package.lineage | ({} if initial is None else initial.lineage))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     handle = _begin(config, shard_set, folder, parameters=parameters, lineage=package.lineage, parent=parent)
     started = time.monotonic()
     try:
+        if unproven and parent is not None:
+            require_fitting_weights(package)  # a trial that cannot start has an MLflow run, which says why
         checkpoint, history = train_with_worker_group(
             config,
             package,
