@@ -237,3 +237,17 @@ def test_lines_of_a_log_have_both_times(monkeypatch: pytest.MonkeyPatch, capsys:
     bar.show(1, 3)
     bar.show(2, 3)
     assert capsys.readouterr().out.splitlines()[-1] == "a: 2 of 3 steps, 4.0 s/step, 0:04 elapsed, 0:04 left"
+
+
+def test_steps_that_are_told_of_together_have_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 30.0, 30.0001, 40.0, 45.0])
+    monkeypatch.setattr("twostream_ray.console.time.monotonic", lambda: next(times))
+    printed: list[str] = []
+    monkeypatch.setattr(console, "print", lambda text: printed.append(text))
+    bar = Bar("train", unit="steps")
+    for done in (1, 2, 11, 11):
+        bar.show(done, 20)
+    assert printed == [
+        "train: 1 of 20 steps, 0:30 elapsed",
+        "train: 11 of 20 steps, 1.5 s/step, 0:45 elapsed, 0:14 left",
+    ]

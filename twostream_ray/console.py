@@ -27,6 +27,7 @@ from twostream_ray.runs.train.events import (
 )
 
 _SECONDS_BETWEEN_LINES = 15.0
+_LEAST_SECONDS_OF_A_RATE = 1.0
 _WIDTH_OF_FILES = 140
 """Columns where the output is no terminal."""
 
@@ -108,9 +109,12 @@ class Bar:
     def show(self, done: int, total: int, *, note: str = "") -> None:
         """So much is done."""
         now = time.monotonic()
-        if done and self._first is None:
-            self._first, self._started = done, now
-        rate = (done - (self._first or 0)) / max(now - self._started, 1e-9) if self._first is not None else 0.0
+        if self._first is None:
+            self._started = now
+            self._first = done or None
+        seconds = now - self._started
+        # Events of a moment ago may come together: they say nothing of a rate.
+        rate = (done - (self._first or 0)) / seconds if seconds >= _LEAST_SECONDS_OF_A_RATE else 0.0
         paced = speed(rate, unit=self._unit) if rate else ""
         self._bar.update(self._task, completed=done, total=total, rate=paced, note=printable(note))
         if not console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
