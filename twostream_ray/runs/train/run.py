@@ -142,8 +142,7 @@ def _train(
         require_trainable(config, shard_set, folder=folder)
     package, network = blueprint(config, shard_set)
     initial = keep_initial_weights(config, folder, package=package, network=network)
-    unproven = initial is None and not folder.has_learnt()
-    if unproven and parent is None:
+    if (unproven := initial is None and not folder.has_learnt()) and parent is None:
         require_fitting_weights(package)
     package = replace(package, lineage=package.lineage | ({} if initial is None else initial.lineage))
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -164,10 +163,8 @@ def _train(
             callbacks=callbacks,
         )
     except BaseException as error:
-        # A search says itself how its trials ended: it may have stopped this one.
         if parent is None:
-            killed = isinstance(error, KeyboardInterrupt | BrokenPipeError)
-            tracking.finish_run(handle, "KILLED" if killed else "FAILED", failure="" if killed else failure_of(error))
+            _finish_failed(handle, error)
         if isinstance(error, ShardError):
             raise folder.explained(error, shard_set) from error
         raise
@@ -187,6 +184,12 @@ def _train(
     ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
     storage.write_json(folder.report, asdict(report) | {"run": ids})
     return report
+
+
+def _finish_failed(handle: tracking.RunHandle, error: BaseException) -> None:
+    """End the MLflow run with its reason; not for trials: a search says itself how they ended."""
+    killed = isinstance(error, KeyboardInterrupt | BrokenPipeError)
+    tracking.finish_run(handle, "KILLED" if killed else "FAILED", failure="" if killed else failure_of(error))
 
 
 def _begin(
