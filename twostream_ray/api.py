@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.experiment import ExperimentConfig, refuse_dry_run
 from twostream_ray.settings.parser import from_arguments
+from twostream_ray.verbs import announce
 from twostream_ray.verbs.commands import all_settings
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def train(recipe: Recipe, *, show_progress: bool = True, **changes: Any) -> Fini
 
     Args:
         recipe: name or path of a YAML recipe, its values, or an ExperimentConfig.
-        show_progress: whether bars are drawn on the terminal.
+        show_progress: whether the plan and bars are shown on the terminal.
         changes: fields of ExperimentConfig, as in `experiment_config`.
 
     Raises:
@@ -161,6 +162,7 @@ def train(recipe: Recipe, *, show_progress: bool = True, **changes: Any) -> Fini
         TwoStreamError: one line that says what was wanted, what came and the way out.
     """
     config = experiment_config(recipe, **changes)
+    refuse_dry_run(config)
     config.tracking.require_usable()
     from twostream_ray.console import TrainingDisplay
     from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
@@ -168,10 +170,17 @@ def train(recipe: Recipe, *, show_progress: bool = True, **changes: Any) -> Fini
     from twostream_ray.runs.train.preflight import SPLITS, require_ready
 
     # Before MLflow is imported and a cluster is started, which takes seconds.
-    require_ready(config, splits=SPLITS, folder=RunFolder.of(config))
+    folder = RunFolder.of(config)
+    shard_set = require_ready(config, splits=SPLITS, folder=folder)
+    if show_progress:
+        announce(config, shard_set, folder=folder)
+    else:
+        from twostream_ray.runs.train.plan import plan_training
+
+        plan_training(config, shard_set, folder=folder)
     from twostream_ray.runs.score.publish import prepare_run, train_and_publish
 
-    prepare_run(config)
+    prepare_run(config, shard_set)
     with ray_session(), ExitStack() as showing:
         progress = showing.enter_context(TrainingDisplay(config.name)).event if show_progress else None
         stop = showing.enter_context(stop_on_sigterm())

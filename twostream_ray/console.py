@@ -238,8 +238,8 @@ class SearchDisplay:
     @staticmethod
     def _times(spent: Any, left: float | None, since: float) -> str:
         """Time that the search has run, and will by an estimate, `since` seconds after it was made."""
-        elapsed = f"{_clock(spent.hours * 3600 + since)} elapsed"
-        return elapsed if left is None else f"{elapsed}, about {_clock(max(left - since, 0))} left"
+        elapsed = f"{clock(spent.hours * 3600 + since)} elapsed"
+        return elapsed if left is None else f"{elapsed}, about {clock(max(left - since, 0))} left"
 
     def summary(self, records: Sequence[Any]) -> None:
         """All trials, the best first."""
@@ -251,13 +251,6 @@ class SearchDisplay:
         reason = f" ({record.reason})" if record.reason else ""
         begun = f": {record.settings_text}, {record.parameters:,} parameters" if not record.history else ""
         return f"{record.name} {record.status}{reason}, {len(record.history)} epochs{score}{begun}"
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as 0:21 or 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _trials_table(title: str, records: Sequence[Any]) -> Table:

@@ -147,7 +147,13 @@ def own_error(error: BaseException) -> TwoStreamError | None:
 
 
 _FINAL = (
-    *(ConfigError, WeightsError, ShardError, ContractMismatchError, CheckpointError, AccessError, NonFiniteLossError),
+    ConfigError,
+    WeightsError,
+    ShardError,
+    ContractMismatchError,
+    CheckpointError,
+    AccessError,
+    NonFiniteLossError,
 )
 
 

@@ -67,9 +67,13 @@ class TrackingConfig:
         return re.sub(r"[^\w.\- ]", "_", data_set)[:_LONGEST_MODEL_NAME].strip() or UNNAMED_MODEL
 
     def uri_option(self) -> str:
-        """The option by which a command finds this MLflow, after a blank; empty where that is its default."""
+        """The option by which a command finds this MLflow, after a blank; empty where it finds it by default.
+
+        Empty too where the URI holds a password, which is not shown: MLFLOW_TRACKING_URI may hold it.
+        """
         uri = self.resolved_uri()
-        return "" if uri == TrackingConfig().resolved_uri() else f" --tracking.uri {shlex.quote(redact(uri))}"
+        found = uri == TrackingConfig().resolved_uri() or redact(uri) != uri
+        return "" if found else f" --tracking.uri {shlex.quote(uri)}"
 
     def resolved_uri(self) -> str:
         """The URI in full: no default, environment or working directory is left to resolve elsewhere.

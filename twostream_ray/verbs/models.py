@@ -32,7 +32,7 @@ def train(arguments: list[str]) -> int:
     from twostream_ray.runs.score.publish import FinishedRun, prepare_run, train_and_publish
     from twostream_ray.runs.score.staged import train_stages
 
-    prepare_run(config)
+    prepare_run(config, shard_set)
     with ray_session():
 
         def train_one(one: ExperimentConfig) -> FinishedRun:

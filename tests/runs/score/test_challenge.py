@@ -20,7 +20,7 @@ from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig, with_absolute_uris
 from twostream_ray.runs.ingest import IngestConfig, ingest
 from twostream_ray.runs.score.challenge import require_same_classes
-from twostream_ray.runs.score.publish import Published, train_and_publish
+from twostream_ray.runs.score.publish import Published, prepare_run, train_and_publish
 from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.parser import from_arguments
 from twostream_ray.tracking import TrackingConfig, find_version, registered_classes
@@ -164,7 +164,7 @@ def test_a_champion_is_decided_on_the_new_data_once_a_clip_has_been_added(
         kitchen.add(clip, to="another class", name=name)
     kitchen.ingest()
     with pytest.raises(ConfigError, match=r"registered model kitchen has 4 classes .* has 5 classes .*model_name"):
-        train_and_publish(kitchen.experiment("third"))
+        prepare_run(kitchen.experiment("third"), open_shards(kitchen.shards))
     assert not (tmp_path / "runs/third").exists()
     renamed = TrackingConfig(uri=mlflow_uri, model_name="kitchen with a door")
     require_same_classes(kitchen.experiment("third", tracking=renamed), open_shards(kitchen.shards))

@@ -7,7 +7,7 @@ import pytest
 
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.runs.experiment import ExperimentConfig
-from twostream_ray.runs.score.next_commands import summary, tracking_option
+from twostream_ray.runs.score.next_commands import summary
 from twostream_ray.runs.score.settings import EvaluateConfig, PredictConfig, PullConfig
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.verbs.commands import parse
@@ -50,4 +50,4 @@ def test_what_comes_next_is_what_the_verbs_take_and_names_the_same_mlflow(
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
     uri = "https://me:pass-word-1@mlflow.example.com"
     assert "pass-word-1" not in "\n".join(lines(tmp_path, uri, version=1))
-    assert tracking_option(TrackingConfig(uri=uri)) == []
+    assert TrackingConfig(uri=uri).uri_option() == ""

@@ -277,7 +277,6 @@ def test_a_settings_error_that_a_worker_meets_ends_the_run_at_once_and_binds_its
     with monkeypatch.context() as patch:
         # As if the file were there for the driver alone.
         patch.setattr(train_module, "require_trainable", lambda *_, **__: None)
-        patch.setattr(train_module, "require_fitting_weights", lambda _: None)
         with pytest.raises(StorageError, match=f"{missing}.*it is not there; check the path"):
             train(replace(wrong, model=model), progress=events.append)
     assert not [event for event in events if isinstance(event, WorkersLost)]

@@ -328,10 +328,10 @@ def hue_vector(hue: int) -> NDArray[np.float32]:
 
 def _write_clip(config: SyntheticConfig, out_dir: Path, clip: tuple[str, int]) -> None:
     """Draw and encode one (split, index); the file is there whole or not at all, so an interrupted run can resume."""
-    path = out_dir / clip_name(config, *clip)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     from twostream_ray.data.video.files import write_video
 
+    path = out_dir / clip_name(config, *clip)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     with local_files.writing(path):
         try:
             write_video(draw_clip(config, *clip), path=part, container=path.suffix[1:], fps=config.fps)

@@ -18,29 +18,20 @@ def summary(config: ExperimentConfig, trained: TrainReport, published: Published
     model = trained.checkpoint
     if published.version is not None:
         model = f"models:/{published.name}/{published.version}"
-    option = tracking_option(config.tracking)
+    option = config.tracking.uri_option()
     evaluate = ["twostream", "evaluate", "--model", model, "--shards", config.data.shards]
-    evaluate += ["--split", published.evaluation.split, "--out", f"evaluation-{config.name}", *option]
+    evaluate += ["--split", published.evaluation.split, "--out", f"evaluation-{config.name}"]
     lines = [
         f"model: {trained.checkpoint}",
         f"pictures and scores: {RunFolder.of(config).evaluation}",
         f"MLflow: {mlflow_page(config.tracking, trained)}",
         "next:",
-        f"  {shlex.join(evaluate)}",
-        f"  twostream predict VIDEO {shlex.join(['--model', model, *option])}",
+        f"  {shlex.join(evaluate)}{option}",
+        f"  twostream predict VIDEO {shlex.join(['--model', model])}{option}",
     ]
     if published.version is not None:
-        lines.append(f"  {shlex.join(['twostream', 'pull', f'model-{config.name}', '--model', model, *option])}")
+        lines.append(f"  {shlex.join(['twostream', 'pull', f'model-{config.name}', '--model', model])}{option}")
     return lines
-
-
-def tracking_option(tracking: TrackingConfig) -> list[str]:
-    """The option by which another command finds the same MLflow; none where it would find it anyway."""
-    uri = tracking.resolved_uri()
-    if uri == TrackingConfig().resolved_uri():
-        return []
-    # A password is not shown: MLFLOW_TRACKING_URI may hold it.
-    return ["--tracking.uri", uri] if redact(uri) == uri else []
 
 
 def mlflow_page(tracking: TrackingConfig, trained: TrainReport) -> str:

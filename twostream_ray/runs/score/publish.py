@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from twostream_ray import storage, tracking, visualize
-from twostream_ray.data.shards.shards import ShardSet, open_shards
+from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.redaction import redact
@@ -120,7 +120,7 @@ def _read_publication(config: ExperimentConfig) -> dict[str, Any] | None:
     return dict(stored)
 
 
-def prepare_run(config: ExperimentConfig) -> None:
+def prepare_run(config: ExperimentConfig, shard_set: ShardSet) -> None:
     """Refuse networks that cannot be trained, before a cluster is started; fetch what `init` names.
 
     Raises:
@@ -129,11 +129,11 @@ def prepare_run(config: ExperimentConfig) -> None:
         LeaseError: another process is at work on the run.
     """
     if not published_before(config):
-        require_same_classes(config, open_shards(config.data.shards))
+        require_same_classes(config, shard_set)
     if config.stages.enabled:
-        check_stages(config, open_shards(config.data.shards))
+        check_stages(config, shard_set)
     if config.init is not None:
-        prepare_initial_weights(config, open_shards(config.data.shards))
+        prepare_initial_weights(config, shard_set)
 
 
 def train_and_publish(
@@ -161,8 +161,6 @@ def train_and_publish(
         LeaseError: another process is at work on the run.
         RegistryError: the model cannot be registered.
     """
-    if not published_before(config):
-        require_same_classes(config, open_shards(config.data.shards))
     if config.stages.enabled:
 
         def train_one(one: ExperimentConfig) -> FinishedRun:

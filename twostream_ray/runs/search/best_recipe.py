@@ -7,8 +7,6 @@ import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import yaml
-
 from twostream_ray import storage
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ShardError
@@ -17,6 +15,7 @@ from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.search.records import TrialRecord
 from twostream_ray.runs.search.settings import TuneConfig
+from twostream_ray.settings.recipe_text import write_recipe
 from twostream_ray.storage.temporary_folders import own_folder_path
 
 _NAME = "best.yaml"
@@ -51,7 +50,7 @@ def write_best_recipe(
     tracking = replace(config.tracking, uri=None) if uri is not None and redact(uri) != uri else config.tracking
     values = asdict(replace(experiment, data=data, tracking=tracking, storage=config.storage))
     del values["name"]
-    text += yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, allow_unicode=True)
+    text += write_recipe(json.loads(json.dumps(values)))
     storage.write_bytes(storage.join(folder.uri, _NAME), text.encode())
 
 

@@ -6,7 +6,6 @@ part of it, and Ray refuses to resume. The checkpoints beside it are whole, each
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import struct
@@ -22,6 +21,7 @@ from twostream_ray import storage
 from twostream_ray.errors import CheckpointError, StorageError, TwoStreamError
 from twostream_ray.model_package import MODEL_FILES
 from twostream_ray.runs.run_folder import CHECKPOINT_NAME
+from twostream_ray.runs.train.preflight import ends_with_its_tensors
 from twostream_ray.storage.json_files import COUNT, list_of, parse_json, record
 from twostream_ray.training.checkpoint import OPTIMISER_FILE, STATE_FILE, parse_state
 
@@ -199,14 +199,9 @@ def _require_all_bytes(uri: str) -> None:
 
     try:
         header, size = storage.patiently(read, uri=uri)
-        tensors = json.loads(header)
-        end = max((entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"), default=0)
-        whole = size == 8 + len(header) + end
     except OSError as error:
         raise StorageError(f"cannot read {uri}: {error.strerror or error}") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
+    if not ends_with_its_tensors(size, header=header):
         raise CheckpointError(f"{uri} is cut or damaged")
 
 

@@ -156,7 +156,7 @@ def _require_weights_file(uri: str, *, setting: str) -> None:
             if any(map(begin.startswith, _PICKLED)):
                 return True
             (length,) = struct.unpack("<Q", begin) if len(begin) == 8 else (size,)
-            return length <= size - 8 and _ends_at(size, header=file.read(length))
+            return length <= size - 8 and ends_with_its_tensors(size, header=file.read(length))
 
     try:
         whole = storage.patiently(read, uri=storage.absolute(uri))
@@ -174,8 +174,8 @@ def _require_weights_file(uri: str, *, setting: str) -> None:
         )
 
 
-def _ends_at(size: int, *, header: bytes) -> bool:
-    """Whether the tensors that a safetensors header names end where the file does."""
+def ends_with_its_tensors(size: int, *, header: bytes) -> bool:
+    """Whether the tensors that a safetensors header names end where the file, of `size` bytes, does."""
     try:
         tensors = json.loads(header)
         end = max((entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"), default=0)

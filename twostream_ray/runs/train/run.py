@@ -142,15 +142,14 @@ def _train(
         require_trainable(config, shard_set, folder=folder)
     package, network = blueprint(config, shard_set)
     initial = keep_initial_weights(config, folder, package=package, network=network)
-    if (unproven := initial is None and not folder.has_learnt()) and parent is None:
-        require_fitting_weights(package)
     package = replace(package, lineage=package.lineage | ({} if initial is None else initial.lineage))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     handle = _begin(config, shard_set, folder, parameters=parameters, lineage=package.lineage, parent=parent)
     started = time.monotonic()
     try:
-        if unproven and parent is not None:
-            require_fitting_weights(package)  # a trial that cannot start has an MLflow run, which says why
+        # Of a training by itself the plan has read them; a trial that cannot start has an MLflow run, which says why.
+        if parent is not None and initial is None and not folder.has_learnt():
+            require_fitting_weights(package)
         checkpoint, history = train_with_worker_group(
             config,
             package,
