@@ -30,6 +30,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "runs/score/publish.py": "runs/train/test_run.py and runs/search/test_ray_tune.py publish what they train",
     "runs/score/promotion.py": "tracking/test_comparison.py, tracking/test_champion.py, verbs/test_verbs.py",
     "runs/score/score_files.py": "runs/score/test_tune_scores.py",
+    "runs/score/table_record.py": "runs/score/test_score_table.py",
     "runs/score/settings.py": "settings/test_bounds.py, settings/test_parser.py, runs/score/test_tune_scores.py",
     "runs/search/proposals.py": "runs/search/test_space.py, with the space that it proposes from",
     "runs/search/report.py": "runs/search/test_ray_tune.py",
