@@ -36,6 +36,10 @@ def announce(config: Any, shard_set: Any, *, folder: Any, trials: int | None = N
                 raise
             # What is searched for may be what makes a network of them.
             lines = [f"note: the settings beside the space make no training by themselves ({error})"]
+        if config.stages.enabled:
+            from twostream_ray.runs.score.staged import stage_lines
+
+            lines = [*stage_lines(config), *lines]
         for line in lines:
             console.print(line)
         if trials is not None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,11 +6,13 @@ import torch
 from noise_shards import noise_shards
 
 from twostream_ray.cli import main
+from twostream_ray.data.shards.shards import open_shards
 from twostream_ray.errors import ConfigError
+from twostream_ray.models.description import training_flops
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, refuse_dry_run
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train import plan
-from twostream_ray.runs.train.run import train
+from twostream_ray.runs.train.run import blueprint, train
 from twostream_ray.settings.parser import from_arguments
 
 SETTINGS = [
@@ -36,8 +39,37 @@ def test_a_dry_run_says_what_would_be_trained_and_starts_nothing(
     assert "17 to train (train), 17 to validate (val), 17 to test (test); 1 classes" in said
     assert "3 epochs of 3 steps of 8 clips" in said and "vgg_small and vgg_small" in said
     assert f"sqlite:///{tmp_path}/kept.db, experiment twostream" in said and f"{tmp_path}/runs/looked-at" in said
-    assert "MiB a worker" in said and "the first epoch tells" in said and "starting Ray" not in said
+    assert "MiB a worker" in said and "starting Ray" not in said
+    assert re.search(r"time +at least [\d.]+ s: [\d.e-]+ TFLOP at [\d.]+ TFLOP/s", said), said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
+
+
+def test_a_dry_run_of_three_stages_says_what_the_first_two_train(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_stages = ("--stages.enabled", "true", "--stages.temporal", "{epochs: 7}", "--model.architecture", "fused")
+    assert main(["train", *arguments, *of_stages, "--model.fusion.layers", "relu3", "--dry_run", "true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "stage 1 of 3: run looked-at-spatial, the spatial stream alone, 3 epochs" in lines
+    assert "stage 2 of 3: run looked-at-temporal, the temporal stream alone, 7 epochs" in lines
+
+
+def test_a_floor_of_the_time_is_the_arithmetic_of_all_steps_at_the_matrix_rate(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "matrix_rate", lambda device, *, precision: 1e6)
+    config = from_arguments(ExperimentConfig, arguments, prog="train")
+    shards = open_shards("shards")
+    floor = dict(plan.plan_training(config, shards, folder=RunFolder.of(config)).rows)["time"]
+    _, network = blueprint(config, shards)
+    flops = training_flops(network, flow_length=2, num_snippets=config.data.sampling.num_snippets, size_px=16)
+    assert floor.startswith(f"at least {plan._duration(flops * 17 * 3 / 1e6)}: ")
+    assert [plan._duration(seconds) for seconds in (3.14, 600, 9_000, 400_000)] == [
+        "3.1 s",
+        "10.0 min",
+        "2.5 h",
+        "4.6 days",
+    ]
 
 
 def test_a_dry_run_of_a_search_says_its_trials_too(

@@ -69,6 +69,18 @@ def stream_config(config: ExperimentConfig, stream: Stream) -> ExperimentConfig:
     )
 
 
+def stage_lines(config: ExperimentConfig) -> list[str]:
+    """What the first two stages train, a line each, and that the third is what follows."""
+    streams = [stream_config(config, stream) for stream in ("spatial", "temporal")]
+    return [
+        *(
+            f"stage {number} of 3: run {one.name}, the {one.model.streams} stream alone, {one.training.epochs} epochs"
+            for number, one in enumerate(streams, start=1)
+        ),
+        "stage 3 of 3 starts from their weights:",
+    ]
+
+
 def fused_config(config: ExperimentConfig, *, spatial: str, temporal: str) -> ExperimentConfig:
     """The run that trains the fused network from the streams' weights, files of state dicts."""
     model = config.model

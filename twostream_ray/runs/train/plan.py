@@ -10,13 +10,15 @@ import torch
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.shards.shards import ShardSet
-from twostream_ray.models.description import BYTES_PER_FLOAT, describe
+from twostream_ray.models.build import Network
+from twostream_ray.models.description import BYTES_PER_FLOAT, describe, training_flops
 from twostream_ray.redaction import redact
 from twostream_ray.runs.cluster.address import cluster_address
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train.run import blueprint, require_fitting_weights
 from twostream_ray.training.distributed import resolved
+from twostream_ray.training.matrix_rate import matrix_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,10 @@ def plan_training(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunF
         ("steps", f"{training.epochs} epochs of {steps:,} steps of {training.global_batch} clips"),
         ("workers", _workers(config, workers=workers, gpus=gpus, joined=address is not None)),
         ("memory", _memory(config, shard_set, workers=workers, gpus=gpus)),
-        ("time", "the first epoch tells"),
+        (
+            "time",
+            "the first epoch tells" if address is not None else _time(config, network, shard_set, workers=workers),
+        ),
         (
             "cluster",
             f"Ray at {address}" if address is not None else f"this machine, {os.cpu_count()} CPUs, {gpus} GPUs",
@@ -105,6 +110,34 @@ def _memory(config: ExperimentConfig, shard_set: ShardSet, *, workers: int, gpus
         f"about {_bytes(state + activations)} a worker: {_bytes(state)} of weights, gradients and momentum, "
         f"{_bytes(activations)} of activations of {samples} samples{less}"
     )
+
+
+def _time(config: ExperimentConfig, network: Network, shard_set: ShardSet, *, workers: int) -> str:
+    """A floor: what the arithmetic of all steps takes at this machine's rate of large matrix products."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sampling, training = config.data.sampling, config.training
+    of_sample = training_flops(
+        network,
+        flow_length=sampling.flow_length,
+        num_snippets=sampling.num_snippets,
+        size_px=config.data.transforms.crop_px,
+    )
+    flops = of_sample * len(shard_set.split(config.data.split_to_train)) * training.epochs
+    precision = resolved(training, device).precision
+    rate = matrix_rate(device, precision="bfloat16" if precision == "bfloat16" else "float32")
+    # CPU workers share the cores that have been measured together.
+    rate *= workers if device.type == "cuda" else 1
+    return (
+        f"at least {_duration(flops / rate)}: {flops / 1e12:,.3g} TFLOP at {rate / 1e12:,.2g} TFLOP/s, beside which it "
+        "reads and validates; the first epoch tells"
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _bytes(count: float) -> str:
