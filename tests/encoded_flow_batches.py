@@ -36,6 +36,7 @@ def batch_of(*clips: EncodedClip, views: int = 1) -> EncodedFlow:
             View(
                 times=training_times(clip.num_frames, config=config, rng=rng),
                 crop=training_crop(clip.height, clip.width, config=transforms, rng=rng),
+                size=(24, 24),
             )
             for _ in range(views)
         )
@@ -57,7 +58,7 @@ def noise(*shape: int) -> EncodedClip:
 def decoded_by_cpu(batch: EncodedFlow) -> np.ndarray:
     return np.stack(
         [
-            decode_flow(clip, view, size_px=batch.size_px, config=batch.config, contract=batch.contract)
+            decode_flow(clip, view, config=batch.config, contract=batch.contract)
             for clip, views in batch.clips
             for view in views
         ]

@@ -34,6 +34,7 @@ def test_imports_point_down() -> None:
         ("twostream_ray.data.loading.decode_cpu", ["ray", "mlflow", "torch", "pyarrow"]),
         ("twostream_ray.models.build", ["ray", "mlflow", "pyarrow", "av", "cv2"]),
         ("twostream_ray.models.settings", [*HEAVY, "numpy"]),
+        ("twostream_ray.data.protocols", [*HEAVY, "numpy"]),
         ("twostream_ray.training.settings", [*HEAVY, "numpy"]),
         ("twostream_ray.runs.experiment", HEAVY),
         ("twostream_ray.runs.score.settings", [*HEAVY, "numpy"]),

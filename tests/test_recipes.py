@@ -147,8 +147,7 @@ def batch_of(clips: list[EncodedClip], config: ExperimentConfig) -> Batch:
         (view,) = evaluation_views(
             clip.num_frames, clip.height, clip.width, sampling_config=sampling, transform_config=transforms
         )
-        size = transforms.crop_px
-        samples.append(decode_sample(clip, view, size_px=size, config=sampling, contract=CONTRACT))
+        samples.append(decode_sample(clip, view, config=sampling, contract=CONTRACT))
     labels = [number // 2 for number in range(len(clips))]
     return collate(samples, labels=labels, weights=[1.0] * 8, clip_positions=range(8), total=8.0)
 

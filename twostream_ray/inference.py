@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from twostream_ray import storage
-from twostream_ray.data.loading.decode_cpu import decode_sample
-from twostream_ray.data.loading.device import to_device
-from twostream_ray.data.snippets import collate
+from twostream_ray.data.protocols import VALIDATION, Protocol, resolve_protocol
 from twostream_ray.data.video.isolation import prepare_in_subprocess
-from twostream_ray.data.views import evaluation_views
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError, VideoError
-from twostream_ray.heads import ClassScores, Head, choose_heads
+from twostream_ray.heads import ClassScores, Head, choose_heads, class_scores, softmax_by_head
 from twostream_ray.model_package import ModelPackage, load_model
 from twostream_ray.models.build import Network
+from twostream_ray.view_scorer import ViewScorer
 
 Video = str | Path | bytes
 """A path, a file:// or s3:// URI, or the bytes of a video file."""
@@ -69,22 +67,34 @@ class Prediction:
 class Classifier:
     """A trained network with everything it takes to use it on raw video."""
 
-    def __init__(self, network: Network, package: ModelPackage, *, device: str = "cpu") -> None:
+    def __init__(
+        self, network: Network, package: ModelPackage, *, device: str = "cpu", protocol: Protocol | str = VALIDATION
+    ) -> None:
         """Use `load` for a stored model."""
-        self._network = network.to(device).eval()
-        self._device = torch.device(device)
+        self._network, self._device = network, device
+        self._scorers: dict[Protocol, ViewScorer] = {}
         self.package = package
         """Settings, classes and flow contract."""
+        self.protocol = resolve_protocol(protocol) if isinstance(protocol, str) else protocol
+        """Which views of a video are scored, where a call does not say otherwise."""
+        self._scorer(self.protocol)
 
     @classmethod
-    def load(cls, directory: str | Path, *, device: str = "cpu") -> Classifier:
+    def load(cls, directory: str | Path, *, device: str = "cpu", protocol: Protocol | str = VALIDATION) -> Classifier:
         """Load model.safetensors and model.json; nothing is unpickled.
+
+        Args:
+            directory: where they are.
+            device: where the network computes.
+            protocol: which views of a video are scored, and what is averaged: a `Protocol`, or the name of one of
+                `data.views.PROTOCOLS`.
 
         Raises:
             CheckpointError: a file is missing, damaged or of another version.
+            ConfigError: there is no such protocol, or the network cannot score its samples.
         """
         network, package = load_model(Path(directory))
-        return cls(network, package, device=device)
+        return cls(network, package, device=device, protocol=protocol)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -96,71 +106,78 @@ class Classifier:
         """The data sets that the model answers for."""
         return self.package.heads
 
-    def score(self, content: bytes, *, name: str = "video") -> ClassScores:
-        """Logits and probabilities, (K,) each, of one video: means over its test views, as `evaluate` scores a row.
+    def score(self, content: bytes, *, name: str = "video", protocol: Protocol | str | None = None) -> ClassScores:
+        """Logits and probabilities, (K,) each, of one video: means over its views, as `evaluate` scores a row.
 
         Raises:
             VideoError: the bytes cannot be decoded whole, or hold fewer than two frames.
             CheckpointError: the network's answer is no number.
+            ConfigError: there is no such protocol, or the network cannot score its samples.
         """
-        sampling, transforms = self.package.sampling, self.package.transforms
+        scorer = self._scorer(self.protocol if protocol is None else protocol)
         clip = prepare_in_subprocess(content, self.package.contract, name=name)
-        views = evaluation_views(
-            clip.num_frames, clip.height, clip.width, sampling_config=sampling, transform_config=transforms
-        )
-        size = transforms.crop_px
-        samples = [
-            decode_sample(
-                clip,
-                view,
-                size_px=size,
-                config=sampling,
-                contract=self.package.contract,
-                want_rgb=self._network.needs_rgb,
-                want_flow=self._network.needs_flow,
-            )
-            for view in views
-        ]
-        batch = collate(
-            samples,
-            labels=[0] * len(samples),
-            weights=[1.0] * len(samples),
-            clip_positions=[0] * len(samples),
-            total=float(len(samples)),
-        )
-        with torch.no_grad():
-            rgb, flow = to_device(batch, self._device).streams()
-            averaged = self._network.scores(self._network(rgb, flow)).float().mean(dim=0).cpu().numpy()
-        if not np.isfinite(averaged).all():
+        logits = scorer.score(clip)
+        if not np.isfinite(logits).all():
             raise CheckpointError(f"{name}: the model's scores are no finite numbers: use another version of it")
-        logits, probabilities = self.package.class_scores(averaged[None])
-        return ClassScores(logits=logits[0], probabilities=probabilities[0])
+        return _averaged(logits, average=scorer.average, heads=self.heads)
 
-    def predict(self, videos: Sequence[Video], *, top_k: int = 5, head: str | None = None) -> list[Prediction]:
+    def _scorer(self, protocol: Protocol | str) -> ViewScorer:
+        protocol = resolve_protocol(protocol) if isinstance(protocol, str) else protocol
+        if protocol not in self._scorers:
+            self._scorers[protocol] = ViewScorer(self._network, self.package, protocol=protocol, device=self._device)
+        return self._scorers[protocol]
+
+    def predict(
+        self,
+        videos: Sequence[Video],
+        *,
+        top_k: int = 5,
+        head: str | None = None,
+        protocol: Protocol | str | None = None,
+    ) -> list[Prediction]:
         """Classes of raw videos; one that cannot be used gets an error and does not spoil the others.
 
         Args:
             videos: each a path, a URI or the bytes of a file.
             top_k: how many of the best classes, of each data set.
             head: the one data set to answer for; by default all that the model was trained on.
+            protocol: which views are scored; by default what the classifier was made with.
 
         Raises:
-            ConfigError: top_k is less than 1, or the model knows no such data set.
+            ConfigError: top_k is less than 1, the model knows no such data set, there is no such protocol, or the
+                network cannot score its samples.
         """
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}")
         heads = choose_heads(self.heads, head, of="the model")
-        return [self._predicted(video, position, top_k=top_k, heads=heads) for position, video in enumerate(videos)]
+        used = self._scorer(self.protocol if protocol is None else protocol).protocol
+        return [
+            self._predicted(video, position, top_k=top_k, heads=heads, protocol=used)
+            for position, video in enumerate(videos)
+        ]
 
-    def _predicted(self, video: Video, position: int, *, top_k: int, heads: Sequence[Head]) -> Prediction:
+    def _predicted(
+        self, video: Video, position: int, *, top_k: int, heads: Sequence[Head], protocol: Protocol
+    ) -> Prediction:
         name = f"video {position}" if isinstance(video, bytes) else str(video)
         try:
             content = video if isinstance(video, bytes) else storage.read_bytes(storage.absolute(video))
-            scores = self.score(content, name=name)
+            scores = self.score(content, name=name, protocol=protocol)
         except (VideoError, StorageError, CheckpointError) as error:
             return Prediction(video=name, heads=(), error=str(error))
         answers = tuple(_answer(head, scores, classes=self.classes, top_k=top_k) for head in heads)
         return Prediction(video=name, heads=answers, error=None)
+
+
+def _averaged(logits: NDArray[np.float32], *, average: str, heads: Sequence[Head]) -> ClassScores:
+    """Mean over views and towers, (V, S, K) -> (K,) twice."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    if average == "softmax":
+        mean = softmax_by_head(rows, heads).mean(axis=0, keepdims=True)
+        scores = class_scores(mean, are="probabilities", heads=heads)
+    else:
+        scores = class_scores(rows.mean(axis=0, dtype=np.float64, keepdims=True), are="logits", heads=heads)
+    return ClassScores(logits=scores.logits[0], probabilities=scores.probabilities[0])
 
 
 def _answer(head: Head, scores: ClassScores, *, classes: Sequence[str], top_k: int) -> HeadPrediction:

@@ -38,7 +38,8 @@ class ServedClassifier(PythonModel):
         Args:
             model_input: one column of raw videos, each a path, a URI, or a file's bytes; MLflow makes it of a list or
                 an array. JSON over HTTP carries bytes, base64 encoded.
-            params: `top_k`, how many classes; `head`, the one data set to answer for, "" for all.
+            params: `top_k`, how many classes; `head`, the one data set to answer for, "" for all; `protocol`, which
+                views of a video are scored: validation, fast, paper_2014, fusion_2016, st_resnet_2016 or tsn.
 
         Returns:
             For each video {"video", "heads", "error" (or None)}; each of its heads, one for every data set that the
@@ -48,7 +49,9 @@ class ServedClassifier(PythonModel):
         values = params or {}
         videos = [_video(value) for value in model_input.iloc[:, 0]]
         top_k, head = int(values.get("top_k", DEFAULT_TOP_K)), str(values.get("head", "")) or None
-        predictions = self.classifier.predict(videos, top_k=top_k, head=head)
+        # Versions of the registry that were made before it have no such parameter in their signature.
+        protocol = str(values.get("protocol", "")) or None
+        predictions = self.classifier.predict(videos, top_k=top_k, head=head, protocol=protocol)
         return [
             {
                 "video": prediction.video,

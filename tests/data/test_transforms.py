@@ -64,11 +64,11 @@ def test_cutting_and_resizing_at_once_shows_what_resizing_before_the_crop_shows(
     y, x = np.mgrid[: stored[0], : stored[1]] / min(stored)
     picture = np.round(127 + 60 * np.sin(3 * x) + 60 * np.cos(2 * y)).astype(np.uint8)
     config = TransformConfig(crop_px=40, short_side_px=50)
-    once = apply_crop(picture, centre_crop(*stored, config=config), size_px=40)
+    once = apply_crop(picture, centre_crop(*stored, config=config), size=(40, 40))
     scale = 50 / min(stored)
     size = round(stored[0] * scale), round(stored[1] * scale)
     before = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
-    twice = apply_crop(before, centre_crop(*size, config=TransformConfig(crop_px=40)), size_px=40)
+    twice = apply_crop(before, centre_crop(*size, config=TransformConfig(crop_px=40)), size=(40, 40))
     assert np.abs(once.astype(int) - twice).max() <= 4
 
 
@@ -76,7 +76,7 @@ def test_the_values_of_a_resized_field_stay_px_of_the_stored_frame() -> None:
     """As the papers' resized fields do, and as jittered crops always did: a field is not rescaled with its size."""
     field = np.full((64, 86), 200, np.uint8)
     crop = centre_crop(64, 86, config=TransformConfig(crop_px=16, short_side_px=20))
-    assert (apply_crop(field, crop, size_px=16) == 200).all()
+    assert (apply_crop(field, crop, size=(16, 16)) == 200).all()
 
 
 def test_a_crop_larger_than_the_resized_frame_is_refused() -> None:
@@ -88,14 +88,14 @@ def test_a_marker_pixel_lands_where_crop_and_mirror_say() -> None:
     frame = np.zeros((40, 60, 3), np.uint8)
     frame[12, 23] = 255
     crop = Crop(top=10, left=20, height=16, width=16, mirrored=False)
-    assert np.argwhere(apply_crop(frame, crop, size_px=16)[..., 0]).tolist() == [[2, 3]]
+    assert np.argwhere(apply_crop(frame, crop, size=(16, 16))[..., 0]).tolist() == [[2, 3]]
     mirrored = Crop(top=10, left=20, height=16, width=16, mirrored=True)
-    assert np.argwhere(apply_crop(frame, mirrored, size_px=16)[..., 0]).tolist() == [[2, 12]]
+    assert np.argwhere(apply_crop(frame, mirrored, size=(16, 16))[..., 0]).tolist() == [[2, 12]]
 
 
 def test_resizing_gives_the_size_asked_for() -> None:
     crop = Crop(top=0, left=0, height=20, width=30, mirrored=True)
-    assert apply_crop(np.zeros((40, 60), np.uint8), crop, size_px=24).shape == (24, 24)
+    assert apply_crop(np.zeros((40, 60), np.uint8), crop, size=(24, 24)).shape == (24, 24)
 
 
 def test_impossible_settings_are_refused_by_name() -> None:

@@ -116,6 +116,21 @@ def evaluation_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.i
     )
 
 
+def spread_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.int64]:
+    """Snippet times of every test sample of a clip, each sample's spread evenly over the whole clip.
+
+    test_times x T midpoints of equal parts; sample i has every test_times-th from the i-th on, as the chunks of the
+    official code's test have (Feichtenhofer et al. 2016b). Shape (test_times, T), values in [0, num_frames).
+
+    Raises:
+        EmptyClipError: the clip has no frame.
+    """
+    if num_frames < 1:
+        raise EmptyClipError(f"a clip needs at least 1 frame, got {num_frames}")
+    count = config.test_times * config.num_snippets
+    return ((2 * np.arange(count) + 1) * num_frames // (2 * count)).reshape(config.num_snippets, config.test_times).T
+
+
 def field_indices(time: int, *, config: SamplingConfig, num_frames: int) -> NDArray[np.int64]:
     """Flow fields of the stack that goes with a frame, in the order of its channels; a clip's ends are repeated.
 

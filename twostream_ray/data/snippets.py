@@ -12,7 +12,6 @@ from twostream_ray.data import flow, sampling, transforms
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.transforms import Crop
 from twostream_ray.data.views import View
 from twostream_ray.errors import DecodeError
 
@@ -110,20 +109,19 @@ def rgb_snippets(
     frames: Iterable[tuple[int, NDArray[np.uint8]]],
     view: View,
     *,
-    size_px: int,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """The RGB frames of a sample: (T, 3, size, size) uint8; into `out`, a part of a batch, where it is given.
+    """The RGB frames of a sample: (T, 3, H, W) uint8; into `out`, a part of a batch, where it is given.
 
     `frames` yields (index, RGB (H, W, 3) uint8) of every time of the view, each once, in any order.
     """
     import cv2
 
     if out is None:
-        out = np.empty((len(view.times), 3, size_px, size_px), np.uint8)
-    cropped = np.empty((size_px, size_px, 3), np.uint8)
+        out = np.empty((len(view.times), 3, *view.size), np.uint8)
+    cropped = np.empty((*view.size, 3), np.uint8)
     for index, frame in frames:
-        transforms.apply_crop(frame, view.crop, size_px=size_px, out=cropped)
+        transforms.apply_crop(frame, view.crop, size=view.size, out=cropped)
         for snippet in np.flatnonzero(view.times == index):
             cv2.split(cropped, list(out[snippet]))  # a copy of the transposed array takes several times as long
     return out
@@ -133,12 +131,11 @@ def flow_snippets(
     clip: EncodedClip,
     view: View,
     *,
-    size_px: int,
     config: SamplingConfig,
     contract: FlowContract,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """The flow stacks of a sample: (T, 2L, size, size) uint8; into `out`, a part of a batch, where it is given.
+    """The flow stacks of a sample: (T, 2L, H, W) uint8; into `out`, a part of a batch, where it is given.
 
     Fields shared by overlapping stacks are decoded and resized once. Means and trajectories are those of the stored
     frame, before it is cropped. Stored flow runs forward only: the backward flow from frame k to k - 1 is taken to be
@@ -151,7 +148,7 @@ def flow_snippets(
         raise DecodeError("flow was wanted of a clip read without its flow column")
     windows = [sampling.field_indices(int(time), config=config, num_frames=clip.num_frames) for time in view.times]
     if out is None:
-        out = np.empty((len(windows), 2 * config.flow_length, size_px, size_px), np.uint8)
+        out = np.empty((len(windows), 2 * config.flow_length, *view.size), np.uint8)
     if config.flow_stack == "trajectory":
         decoded = {
             index: _decoded_field(clip, index)
@@ -161,7 +158,7 @@ def flow_snippets(
         for stack, window in zip(out, windows, strict=True):
             sampled = _along_trajectories([decoded[int(index)] for index in window], config, contract)
             for number, levels in enumerate(sampled):
-                _show(levels, view.crop, contract, out=stack[2 * number : 2 * number + 2])
+                _show(levels, view, contract, out=stack[2 * number : 2 * number + 2])
         return out
     shown: dict[int, NDArray[np.uint8]] = {}
     # Fresh memory for each field would be mapped and given back each time: threads wait for each other there.
@@ -176,7 +173,7 @@ def flow_snippets(
             levels = _decoded_field(clip, index, room=room)
             if config.flow_mean_subtraction:
                 levels = _without_mean(levels, contract)
-            _show(levels, view.crop, contract, out=stacked)
+            _show(levels, view, contract, out=stacked)
             shown[index] = stacked
     if config.flow_stack == "bidirectional":
         backward = out[:, config.flow_length :]
@@ -191,11 +188,11 @@ def _decoded_field(clip: EncodedClip, index: int, *, room: NDArray[np.uint8] | N
         raise DecodeError(f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})") from error
 
 
-def _show(levels: NDArray[np.uint8], crop: Crop, contract: FlowContract, *, out: NDArray[np.uint8]) -> None:
-    """Cut, resize and mirror a field (2, H, W) into (2, size, size)."""
+def _show(levels: NDArray[np.uint8], view: View, contract: FlowContract, *, out: NDArray[np.uint8]) -> None:
+    """Cut, resize and mirror a field (2, H, W) into (2, *view.size)."""
     for plane, component in zip(levels, out, strict=True):
-        transforms.apply_crop(plane, crop, size_px=out.shape[-1], out=component)
-    if crop.mirrored:
+        transforms.apply_crop(plane, view.crop, size=view.size, out=component)
+    if view.crop.mirrored:
         out[0] = flow.negated(out[0], contract)
 
 

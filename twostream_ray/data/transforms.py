@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,10 +93,29 @@ def centre_crop(height: int, width: int, *, config: TransformConfig) -> Crop:
     )
 
 
+def corner_crops(height: int, width: int, *, config: TransformConfig) -> list[Crop]:
+    """The four corners, as large as the centre crop: top left, top right, bottom left, bottom right."""
+    centre = centre_crop(height, width, config=config)
+    tops, lefts = (0, height - centre.height), (0, width - centre.width)
+    return [replace(centre, top=top, left=left) for top in tops for left in lefts]
+
+
+def full_frame(height: int, width: int, *, config: TransformConfig) -> tuple[Crop, tuple[int, int]]:
+    """The whole stored frame, and the height and width in px that it is shown in to networks that slide over it.
+
+    As it is stored, or with its shorter side resized to short_side_px; never less than crop_px, which networks were
+    made for: a smaller frame is enlarged. Its aspect is kept but for rounding.
+    """
+    side = max(config.short_side_px or min(height, width), config.crop_px)
+    scale = side / min(height, width)
+    whole = Crop(top=0, left=0, height=height, width=width, mirrored=False)
+    return whole, (max(round(height * scale), side), max(round(width * scale), side))
+
+
 def apply_crop(
-    picture: NDArray[np.uint8], crop: Crop, *, size_px: int, out: NDArray[np.uint8] | None = None
+    picture: NDArray[np.uint8], crop: Crop, *, size: tuple[int, int], out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """Cut and resize a picture (H, W) or (H, W, 3) to size_px x size_px, mirrored where the crop is.
+    """Cut and resize a picture (H, W) or (H, W, 3) to `size`, height and width in px, mirrored where the crop is.
 
     Displacements keep their values: like the official code, a resized field is not rescaled. `out`, of the result's
     shape, is written to and given back.
@@ -104,12 +123,12 @@ def apply_crop(
     import cv2
 
     if out is None:
-        out = np.empty((size_px, size_px, *picture.shape[2:]), np.uint8)
+        out = np.empty((*size, *picture.shape[2:]), np.uint8)
     part = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    if (crop.height, crop.width) == (size_px, size_px):
+    if (crop.height, crop.width) == size:
         out[...] = part
     else:
-        cv2.resize(part, (size_px, size_px), dst=out, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(part, size[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
     if crop.mirrored:
         cv2.flip(out, 1, dst=out)
     return out

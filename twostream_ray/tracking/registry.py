@@ -223,7 +223,11 @@ def _signature() -> ModelSignature:
             ]
         ),
         params=ParamSchema(
-            [ParamSpec("top_k", DataType.long, default=5), ParamSpec("head", DataType.string, default="")]
+            [
+                ParamSpec("top_k", DataType.long, default=5),
+                ParamSpec("head", DataType.string, default=""),
+                ParamSpec("protocol", DataType.string, default="validation"),
+            ]
         ),
     )
 

@@ -127,7 +127,7 @@ VERBS: dict[str, Verb] = {
         settings="runs.score.settings:PredictConfig",
         positionals={"videos": "VIDEO ..."},
         examples=("clip.mp4", "clips/*.mp4 --model champion --format json"),
-        shown=("model", "head", "top_k", "format", "tracking.uri"),
+        shown=("model", "protocol", "head", "top_k", "format", "tracking.uri"),
     ),
     "pull": Verb(
         summary="download a registered model for use without MLflow",

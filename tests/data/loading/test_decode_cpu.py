@@ -17,7 +17,7 @@ from twostream_ray.errors import DecodeError
 
 CONTRACT = FlowContract(short_side_px=64)
 STACK = SamplingConfig(flow_length=2)
-VIEW = View(times=np.array([9, 4, 9]), crop=Crop(top=0, left=0, height=64, width=64, mirrored=False))
+VIEW = View(times=np.array([9, 4, 9]), crop=Crop(top=0, left=0, height=64, width=64, mirrored=False), size=(64, 64))
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,11 @@ def clip() -> EncodedClip:
 
 
 def test_a_sample_is_both_streams_of_one_view(clip: EncodedClip) -> None:
-    rgb, flow = decode_sample(clip, VIEW, size_px=64, config=STACK, contract=CONTRACT)
+    rgb, flow = decode_sample(clip, VIEW, config=STACK, contract=CONTRACT)
     assert clip.video is not None and rgb is not None
     frames = fetch_frames(clip.video, [9, 4, 9], num_frames=12)
     np.testing.assert_array_equal(rgb, frames[:, :, :64].transpose(0, 3, 1, 2))
-    expected = snippets.flow_snippets(clip, VIEW, size_px=64, config=STACK, contract=CONTRACT)
+    expected = snippets.flow_snippets(clip, VIEW, config=STACK, contract=CONTRACT)
     np.testing.assert_array_equal(flow, expected)
 
 
@@ -38,8 +38,7 @@ def test_a_sample_is_both_streams_of_one_view(clip: EncodedClip) -> None:
 def test_a_stream_that_is_not_wanted_is_not_decoded(clip: EncodedClip, want: str) -> None:
     rgb, flow = decode_sample(
         replace(clip, **{"flow" if want == "rgb" else "video": None}),
-        VIEW,
-        size_px=32,
+        replace(VIEW, size=(32, 32)),
         config=STACK,
         contract=CONTRACT,
         want_rgb=want == "rgb",
@@ -50,6 +49,6 @@ def test_a_stream_that_is_not_wanted_is_not_decoded(clip: EncodedClip, want: str
 
 def test_a_stream_that_was_not_read_is_named(clip: EncodedClip) -> None:
     with pytest.raises(DecodeError, match="without its video column"):
-        decode_rgb(replace(clip, video=None), VIEW, size_px=64)
+        decode_rgb(replace(clip, video=None), VIEW)
     with pytest.raises(DecodeError, match="without its flow column"):
-        decode_flow(replace(clip, flow=None), VIEW, size_px=64, config=STACK, contract=CONTRACT)
+        decode_flow(replace(clip, flow=None), VIEW, config=STACK, contract=CONTRACT)

@@ -45,6 +45,7 @@ def batches(draw: st.DrawFn) -> EncodedFlow:
             View(
                 times=training_times(shape[0], config=config, rng=rng),
                 crop=training_crop(*shape[1:], config=transforms, rng=rng),
+                size=(transforms.crop_px, transforms.crop_px),
             )
             for _ in range(int(rng.integers(1, 3)))
         )
@@ -135,6 +136,7 @@ def every_field() -> View:
     return View(
         times=training_times(9, config=config, rng=rng) * 0 + np.array([2, 6]),
         crop=training_crop(32, 44, config=TransformConfig(crop_px=24), rng=rng),
+        size=(24, 24),
     )
 
 

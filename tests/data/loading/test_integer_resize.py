@@ -30,7 +30,7 @@ def test_every_pixel_is_opencvs(drawn: tuple[tuple[int, int], Crop, int], seed: 
     planes = np.random.default_rng(seed).integers(0, 256, (2, *shape), np.uint8)
     tables = torch.from_numpy(sampling_tables([crop], size_px=size))
     found = resized(torch.from_numpy(planes)[None], tables)[0].numpy()
-    np.testing.assert_array_equal(found, [apply_crop(plane, crop, size_px=size) for plane in planes])
+    np.testing.assert_array_equal(found, [apply_crop(plane, crop, size=(size, size)) for plane in planes])
 
 
 def test_every_pixel_is_opencvs_at_the_sizes_of_the_papers() -> None:
@@ -41,7 +41,7 @@ def test_every_pixel_is_opencvs_at_the_sizes_of_the_papers() -> None:
         top, left = int(rng.integers(0, 257 - height)), int(rng.integers(0, 343 - width))
         crop = Crop(top=top, left=left, height=height, width=width, mirrored=False)
         found = resized(torch.from_numpy(planes)[None], torch.from_numpy(sampling_tables([crop], size_px=224)))
-        np.testing.assert_array_equal(found[0, 0].numpy(), apply_crop(planes[0], crop, size_px=224))
+        np.testing.assert_array_equal(found[0, 0].numpy(), apply_crop(planes[0], crop, size=(224, 224)))
 
 
 def test_opencv_makes_the_same_of_a_picture_with_and_without_its_code_for_this_processor() -> None:

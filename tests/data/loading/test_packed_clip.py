@@ -30,7 +30,9 @@ def test_a_clip_comes_out_as_it_was_packed(
     video: bytes | None, flow: list[bytes] | None, crops: list[Crop], num_times: int
 ) -> None:
     clip = EncodedClip(video=video, flow=flow, num_frames=7, height=20, width=30, fps=29.97)
-    views = [View(times=np.arange(num_times) + number, crop=crop) for number, crop in enumerate(crops)]
+    views = [
+        View(times=np.arange(num_times) + number, crop=crop, size=(9 + number, 7)) for number, crop in enumerate(crops)
+    ]
     fields = list(range(0, len(flow or ()), 2))
     unit = Unit(pass_index=0, lane=0, shard=0, clips=(5, 6))
     # The second row of two: nothing in it begins at the start of its buffer.
@@ -46,6 +48,6 @@ def test_a_clip_comes_out_as_it_was_packed(
         assert {index: bytes(encoded.flow[index]) for index in (fields if encoded.flow else [])} == {
             index: (flow or [])[index] for index in fields
         }
-        assert [(view.times.tolist(), view.crop) for view in packed.views()] == [
-            (view.times.tolist(), view.crop) for view in views
+        assert [(view.times.tolist(), view.crop, view.size) for view in packed.views()] == [
+            (view.times.tolist(), view.crop, view.size) for view in views
         ]

@@ -13,10 +13,10 @@ CLIPS = [
 ]
 VIEWS = [
     [
-        View(times=np.array([0, 3]), crop=Crop(top=1, left=2, height=8, width=9, mirrored=True)),
-        View(times=np.array([1, 1]), crop=Crop(top=0, left=5, height=7, width=6, mirrored=False)),
+        View(times=np.array([0, 3]), crop=Crop(top=1, left=2, height=8, width=9, mirrored=True), size=(8, 8)),
+        View(times=np.array([1, 1]), crop=Crop(top=0, left=5, height=7, width=6, mirrored=False), size=(8, 8)),
     ],
-    [View(times=np.array([1, 0]), crop=Crop(top=0, left=0, height=32, width=34, mirrored=False))],
+    [View(times=np.array([1, 0]), crop=Crop(top=0, left=0, height=32, width=34, mirrored=False), size=(8, 8))],
 ]
 
 

@@ -19,10 +19,8 @@ from twostream_ray.data.views import View
 from twostream_ray.errors import DecodeError
 
 
-def decode_rgb(
-    clip: EncodedClip, view: View, *, size_px: int, out: NDArray[np.uint8] | None = None
-) -> NDArray[np.uint8]:
-    """The RGB frames of a view: (T, 3, size, size) uint8, levels 0..255; into `out`, a part of a batch, where given.
+def decode_rgb(clip: EncodedClip, view: View, *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """The RGB frames of a view: (T, 3, H, W) uint8, levels 0..255; into `out`, a part of a batch, where given.
 
     Raises:
         DecodeError: the clip has no video, or it is damaged.
@@ -30,44 +28,42 @@ def decode_rgb(
     if clip.video is None:
         raise DecodeError("RGB frames were wanted of a clip read without its video column")
     frames = clips.each_frame(clip.video, view.times.tolist(), num_frames=clip.num_frames)
-    return snippets.rgb_snippets(frames, view, size_px=size_px, out=out)
+    return snippets.rgb_snippets(frames, view, out=out)
 
 
 def decode_flow(
     clip: EncodedClip,
     view: View,
     *,
-    size_px: int,
     config: SamplingConfig,
     contract: FlowContract,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """The flow stacks of a view: (T, 2L, size, size) uint8, coded; into `out`, a part of a batch, where given.
+    """The flow stacks of a view: (T, 2L, H, W) uint8, coded; into `out`, a part of a batch, where given.
 
     Raises:
         DecodeError: the clip has no flow, or a field is damaged.
     """
-    return snippets.flow_snippets(clip, view, size_px=size_px, config=config, contract=contract, out=out)
+    return snippets.flow_snippets(clip, view, config=config, contract=contract, out=out)
 
 
 def decode_sample(
     clip: EncodedClip,
     view: View,
     *,
-    size_px: int,
     config: SamplingConfig,
     contract: FlowContract,
     want_rgb: bool = True,
     want_flow: bool = True,
 ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-    """Both streams of a view, (T, 3, size, size) and (T, 2L, size, size) uint8; one that is not wanted is None.
+    """Both streams of a view, (T, 3, H, W) and (T, 2L, H, W) uint8; one that is not wanted is None.
 
     Raises:
         DecodeError: a wanted stream is not in the clip, or it is damaged.
     """
     return (
-        decode_rgb(clip, view, size_px=size_px) if want_rgb else None,
-        decode_flow(clip, view, size_px=size_px, config=config, contract=contract) if want_flow else None,
+        decode_rgb(clip, view) if want_rgb else None,
+        decode_flow(clip, view, config=config, contract=contract) if want_flow else None,
     )
 
 
@@ -87,6 +83,6 @@ def decode_views(
     """
     for number, view in enumerate(views):
         if rgb is not None:
-            decode_rgb(clip, view, size_px=rgb.shape[-1], out=rgb[number])
+            decode_rgb(clip, view, out=rgb[number])
         if flow is not None:
-            decode_flow(clip, view, size_px=flow.shape[-1], config=config, contract=contract, out=flow[number])
+            decode_flow(clip, view, config=config, contract=contract, out=flow[number])

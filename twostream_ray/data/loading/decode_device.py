@@ -237,7 +237,6 @@ def _decode_on_cpu(encoded: EncodedFlow, out: Tensor) -> None:
                 decode_flow(
                     clip.clip,
                     view,
-                    size_px=encoded.size_px,
                     config=encoded.config,
                     contract=encoded.contract,
                     out=stacks[sample],

@@ -14,7 +14,8 @@ from twostream_ray.data.transforms import Crop
 from twostream_ray.data.views import View
 
 CROP_FIELDS = ("top", "left", "height", "width", "mirrored")
-"""Of a `Crop`, in the order in which they are packed."""
+"""Of a `Crop`, in the order in which they are packed; behind them height and width that it is shown in."""
+NUMBERS_A_VIEW = len(CROP_FIELDS) + 2
 _COUNTS = 9
 _WORD = 8
 
@@ -33,7 +34,7 @@ class PackedClip:
     times: NDArray[np.int64]
     """(views * T,), frames; the views one after the other."""
     crops: NDArray[np.int64]
-    """(views, 5): `CROP_FIELDS` of each."""
+    """(views, 7): `CROP_FIELDS` of each, and the size that it is shown in."""
     fields: NDArray[np.int64]
     """(F,), indices of the flow fields, ascending."""
     ends: NDArray[np.int64]
@@ -76,7 +77,7 @@ class PackedClip:
         """What `write` wrote; refers to `content`."""
         counts = content[: _COUNTS * _WORD].view(np.int64)
         num_frames, height, width, times, views, fields, video, flow = counts[:-1].tolist()
-        sizes = [times, views * len(CROP_FIELDS), fields, fields + 1]
+        sizes = [times, views * NUMBERS_A_VIEW, fields, fields + 1]
         start = _COUNTS * _WORD
         words = content[start : start + sum(sizes) * _WORD].view(np.int64)
         parts = np.split(words, np.cumsum(sizes)[:-1])
@@ -88,7 +89,7 @@ class PackedClip:
             width=width,
             fps=float(counts[-1:].view(np.float64)[0]),
             times=parts[0],
-            crops=parts[1].reshape(-1, len(CROP_FIELDS)),
+            crops=parts[1].reshape(-1, NUMBERS_A_VIEW),
             fields=parts[2],
             ends=parts[3],
             video=whole[start : start + video],
@@ -115,8 +116,12 @@ class PackedClip:
     def views(self) -> tuple[View, ...]:
         """What its samples show."""
         return tuple(
-            View(times=times, crop=Crop(top=top, left=left, height=height, width=width, mirrored=bool(mirrored)))
-            for times, (top, left, height, width, mirrored) in zip(
+            View(
+                times=times,
+                crop=Crop(top=top, left=left, height=height, width=width, mirrored=bool(mirrored)),
+                size=(size[0], size[1]),
+            )
+            for times, (top, left, height, width, mirrored, *size) in zip(
                 self.times.reshape(len(self.crops), -1), self.crops.tolist(), strict=True
             )
         )
@@ -124,4 +129,6 @@ class PackedClip:
 
 def crop_numbers(views: Sequence[View]) -> list[int]:
     """The crops of views as `PackedClip.crops` holds them, flat."""
-    return [int(getattr(view.crop, name)) for view in views for name in CROP_FIELDS]
+    return [
+        number for view in views for number in (*(int(getattr(view.crop, name)) for name in CROP_FIELDS), *view.size)
+    ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.loading.lanes import Unit
-from twostream_ray.data.loading.packed_clip import CROP_FIELDS, PackedClip, crop_numbers
+from twostream_ray.data.loading.packed_clip import NUMBERS_A_VIEW, PackedClip, crop_numbers
 from twostream_ray.data.shards.shards import binary_values
 from twostream_ray.data.views import View
 
@@ -33,7 +33,7 @@ _SCHEMA = pa.schema(
         ("flow", pa.list_(pa.large_binary())),
     ]
 )
-"""Of encoded clips; `times` packs those of the row's views one after the other, `crops` five numbers of each view."""
+"""Of encoded clips; `times` packs those of the row's views one after the other, `crops` seven numbers of each view."""
 
 _SHAPE = ("num_frames", "height", "width")
 
@@ -142,7 +142,7 @@ def _packed_rows(batch: pa.RecordBatch) -> Iterator[Row]:
             packed=PackedClip(
                 **{name: numbers[name][index] for name in (*_SHAPE, "fps")},
                 times=times[index],
-                crops=crops[index].reshape(-1, len(CROP_FIELDS)),
+                crops=crops[index].reshape(-1, NUMBERS_A_VIEW),
                 fields=fields[index],
                 ends=bounds - bounds[0],
                 video=videos[index],

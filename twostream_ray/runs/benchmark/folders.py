@@ -114,9 +114,8 @@ class FolderDataset:
         epoch, number = divmod(uri, len(self.clips))
         clip, config = self.clips[number], self.config
         view = clip.view(config, epoch=epoch)
-        size = config.transforms.crop_px
         frames = [
-            transforms.apply_crop(frame, view.crop, size_px=size).transpose(2, 0, 1)
+            transforms.apply_crop(frame, view.crop, size=view.size).transpose(2, 0, 1)
             for frame in self._read_frames(clip, [int(time) for time in view.times])
         ]
         planes: dict[int, list[NDArray[np.uint8]]] = {}
@@ -127,7 +126,7 @@ class FolderDataset:
                 if index not in planes:
                     files = (f"{clip.folder}/flow_{name}_{index + 1:05}.jpg" for name in "xy")
                     pair: list[Any] = [cv2.imread(file, cv2.IMREAD_GRAYSCALE) for file in files]
-                    planes[index] = [transforms.apply_crop(plane, view.crop, size_px=size) for plane in pair]
+                    planes[index] = [transforms.apply_crop(plane, view.crop, size=view.size) for plane in pair]
             stacks.append(np.stack([plane for index in map(int, window) for plane in planes[index]]))
         return torch.from_numpy(np.stack(frames)), torch.from_numpy(np.stack(stacks))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostream_ray import tracking
+from twostream_ray.data.protocols import resolve_protocol
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.settings import PredictConfig, PullConfig
 
@@ -19,13 +20,14 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
 
     Raises:
         RegistryError, StorageError, CheckpointError: the model cannot be had.
-        ConfigError: it was not trained on the data set that config.head names.
+        ConfigError: it was not trained on the data set that config.head names, or its network cannot score the
+            protocol's samples.
     """
     with local_model(config.model, config=config.tracking) as directory:
         # It loads torch, which refused settings and --help do without.
         from twostream_ray.inference import Classifier
 
-        classifier = Classifier.load(directory)
+        classifier = Classifier.load(directory, protocol=resolve_protocol(config.protocol, config.views))
     for video in config.videos:
         yield from classifier.predict([video], top_k=config.top_k, head=config.head)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from twostream_ray import tracking
+from twostream_ray.data.protocols import ViewsConfig, resolve_protocol
 from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import brief, redact
 from twostream_ray.runs.workers import WorkersConfig
@@ -81,6 +82,16 @@ class PredictConfig:
     """Name of the one data set to answer for, of a model that was trained on several (`ingest --more`); by default all
     of them."""
 
+    protocol: str = "validation"
+    """Which views of a video are scored, and what is averaged over them. validation: test_times samples of the centre
+    crop, as training validates; fast: one sample; paper_2014: 25 frames x 10 crops, mean of softmax; fusion_2016: 20
+    samples of the full frame and their mirror images, fully convolutional, mean of logits; st_resnet_2016: one sample
+    of 25 snippets over the whole video, full frame and its mirror image, mean of logits; tsn: 25 frames x 10 crops,
+    mean of logits; custom: validation, changed by views.*."""
+
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """What is changed of the protocol."""
+
     format: Literal["text", "json"] = "text"
     """text: a line for each video and data set; json: one JSON object a line for each video, whose `heads` have
     name, top, classes, probabilities and logits of each data set."""
@@ -92,6 +103,7 @@ class PredictConfig:
         if not self.videos:
             raise ConfigError("at least one video is wanted, got none")
         require_within(self, top_k="[1, 1_000_000]")
+        resolve_protocol(self.protocol, self.views)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,132 @@
+"""Evaluation protocols of the papers, by name: which views of a clip are scored, and what is averaged over them.
+
+What is needed to read a command line, without NumPy; `views` makes the views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from twostream_ray.errors import ConfigError
+from twostream_ray.redaction import brief
+from twostream_ray.settings.bounds import require_within
+
+Crops = Literal["centre", "corners", "full"]
+Average = Literal["softmax", "logits", "network"]
+
+
+def _require_known(settings: Any, **kinds: Any) -> None:
+    for name, kind in kinds.items():
+        value = getattr(settings, name)
+        if value not in get_args(kind) and value is not None:
+            raise ConfigError(f"views.{name} must be one of {', '.join(get_args(kind))}, got {brief(value)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Evaluation protocol: which views of a clip are scored, and how their scores become the clip's."""
+
+    name: str
+    """What it is called; NAME (changed) where settings changed a named one."""
+
+    times: int | None = None
+    """Samples of a clip, their starts evenly spaced; None: the model's test_times."""
+
+    snippets: int | None = None
+    """T: snippets of a sample; None: as the model was trained."""
+
+    spread: bool = False
+    """Whether a sample's snippets are spread over the whole clip, evenly, instead of max_stride_frames apart."""
+
+    crops: Crops = "centre"
+    """centre: the centre crop; corners: the four corners and the centre; full: the whole frame, over which the
+    networks slide (fully convolutional)."""
+
+    mirrored: bool = False
+    """Whether each crop is shown mirrored too."""
+
+    average: Average = "network"
+    """What is averaged over views and towers: softmax, logits, or network: what the network averages in training."""
+
+    def __post_init__(self) -> None:
+        require_within(self, "views.", times="[1, 1_000]", snippets="[1, 1_000]")
+        _require_known(self, crops=Crops, average=Average)
+
+    def describe(self) -> str:
+        """All of it in words, in one line."""
+        samples = "samples as the model's test_times says" if self.times is None else f"{self.times} samples of a clip"
+        length = "as many snippets as in training" if self.snippets is None else f"{self.snippets} snippets"
+        how = ", spread over the clip" if self.spread else ""
+        crops = {
+            "centre": "the centre crop",
+            "corners": "the four corners and the centre",
+            "full": "the full frame (fully convolutional)",
+        }[self.crops]
+        mean = {"softmax": "softmax scores", "logits": "logits", "network": "what the network averages"}[self.average]
+        mirrors = ", and their mirror images" if self.mirrored else ""
+        return f"{self.name}: {samples}, each of {length}{how}; {crops}{mirrors}; mean of {mean}"
+
+
+VALIDATION = Protocol(name="validation")
+"""What training validates by, and evaluation and prediction use unless they are told otherwise."""
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        VALIDATION,
+        Protocol(name="fast", times=1),
+        # Simonyan and Zisserman 2014, sec. 5.
+        Protocol(name="paper_2014", times=25, snippets=1, crops="corners", mirrored=True, average="softmax"),
+        # Feichtenhofer et al. 2016, sec. 4, and its official code.
+        Protocol(name="fusion_2016", times=20, crops="full", mirrored=True, average="logits"),
+        # Feichtenhofer et al. 2016b, its official code: convolutional in space and time.
+        Protocol(
+            name="st_resnet_2016", times=1, snippets=25, spread=True, crops="full", mirrored=True, average="logits"
+        ),
+        # Wang et al. 2016: 25 segments, 10 crops.
+        Protocol(name="tsn", times=25, snippets=1, crops="corners", mirrored=True, average="logits"),
+        Protocol(name="custom"),
+    )
+}
+"""The named protocols; `custom` is `validation`, to be changed by settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """What is changed of a named protocol; by default nothing."""
+
+    times: int | None = None
+    """Samples of a clip, their starts evenly spaced; by default as the protocol says."""
+
+    snippets: int | None = None
+    """T: snippets of a sample, each one RGB frame and its flow stack; by default as the protocol says."""
+
+    crops: Crops | None = None
+    """centre; corners: the four corners and the centre; full: the whole frame, over which the networks slide. By
+    default as the protocol says."""
+
+    mirrored: bool | None = None
+    """Show each crop mirrored too; by default as the protocol says."""
+
+    average: Average | None = None
+    """softmax, logits, or network: what the network averages in training, over views and towers. By default as the
+    protocol says."""
+
+    def __post_init__(self) -> None:
+        require_within(self, "views.", times="[1, 1_000]", snippets="[1, 1_000]")
+        _require_known(self, crops=Crops, average=Average)
+
+
+def resolve_protocol(name: str, changes: ViewsConfig | None = None) -> Protocol:
+    """The protocol of a name, with what settings change of it.
+
+    Raises:
+        ConfigError: there is no protocol of this name.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {brief(name)}")
+    named = PROTOCOLS[name]
+    given = {field.name: getattr(changes, field.name) for field in fields(ViewsConfig)} if changes else {}
+    changed = replace(named, **{key: value for key, value in given.items() if value is not None})
+    return named if changed == named else replace(changed, name=name if name == "custom" else f"{name} (changed)")
