@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +82,6 @@ def test_an_svm_refuses_what_it_cannot_learn_from() -> None:
         svm_fusion([scores], fit_scores=[scores, scores], fit_labels=labels)
     with pytest.raises(TrainingError, match="penalty must be more than 0, got 0"):
         svm_fusion([scores], fit_scores=[scores], fit_labels=labels, penalty=0)
-
-
-@pytest.fixture(scope="module")
-def expected(real: Path) -> dict[str, Any]:
-    return json.loads((real / "expected" / "scores_expected.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def ucf101(real: Path) -> dict[str, NDArray[Any]]:
-    """Two ResNet streams' logits on the 3783 test clips of UCF101 split 1, summed over 19 frames of each clip."""
-    with np.load(real / "scores" / "ucf101_split1_two_stream_minli.npz") as arrays:
-        return dict(arrays)
 
 
 @pytest.mark.real
