@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from twostream_ray.errors import TrainingError
 from twostream_ray.evaluation.metrics import top_k_hits
 from twostream_ray.evaluation.report import Report, report_on
-from twostream_ray.heads import Head
+from twostream_ray.heads import Head, softmax
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,64 @@ def test_a_report_lists_the_weakest_classes_first_and_what_they_are_taken_for() 
     ]
     assert report.per_class()[2].accuracy is None
     assert report.to_text() == (
-        "top-1 50.00%   mean class 66.67%   4 of 4 clips\n"
+        "top-1 50.00% [0.0, 100.0]   mean class 66.67% [0.0, 100.0]   4 of 4 clips\n"
+        "in brackets: 95% interval, bootstrap over clips; 4 are few: take it as a rough one\n"
+        "mean class: mean of the accuracies of the 2 of 3 classes that have a clip here\n"
         "\n"
         "class  correct  of clips  accuracy  most often taken for\n"
         "run          1         3     33.3%  walk\n"
-        "walk         1         1    100.0%  -"
+        "walk         1         1    100.0%  -\n"
+        "\n"
+        "most confused:\n"
+        "2 of 3 clips of run were taken for walk"
     )
-    assert report.to_text(num_rows=1).endswith("(1 stronger classes follow)")
+    assert "(1 stronger classes follow)" in report.to_text(num_rows=1)
+
+
+def test_a_report_has_intervals_over_clips_and_over_groups_where_clips_share_any() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(8, size=400)
+    scores = random.normal(size=(400, 8)) + 2 * np.eye(8)[labels]
+    groups = [f"g{clip // 8}" for clip in range(400)]
+    given: dict[str, Any] = {"classes": tuple("abcdefgh"), "n_expected": 403}
+    report = report_on(scores, labels, groups=groups, probabilities=softmax(scores), **given)
+    over_clips, over_groups = report.intervals
+    assert (over_clips.over, over_groups.over, over_groups.num_units) == ("clips", "groups", 50)
+    for one in report.intervals:
+        assert one.top5 is not None and report.top5 is not None
+        assert one.top1.low < report.top1 < one.top1.high and one.top5.low < report.top5 < one.top5.high
+    assert report.reliability is not None
+    first, second, third, fourth, fifth = report.metrics_text()
+    assert first == (
+        f"top-1 {report.top1:.2%} {over_clips.top1.to_text()}   top-5 {report.top5:.2%} {over_clips.top5.to_text()}"
+        f"   mean class {report.mean_class:.2%} {over_clips.mean_class.to_text()}   400 of 403 clips"
+    )
+    assert second == "in brackets: 95% interval, bootstrap over clips"
+    assert third.startswith(f"over 50 groups (clips of one source count together): top-1 {over_groups.top1.to_text()}")
+    assert fourth == "mean class: mean of the accuracies of the 8 of 8 classes that have a clip here"
+    assert fifth.startswith(f"ECE {report.reliability.ece:.2%}: ")
+
+
+def test_a_clip_without_a_group_is_one_of_its_own_and_groups_that_nothing_shares_say_nothing() -> None:
+    scores, labels = np.eye(4), np.arange(4)
+    given: dict[str, Any] = {"classes": tuple("abcd"), "n_expected": 4}
+    shared = report_on(scores, labels, groups=["x", "x", None, None], **given).intervals
+    assert [(one.over, one.num_units) for one in shared] == [("clips", 4), ("groups", 3)]
+    for groups in (None, [None] * 4, list("wxyz")):
+        assert [one.over for one in report_on(scores, labels, groups=groups, **given).intervals] == ["clips"]
+    with pytest.raises(TrainingError, match="wanted the group of each of 4 clips, got 3"):
+        report_on(scores, labels, groups=["x", "x", "y"], **given)
+
+
+def test_the_most_confused_pairs_are_those_of_the_most_clips() -> None:
+    labels, taken = np.repeat([0, 1, 2], [5, 4, 3]), [1, 1, 1, 2, 0, 0, 0, 0, 1, 2, 2, 2]
+    report = report_on(np.eye(3)[taken], labels, classes=("run", "walk", "jump"), n_expected=12)
+    assert [pair.sentence() for pair in report.most_confused()] == [
+        "3 of 5 clips of run were taken for walk",
+        "3 of 4 clips of walk were taken for run",
+        "1 of 5 clips of run were taken for jump",
+    ]
+    assert len(report.most_confused(num_pairs=1)) == 1
 
 
 def test_top_5_is_left_out_where_it_would_always_be_right() -> None:
@@ -89,11 +140,10 @@ def test_a_report_has_a_line_and_metrics_for_each_data_set_by_its_own_classes() 
         ("u", 1 / 2, None, "2 of 3 clips"),
         ("long", 2 / 3, 1.0, "3 of 3 clips"),
     ]
-    assert report.to_text().splitlines()[:4] == [
+    assert [line.replace(" [0.0, 100.0]", "") for line in report.to_text().splitlines()[:3]] == [
         "top-1 60.00%   mean class 60.00%   5 of 6 clips",
         "u      top-1 50.00%   mean class 50.00%   2 of 3 clips",
-        "long   top-1 66.67%   top-5 100.00%   mean class 66.67%   3 of 3 clips",
-        "",
+        "long   top-1 66.67%   top-5 100.00% [29.2, 100.0]   mean class 66.67%   3 of 3 clips",
     ]
     assert json.loads(json.dumps(report.to_dict()))["heads"][1] == {
         "name": "long",
@@ -102,6 +152,7 @@ def test_a_report_has_a_line_and_metrics_for_each_data_set_by_its_own_classes() 
         "top1": pytest.approx(2 / 3),
         "top5": 1.0,
         "mean_class": pytest.approx(2 / 3),
+        "intervals": [report.heads[1].intervals[0].to_dict()],
     }
 
 
@@ -125,4 +176,9 @@ def test_a_report_is_json() -> None:
         "classes": ["run", "walk", "jump"],
         "confusion": [[1, 2, 0], [0, 1, 0], [0, 0, 0]],
         "heads": [],
+        "mean_class_definition": "mean of the accuracies of the 2 of 3 classes that have a clip here",
+        "intervals": [small_report().intervals[0].to_dict()],
+        "calibration": None,
+        "most_confused": [{"name": "run", "taken_for": "walk", "count": 2, "num_clips": 3}],
+        "per_class": [row.to_dict() for row in small_report().per_class()],
     }

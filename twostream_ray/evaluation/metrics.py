@@ -54,6 +54,18 @@ def mean_class_accuracy(confusion: NDArray[np.int64]) -> float:
     return float(np.mean(confusion.diagonal()[clips > 0] / clips[clips > 0]))
 
 
+def most_confused(confusion: NDArray[np.int64], *, num_pairs: int | None = None) -> list[tuple[int, int, int]]:
+    """The most frequent mistakes: (true class, class it was taken for, clips), most clips first; (K, K), true in rows.
+
+    Of equally many clips the first classes come first; pairs that no clip is of are left out. num_pairs: the most to
+    give; none: all.
+    """
+    wrong = confusion * (1 - np.eye(len(confusion), dtype=confusion.dtype))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:num_pairs]
+    order = order[wrong.flat[order] > 0]
+    return [(*divmod(int(index), len(confusion)), int(wrong.flat[index])) for index in order]
+
+
 def own_head_first(scores: ArrayLike, labels: ArrayLike, *, head_classes: Sequence[int]) -> NDArray[np.float64]:
     """Scores in which the classes of other data sets rank behind all of the clip's own (multi-task learning).
 

@@ -1,26 +1,32 @@
-"""Classification report of a split: accuracies, confusion matrix, table of the weakest classes.
+"""Classification report of a split: accuracies with intervals, confusion, calibration, the weakest classes.
 
 Axes: N clips, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twostream_ray.errors import TrainingError
+from twostream_ray.evaluation.calibration import NUM_BINS, Reliability, reliability
+from twostream_ray.evaluation.intervals import Interval, MetricIntervals, metric_intervals, wilson_intervals
 from twostream_ray.evaluation.metrics import (
     checked_scores,
     confusion_matrix,
     mean_class_accuracy,
+    most_confused,
     own_head_first,
     predicted_classes,
-    top_k_accuracy,
+    top_k_hits,
 )
-from twostream_ray.heads import Head
+from twostream_ray.heads import Head, heads_of
 from twostream_ray.redaction import printable
+
+NUM_CONFUSED_PAIRS = 10
+"""Of classes that are taken for each other, in a report."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +45,48 @@ class ClassResult:
     taken_for: str | None
     """The wrong class that most of its clips were taken for; none where no clip was."""
 
+    interval: Interval
+    """95 % interval of its accuracy, which takes its clips for independent (Wilson 1927)."""
+
     @property
     def accuracy(self) -> float | None:
         """Share of the class's clips that are right, in [0, 1]; none where it has no clip."""
         return self.num_correct / self.num_clips if self.num_clips else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row in JSON's types."""
+        return {
+            "name": self.name,
+            "num_clips": self.num_clips,
+            "num_correct": self.num_correct,
+            "accuracy": self.accuracy,
+            "interval": list(self.interval),
+            "taken_for": self.taken_for,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfusedPair:
+    """Clips of one class that were taken for another."""
+
+    name: str
+    """The true class."""
+
+    taken_for: str
+    """The class that they were taken for."""
+
+    count: int
+    """How many, at least 1."""
+
+    num_clips: int
+    """Of so many clips of the true class."""
+
+    def sentence(self) -> str:
+        """As in "12 of 40 clips of run were taken for walk"."""
+        return (
+            f"{self.count} of {self.num_clips} clips of {printable(self.name)} were taken for "
+            f"{printable(self.taken_for)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +111,9 @@ class HeadResult:
     mean_class: float | None
     """Mean of the accuracies of its classes that have at least one evaluated clip, in [0, 1]."""
 
+    intervals: tuple[MetricIntervals, ...] = ()
+    """95 % intervals of these, over clips, and over groups where its clips have any."""
+
     @property
     def coverage(self) -> str:
         """The clips that the metrics are of: "1530 of 1530 clips"."""
@@ -81,13 +128,14 @@ class HeadResult:
             "top1": self.top1,
             "top5": self.top5,
             "mean_class": self.mean_class,
+            "intervals": [one.to_dict() for one in self.intervals],
         }
 
     def to_text(self) -> str:
         """The metrics in one line."""
         if self.top1 is None or self.mean_class is None:
             return f"no clip of it was scored, {self.coverage}"
-        return _metrics(self.top1, self.top5, self.mean_class, self.coverage)
+        return _metrics(self.top1, self.top5, self.mean_class, self.coverage, self.intervals)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -118,6 +166,12 @@ class Report:
     heads: tuple[HeadResult, ...] = ()
     """The metrics of each data set, of a network that was trained on several; () where there is one."""
 
+    intervals: tuple[MetricIntervals, ...] = ()
+    """95 % intervals of top-1, top-5 and mean class accuracy, over clips, and over groups where clips have any."""
+
+    reliability: Reliability | None = None
+    """Probabilities against accuracy; none where only scores are known."""
+
     @property
     def coverage(self) -> str:
         """The clips that the metrics are of: "3783 of 3783 clips"."""
@@ -125,19 +179,34 @@ class Report:
 
     def per_class(self) -> tuple[ClassResult, ...]:
         """The per-class table, in the order of the classes."""
-        rows = []
-        for label, name in enumerate(self.classes):
-            wrong = self.confusion[label].copy()
-            wrong[label] = 0
-            rows.append(
-                ClassResult(
-                    name=name,
-                    num_clips=int(self.confusion[label].sum()),
-                    num_correct=int(self.confusion[label, label]),
-                    taken_for=self.classes[int(wrong.argmax())] if wrong.any() else None,
-                )
+        clips, right = self.confusion.sum(axis=1), self.confusion.diagonal()
+        ends = wilson_intervals(right, clips).tolist()
+        taken_for = {true: taken for true, taken, _ in reversed(most_confused(self.confusion))}
+        return tuple(
+            ClassResult(
+                name=name,
+                num_clips=int(clips[label]),
+                num_correct=int(right[label]),
+                taken_for=self.classes[taken_for[label]] if label in taken_for else None,
+                interval=Interval(*ends[label]),
             )
-        return tuple(rows)
+            for label, name in enumerate(self.classes)
+        )
+
+    def most_confused(self, *, num_pairs: int = NUM_CONFUSED_PAIRS) -> tuple[ConfusedPair, ...]:
+        """The most frequent mistakes, most clips first."""
+        clips = self.confusion.sum(axis=1)
+        return tuple(
+            ConfusedPair(
+                name=self.classes[true], taken_for=self.classes[taken], count=count, num_clips=int(clips[true])
+            )
+            for true, taken, count in most_confused(self.confusion, num_pairs=num_pairs)
+        )
+
+    def mean_class_definition(self) -> str:
+        """What mean class accuracy is here, in words."""
+        num_classes = int((self.confusion.sum(axis=1) > 0).sum())
+        return f"mean of the accuracies of the {num_classes} of {len(self.classes)} classes that have a clip here"
 
     def to_dict(self) -> dict[str, Any]:
         """The report in JSON's types."""
@@ -147,20 +216,44 @@ class Report:
             "top1": self.top1,
             "top5": self.top5,
             "mean_class": self.mean_class,
+            "mean_class_definition": self.mean_class_definition(),
+            "intervals": [one.to_dict() for one in self.intervals],
+            "calibration": None if self.reliability is None else self.reliability.to_dict(),
+            "most_confused": [asdict(pair) for pair in self.most_confused()],
+            "per_class": [row.to_dict() for row in self.per_class()],
             "classes": list(self.classes),
             "confusion": self.confusion.tolist(),
             "heads": [head.to_dict() for head in self.heads],
         }
 
-    def to_text(self, *, num_rows: int = 10) -> str:
-        """The metrics in one line, and in one of each data set; then the num_rows weakest classes."""
+    def metrics_text(self) -> list[str]:
+        """Metrics, intervals and definitions, in lines: of all clips first, then of each data set."""
         names = max((len(printable(head.name)) for head in self.heads), default=0)
         of_heads = [f"{printable(head.name):<{names}}   {head.to_text()}" for head in self.heads]
-        metrics = [_metrics(self.top1, self.top5, self.mean_class, self.coverage), *of_heads]
+        lines = [_metrics(self.top1, self.top5, self.mean_class, self.coverage, self.intervals), *of_heads]
+        for one in self.intervals:
+            rough = "" if one.is_trusted else f"; {one.num_units} are few: take it as a rough one"
+            if one.over == "clips":
+                lines.append(f"in brackets: 95% interval, bootstrap over clips{rough}")
+            else:
+                ends = [f"top-1 {one.top1.to_text()}", f"mean class {one.mean_class.to_text()}"]
+                if one.top5 is not None:
+                    ends.insert(1, f"top-5 {one.top5.to_text()}")
+                lines.append(
+                    f"over {one.num_units} groups (clips of one source count together): {'   '.join(ends)}{rough}"
+                )
+        lines.append(f"mean class: {self.mean_class_definition()}")
+        if self.reliability is not None:
+            ece = self.reliability.ece
+            lines.append(f"ECE {ece:.2%}: best class's probability against how often it is right, {NUM_BINS} bins")
+        return lines
+
+    def to_text(self, *, num_rows: int = 10) -> str:
+        """Metrics and definitions; then the num_rows weakest classes and the most confused pairs."""
         rows = [row for row in self.per_class() if row.num_clips]
         rows.sort(key=lambda row: row.num_correct / row.num_clips)
         width = max(len("class"), *(len(printable(row.name)) for row in rows[:num_rows]))
-        lines = [*metrics, "", f"{'class':<{width}}  correct  of clips  accuracy  most often taken for"]
+        lines = [*self.metrics_text(), "", f"{'class':<{width}}  correct  of clips  accuracy  most often taken for"]
         lines += [
             f"{printable(row.name):<{width}}  {row.num_correct:>7}  {row.num_clips:>8}"
             f"  {row.num_correct / row.num_clips:>8.1%}  {printable(row.taken_for or '-')}"
@@ -168,6 +261,8 @@ class Report:
         ]
         if len(rows) > num_rows:
             lines.append(f"({len(rows) - num_rows} stronger classes follow)")
+        if pairs := self.most_confused():
+            lines += ["", "most confused:", *(pair.sentence() for pair in pairs)]
         return "\n".join(lines)
 
 
@@ -179,6 +274,8 @@ def report_on(
     n_expected: int,
     heads: Sequence[Head] = (),
     expected_by_head: Sequence[int | None] = (),
+    probabilities: ArrayLike | None = None,
+    groups: Sequence[str | None] | None = None,
 ) -> Report:
     """Judge the scores of a split's clips; with several data sets, each clip by the classes of its own.
 
@@ -189,9 +286,12 @@ def report_on(
         n_expected: clips of the split; at least N, more where some are in quarantine.
         heads: the data sets; () is one.
         expected_by_head: n_expected of each data set, None where that is not known.
+        probabilities: (N, K) of the same clips, for their calibration; none: it is not computed.
+        groups: (N,) person, scene or source of each clip, or none where it has none; intervals are then also over
+            these. Where no two clips have one in common they say nothing.
 
     Raises:
-        TrainingError: as checked_scores, or more clips than expected, or another number of classes.
+        TrainingError: as checked_scores, or more clips than expected, or another number of classes or groups.
     """
     scores, labels = checked_scores(scores, labels)
     if scores.shape[1] != len(classes):
@@ -200,39 +300,80 @@ def report_on(
         raise TrainingError(f"the split has {n_expected} clips, got scores of {len(scores)}: some were scored twice")
     of_heads: tuple[HeadResult, ...] = ()
     sizes = [head.stop - head.start for head in heads] or [len(classes)]
+    if groups is not None and len(groups) != len(scores):
+        raise TrainingError(f"wanted the group of each of {len(scores)} clips, got {len(groups)}")
+    known = None if groups is None else _shared_groups(groups)
     if len(sizes) > 1:
         scores = own_head_first(scores, labels, head_classes=sizes)
         of_heads = tuple(
-            _on_head(scores, labels, head, n_expected=expected)
+            _on_head(scores, labels, head, n_expected=expected, groups=known)
             for head, expected in zip(heads, expected_by_head, strict=True)
         )
-    confusion = confusion_matrix(labels, predicted_classes(scores), num_classes=len(classes))
+    judged = _judge(scores, labels, num_classes=len(classes), with_top5=min(sizes) > 5, groups=known)
     return Report(
         n_evaluated=len(scores),
         n_expected=n_expected,
         classes=tuple(classes),
-        top1=top_k_accuracy(scores, labels, k=1),
-        top5=top_k_accuracy(scores, labels, k=5) if min(sizes) > 5 else None,
-        mean_class=mean_class_accuracy(confusion),
-        confusion=confusion,
         heads=of_heads,
+        confusion=confusion_matrix(labels, predicted_classes(scores), num_classes=len(classes)),
+        reliability=(
+            None
+            if probabilities is None
+            else reliability(probabilities, labels, heads=heads or heads_of(classes, sizes))
+        ),
+        **judged,
     )
 
 
-def _on_head(scores: NDArray[Any], labels: NDArray[np.int64], head: Head, *, n_expected: int | None) -> HeadResult:
+def _on_head(
+    scores: NDArray[Any],
+    labels: NDArray[np.int64],
+    head: Head,
+    *,
+    n_expected: int | None,
+    groups: NDArray[np.int64] | None,
+) -> HeadResult:
     rows = np.flatnonzero((labels >= head.start) & (labels < head.stop))
     own, own_labels, num_classes = scores[rows, head.columns], labels[rows] - head.start, head.stop - head.start
     if not len(rows):
         return HeadResult(name=head.name, n_evaluated=0, n_expected=n_expected, top1=None, top5=None, mean_class=None)
-    confusion = confusion_matrix(own_labels, predicted_classes(own), num_classes=num_classes)
-    return HeadResult(
-        name=head.name,
-        n_evaluated=len(rows),
-        n_expected=n_expected,
-        top1=top_k_accuracy(own, own_labels, k=1),
-        top5=top_k_accuracy(own, own_labels, k=5) if num_classes > 5 else None,
-        mean_class=mean_class_accuracy(confusion),
+    judged = _judge(
+        own,
+        own_labels,
+        num_classes=num_classes,
+        with_top5=num_classes > 5,
+        groups=None if groups is None else groups[rows],
     )
+    return HeadResult(name=head.name, n_evaluated=len(rows), n_expected=n_expected, **judged)
+
+
+def _judge(
+    scores: NDArray[Any],
+    labels: NDArray[np.int64],
+    *,
+    num_classes: int,
+    with_top5: bool,
+    groups: NDArray[np.int64] | None,
+) -> dict[str, Any]:
+    """Metrics and their intervals, by the names of a report's fields."""
+    top1 = top_k_hits(scores, labels, k=1)
+    top5 = top_k_hits(scores, labels, k=5) if with_top5 else None
+    drawn = [None] if groups is None or len(np.unique(groups)) == len(groups) else [None, groups]
+    return {
+        "top1": float(top1.mean()),
+        "top5": None if top5 is None else float(top5.mean()),
+        "mean_class": mean_class_accuracy(confusion_matrix(labels, predicted_classes(scores), num_classes=num_classes)),
+        "intervals": tuple(
+            metric_intervals(top1, top5, labels, num_classes=num_classes, groups=units) for units in drawn
+        ),
+    }
+
+
+def _shared_groups(groups: Sequence[str | None]) -> NDArray[np.int64]:
+    """Numbers of groups; a clip without one is a group of its own."""
+    numbers: dict[str | int, int] = {}
+    names = [clip if name is None else name for clip, name in enumerate(groups)]
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def _coverage(n_evaluated: int, n_expected: int | None) -> str:
@@ -241,8 +382,18 @@ def _coverage(n_evaluated: int, n_expected: int | None) -> str:
     return f"{n_evaluated} of {n_expected} clips"
 
 
-def _metrics(top1: float, top5: float | None, mean_class: float, coverage: str) -> str:
-    metrics = [f"top-1 {top1:.2%}", f"mean class {mean_class:.2%}", coverage]
-    if top5 is not None:
-        metrics.insert(1, f"top-5 {top5:.2%}")
-    return "   ".join(metrics)
+def _metrics(
+    top1: float, top5: float | None, mean_class: float, coverage: str, intervals: Sequence[MetricIntervals]
+) -> str:
+    """As in "top-1 88.08% [87.0, 89.1]   mean class 88.17% [87.2, 89.2]   3783 of 3783 clips"."""
+    over_clips = next(iter(intervals), None)
+    words = []
+    for name, field, value in (
+        ("top-1", "top1", top1),
+        ("top-5", "top5", top5),
+        ("mean class", "mean_class", mean_class),
+    ):
+        interval: Interval | None = None if over_clips is None else getattr(over_clips, field)
+        if value is not None:
+            words.append(f"{name} {value:.2%}" + ("" if interval is None else f" {interval.to_text()}"))
+    return "   ".join([*words, coverage])
