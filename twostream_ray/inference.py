@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray import storage
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.protocols import VALIDATION, Protocol, resolve_protocol
 from twostream_ray.data.video.isolation import prepare_in_subprocess
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError, VideoError
@@ -114,8 +115,20 @@ class Classifier:
             CheckpointError: the network's answer is no number.
             ConfigError: there is no such protocol, or the network cannot score its samples.
         """
-        scorer = self._scorer(self.protocol if protocol is None else protocol)
         clip = prepare_in_subprocess(content, self.package.contract, name=name)
+        return self.score_clip(clip, name=name, protocol=protocol)
+
+    def score_clip(
+        self, clip: EncodedClip, *, name: str = "video", protocol: Protocol | str | None = None
+    ) -> ClassScores:
+        """As `score`, of a clip that is prepared.
+
+        Raises:
+            DecodeError: the clip is damaged.
+            CheckpointError: the network's answer is no number.
+            ConfigError: there is no such protocol, or the network cannot score its samples.
+        """
+        scorer = self._scorer(self.protocol if protocol is None else protocol)
         logits = scorer.score(clip)
         if not np.isfinite(logits).all():
             raise CheckpointError(f"{name}: the model's scores are no finite numbers: use another version of it")
@@ -165,8 +178,11 @@ class Classifier:
             scores = self.score(content, name=name, protocol=protocol)
         except (VideoError, StorageError, CheckpointError) as error:
             return Prediction(video=name, heads=(), error=str(error))
-        answers = tuple(_answer(head, scores, classes=self.classes, top_k=top_k) for head in heads)
-        return Prediction(video=name, heads=answers, error=None)
+        return Prediction(video=name, heads=self.answers(scores, heads=heads, top_k=top_k), error=None)
+
+    def answers(self, scores: ClassScores, *, heads: Sequence[Head], top_k: int) -> tuple[HeadPrediction, ...]:
+        """What scores (K,) say by the classes of each of these data sets, with the `top_k` best of each."""
+        return tuple(_answer(head, scores, classes=self.classes, top_k=top_k) for head in heads)
 
 
 def _averaged(logits: NDArray[np.float32], *, average: str, heads: Sequence[Head]) -> ClassScores:

@@ -126,8 +126,13 @@ VERBS: dict[str, Verb] = {
         function="models:predict",
         settings="runs.score.settings:PredictConfig",
         positionals={"videos": "VIDEO ..."},
-        examples=("clip.mp4", "clips/*.mp4 --model champion --format json"),
-        shown=("model", "protocol", "head", "top_k", "format", "tracking.uri"),
+        examples=(
+            "clip.mp4",
+            "clips/*.mp4 --model champion --format json",
+            "s3://bucket/videos --out s3://bucket/predictions",
+            "'videos/**/*.mp4' more.csv --out predictions",
+        ),
+        shown=("model", "protocol", "out", "replace", "num_actors", "head", "top_k", "format", "tracking.uri"),
     ),
     "pull": Verb(
         summary="download a registered model for use without MLflow",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from twostream_ray.redaction import printable
 from twostream_ray.verbs import announce, complain, require_uri
+
+if TYPE_CHECKING:
+    from twostream_ray.runs.score.settings import PredictConfig
 
 
 def train(arguments: list[str]) -> int:
@@ -82,6 +87,8 @@ def predict(arguments: list[str]) -> int:
     from twostream_ray.verbs.commands import parse
 
     config = parse("predict", PredictConfig, arguments)
+    if config.out is not None:
+        return _predict_many(config)
     from twostream_ray.runs.score.predict import predict
 
     failed = False
@@ -98,6 +105,21 @@ def predict(arguments: list[str]) -> int:
         if prediction.error is not None:
             complain(prediction.error, verb="predict")
     return 2 if failed else 0
+
+
+def _predict_many(config: PredictConfig) -> int:
+    from twostream_ray.console import Bar, console
+
+    assert config.out is not None  # noqa: S101  (the caller has looked)
+    require_uri(config.out, setting="out")
+    from twostream_ray.runs.score.predict_many import predict_many
+
+    with Bar("predict", unit="videos") as bar:
+        report = predict_many(config, progress=lambda done, total: bar.show(done, total), announce=bar.line)
+    console.print(report.sentence(), markup=False, soft_wrap=True)
+    for line in report.next_commands():
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
 
 
 def pull(arguments: list[str]) -> int:

@@ -70,7 +70,8 @@ class PredictConfig:
     """A trained model on raw videos."""
 
     videos: list[str]
-    """Paths or URIs of videos."""
+    """Videos, folders, s3:// prefixes, globs (in quotes), and tables of URIs: .csv, .tsv or .parquet with a column uri,
+    .txt with one a line."""
 
     model: str = "models:/two-stream@champion"
     """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
@@ -96,13 +97,26 @@ class PredictConfig:
     """text: a line for each video and data set; json: one JSON object a line for each video, whose `heads` have
     name, top, classes, probabilities and logits of each data set."""
 
+    out: str | None = None
+    """Directory or s3:// prefix for Parquet files with a row for each video, made by a job on all cores or GPUs of the
+    Ray cluster; the same command again continues one that was ended. By default lines are printed instead."""
+
+    replace: bool = False
+    """Throw away what another model or other settings have left in `out`."""
+
+    num_actors: int | None = None
+    """Ray actors that score, with `out`; by default one for each GPU, or where there is none for each CPU."""
+
+    max_frames: int = 10_000
+    """Frames that a whole video may have, with `out`; a longer one gets the status too_long."""
+
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow, where the model comes from its registry."""
 
     def __post_init__(self) -> None:
         if not self.videos:
             raise ConfigError("at least one video is wanted, got none")
-        require_within(self, top_k="[1, 1_000_000]")
+        require_within(self, top_k="[1, 1_000_000]", num_actors="[1, 100_000]", max_frames="[2, 10_000_000]")
         resolve_protocol(self.protocol, self.views)
 
 

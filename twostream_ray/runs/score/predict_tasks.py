@@ -1,0 +1,91 @@
+"""Ray Data's user functions of batch prediction: a task that prepares a part, an actor that scores and writes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostream_ray import storage
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.protocols import Protocol
+from twostream_ray.heads import choose_heads
+from twostream_ray.runs.score.predict_video import Answers, PreparedVideo, prepare_video
+from twostream_ray.runs.score.prediction_table import PredictionRow, encode_rows
+from twostream_ray.storage.temporary_folders import temporary_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is the same for all parts."""
+
+    files: Any
+    """Reference to the model's files in Ray's object store: name -> bytes."""
+    out: str
+    """Where the parts are written."""
+    metadata: dict[str, Any]
+    """Of each Parquet file."""
+    contract: FlowContract
+    """The model's."""
+    protocol: Protocol
+    """Which views of a video are scored."""
+    top_k: int
+    """Best classes of each data set."""
+    head: str | None
+    """The one data set to answer for."""
+    max_frames: int
+    """Of a whole video."""
+    threads: int
+    """Of the network on a CPU."""
+
+    def prepare(self, uri: str) -> PreparedVideo:
+        """Read, decode and compute flow."""
+        return prepare_video(uri, contract=self.contract, max_frames=self.max_frames)
+
+
+def prepare_part(batch: dict[str, Any], *, work: Work) -> dict[str, Any]:
+    """Prepare the videos of one part in a CPU task, for an actor with a GPU."""
+    prepared = np.empty(1, dtype=object)
+    prepared[0] = [work.prepare(uri) for uri in json.loads(batch["uris"][0])]
+    return {"name": batch["name"], "prepared": prepared}
+
+
+class PartScorer:
+    """An actor that loads the model once, and writes a part's rows when all are there."""
+
+    def __init__(self, work: Work) -> None:
+        """Load the model, onto the GPU where the actor has one."""
+        import ray
+        import torch
+
+        from twostream_ray.inference import Classifier
+
+        torch.set_num_threads(work.threads)
+        with temporary_folder() as folder:
+            for name, content in ray.get(work.files).items():
+                (Path(folder) / name).write_bytes(content)
+            device = "cuda" if ray.get_gpu_ids() else "cpu"
+            classifier = Classifier.load(folder, device=device, protocol=work.protocol)
+        heads = choose_heads(classifier.heads, work.head, of="the model")
+        self._work, self._answers = work, Answers(classifier=classifier, heads=heads, top_k=work.top_k)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score and write one part; gives its counts as JSON: videos, and rows by their status."""
+        if "prepared" in batch:
+            prepared: Iterable[PreparedVideo] = batch["prepared"][0]
+        else:
+            prepared = map(self._work.prepare, json.loads(batch["uris"][0]))
+        rows: list[PredictionRow] = []
+        videos = 0
+        for video in prepared:
+            rows += self._answers.rows(video)
+            videos += 1
+        content = encode_rows(rows, metadata=self._work.metadata)
+        storage.write_bytes(storage.join(self._work.out, str(batch["name"][0])), content)
+        counted = {"videos": videos, "statuses": Counter(row.status for row in rows)}
+        return {"counted": np.array([json.dumps(counted)])}
