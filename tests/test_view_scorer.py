@@ -13,6 +13,7 @@ from twostream_ray.data.protocols import PROTOCOLS, Protocol
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.data.video.prepare import prepare_clip
+from twostream_ray.errors import ConfigError, DecodeError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
@@ -79,3 +80,55 @@ def test_a_clip_scores_the_same_in_any_company(clip: EncodedClip) -> None:
     alone = scorer.score(clip)
     for company in ([clip, other], [other, other, clip]):
         np.testing.assert_array_equal(scorer.score_all(company)[company.index(clip)], alone)
+
+
+def test_a_batch_takes_no_more_memory_than_it_may_and_views_do_not_care(clip: EncodedClip) -> None:
+    network, package = made()
+    protocol = PROTOCOLS["tsn"]
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    whole = ViewScorer(network, package, protocol=protocol).score(clip)
+    assert sum(sizes) == 250
+    sizes.clear()
+    one_by_one = ViewScorer(network, package, protocol=protocol, memory_bytes=1).score(clip)
+    assert sizes == [1] * 250
+    np.testing.assert_allclose(one_by_one, whole, atol=1e-5)
+
+
+def test_out_of_memory_halves_a_batch_and_goes_on(clip: EncodedClip) -> None:
+    network, package = made()
+    sizes: list[int] = []
+
+    def refuse_more_than_three(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    scorer = ViewScorer(network, package, protocol=Protocol(name="custom", times=40), memory_bytes=10**9)
+    expected = scorer.score(clip)
+    scorer = ViewScorer(network, package, protocol=Protocol(name="custom", times=40), memory_bytes=10**9)
+    network.register_forward_pre_hook(refuse_more_than_three)
+    np.testing.assert_allclose(scorer.score(clip), expected, atol=1e-5)
+    assert max(sizes) == 40
+    sizes.clear()
+    scorer.score(clip)
+    assert max(sizes) <= 3 and sum(sizes) == 40
+
+
+def test_a_view_that_fits_no_memory_is_refused(clip: EncodedClip) -> None:
+    network, package = made()
+
+    def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    scorer = ViewScorer(network, package, protocol=PROTOCOLS["fast"])
+    network.register_forward_pre_hook(refuse)
+    with pytest.raises(ConfigError, match=r"one view of 2 snippets of 48 x 48 px does not fit .*views\.snippets"):
+        scorer.score(clip)
+
+
+def test_a_damaged_clip_is_refused(clip: EncodedClip) -> None:
+    assert clip.flow is not None
+    flow = [content[:40] if index == 12 else content for index, content in enumerate(clip.flow)]
+    with pytest.raises(DecodeError, match="flow field 12"):
+        ViewScorer(*made(), protocol=PROTOCOLS["tsn"]).score(replace(clip, flow=flow))

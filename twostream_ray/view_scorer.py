@@ -5,27 +5,64 @@ Evaluation, prediction and the registered model all score here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from twostream_ray.data.encoded_clip import EncodedClip
-from twostream_ray.data.loading.decode_cpu import decode_sample
-from twostream_ray.data.loading.device import normalise_flow, normalise_rgb
+from twostream_ray.data.loading.decoded_clip import DecodedClip
+from twostream_ray.data.loading.device import normalise_flow, normalise_rgb, one_ahead
 from twostream_ray.data.protocols import Protocol
 from twostream_ray.data.views import View, ViewKey, protocol_views, view_keys
 from twostream_ray.errors import ConfigError
 from twostream_ray.model_package import ModelPackage
+from twostream_ray.models.activations import peak_activation_bytes
 from twostream_ray.models.build import Network
+from twostream_ray.redaction import one_line
 
-_VIEWS_AT_ONCE = 16
+_CPU_BYTES = 256 << 20
+"""Of a batch's activations: larger batches are no faster."""
+_GPU_SHARE = 0.8
+"""Of what is free on a GPU when views of a shape are first met."""
+_SAMPLE_BYTES = 256 << 20
+"""Of a batch's samples in the host's memory, uint8."""
+_CLIPS_AHEAD = 16
+"""Decoded at the same time for a GPU, each by a thread, where there are as many CPUs."""
+
+Shape = tuple[int, int, int]
+"""Of a view: T, height and width in px."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Batch:
+    """Samples of views of one shape, those of a clip side by side."""
+
+    counts: list[tuple[int, int]]
+    """A clip's number in the call, and how many of its views are here."""
+    shape: Shape
+    rgb: NDArray[np.uint8] | None
+    """(N, T, 3, H, W)."""
+    flow: NDArray[np.uint8] | None
+    """(N, T, 2L, H, W)."""
 
 
 class ViewScorer:
-    """A network under a protocol."""
+    """A network under a protocol.
+
+    A clip is decoded once, whatever the number of its views. Batches of views are cut by the memory that one view
+    takes, which is measured once for each shape of views: 250 views take as much as a few.
+
+    On a CPU a batch has views of one clip alone: a clip gets the same logits, bit for bit, in any company, from as many
+    threads of torch. On a GPU batches mix the clips of a call, and logits are the same but for rounding.
+    """
 
     def __init__(
         self,
@@ -43,8 +80,8 @@ class ViewScorer:
             package: classes, sampling, crop and flow contract.
             protocol: which views.
             device: where the network computes.
-            memory_bytes: what the activations of a batch of views may take; by default 256 MB on a CPU, and four fifths
-                of what is free on a GPU. Always at least one view.
+            memory_bytes: what the activations of a batch may take; by default 256 MB on a CPU, and four fifths of what
+                is free on a GPU. There is always at least one view.
 
         Raises:
             ConfigError: the network cannot score samples of this protocol.
@@ -53,6 +90,10 @@ class ViewScorer:
         self._network = network.to(self._device).eval()
         self._package = package
         self._memory_bytes = memory_bytes
+        self._most_views: dict[Shape, int] = {}
+        with torch.device("meta"):
+            # Shapes and lifetimes of activations, without weights or numbers.
+            self._meta_network = package.build(pretrained=False).eval()
         self.protocol = protocol
         """Which views are scored."""
         self.towers = self._find_towers()
@@ -62,37 +103,19 @@ class ViewScorer:
         self.keys: list[ViewKey] = view_keys(protocol, sampling_config=package.sampling)
         """The views of every clip, V of them."""
 
-    def _find_towers(self) -> tuple[str, ...]:
-        """Names of the network's outputs, from a sample without numbers, which also shows that it takes them."""
-        sampling, size = self._package.sampling, self._package.transforms.crop_px
-        snippets = self.protocol.snippets or sampling.num_snippets
-        with torch.device("meta"), torch.no_grad():
-            network = self._package.build(pretrained=False).eval()
-            rgb = torch.empty(1, snippets, 3, size, size)
-            flow = torch.empty(1, snippets, 2 * sampling.flow_length, size, size)
-            try:
-                outputs = network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
-            except (ConfigError, RuntimeError) as error:
-                raise ConfigError(
-                    f"protocol {self.protocol.name} shows samples of {snippets} snippets of {size} px, which this "
-                    f"network cannot score ({error}): set views.snippets, or choose another protocol"
-                ) from error
-        return tuple(outputs)
-
     def views_of(self, *, num_frames: int, height: int, width: int) -> list[View]:
         """The views of a clip of this shape (frames, px, px), in the order of `keys`.
 
         Raises:
             EmptyClipError: the clip has no frame.
         """
-        package = self._package
         return protocol_views(
             self.protocol,
             num_frames,
             height,
             width,
-            sampling_config=package.sampling,
-            transform_config=package.transforms,
+            sampling_config=self._package.sampling,
+            transform_config=self._package.transforms,
         )
 
     def score(self, clip: EncodedClip) -> NDArray[np.float32]:
@@ -100,39 +123,174 @@ class ViewScorer:
 
         Raises:
             DecodeError: the clip lacks a stream that the network needs, or is damaged.
+            ConfigError: one view alone takes more memory than a GPU has.
         """
-        views = self.views_of(num_frames=clip.num_frames, height=clip.height, width=clip.width)
-        cuts = range(0, len(views), _VIEWS_AT_ONCE)
-        return np.concatenate([self._logits(clip, views[cut : cut + _VIEWS_AT_ONCE]) for cut in cuts])
+        return self.score_all([clip])[0]
 
     def score_all(self, clips: Sequence[EncodedClip]) -> list[NDArray[np.float32]]:
-        """`score` of each clip; a clip's logits do not depend on the others.
+        """`score` of each clip; the next samples are decoded while the network computes.
 
         Raises:
-            DecodeError: as `score`.
+            DecodeError, ConfigError: as `score`.
         """
-        return [self.score(clip) for clip in clips]
+        found: list[list[NDArray[np.float32]]] = [[] for _ in clips]
+        batches = self._batches(clips)
+        for batch in one_ahead(lambda: next(batches, None)):
+            logits, start = self._logits(batch.rgb, batch.flow, shape=batch.shape), 0
+            for number, count in batch.counts:
+                found[number].append(logits[start : start + count])
+                start += count
+        return [np.concatenate(parts) for parts in found]
 
-    def _logits(self, clip: EncodedClip, views: Sequence[View]) -> NDArray[np.float32]:
-        samples = [
-            decode_sample(
-                clip,
-                view,
-                config=self._package.sampling,
-                contract=self._package.contract,
-                want_rgb=self._network.needs_rgb,
-                want_flow=self._network.needs_flow,
-            )
-            for view in views
-        ]
-        rgb = [sample[0] for sample in samples if sample[0] is not None]
-        flow = [sample[1] for sample in samples if sample[1] is not None]
-        with torch.no_grad():
-            outputs = self._network(
-                normalise_rgb(torch.from_numpy(np.stack(rgb)).to(self._device)) if rgb else None,
-                normalise_flow(torch.from_numpy(np.stack(flow)).to(self._device)) if flow else None,
+    def _batches(self, clips: Sequence[EncodedClip]) -> Iterator[_Batch]:
+        """Samples of all views of all clips, in order."""
+        parts: list[_Batch] = []
+        room = 0
+        for number, (views, decoded) in enumerate(self._decoded(clips)):
+            shape: Shape = (len(views[0].times), *views[0].size)
+            left = len(views)
+            while left:
+                if parts and (room == 0 or shape != parts[0].shape):
+                    yield _joined(parts)
+                    parts = []
+                if not parts:
+                    room = self._views_at_once(shape)
+                count = min(left, room)
+                rgb, flow = decoded.next_samples(count)
+                parts.append(_Batch(counts=[(number, count)], shape=shape, rgb=rgb, flow=flow))
+                left, room = left - count, room - count
+            if parts and self._device.type == "cpu":
+                yield _joined(parts)
+                parts = []
+        if parts:
+            yield _joined(parts)
+
+    def _decoded(self, clips: Sequence[EncodedClip]) -> Iterator[tuple[list[View], DecodedClip]]:
+        """Each clip with its views; for a GPU several are decoded at a time, ahead of it."""
+        if self._device.type == "cpu":
+            yield from (self._opened(clip) for clip in clips)
+            return
+        ahead: deque[Future[tuple[list[View], DecodedClip]]] = deque()
+        threads = min(_CLIPS_AHEAD, os.cpu_count() or 1)
+
+        def decode(clip: EncodedClip) -> tuple[list[View], DecodedClip]:
+            views, decoded = self._opened(clip)
+            decoded.decode()
+            return views, decoded
+
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode-clip") as pool:
+            for clip in clips:
+                ahead.append(pool.submit(decode, clip))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _opened(self, clip: EncodedClip) -> tuple[list[View], DecodedClip]:
+        views = self.views_of(num_frames=clip.num_frames, height=clip.height, width=clip.width)
+        decoded = DecodedClip(
+            clip,
+            views,
+            config=self._package.sampling,
+            contract=self._package.contract,
+            want_rgb=self._network.needs_rgb,
+            want_flow=self._network.needs_flow,
+        )
+        return views, decoded
+
+    def _logits(
+        self, rgb: NDArray[np.uint8] | None, flow: NDArray[np.uint8] | None, *, shape: Shape
+    ) -> NDArray[np.float32]:
+        """(N, S, K); where a GPU's memory does not suffice, of half as many views at a time from then on."""
+        try:
+            outputs = self._outputs(
+                self._network,
+                None if rgb is None else torch.from_numpy(rgb).to(self._device),
+                None if flow is None else torch.from_numpy(flow).to(self._device),
             )
             return torch.stack(list(outputs.values()), dim=1).float().cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            reason = one_line(error)
+        # Only now, when nothing refers to the tensors of the attempt any more.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(next(stream for stream in (rgb, flow) if stream is not None)) // 2
+        if half == 0:
+            raise ConfigError(
+                f"one view of {shape[0]} snippets of {shape[1]} x {shape[2]} px does not fit the memory of "
+                f"{self._device} ({reason}): choose fewer views.snippets, or another protocol"
+            )
+        self._most_views[shape] = min(half, self._most_views.get(shape, half))
+        parts = [
+            self._logits(None if rgb is None else rgb[part], None if flow is None else flow[part], shape=shape)
+            for part in (slice(half), slice(half, None))
+        ]
+        return np.concatenate(parts)
+
+    def _outputs(self, network: Network, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return network(None if rgb is None else normalise_rgb(rgb), None if flow is None else normalise_flow(flow))
+
+    def _views_at_once(self, shape: Shape) -> int:
+        """The most views of a shape in a batch, at least one; measured when the shape is first met."""
+        if shape not in self._most_views:
+            by_memory = self._budget_bytes() // max(self._view_bytes(shape), 1)
+            by_samples = _SAMPLE_BYTES // sum(
+                stream.nbytes for stream in self._empty(shape, "meta") if stream is not None
+            )
+            self._most_views[shape] = max(min(by_memory, by_samples), 1)
+        return self._most_views[shape]
+
+    def _budget_bytes(self) -> int:
+        if self._memory_bytes is not None:
+            return self._memory_bytes
+        if self._device.type != "cuda":
+            return _CPU_BYTES
+        free, _ = torch.cuda.mem_get_info(self._device)
+        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return int(_GPU_SHARE * (free + cached))
+
+    def _view_bytes(self, shape: Shape) -> int:
+        """Memory that one view takes at its peak: of activations on a CPU, of all that is allocated on a GPU."""
+        if self._device.type != "cuda":
+            streams = self._empty(shape, "meta")
+            return peak_activation_bytes(lambda: self._outputs(self._meta_network, *streams))
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        self._outputs(self._network, *self._empty(shape, self._device))
+        return torch.cuda.max_memory_allocated(self._device) - before
+
+    def _empty(self, shape: Shape, device: torch.device | str) -> tuple[Tensor | None, Tensor | None]:
+        """A sample of this shape without numbers."""
+        num_snippets, *size = shape
+        channels = (3, 2 * self._package.sampling.flow_length)
+        rgb, flow = (torch.zeros(1, num_snippets, count, *size, dtype=torch.uint8, device=device) for count in channels)
+        return rgb if self._network.needs_rgb else None, flow if self._network.needs_flow else None
+
+    def _find_towers(self) -> tuple[str, ...]:
+        """Names of the network's outputs, from a sample of the smallest size, which shows that it takes them."""
+        size = self._package.transforms.crop_px
+        num_snippets = self.protocol.snippets or self._package.sampling.num_snippets
+        try:
+            return tuple(self._outputs(self._meta_network, *self._empty((num_snippets, size, size), "meta")))
+        except (ConfigError, RuntimeError) as error:
+            raise ConfigError(
+                f"protocol {self.protocol.name} shows samples of {num_snippets} snippets of {size} px, which this "
+                f"network cannot score ({one_line(error)}): set views.snippets, or choose another protocol"
+            ) from error
+
+
+def _joined(parts: Sequence[_Batch]) -> _Batch:
+    if len(parts) == 1:
+        return parts[0]
+    rgb = [part.rgb for part in parts if part.rgb is not None]
+    flow = [part.flow for part in parts if part.flow is not None]
+    return _Batch(
+        counts=[count for part in parts for count in part.counts],
+        shape=parts[0].shape,
+        rgb=np.concatenate(rgb) if rgb else None,
+        flow=np.concatenate(flow) if flow else None,
+    )
 
 
 def resolved_average(protocol: Protocol, package: ModelPackage) -> Literal["softmax", "logits"]:

@@ -151,14 +151,14 @@ def flow_snippets(
         out = np.empty((len(windows), 2 * config.flow_length, *view.size), np.uint8)
     if config.flow_stack == "trajectory":
         decoded = {
-            index: _decoded_field(clip, index)
+            index: decoded_field(clip, index)
             for index in needed_fields(view.times, config=config, num_frames=clip.num_frames)
         }
         # Where a field is sampled depends on where its stack begins: nothing more is shared.
         for stack, window in zip(out, windows, strict=True):
-            sampled = _along_trajectories([decoded[int(index)] for index in window], config, contract)
+            sampled = along_trajectories([decoded[int(index)] for index in window], config, contract)
             for number, levels in enumerate(sampled):
-                _show(levels, view, contract, out=stack[2 * number : 2 * number + 2])
+                show_field(levels, view, contract, out=stack[2 * number : 2 * number + 2])
         return out
     shown: dict[int, NDArray[np.uint8]] = {}
     # Fresh memory for each field would be mapped and given back each time: threads wait for each other there.
@@ -170,10 +170,10 @@ def flow_snippets(
                 stacked[...] = shown[index]
                 continue
             # Shown at once, while the processor's cache has it.
-            levels = _decoded_field(clip, index, room=room)
+            levels = decoded_field(clip, index, room=room)
             if config.flow_mean_subtraction:
-                levels = _without_mean(levels, contract)
-            _show(levels, view, contract, out=stacked)
+                levels = without_mean(levels, contract)
+            show_field(levels, view, contract, out=stacked)
             shown[index] = stacked
     if config.flow_stack == "bidirectional":
         backward = out[:, config.flow_length :]
@@ -181,14 +181,19 @@ def flow_snippets(
     return out
 
 
-def _decoded_field(clip: EncodedClip, index: int, *, room: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+def decoded_field(clip: EncodedClip, index: int, *, room: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """One field of a clip as grey levels (2, H, W) uint8: x, y; in `room`, of as many bytes, where it is given.
+
+    Raises:
+        DecodeError: the clip does not have it, or it is damaged.
+    """
     try:
         return flow.decode_field(clip.flow[index], room=room)  # type: ignore[index]
     except (ValueError, IndexError, KeyError) as error:
         raise DecodeError(f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})") from error
 
 
-def _show(levels: NDArray[np.uint8], view: View, contract: FlowContract, *, out: NDArray[np.uint8]) -> None:
+def show_field(levels: NDArray[np.uint8], view: View, contract: FlowContract, *, out: NDArray[np.uint8]) -> None:
     """Cut, resize and mirror a field (2, H, W) into (2, *view.size)."""
     for plane, component in zip(levels, out, strict=True):
         transforms.apply_crop(plane, view.crop, size=view.size, out=component)
@@ -196,14 +201,16 @@ def _show(levels: NDArray[np.uint8], view: View, contract: FlowContract, *, out:
         out[0] = flow.negated(out[0], contract)
 
 
-def _without_mean(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
+def without_mean(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
+    """A field (2, H, W) uint8 less its mean vector."""
     tables = flow.mean_subtraction_tables(levels.mean(axis=(1, 2), dtype=np.float64), contract)
     return np.stack([table[plane] for table, plane in zip(tables, levels, strict=True)])
 
 
-def _along_trajectories(
+def along_trajectories(
     stack: Sequence[NDArray[np.uint8]], config: SamplingConfig, contract: FlowContract
 ) -> NDArray[np.uint8]:
+    """A stack's L fields (2, H, W) uint8 along its trajectories, less their means where they are subtracted."""
     fields = flow.dequantise(np.stack(stack), contract)
     sampled = flow.along_trajectories(fields)
     if config.flow_mean_subtraction:
