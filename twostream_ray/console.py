@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from textwrap import wrap
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,6 +40,15 @@ class _PlainConsole(Console):
         """Print texts as they are, and rich's own renderables."""
         shown = (redact(printable(one, lines=True)) if isinstance(one, str) else one for one in objects)
         super().print(*shown, **options)
+
+    def sentence(self, text: str, *, indent: int = 0) -> None:
+        """Print a text that is no command to be copied: on a terminal it breaks between words, `indent` columns in."""
+        if self.is_terminal:
+            lines = wrap(
+                text, self.width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+            )
+            text = "\n".join(lines)
+        self.print(text)
 
     def on_broken_pipe(self) -> None:
         """Leave it to the command line, which ends with the code of a broken pipe."""

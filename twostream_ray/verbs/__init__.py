@@ -1,6 +1,7 @@
 """A function for each verb of the `twostream` command: it takes the arguments behind the verb, gives the exit code."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,12 @@ def announce(config: Any, shard_set: Any, *, folder: Any, trials: int | None = N
 
             lines = [*stage_lines(config), *lines]
         for line in lines:
-            console.print(line)
+            name = re.match(r"\S+ {2,}", line)
+            console.sentence(line, indent=name.end() if name else 0)
         if trials is not None:
-            console.print(f"search: at most {trials} trials of up to the epochs above, their space over these settings")
+            console.sentence(
+                f"search: at most {trials} trials of up to the epochs above, their space over these settings"
+            )
     console.print("dry run: nothing was started" if config.dry_run else "starting Ray")
 
 

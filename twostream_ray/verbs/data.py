@@ -38,7 +38,7 @@ def ingest(arguments: list[str]) -> int:
             announce=bar.line,
         )
     for note in report.notes:
-        console.print(f"note: {note}")
+        console.sentence(f"note: {note}")
     for reason, count in report.reasons.items():
         console.print(f"quarantined: {count} x {reason}, see {config.out}/quarantine.csv")
     console.print(report.sentence())

@@ -39,12 +39,16 @@ def tune(arguments: list[str]) -> int:
         f"search {config.name} {'is finished already' if report.done_before else 'ended'}: {report.ended}; "
         f"{spent.epochs} epochs, {spent.hours:.2f} h, {spent.gpu_hours:.2f} GPU-hours"
     )
-    console.print(f"best: {best.name}, top-1 {best.score:.1%} on {config.data.split_to_validate}, {best.settings}")
+    chosen = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in best.settings.items()
+    )
+    console.sentence(f"best: {best.name}, top-1 {best.score:.1%} on {config.data.split_to_validate}: {chosen}")
     if report.published is not None:
         console.print(report.published.evaluation.report.to_text())
     if report.verdict:
         when = "" if report.published else " by an earlier call"
-        console.print(f"registered{when} {report.model_name}: {report.verdict}")
+        console.sentence(f"registered{when} as {report.model_name}: {report.verdict}")
     console.print(f"table and pictures: {SearchFolder.of(config).uri}")
     if report.longer:
         console.print(f"train the best longer: {report.longer}")

@@ -72,7 +72,7 @@ def test_a_split_list_serves_several_splits_and_names_with_spaces_and_signs() ->
     ]
     assert catalog.notes == (
         "1 of 3 listed clips are not under videos, for example climb/gone.avi",
-        "1 videos are in no list and left out, for example walk/z.avi",
+        "videos in no list, left out: 1, for example walk/z.avi",
     )
 
 
@@ -116,7 +116,7 @@ def test_a_listed_clip_that_is_not_there_is_missing_with_its_class_and_splits_in
 def test_files_that_are_no_videos_and_hidden_files_are_counted_not_read() -> None:
     catalog = catalog_of(["a/x.MP4", "a/readme.txt", "a/._x.mp4", ".trash/y.mp4"])
     assert [clip.clip_id for clip in catalog.clips] == ["a/x.MP4"]
-    assert catalog.notes[0] == "3 files are no videos and left out, for example .trash/y.mp4"
+    assert catalog.notes[0] == "files that are no videos, left out: 3, for example .trash/y.mp4"
 
 
 @pytest.mark.parametrize("empty", ["train/b/", "train/b/notes.txt", "train/b/._x.mp4", "train/b/.DS_Store"])
@@ -230,7 +230,7 @@ def test_lists_with_another_spelling_than_the_archive_find_its_files() -> None:
     catalog = ucf101(**respelt)
     assert len(catalog.clips) == 4
     assert {clip.clip_id for clip in catalog.clips} == {clip.clip_id for clip in ucf101().clips}
-    assert catalog.notes == ("1 lines spell a file in another case than it has; the file's own name is used",)
+    assert catalog.notes == ("lines that spell a file in another case than it has: 1; the file's own name is used",)
 
 
 def test_clips_that_are_not_there_are_counted() -> None:
@@ -239,7 +239,7 @@ def test_clips_that_are_not_there_are_counted() -> None:
     assert catalog.classes == ("Archery", "HandstandPushups")
     assert catalog.notes == (
         "3 of 4 listed clips are not under videos, for example Archery/v_Archery_g02_c01.avi",
-        "1 videos are in no list and left out, for example Archery/v_Archery_g30_c01.avi",
+        "videos in no list, left out: 1, for example Archery/v_Archery_g30_c01.avi",
         "1 of 2 classes have no clip here and keep their numbers, for example HandstandPushups "
         "(lists/classInd.txt, line 2)",
     )

@@ -53,8 +53,8 @@ def test_a_folder_of_pictures_is_a_clip_of_the_class_above_it() -> None:
     ]
     assert catalog.clips[1].size_bytes == 2 * len("train/run/a/img_00001.jpg")
     assert catalog.notes == (
-        "1 files are no images and left out, for example train/run/a/list.txt",
-        "1 folders hold nothing and are left out, for example train/run/d/",
+        "files that are no images, left out: 1, for example train/run/a/list.txt",
+        "empty folders, left out: 1, for example train/run/d/",
     )
 
 
@@ -74,7 +74,7 @@ def test_official_lists_find_the_frames_of_their_videos_in_class_folders_and_wit
     catalog = catalog_of({"root": pictures(*folders)}, texts=UCF101, layout="ucf101", lists="lists", frames=True)
     assert {clip.clip_id for clip in catalog.clips} == set(folders)
     assert {clip.clip_id: (clip.label, clip.splits) for clip in catalog.clips}[folders[1]] == (0, ("train1",))
-    assert catalog.notes == ("1 lines spell a file in another case than it has; the file's own name is used",)
+    assert catalog.notes == ("lines that spell a file in another case than it has: 1; the file's own name is used",)
 
 
 def test_lists_and_tables_of_frames_may_name_folders() -> None:
@@ -138,7 +138,7 @@ def test_flow_images_of_a_name_that_two_clips_share_are_taken_for_neither() -> N
     listing = {"root": ["run/a.avi", "swim/a.avi", "swim/b.avi"], "flow": pictures("a", "b")}
     catalog = catalog_of(listing, flow_images="flow")
     assert [clip.flow_uris[0] for clip in catalog.clips] == ["flow/run/a", "flow/swim/a", "flow/b"]
-    assert catalog.notes[-1] == "2 clips have no flow images under flow, for example run/a.avi"
+    assert catalog.notes[-1] == "clips without flow images under flow: 2, for example run/a.avi"
 
 
 def test_a_data_set_without_any_flow_image_is_refused() -> None:
@@ -252,7 +252,9 @@ def test_directories_of_the_system_are_no_classes(tmp_path: Path, name: str) -> 
     tree(tmp_path, f"{name}/c.mp4")
     assert catalog_on_disk(tmp_path).classes == ("run", "swim")
     assert (
-        catalog_on_disk(tmp_path).notes[0].startswith(f"1 files are no videos and left out, for example {name}/c.mp4")
+        catalog_on_disk(tmp_path)
+        .notes[0]
+        .startswith(f"files that are no videos, left out: 1, for example {name}/c.mp4")
     )
 
 

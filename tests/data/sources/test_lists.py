@@ -52,7 +52,7 @@ def test_the_class_of_hmdb51_is_in_the_lists_file_name_and_the_code_says_train_t
         ("climb_stairs/c.avi", 1, ("train1", "train2")),
         ("climb_stairs/d.avi", 1, ("test1",)),
     ]
-    assert catalog.notes == ("1 videos are in no list and left out, for example climb/unused.avi",)
+    assert catalog.notes == ("videos in no list, left out: 1, for example climb/unused.avi",)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_name_is_found_however_it_is_written_and_the_notes_say_so(
 ) -> None:
     catalog = catalog_of(tmp_path, "uri,label,split\n" + "".join(f"{uri},x,train\n" for uri in uris), clips=NAMES)
     assert len(catalog.clips) == len(uris)
-    assert sum("lines spell a file otherwise than it is" in note for note in catalog.notes) == notes
+    assert sum("lines that spell a file otherwise than it is" in note for note in catalog.notes) == notes
     assert not any("are not under" in note for note in catalog.notes)
 
 

@@ -310,7 +310,7 @@ def _notes_on_absent(
             f"{len(missing)} of {len(listed)} listed clips are not under {config.root}, for example {missing[0]}"
         )
     if unlisted := sorted(found - listed):
-        notes.append(f"{len(unlisted)} videos are in no list and left out, for example {unlisted[0]}")
+        notes.append(f"videos in no list, left out: {len(unlisted)}, for example {unlisted[0]}")
     seen = {clip.class_name for clip in clips}
     if absent := [name for name in classes if name not in seen]:
         notes.append(

@@ -72,9 +72,9 @@ def scan(root: str, *, frames: bool, list_files: ListFiles) -> Found:
         )
     if others:
         seen = "".join(f"; {note}" for note in _suffixes_of(others, unless_one=True))
-        notes.append(f"{len(others)} files are no {kind}s and left out, for example {min(others)}{seen}")
+        notes.append(f"files that are no {kind}s, left out: {len(others)}, for example {min(others)}{seen}")
     if frames and empty:
-        notes.append(f"{len(empty)} folders hold nothing and are left out, for example {min(empty)}")
+        notes.append(f"empty folders, left out: {len(empty)}, for example {min(empty)}")
     return Found(videos=videos, directories=directories, notes=notes)
 
 
@@ -181,12 +181,12 @@ def as_on_disk(
         found.append(m if path == m.path else replace(m, path=path or names[0]))
     notes = []
     if respelt:
-        notes.append(f"{respelt} lines spell a file in another case than it has; the file's own name is used")
+        notes.append(f"lines that spell a file in another case than it has: {respelt}; the file's own name is used")
     if otherwise:
         line, file = otherwise[0]
         notes.append(
-            f"{len(otherwise)} lines spell a file otherwise than it is (percent signs, backslashes or accents), for "
-            f"example {printable(line)} for {printable(file)}; the file's own name is used"
+            f"lines that spell a file otherwise than it is (percent signs, backslashes or accents): {len(otherwise)}, "
+            f"for example {printable(line)} for {printable(file)}; the file's own name is used"
         )
     return found, notes
 
@@ -258,7 +258,7 @@ def find_flow_images(
             + "check catalog.flow_images"
         )
     if missing:
-        notes.append(f"{len(missing)} clips have no flow images under {root}, for example {missing[0]}")
+        notes.append(f"clips without flow images under {root}: {len(missing)}, for example {missing[0]}")
     return found, notes
 
 
