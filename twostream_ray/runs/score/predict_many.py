@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from twostream_ray import storage
@@ -129,12 +129,8 @@ def _identity(config: PredictConfig, package: ModelPackage, files: dict[str, byt
         classes=package.classes,
         head_classes=package.model.head_classes,
         flow_contract=package.contract.hash,
-        settings={
-            "protocol": "validation",
-            "top_k": config.top_k,
-            "head": config.head,
-            "max_frames": config.max_frames,
-        },
+        settings={name: getattr(config, name) for name in ("top_k", "head", "max_frames")}
+        | {"protocol": asdict(resolve_protocol(config.protocol, config.views))},
     )
 
 
