@@ -5,11 +5,13 @@ Every picture is drawn on a figure of its own, without pyplot's global state, so
 
 from twostream_ray.visualize.motion import contact_sheet, flow_colour
 from twostream_ray.visualize.parallel import parallel_coordinates_picture
+from twostream_ray.visualize.report import class_accuracies_picture, reliability_picture
 from twostream_ray.visualize.results import accuracies_picture, confusion_picture, curves_picture, weights_picture
 from twostream_ray.visualize.search import importance_picture, pareto_picture
 
 __all__ = [
     "accuracies_picture",
+    "class_accuracies_picture",
     "confusion_picture",
     "contact_sheet",
     "curves_picture",
@@ -17,5 +19,6 @@ __all__ = [
     "importance_picture",
     "parallel_coordinates_picture",
     "pareto_picture",
+    "reliability_picture",
     "weights_picture",
 ]
