@@ -89,7 +89,7 @@ def test_a_submitted_job_trains_on_a_cluster_with_token_authentication(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert "20 of 20 clips" in done.stdout
-    assert "registered two-stream version 1" in done.stdout
+    assert "registered as two-stream: version 1 is champion" in done.stdout
     assert (tmp_path / "runs/submitted/report.json").is_file()
 
 

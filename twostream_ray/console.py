@@ -137,7 +137,7 @@ class Bar:
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
-        console.print(text)
+        console.sentence(text, indent=2)
 
 
 class TrainingDisplay(Bar):

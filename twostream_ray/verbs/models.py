@@ -53,7 +53,7 @@ def train(arguments: list[str]) -> int:
         return 0
     console.print(published.evaluation.report.to_text())
     if published.version is not None:
-        console.print(f"registered {published.name} version {published.version}: {published.verdict}")
+        console.sentence(f"registered as {published.name}: {published.verdict}")
     for line in summary(config, trained, published):
         console.print(line)
     return 0

@@ -143,7 +143,7 @@ def demo(arguments: list[str]) -> int:
     )
     fused = rows[-1]
     name, uri = fused.published.name, config.tracking.resolved_uri()
-    console.print(f"registered {name} version {fused.published.version}: {fused.published.verdict}")
+    console.sentence(f"registered as {name}: {fused.published.verdict}")
     video = next(iter(sorted((videos / "test").rglob("*.avi"))))
     model_uri = f"models:/{name}@champion"
     for prediction in predict(PredictConfig(videos=[str(video)], model=model_uri, tracking=config.tracking)):

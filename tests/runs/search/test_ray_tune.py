@@ -255,7 +255,7 @@ def test_a_search_shows_time_left_and_with_a_larger_budget_and_the_same_best_reg
 ) -> None:
     folder, output = halved
     assert re.search(r"search-000\d running, \d epochs, .*; \d+:\d\d elapsed, about \d+:\d\d left", output)
-    assert "\nregistered searched: " in output and versions(folder) == 1
+    assert "\nregistered as searched: " in output and versions(folder) == 1
     again = started("--config", str(folder / "search.yaml"), "--training.epochs", "6", "--search.trials", "5")
     output, _ = again.communicate(timeout=560)
     assert again.returncode == 0, output
