@@ -44,6 +44,8 @@ class _PlainConsole(Console):
     def sentence(self, text: str, *, indent: int = 0) -> None:
         """Print a text that is no command to be copied: on a terminal it breaks between words, `indent` columns in."""
         if self.is_terminal:
+            # A secret that is broken in two would be none to who hides it.
+            text = redact(printable(text))
             lines = wrap(
                 text, self.width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
             )
