@@ -1,4 +1,10 @@
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,3 +138,33 @@ def test_a_damaged_clip_is_refused(clip: EncodedClip) -> None:
     flow = [content[:40] if index == 12 else content for index, content in enumerate(clip.flow)]
     with pytest.raises(DecodeError, match="flow field 12"):
         ViewScorer(*made(), protocol=PROTOCOLS["tsn"]).score(replace(clip, flow=flow))
+
+
+CRAWLING = "ucf101/BabyCrawling/v_BabyCrawling_g19_c01.avi"
+
+
+def memory_of(video: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name("view_memory.py")), str(video), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_250_views_take_as_much_memory_as_one(real: Path) -> None:
+    one = memory_of(real / CRAWLING, "vgg_small", "fast", "16")
+    many = memory_of(real / CRAWLING, "vgg_small", "tsn", "16")
+    assert (one["shape"], many["shape"]) == ([1, 2, 101], [250, 2, 101])
+    # What a batch may take, and some for decoding; the samples of 250 views alone are 290 MB as a network takes them.
+    assert many["peak_bytes"] - one["peak_bytes"] < 64 << 20
+
+
+@pytest.mark.real
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_dense_vgg16_of_25_frames_x_10_crops_takes_less_than_3_gb(real: Path) -> None:
+    found = memory_of(real / CRAWLING, "vgg16", "paper_2014", "default")
+    assert found["shape"] == [250, 2, 101] and found["peak_bytes"] < 3e9

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.protocols import VALIDATION, Protocol, resolve_protocol
 from twostream_ray.data.video.isolation import prepare_in_subprocess
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError, VideoError
-from twostream_ray.heads import ClassScores, Head, choose_heads, class_scores, softmax_by_head
+from twostream_ray.evaluation.aggregate import aggregate
+from twostream_ray.heads import ClassScores, Head, choose_heads
 from twostream_ray.model_package import ModelPackage, load_model
 from twostream_ray.models.build import Network
 from twostream_ray.view_scorer import ViewScorer
@@ -132,7 +132,8 @@ class Classifier:
         logits = scorer.score(clip)
         if not np.isfinite(logits).all():
             raise CheckpointError(f"{name}: the model's scores are no finite numbers: use another version of it")
-        return _averaged(logits, average=scorer.average, heads=self.heads)
+        scores = aggregate(logits[None], average=scorer.average, heads=self.heads)
+        return ClassScores(logits=scores.logits[0], probabilities=scores.probabilities[0])
 
     def _scorer(self, protocol: Protocol | str) -> ViewScorer:
         protocol = resolve_protocol(protocol) if isinstance(protocol, str) else protocol
@@ -183,17 +184,6 @@ class Classifier:
     def answers(self, scores: ClassScores, *, heads: Sequence[Head], top_k: int) -> tuple[HeadPrediction, ...]:
         """What scores (K,) say by the classes of each of these data sets, with the `top_k` best of each."""
         return tuple(_answer(head, scores, classes=self.classes, top_k=top_k) for head in heads)
-
-
-def _averaged(logits: NDArray[np.float32], *, average: str, heads: Sequence[Head]) -> ClassScores:
-    """Mean over views and towers, (V, S, K) -> (K,) twice."""
-    rows = logits.reshape(-1, logits.shape[-1])
-    if average == "softmax":
-        mean = softmax_by_head(rows, heads).mean(axis=0, keepdims=True)
-        scores = class_scores(mean, are="probabilities", heads=heads)
-    else:
-        scores = class_scores(rows.mean(axis=0, dtype=np.float64, keepdims=True), are="logits", heads=heads)
-    return ClassScores(logits=scores.logits[0], probabilities=scores.probabilities[0])
 
 
 def _answer(head: Head, scores: ClassScores, *, classes: Sequence[str], top_k: int) -> HeadPrediction:

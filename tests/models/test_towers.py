@@ -28,3 +28,45 @@ def test_fully_connected_layer_slides_over_larger_maps() -> None:
 def test_frames_too_small_for_the_tower_are_refused_with_both_sizes() -> None:
     with pytest.raises(ConfigError, match="at least 7x7, got 3x3"):
         FullyConnected(3, 4, window=7)(torch.empty(1, 3, 3, 3))
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg_m_2048"])
+def test_fully_connected_layers_over_larger_maps_are_those_of_every_window(backbone: str) -> None:
+    """The papers' dense test: fc6 to fc8 slide over pool5's maps with the weights of the 224 px crop."""
+    torch.manual_seed(0)
+    tower = build_tower(TowerConfig(backbone=backbone, width=8), in_channels=3, num_classes=5).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        window = tower(torch.zeros(1, 3, 224, 224), upto="pool5").shape[-1]
+        maps = tower(torch.randn(2, 3, 256, 342), upto="pool5")
+        sliding = tower(maps, after="pool5")
+        rows, columns = sliding.shape[-2:]
+        assert (rows, columns) == (maps.shape[2] - window + 1, maps.shape[3] - window + 1) and columns > rows > 1
+        for top in range(rows):
+            for left in range(columns):
+                part = maps[:, :, top : top + window, left : left + window]
+                torch.testing.assert_close(sliding[:, :, top, left], tower(part, after="pool5")[:, :, 0, 0])
+
+
+def test_vgg16_over_a_frame_scores_as_on_the_crops_that_align() -> None:
+    """VGG-16 slides by 32 px: its 2 x 2 scores of 256 x 256 px are those of the four 224 px crops 32 px apart.
+
+    At its borders a crop is padded with zeros where the frame has pixels. So that both are the same, the frame is 0 but
+    for its middle, and convolutions have no bias, which would make something of nothing: on maps of 16 px a cell, what
+    the middle reaches is in cells 2 to 13, and the crops are cells 0 to 13 and 2 to 15.
+    """
+    torch.manual_seed(0)
+    tower = build_tower(TowerConfig(backbone="vgg16"), in_channels=3, num_classes=5).eval()
+    for name, parameter in tower.named_parameters():
+        if name.startswith("conv") and name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+    frame = torch.zeros(1, 3, 256, 256)
+    frame[:, :, 124:132, 124:132] = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        scores = tower(frame)
+        assert scores.shape == (1, 5, 2, 2)
+        for row in (0, 1):
+            for column in (0, 1):
+                top, left = 32 * row, 32 * column
+                crop = frame[:, :, top : top + 224, left : left + 224]
+                torch.testing.assert_close(scores[:, :, row, column], tower(crop)[:, :, 0, 0])
+    assert scores.std(dim=(2, 3)).min() > 1e-3, "all windows alike"
