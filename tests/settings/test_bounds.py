@@ -31,6 +31,8 @@ REQUIRED: dict[str, Any] = {
     "name": "n",
     "backbone": "vgg16",
     "to": "w",
+    "first": "a",
+    "second": "b",
     "space": {"training.epochs": [1]},
 }
 ABSURD = [

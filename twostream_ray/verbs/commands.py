@@ -184,6 +184,14 @@ VERBS: dict[str, Verb] = {
         ),
         shown=("choose.spatial", "choose.temporal", "quote.spatial", "quote.temporal", "svm_penalties", "out"),
     ),
+    "compare": Verb(
+        summary="two evaluations of the same clips: which model is better, how surely, and where",
+        function="models:compare",
+        settings="runs.score.settings:CompareConfig",
+        positionals={"first": "A", "second": "B"},
+        examples=("evaluation-first evaluation-second", "first second --shards shards --out comparison"),
+        shown=("shards", "num_clips", "out"),
+    ),
     "describe": Verb(
         summary="parts, sizes and costs of a network, without building it",
         function="models:describe",

@@ -78,6 +78,21 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def compare(arguments: list[str]) -> int:
+    """Two evaluations of the same clips."""
+    from twostream_ray.console import console
+    from twostream_ray.runs.score.settings import CompareConfig
+    from twostream_ray.verbs.commands import parse
+
+    config = parse("compare", CompareConfig, arguments)
+    require_uri(config.out, setting="out")
+    from twostream_ray.runs.score.compare import COMPARISON, PAGE, compare
+
+    console.print(compare(config).to_text())
+    console.print(f"{PAGE} and {COMPARISON} are in {config.out}")
+    return 0
+
+
 def predict(arguments: list[str]) -> int:
     """Classes of raw videos."""
     import json

@@ -3,7 +3,7 @@
 Every picture is drawn on a figure of its own, without pyplot's global state, so that any process and thread may draw.
 """
 
-from twostream_ray.visualize.motion import contact_sheet, flow_colour
+from twostream_ray.visualize.motion import contact_sheet, flow_colour, thumbnail
 from twostream_ray.visualize.parallel import parallel_coordinates_picture
 from twostream_ray.visualize.report import class_accuracies_picture, reliability_picture
 from twostream_ray.visualize.results import accuracies_picture, confusion_picture, curves_picture, weights_picture
@@ -20,5 +20,6 @@ __all__ = [
     "parallel_coordinates_picture",
     "pareto_picture",
     "reliability_picture",
+    "thumbnail",
     "weights_picture",
 ]

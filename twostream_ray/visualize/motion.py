@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from twostream_ray.redaction import printable
@@ -95,3 +96,9 @@ def contact_sheet(
     for axes in figure.axes:
         axes.set_axis_off()
     save(figure, path)
+
+
+def thumbnail(frame: NDArray[np.uint8], path: Path, *, longest_px: int = 200) -> None:
+    """Write a frame (H, W, 3) as a small PNG: every n-th pixel, so that no side is longer than longest_px."""
+    every = -(-max(frame.shape[:2]) // longest_px)
+    imsave(path, np.ascontiguousarray(frame[::every, ::every]), format="png")

@@ -241,3 +241,26 @@ class TuneScoresConfig:
                 "svm_penalties want quote.spatial and quote.temporal (or quote.both): an SVM is not judged by clips "
                 "that it was fitted to"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Two evaluations of the same clips, by their cached scores: which model is better, how surely, and where."""
+
+    first: str
+    """A: folder or s3:// prefix that `evaluate` wrote, folder of a run, or a run's name below runs/."""
+
+    second: str
+    """B: the same of the model that is compared with it; it must be of the same split of the same shards."""
+
+    shards: str | None = None
+    """The shards, for pictures of clips; by default those that A was evaluated on, where they are at hand."""
+
+    num_clips: int = 12
+    """Clips to show of those on which the two differ most."""
+
+    out: str = "comparison"
+    """Directory or s3:// prefix for compare.json and compare.html."""
+
+    def __post_init__(self) -> None:
+        require_within(self, num_clips="[0, 1_000]")
