@@ -11,7 +11,7 @@ from twostream_ray.errors import ShardError
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.score.evaluate import reserve_output
 from twostream_ray.runs.score.settings import EvaluateConfig
-from twostream_ray.runs.splits import split_options, warn_of_shared_clips
+from twostream_ray.runs.splits import count_clips_trained_on, split_options, warn_of_shared_clips
 from twostream_ray.runs.train.run import SPLITS, require_splits
 
 OFFICIAL = [
@@ -108,3 +108,13 @@ def test_choosing_by_the_test_split_is_said_and_so_is_training_on_it(caplog: pyt
 def test_a_part_that_validates_shares_no_clip_with_the_others(caplog: pytest.LogCaptureFixture) -> None:
     data = DataConfig(shards="shards", train_split="train1", test_split="test1", validation_fraction=0.3)
     assert said(data, shard_set_of(*OFFICIAL), caplog) == []
+
+
+def test_clips_that_a_model_was_trained_on_are_counted_in_every_split_and_part_of_one() -> None:
+    shard_set = shard_set_of(*[("train",)] * 6, *[("train", "val")] * 2, *[("test",)] * 3)
+    counted = {split: count_clips_trained_on("train", shard_set, split) for split in ("train", "val", "test")}
+    assert counted == {"train": 8, "val": 2, "test": 0}
+    part = "train.validation-0.25"
+    assert count_clips_trained_on("train", shard_set, part) == len(shard_set.split(part)) > 0
+    assert count_clips_trained_on("train.training-0.25", shard_set, part) == 0
+    assert count_clips_trained_on(None, shard_set, "train") == count_clips_trained_on("gone", shard_set, "train") == 0

@@ -43,11 +43,12 @@ def test_no_commit_is_claimed_outside_a_repository(tmp_path: Path, monkeypatch: 
 
 def test_commit_named_by_the_environment_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWOSTREAM_GIT_COMMIT", "abc")
-    assert lineage_tags(manifest_hash="m", flow_contract_hash="f", ray_job_id="j") == {
+    assert lineage_tags(manifest_hash="m", flow_contract_hash="f", ray_job_id="j", train_split="train1") == {
         "manifest_hash": "m",
         "flow_contract_hash": "f",
         "git_commit": "abc",
         "ray_job_id": "j",
+        "train_split": "train1",
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.errors import ShardError
 
 _ROLES = {"train_split": "train", "validation_split": "val", "test_split": "test"}
 """Setting of `data` -> how the splits that it names begin."""
@@ -61,6 +62,24 @@ def warn_of_shared_clips(data: DataConfig, shard_set: ShardSet) -> None:
         _warn(
             shard_set, split, {data.split_to_train: "they are trained on, so that they choose the checkpoint that fits"}
         )
+
+
+def count_clips_trained_on(train_split: str | None, shard_set: ShardSet, split: str) -> int:
+    """Clips of a split that a model whose training split this was has learnt from; 0 where that is not known.
+
+    By what the shards have in it now: a clip that was added since counts as if it had been there.
+
+    Raises:
+        ShardError: the shards have no such `split`.
+    """
+    members = shard_set.split(split)
+    if train_split is None:
+        return 0
+    try:
+        trained = shard_set.split(train_split)
+    except ShardError:
+        return 0
+    return len(np.intersect1d(members, trained, assume_unique=True))
 
 
 def _chosen_by(data: DataConfig) -> str:

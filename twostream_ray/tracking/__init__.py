@@ -11,7 +11,7 @@ from twostream_ray.tracking.comparison import (
 )
 from twostream_ray.tracking.delivery import Delivery, replay
 from twostream_ray.tracking.download import pull, registered_classes
-from twostream_ray.tracking.lineage import lineage_tags
+from twostream_ray.tracking.lineage import TRAIN_SPLIT, lineage_tags
 from twostream_ray.tracking.measurement import Measurement
 from twostream_ray.tracking.outbox import list_outboxes
 from twostream_ray.tracking.record import (
@@ -37,6 +37,7 @@ from twostream_ray.tracking.settings import UNNAMED_DATA, TrackingConfig
 __all__ = [
     "DESCRIPTION",
     "PACKAGE_FILES",
+    "TRAIN_SPLIT",
     "UNNAMED_DATA",
     "Delivery",
     "Measurement",

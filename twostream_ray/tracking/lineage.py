@@ -9,10 +9,15 @@ MANIFEST = "manifest_hash"
 FLOW_CONTRACT = "flow_contract_hash"
 GIT_COMMIT = "git_commit"
 JOB_ID = "ray_job_id"
+TRAIN_SPLIT = "train_split"
 
 
 def lineage_tags(
-    *, manifest_hash: str | None = None, flow_contract_hash: str | None = None, ray_job_id: str | None = None
+    *,
+    manifest_hash: str | None = None,
+    flow_contract_hash: str | None = None,
+    ray_job_id: str | None = None,
+    train_split: str | None = None,
 ) -> dict[str, str]:
     """Tags of a run or model: data manifest, flow contract, git commit ("... dirty" if files differ), Ray job.
 
@@ -20,6 +25,7 @@ def lineage_tags(
         manifest_hash: of the shards that were used.
         flow_contract_hash: of the flow that the network sees.
         ray_job_id: none: of the job that this process belongs to, if any.
+        train_split: that a model was trained on.
 
     What is unknown is left out.
     """
@@ -28,6 +34,7 @@ def lineage_tags(
         FLOW_CONTRACT: flow_contract_hash,
         GIT_COMMIT: git_commit(),
         JOB_ID: ray_job_id or _job_of_this_process(),
+        TRAIN_SPLIT: train_split,
     }
     return {name: value for name, value in tags.items() if value}
 

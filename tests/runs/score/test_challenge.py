@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from mlflow_server import MlflowServer
+from noise_shards import noise_shards
 
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
@@ -19,6 +20,7 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig, with_absolute_uris
 from twostream_ray.runs.ingest import IngestConfig, ingest
+from twostream_ray.runs.score import challenge
 from twostream_ray.runs.score.challenge import require_same_classes
 from twostream_ray.runs.score.publish import Published, prepare_run, train_and_publish
 from twostream_ray.runs.workers import WorkersConfig
@@ -181,3 +183,18 @@ def test_a_registry_that_is_away_or_empty_keeps_nothing_from_training(
     for uri in (f"sqlite:///{tmp_path}/none.db", "http://127.0.0.1:9"):
         require_same_classes(ExperimentConfig(name="a", data=data, tracking=TrackingConfig(uri=uri)), shard_set)
     assert not (tmp_path / "none.db").exists()
+
+
+def test_a_champion_is_not_scored_on_clips_that_it_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shard_set = noise_shards("shards", rows=(8, 9), num_fields=3, splits=("train", "test"))
+    for split, given in (("train", "train"), ("train.validation-0.5", "train")):
+        wanted = rf"models:/m/1 was trained on \d+ of the {len(shard_set.split(split))} clips of {split}"
+        with pytest.raises(ConfigError, match=wanted):
+            challenge._refuse_trained_on({"train_split": given}, shard_set, model="models:/m/1", split=split)
+    challenge._refuse_trained_on({}, shard_set, model="models:/m/1", split="train")
+    challenge._refuse_trained_on(
+        {"train_split": "train.training-0.5"}, shard_set, model="models:/m/1", split="train.validation-0.5"
+    )

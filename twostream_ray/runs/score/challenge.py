@@ -7,16 +7,19 @@ can be compared with.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from twostream_ray import storage, tracking
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, TwoStreamError
+from twostream_ray.model_package import read_package
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.score.evaluate import score_split, write_evaluation
 from twostream_ray.runs.score.evaluation_run import log_evaluation_run
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.settings import EvaluateConfig
+from twostream_ray.runs.splits import count_clips_trained_on
 from twostream_ray.storage.temporary_folders import temporary_folder
 
 _SHOWN = 4
@@ -53,7 +56,11 @@ def compete(
 
 
 def _measure(config: EvaluateConfig, shard_set: ShardSet, *, name: str, version: int, run: tracking.RunHandle) -> None:
-    """Score a registered version on a split, and record that with it."""
+    """Score a registered version on a split, and record that with it.
+
+    Raises:
+        ConfigError: it was trained on clips of the split.
+    """
     model = f"models:/{name}/{version}"
     _log.warning("%s, champion, was never scored on split %s of these data: it is scored now", model, config.split)
     config = EvaluateConfig(
@@ -65,10 +72,21 @@ def _measure(config: EvaluateConfig, shard_set: ShardSet, *, name: str, version:
         tracking=config.tracking,
     )
     with local_model(model, config=config.tracking) as directory, temporary_folder() as scratch:
+        _refuse_trained_on(read_package(directory).lineage, shard_set, model=model, split=config.split)
         evaluation = score_split(config, shard_set, directory=directory)
         write_evaluation(evaluation, out=config.out, files=Path(scratch))
         log_evaluation_run(config, evaluation, shard_set, files=Path(scratch), parent=run)
     tracking.record_measurement(name, version, evaluation.measurement(), config=config.tracking)
+
+
+def _refuse_trained_on(lineage: Mapping[str, str], shard_set: ShardSet, *, model: str, split: str) -> None:
+    """Raise ConfigError where a model knows clips of a split from its training, as of a part that was cut off later."""
+    train_split = lineage.get(tracking.TRAIN_SPLIT)
+    if shared := count_clips_trained_on(train_split, shard_set, split):
+        raise ConfigError(
+            f"{model} was trained on {shared} of the {len(shard_set.split(split))} clips of {split} (they are in "
+            f"{train_split}), so its score there says nothing of new clips: compare on a split that neither has seen"
+        )
 
 
 def require_same_classes(config: ExperimentConfig, shard_set: ShardSet) -> None:

@@ -301,7 +301,11 @@ def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:
         contract=shard_set.contract,
         sampling=config.data.sampling,
         transforms=config.data.transforms,
-        lineage=tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash),
+        lineage=tracking.lineage_tags(
+            manifest_hash=shard_set.hash,
+            flow_contract_hash=shard_set.contract.hash,
+            train_split=config.data.split_to_train,
+        ),
     )
 
 
