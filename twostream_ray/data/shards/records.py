@@ -30,7 +30,7 @@ from twostream_ray.errors import AccessError, ConfigError, MissingError, ShardEr
 from twostream_ray.storage import json_files
 from twostream_ray.storage.json_files import COUNT, SHA256, WORD, list_of, record
 
-QUARANTINE_COLUMNS = ("clip_id", "uri", "reason", "sha256")
+QUARANTINE_COLUMNS = ("clip_id", "uri", "reason", "sha256", "splits")
 
 _KEY = r"[0-9a-f]{16}"
 _RECORD_NAME = re.compile(rf"({_KEY})\.json")
@@ -322,8 +322,9 @@ def _is_index(uri: str) -> bool:
 
 
 def _is_quarantine(uri: str) -> bool:
-    header = ",".join(QUARANTINE_COLUMNS)
-    return storage.read_bytes(uri, limit_bytes=json_files.LIMIT_BYTES).startswith(f"{header}\n".encode())
+    content = storage.read_bytes(uri, limit_bytes=json_files.LIMIT_BYTES)
+    # Earlier versions did not say which splits a video is of.
+    return content.startswith(tuple(f"{','.join(QUARANTINE_COLUMNS[:count])}\n".encode() for count in (4, 5)))
 
 
 def _is_shard(uri: str) -> bool:

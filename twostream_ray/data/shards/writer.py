@@ -286,5 +286,6 @@ def _as_csv(bad: Sequence[dict[str, Any]]) -> str:
     table = csv.DictWriter(text, QUARANTINE_COLUMNS, lineterminator="\n")
     table.writeheader()
     for entry in sorted(bad, key=lambda entry: str(entry["uri"])):
-        table.writerow({"clip_id": entry["identity"][0], **{name: entry[name] for name in ("uri", "reason", "sha256")}})
+        row = {name: entry[name] for name in ("uri", "reason", "sha256")}
+        table.writerow({"clip_id": entry["identity"][0], **row, "splits": json.dumps(entry["identity"][4])})
     return text.getvalue()
