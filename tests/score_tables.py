@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray import storage
+from twostream_ray.data.views import ViewKey
 from twostream_ray.runs.score.score_table import FOLDER, ClipLogits, begin_table, encode_part, part_name
-from twostream_ray.runs.score.table_record import TableRecord, ViewKey
+from twostream_ray.runs.score.table_record import TableRecord
 
 PROTOCOL = {
     **{"name": "validation", "times": None, "snippets": None, "spread": False, "crops": "centre"},

@@ -27,7 +27,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "runs/replay.py": "tracking/test_outbox.py and tracking/test_delivery.py",
     "runs/score/clip_scores.py": "runs/score/test_compare.py",
     "runs/score/compare_page.py": "runs/score/test_compare.py",
-    "runs/score/scorer.py": "runs/train/test_run.py: exact for any number of workers",
     "runs/score/predict.py": "runs/train/test_run.py, test_cli.py, data/sources/test_video_files.py",
     "runs/score/predict_tasks.py": "runs/score/test_predict_many.py",
     "runs/score/predict_video.py": "runs/score/test_predict_many.py",

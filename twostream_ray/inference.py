@@ -36,7 +36,7 @@ class HeadPrediction:
     probabilities: tuple[float, ...]
     """Of each class, in [0, 1]; they add up to 1."""
     logits: tuple[float, ...]
-    """Of each class; their softmax is the probabilities. `evaluate` has the same ones in scores.npz."""
+    """Of each class; their softmax is the probabilities, as in what `evaluate` says of the same clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

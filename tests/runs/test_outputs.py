@@ -49,7 +49,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 WRITERS: dict[str, tuple[list[str], Callable[[Path, Path, ShardSet], object]]] = {
     "evaluate": (
-        ["report.json", "scores.npz", "confusion.png"],
+        ["report.json", "scores/table.json", "scores/part-00000.parquet", "scores.npz", "confusion.png"],
         lambda out, folder, shards: evaluate(EvaluateConfig(model="x", shards=shards.uri, out=str(out))),
     ),
     "tune-scores": (
@@ -80,13 +80,14 @@ def test_a_file_that_no_verb_wrote_is_not_written_over(
     shards: ShardSet, tmp_path: Path, verb: str, name: str, content: bytes
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()
+    (out / name).parent.mkdir(parents=True)
     (out / name).write_bytes(content)
     with pytest.raises(
         ConfigError, match=rf"{verb} wants to write {out}/{name}, where there is a file that it did not"
     ):
         WRITERS[verb][1](out, tmp_path, shards)
-    assert [path.name for path in out.iterdir()] == [name] and (out / name).read_bytes() == content
+    assert [str(path.relative_to(out)) for path in out.rglob("*.*")] == [name]
+    assert (out / name).read_bytes() == content
 
 
 def test_what_the_verb_wrote_itself_is_written_over(shards: ShardSet, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ VERBS: dict[str, Verb] = {
         settings="runs.score.settings:EvaluateConfig",
         positionals={"model": "MODEL", "shards": "SHARDS"},
         examples=("models:/two-stream@champion shards", "models:/two-stream/3 shards --split val --out measured"),
-        shown=("split", "out", "record", "tracking.uri"),
+        shown=("split", "protocol", "out", "record", "tracking.uri"),
     ),
     "predict": Verb(
         summary="classes of raw videos",
@@ -179,7 +179,7 @@ VERBS: dict[str, Verb] = {
         function="searches:tune_scores",
         settings="runs.score.settings:TuneScoresConfig",
         examples=(
-            "--choose.spatial spatial/scores.npz --choose.temporal temporal/scores.npz",
+            "--choose.spatial evaluation-spatial --choose.temporal evaluation-temporal",
             "--choose.both val.npz --quote.both test.npz --svm_penalties '[1, 10]'",
         ),
         shown=("choose.spatial", "choose.temporal", "quote.spatial", "quote.temporal", "svm_penalties", "out"),

@@ -71,8 +71,9 @@ def evaluate(arguments: list[str]) -> int:
 
     with Bar("evaluate", unit="clips") as bar:
         evaluation = evaluate(config, progress=lambda done, total: bar.show(done, total))
+    console.print(f"protocol {evaluation.protocol.describe()}")
     console.print(evaluation.report.to_text())
-    console.print(f"report.json, scores.npz and confusion.png are in {config.out}")
+    console.print(f"report.json, confusion.png and the scores of every view (scores/) are in {config.out}")
     if config.is_recorded():
         console.print(f"recorded split {evaluation.split} in the registry for {config.model}", markup=False)
     return 0

@@ -5,6 +5,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from twostream_ray.data.protocols import ViewsConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
@@ -14,6 +15,7 @@ from twostream_ray.heads import softmax
 from twostream_ray.model_package import ModelPackage, save_model
 from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.score.evaluate import Evaluation, evaluate, record_evaluation
+from twostream_ray.runs.score.score_table import read_table
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.tracking import TrackingConfig, comparable_measurement
 from twostream_ray.tracking.connection import client_for
@@ -31,6 +33,16 @@ def test_a_registered_version_is_recorded_unless_it_is_not_wanted() -> None:
     assert EvaluateConfig(model="models:/two-stream@champion", shards="shards").is_recorded()
     assert not EvaluateConfig(model="models:/two-stream@champion", shards="shards", record=False).is_recorded()
     assert not EvaluateConfig(model="directory", shards="shards").is_recorded()
+
+
+def test_only_what_champions_are_compared_by_is_recorded() -> None:
+    version = "models:/two-stream/7"
+    for settings in ({"protocol": "fast"}, {"views": ViewsConfig(times=9)}):
+        assert not EvaluateConfig(model=version, shards="shards", **settings).is_recorded()  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"measured under protocol validation, got (fast|validation \(changed\))"):
+            EvaluateConfig(model=version, shards="shards", record=True, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="protocol must be one of validation, fast"):
+        EvaluateConfig(model="directory", shards="shards", protocol="paper")
 
 
 def test_an_evaluation_is_logged_where_somebody_has_spoken_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,14 +75,14 @@ def test_a_model_of_two_data_sets_is_measured_on_each(shard_set: ShardSet, tmp_p
         EvaluateConfig(model=two_heads(shard_set, tmp_path / "model"), shards=shard_set.uri, out=str(out))
     )
     report = json.loads((out / "report.json").read_text())
-    with np.load(out / "scores.npz") as arrays:
-        stored = dict(arrays)
-    assert "scores" not in stored and stored["num_expected_by_head"].sum() == 20
+    table = read_table(str(out))
+    assert table.num_expected_by_head is not None and sum(table.num_expected_by_head) == 20
+    assert [head.name for head in table.heads] == ["1", "2"]
     for number, (head, part) in enumerate(zip(report["heads"], (slice(0, 2), slice(2, 4)), strict=True)):
-        rows = (stored["labels"] // 2) == number
-        own = stored["logits"][rows, part]
-        np.testing.assert_allclose(softmax(own), stored["probabilities"][rows, part], atol=1e-5)
-        right = int((own.argmax(axis=1) == stored["labels"][rows] - part.start).sum())
+        rows = (table.labels // 2) == number
+        own = softmax(table.logits[rows, 0, 0, part]) / 2 + softmax(table.logits[rows, 0, 1, part]) / 2
+        np.testing.assert_allclose(own, evaluation.probabilities[rows, part], atol=1e-6)
+        right = int((own.argmax(axis=1) == table.labels[rows] - part.start).sum())
         assert (head["name"], head["n_evaluated"], head["n_expected"]) == (str(number + 1), rows.sum(), rows.sum())
         assert head["top1"] == right / rows.sum()
         assert evaluation.metrics_by_head()[f"{head['name']}/top1"] == head["top1"]

@@ -88,6 +88,8 @@ def test_an_evaluation_is_a_run_of_its_own_also_where_mlflow_was_away(
     assert (run.info.run_name, run.info.status) == ("evaluate models:/kitchen/1 on test", "FINISHED")
     assert run.data.metrics["test_top1"] == pytest.approx(2 / 3)
     assert "top-1 66.67%" in run.data.tags["mlflow.note.content"]
+    assert "Protocol validation: samples as" in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["twostream.protocol"] == "validation"
     (given,) = run.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("kitchen", MANIFEST[:36])
     assert '"test": 3' in given.dataset.profile and MANIFEST in given.dataset.profile

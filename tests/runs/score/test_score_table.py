@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from score_tables import table_record, write_table
 
+from twostream_ray.data.views import ViewKey
 from twostream_ray.errors import ConfigError, StorageError, TwoStreamError
 from twostream_ray.runs.score.score_table import (
     ScoreTable,
@@ -17,7 +18,7 @@ from twostream_ray.runs.score.score_table import (
     read_table,
     refuse_foreign_table,
 )
-from twostream_ray.runs.score.table_record import TableRecord, ViewKey
+from twostream_ray.runs.score.table_record import TableRecord
 
 LOGITS = np.random.default_rng(0).normal(size=(40, 2, 2, 3)).astype(np.float32)
 BLOCKS = [list(range(16)), list(range(16, 32)), list(range(32, 40))]

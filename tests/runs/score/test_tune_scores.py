@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
 from pixels import num_pixels
+from score_tables import PROTOCOL, write_table
 
 from twostream_ray.cli import main
 from twostream_ray.data.shards.shards import ShardSet
@@ -15,6 +16,7 @@ from twostream_ray.errors import ConfigError, StorageError, TwoStreamError
 from twostream_ray.evaluation.late_fusion import late_fusion
 from twostream_ray.evaluation.metrics import top_k_hits
 from twostream_ray.heads import softmax
+from twostream_ray.runs.score.score_files import read_scores
 from twostream_ray.runs.score.settings import StreamScoresConfig, TuneScoresConfig
 from twostream_ray.runs.score.tune_scores import TunedScores, tune_scores
 
@@ -252,15 +254,47 @@ def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Pa
         save_model(tmp_path / stream, package.build(pretrained=False), package)
         out = tmp_path / f"{stream} out"
         evaluation = evaluate(EvaluateConfig(model=str(tmp_path / stream), shards=shard_set.uri, out=str(out)))
-        files[stream], hits[stream] = str(out / "scores.npz"), round(evaluation.report.top1 * 20)
+        files[stream], hits[stream] = str(out), round(evaluation.report.top1 * 20)
     tuned = tune_scores(TuneScoresConfig(choose=StreamScoresConfig(**files), out=str(tmp_path / "tuned")))
     assert right(tuned)["spatial alone"][1] == hits["spatial"]
     assert right(tuned)["temporal alone"][1] == hits["temporal"]
     assert str(tuned.chosen_on) == "20 clips of split test"
-    with np.load(files["spatial"]) as written:
-        assert tuple(written["classes"]) == shard_set.classes
-        assert {"logits", "probabilities"} <= written.keys() and "scores" not in written
     assert tuned.notes == ()
+
+
+@pytest.mark.real
+def test_a_table_of_two_towers_gives_what_the_same_scores_in_an_npz_give(real: Path, tmp_path: Path) -> None:
+    with np.load(real / UCF101) as arrays:
+        stored = dict(arrays)
+    both = np.stack([stored["spatial"], stored["temporal"]], axis=1)[:, None]
+    write_table(tmp_path / "both", both, labels=stored["label"], clip_ids=stored["names"], num_expected=3784)
+    given = {name: str(tmp_path / "both") for name in ("spatial", "temporal")}
+    for choose in (StreamScoresConfig(both=str(tmp_path / "both")), StreamScoresConfig(**given)):
+        tuned = tune_scores(TuneScoresConfig(choose=choose, of=["logits"], out=str(tmp_path / "out")))
+        assert right(tuned)["best average of logits"] == ("logits, temporal weight 0.24", 3421)
+        assert right(tuned)["spatial alone"][1] == 3074
+        assert str(tuned.chosen_on) == "3783 clips of split test (3784 with those in quarantine)"
+
+
+def test_a_stream_of_a_network_without_its_tower_is_the_whole_network(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20, 3, 2, 4)).astype(np.float32)
+    softmax_averaged = PROTOCOL | {"average": "softmax"}
+    write_table(tmp_path / "fused", logits, towers=("fused", "temporal"), protocol=softmax_averaged)
+    write_table(tmp_path / "late", logits[:, :, ::-1])
+    files = StreamScoresConfig(spatial=str(tmp_path / "fused"), temporal=str(tmp_path / "late"))
+    read = read_scores(files, name="choose")
+    of_views = softmax(logits.reshape(-1, 4)).reshape(logits.shape).mean(axis=(1, 2))
+    np.testing.assert_allclose(softmax(read.spatial), of_views, atol=1e-6)
+    np.testing.assert_allclose(read.temporal, logits[:, :, 0].mean(axis=1), atol=1e-6)
+    with pytest.raises(ConfigError, match="must hold scores of a spatial and a temporal tower, it lacks spatial"):
+        read_scores(StreamScoresConfig(both=str(tmp_path / "fused")), name="choose")
+
+
+def test_a_table_that_is_not_whole_is_no_table_to_choose_by(tmp_path: Path) -> None:
+    write_table(tmp_path / "part", np.zeros((20, 1, 2, 4), np.float32), blocks=[0])
+    with pytest.raises(StorageError, match="lacks 4 of 20 clips"):
+        read_scores(StreamScoresConfig(both=str(tmp_path / "part")), name="choose")
 
 
 # -- what is refused

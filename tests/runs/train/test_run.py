@@ -25,6 +25,7 @@ from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.score.evaluate import evaluate
 from twostream_ray.runs.score.publish import publish_run, published_before
+from twostream_ray.runs.score.score_table import read_table
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.train import run as train_module
 from twostream_ray.runs.train import worker_group
@@ -208,9 +209,11 @@ def test_evaluation_is_exact_and_says_n_of_n(two_workers: tuple[Any, Any], shard
     assert evaluation.report.coverage == "20 of 20 clips"
     assert evaluation.logits.shape == (20, 4)
     run_folder = Path(config.storage) / "two/evaluation"
-    stored = np.load(run_folder / "scores.npz")
+    table = read_table(str(run_folder))
     assert json.loads((run_folder / "report.json").read_text())["top1"] == evaluation.report.top1
-    assert (stored["logits"].argmax(axis=1) == stored["labels"]).mean() == evaluation.report.top1
+    clips = table.logits.mean(axis=(1, 2), dtype=np.float64)
+    assert (clips.argmax(axis=1) == table.labels).mean() == evaluation.report.top1
+    assert table.clip_ids.tolist() == list(evaluation.clip_ids)
     assert (run_folder / "confusion.png").stat().st_size > 5000 and (run_folder / "curves.png").stat().st_size > 5000
 
 
@@ -226,7 +229,7 @@ def test_scores_do_not_depend_on_the_number_of_workers(
         )
         return evaluate(config).logits
 
-    np.testing.assert_allclose(logits(1), logits(3), atol=1e-5)
+    assert np.array_equal(logits(1), logits(3))
 
 
 def test_raw_video_gets_the_scores_that_evaluation_gives_its_shard(

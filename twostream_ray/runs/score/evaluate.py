@@ -1,29 +1,26 @@
-"""Exact evaluation: every clip of a split scored once; report, scores and confusion matrix written to a folder.
-
-scores.npz has logits and probabilities (n, K) of n clips, labels (n,), clip_ids (n,), classes (K,), the split's name,
-num_expected (N), head_classes and, of several data sets, num_expected_by_head; earlier versions wrote one array
-`scores`, which was either, as `tune-scores` still reads it.
-"""
+"""Exact evaluation: every clip of a split scored once; score table, report and confusion matrix written to a folder."""
 
 from __future__ import annotations
 
-import io
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray import storage, tracking, visualize
 from twostream_ray.data.flow import require_same_contract
+from twostream_ray.data.protocols import VALIDATION, Protocol, resolve_protocol
 from twostream_ray.data.shards.shards import ShardSet, open_shards
-from twostream_ray.errors import ConfigError, ShardError, TrainingError
+from twostream_ray.errors import ConfigError, ShardError
+from twostream_ray.evaluation.aggregate import Average, aggregate
 from twostream_ray.evaluation.report import Report, report_on
-from twostream_ray.heads import Head
+from twostream_ray.heads import ClassScores, Head
 from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.score.evaluation_run import CONFUSION, REPORT, log_evaluation_run
@@ -41,7 +38,9 @@ if TYPE_CHECKING:
 
 _NO_NAME_OF_A_METRIC = r"[^\w.\-]"
 """What MLflow refuses in a metric's name, and the slash, behind which the metric is named."""
-_FILES = (REPORT, "scores.npz", CONFUSION)
+_SCORES_OF_BEFORE = "scores.npz"
+"""What earlier versions wrote in place of the score table."""
+_FILES = (REPORT, _SCORES_OF_BEFORE, CONFUSION)
 _REPORT_SCHEMA = record(
     {"top1": {"type": "number"}, "split": {"type": "string"}, "manifest_hash": {"type": "string"}}, others=True
 )
@@ -71,6 +70,10 @@ class Evaluation:
     """sha256 of the data's manifest."""
     package: ModelPackage
     """The model's settings."""
+    protocol: Protocol = VALIDATION
+    """Which views of a clip were scored."""
+    table: str = ""
+    """sha256 that names the score table: data, split, protocol and model."""
     model: str = ""
     """The model as it was named: models:/NAME/VERSION, or a directory or s3:// prefix."""
 
@@ -114,7 +117,9 @@ class Evaluation:
 
 
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Evaluation:
-    """Score a split and write report.json, scores.npz and confusion.png to `config.out`.
+    """Score a split and write the table of scores, report.json and confusion.png to `config.out`.
+
+    What an interrupted call has scored of the same is kept.
 
     A registered version is tagged with the metrics, and MLflow has a run of its own for the evaluation, unless
     `config.record` is False.
@@ -170,7 +175,11 @@ def reserve_output(config: EvaluateConfig, shard_set: ShardSet) -> Iterator[None
         shard_set.split(config.split)
     except ShardError as error:
         raise ShardError(f"{error}: {evaluation_option(config.split, shard_set)}") from None
+    # It loads Arrow.
+    from twostream_ray.runs.score.score_table import refuse_foreign_table
+
     refuse_foreign_files(storage.absolute(config.out), _FILES, schema=_REPORT_SCHEMA, verb="evaluate")
+    refuse_foreign_table(config.out, verb="evaluate")
     require_cluster()
     with lease.held(config.out, work="evaluate", way_out="wait for it or end it, or choose another --out"):
         yield
@@ -179,19 +188,60 @@ def reserve_output(config: EvaluateConfig, shard_set: ShardSet) -> Iterator[None
 def score_split(
     config: EvaluateConfig, shard_set: ShardSet, *, directory: Path, progress: Progress | None = None
 ) -> Evaluation:
-    """Score `config.split` of a shard set by the model in `directory`; writes nothing.
+    """Score `config.split` of a shard set by the model in `directory`, in a table of scores below `config.out`.
 
     Raises:
         ContractMismatchError: the shards' flow is of another kind than the model's.
-        ConfigError: the shards' classes are not the model's.
-        TrainingError: a clip was not scored.
-        ShardError, StorageError, CheckpointError: data or model cannot be read.
+        ConfigError: the shards' classes are not the model's, or its network cannot score the protocol's samples.
+        TrainingError: scores are no finite numbers.
+        ShardError, StorageError, CheckpointError: data or model cannot be read, or `config.out` not be written.
     """
     # They load torch and Ray, which refused settings and --help do without.
-    from twostream_ray.model_package import check_model
-    from twostream_ray.runs.score.scorer import score_clips
+    from twostream_ray.model_package import MODEL_FILES, check_model
+    from twostream_ray.runs.score.scorer import describe_table, score_blocks
 
     package = check_model(directory)
+    _require_same_data(config, package, shard_set)
+    protocol = resolve_protocol(config.protocol, config.views)
+    expected = _expected_by_head(shard_set, config.split, heads=package.heads)
+    about = describe_table(
+        package,
+        shard_set,
+        weights=storage.read_bytes(str(directory / MODEL_FILES[0])),
+        split=config.split,
+        protocol=protocol,
+        model=config.model,
+        command=_command(config),
+        num_expected_by_head=expected,
+    )
+    score_blocks(
+        directory, shard_set, about, protocol=protocol, out=config.out, workers=config.workers, progress=progress
+    )
+    clips = _aggregated(config.out, average=about.protocol["average"], heads=package.heads)
+    report = report_on(
+        clips.scores.probabilities if about.protocol["average"] == "softmax" else clips.scores.logits,
+        clips.labels,
+        classes=shard_set.classes,
+        n_expected=about.num_expected,
+        heads=package.heads,
+        expected_by_head=expected,
+    )
+    return Evaluation(
+        report=report,
+        logits=clips.scores.logits.astype(np.float32),
+        probabilities=clips.scores.probabilities.astype(np.float32),
+        labels=clips.labels,
+        clip_ids=clips.clip_ids,
+        split=config.split,
+        manifest_hash=shard_set.hash,
+        package=package,
+        protocol=protocol,
+        table=about.identity,
+        model=config.model,
+    )
+
+
+def _require_same_data(config: EvaluateConfig, package: ModelPackage, shard_set: ShardSet) -> None:
     require_same_contract(
         package.contract, shard_set.contract, wanted_by=f"model {config.model}", found_in=config.shards
     )
@@ -201,39 +251,46 @@ def score_split(
             f"{config.shards} has {len(shard_set.classes)} ({', '.join(shard_set.classes[:4])} ...): choose shards "
             "of the same classes"
         )
-    scores = score_clips(directory, shard_set, split=config.split, workers=config.workers, progress=progress)
-    members = shard_set.split(config.split)
-    missing = len(members) - len(scores)
-    if missing:
-        raise TrainingError(f"all {len(members)} clips of {config.split} were to be scored, {missing} were not")
-    averaged = np.stack([scores[int(clip)] for clip in members])
-    labels = shard_set.labels[members]
-    found = package.class_scores(averaged)
-    ids = shard_set.index["clip_id"].to_pylist()
-    return Evaluation(
-        report=report_on(
-            averaged,
-            labels,
-            classes=shard_set.classes,
-            n_expected=len(members) + shard_set.quarantined.get(config.split, 0),
-            heads=package.heads,
-            expected_by_head=_expected_by_head(shard_set, labels, split=config.split, heads=package.heads),
-        ),
-        logits=found.logits.astype(np.float32),
-        probabilities=found.probabilities.astype(np.float32),
-        labels=labels,
-        clip_ids=tuple(ids[clip] for clip in members),
-        split=config.split,
-        manifest_hash=shard_set.hash,
-        package=package,
-        model=config.model,
+
+
+class _Clips(NamedTuple):
+    """Clips of a table, in the order of the shard set's index."""
+
+    clip_ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    scores: ClassScores
+
+
+def _aggregated(out: str, *, average: Average, heads: Sequence[Head]) -> _Clips:
+    """A table's clips with the scores of each, part by part: a table of many views may be larger than memory."""
+    from twostream_ray.runs.score.score_table import iter_parts
+
+    found = [
+        (part.positions, part.clip_ids, part.labels, *aggregate(part.logits, average=average, heads=heads))
+        for part in iter_parts(out)
+    ]
+    order = np.argsort(np.concatenate([part[0] for part in found]))
+    clip_ids, labels, logits, probabilities = (
+        np.concatenate([part[at] for part in found])[order] for at in range(1, len(found[0]))
     )
+    scores = ClassScores(logits=logits, probabilities=probabilities)
+    return _Clips(clip_ids=tuple(clip_ids.tolist()), labels=labels, scores=scores)
 
 
-def _expected_by_head(
-    shard_set: ShardSet, labels: NDArray[np.int64], *, split: str, heads: Sequence[Head]
-) -> list[int | None]:
+def _command(config: EvaluateConfig) -> str:
+    """What makes the same table of scores, but for --out."""
+    words = ["twostream", "evaluate", "--model", config.model, "--shards", config.shards, "--split", config.split]
+    if config.protocol != VALIDATION.name:
+        words += ["--protocol", config.protocol]
+    for field in fields(config.views):
+        if (value := getattr(config.views, field.name)) is not None:
+            words += [f"--views.{field.name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return shlex.join(words)
+
+
+def _expected_by_head(shard_set: ShardSet, split: str, *, heads: Sequence[Head]) -> list[int | None]:
     """Clips of each data set in the split, those in quarantine among them; None where nobody has counted these."""
+    labels = shard_set.labels[shard_set.split(split)]
     evaluated = [int(((labels >= head.start) & (labels < head.stop)).sum()) for head in heads]
     if not shard_set.quarantined.get(split, 0):
         return list(evaluated)
@@ -243,37 +300,18 @@ def _expected_by_head(
     return [here + bad for here, bad in zip(evaluated, quarantined, strict=True)]
 
 
-def _num_expected_by_head(report: Report) -> dict[str, NDArray[np.int64]]:
-    """For scores.npz; {} where there is one data set, or an earlier ingest did not count each one's quarantine."""
-    counts = [head.n_expected for head in report.heads if head.n_expected is not None]
-    return {"num_expected_by_head": np.asarray(counts, dtype=np.int64)} if 0 < len(counts) == len(report.heads) else {}
-
-
 def write_evaluation(evaluation: Evaluation, *, out: str, files: Path) -> None:
-    """Write report.json, scores.npz and confusion.png to a directory or prefix; report and picture to `files` too.
+    """Write report.json and confusion.png to a directory or prefix, and to `files`.
 
     Raises:
         StorageError: `out` cannot be written.
     """
     out = storage.absolute(out)
     values = evaluation.report.to_dict() | {"split": evaluation.split, "manifest_hash": evaluation.manifest_hash}
+    values |= {"protocol": asdict(evaluation.protocol), "model": evaluation.model, "score_table": evaluation.table}
     for folder in (out, str(files)):
         storage.write_json(storage.join(folder, REPORT), values)
-    table = io.BytesIO()
-    arrays: dict[str, Any] = _num_expected_by_head(evaluation.report)
-    np.savez_compressed(
-        table,
-        logits=evaluation.logits,
-        probabilities=evaluation.probabilities,
-        labels=evaluation.labels,
-        clip_ids=np.asarray(evaluation.clip_ids),
-        classes=np.asarray(evaluation.report.classes),
-        split=np.asarray(evaluation.split),
-        num_expected=np.asarray(evaluation.report.n_expected),
-        head_classes=np.asarray(evaluation.package.model.head_classes, dtype=np.int64),
-        **arrays,
-    )
-    storage.write_bytes(storage.join(out, _FILES[1]), table.getvalue())
+    storage.delete(storage.join(out, _SCORES_OF_BEFORE))  # of another evaluation, which it would be taken for
     picture = files / CONFUSION
     report = evaluation.report
     visualize.confusion_picture(

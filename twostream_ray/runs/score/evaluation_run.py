@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostream_ray import storage, tracking
+from twostream_ray.data.protocols import VALIDATION
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.runs.run_page import data_summary, log_data
 from twostream_ray.runs.score.settings import EvaluateConfig
@@ -83,16 +84,19 @@ def log_evaluation_run(
     """
     lineage = tracking.lineage_tags(manifest_hash=shard_set.hash, flow_contract_hash=shard_set.contract.hash)
     report = evaluation.report
+    protocol = "" if evaluation.protocol == VALIDATION else f", protocol {evaluation.protocol.name}"
     handle = tracking.start_run(
         config.tracking,
-        run_name=f"evaluate {config.model} on {config.split}",
+        run_name=f"evaluate {config.model} on {config.split}{protocol}",
         run_uri=storage.join(storage.absolute(config.out), RUNS, uuid.uuid4().hex[:12]),
         parameters=asdict(config),
         tags=lineage
         | {
             "twostream.model": config.model,
+            "twostream.protocol": evaluation.protocol.name,
             tracking.DESCRIPTION: (
                 f"`{config.model}` on split `{config.split}` of {data_summary(shard_set)}.\n\n"
+                f"Protocol {evaluation.protocol.describe()}.\n\n"
                 f"```\n{report.to_text()}\n```"
             ),
         },

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from twostream_ray import storage, tracking, visualize
+from twostream_ray.data.protocols import VALIDATION
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
@@ -294,7 +295,7 @@ def _protocol(package: ModelPackage) -> str:
     parts = f"{snippets} snippets" if snippets > 1 else "1 snippet"
     crop, short_side = package.transforms.crop_px, package.transforms.short_side_px
     resized = "" if short_side is None else f" of frames of {short_side} px"
-    return f"{views} of {parts} a clip, centre crop of {crop} px{resized}, scores averaged"
+    return f"{VALIDATION.name}: {views} of {parts} a clip, centre crop of {crop} px{resized}, scores averaged"
 
 
 def _of_heads(evaluation: Evaluation) -> str:

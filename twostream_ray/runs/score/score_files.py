@@ -1,4 +1,4 @@
-"""Two streams' cached scores of the same clips, as `evaluate` writes them: read, matched clip by clip, made logits."""
+"""Two streams' cached scores of the same clips, as tables or .npz: read, matched clip by clip, made logits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError, StorageError
+from twostream_ray.evaluation.aggregate import aggregate
 from twostream_ray.evaluation.metrics import own_head_first
 from twostream_ray.heads import Head, choose_heads, heads_of, logits_from, softmax_by_head
+from twostream_ray.runs.score.score_table import has_table, iter_parts, read_record
 from twostream_ray.runs.score.settings import StreamScoresConfig
+
+Stream = Literal["spatial", "temporal"]
+_STREAMS: tuple[Stream, Stream] = ("spatial", "temporal")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,10 +153,10 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
 
     Raises:
         ConfigError: the streams' clips, labels or classes differ, or a file lacks some of them.
-        StorageError: a file cannot be read or is no such .npz.
+        StorageError: a file cannot be read, is no such .npz, or a table of scores is damaged or not whole.
     """
     if config.both is not None:
-        table = other = _load(config.both)
+        table = other = _load(config.both, streams=_STREAMS)
         _demand(table, ("spatial", "temporal", ("labels", "label")), file=config.both, name=f"{name}.both")
         spatial, temporal = table["spatial"], table["temporal"]
         labels, clip_ids = table["labels" if "labels" in table else "label"], _first(table, "clip_ids", "names")
@@ -159,8 +164,8 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
     else:
         assert config.spatial is not None and config.temporal is not None  # noqa: S101  (its settings say so)
         files = (config.spatial, config.temporal)
-        table, other = (_load(file) for file in files)
-        for file, one, stream in zip(files, (table, other), ("spatial", "temporal"), strict=True):
+        table, other = (_load(file, streams=(stream,)) for file, stream in zip(files, _STREAMS, strict=True))
+        for file, one, stream in zip(files, (table, other), _STREAMS, strict=True):
             _demand(one, (("logits", "scores"), "labels", "clip_ids"), file=file, name=f"{name}.{stream}")
         order = _matching(table["clip_ids"], other["clip_ids"], files=files)
         # Earlier versions wrote `scores`, which were logits or probabilities.
@@ -293,16 +298,55 @@ def _refuse_odd_values(spatial: NDArray[Any], temporal: NDArray[Any], labels: ND
         )
 
 
-def _load(file: str) -> dict[str, NDArray[Any]]:
+def _load(file: str, *, streams: Sequence[Stream]) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz; of a table of scores the same, as `logits` of the one stream or by the names of both."""
+    if not file.endswith(".npz") and has_table(file):
+        return _load_table(file, streams=streams)
     content = storage.read_bytes(storage.absolute(file))
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise StorageError(
-            f"an .npz of scores was wanted at {file}, but it cannot be read ({error}): give the scores.npz that "
-            "`twostream evaluate` wrote"
+            f"an .npz of scores was wanted at {file}, but it cannot be read ({error}): give the folder that `twostream "
+            "evaluate` wrote, or an .npz of logits"
         ) from None
+
+
+def _load_table(uri: str, *, streams: Sequence[Stream]) -> dict[str, NDArray[Any]]:
+    """A stream is the tower of its name; of a network without such a tower, where one stream is wanted, all of it."""
+    folder, about = read_record(uri)
+    if len(streams) > 1 and (missing := [stream for stream in streams if stream not in about.towers]):
+        raise ConfigError(
+            f"{uri} must hold scores of a spatial and a temporal tower, it lacks {', '.join(missing)} and has "
+            f"{', '.join(about.towers)}: evaluate a late network of both, or give those of two evaluations as spatial "
+            "and temporal"
+        )
+    chosen = {stream: [about.towers.index(stream)] if stream in about.towers else slice(None) for stream in streams}
+    parts = [
+        (
+            part.positions,
+            *(
+                aggregate(part.logits[:, :, towers], average=about.protocol["average"], heads=about.heads).logits
+                for towers in chosen.values()
+            ),
+            part.labels,
+            part.clip_ids,
+        )
+        for part in iter_parts(folder)
+    ]
+    order = np.argsort(np.concatenate([part[0] for part in parts]))
+    names = [*(streams if len(streams) > 1 else ["logits"]), "labels", "clip_ids"]
+    arrays = {name: np.concatenate([part[at] for part in parts])[order] for at, name in enumerate(names, start=1)}
+    arrays |= {
+        "classes": np.asarray(about.classes),
+        "split": np.asarray(about.split),
+        "num_expected": np.asarray(about.num_expected),
+        "head_classes": np.asarray(about.head_classes, dtype=np.int64),
+    }
+    if about.num_expected_by_head is not None:
+        arrays["num_expected_by_head"] = np.asarray(about.num_expected_by_head)
+    return arrays
 
 
 def _demand(table: dict[str, NDArray[Any]], keys: Sequence[str | tuple[str, ...]], *, file: str, name: str) -> None:
@@ -311,8 +355,8 @@ def _demand(table: dict[str, NDArray[Any]], keys: Sequence[str | tuple[str, ...]
     if missing:
         raise ConfigError(
             f"{name} wants {', '.join(names[0] for names in wanted)} in {file}, it lacks {', '.join(missing)} and has "
-            f"{', '.join(table) or 'nothing'}: `twostream evaluate` writes scores.npz of one network, "
-            f"{name.partition('.')[0]}.spatial and {name.partition('.')[0]}.temporal"
+            f"{', '.join(table) or 'nothing'}: give the folder that `twostream evaluate` wrote for one "
+            f"network as {name.partition('.')[0]}.spatial and for another as {name.partition('.')[0]}.temporal"
         )
 
 

@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twostream_ray import storage
+from twostream_ray.data.views import ViewKey
 from twostream_ray.errors import ConfigError, StorageError
 from twostream_ray.redaction import one_line
-from twostream_ray.runs.score.table_record import TableRecord, ViewKey, parse_record
+from twostream_ray.runs.score.table_record import TableRecord, parse_record
 
 FOLDER, TABLE = "scores", "table.json"
 """Below an evaluation's output, and in that folder."""

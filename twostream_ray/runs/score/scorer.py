@@ -1,102 +1,309 @@
-"""Distributed inference on a split: each worker scores its lanes, so every clip is scored exactly once."""
+"""Distributed inference on a split, exactly once: blocks of clips to a pool of Ray actors, each as one whole part.
+
+Which clips make up a block depends on manifest and split alone, so the table is the same for any number of workers. A
+block whose worker dies is handed out again; one whose part is finished is not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import hashlib
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from twostream_ray import storage
-from twostream_ray.data.loading.decode_choice import choose_decode_at
-from twostream_ray.data.loading.lanes import Pass
-from twostream_ray.data.loading.pipeline import READING_CPUS, SnippetLoader
-from twostream_ray.data.loading.settings import DataConfig
-from twostream_ray.data.shards.shards import ShardSet
-from twostream_ray.errors import own_error
-from twostream_ray.model_package import MODEL_FILES, load_model
+from twostream_ray.data.protocols import Protocol
+from twostream_ray.data.shards.quarantine import read_quarantine
+from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, read_clips
+from twostream_ray.data.sources.splits import group_of_name
+from twostream_ray.errors import ClusterError, DecodeError, own_error
+from twostream_ray.model_package import MODEL_FILES, ModelPackage, load_model
+from twostream_ray.models.build import Network
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session
+from twostream_ray.runs.score.score_table import FOLDER, ClipLogits, begin_table, encode_part, part_name
+from twostream_ray.runs.score.table_record import TableRecord, settings_hash
 from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.storage.temporary_folders import temporary_folder
-from twostream_ray.training.loop import score_pass
+from twostream_ray.tracking.lineage import git_commit
+from twostream_ray.view_scorer import ViewScorer
 
-_CLIPS_PER_STEP = 32
+_SMALL_SPLIT, _SMALL_BLOCK = 512, 4
+"""A split of fewer clips is cut into blocks of so many, or some workers would wait for the last ones."""
+_RETRIES = 5
+"""Of a block whose worker died: more often it is the block that kills it."""
+_LOOK_EVERY_S = 1.0
 
 Progress = Callable[[int, int], None]
 """Called with (clips scored, clips in all)."""
 
 
-def score_clips(
-    directory: Path, shard_set: ShardSet, *, split: str, workers: WorkersConfig, progress: Progress | None = None
-) -> dict[int, NDArray[np.float32]]:
-    """Scores (K,) of each clip of a split by its position in the shard set's index; `directory` holds the model.
+@dataclass(frozen=True, kw_only=True)
+class ScoringJob:
+    """What a worker needs to know of all blocks, but for the weights."""
+
+    shard_set: ShardSet
+    """The data."""
+    protocol: Protocol
+    """Which views are scored."""
+    about: TableRecord
+    """What each part says of its table."""
+    blocks: tuple[tuple[int, ...], ...]
+    """Positions of each block's clips."""
+    out: str
+    """The evaluation's output, to which workers write where it is an object store."""
+    threads: int
+    """Threads of a worker."""
+
+
+def plan_blocks(shard_set: ShardSet, split: str) -> tuple[tuple[int, ...], ...]:
+    """Index positions of each block's clips: at most 16 of one row group, 4 of a split of fewer than 512 clips.
 
     Raises:
-        ClusterError: the cluster has too little room.
-        ShardError, StorageError, CheckpointError: data or model cannot be read.
+        ShardError: the set has no such split.
     """
-    import ray
+    members = shard_set.split(split)
+    shard, row = (shard_set.index[name].to_numpy()[members].astype(np.int64) for name in ("shard", "row"))
+    order = np.lexsort((row, shard))
+    groups = (shard << 32 | row // ROWS_PER_GROUP)[order]
+    bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(order)] if len(order) else []
+    size = ROWS_PER_GROUP if len(members) >= _SMALL_SPLIT else _SMALL_BLOCK
+    clips = members[order].tolist()
+    return tuple(
+        tuple(clips[start : min(start + size, end)])
+        for begin, end in pairwise(bounds)
+        for start in range(begin, end, size)
+    )
 
-    total = len(shard_set.split(split))
+
+def describe_table(
+    package: ModelPackage,
+    shard_set: ShardSet,
+    *,
+    weights: bytes,
+    split: str,
+    protocol: Protocol,
+    model: str,
+    command: str,
+    num_expected_by_head: Sequence[int | None] = (),
+) -> TableRecord:
+    """What the table of a model's scores on a split says of itself.
+
+    Args:
+        package: the model's settings.
+        shard_set: the data.
+        weights: content of model.safetensors.
+        split: the split.
+        protocol: which views.
+        model: the model as it was named.
+        command: what makes the table, without --out.
+        num_expected_by_head: clips of each data set in the split, those in quarantine among them; None where nobody has
+            counted these.
+
+    Raises:
+        ConfigError: the network cannot score samples of this protocol.
+        StorageError: the table of videos in quarantine cannot be read.
+    """
+    with torch.device("meta"):
+        scorer = ViewScorer(package.build(pretrained=False), package, protocol=protocol, device="meta")
+    members = shard_set.split(split)
+    counted = [number for number in num_expected_by_head if number is not None]
+    return TableRecord(
+        manifest_hash=shard_set.hash,
+        split=split,
+        protocol={**asdict(protocol), "average": scorer.average},
+        model_sha256=hashlib.sha256(weights).hexdigest(),
+        settings_sha256=settings_hash(package),
+        shards=shard_set.uri,
+        model=model,
+        commit=git_commit(),
+        classes=package.classes,
+        head_classes=tuple(package.model.head_classes),
+        towers=scorer.towers,
+        views=tuple(scorer.keys),
+        num_clips=len(members),
+        num_blocks=len(plan_blocks(shard_set, split)),
+        num_expected=len(members) + shard_set.quarantined.get(split, 0),
+        num_expected_by_head=tuple(counted) if len(counted) == len(num_expected_by_head) > 1 else None,
+        quarantined=read_quarantine(shard_set, split=split),
+        flow_contract_hash=package.contract.hash,
+        command=command,
+    )
+
+
+def score_blocks(
+    directory: Path,
+    shard_set: ShardSet,
+    about: TableRecord,
+    *,
+    protocol: Protocol,
+    out: str,
+    workers: WorkersConfig,
+    progress: Progress | None = None,
+) -> None:
+    """Score all clips of a table that have no scores yet; `directory` holds the model, `out` gets the table.
+
+    Interrupted, it leaves the finished parts, and the same call scores the others.
+
+    Raises:
+        ClusterError: the cluster has too little room, or workers died at one block again and again.
+        ConfigError: files of somebody else are at `out`.
+        ShardError, DecodeError, StorageError, CheckpointError: data or model cannot be read, or `out` not be written.
+    """
+    blocks = plan_blocks(shard_set, about.split)
+    finished = begin_table(out, about, blocks=blocks)
+    waiting = [block for block in range(len(blocks)) if block not in finished]
+    done = sum(len(blocks[block]) for block in finished)
+    if progress:
+        progress(done, about.num_clips)
+    if not waiting:
+        return
+    job = ScoringJob(shard_set=shard_set, protocol=protocol, about=about, blocks=blocks, out=out, threads=1)
     with ray_session():
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        world_size = min(workers.most_workers(gpus=gpus), DataConfig(shards=shard_set.uri).lanes)
-        cpus = workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / world_size)
-        share = {"CPU": cpus, **({"GPU": 1.0} if gpus else {})}
-        require_room(
-            [share, {"CPU": READING_CPUS}],
-            what="a worker that scores, and reading for it,",
-            way_out="lower workers.cpus_per_worker, or choose a larger cluster",
-        )
-        task = ray.remote(_score_lanes).options(num_cpus=cpus, num_gpus=1 if gpus else 0)
-        files = {name: storage.read_bytes(str(directory / name)) for name in MODEL_FILES}
-        shared = ray.put((shard_set, files, split))
-        pending = [task.remote(shared, rank, world_size) for rank in range(world_size)]
-        scores: dict[int, NDArray[np.float32]] = {}
         try:
-            while pending:
-                done, pending = ray.wait(pending)
-                for part in ray.get(done):
-                    scores.update(part)
-                if progress:
-                    progress(len(scores), total)
+            with closing(_scored(job, directory, waiting, workers=workers)) as scored:
+                for clips in scored:
+                    done += clips
+                    if progress:
+                        progress(done, about.num_clips)
         except Exception as error:
             own = own_error(error)
             if own is None:
                 raise
             raise own from None
-    return scores
 
 
-def _score_lanes(
-    shared: tuple[ShardSet, dict[str, bytes], str], rank: int, world_size: int
-) -> dict[int, NDArray[np.float32]]:
-    """One worker's share of a split: clip position -> scores (K,)."""
-    shard_set, files, split = shared
-    torch.set_num_threads(1)
-    with temporary_folder() as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        network, package = load_model(Path(folder))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
-    data = DataConfig(shards=shard_set.uri, sampling=package.sampling, transforms=package.transforms)
-    choice = choose_decode_at(data, device, want_flow=network.needs_flow)
-    loader = SnippetLoader(
-        shard_set,
-        config=replace(data, decode_at=choice.at),
-        passes=[Pass(split=split)],
-        global_batch=_CLIPS_PER_STEP,
-        rank=rank,
-        world_size=world_size,
-        want_rgb=network.needs_rgb,
-        want_flow=network.needs_flow,
+def _scored(job: ScoringJob, directory: Path, waiting: Sequence[int], *, workers: WorkersConfig) -> Generator[int]:
+    """Have blocks scored and their parts written; yields how many clips a finished one had."""
+    import ray
+
+    gpus, cores = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
+    wanted = workers.most_workers(gpus=gpus) if workers.num_workers or gpus else max(1, cores)
+    cpus = workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / wanted)
+    share = {"CPU": cpus, **({"GPU": 1.0} if gpus else {})}
+    require_room(
+        [share], what="a worker that scores", way_out="lower workers.cpus_per_worker, or choose a larger cluster"
     )
-    scores: dict[int, NDArray[np.float32]] = {}
-    for _, batches in loader:
-        scores |= score_pass(network, batches, device=device)[1]
-    return scores
+    options = {"num_cpus": cpus, "num_gpus": int(bool(gpus)), "max_restarts": -1, "max_task_retries": _RETRIES}
+    actor = ray.remote(BlockScorer).options(**options, scheduling_strategy="SPREAD")
+    shared = [
+        ray.put(replace(job, threads=max(1, int(cpus)))),
+        ray.put({name: storage.read_bytes(str(directory / name)) for name in MODEL_FILES}),
+    ]
+    queue = deque(waiting)
+    actors = [actor.remote() for _ in range(min(wanted, len(waiting)))]
+    # One that the cluster has no room for is never ready, and gets no block.
+    ready: dict[Any, Any] = {one.load.options(max_task_retries=0).remote(shared): one for one in actors}
+    pending: dict[Any, tuple[Any, int]] = {}
+    try:
+        while queue or pending:
+            for reference in ray.wait([*pending, *ready], timeout=_LOOK_EVERY_S)[0]:
+                if reference in ready:
+                    with suppress(ray.exceptions.RayActorError):  # it starts again, and loads with its first block
+                        ray.get(reference)
+                    free = ready.pop(reference)
+                else:
+                    free, block = pending.pop(reference)
+                    if content := _result(ray, reference, job, block):
+                        storage.write_bytes(_part_uri(job.out, block), content)
+                    yield len(job.blocks[block])
+                if queue:
+                    block = queue.popleft()
+                    pending[free.score.remote(shared, block)] = (free, block)
+    finally:
+        for one in actors:
+            with suppress(Exception):  # a cluster that has died has ended them itself
+                ray.kill(one)
+
+
+def _result(ray: Any, reference: Any, job: ScoringJob, block: int) -> bytes:
+    try:
+        content: bytes = ray.get(reference)
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+        first = job.shard_set.locate(job.blocks[block][0])
+        raise ClusterError(
+            f"{_RETRIES + 1} workers died while they scored the {len(job.blocks[block])} clips from {first} on "
+            f"({' '.join(str(error).split())[:200]}): choose fewer workers, or nodes with more memory, and run the "
+            "same command again, which keeps what is finished"
+        ) from error
+    return content
+
+
+def _part_uri(out: str, block: int) -> str:
+    return storage.join(storage.absolute(out), FOLDER, part_name(block))
+
+
+class BlockScorer:
+    """A worker that scores blocks, as a Ray actor; restarted, it loads the model again."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[ScoringJob, ViewScorer, Network] | None = None
+
+    def load(self, shared: Sequence[Any]) -> None:
+        """Load the model, once; `shared` has references to the job and to the model's files.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        self._load(shared)
+
+    def _load(self, shared: Sequence[Any]) -> tuple[ScoringJob, ViewScorer, Network]:
+        import ray
+
+        if self._loaded is None:
+            job: ScoringJob
+            job, files = ray.get(list(shared))
+            torch.set_num_threads(job.threads)
+            with temporary_folder() as folder:
+                for name, content in files.items():
+                    (Path(folder) / name).write_bytes(content)
+                network, package = load_model(Path(folder))
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            scorer = ViewScorer(network, package, protocol=job.protocol, device=device)
+            self._loaded = job, scorer, network
+        return self._loaded
+
+    def score(self, shared: Sequence[Any], block: int) -> bytes:
+        """Score a block; an object store gets its part from here, a disk, which is the driver's, from the driver.
+
+        Raises:
+            ShardError, DecodeError, StorageError: as `score_clips`.
+        """
+        job, scorer, network = self._load(shared)
+        wanted = {"want_rgb": network.needs_rgb, "want_flow": network.needs_flow}
+        content = encode_part(job.about, score_clips(scorer, job.shard_set, job.blocks[block], **wanted))
+        if not storage.is_s3(job.out):
+            return content
+        storage.write_bytes(_part_uri(job.out, block), content)
+        return b""
+
+
+def score_clips(
+    scorer: ViewScorer, shard_set: ShardSet, positions: Sequence[int], *, want_rgb: bool = True, want_flow: bool = True
+) -> list[ClipLogits]:
+    """Rows of the clips of one row group, by their positions in the index.
+
+    Raises:
+        ShardError: the shard is missing, damaged or another one.
+        DecodeError: a clip is damaged; names it with shard and row.
+    """
+    columns = shard_set.index.take(list(positions))
+    ids, labels = columns["clip_id"].to_pylist(), columns["label"].to_pylist()
+    groups = columns["group"].to_pylist() if "group" in columns.column_names else list(map(group_of_name, ids))
+    found = read_clips(shard_set, positions, want_rgb=want_rgb, want_flow=want_flow)
+    rows = []
+    for position, label, group, (clip_id, clip) in zip(positions, labels, groups, found, strict=True):
+        try:
+            logits = scorer.score(clip)
+        except DecodeError as error:
+            raise DecodeError(f"{shard_set.locate(position)}: {error}; ingest again") from error
+        named = None if group == clip_id else group  # a clip without a group is its own
+        rows.append(ClipLogits(position=position, clip_id=clip_id, label=label, group=named, logits=logits))
+    return rows

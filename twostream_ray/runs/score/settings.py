@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from twostream_ray import tracking
-from twostream_ray.data.protocols import ViewsConfig, resolve_protocol
+from twostream_ray.data.protocols import VALIDATION, ViewsConfig, resolve_protocol
 from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import brief, redact
 from twostream_ray.runs.workers import WorkersConfig
@@ -34,23 +34,40 @@ class EvaluateConfig:
     split: str = field(default="test", metadata={RECIPE_KEY: "data.test_split"})
     """Split to score."""
 
+    protocol: str = "validation"
+    """Which views of a clip are scored, and what is averaged over them. validation: test_times samples of the centre
+    crop, as training validates; fast: one sample; paper_2014: 25 frames x 10 crops, mean of softmax; fusion_2016: 20
+    samples of the full frame and their mirror images, fully convolutional, mean of logits; st_resnet_2016: one sample
+    of 25 snippets over the whole video, full frame and its mirror image, mean of logits; tsn: 25 frames x 10 crops,
+    mean of logits; custom: validation, changed by views.*."""
+
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """What is changed of the protocol."""
+
     out: str = "evaluation"
-    """Directory for report.json, scores.npz and confusion.png."""
+    """Directory or s3:// prefix for the table of scores (scores/), report.json and confusion.png. What a call that was
+    interrupted has scored there is kept."""
 
     record: bool | None = None
     """Tag the registered version with the scores, so that `promote` compares by them; by default where the model is
-    models:/ of a version. false also makes no MLflow run of the evaluation, which it has where the model is of the
-    registry or a tracking URI is given."""
+    models:/ of a version and the protocol `validation`. false also makes no MLflow run of the evaluation, which it has
+    where the model is of the registry or a tracking URI is given."""
 
     workers: WorkersConfig = field(default_factory=WorkersConfig)
-    """The cluster's share; scores do not depend on it."""
+    """The cluster's share, by default a worker a GPU, or a core where there is none; scores do not depend on it."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow, where the model comes from its registry."""
 
     def is_recorded(self) -> bool:
         """Whether the registered version is tagged with the scores."""
-        return tracking.names_version(self.model) if self.record is None else self.record
+        if self.record is None:
+            return tracking.names_version(self.model) and self._compares()
+        return self.record
+
+    def _compares(self) -> bool:
+        """Whether the protocol is that of every champion's measurement."""
+        return resolve_protocol(self.protocol, self.views) == VALIDATION
 
     def is_logged(self) -> bool:
         """Whether the evaluation has an MLflow run of its own: not where nobody has spoken of MLflow."""
@@ -63,6 +80,12 @@ class EvaluateConfig:
                 "record tags a version of the registry: model must be models:/NAME/VERSION or models:/NAME@ALIAS, got "
                 f"{redact(self.model)}"
             )
+        if self.record and not self._compares():
+            raise ConfigError(
+                "record tags a version with what champions are compared by, which is measured under protocol "
+                f"{VALIDATION.name}, got {resolve_protocol(self.protocol, self.views).name}: leave record out"
+            )
+        resolve_protocol(self.protocol, self.views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,16 +197,18 @@ class RollbackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamScoresConfig:
-    """Scores of the same clips by two streams: a file of each that `evaluate` wrote, or one file with both."""
+    """Scores of the same clips by two streams: of each what `evaluate` wrote, or of a network with both."""
 
     spatial: str | None = None
-    """The spatial network's scores.npz: path, file:// or s3:// URI."""
+    """The spatial network's evaluation, as path, file:// or s3:// URI of its folder; or an .npz with logits (N, K),
+    labels (N,) and clip_ids (N,)."""
 
     temporal: str | None = None
-    """The temporal network's scores.npz."""
+    """The temporal network's evaluation, or an .npz."""
 
     both: str | None = None
-    """An .npz with spatial (N, K), temporal (N, K), labels (N,) and clip_ids (N,) instead."""
+    """The evaluation of a network with both towers instead; or an .npz with spatial (N, K), temporal (N, K), labels
+    (N,) and clip_ids (N,)."""
 
     def given(self) -> bool:
         """Whether any file is named."""
@@ -229,7 +254,7 @@ class TuneScoresConfig:
     def __post_init__(self) -> None:
         if not self.choose.given():
             raise ConfigError(
-                "choose.spatial and choose.temporal (scores.npz of `evaluate`), or choose.both, are wanted, got none"
+                "choose.spatial and choose.temporal (folders of `evaluate`), or choose.both, are wanted, got none"
             )
         if not self.of:
             raise ConfigError("of must name logits, softmax or both, got none")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+from twostream_ray.data.views import ViewKey
 from twostream_ray.errors import StorageError
 from twostream_ray.heads import Head, heads_of
 from twostream_ray.storage.json_files import COUNT, SHA256, WORD, list_of, parse_json, record
@@ -51,17 +52,6 @@ _TABLE = record(
         "command": _TEXT,
     }
 )
-
-
-class ViewKey(NamedTuple):
-    """Which view of a clip it is."""
-
-    time: int
-    """Number of the sample among the times of a clip, from 0."""
-    crop: str
-    """Name of the crop: centre, full, top_left, ..."""
-    mirrored: bool
-    """Whether it is shown mirrored."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,6 +124,13 @@ class TableRecord:
         for name in ("classes", "head_classes", "towers", "quarantined", "num_expected_by_head"):
             found[name] = None if found[name] is None else tuple(found[name])
         return TableRecord(**(found | {"views": tuple(ViewKey(*view) for view in found["views"])}))
+
+
+def settings_hash(package: Any) -> str:
+    """sha256 of a model package's settings, all that its scores depend on beside the weights."""
+    values = asdict(package)
+    del values["lineage"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def parse_record(content: bytes, *, where: str) -> TableRecord:
