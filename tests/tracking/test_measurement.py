@@ -22,6 +22,13 @@ def test_a_measurement_is_read_from_its_tags_on_its_own_split_and_manifest_alone
     assert measurement_from(tags, manifest_hash="1b" * 32, split="test") is None
 
 
+def test_a_measurement_says_where_its_scores_are_and_one_of_earlier_versions_does_not() -> None:
+    whole = measured(scores="s3://bucket/evaluation", score_table="0c" * 32)
+    assert measurement_from(whole.tags(), manifest_hash=MANIFEST, split="test") == whole
+    assert "scores" not in measured().tags()[measurement_key(MANIFEST, "test")]
+    assert measured(scores="s" * 3000).tags() == measured().tags()  # a tag has an end
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_metric_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(RegistryError, match=r"top1 of split test must be finite, got (nan|inf): do not register this"):

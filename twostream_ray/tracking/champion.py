@@ -23,7 +23,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from twostream_ray.errors import RegistryError
 from twostream_ray.redaction import redact
 from twostream_ray.tracking.connection import ANSWER_S, client_for, registry_errors, short_timeouts, with_deadline
-from twostream_ray.tracking.measurement import evaluate_command, promote_command, rollback_command
+from twostream_ray.tracking.measurement import Measurement, evaluate_command, promote_command, rollback_command
 from twostream_ray.tracking.registered_model import (
     CANDIDATE_TAG,
     CHALLENGER,
@@ -61,6 +61,12 @@ class Verdict:
     """The version that is champion now."""
     reason: str
     """Why, in a sentence with the numbers."""
+    rival: int | None = None
+    """The version that it was compared with; None where there was none to compare with."""
+    measured: Measurement | None = None
+    """By what it was compared."""
+    rival_measured: Measurement | None = None
+    """And its rival."""
 
 
 @with_deadline(ANSWER_S)
@@ -253,7 +259,16 @@ def _verdict(
         mine, its = ours.metrics[criterion.metric], theirs.metrics[criterion.metric]
         verb = "beats" if mine > its else "does not beat"
         why = f"{criterion.metric} {mine:.4f} {verb} {its:.4f} of version {rival} on {ours.n_of_n()} clips, {where}"
-    return Verdict(version=version, alias=alias, champion=after.champion, reason=f"version {version} is {alias}: {why}")
+    compared = rival not in (None, version) and theirs is not None and ours.n_of_n() == theirs.n_of_n()
+    return Verdict(
+        version=version,
+        alias=alias,
+        champion=after.champion,
+        reason=f"version {version} is {alias}: {why}",
+        rival=rival if compared else None,
+        measured=ours if compared else None,
+        rival_measured=theirs if compared else None,
+    )
 
 
 def _require_measurement(

@@ -17,6 +17,8 @@ from twostream_ray.tracking.settings import TrackingConfig
 
 _logger = logging.getLogger(__name__)
 _PREFIX = "measured."
+_LONGEST_URI = 1000
+"""In a tag, which MLflow ends at 5000 characters."""
 _SCHEMA = json_files.record(
     {
         "manifest_hash": json_files.WORD,
@@ -24,7 +26,8 @@ _SCHEMA = json_files.record(
         "num_evaluated": {"type": "integer", "minimum": 1, "maximum": 2**53},
         "num_clips": {"type": "integer", "minimum": 1, "maximum": 2**53},
         "metrics": {"type": "object", "additionalProperties": {"type": "number", "minimum": -1e300, "maximum": 1e300}},
-    }
+    },
+    {"scores": {"type": "string", "maxLength": 4000}, "score_table": {"type": "string", "maxLength": 200}},
 )
 
 
@@ -42,6 +45,10 @@ class Measurement:
     """N: clips of the split; the others could not be used."""
     metrics: Mapping[str, float]
     """Finite values by name, higher is better: top1 and mean_class_accuracy, in [0, 1]."""
+    scores: str = ""
+    """Where the evaluation's table of scores was written; empty where nobody said, as earlier versions did."""
+    score_table: str = ""
+    """sha256 that names that table, for another one may be there by now."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_evaluated <= self.num_clips:
@@ -66,6 +73,8 @@ class Measurement:
             "num_clips": self.num_clips,
             "metrics": dict(self.metrics),
         }
+        if 0 < len(self.scores) <= _LONGEST_URI:
+            whole |= {"scores": redact(self.scores), "score_table": self.score_table}
         where = f"{self.n_of_n()} clips, manifest {self.manifest_hash[:12]}"
         top1 = self.metrics.get("top1")
         shown = {} if top1 is None else {f"{self.split}.top1": f"{top1:.4f} ({where})"}

@@ -19,6 +19,7 @@ from twostream_ray.runs.score.evaluate import score_split, write_evaluation
 from twostream_ray.runs.score.evaluation_run import log_evaluation_run
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.settings import EvaluateConfig
+from twostream_ray.runs.score.significance import with_significance
 from twostream_ray.runs.splits import count_clips_trained_on
 from twostream_ray.storage.temporary_folders import temporary_folder
 
@@ -52,7 +53,9 @@ def compete(
             _measure(config, shard_set, name=name, version=champion, run=run)
         except TwoStreamError as error:  # whatever the champion is, the new version has been trained
             obstacle = str(error)
-    return tracking.promote(name, version, config=config.tracking, shards=shard_set.uri, obstacle=obstacle, **data)
+    return with_significance(
+        tracking.promote(name, version, config=config.tracking, shards=shard_set.uri, obstacle=obstacle, **data)
+    )
 
 
 def _measure(config: EvaluateConfig, shard_set: ShardSet, *, name: str, version: int, run: tracking.RunHandle) -> None:

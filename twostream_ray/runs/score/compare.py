@@ -225,8 +225,8 @@ def compare_scores(first: ClipScores, second: ClipScores) -> Comparison:
     )
 
 
-def verdict(paired: PairedComparison) -> str:
-    """The difference with its intervals and p, in a sentence.
+def verdict(paired: PairedComparison, *, first: str = "A", second: str = "B") -> str:
+    """The difference with its intervals and p, in a sentence; `first` and `second` are what the models are called.
 
     As in "B - A: +6.82 points of top-1, 95% interval [+5.9, +7.8] over clips; McNemar's exact p 3e-29, of 496
     discordant clips".
@@ -237,8 +237,8 @@ def verdict(paired: PairedComparison) -> str:
         intervals.append(f"{_points(paired.over_groups)} over {paired.over_groups.num_units} groups{few}")
     discordant = paired.only_first + paired.only_second
     return (
-        f"B - A: {100 * paired.difference:+.2f} points of top-1, 95% interval {' and '.join(intervals)}; McNemar's "
-        f"exact p {paired.mcnemar_p:.2g}, of {discordant} discordant clips"
+        f"{second} - {first}: {100 * paired.difference:+.2f} points of top-1, 95% interval {' and '.join(intervals)}; "
+        f"McNemar's exact p {paired.mcnemar_p:.2g}, of {discordant} discordant clips"
     )
 
 

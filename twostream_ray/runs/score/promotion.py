@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twostream_ray import tracking
 from twostream_ray.runs.score.settings import PromoteConfig
+from twostream_ray.runs.score.significance import with_significance
 
 
 def promote(config: PromoteConfig) -> str:
@@ -22,4 +23,4 @@ def promote(config: PromoteConfig) -> str:
     verdict = tracking.promote(
         name, version, manifest_hash=manifest, split=measured.split, shards=shards, config=config.tracking
     )
-    return verdict.reason
+    return with_significance(verdict).reason
