@@ -109,3 +109,21 @@ def test_the_registered_model_answers_for_each_data_set(tmp_path: Path, video: P
     (asked, _) = served.predict(table, {"head": "stored"})
     assert [(head["name"], len(head["classes"])) for head in asked["heads"]] == [("stored", 3)]
     assert bad["heads"] == [] and "missing.mp4" in bad["error"]
+
+
+def test_predict_draws_its_classes_into_one_video_and_overwrites_its_own_files_alone(
+    tmp_path: Path, video: Path, capsys: CaptureFixture[str]
+) -> None:
+    drawn = tmp_path / "drawn.mp4"
+    command = ["predict", str(video), "--model", str(stored_model(tmp_path / "model")), "--video", str(drawn)]
+    assert main(command) == 2
+    assert "one data set's classes can be drawn, got 2: give --head NAME" in capsys.readouterr().err
+    for _ in range(2):
+        assert main([*command, "--head", "stored", "--every_seconds", "0.3", "--window_seconds", "0.3"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"16 frames with their classes are in {drawn}"
+    drawn.write_bytes(b"theirs")
+    assert main([*command, "--head", "stored"]) == 2
+    assert "where there is a file that it did not write" in capsys.readouterr().err
+    assert drawn.read_bytes() == b"theirs"
+    assert main([*command[:-1], str(video)]) == 2
+    assert "video must be another file than the one that is read" in capsys.readouterr().err

@@ -38,6 +38,7 @@ def test_every_verb_takes_from_a_recipe_the_part_that_it_knows(recipe: str) -> N
     needed = {
         "ingest": ["videos", "--out", "o"],
         "benchmark ingest": ["videos"],
+        "benchmark predict": ["videos"],
         "weights fetch": ["vgg16", "--to", "o"],
         "synthesize": ["o"],
         "pull": ["o"],

@@ -14,6 +14,7 @@ from twostream_ray.storage.json_files import parse_json
 
 _MARK = b"Software\0twostream_ray"
 _LIMIT_BYTES = 1 << 30
+_MARKED_BYTES = 1 << 16
 _HEADER_BYTES = 33
 """Of a PNG: its signature and the chunk IHDR, behind which others may stand."""
 
@@ -58,6 +59,25 @@ def refuse_foreign_picture(uri: Path, *, verb: str) -> None:
         _refuse(str(uri), verb=verb)
 
 
+def refuse_foreign_video(uri: str, *, mark: str, verb: str) -> None:
+    """Refuse to write over a video that has not this mark in its metadata, which our own files have at their end.
+
+    Raises:
+        ConfigError: names the file and the way out.
+    """
+    location = storage.absolute(uri)
+    if not storage.exists(location):
+        return
+    try:
+        with storage.open_regular(location) as file:
+            file.seek(max(0, file.size() - _MARKED_BYTES))
+            ours = mark.encode() in file.read(_MARKED_BYTES)
+    except (TwoStreamError, OSError):
+        ours = False
+    if not ours:
+        _refuse(uri, verb=verb, option="video")
+
+
 def marked(picture: bytes) -> bytes:
     """A PNG that says what has made it."""
     chunk = b"tEXt" + _MARK
@@ -65,8 +85,8 @@ def marked(picture: bytes) -> bytes:
     return picture[:_HEADER_BYTES] + text_chunk + picture[_HEADER_BYTES:]
 
 
-def _refuse(uri: str, *, verb: str) -> None:
+def _refuse(uri: str, *, verb: str, option: str = "out") -> None:
     raise ConfigError(
         f"{verb} wants to write {uri}, where there is a file that it did not write (or an earlier version did): move "
-        "it away, or choose another --out"
+        f"it away, or choose another --{option}"
     )

@@ -66,6 +66,34 @@ def measure_ingest(arguments: list[str]) -> int:
     return 0
 
 
+def measure_predict(arguments: list[str]) -> int:
+    """Videos a second of batch prediction."""
+    from twostream_ray.console import Bar, table
+    from twostream_ray.runs.benchmark.settings import BenchmarkPredictConfig
+    from twostream_ray.verbs.commands import parse
+
+    config = parse("benchmark predict", BenchmarkPredictConfig, arguments)
+    from twostream_ray.runs.benchmark.predict import benchmark_predict
+
+    with Bar("benchmark predict", unit="runs") as bar:
+        speeds = benchmark_predict(config, progress=bar.show)
+    bare = speeds[0].videos_per_second
+    table(
+        f"median of {config.rounds} rounds",
+        ["path", "videos/s", "a core", "of cores x bare"],
+        [
+            [
+                speed.name,
+                f"{speed.videos_per_second:.2f}",
+                f"{speed.videos_per_second / speed.cores:.2f}",
+                f"{speed.videos_per_second / speed.cores / bare:.2f}",
+            ]
+            for speed in speeds
+        ],
+    )
+    return 0
+
+
 def measure_step(arguments: list[str]) -> int:
     """A training step."""
     from twostream_ray.console import console

@@ -131,8 +131,23 @@ VERBS: dict[str, Verb] = {
             "clips/*.mp4 --model champion --format json",
             "s3://bucket/videos --out s3://bucket/predictions",
             "'videos/**/*.mp4' more.csv --out predictions",
+            "match.mp4 --every_seconds 1 --window_seconds 3",
+            "match.mp4 --video drawn.mp4",
         ),
-        shown=("model", "protocol", "out", "replace", "num_actors", "head", "top_k", "format", "tracking.uri"),
+        shown=(
+            "model",
+            "protocol",
+            "out",
+            "every_seconds",
+            "window_seconds",
+            "video",
+            "replace",
+            "num_actors",
+            "head",
+            "top_k",
+            "format",
+            "tracking.uri",
+        ),
     ),
     "pull": Verb(
         summary="download a registered model for use without MLflow",
@@ -251,6 +266,14 @@ VERBS: dict[str, Verb] = {
         examples=("shards --config own_videos_cpu",),
         shown=("num_workers", "training.global_batch", "steps", "rounds"),
     ),
+    "benchmark predict": Verb(
+        summary="videos a second: of batch prediction, beside one process",
+        function="benchmarks:measure_predict",
+        settings="runs.benchmark.settings:BenchmarkPredictConfig",
+        positionals={"videos": "VIDEO ..."},
+        examples=("videos --model champion",),
+        shown=("model", "rounds", "cores", "tracking.uri"),
+    ),
     "completion": Verb(
         summary="a script that completes verbs and options in bash or zsh",
         function="completion:complete",
@@ -263,7 +286,7 @@ VERBS: dict[str, Verb] = {
 GROUPS = {
     "weights": "pretrained weights for towers to start from",
     "track": "what was logged for MLflow",
-    "benchmark": "speed on this machine: of the loader, of ingest, of a step, of a run",
+    "benchmark": "speed on this machine: of the loader, of ingest, of a step, of a run, of prediction",
 }
 """First words of names of two, and what they have in common."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from twostream_ray.redaction import printable
 from twostream_ray.verbs import announce, complain, require_uri
 
 if TYPE_CHECKING:
+    from twostream_ray.inference import HeadPrediction
+    from twostream_ray.runs.score.prediction_table import PredictionRow
     from twostream_ray.runs.score.settings import PredictConfig
 
 
@@ -107,19 +110,52 @@ def predict(arguments: list[str]) -> int:
         return _predict_many(config)
     from twostream_ray.runs.score.predict import predict
 
+    if config.windows is not None:
+        return _predict_windows(config)
     failed = False
     for prediction in predict(config):
         failed |= prediction.error is not None
         if config.format == "json":
             print(json.dumps(asdict(prediction), allow_nan=False), flush=True)  # noqa: T201
         elif prediction.error is None:
-            for head in prediction.heads:
-                whose = f" ({head.name})" if head.name else ""
-                prefix = f"{head.name}/" if head.name else ""
-                best = ", ".join(f"{name.removeprefix(prefix)} {share:.3f}" for name, share in head.top)
-                print(printable(f"{prediction.video}{whose}: {best}"), flush=True)  # noqa: T201
+            _print_heads(prediction.video, prediction.heads)
         if prediction.error is not None:
             complain(prediction.error, verb="predict")
+    return 2 if failed else 0
+
+
+def _print_heads(named: str, heads: Sequence[HeadPrediction]) -> None:
+    """A line for each data set."""
+    for head in heads:
+        whose = f" ({head.name})" if head.name else ""
+        prefix = f"{head.name}/" if head.name else ""
+        best = ", ".join(f"{name.removeprefix(prefix)} {share:.3f}" for name, share in head.top)
+        print(printable(f"{named}{whose}: {best}"), flush=True)  # noqa: T201
+
+
+def _predict_windows(config: PredictConfig) -> int:
+    import json
+    from dataclasses import asdict
+
+    from twostream_ray.runs.score.predict import draw, predict_windows, require_drawable
+
+    rows: list[PredictionRow] = []
+    if config.video is not None:
+        require_drawable(config)
+    failed = False
+    for row in predict_windows(config):
+        failed |= row.error is not None
+        if config.video is not None:
+            rows.append(row)
+        if config.format == "json":
+            print(json.dumps(asdict(row), allow_nan=False), flush=True)  # noqa: T201
+        elif row.error is None:
+            _print_heads(f"{row.uri} {row.start_seconds:.2f} s to {row.end_seconds:.2f} s", row.heads)
+        if row.error is not None:
+            complain(row.error, verb="predict")
+    if config.video is not None and not failed:
+        num_frames = draw(config, rows)
+        print(printable(f"{num_frames} frames with their classes are in {config.video}"))  # noqa: T201
     return 2 if failed else 0
 
 

@@ -139,9 +139,9 @@ def test_enormous_frames_are_refused_and_take_no_memory(when: str) -> None:
 
 def test_memory_beyond_measure_is_refused_to_the_child() -> None:
     code = (
-        "import numpy as np; from twostream_ray.data.video import isolation\n"
-        "isolation._MOST_MEMORY_BYTES = 1 << 28\n"
-        "isolation._limit_memory({'sizes': [], 'max_frames': None})\n"
+        "import numpy as np; from twostream_ray.data.video import isolated_child\n"
+        "isolated_child._MOST_MEMORY_BYTES = 1 << 28\n"
+        "isolated_child._limit_memory({'sizes': [], 'max_frames': None})\n"
         "np.ones(1 << 24)\n"
         "try: np.ones(1 << 26)\n"
         "except MemoryError: print('refused')\n"

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -5,6 +6,7 @@ import pytest
 from test_inference import stored_model
 
 from twostream_ray.cli import main
+from twostream_ray.errors import ConfigError
 from twostream_ray.inference import Classifier
 from twostream_ray.runs.score.predict_many import predict_many
 from twostream_ray.runs.score.settings import PredictConfig
@@ -58,3 +60,33 @@ def test_videos_that_come_later_are_added_and_finished_parts_are_not_written_aga
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
     assert len(after) == 3 and before.items() <= after.items()
     assert {len(row) for row in pd.read_parquet(tmp_path).probabilities} == {3}
+
+
+def test_a_long_video_has_a_row_for_each_window_in_the_table_as_in_print(
+    cluster: None, videos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = next((videos / "val").glob("*/*.mp4"))
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    command = ["predict", str(video), str(bad), "--model", str(model), "--every_seconds", "0.2"]
+    command += ["--window_seconds", "0.3", "--head", "shapes"]
+    assert main([*command, "--format", "json"]) == 2
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    rows = pd.read_parquet(tmp_path / "out").sort_values(["uri", "start_seconds"], ascending=[False, True])
+    spans = [(0.0, 0.32), (0.2, 0.52), (0.4, 0.64)]
+    for found in (rows.to_dict("records"), printed):
+        assert [one["status"] for one in found] == ["ok", "ok", "ok", "undecodable"]
+        assert [(one["start_seconds"], one["end_seconds"]) for one in found][:3] == spans
+        assert [one["frames"] for one in found][:3] == [8, 8, 6]
+    for row, line in zip(rows.logits[:3], printed, strict=False):
+        assert row.tolist() == pytest.approx(line["heads"][0]["logits"], abs=1e-6)
+
+
+def test_windows_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="window_seconds goes with every_seconds"):
+        PredictConfig(videos=["a"], window_seconds=1.0)
+    with pytest.raises(ConfigError, match="at most 32 windows may overlap"):
+        PredictConfig(videos=["a"], every_seconds=0.1, window_seconds=4.0)
+    assert PredictConfig(videos=["a"], every_seconds=0.5).windows == (0.5, 2.0)
+    assert PredictConfig(videos=["a"], every_seconds=5).windows == (5, 5)

@@ -8,26 +8,24 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import resource
 import select
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.video.clips import prove_seeking
-from twostream_ray.data.video.prepare import Source, prepare_clip
-from twostream_ray.data.video.raw_video import FrameStream, refuse_more_frames
-from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError, VideoError
+from twostream_ray.data.video.captions import Caption
+from twostream_ray.data.video.isolated_child import BEAT, END, ERROR, ERRORS, LENGTH, send
+from twostream_ray.data.video.prepare import Source
+from twostream_ray.data.video.windows import Window
+from twostream_ray.errors import DecodeError, VideoError
 
 _SILENCE_S = 60.0
 """A child that says nothing for so long hangs: it says something after every packet and frame."""
@@ -35,18 +33,11 @@ _SECONDS, _SECONDS_PER_FRAME = 600.0, {"dis": 0.25}
 _SECONDS_PER_SLOW_FRAME = 10.0
 """What a clip may take in all, many times what it does: a second of TV-L1 on a free core, 0.01 of DIS."""
 _USUAL_FRAMES, _USUAL_SIDE_PX = 10_000, 256
-_MOST_MEMORY_BYTES = 4 << 30
-"""Address space for one video beyond what the child has at rest: one of 4K takes 0.8 GB, one of 8K in HEVC 1.2 GB."""
-_BYTES_PER_FRAME = 32 << 10
-_PROBED_FRAMES = 12
-_LENGTH = struct.Struct("<Q")
-_BEAT, _CLIP, _ERROR = b".", b"C", b"E"
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 """Signals that no decoder raises: the system lacked memory, or somebody ends processes. The video is not to blame."""
-_ERRORS: dict[str, type[VideoError]] = {kind.__name__: kind for kind in (DecodeError, EmptyClipError, TooLongError)}
 _NEEDED = ("PATH", "HOME", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "LANG", "LC_ALL")
 """Where programs and libraries are, and how texts are written."""
-_CHILD = "from twostream_ray.data.video.isolation import answer_requests; answer_requests()"
+_CHILD = "from twostream_ray.data.video.isolated_child import answer_requests; answer_requests()"
 
 
 def prepare_in_subprocess(
@@ -72,6 +63,58 @@ def prepare_in_subprocess(
             raise
         except BaseException:
             # Whatever was under way (Ctrl-C, a lack of memory): its answer must not be taken for the next one's.
+            child.end()
+            raise
+
+
+def windows_in_subprocess(
+    path: Path, contract: FlowContract, *, name: str, every_seconds: float, window_seconds: float
+) -> Generator[Window]:
+    """`windows.prepare_windows` of a file in the child process, which waits while a window is not taken.
+
+    It is the only work of this process's child until it is at its end or closed.
+
+    Raises:
+        DecodeError: the video cannot be decoded to its end, or its decoding crashed or hung; windows before were given.
+        EmptyClipError: it has fewer than two frames.
+    """
+    with _lock:
+        child = _Child.of_this_process()
+        try:
+            for values, parts in child.answers(
+                Source(video=path),
+                contract,
+                name=name,
+                max_frames=None,
+                every_seconds=every_seconds,
+                window_seconds=window_seconds,
+            ):
+                start, notes = values.pop("start_frame"), tuple(values.pop("notes"))
+                yield Window(start, EncodedClip(video=parts[0], flow=parts[1:], notes=notes, **values))
+        except VideoError:
+            raise
+        except BaseException:
+            child.end()
+            raise
+
+
+def caption_in_subprocess(path: Path, target: Path, captions: Sequence[Caption], *, name: str) -> int:
+    """`captions.write_captioned` in the child process; gives the number of frames.
+
+    Raises:
+        DecodeError: the video cannot be decoded to its end, or its decoding crashed or hung.
+    """
+    spoken = [(one.start_seconds, one.end_seconds, one.top) for one in captions]
+    with _lock:
+        child = _Child.of_this_process()
+        try:
+            values, _ = child.ask(
+                Source(video=path), FlowContract(), name=name, max_frames=1_000_000, captions=spoken, target=str(target)
+            )
+            return int(values["num_frames"])
+        except VideoError:
+            raise
+        except BaseException:
             child.end()
             raise
 
@@ -152,7 +195,39 @@ class _Child:
     def ask(
         self, source: bytes | Source, contract: FlowContract, *, name: str, **options: object
     ) -> tuple[dict[str, Any], list[bytes]]:
-        """Values and encoded parts that the child answers with."""
+        """Values and encoded parts of the one answer that there is."""
+        (answer,) = self.answers(source, contract, name=name, **options)
+        return answer
+
+    def answers(
+        self, source: bytes | Source, contract: FlowContract, *, name: str, **options: object
+    ) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+        """Values and encoded parts of each of the child's answers, as they come."""
+        try:
+            self._request(source, contract, name=name, **options)
+            while True:
+                # The time that whoever takes the answers needs for each is not the child's.
+                self._seconds = _seconds_for(contract, options["max_frames"])
+                self._deadline = time.monotonic() + self._seconds
+                while (kind := self._read(1)) == BEAT:
+                    pass
+                if kind == END:
+                    return
+                answer = json.loads(self._read(LENGTH.unpack(self._read(LENGTH.size))[0]))
+                if kind == ERROR:
+                    raise ERRORS[answer["kind"]](answer["message"])
+                sizes = answer.pop("sizes")
+                yield answer, [self._read(size) for size in sizes]
+        except (_Gone, BrokenPipeError) as error:
+            self.end()
+            status = self._process.returncode
+            if isinstance(error, _HangError):
+                raise DecodeError(f"{name}: {error}") from None
+            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            fault = _KilledError if -status in _FROM_OUTSIDE else DecodeError
+            raise fault(f"{name}: the decoder crashed ({how})") from None
+
+    def _request(self, source: bytes | Source, contract: FlowContract, *, name: str, **options: object) -> None:
         source = Source(video=source) if isinstance(source, bytes) else source
         images = source.frames
         if isinstance(source.video, bytes):
@@ -168,28 +243,10 @@ class _Child:
             **options,
         }
         stdin: Any = self._process.stdin
-        self._seconds = _seconds_for(contract, options["max_frames"])
-        self._deadline = time.monotonic() + self._seconds
-        try:
-            _send(stdin, json.dumps(request).encode())
-            for part in parts:
-                stdin.write(part)
-            stdin.flush()
-            while (kind := self._read(1)) == _BEAT:
-                pass
-            answer = json.loads(self._read(_LENGTH.unpack(self._read(_LENGTH.size))[0]))
-            if kind == _ERROR:
-                raise _ERRORS[answer["kind"]](answer["message"])
-            sizes = answer.pop("sizes")
-            return answer, [self._read(size) for size in sizes]
-        except (_Gone, BrokenPipeError) as error:
-            self.end()
-            status = self._process.returncode
-            if isinstance(error, _HangError):
-                raise DecodeError(f"{name}: {error}") from None
-            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-            fault = _KilledError if -status in _FROM_OUTSIDE else DecodeError
-            raise fault(f"{name}: the decoder crashed ({how})") from None
+        send(stdin, json.dumps(request).encode())
+        for part in parts:
+            stdin.write(part)
+        stdin.flush()
 
     def _read(self, size: int) -> bytes:
         stdout: Any = self._process.stdout
@@ -228,107 +285,3 @@ class _HangError(_Gone):
 
 class _KilledError(DecodeError):
     """The child was ended from outside."""
-
-
-def _send(pipe: BinaryIO, content: bytes | memoryview) -> None:
-    pipe.write(_LENGTH.pack(len(content)))
-    pipe.write(content)
-
-
-def answer_requests() -> None:
-    """What the child does until its parent closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
-    answers = os.fdopen(os.dup(1), "wb")
-    # What libraries print must not get between the answers.
-    os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    requests = sys.stdin.buffer
-    while header := requests.read(_LENGTH.size):
-        request = json.loads(requests.read(_LENGTH.unpack(header)[0]))
-        parts = [requests.read(size) for size in request["sizes"]]
-        _limit_memory(request)
-        try:
-            values, fields = _answer(_source(parts, request), request, beat=_Beat(answers))
-        except Exception as error:  # noqa: BLE001  whatever a damaged video brings about
-            kind = type(error).__name__
-            message = str(error) if kind in _ERRORS else f"{request['name']}: {kind} while decoding: {error}"
-            answers.write(_ERROR)
-            _send(
-                answers, json.dumps({"kind": kind if kind in _ERRORS else "DecodeError", "message": message}).encode()
-            )
-        else:
-            answers.write(_CLIP)
-            _send(answers, json.dumps(values | {"sizes": [len(field) for field in fields]}).encode())
-            for field in fields:
-                answers.write(field)
-        answers.flush()
-
-
-def _limit_memory(request: dict[str, Any]) -> None:
-    """What one video asks for beyond measure is refused to the decoder, not taken from the machine."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    room = _MOST_MEMORY_BYTES + 3 * sum(request["sizes"]) + _BYTES_PER_FRAME * (request.get("max_frames") or 0)
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + room
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
-
-
-def _end_with_parent() -> None:
-    """A decoder that hangs would outlive a parent that is gone."""
-    poll = select.poll()
-    poll.register(0, 0)  # reports the other end's closing whatever is asked for
-    poll.poll()
-    os._exit(1)
-
-
-class _Beat:
-    """Says that the child lives, at most ten times a second."""
-
-    def __init__(self, pipe: BinaryIO) -> None:
-        self._pipe, self._last = pipe, 0.0
-
-    def __call__(self) -> None:
-        if time.monotonic() - self._last > 0.1:
-            self._last = time.monotonic()
-            self._pipe.write(_BEAT)
-            self._pipe.flush()
-
-
-def _source(parts: list[bytes], request: dict[str, Any]) -> Source:
-    fields = len(parts) - 2 * (request["fields"] or 0)
-    flow = None if request["fields"] is None else tuple(zip(parts[fields::2], parts[fields + 1 :: 2], strict=True))
-    if request["path"] is not None:
-        return Source(video=Path(request["path"]), flow=flow)
-    if request["frames"] is None:
-        return Source(video=parts[0], flow=flow)
-    return Source(frames=tuple(parts[:fields]), flow=flow)
-
-
-def _answer(
-    source: Source, request: dict[str, Any], *, beat: Callable[[], None]
-) -> tuple[dict[str, Any], list[bytes | memoryview]]:
-    contract, name = FlowContract.from_dict(request["contract"]), request["name"]
-    if request.get("probe"):
-        return _costs(source, contract, name=name, max_frames=request["max_frames"]), []
-    clip = prepare_clip(source, contract, name=name, max_frames=request["max_frames"], on_progress=beat)
-    if request["prove"]:
-        prove_seeking(clip.video or b"", num_frames=clip.num_frames, on_progress=beat)
-    values = {key: getattr(clip, key) for key in ("num_frames", "height", "width", "fps", "notes")}
-    return values, [clip.video or b"", *(clip.flow or ())]
-
-
-def _costs(source: Source, contract: FlowContract, *, name: str, max_frames: int) -> dict[str, Any]:
-    frames = len(source.frames)
-    if source.video is not None:
-        with closing(FrameStream(source.video, name=name, max_frames=max_frames)) as stream:
-            frames = stream.announced
-    refuse_more_frames(frames, max_frames, name=name)
-    started = time.perf_counter()
-    clip = prepare_clip(source, contract, name=name, first_frames=_PROBED_FRAMES)
-    seconds = time.perf_counter() - started
-    parts = [clip.video or b"", *(clip.flow or ())]
-    return {
-        "frames": frames,
-        "seconds_per_frame": seconds / clip.num_frames,
-        "bytes_per_frame": sum(map(len, parts)) / clip.num_frames,
-    }

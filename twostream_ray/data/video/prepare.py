@@ -73,6 +73,32 @@ def prepare_clip(
         return builder.finish(whole=first_frames is None)
 
 
+class FrameScaler:
+    """Brings frames to the stored size, which the first one decides; pixels become square."""
+
+    def __init__(self, frames: raw_video.ImageSequence | raw_video.FrameStream, *, short_side_px: int) -> None:
+        # The shape of a stream's pixels comes with its first frame: asked late.
+        self._frames, self._short_side_px = frames, short_side_px
+        self.size = (0, 0)
+        """(height, width) in px, both even; (0, 0) before the first frame."""
+
+    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """An RGB frame (H, W, 3) at the stored size."""
+        import cv2
+
+        if self.size == (0, 0):
+            self.size = _stored_size(
+                frame.shape[0],
+                frame.shape[1] * float(self._frames.pixel_aspect),
+                short_side_px=self._short_side_px,
+            )
+        if frame.shape[:2] == self.size:
+            return frame
+        shrinks = frame.shape[0] > self.size[0]
+        resized = cv2.resize(frame, self.size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return np.asarray(resized, np.uint8)
+
+
 class _ClipBuilder:
     """Frames, one after the other, into a clip: each is resized, its flow computed or taken, and both are encoded."""
 
@@ -84,12 +110,12 @@ class _ClipBuilder:
         taken_flow: Sequence[tuple[bytes, bytes]] | None,
         name: str,
     ) -> None:
-        # What the stream knows of itself (rate, shape of its pixels, notes) may come with its frames: asked late.
+        # What the stream knows of itself (rate, notes) may come with its frames: asked late.
         self._frames, self._contract = frames, contract
+        self._scale = FrameScaler(frames, short_side_px=contract.short_side_px)
         self._taken_flow, self._name = taken_flow, name
         self._compute = flow.flow_function(contract)
         self._writer: clips.ClipWriter | None = None
-        self._size = (0, 0)
         self._previous: NDArray[np.uint8] | None = None
         self._fields: list[bytes] = []
 
@@ -102,18 +128,12 @@ class _ClipBuilder:
         """Append an RGB frame (H, W, 3); the first one decides the stored size."""
         import cv2
 
+        frame = self._scale(frame)
         if self._writer is None:
-            self._size = _stored_size(
-                frame.shape[0],
-                frame.shape[1] * float(self._frames.pixel_aspect),
-                short_side_px=self._contract.short_side_px,
-            )
-            self._writer = clips.ClipWriter(width=self._size[1], height=self._size[0], fps=self._frames.fps)
-        if frame.shape[:2] != self._size:
-            shrinks = frame.shape[0] > self._size[0]
-            frame = cv2.resize(frame, self._size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+            height, width = self._scale.size
+            self._writer = clips.ClipWriter(width=width, height=height, fps=self._frames.fps)
         self._writer.write(frame)
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        grey = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
         if self._previous is not None:
             self._fields.append(self._field(self._previous, grey))
         self._previous = grey
@@ -121,7 +141,7 @@ class _ClipBuilder:
     def _field(self, previous: NDArray[np.uint8], grey: NDArray[np.uint8]) -> bytes:
         if self._taken_flow is None:
             return flow.encode_field(self._compute(previous, grey), self._contract)
-        return _taken_field(self._taken_flow, len(self._fields), self._size, self._contract, name=self._name)
+        return _taken_field(self._taken_flow, len(self._fields), self._scale.size, self._contract, name=self._name)
 
     def finish(self, *, whole: bool) -> EncodedClip:
         """The clip; where it is the whole video, no image of flow may be left over but the one that some tools add."""
@@ -138,8 +158,8 @@ class _ClipBuilder:
             video=self._writer.finish(),
             flow=self._fields,
             num_frames=self.num_frames,
-            height=self._size[0],
-            width=self._size[1],
+            height=self._scale.size[0],
+            width=self._scale.size[1],
             fps=float(self._frames.fps),
             notes=self._frames.notes,
         )

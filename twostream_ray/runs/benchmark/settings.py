@@ -1,4 +1,4 @@
-"""Settings of the benchmarks: of ingest, the loader, the training step, and training."""
+"""Settings of the benchmarks: of ingest, the loader, the training step, training, and batch prediction."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.settings.arguments import RECIPE_KEY
 from twostream_ray.settings.bounds import require_within
+from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.settings import TrainingConfig
 
 StepWay = Literal["eager", "channels_last", "compiled", "frozen"]
@@ -149,3 +150,28 @@ class BenchmarkTrainConfig:
         require_within(
             self, num_workers="[1, 100_000]", steps="[1, 1_000_000]", rounds="[1, 1_000]", memory_batches="[1, 1_000]"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkPredictConfig:
+    """Measure how fast raw videos become rows of predictions, beside bare loops of the same work; keeps nothing."""
+
+    videos: list[str]
+    """Videos, folders, globs or tables, as `predict` takes them; 64 videos or more give steady numbers."""
+
+    model: str = "models:/two-stream@champion"
+    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
+
+    rounds: int = 3
+    """Times that everything is measured; medians are shown."""
+
+    cores: int | None = None
+    """Actors and bare loops at once; by default as many as this machine has cores."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow, where the model comes from its registry."""
+
+    def __post_init__(self) -> None:
+        if not self.videos:
+            raise ConfigError("at least one video is wanted, got none")
+        require_within(self, rounds="[1, 1_000]", cores="[1, 10_000]")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,11 +10,16 @@ from twostream_ray import storage, tracking
 from twostream_ray.data.protocols import resolve_protocol
 from twostream_ray.data.sources import lists
 from twostream_ray.data.sources.video_files import TABLE_SUFFIXES, VideoFiles, find_videos, is_video_name
+from twostream_ray.errors import ConfigError, DecodeError
+from twostream_ray.heads import choose_heads
+from twostream_ray.runs.outputs import refuse_foreign_video
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.settings import PredictConfig, PullConfig
+from twostream_ray.storage.temporary_folders import temporary_folder
 
 if TYPE_CHECKING:
     from twostream_ray.inference import Prediction
+    from twostream_ray.runs.score.prediction_table import PredictionRow
 
 
 def predict(config: PredictConfig) -> Iterator[Prediction]:
@@ -33,6 +38,72 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
         classifier = Classifier.load(directory, protocol=resolve_protocol(config.protocol, config.views))
     for video in videos_of(config).uris:
         yield from classifier.predict([video], top_k=config.top_k, head=config.head)
+
+
+def predict_windows(config: PredictConfig) -> Iterator[PredictionRow]:
+    """Classify the windows of videos, as they come; one that cannot be used, or not whole, gives a row that says so.
+
+    Raises:
+        As `predict`.
+    """
+    assert config.windows is not None  # noqa: S101  (the verb asks for them)
+    with local_model(config.model, config=config.tracking) as directory:
+        from twostream_ray.inference import Classifier
+        from twostream_ray.runs.score.predict_video import Answers, window_rows
+
+        classifier = Classifier.load(directory, protocol=resolve_protocol(config.protocol, config.views))
+    heads = choose_heads(classifier.heads, config.head, of="the model")
+    answers = Answers(classifier=classifier, heads=heads, top_k=config.top_k)
+    every, length = config.windows
+    for video in videos_of(config).uris:
+        yield from window_rows(video, answers, every_seconds=every, window_seconds=length)
+
+
+def require_drawable(config: PredictConfig) -> str:
+    """The one video that `config.video` is to be drawn of, before anything slow has started.
+
+    Raises:
+        CatalogError, StorageError: as `videos_of`.
+        ConfigError: there are several, or `config.video` is a file that was not drawn by us.
+    """
+    from twostream_ray.data.video.captions import MARK
+
+    assert config.video is not None  # noqa: S101  (the verb asks for it)
+    uris = videos_of(config).uris
+    if len(uris) != 1:
+        raise ConfigError(f"video is drawn of one video, got {len(uris)}: name one")
+    if storage.contains(config.video, uris[0]):
+        raise ConfigError(f"video must be another file than the one that is read, got {config.video}")
+    refuse_foreign_video(config.video, mark=MARK, verb="predict")
+    storage.require_writable(config.video)
+    return uris[0]
+
+
+def draw(config: PredictConfig, rows: Sequence[PredictionRow]) -> int:
+    """Write the video of these rows to `config.video`, with their classes drawn in; gives the number of frames.
+
+    Raises:
+        ConfigError: the rows answer for several data sets.
+        VideoError: the video cannot be decoded to its end.
+        StorageError: `config.video` cannot be written.
+    """
+    from twostream_ray.data.video.captions import Caption
+    from twostream_ray.data.video.isolation import caption_in_subprocess
+
+    assert config.video is not None  # noqa: S101  (the verb asks for it)
+    captions = []
+    for row in rows:
+        if row.start_seconds is None or row.end_seconds is None:
+            raise DecodeError(f"{row.error}: nothing was drawn")
+        if len(row.heads) != 1:
+            raise ConfigError(f"one data set's classes can be drawn, got {len(row.heads)}: give --head NAME")
+        top = tuple((name.removeprefix(f"{row.heads[0].name}/"), share) for name, share in row.heads[0].top)
+        captions.append(Caption(start_seconds=row.start_seconds, end_seconds=row.end_seconds, top=top))
+    with storage.on_disk(rows[0].uri) as path, temporary_folder() as folder:
+        drawn = Path(folder) / "drawn.mp4"
+        num_frames = caption_in_subprocess(path, drawn, captions, name=rows[0].uri)
+        storage.write_file(config.video, drawn)
+    return num_frames
 
 
 def videos_of(config: PredictConfig) -> VideoFiles:

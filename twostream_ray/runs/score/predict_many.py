@@ -109,6 +109,7 @@ def predict_many(
             top_k=config.top_k,
             head=config.head,
             max_frames=config.max_frames,
+            windows=config.windows,
             threads=1,
         )
         started = time.monotonic()
@@ -129,7 +130,8 @@ def _identity(config: PredictConfig, package: ModelPackage, files: dict[str, byt
         classes=package.classes,
         head_classes=package.model.head_classes,
         flow_contract=package.contract.hash,
-        settings={name: getattr(config, name) for name in ("top_k", "head", "max_frames")}
+        settings={"top_k": config.top_k, "head": config.head}
+        | ({"max_frames": config.max_frames} if config.windows is None else {"windows": list(config.windows)})
         | {"protocol": asdict(resolve_protocol(config.protocol, config.views))},
     )
 
@@ -169,20 +171,21 @@ def _results(parts: Sequence[Part], work: Work, *, num_actors: int | None) -> It
 
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
-    share = {"GPU": 1.0} if gpus else {"CPU": 1.0}
+    share = {"GPU": 1.0, "CPU": 1.0} if gpus else {"CPU": 1.0}
     require_room([share], what="an actor that scores", way_out="choose a cluster with a CPU or GPU")
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"name": part.name, "uris": json.dumps(part.uris)} for part in parts]
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_ITEMS))
-    if gpus:
+    # Windows come one after the other while a video is decoded: there the actor has the CPU as well.
+    staged = gpus > 0 and work.windows is None
+    if staged:
         dataset = dataset.map_batches(prepare_part, fn_kwargs={"work": work}, batch_size=1, num_cpus=1)
-    actors = min(num_actors or gpus or cpus, len(parts))
     dataset = dataset.map_batches(
         PartScorer,
         fn_constructor_args=(work,),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=0 if gpus else 1,
+        compute=ray.data.ActorPoolStrategy(size=min(num_actors or gpus or cpus, len(parts))),
+        num_cpus=0 if staged else 1,
         num_gpus=1 if gpus else 0,
     )
     for row in dataset.iter_rows():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from twostream_ray import storage
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.protocols import Protocol
 from twostream_ray.heads import choose_heads
-from twostream_ray.runs.score.predict_video import Answers, PreparedVideo, prepare_video
+from twostream_ray.runs.score.predict_video import Answers, PreparedVideo, prepare_video, window_rows
 from twostream_ray.runs.score.prediction_table import PredictionRow, encode_rows
 from twostream_ray.storage.temporary_folders import temporary_folder
 
@@ -40,6 +40,8 @@ class Work:
     """The one data set to answer for."""
     max_frames: int
     """Of a whole video."""
+    windows: tuple[float, float] | None
+    """Seconds from one window to the next, and of each; None for whole videos."""
     threads: int
     """Of the network on a CPU."""
 
@@ -76,16 +78,25 @@ class PartScorer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score and write one part; gives its counts as JSON: videos, and rows by their status."""
-        if "prepared" in batch:
-            prepared: Iterable[PreparedVideo] = batch["prepared"][0]
-        else:
-            prepared = map(self._work.prepare, json.loads(batch["uris"][0]))
         rows: list[PredictionRow] = []
         videos = 0
-        for video in prepared:
-            rows += self._answers.rows(video)
+        for of_a_video in self._rows(batch):
+            rows += of_a_video
             videos += 1
         content = encode_rows(rows, metadata=self._work.metadata)
         storage.write_bytes(storage.join(self._work.out, str(batch["name"][0])), content)
         counted = {"videos": videos, "statuses": Counter(row.status for row in rows)}
         return {"counted": np.array([json.dumps(counted)])}
+
+    def _rows(self, batch: dict[str, Any]) -> Iterator[Iterator[PredictionRow]]:
+        """The rows of each video of a part."""
+        work = self._work
+        if "prepared" in batch:
+            yield from map(self._answers.rows, batch["prepared"][0])
+            return
+        for uri in json.loads(batch["uris"][0]):
+            if work.windows is not None:
+                every, length = work.windows
+                yield window_rows(uri, self._answers, every_seconds=every, window_seconds=length)
+            else:
+                yield self._answers.rows(work.prepare(uri))

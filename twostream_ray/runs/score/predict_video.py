@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 from twostream_ray import storage
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.video.isolation import prepare_in_subprocess
+from twostream_ray.data.video.isolation import prepare_in_subprocess, windows_in_subprocess
 from twostream_ray.data.video.prepare import Source
 from twostream_ray.errors import (
     AccessError,
@@ -83,6 +84,38 @@ class Answers:
             frames=clip.num_frames,
             taken_seconds=prepared.seconds + time.perf_counter() - started,
         )
+
+
+def window_rows(uri: str, answers: Answers, *, every_seconds: float, window_seconds: float) -> Iterator[PredictionRow]:
+    """A row for each window of a video, as it comes; where the video breaks off a last row says so.
+
+    Raises:
+        StorageError: a store fails or does not answer, which is no fault of the video.
+    """
+    classifier = answers.classifier
+    started = time.perf_counter()
+    try:
+        with (
+            storage.on_disk(uri, limit_bytes=_LARGEST_VIDEO_BYTES) as path,
+            closing(
+                windows_in_subprocess(
+                    path,
+                    classifier.package.contract,
+                    name=uri,
+                    every_seconds=every_seconds,
+                    window_seconds=window_seconds,
+                )
+            ) as windows,
+        ):
+            for window in windows:
+                prepared = PreparedVideo(uri=uri, clip=window.clip, row=None, seconds=time.perf_counter() - started)
+                for row in answers.rows(prepared):
+                    start = window.start_frame / window.clip.fps
+                    end = (window.start_frame + window.clip.num_frames) / window.clip.fps
+                    yield replace(row, start_seconds=start, end_seconds=end)
+                started = time.perf_counter()
+    except (VideoError, AccessError) as error:
+        yield bad_row(uri, error, seconds=time.perf_counter() - started)
 
 
 def prepare_video(uri: str, *, contract: FlowContract, max_frames: int) -> PreparedVideo:

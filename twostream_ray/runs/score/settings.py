@@ -20,6 +20,11 @@ from twostream_ray.settings.arguments import RECIPE_KEY
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.tracking import TrackingConfig
 
+_LEAST_WINDOW_S = 2.0
+"""By default: about what a clip of UCF101 shows at the shortest; 50 frames are room for 5 snippets."""
+_MOST_WINDOWS_AT_ONCE = 32
+_DRAWN_EVERY_S = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -120,6 +125,10 @@ class PredictConfig:
     """text: a line for each video and data set; json: one JSON object a line for each video, whose `heads` have
     name, top, classes, probabilities and logits of each data set."""
 
+    video: str | None = None
+    """File (.mp4) to write one video into with its classes over time drawn in, without sound; those of one data set.
+    They are of windows of 2 s every second unless every_seconds and window_seconds say otherwise."""
+
     out: str | None = None
     """Directory or s3:// prefix for Parquet files with a row for each video, made by a job on all cores or GPUs of the
     Ray cluster; the same command again continues one that was ended. By default lines are printed instead."""
@@ -131,7 +140,15 @@ class PredictConfig:
     """Ray actors that score, with `out`; by default one for each GPU, or where there is none for each CPU."""
 
     max_frames: int = 10_000
-    """Frames that a whole video may have, with `out`; a longer one gets the status too_long."""
+    """Frames that a whole video may have, with `out`; a longer one gets the status too_long. Videos in windows
+    have no such limit."""
+
+    every_seconds: float | None = None
+    """Answer for a window of the video that begins every so many seconds, in place of the whole video: for long videos,
+    which are decoded once and never held as a whole."""
+
+    window_seconds: float | None = None
+    """Length of such a window in seconds; by default every_seconds, at least 2: then nothing is left out between."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow, where the model comes from its registry."""
@@ -140,7 +157,24 @@ class PredictConfig:
         if not self.videos:
             raise ConfigError("at least one video is wanted, got none")
         require_within(self, top_k="[1, 1_000_000]", num_actors="[1, 100_000]", max_frames="[2, 10_000_000]")
+        require_within(self, every_seconds="[0.01, 86_400]", window_seconds="[0.01, 3_600]")
+        if self.video is not None and (self.out is not None or not self.video.lower().endswith(".mp4")):
+            raise ConfigError(f"video must be a file NAME.mp4 and goes without out, got {redact(self.video)}")
+        if self.window_seconds is not None and self.every_seconds is None:
+            raise ConfigError("window_seconds goes with every_seconds: give both, or neither")
+        if self.windows is not None and self.windows[1] > _MOST_WINDOWS_AT_ONCE * self.windows[0]:
+            raise ConfigError(
+                f"at most {_MOST_WINDOWS_AT_ONCE} windows may overlap, each is encoded, got a window of "
+                f"{self.windows[1]:g} s every {self.windows[0]:g} s: raise every_seconds"
+            )
         resolve_protocol(self.protocol, self.views)
+
+    @property
+    def windows(self) -> tuple[float, float] | None:
+        """Seconds from one window to the next, and seconds of each; None where videos are scored whole."""
+        if self.every_seconds is None:
+            return None if self.video is None else (_DRAWN_EVERY_S, _LEAST_WINDOW_S)
+        return self.every_seconds, self.window_seconds or max(self.every_seconds, _LEAST_WINDOW_S)
 
 
 @dataclass(frozen=True, kw_only=True)

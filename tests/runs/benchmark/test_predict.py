@@ -1,0 +1,1 @@
+"""`benchmark predict` measures a whole machine, by hand; runs/score/test_predict_many.py has what it times."""
