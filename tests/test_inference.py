@@ -9,15 +9,22 @@ from pytest import CaptureFixture
 
 from twostream_ray.cli import main
 from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.loading.decode_cpu import decode_sample
+from twostream_ray.data.loading.device import normalise_flow, normalise_rgb
+from twostream_ray.data.protocols import PROTOCOLS
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig, draw_clip
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.data.video.files import write_video
+from twostream_ray.data.video.prepare import prepare_clip
+from twostream_ray.data.views import evaluation_views
 from twostream_ray.errors import ConfigError
+from twostream_ray.evaluation.aggregate import aggregate
 from twostream_ray.heads import softmax
 from twostream_ray.inference import Classifier
-from twostream_ray.model_package import ModelPackage, save_model
+from twostream_ray.model_package import ModelPackage, load_model, save_model
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
+from twostream_ray.view_scorer import ViewScorer
 
 CLASSES = ("shapes/run", "shapes/walk", "stored/run", "stored/sit", "stored/walk")
 
@@ -95,6 +102,66 @@ def test_predict_prints_an_answer_for_each_data_set(tmp_path: Path, video: Path,
     assert "got 'hmdb51': it has shapes, stored" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("architecture", ["fused", "late"])
+def test_a_protocol_is_chosen_apart_from_what_the_model_was_trained_with(
+    tmp_path: Path, video: Path, architecture: str
+) -> None:
+    folder = stored_model(tmp_path, architecture=architecture)
+    content = video.read_bytes()
+    classifier = Classifier.load(folder)
+    plain = classifier.score(content)
+    np.testing.assert_array_equal(classifier.score(content, protocol="validation").logits, plain.logits)
+    assert Classifier.load(folder, protocol="paper_2014").protocol == PROTOCOLS["paper_2014"]
+    clip = prepare_clip(content, classifier.package.contract, name="clip")
+    for name in ("fast", "paper_2014", "fusion_2016", "tsn"):
+        network, package = load_model(folder)
+        scorer = ViewScorer(network, package, protocol=PROTOCOLS[name])
+        wanted = aggregate(scorer.score(clip)[None], average=scorer.average, heads=package.heads)
+        found = classifier.score(content, protocol=name)
+        np.testing.assert_array_equal(found.logits, wanted.logits[0])
+        assert [found.probabilities[:2].sum(), found.probabilities[2:].sum()] == pytest.approx([1, 1])
+        # All of so short a clip is one sample: `fast` shows what `validation` shows.
+        assert name == "fast" or np.abs(found.logits - plain.logits).max() > 1e-6
+    with pytest.raises(ConfigError, match=r"protocol must be one of validation, .* got 'paper_2041'"):
+        classifier.predict([video], protocol="paper_2041")
+
+
+def test_validation_is_the_mean_over_views_that_the_network_makes_in_training(tmp_path: Path, video: Path) -> None:
+    for architecture in ("fused", "late"):
+        folder = stored_model(tmp_path / architecture, architecture=architecture)
+        network, package = load_model(folder)
+        clip = prepare_clip(video.read_bytes(), package.contract, name="clip")
+        views = evaluation_views(
+            clip.num_frames,
+            clip.height,
+            clip.width,
+            sampling_config=package.sampling,
+            transform_config=package.transforms,
+        )
+        samples = [decode_sample(clip, view, config=package.sampling, contract=package.contract) for view in views]
+        rgb, flow = (torch.from_numpy(np.stack(stream)) for stream in zip(*samples, strict=True))
+        with torch.no_grad():
+            averaged = network.scores(network(normalise_rgb(rgb), normalise_flow(flow))).mean(dim=0, keepdim=True)
+        found = Classifier.load(folder).score(video.read_bytes())
+        for one, other in zip(found, package.class_scores(averaged.numpy()), strict=True):
+            np.testing.assert_allclose(one, other[0], atol=1e-6)
+
+
+def test_predict_takes_a_protocol_and_changes_of_it(tmp_path: Path, video: Path, capsys: CaptureFixture[str]) -> None:
+    command = ["predict", str(video), "--model", str(stored_model(tmp_path)), "--format", "json"]
+
+    def logits(*more: str) -> list[float]:
+        assert main([*command, *more]) == 0
+        return json.loads(capsys.readouterr().out)["heads"][0]["logits"]  # type: ignore[no-any-return]
+
+    assert logits() == logits("--protocol", "validation") == logits("--protocol", "custom")
+    assert logits("--protocol", "paper_2014", "--views.times", "2") != logits()
+    assert logits("--views.times", "1") == logits("--protocol", "fast")
+    assert main([*command, "--protocol", "paper_2041"]) == 2
+    refused = capsys.readouterr().err
+    assert all(name in refused for name in ("paper_2041", *PROTOCOLS))
+
+
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")
 def test_the_registered_model_answers_for_each_data_set(tmp_path: Path, video: Path) -> None:
     from twostream_ray.served import ServedClassifier
@@ -106,6 +173,9 @@ def test_the_registered_model_answers_for_each_data_set(tmp_path: Path, video: P
     assert [head["name"] for head in good["heads"]] == ["shapes", "stored"]
     for head in good["heads"]:
         assert len(head["classes"]) == len(head["probabilities"]) == len(head["logits"]) == 2
+    (by_fast, _) = served.predict(table, {"protocol": "fast"})
+    (fast,) = served.classifier.predict([str(video)], protocol="fast")
+    assert by_fast["heads"][0]["logits"] == sorted(fast.heads[0].logits, reverse=True)
     (asked, _) = served.predict(table, {"head": "stored"})
     assert [(head["name"], len(head["classes"])) for head in asked["heads"]] == [("stored", 3)]
     assert bad["heads"] == [] and "missing.mp4" in bad["error"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from moving_square import moving_square
+from small_networks import CONFIGS
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
@@ -64,6 +65,16 @@ def test_every_view_has_the_logits_of_its_own_sample(clip: EncodedClip, model: M
             outputs = network(normalise_rgb(torch.from_numpy(rgb)[None]), normalise_flow(torch.from_numpy(flow)[None]))
         assert tuple(outputs) == scorer.towers
         np.testing.assert_allclose(found, torch.cat(list(outputs.values())), atol=1e-5)
+
+
+@pytest.mark.parametrize("number", range(len(CONFIGS)))
+def test_every_network_scores_by_every_protocol(clip: EncodedClip, number: int) -> None:
+    network, package = made(replace(CONFIGS[number], num_classes=5))
+    for name in ("paper_2014", "fusion_2016", "st_resnet_2016"):
+        # One time suffices: the number of snippets and the size of the frame are what a network may not take.
+        scorer = ViewScorer(network, package, protocol=replace(PROTOCOLS[name], times=1))
+        scores = scorer.score(clip)
+        assert scores.shape == (len(scorer.keys), len(scorer.towers), 5) and np.isfinite(scores).all()
 
 
 def test_what_a_network_averages_is_what_network_stands_for() -> None:
