@@ -23,6 +23,10 @@ LONG_FUNCTIONS: dict[str, str] = {
 TESTED_ELSEWHERE: dict[str, str] = {
     "data/loading/decoder_child.py": "data/loading/test_decoder_processes.py, from the other end of the pipe",
     "data/video/isolated_child.py": "data/video/test_isolation.py, data/video/test_windows.py, from the parent's end",
+    "data/video/confined_process.py": "data/video/test_confinement.py, data/video/test_isolation.py",
+    "data/video/landlock.py": "data/video/test_confinement.py",
+    "data/video/seccomp.py": "data/video/test_confinement.py",
+    "data/video/watchdog.py": "data/video/test_isolation.py",
     "runs/demo.py": "test_cli.py refuses wrong settings; `make demo` is the whole of it",
     "runs/experiment.py": "runs/test_run_folder.py (what a resume may change), settings/test_bounds.py",
     "runs/replay.py": "tracking/test_outbox.py and tracking/test_delivery.py",

@@ -16,12 +16,17 @@ from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.video import isolation
 from twostream_ray.data.video.clips import ClipWriter
+from twostream_ray.data.video.confined_process import ConfinedProcess
 from twostream_ray.data.video.isolation import prepare_in_subprocess
 from twostream_ray.data.video.prepare import prepare_clip
 from twostream_ray.data.video.raw_video import Note
-from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError
+from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError, TwoStreamError
 
 CONTRACT = FlowContract(short_side_px=64)
+CONFINED = (
+    "import os, sys, time; from twostream_ray.data.video.confined_process import accept_confinement\n"
+    "accept_confinement(os.fdopen(os.dup(1), 'wb'))"
+)
 
 
 def video(num_frames: int, *, size: int = 64) -> bytes:
@@ -95,11 +100,12 @@ def test_many_open_files_are_no_obstacle() -> None:
             file.close()
 
 
-def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare_in_subprocess(video(3), CONTRACT, name="x")
+@pytest.mark.parametrize("how", ["time.sleep(99)", "while True: pass"])
+@pytest.mark.timeout(60)
+def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    isolation._Child.of_this_process().end()
     monkeypatch.setattr(isolation, "_SILENCE_S", 0.5)
-    hung = child_id()
-    os.kill(hung, signal.SIGSTOP)
+    monkeypatch.setattr(isolation, "_CHILD", f"{CONFINED}\n{how}")
     with pytest.raises(DecodeError, match="x: the decoder hung, no frame came for"):
         prepare_in_subprocess(video(3), CONTRACT, name="x")
     monkeypatch.undo()
@@ -121,6 +127,49 @@ def test_notes_about_a_video_come_back_from_the_child() -> None:
     assert prepare_in_subprocess(file, CONTRACT, name="x", prove=True).notes == (Note.INTERLACED,)
 
 
+@pytest.mark.timeout(60)
+def test_time_in_which_the_child_is_stopped_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_in_subprocess(video(3), CONTRACT, name="x")
+    monkeypatch.setattr(isolation, "_SILENCE_S", 0.5)
+    stopped = child_id()
+    os.kill(stopped, signal.SIGSTOP)
+    threading.Timer(2, os.kill, (stopped, signal.SIGCONT)).start()
+    assert prepare_in_subprocess(video(3), CONTRACT, name="x").num_frames == 3
+    assert child_id() == stopped
+
+
+@pytest.mark.timeout(60)
+def test_time_in_which_parent_and_child_are_stopped_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").write_bytes(video(400))
+    code = (
+        "from pathlib import Path; from twostream_ray.data.video import isolation\n"
+        "from twostream_ray.data.flow import FlowContract\n"
+        "content, contract = Path('video.mp4').read_bytes(), FlowContract(short_side_px=64)\n"
+        "isolation.prepare_in_subprocess(content, contract, name='x')\n"
+        "isolation._SILENCE_S = isolation._SECONDS = 0.8; isolation._SECONDS_PER_FRAME = {'dis': 0.01}\n"
+        "print(isolation._Child._current._process.pid, flush=True)\n"
+        "print(isolation.prepare_in_subprocess(content, contract, name='x', max_frames=400).num_frames)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as parent:
+        assert parent.stdout is not None
+        both = (parent.pid, int(parent.stdout.readline()))
+        time.sleep(0.2)
+        for signalled, pause in ((signal.SIGSTOP, 6), (signal.SIGCONT, 0)):
+            for process in both:
+                os.kill(process, signalled)
+            time.sleep(pause)
+        assert parent.stdout.read() == "400\n"
+
+
+@pytest.mark.timeout(60)
+def test_a_child_that_does_not_start_is_no_fault_of_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolation._Child.of_this_process().end()
+    monkeypatch.setattr(isolation, "_CHILD", "raise SystemExit(3)")
+    with pytest.raises(TwoStreamError, match=r"none would start \(exit status 3\)") as error:
+        prepare_in_subprocess(video(3), CONTRACT, name="x")
+    assert not isinstance(error.value, DecodeError)
+
+
 @pytest.mark.parametrize("when", ["from the start", "in the middle"])
 def test_enormous_frames_are_refused_and_take_no_memory(when: str) -> None:
     isolation._Child.of_this_process().end()
@@ -138,16 +187,16 @@ def test_enormous_frames_are_refused_and_take_no_memory(when: str) -> None:
 
 
 def test_memory_beyond_measure_is_refused_to_the_child() -> None:
-    code = (
-        "import numpy as np; from twostream_ray.data.video import isolated_child\n"
-        "isolated_child._MOST_MEMORY_BYTES = 1 << 28\n"
-        "isolated_child._limit_memory({'sizes': [], 'max_frames': None})\n"
-        "np.ones(1 << 24)\n"
-        "try: np.ones(1 << 26)\n"
-        "except MemoryError: print('refused')\n"
+    process = ConfinedProcess(
+        f"{CONFINED}\nimport numpy as np\nsys.stdin.read(1); np.ones(1 << 24)\n"
+        "try: np.ones(1 << 26)\nexcept MemoryError: os.write(1, b'refused')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "refused\n"
+    process.wait_until_ready()
+    process.allow_memory(1 << 28)
+    process.stdin.write(b".")
+    process.stdin.flush()
+    assert process.read(7) == b"refused"
+    process.end()
 
 
 def test_a_script_without_a_main_guard_is_not_run_again_and_leaves_no_process(tmp_path: Path) -> None:

@@ -7,14 +7,12 @@ Encoded clips go to it through shared memory too; the pipe carries only where th
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
 from multiprocessing import Pipe
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +23,7 @@ from twostream_ray.data.loading.decoder_child import COMMAND, first_message, job
 from twostream_ray.data.loading.packed_clip import PackedClip
 from twostream_ray.data.loading.shared_memory import SharedMemory
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.video.isolation import child_environment
+from twostream_ray.data.video.confinement import child_environment
 from twostream_ray.errors import DecodeError
 
 _LEAST_ROOM_BYTES = 1 << 21
@@ -99,8 +97,6 @@ class _Decoder:
 
     def start(self) -> bool:
         """Start the process and wait until it is ready; returns whether it is."""
-        package = Path(__file__).resolve().parents[3]
-        path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
         with self._lock:
             if self._closed:
                 return False
@@ -110,7 +106,7 @@ class _Decoder:
                 [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(self._memory.fd)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), self._memory.fd),
-                env=child_environment() | {"PYTHONPATH": path},
+                env=child_environment(),
             )
             theirs.close()
         return self._ask(self._settings) is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -40,8 +40,8 @@ class Caption:
 
 
 def write_captioned(
-    source: Path,
-    target: Path,
+    source: bytes | Path | BinaryIO,
+    target: Path | BinaryIO,
     captions: Sequence[Caption],
     *,
     name: str,
@@ -57,7 +57,7 @@ def write_captioned(
     num_frames = 0
     with (
         closing(FrameStream(source, name=name, on_packet=on_progress)) as stream,
-        av.open(str(target), mode="w", format="mp4") as container,
+        av.open(str(target) if isinstance(target, Path) else target, mode="w", format="mp4") as container,
     ):
         container.metadata["comment"] = MARK
         drawing: _Drawing | None = None

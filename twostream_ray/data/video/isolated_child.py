@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import signal
 import struct
@@ -16,22 +15,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from pathlib import Path
+from contextlib import closing, suppress
 from typing import Any, BinaryIO
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.video.captions import Caption, write_captioned
 from twostream_ray.data.video.clips import prove_seeking
+from twostream_ray.data.video.confined_process import accept_confinement, receive_file
 from twostream_ray.data.video.prepare import Source, prepare_clip
 from twostream_ray.data.video.raw_video import FrameStream, refuse_more_frames
 from twostream_ray.data.video.windows import prepare_windows
 from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError, VideoError
 
-_MOST_MEMORY_BYTES = 4 << 30
-"""Address space for one video beyond what the child has at rest: one of 4K takes 0.8 GB, one of 8K in HEVC 1.2 GB."""
-_BYTES_PER_FRAME = 32 << 10
 _PROBED_FRAMES = 12
 LENGTH = struct.Struct("<Q")
 """Before every JSON text: its bytes."""
@@ -53,14 +49,16 @@ def answer_requests() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     # What libraries print must not get between the answers.
     os.dup2(2, 1)
+    files = accept_confinement(answers)  # before there is another thread
     threading.Thread(target=_end_with_parent, daemon=True).start()
     requests = sys.stdin.buffer
     while header := requests.read(LENGTH.size):
         request = json.loads(requests.read(LENGTH.unpack(header)[0]))
         parts = [requests.read(size) for size in request["sizes"]]
-        _limit_memory(request)
+        file, target = (receive_file(files) if request[key] else None for key in ("is_file", "has_target"))
         try:
-            for values, fields in _answers(_source(parts, request), request, beat=_Beat(answers)):
+            source = _source(parts, request, file=file)
+            for values, fields in _answers(source, request, target=target, beat=_Beat(answers)):
                 answers.write(CLIP)
                 send(answers, json.dumps(values | {"sizes": [len(field) for field in fields]}).encode())
                 for field in fields:
@@ -74,15 +72,9 @@ def answer_requests() -> None:
         else:
             answers.write(END)
         answers.flush()
-
-
-def _limit_memory(request: dict[str, Any]) -> None:
-    """What one video asks for beyond measure is refused to the decoder, not taken from the machine."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    room = _MOST_MEMORY_BYTES + 3 * sum(request["sizes"]) + _BYTES_PER_FRAME * (request.get("max_frames") or 0)
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + room
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+        for lent in filter(None, (file, target)):
+            with suppress(OSError):
+                lent.close()
 
 
 def _end_with_parent() -> None:
@@ -106,29 +98,30 @@ class _Beat:
             self._pipe.flush()
 
 
-def _source(parts: list[bytes], request: dict[str, Any]) -> Source:
+def _source(parts: list[bytes], request: dict[str, Any], *, file: BinaryIO | None) -> Source:
     fields = len(parts) - 2 * (request["fields"] or 0)
     flow = None if request["fields"] is None else tuple(zip(parts[fields::2], parts[fields + 1 :: 2], strict=True))
-    if request["path"] is not None:
-        return Source(video=Path(request["path"]), flow=flow)
+    if file is not None:
+        return Source(video=file, flow=flow)
     if request["frames"] is None:
         return Source(video=parts[0], flow=flow)
     return Source(frames=tuple(parts[:fields]), flow=flow)
 
 
 def _answers(
-    source: Source, request: dict[str, Any], *, beat: Callable[[], None]
+    source: Source, request: dict[str, Any], *, target: BinaryIO | None, beat: Callable[[], None]
 ) -> Iterator[tuple[dict[str, Any], list[bytes | memoryview]]]:
     contract, name = FlowContract.from_dict(request["contract"]), request["name"]
     if request.get("probe"):
         yield _costs(source, contract, name=name, max_frames=request["max_frames"]), []
-    elif request.get("captions") is not None:
-        assert isinstance(source.video, Path)  # noqa: S101  (only files are asked for so)
+    elif target is not None:
+        assert source.video is not None  # noqa: S101  (only files are asked for so)
         captions = [
             Caption(start_seconds=start, end_seconds=end, top=tuple((name, share) for name, share in top))
             for start, end, top in request["captions"]
         ]
-        num_frames = write_captioned(source.video, Path(request["target"]), captions, name=name, on_progress=beat)
+        num_frames = write_captioned(source.video, target, captions, name=name, on_progress=beat)
+        target.flush()
         yield {"num_frames": num_frames}, []
     elif request.get("every_seconds") is not None:
         assert source.video is not None  # noqa: S101  (only files are asked for so)

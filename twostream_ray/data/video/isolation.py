@@ -8,12 +8,8 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import select
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +18,12 @@ from typing import Any
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.video.captions import Caption
+from twostream_ray.data.video.confined_process import ConfinedProcess
 from twostream_ray.data.video.isolated_child import BEAT, END, ERROR, ERRORS, LENGTH, send
 from twostream_ray.data.video.prepare import Source
+from twostream_ray.data.video.raw_video import open_video
 from twostream_ray.data.video.windows import Window
-from twostream_ray.errors import DecodeError, VideoError
+from twostream_ray.errors import DecodeError, TwoStreamError, VideoError
 
 _SILENCE_S = 60.0
 """A child that says nothing for so long hangs: it says something after every packet and frame."""
@@ -35,8 +33,9 @@ _SECONDS_PER_SLOW_FRAME = 10.0
 _USUAL_FRAMES, _USUAL_SIDE_PX = 10_000, 256
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 """Signals that no decoder raises: the system lacked memory, or somebody ends processes. The video is not to blame."""
-_NEEDED = ("PATH", "HOME", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "LANG", "LC_ALL")
-"""Where programs and libraries are, and how texts are written."""
+_MOST_MEMORY_BYTES = 4 << 30
+"""Address space for one video beyond what the child has at rest: one of 4K takes 0.8 GB, one of 8K in HEVC 1.2 GB."""
+_BYTES_PER_FRAME = 32 << 10
 _CHILD = "from twostream_ray.data.video.isolated_child import answer_requests; answer_requests()"
 
 
@@ -109,7 +108,7 @@ def caption_in_subprocess(path: Path, target: Path, captions: Sequence[Caption],
         child = _Child.of_this_process()
         try:
             values, _ = child.ask(
-                Source(video=path), FlowContract(), name=name, max_frames=1_000_000, captions=spoken, target=str(target)
+                Source(video=path), FlowContract(), name=name, max_frames=1_000_000, captions=spoken, target=target
             )
             return int(values["num_frames"])
         except VideoError:
@@ -152,13 +151,6 @@ def probe_apart(source: bytes | Source, contract: FlowContract, *, name: str, ma
 _lock = threading.Lock()
 
 
-def child_environment() -> dict[str, str]:
-    """The variables that a decoding child needs: no credentials, whatever they are called."""
-    needed = {name: os.environ[name] for name in _NEEDED if name in os.environ}
-    # Each thread's own heap would count as address space.
-    return needed | {"MALLOC_ARENA_MAX": "2"}
-
-
 class _Child:
     """A process that decodes, and the pipes to it."""
 
@@ -168,119 +160,113 @@ class _Child:
     def of_this_process(cls) -> _Child:
         """The warm child, or a new one: none yet, the last one is gone, or this process is a fork of its owner."""
         current = cls._current
-        if current is None or current._owner != os.getpid() or current._process.poll() is not None:
+        if current is None or current._owner != os.getpid() or current._process.status is not None:
             cls._current = current = cls()
         return current
 
     def __init__(self) -> None:
-        package = Path(__file__).resolve().parents[3]
-        path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
         self._owner = os.getpid()
-        # Not multiprocessing: it would run the user's own script again in the child.
-        self._process = subprocess.Popen(  # noqa: S603  our own interpreter and code
-            [sys.executable, "-c", _CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=child_environment() | {"PYTHONPATH": path},
-        )
+        self._process = ConfinedProcess(_CHILD)
         atexit.register(self.end)
 
     def end(self) -> None:
         """Stop the process; the next video gets a new one."""
         if self._owner == os.getpid():
             atexit.unregister(self.end)
-            self._process.kill()
-            self._process.communicate()
+            self._process.end()
 
     def ask(
-        self, source: bytes | Source, contract: FlowContract, *, name: str, **options: object
+        self, source: bytes | Source, contract: FlowContract, *, name: str, **options: Any
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Values and encoded parts of the one answer that there is."""
         (answer,) = self.answers(source, contract, name=name, **options)
         return answer
 
     def answers(
-        self, source: bytes | Source, contract: FlowContract, *, name: str, **options: object
+        self,
+        source: bytes | Source,
+        contract: FlowContract,
+        *,
+        name: str,
+        target: Path | None = None,
+        **options: Any,
     ) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-        """Values and encoded parts of each of the child's answers, as they come."""
+        """Values and encoded parts of each of the child's answers, as they come; it may write to the target."""
+        process, read = self._process, self._process.read
+        seconds = _seconds_for(contract, options["max_frames"])
         try:
-            self._request(source, contract, name=name, **options)
+            process.wait_until_ready()
+            process.allow_time(seconds, silence_s=_SILENCE_S)
+            self._request(source, contract, name=name, target=target, **options)
             while True:
-                # The time that whoever takes the answers needs for each is not the child's.
-                self._seconds = _seconds_for(contract, options["max_frames"])
-                self._deadline = time.monotonic() + self._seconds
-                while (kind := self._read(1)) == BEAT:
+                while (kind := read(1)) == BEAT:
                     pass
                 if kind == END:
                     return
-                answer = json.loads(self._read(LENGTH.unpack(self._read(LENGTH.size))[0]))
+                answer = json.loads(read(LENGTH.unpack(read(LENGTH.size))[0]))
                 if kind == ERROR:
                     raise ERRORS[answer["kind"]](answer["message"])
                 sizes = answer.pop("sizes")
-                yield answer, [self._read(size) for size in sizes]
-        except (_Gone, BrokenPipeError) as error:
+                yield answer, [read(size) for size in sizes]
+                # The time that whoever takes the answers needs for each is not the child's.
+                process.allow_time(seconds, silence_s=_SILENCE_S)
+        except (EOFError, BrokenPipeError, TimeoutError) as error:
             self.end()
-            status = self._process.returncode
-            if isinstance(error, _HangError):
-                raise DecodeError(f"{name}: {error}") from None
-            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-            fault = _KilledError if -status in _FROM_OUTSIDE else DecodeError
-            raise fault(f"{name}: the decoder crashed ({how})") from None
+            raise self._fault(error, name=name) from None
 
-    def _request(self, source: bytes | Source, contract: FlowContract, *, name: str, **options: object) -> None:
+    def _fault(self, error: Exception, *, name: str) -> TwoStreamError:
+        status = self._process.status or 0
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        if -status in _FROM_OUTSIDE and not isinstance(error, TimeoutError):
+            return _KilledError(f"{name}: the decoder crashed ({how})")
+        if not self._process.is_ready:
+            # No video is to blame.
+            return TwoStreamError(f"a process that decodes videos was wanted, none would start ({how}): see above why")
+        if isinstance(error, TimeoutError):
+            return DecodeError(f"{name}: {error}")
+        if -status == signal.SIGXCPU:
+            return DecodeError(f"{name}: a clip that takes less of the processor was wanted, this takes longer")
+        return DecodeError(f"{name}: the decoder crashed ({how})")
+
+    def _request(
+        self, source: bytes | Source, contract: FlowContract, *, name: str, target: Path | None, **options: object
+    ) -> None:
         source = Source(video=source) if isinstance(source, bytes) else source
         images = source.frames
         if isinstance(source.video, bytes):
             images = (source.video,)
         parts = [*images, *(image for field in source.flow or () for image in field)]
-        request = {
+        request: dict[str, Any] = {
             "contract": contract.to_dict(),
             "name": name,
             "sizes": [len(part) for part in parts],
-            "path": str(source.video) if isinstance(source.video, Path) else None,
+            "is_file": isinstance(source.video, Path),
+            "has_target": target is not None,
             "frames": None if source.video is not None else len(source.frames),
             "fields": None if source.flow is None else len(source.flow),
             **options,
         }
-        stdin: Any = self._process.stdin
-        send(stdin, json.dumps(request).encode())
+        process = self._process
+        frames = request["max_frames"] or 0
+        process.allow_memory(_MOST_MEMORY_BYTES + 3 * sum(request["sizes"]) + _BYTES_PER_FRAME * frames)
+        process.allow_writing(target is not None)
+        # The child can open no file: it gets descriptors.
+        if isinstance(source.video, Path):
+            with open_video(source.video, name=name) as file:
+                process.send_file(file)
+        if target is not None:
+            with target.open("wb") as file:
+                process.send_file(file)
+        send(process.stdin, json.dumps(request).encode())
         for part in parts:
-            stdin.write(part)
-        stdin.flush()
-
-    def _read(self, size: int) -> bytes:
-        stdout: Any = self._process.stdout
-        parts = []
-        while size:
-            poll = select.poll()  # select() fails beyond descriptor 1023
-            poll.register(stdout, select.POLLIN)
-            left = self._deadline - time.monotonic()
-            if left < 0:
-                raise _HangError(f"a clip that takes at most {self._seconds:.0f} s was wanted, this takes longer")
-            if not poll.poll(min(_SILENCE_S, left + 0.1) * 1000):
-                if left > _SILENCE_S:
-                    raise _HangError(f"the decoder hung, no frame came for {_SILENCE_S:.0f} s")
-                continue
-            part = os.read(stdout.fileno(), min(size, 1 << 20))
-            if not part:
-                raise _Gone
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+            process.stdin.write(part)
+        process.stdin.flush()
 
 
 def _seconds_for(contract: FlowContract, max_frames: Any) -> float:
     frame = _SECONDS_PER_FRAME.get(contract.algorithm, _SECONDS_PER_SLOW_FRAME)
     area = max(1.0, (contract.short_side_px / _USUAL_SIDE_PX) ** 2)
     return _SECONDS + frame * area * (max_frames or _USUAL_FRAMES)
-
-
-class _Gone(Exception):  # noqa: N818
-    """The child's pipe has ended."""
-
-
-class _HangError(_Gone):
-    """The child says nothing."""
 
 
 class _KilledError(DecodeError):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,9 @@ from twostream_ray.errors import DecodeError, EmptyClipError
 class Source:
     """A clip as it comes from outside."""
 
-    video: bytes | Path | None = None
-    """A video file's content, or its path on this machine: then it is never in memory as a whole."""
+    video: bytes | Path | BinaryIO | None = None
+    """A video file's content; or its path on this machine, or the open file, which stays open: then it is never in
+    memory as a whole."""
 
     frames: tuple[bytes, ...] = ()
     """Or its frames as images, in order."""

@@ -13,7 +13,7 @@ from enum import StrEnum
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -25,7 +25,7 @@ from twostream_ray.data.video.bitstreams import PacketCounts
 from twostream_ray.data.video.pictures import MAX_PIXELS, Orientation, RgbConverter, open_media, read_image
 from twostream_ray.errors import AccessError, DecodeError, TooLongError
 from twostream_ray.redaction import one_line
-from twostream_ray.storage.local_files import open_regular
+from twostream_ray.storage.local_files import open_regular, reason
 
 _MOST_TIMES_AS_LONG = 64
 """Times that a picture may be as long as it is short."""
@@ -68,13 +68,13 @@ class FrameStream:
 
     def __init__(
         self,
-        content: bytes | memoryview | Path,
+        content: bytes | memoryview | Path | BinaryIO,
         *,
         name: str = "video",
         max_frames: int | None = None,
         on_packet: Callable[[], object] | None = None,
     ) -> None:
-        """Open a video and look at its packets; of a file, parts are read as they are needed.
+        """Open a video and look at its packets; of a file, parts are read as they are needed, and an open one stays so.
 
         Raises:
             DecodeError: the bytes are no video, or not all of one, or a picture is larger than 64 megapixels.
@@ -84,18 +84,18 @@ class FrameStream:
         self._notes: set[Note] = set()
         size = 0
         with ExitStack() as opened:
+            file: Any = content
+            if isinstance(content, Path):
+                file = opened.enter_context(open_video(content, name=name))
+            elif isinstance(content, bytes | bytearray | memoryview):
+                file = opened.enter_context(io.BytesIO(content))
             try:
-                file: Any = opened.enter_context(
-                    open_regular(content) if isinstance(content, Path) else io.BytesIO(content)
-                )
                 size = file.seek(0, os.SEEK_END)
                 self._empty = containers.require_whole(file, name=name)
                 with closing(open_media(file, formats=_CONTAINERS)) as container:
                     self._counts, index = self._choose(container)
                 self._container = opened.enter_context(open_media(file, formats=_CONTAINERS))
                 self._stream: Any = self._container.streams[index]
-            except AccessError as error:
-                raise DecodeError(f"{name}: {error}") from error
             except (av.FFmpegError, ValueError, OSError) as error:
                 raise DecodeError(f"{name}: a video was wanted, {size} bytes are none ({one_line(error)})") from error
             self._opened = opened.pop_all()
@@ -296,6 +296,20 @@ class ImageSequence:
                     f"{frame.shape[1]}x{frame.shape[0]} px, the first {shape[1]}x{shape[0]} px"
                 )
             yield frame
+
+
+def open_video(path: Path, *, name: str) -> BinaryIO:
+    """Open a video's file.
+
+    Raises:
+        DecodeError: it is no regular file, or cannot be opened.
+    """
+    try:
+        return open_regular(path)
+    except AccessError as error:
+        raise DecodeError(f"{name}: {error}") from error
+    except OSError as error:
+        raise DecodeError(f"{name}: a video was wanted, its file cannot be opened: {reason(error)}") from error
 
 
 def refuse_more_frames(num_frames: int, limit: int | None, *, name: str) -> None:

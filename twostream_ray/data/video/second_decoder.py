@@ -12,7 +12,6 @@ import os
 import struct
 import subprocess
 import sys
-import threading
 from types import TracebackType
 from typing import IO
 
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray.data.video.clips import fetch_frames
-from twostream_ray.data.video.isolation import child_environment
+from twostream_ray.data.video.confinement import child_environment
+from twostream_ray.data.video.watchdog import Watchdog
 from twostream_ray.errors import DecodeError
 
 COMPARED_FRAMES = 4
@@ -90,28 +90,28 @@ class SecondDecoder:
     def _fetch(self, content: bytes | memoryview, indices: list[int]) -> NDArray[np.uint8] | None:
         """Frames (len(indices), H, W, 3) by decord; None if it crashed, hung or refused the clip."""
         if self._child is None:
+            path = os.pathsep.join(path for path in sys.path if path)
             self._child = subprocess.Popen(  # noqa: S603  this interpreter, and code of this module
                 [sys.executable, "-c", _CHILD],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**child_environment(), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                # decord looks for its library along PATH, too, and fails where there is none.
+                env={**child_environment(), "PATH": os.defpath, "PYTHONPATH": path},
             )
         child = self._child
         if child.stdin is None or child.stdout is None:
             raise ValueError("the child has pipes")
-        timer = threading.Timer(_PATIENCE_S, child.kill)
-        timer.start()
+        watchdog = Watchdog(child.pid, silence_s=_PATIENCE_S, total_s=_PATIENCE_S)
         try:
             _write(child.stdin, json.dumps(indices).encode())
             _write(child.stdin, content)
+            watchdog.wait(child.stdout.fileno())
             shape = json.loads(_read(child.stdout))
             return None if shape is None else np.frombuffer(_read(child.stdout), np.uint8).reshape(shape)
         except (OSError, EOFError):
             self._end()
             return None
-        finally:
-            timer.cancel()
 
     def _end(self) -> None:
         if self._child is not None:

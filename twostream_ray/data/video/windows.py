@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
 
 def prepare_windows(
-    source: bytes | Path,
+    source: bytes | Path | BinaryIO,
     contract: FlowContract,
     *,
     every_seconds: float,
