@@ -19,7 +19,7 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.data.video import clips
 from twostream_ray.data.video.prepare import prepare_clip
-from twostream_ray.data.views import View, protocol_views
+from twostream_ray.data.views import View, protocol_views, view_keys
 from twostream_ray.errors import DecodeError
 
 
@@ -109,6 +109,36 @@ def test_each_frame_and_each_field_is_decoded_once(name: str, stack: str, monkey
             decoded.next_samples(count)
     assert set(decoded_fields.values()) == {1}
     assert sorted(frames) == sorted({int(time) for view in views for time in view.times})
+
+
+@pytest.mark.parametrize("stack", ["centred", "bidirectional"])
+@pytest.mark.parametrize("coding", ["signed127", "legacy255"])
+def test_ten_crops_of_a_mirrored_clip_are_the_ten_crops_mirrored(
+    stack: str, coding: str, monkeypatch: MonkeyPatch
+) -> None:
+    contract = FlowContract(short_side_px=64, coding=coding)  # type: ignore[arg-type]
+    config = SamplingConfig(flow_length=4, num_snippets=1, flow_stack=stack)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    fields = {f"{index}".encode(): rng.integers(1, 256, (2, 64, 80), np.uint8) for index in range(8)}
+    mirrored = {content: field[:, :, ::-1].copy() for content, field in fields.items()}
+    for field in mirrored.values():
+        field[0] = flow.negated(field[0], contract)
+    clip = EncodedClip(video=None, flow=[*fields], num_frames=9, height=64, width=80, fps=25.0)
+    views = views_of(clip, replace(PROTOCOLS["paper_2014"], times=1), config)
+    keys = view_keys(replace(PROTOCOLS["paper_2014"], times=1), sampling_config=config)
+
+    def shown(levels: dict[bytes, np.ndarray]) -> dict[tuple[str, bool], np.ndarray]:
+        monkeypatch.setattr(flow, "decode_field", lambda content, room=None: levels[content])
+        decoded = DecodedClip(clip, views, config=config, contract=contract, want_rgb=False)
+        _, stacks = decoded.next_samples(10)
+        assert stacks is not None
+        return {(key.crop, key.mirrored): one for key, one in zip(keys, stacks, strict=True)}
+
+    plain, turned = shown(fields), shown(mirrored)
+    opposite = {"top_left": "top_right", "top_right": "top_left"}
+    opposite |= {"bottom_left": "bottom_right", "bottom_right": "bottom_left"}
+    for (crop, is_mirrored), stacked in plain.items():
+        np.testing.assert_array_equal(turned[opposite.get(crop, crop), not is_mirrored], stacked)
 
 
 def test_what_no_later_view_needs_is_not_kept() -> None:
