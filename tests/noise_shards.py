@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract, encode_field
+from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import Clip
+from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.data.video.clips import ClipWriter
+from twostream_ray.model_package import ModelPackage, save_model
+from twostream_ray.models.settings import ModelConfig, TowerConfig
 
 
 def noise_shards(
@@ -38,6 +44,21 @@ def noise_shards(
         parts.append(writer.finish())
     write_manifest(out, parts=parts, classes=["c"], contract=contract)
     return open_shards(out)
+
+
+def noise_model(folder: Path, shard_set: ShardSet, *, seed: int = 0) -> Path:
+    """An untrained late network of both streams for these shards, in a folder of its own."""
+    tower = TowerConfig(backbone="vgg_small", width=4)
+    package = ModelPackage(
+        model=ModelConfig(architecture="late", spatial=tower, temporal=tower),
+        classes=shard_set.classes,
+        contract=shard_set.contract,
+        sampling=SamplingConfig(num_snippets=1, test_times=2, flow_length=4),
+        transforms=TransformConfig(crop_px=16),
+    )
+    torch.manual_seed(seed)
+    save_model(folder, package.build(pretrained=False), package)
+    return folder
 
 
 def _encoded_video(rng: np.random.Generator, num_frames: int) -> bytes:

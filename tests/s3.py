@@ -63,6 +63,8 @@ class FaultyProxy:
         self.requests: Counter[str] = Counter()
         self.bodies: list[str] = []
         """Paths of GET requests that were answered whole."""
+        self.written: list[str] = []
+        """Paths of PUT requests that reached the server."""
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._port = 0
         self.start()
@@ -121,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
             length = answer.getheader("Content-Length")
         finally:
             upstream.close()
+        if self.command == "PUT":
+            proxy.written.append(self.path)
         if fault == "lost":
             # Done by the store, and nobody hears of it.
             self.close_connection = True

@@ -118,8 +118,12 @@ VERBS: dict[str, Verb] = {
         function="models:evaluate",
         settings="runs.score.settings:EvaluateConfig",
         positionals={"model": "MODEL", "shards": "SHARDS"},
-        examples=("models:/two-stream@champion shards", "models:/two-stream/3 shards --split val --out measured"),
-        shown=("split", "protocol", "out", "record", "tracking.uri"),
+        examples=(
+            "models:/two-stream@champion shards",
+            "models:/two-stream/3 shards --split val --out measured",
+            "'models:/ucf101-{split}@champion' shards --splits test1,test2,test3",
+        ),
+        shown=("split", "splits", "protocol", "out", "record", "tracking.uri"),
     ),
     "predict": Verb(
         summary="classes of raw videos",

@@ -11,7 +11,7 @@ from twostream_ray.verbs import announce, complain, require_uri
 if TYPE_CHECKING:
     from twostream_ray.inference import HeadPrediction
     from twostream_ray.runs.score.prediction_table import PredictionRow
-    from twostream_ray.runs.score.settings import PredictConfig
+    from twostream_ray.runs.score.settings import EvaluateConfig, PredictConfig
 
 
 def train(arguments: list[str]) -> int:
@@ -70,6 +70,8 @@ def evaluate(arguments: list[str]) -> int:
 
     config = parse("evaluate", EvaluateConfig, arguments)
     require_uri(config.out, setting="out")
+    if config.splits:
+        return _evaluate_splits(config)
     from twostream_ray.runs.score.evaluate import evaluate
 
     with Bar("evaluate", unit="clips") as bar:
@@ -94,6 +96,19 @@ def compare(arguments: list[str]) -> int:
 
     console.print(compare(config).to_text())
     console.print(f"{PAGE} and {COMPARISON} are in {config.out}")
+    return 0
+
+
+def _evaluate_splits(config: EvaluateConfig) -> int:
+    from twostream_ray.console import Bar, console, table
+    from twostream_ray.runs.score.evaluate_splits import SPLITS, evaluate_splits
+
+    with Bar("evaluate", unit="clips") as bar:
+        report = evaluate_splits(config, progress=lambda split, done, total: bar.show(done, total, note=split))
+    console.print(f"protocol {report.splits[0].protocol.describe()}")
+    columns = ["split", "top-1", "mean class", "top-5", "clips", "model"]
+    table("mean ± standard deviation over splits", columns, report.rows())
+    console.print(f"{SPLITS} is in {config.out}, a folder with scores and report of each split beside it")
     return 0
 
 

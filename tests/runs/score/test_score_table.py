@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from score_tables import table_record, write_table
+from torch.utils.data import DistributedSampler
 
 from twostream_ray.data.views import ViewKey
 from twostream_ray.errors import ConfigError, StorageError, TwoStreamError
@@ -86,6 +87,27 @@ def test_real_scores_of_two_towers_are_a_table_of_one_view(real: Path, tmp_path:
     assert np.array_equal(table.logits, both) and table.logits.shape == (3783, 1, 2, 101)
     assert np.array_equal(table.labels, stored["label"]) and np.array_equal(table.clip_ids, stored["names"])
     assert [int((table.logits[:, 0, at].argmax(axis=1) == table.labels).sum()) for at in (0, 1)] == [3074, 3014]
+
+
+def test_499_clips_are_499_rows_where_padding_would_make_512(tmp_path: Path) -> None:
+    """The figures of docs/evaluation.md."""
+    labels = np.arange(499) % 3
+    right = np.arange(499) < 300
+    shown = np.where(right, labels, (labels + 1) % 3)
+    for first_are_right, padded_top1 in ((True, 313 / 512), (False, 300 / 512)):
+        order = np.arange(499) if first_are_right else np.arange(499)[::-1]
+        logits = np.eye(3, dtype=np.float32)[shown[order]][:, None, None]
+        out = tmp_path / str(first_are_right)
+        write_table(out, logits, labels=labels[order].tolist())
+        table = read_table(str(out))
+        hits = table.logits.mean(axis=(1, 2)).argmax(axis=1) == table.labels
+        assert len(hits) == len(set(table.clip_ids)) == 499
+        assert f"{hits.mean():.2%}" == "60.12%"
+        samplers = [DistributedSampler(range(499), num_replicas=64, rank=rank, shuffle=False) for rank in range(64)]  # type: ignore[arg-type,var-annotated]
+        padded = [clip for sampler in samplers for clip in sampler]
+        assert len(padded) == 512
+        assert hits[padded].mean() == padded_top1
+    assert (f"{313 / 512:.2%}", f"{300 / 512:.2%}") == ("61.13%", "58.59%")
 
 
 # -- resuming

@@ -5,19 +5,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from noise_shards import noise_shards
+from noise_shards import noise_model, noise_shards
 
 from twostream_ray.data.protocols import PROTOCOLS
-from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
-from twostream_ray.data.transforms import TransformConfig
-from twostream_ray.model_package import ModelPackage, save_model
-from twostream_ray.models.settings import ModelConfig, TowerConfig
+from twostream_ray.errors import DecodeError
+from twostream_ray.model_package import load_model
 from twostream_ray.runs.score.evaluate import Evaluation, evaluate
 from twostream_ray.runs.score.score_table import read_table
-from twostream_ray.runs.score.scorer import plan_blocks
+from twostream_ray.runs.score.scorer import plan_blocks, score_clips
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.workers import WorkersConfig
+from twostream_ray.view_scorer import ViewScorer
 
 
 def indexed(shard: list[int], row: list[int], members: list[int] | None = None) -> Any:
@@ -51,17 +50,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 @pytest.fixture(scope="module")
 def model(noise: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tower = TowerConfig(backbone="vgg_small", width=4)
-    package = ModelPackage(
-        model=ModelConfig(architecture="late", spatial=tower, temporal=tower),
-        classes=noise.classes,
-        contract=noise.contract,
-        sampling=SamplingConfig(num_snippets=1, test_times=2, flow_length=4),
-        transforms=TransformConfig(crop_px=16),
-    )
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder, package.build(pretrained=False), package)
-    return folder
+    return noise_model(tmp_path_factory.mktemp("model"), noise)
 
 
 def scored(noise: ShardSet, model: Path, out: Path, *, workers: int = 2, protocol: str = "validation") -> Evaluation:
@@ -73,6 +62,12 @@ def scored(noise: ShardSet, model: Path, out: Path, *, workers: int = 2, protoco
         workers=WorkersConfig(num_workers=workers),
     )
     return evaluate(config)
+
+
+@pytest.fixture(autouse=True)
+def same_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files may be edited while tests run."""
+    monkeypatch.setenv("TWOSTREAM_GIT_COMMIT", "0a0a")
 
 
 def parts(out: Path) -> dict[str, bytes]:
@@ -88,6 +83,17 @@ def test_the_table_is_the_same_bit_for_bit_for_1_2_and_3_workers_with_uneven_sha
     one, two, three = (parts(tmp_path / str(workers)) for workers in (1, 2, 3))
     assert one == two == three
     assert len(one) == 8 + 1 and len(read_table(str(tmp_path / "1")).labels) == 29
+
+
+@pytest.mark.slow
+def test_499_clips_on_3_workers_are_scored_once_each_and_no_more(cluster: None, tmp_path: Path) -> None:
+    shards = noise_shards(
+        str(tmp_path / "shards"), rows=(128, 128, 128, 115), num_fields=3, video=True, splits=("test",)
+    )
+    evaluation = scored(shards, noise_model(tmp_path / "model", shards), tmp_path / "out", workers=3, protocol="fast")
+    table = read_table(str(tmp_path / "out"))
+    assert evaluation.report.coverage == "499 of 499 clips"
+    assert table.logits.shape[:2] == (499, 1) and len(set(table.clip_ids.tolist())) == 499
 
 
 def test_an_evaluation_that_is_repeated_scores_only_what_is_missing(
@@ -117,3 +123,11 @@ def test_another_protocol_replaces_the_table(cluster: None, noise: ShardSet, mod
     assert table.logits.shape == (29, 250, 2, 1)
     assert table.protocol["name"] == "paper_2014" and evaluation.protocol == PROTOCOLS["paper_2014"]
     assert not (tmp_path / "scores.npz").exists()
+
+
+def test_a_clip_that_is_damaged_is_named_with_where_it_is_stored(noise: ShardSet, model: Path) -> None:
+    network, package = load_model(model)
+    scorer = ViewScorer(network, package, protocol=PROTOCOLS["fast"])
+    assert len(score_clips(scorer, noise, [0, 1, 2])) == 3
+    with pytest.raises(DecodeError, match=r"clip \d+\.mp4, row 0 of .*\.parquet: .*; ingest again"):
+        score_clips(scorer, noise, [0, 1], want_flow=False)

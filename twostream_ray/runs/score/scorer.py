@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from twostream_ray import storage
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.protocols import Protocol
 from twostream_ray.data.shards.quarantine import read_quarantine
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, read_clips
@@ -297,13 +298,34 @@ def score_clips(
     columns = shard_set.index.take(list(positions))
     ids, labels = columns["clip_id"].to_pylist(), columns["label"].to_pylist()
     groups = columns["group"].to_pylist() if "group" in columns.column_names else list(map(group_of_name, ids))
-    found = read_clips(shard_set, positions, want_rgb=want_rgb, want_flow=want_flow)
-    rows = []
-    for position, label, group, (clip_id, clip) in zip(positions, labels, groups, found, strict=True):
+    clips = list(read_clips(shard_set, positions, want_rgb=want_rgb, want_flow=want_flow))
+    try:
+        scores = scorer.score_all([clip for _, clip in clips])
+    except DecodeError as error:
+        raise _located(error, scorer, shard_set, positions, clips) from error
+    return [
+        ClipLogits(
+            position=position,
+            clip_id=clip_id,
+            label=label,
+            group=None if group == clip_id else group,  # a clip without a group is its own
+            logits=logits,
+        )
+        for position, clip_id, label, group, logits in zip(positions, ids, labels, groups, scores, strict=True)
+    ]
+
+
+def _located(
+    error: DecodeError,
+    scorer: ViewScorer,
+    shard_set: ShardSet,
+    positions: Sequence[int],
+    clips: Sequence[tuple[str, EncodedClip]],
+) -> DecodeError:
+    """The error with the name of the clip that it is about, and where that is stored."""
+    for position, (_, clip) in zip(positions, clips, strict=True):
         try:
-            logits = scorer.score(clip)
-        except DecodeError as error:
-            raise DecodeError(f"{shard_set.locate(position)}: {error}; ingest again") from error
-        named = None if group == clip_id else group  # a clip without a group is its own
-        rows.append(ClipLogits(position=position, clip_id=clip_id, label=label, group=named, logits=logits))
-    return rows
+            scorer.score(clip)
+        except DecodeError as of_clip:
+            return DecodeError(f"{shard_set.locate(position)}: {of_clip}; ingest again")
+    return error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from twostream_ray import tracking
@@ -31,13 +31,21 @@ class EvaluateConfig:
     """A trained model on a split of shards."""
 
     model: str
-    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
+    """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors. With
+    `splits` a model of each, with commas between, or one name with {split} in it."""
 
     shards: str = field(metadata={RECIPE_KEY: "data.shards"})
     """Directory or s3:// prefix that `ingest` wrote; its flow must be of the model's kind."""
 
     split: str = field(default="test", metadata={RECIPE_KEY: "data.test_split"})
     """Split to score."""
+
+    splits: str = ""
+    """Several splits in place of one, as test1,test2,test3: each by the model trained on its counterpart, into a folder
+    of its name below `out`; then the mean over them."""
+
+    one_model: bool = False
+    """Score all `splits` by the same model, one that has been trained on none of their clips."""
 
     protocol: str = "validation"
     """Which views of a clip are scored, and what is averaged over them. validation: test_times samples of the centre
@@ -80,6 +88,9 @@ class EvaluateConfig:
         return self.record is not False and bool(given or self.model.startswith(("models:/", "runs:/")))
 
     def __post_init__(self) -> None:
+        if self.splits:
+            self.for_each_split()
+            return
         if self.record and not tracking.names_version(self.model):
             raise ConfigError(
                 "record tags a version of the registry: model must be models:/NAME/VERSION or models:/NAME@ALIAS, got "
@@ -91,6 +102,30 @@ class EvaluateConfig:
                 f"{VALIDATION.name}, got {resolve_protocol(self.protocol, self.views).name}: leave record out"
             )
         resolve_protocol(self.protocol, self.views)
+
+    def for_each_split(self) -> list[EvaluateConfig]:
+        """The settings of each of `splits`."""
+        splits = [split.strip() for split in self.splits.split(",")]
+        if not all(splits) or len(set(splits)) < len(splits):
+            raise ConfigError(f"splits must be different names with commas between, got {brief(self.splits)}")
+        models = [model.strip() for model in self.model.split(",")]
+        if len(models) == 1:
+            models = [self.model.replace("{split}", split) for split in splits]
+        if len(models) != len(splits):
+            raise ConfigError(
+                f"model must name one for each of {len(splits)} splits, with commas between, got {len(models)}: "
+                f"{redact(self.model)}"
+            )
+        if len(set(models)) < len(models) and not self.one_model:
+            raise ConfigError(
+                f"each split wants the model trained on its counterpart, got {redact(self.model)} for {self.splits}: a "
+                "model has been trained on test clips of the other splits; name one each (A,B,C, or a name with "
+                "{split} in it), or --one_model true for one that has seen none of them"
+            )
+        return [
+            replace(self, splits="", split=split, model=model, out=f"{self.out.rstrip('/')}/{split}")
+            for split, model in zip(splits, models, strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
