@@ -81,13 +81,13 @@ def test_a_prediction_killed_and_redone_has_every_video_once_with_the_same_score
     command += ["--num_actors", "1"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log, env=dict(os.environ))
-        wanted, limit = rng.randint(2, 12), time.monotonic() + 120
+        wanted, limit = rng.randint(1, 4), time.monotonic() + 120
         while finished(out) < wanted:
             assert process.poll() is None and time.monotonic() < limit, (tmp_path / "log").read_text()
             time.sleep(0.1)
         kill(process, what=what, rng=rng)
     before = finished(out)
-    assert 0 < before < total, "killed on the way"
+    assert 0 < before < 9, "killed on the way: there are 9 parts"
     if what == "an actor":
         assert process.wait(timeout=200) == 0, (tmp_path / "log").read_text()
     else:

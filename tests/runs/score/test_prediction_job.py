@@ -19,7 +19,7 @@ def identity(**settings: Any) -> dict[str, Any]:
 
 
 def opened(out: Path, videos: list[str], *, replace: bool = False, **settings: Any) -> Standing:
-    return open_job(str(out), identity(**settings), videos, replace=replace)
+    return open_job(str(out), identity(**settings), videos, replace=replace, num_actors=8)
 
 
 def finish(out: Path, standing: Standing, *names: int) -> None:

@@ -37,8 +37,8 @@ Progress = Callable[[int, int], None]
 def benchmark_predict(config: BenchmarkPredictConfig, *, progress: Progress | None = None) -> list[PredictSpeed]:
     """Measure batch prediction and bare loops on the same videos, in rounds one after the other.
 
-    The job's rate is that between its first finished part and four fifths of all videos, so that neither the start of
-    processes nor the end, at which some cores have no video left, counts.
+    The job's rate is that between the moment when as many parts are finished as there are actors and four fifths of all
+    videos, so that neither the start of processes nor the end, at which some cores have no video left, counts.
 
     Raises:
         CatalogError: folders, globs or tables name no video.
@@ -106,5 +106,5 @@ def _whole(config: PredictConfig) -> float:
         predict_many(replace(config, out=folder), progress=lambda done, _: seen.append((time.perf_counter(), done)))
     last = max(done for _, done in seen)
     steady = [(moment, done) for moment, done in seen if 0 < done <= 0.8 * last]
-    (started, first), (ended, done) = steady[0], steady[-1]
+    (started, first), (ended, done) = steady[(config.num_actors or 1) - 1], steady[-1]
     return (done - first) / (ended - started)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from twostream_ray.data.protocols import resolve_protocol
 from twostream_ray.errors import own_error
 from twostream_ray.heads import choose_heads
 from twostream_ray.model_package import MODEL_FILES, ModelPackage, load_model
+from twostream_ray.runs.cluster.address import cluster_address
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session, require_cluster
 from twostream_ray.runs.score import prediction_job
@@ -31,6 +33,8 @@ from twostream_ray.runs.score.settings import PredictConfig
 from twostream_ray.storage import lease
 from twostream_ray.storage.temporary_folders import sweep
 
+_ACTORS_OF_A_CLUSTER = 64
+"""So many are taken to be there where nobody has said."""
 _MOST_ITEMS = 8192
 """Blocks of a Ray data set; larger jobs have several parts in one, which costs nothing but their place in the queue."""
 
@@ -94,7 +98,9 @@ def predict_many(
     identity = _identity(config, package, files)
     way_out = "wait for it, or choose another --out"
     with lease.held(storage.join(out, prediction_job.FOLDER), work="predict", way_out=way_out):
-        standing = prediction_job.open_job(out, identity, videos, replace=config.replace)
+        standing = prediction_job.open_job(
+            out, identity, videos, replace=config.replace, num_actors=_actors_expected(config)
+        )
         before = standing.num_videos(finished=True)
         if before:
             say(f"{before} of {standing.num_videos()} videos are done already")
@@ -121,6 +127,12 @@ def predict_many(
         statuses=statuses,
         seconds=time.monotonic() - started,
     )
+
+
+def _actors_expected(config: PredictConfig) -> int:
+    """How many actors there will be, as far as can be said before a cluster is joined."""
+    here = len(os.sched_getaffinity(0)) if cluster_address() is None else _ACTORS_OF_A_CLUSTER
+    return config.num_actors or here
 
 
 def _identity(config: PredictConfig, package: ModelPackage, files: dict[str, bytes]) -> dict[str, Any]:

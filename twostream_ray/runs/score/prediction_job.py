@@ -25,8 +25,9 @@ FOLDER = "_job"
 
 _FORMAT = 1
 _MOST_PER_PART = 16
-_PARTS_WANTED = 64
-"""Few videos make small parts, so that all cores have some to the end and a kill costs little."""
+_PARTS_PER_ACTOR = 8
+"""Few videos make small parts, so that all cores have some to the end and a kill costs little. Each takes 0.05 s of Ray
+Data's driver."""
 _MOST_PER_LIST = 65_536
 _PART = re.compile(r"part-(\d{5})-(\d{5})\.parquet", re.ASCII)
 _JOB, _LIST = "job.json", re.compile(r"list-(\d{5})\.json", re.ASCII)
@@ -101,8 +102,10 @@ def identity_of(
     }
 
 
-def open_job(out: str, identity: dict[str, Any], videos: Sequence[str], *, replace: bool) -> Standing:
+def open_job(out: str, identity: dict[str, Any], videos: Sequence[str], *, replace: bool, num_actors: int) -> Standing:
     """Begin a job at `out` or take up the one that is there; videos that it does not have yet are added.
+
+    Their parts are small enough for `num_actors` to be busy together.
 
     Call it while holding the folder's lease.
 
@@ -124,7 +127,10 @@ def open_job(out: str, identity: dict[str, Any], videos: Sequence[str], *, repla
     storage.write_json(job, identity)
     before = _parts(out, files)
     known = {uri for part in before for uri in part.uris}
-    parts = [*before, *_add(out, [uri for uri in videos if uri not in known], first=_next_list(files))]
+    parts = [
+        *before,
+        *_add(out, [uri for uri in videos if uri not in known], first=_next_list(files), actors=num_actors),
+    ]
     names = {part.name for part in parts}
     return Standing(parts=tuple(parts), finished=frozenset(names.intersection(files)))
 
@@ -211,9 +217,9 @@ def _parts(out: str, files: Sequence[str]) -> list[Part]:
     return parts
 
 
-def _add(out: str, videos: Sequence[str], *, first: int) -> list[Part]:
+def _add(out: str, videos: Sequence[str], *, first: int, actors: int) -> list[Part]:
     """Store new videos as lists, each written whole."""
-    block = max(1, min(_MOST_PER_PART, len(videos) // _PARTS_WANTED))
+    block = max(1, min(_MOST_PER_PART, len(videos) // (_PARTS_PER_ACTOR * actors)))
     parts: list[Part] = []
     for number in range(math.ceil(len(videos) / _MOST_PER_LIST)):
         uris = list(videos[number * _MOST_PER_LIST : (number + 1) * _MOST_PER_LIST])
