@@ -197,7 +197,7 @@ def test_evaluate_writes_report_scores_and_picture(
 ) -> None:
     assert main(["evaluate", "--model", str(model), "--shards", shard_set.uri, "--out", str(tmp_path)]) == 0
     assert "20 of 20 clips" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "scores", "confusion.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "scores", "confusion.png", "results.html"}
 
 
 def test_synthesize_writes_real_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from score_tables import write_table
 
 from twostream_ray.errors import TrainingError
 from twostream_ray.evaluation import aggregate as module
 from twostream_ray.evaluation.aggregate import aggregate, join_towers
 from twostream_ray.evaluation.metrics import confusion_matrix, mean_class_accuracy, predicted_classes, top_k_hits
 from twostream_ray.heads import Head, heads_of, softmax
+from twostream_ray.runs.score.score_table import read_table
 
 
 def one_head(num_classes: int) -> tuple[Head, ...]:
@@ -120,9 +122,16 @@ AGGREGATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def views(ucf101: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """The logits of both streams as those of one view, (3783, 1, 2, 101)."""
-    return np.stack([ucf101["spatial"], ucf101["temporal"]], axis=1)[:, None]
+def views(ucf101: dict[str, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float32]:
+    """The logits of both streams as those of one view, (3783, 1, 2, 101), written to a score table and read."""
+    folder, logits = tmp_path_factory.mktemp("ucf101"), np.stack([ucf101["spatial"], ucf101["temporal"]], axis=1)
+    names, groups = ucf101["names"].tolist(), [str(name).rpartition("_c")[0] for name in ucf101["names"]]
+    write_table(folder, logits[:, None], labels=ucf101["label"].tolist(), clip_ids=names, groups=groups)
+    table = read_table(str(folder))
+    assert table.clip_ids.tolist() == names and table.labels.tolist() == ucf101["label"].tolist()
+    assert table.groups is not None and len(set(table.groups.tolist())) == 707
+    np.testing.assert_array_equal(table.logits[:, 0], logits)
+    return table.logits
 
 
 @pytest.mark.real

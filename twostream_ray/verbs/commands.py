@@ -123,7 +123,7 @@ VERBS: dict[str, Verb] = {
             "models:/two-stream/3 shards --split val --out measured",
             "'models:/ucf101-{split}@champion' shards --splits test1,test2,test3",
         ),
-        shown=("split", "splits", "protocol", "out", "record", "tracking.uri"),
+        shown=("split", "splits", "protocol", "calibrate_on", "out", "record", "tracking.uri"),
     ),
     "predict": Verb(
         summary="classes of raw videos",

@@ -78,7 +78,11 @@ def evaluate(arguments: list[str]) -> int:
         evaluation = evaluate(config, progress=lambda done, total: bar.show(done, total))
     console.print(f"protocol {evaluation.protocol.describe()}")
     console.print(evaluation.report.to_text())
-    console.print(f"report.json, confusion.png and the scores of every view (scores/) are in {config.out}")
+    if evaluation.fitted is not None:
+        console.print(evaluation.fitted.sentence())
+    console.print(
+        f"results.html, report.json, confusion.png and the scores of every view (scores/) are in {config.out}"
+    )
     if config.is_recorded():
         console.print(f"recorded split {evaluation.split} in the registry for {config.model}", markup=False)
     return 0

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from score_tables import table_record
 
 from twostream_ray.data.protocols import ViewsConfig
 from twostream_ray.data.sampling import SamplingConfig
@@ -105,6 +106,7 @@ def test_an_evaluation_is_recorded_with_its_version(tmp_path: Path) -> None:
         split="test",
         manifest_hash="0a" * 32,
         package=cast("Any", None),
+        about=table_record(),
     )
     record_evaluation(evaluation, "models:/a model/1", config=config)
     assert comparable_measurement("a model", 1, config=config) == evaluation.measurement()

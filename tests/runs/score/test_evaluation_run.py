@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
+from score_tables import table_record
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.evaluation.report import report_on
@@ -32,6 +33,7 @@ def evaluation() -> Evaluation:
         split="test",
         manifest_hash=MANIFEST,
         package=cast("Any", SimpleNamespace(heads=heads_of(CLASSES, ()), model=SimpleNamespace(head_classes=()))),
+        about=table_record(),
     )
 
 
@@ -95,4 +97,4 @@ def test_an_evaluation_is_a_run_of_its_own_also_where_mlflow_was_away(
     assert '"test": 3' in given.dataset.profile and MANIFEST in given.dataset.profile
     assert given.tags[0].value == "evaluation"
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert files == {"report.json", "per_class.csv", "per_clip.csv", "pictures"}
+    assert files == {"report.json", "results.html", "per_class.csv", "per_clip.csv", "pictures"}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,13 @@ from twostream_ray.data.flow import require_same_contract
 from twostream_ray.data.protocols import VALIDATION, Protocol, resolve_protocol
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, ShardError
-from twostream_ray.evaluation.aggregate import Average, aggregate
 from twostream_ray.evaluation.report import Report, report_on
-from twostream_ray.heads import ClassScores, Head
+from twostream_ray.heads import Head
 from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.score.evaluation_run import CONFUSION, REPORT, log_evaluation_run
 from twostream_ray.runs.score.model_source import local_model
+from twostream_ray.runs.score.results_page import RESULTS, MeasuredOn, confident_mistakes, results_page
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.splits import evaluation_option
 from twostream_ray.runs.train.preflight import require_shard_files
@@ -35,12 +35,15 @@ from twostream_ray.tracking import TrackingConfig
 
 if TYPE_CHECKING:
     from twostream_ray.model_package import ModelPackage
+    from twostream_ray.runs.score.calibrate import FittedTemperature
+    from twostream_ray.runs.score.clip_scores import ClipScores
+    from twostream_ray.runs.score.table_record import TableRecord
 
 _NO_NAME_OF_A_METRIC = r"[^\w.\-]"
 """What MLflow refuses in a metric's name, and the slash, behind which the metric is named."""
 _SCORES_OF_BEFORE = "scores.npz"
 """What earlier versions wrote in place of the score table."""
-_FILES = (REPORT, _SCORES_OF_BEFORE, CONFUSION)
+_FILES = (REPORT, _SCORES_OF_BEFORE, CONFUSION, RESULTS)
 _REPORT_SCHEMA = record(
     {"top1": {"type": "number"}, "split": {"type": "string"}, "manifest_hash": {"type": "string"}}, others=True
 )
@@ -70,12 +73,21 @@ class Evaluation:
     """sha256 of the data's manifest."""
     package: ModelPackage
     """The model's settings."""
+    about: TableRecord
+    """What the score table says of itself."""
     protocol: Protocol = VALIDATION
     """Which views of a clip were scored."""
-    table: str = ""
-    """sha256 that names the score table: data, split, protocol and model."""
+    uri: str = ""
+    """Where it was written; empty: nowhere."""
+    fitted: FittedTemperature | None = None
+    """A temperature fitted on validation clips, where one was wanted."""
     model: str = ""
     """The model as it was named: models:/NAME/VERSION, or a directory or s3:// prefix."""
+
+    @property
+    def table(self) -> str:
+        """sha256 that names the score table: data, split, protocol and model."""
+        return self.about.identity
 
     def metrics(self) -> dict[str, float]:
         """top1 and mean_class_accuracy, and top5 where there are enough classes; in [0, 1]."""
@@ -113,11 +125,13 @@ class Evaluation:
             num_evaluated=self.report.n_evaluated,
             num_clips=self.report.n_expected,
             metrics=self.metrics(),
+            scores=self.uri,
+            score_table=self.table if self.uri else "",
         )
 
 
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Evaluation:
-    """Score a split and write the table of scores, report.json and confusion.png to `config.out`.
+    """Score a split and write the table of scores, report.json, confusion.png and results.html to `config.out`.
 
     What an interrupted call has scored of the same is kept.
 
@@ -198,6 +212,8 @@ def score_split(
     """
     # They load torch and Ray, which refused settings and --help do without.
     from twostream_ray.model_package import MODEL_FILES, check_model
+    from twostream_ray.runs.score.calibrate import fitted_temperature, require_calibrates
+    from twostream_ray.runs.score.clip_scores import read_clip_scores
     from twostream_ray.runs.score.scorer import describe_table, score_blocks
 
     package = check_model(directory)
@@ -214,18 +230,13 @@ def score_split(
         command=_command(config),
         num_expected_by_head=expected,
     )
+    if config.calibrate_on is not None:  # before minutes of scoring
+        require_calibrates(config.calibrate_on, about, out=config.out)
     score_blocks(
         directory, shard_set, about, protocol=protocol, out=config.out, workers=config.workers, progress=progress
     )
-    clips = _aggregated(config.out, average=about.protocol["average"], heads=package.heads)
-    report = report_on(
-        clips.scores.probabilities if about.protocol["average"] == "softmax" else clips.scores.logits,
-        clips.labels,
-        classes=shard_set.classes,
-        n_expected=about.num_expected,
-        heads=package.heads,
-        expected_by_head=expected,
-    )
+    clips = read_clip_scores(config.out)
+    report = _report(clips, expected_by_head=expected)
     return Evaluation(
         report=report,
         logits=clips.scores.logits.astype(np.float32),
@@ -236,7 +247,9 @@ def score_split(
         manifest_hash=shard_set.hash,
         package=package,
         protocol=protocol,
-        table=about.identity,
+        about=about,
+        uri=storage.absolute(config.out),
+        fitted=None if config.calibrate_on is None else fitted_temperature(config.calibrate_on, clips),
         model=config.model,
     )
 
@@ -253,28 +266,17 @@ def _require_same_data(config: EvaluateConfig, package: ModelPackage, shard_set:
         )
 
 
-class _Clips(NamedTuple):
-    """Clips of a table, in the order of the shard set's index."""
-
-    clip_ids: tuple[str, ...]
-    labels: NDArray[np.int64]
-    scores: ClassScores
-
-
-def _aggregated(out: str, *, average: Average, heads: Sequence[Head]) -> _Clips:
-    """A table's clips with the scores of each, part by part: a table of many views may be larger than memory."""
-    from twostream_ray.runs.score.score_table import iter_parts
-
-    found = [
-        (part.positions, part.clip_ids, part.labels, *aggregate(part.logits, average=average, heads=heads))
-        for part in iter_parts(out)
-    ]
-    order = np.argsort(np.concatenate([part[0] for part in found]))
-    clip_ids, labels, logits, probabilities = (
-        np.concatenate([part[at] for part in found])[order] for at in range(1, len(found[0]))
+def _report(clips: ClipScores, *, expected_by_head: Sequence[int | None]) -> Report:
+    return report_on(
+        clips.scores.probabilities if clips.about.protocol["average"] == "softmax" else clips.scores.logits,
+        clips.labels,
+        classes=clips.about.classes,
+        n_expected=clips.about.num_expected,
+        heads=clips.about.heads,
+        expected_by_head=expected_by_head,
+        probabilities=clips.scores.probabilities,
+        groups=clips.groups,
     )
-    scores = ClassScores(logits=logits, probabilities=probabilities)
-    return _Clips(clip_ids=tuple(clip_ids.tolist()), labels=labels, scores=scores)
 
 
 def _command(config: EvaluateConfig) -> str:
@@ -301,14 +303,20 @@ def _expected_by_head(shard_set: ShardSet, split: str, *, heads: Sequence[Head])
 
 
 def write_evaluation(evaluation: Evaluation, *, out: str, files: Path) -> None:
-    """Write report.json and confusion.png to a directory or prefix, and to `files`.
+    """Write report.json, confusion.png and results.html to a directory or prefix, and to `files`.
 
     Raises:
         StorageError: `out` cannot be written.
     """
     out = storage.absolute(out)
     values = evaluation.report.to_dict() | {"split": evaluation.split, "manifest_hash": evaluation.manifest_hash}
-    values |= {"protocol": asdict(evaluation.protocol), "model": evaluation.model, "score_table": evaluation.table}
+    values |= {
+        "protocol": asdict(evaluation.protocol),
+        "model": evaluation.model,
+        "score_table": evaluation.table,
+    }
+    if evaluation.fitted is not None:
+        values["fitted_temperature"] = evaluation.fitted.to_dict()
     for folder in (out, str(files)):
         storage.write_json(storage.join(folder, REPORT), values)
     storage.delete(storage.join(out, _SCORES_OF_BEFORE))  # of another evaluation, which it would be taken for
@@ -322,6 +330,32 @@ def write_evaluation(evaluation: Evaluation, *, out: str, files: Path) -> None:
         num_expected=report.n_expected,
     )
     storage.write_bytes(storage.join(out, CONFUSION), picture.read_bytes())
+    (files / RESULTS).write_bytes(_page(evaluation, confusion=picture, files=files))
+    storage.write_bytes(storage.join(out, RESULTS), (files / RESULTS).read_bytes())
+
+
+def _page(evaluation: Evaluation, *, confusion: Path, files: Path) -> bytes:
+    """The results page."""
+    about, report = evaluation.about, evaluation.report
+    measured = MeasuredOn(
+        model=evaluation.model,
+        shards=about.shards,
+        manifest_hash=about.manifest_hash,
+        split=evaluation.split,
+        protocol=evaluation.protocol.describe(),
+        command=about.command,
+        commit=about.commit,
+        quarantined=about.quarantined,
+        calibrated="" if evaluation.fitted is None else evaluation.fitted.sentence(),
+    )
+    mistakes = confident_mistakes(
+        evaluation.probabilities,
+        evaluation.predicted(),
+        evaluation.labels,
+        evaluation.clip_ids,
+        classes=report.classes,
+    )
+    return results_page(report, measured, mistakes=mistakes, confusion=confusion, files=files)
 
 
 def _short_name(model: str) -> str:

@@ -13,6 +13,7 @@ from twostream_ray import storage, tracking
 from twostream_ray.data.protocols import VALIDATION
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.runs.run_page import data_summary, log_data
+from twostream_ray.runs.score.results_page import RESULTS
 from twostream_ray.runs.score.settings import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ RUNS = "tracking"
 
 
 def log_evaluation(handle: tracking.RunHandle, evaluation: Evaluation, *, step: int, files: Path) -> None:
-    """Put an evaluation into an MLflow run: report.json, tables and picture, which come from the folder `files`.
+    """Put an evaluation into an MLflow run: report.json, page, tables and picture, which come from the folder `files`.
 
     Never raises for an MLflow that is away.
     """
     found = evaluation.metrics() | evaluation.metrics_by_head()
     metrics = {f"{evaluation.split}_{name}": value for name, value in found.items()}
     tracking.log_metrics(handle, metrics, step=step)
-    tracking.log_artifacts(handle, [files / REPORT, *write_tables(evaluation, files)])
+    tracking.log_artifacts(handle, [files / REPORT, files / RESULTS, *write_tables(evaluation, files)])
     tracking.log_pictures(handle, {"confusion": files / CONFUSION})
 
 

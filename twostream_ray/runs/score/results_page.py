@@ -66,6 +66,8 @@ class MeasuredOn:
     """Git commit of the code; None outside a repository."""
     quarantined: Sequence[Mapping[str, str]]
     """clip_id, uri and reason of the split's clips that could not be used, where that is known."""
+    calibrated: str = ""
+    """What a temperature that was fitted on validation clips does, in a sentence; empty where none was."""
 
 
 def confident_mistakes(
@@ -115,7 +117,7 @@ def results_page(
         paragraph("The most frequent mistakes:") if report.most_confused() else paragraph("There is no mistake."),
         items(pair.sentence() for pair in report.most_confused()),
         *_mistakes(mistakes),
-        *_calibration(report, files=files),
+        *_calibration(report, measured, files=files),
         *_quarantine(report, measured),
         *_definitions(report),
         element("h2", "How to measure it again"),
@@ -251,7 +253,7 @@ def _mistakes(mistakes: Sequence[Mistake]) -> list[Markup]:
     ]
 
 
-def _calibration(report: Report, *, files: Path) -> list[Markup]:
+def _calibration(report: Report, measured: MeasuredOn, *, files: Path) -> list[Markup]:
     if report.reliability is None:
         return []
     bins = report.reliability.bins
@@ -274,6 +276,7 @@ def _calibration(report: Report, *, files: Path) -> list[Markup]:
             f"calibration error, {report.reliability.ece:.2%}, is the mean distance (orange) over all clips."
         ),
         picture(path, shows="reliability diagram: share of right clips by the probability of the best class"),
+        *([paragraph(f"With a {measured.calibrated}.")] if measured.calibrated else []),
     ]
 
 

@@ -57,9 +57,14 @@ class EvaluateConfig:
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """What is changed of the protocol."""
 
+    calibrate_on: str | None = None
+    """Evaluation of the same model, protocol and shards on a validation split (folder of `evaluate`, or a run): a
+    temperature is fitted to its scores, and the report says what it does to this split's calibration error. {split} in
+    it is each of `splits`."""
+
     out: str = "evaluation"
-    """Directory or s3:// prefix for the table of scores (scores/), report.json and confusion.png. What a call that was
-    interrupted has scored there is kept."""
+    """Directory or s3:// prefix for the table of scores (scores/), report.json, results.html and confusion.png. What a
+    call that was interrupted has scored there is kept."""
 
     record: bool | None = None
     """Tag the registered version with the scores, so that `promote` compares by them; by default where the model is
@@ -123,7 +128,14 @@ class EvaluateConfig:
                 "{split} in it), or --one_model true for one that has seen none of them"
             )
         return [
-            replace(self, splits="", split=split, model=model, out=f"{self.out.rstrip('/')}/{split}")
+            replace(
+                self,
+                splits="",
+                split=split,
+                model=model,
+                calibrate_on=None if self.calibrate_on is None else self.calibrate_on.replace("{split}", split),
+                out=f"{self.out.rstrip('/')}/{split}",
+            )
             for split, model in zip(splits, models, strict=True)
         ]
 
