@@ -7,15 +7,28 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from twostream_ray.data.video.sample_tables import refuse_oversized
 from twostream_ray.errors import DecodeError
 
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 _MORE_BOXES = _BOXES | {b"moof", b"mfra", b"sidx", b"styp", b"uuid", b"udta", b"meta", b"emsg", b"prft", b"ssix"}
+_FIRST_BOXES = _MORE_BOXES | {b"junk", b"pict", b"prfl"}
+_WITH_INDEX = {
+    *(b"moov", b"moof", b"trak", b"traf", b"mdia", b"minf", b"stbl", b"edts", b"mvex", b"cmov", b"udta", b"meta"),
+    *(b"dinf", b"wave", b"tref", b"stsz", b"stz2", b"stsc", b"stts", b"trun", b"elst", b"cmvd"),
+}
+"""Boxes that FFmpeg enters or reads, wherever they are."""
 _EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 _ENTERED = {_SEGMENT, _CLUSTER}
 _LONGEST_INDEX_BYTES = 1 << 28
 _NEVER = (1 << 32) - 1, (1 << 64) - 1
 """Durations that say nothing."""
+
+
+def is_iso_media(file: BinaryIO) -> bool:
+    """Whether a file begins as MP4 and MOV files do, so that `require_whole` looks at its boxes."""
+    file.seek(4)
+    return file.read(4) in _FIRST_BOXES
 
 
 def require_whole(file: BinaryIO, *, name: str) -> dict[int, int]:
@@ -38,7 +51,7 @@ def require_whole(file: BinaryIO, *, name: str) -> dict[int, int]:
         end = 8 + (0 if length in _NEVER else length)
         if end <= size:
             empty = _empty_chunks(file, size)
-    elif head[4:8] in _BOXES:
+    elif head[4:8] in _FIRST_BOXES:
         end = _end_of_boxes(file, size, name=name)
     elif int.from_bytes(head[:4], "big") == _EBML:
         end = _end_of_elements(file, size, name=name)
@@ -85,7 +98,7 @@ def _is_video(chunk: bytes) -> bool:
 
 
 def _end_of_boxes(file: BinaryIO, size: int, *, name: str) -> int:
-    end = 0
+    end = fragments = 0
     seen: set[bytes] = set()
     while end < size:
         file.seek(end)
@@ -99,16 +112,26 @@ def _end_of_boxes(file: BinaryIO, size: int, *, name: str) -> int:
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length < 8:  # 0 is a last box that reaches to the end of the file, whatever that is
+        # 0 is a last box that reaches to the end of the file, whatever that is; behind the last one cameras and editors
+        # leave what is none.
+        is_last = length < 8 or (end + length > size and whole and kind not in _MORE_BOXES)
+        if kind in _WITH_INDEX and (is_last or end + length <= size):
+            index = _read_index(file, end, size - end if is_last else length, name=name)
+            fragments = refuse_oversized(index, size=size, fragments=fragments, name=name)
+            if kind == b"moov" and not is_last:
+                _refuse_contradictions(memoryview(index)[8:], name=name)
+        if is_last:
             return size
-        if end + length > size and whole and kind not in _MORE_BOXES:
-            return size  # what a camera or an editor left behind the last box
-        if kind == b"moov" and end + length <= size and length <= _LONGEST_INDEX_BYTES:
-            file.seek(end + 8)
-            _refuse_contradictions(memoryview(file.read(length - 8)), name=name)
         seen.add(kind)
         end += length
     return end
+
+
+def _read_index(file: BinaryIO, start: int, length: int, *, name: str) -> bytes:
+    if length > _LONGEST_INDEX_BYTES:
+        raise DecodeError(f"{name}: an index of at most {_LONGEST_INDEX_BYTES} bytes was wanted, it has {length}")
+    file.seek(start)
+    return file.read(length)
 
 
 def _refuse_contradictions(movie: memoryview, *, name: str) -> None:

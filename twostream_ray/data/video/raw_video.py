@@ -29,11 +29,22 @@ from twostream_ray.storage.local_files import open_regular, reason
 
 _MOST_TIMES_AS_LONG = 64
 """Times that a picture may be as long as it is short."""
+_ISO_MEDIA = "mov"
+"""MP4, MOV, 3GP, M4V, F4V: what phones and cameras write."""
 _CONTAINERS = (
-    "mov,matroska,avi,mpegts,mpeg,mpegvideo,gif,asf,asf_o,flv,live_flv,kux,ogg,mxf,rm,ivf,nut,dv,wtv,gxf,nsv,h261,h263,"
-    "h264,hevc,vvc,av1,obu,m4v,vc1,vc1test,mjpeg,mjpeg_2000,smjpeg,mpjpeg,yuv4mpegpipe,apng,webp,flic,amv,dhav,lmlm4,pva,"
-    "viv,vivo,roq,bink,smk,thp,rpl,nuv,cavsvideo,avs2,avs3,dirac,dnxhd,swf,film_cpk,filmstrip,4xm,cine,lxf,mlv,ty,ipmovie"
+    # Of editors, recorders of screens and the web; of webcams and older cameras; of the animations of messengers.
+    *("matroska", "avi", "gif"),
+    # Of camcorders, television and DVDs: AVCHD, M2TS, TOD, MOD, VOB, MPG; of professional cameras.
+    *("mpegts", "mpeg", "mxf"),
+    # Of Windows' own recorder and television; of streams and conferences; of free software; of phones before 2010.
+    *("asf", "asf_o", "wtv", "flv", "live_flv", "ogg", "rm"),
+    # Of tape cameras; of surveillance recorders; of encoders of VP8, VP9 and AV1; of FFmpeg; of tools of research.
+    *("dv", "dhav", "ivf", "obu", "nut", "yuv4mpegpipe"),
+    # Streams without a container, as single-board computers, web cameras and drones write them.
+    *("h264", "hevc", "vvc", "m4v", "mpegvideo", "mjpeg", "mpjpeg", "h263", "vc1"),
 )
+"""What people film with, and what the suffixes of videos in folders stand for; each parser more is one more to attack.
+None is a list of other files: those of games, animations and playlists are left out."""
 _UNKNOWN_LENGTH = 2**30
 """So many frames or more in a header are none that were counted: writers to a pipe cannot go back to it."""
 _WITHOUT_INDEX = {"mpegts", "mpeg", "mpegvideo"}
@@ -92,9 +103,11 @@ class FrameStream:
             try:
                 size = file.seek(0, os.SEEK_END)
                 self._empty = containers.require_whole(file, name=name)
-                with closing(open_media(file, formats=_CONTAINERS)) as container:
+                # Only where our own look at its tables was taken at an MP4 file is one opened.
+                formats = _ISO_MEDIA if containers.is_iso_media(file) else ",".join(_CONTAINERS)
+                with closing(open_media(file, formats=formats)) as container:
                     self._counts, index = self._choose(container)
-                self._container = opened.enter_context(open_media(file, formats=_CONTAINERS))
+                self._container = opened.enter_context(open_media(file, formats=formats))
                 self._stream: Any = self._container.streams[index]
             except (av.FFmpegError, ValueError, OSError) as error:
                 raise DecodeError(f"{name}: a video was wanted, {size} bytes are none ({one_line(error)})") from error

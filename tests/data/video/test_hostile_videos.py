@@ -1,0 +1,137 @@
+"""Uploads that are no videos, or more than that: each is refused in words, in bounds, and nothing else is opened."""
+
+import http.server
+import socketserver
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import simplejpeg
+from foreign_videos import encoded, pictures
+
+from twostream_ray.data.flow import FlowContract
+from twostream_ray.data.video import isolation
+from twostream_ray.data.video.isolation import prepare_in_subprocess
+from twostream_ray.data.video.prepare import Source
+from twostream_ray.errors import DecodeError, TooLongError
+
+CONTRACT = FlowContract(short_side_px=64)
+SECRET = "planted-secret"
+
+
+@pytest.fixture(scope="module")
+def requests() -> Iterator[list[str]]:
+    """What a server on this machine is asked for, after its address."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        asked.append(f"http://127.0.0.1:{server.server_address[1]}/video.mp4")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield asked
+        server.shutdown()
+
+
+LISTS: dict[str, Callable[[str], str]] = {
+    "m3u8": lambda place: f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{place}\n#EXT-X-ENDLIST\n",
+    "ffconcat": lambda place: f"ffconcat version 1.0\nfile '{place}'\n",
+    "concat": lambda place: f"concat:{place}|{place}\n",
+    "subfile": lambda place: f"subfile,,start,0,end,100,,:{place}\n",
+    "session": lambda place: (
+        f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nu={place}\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"
+    ),
+    "dash": lambda place: (
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
+        f'<Representation id="1" bandwidth="1"><BaseURL>{place}</BaseURL></Representation></AdaptationSet>'
+        "</Period></MPD>"
+    ),
+    "smooth streaming": lambda place: f'<SmoothStreamingMedia><StreamIndex Url="{place}"/></SmoothStreamingMedia>',
+    "asx": lambda place: f'<asx version="3.0"><entry><ref href="{place}"/></entry></asx>',
+    "reference": lambda place: f"[Reference]\nRef1={place}\n",
+    "svg": lambda place: f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{place}" width="9" height="9"/></svg>',
+    "pattern": lambda place: place.replace("video", "%05d"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("way", ["bytes", "path", "image"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_other_places_open_none(kind: str, way: str, requests: list[str], tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text(SECRET)
+    (tmp_path / "video.mp4").write_bytes(encoded("mpeg4", pictures(4), container="mp4"))
+    for place in (f"{tmp_path}/video.mp4", f"file://{tmp_path}/video.mp4", f"{tmp_path}/secret.txt", requests[0]):
+        content = LISTS[kind](place).encode()
+        upload = tmp_path / f"upload.{kind}"
+        upload.write_bytes(content)
+        sources = {"bytes": content, "path": Source(video=upload), "image": Source(frames=(content, content))}
+        with pytest.raises(DecodeError, match=r"x.* wanted, \d+ bytes are none") as error:
+            prepare_in_subprocess(sources[way], CONTRACT, name="x")
+        assert SECRET not in str(error.value) and str(tmp_path) not in str(error.value)
+    assert requests[1:] == []
+
+
+def large_jpeg() -> bytes:
+    content = bytearray(simplejpeg.encode_jpeg(next(pictures(1))))
+    at = content.index(b"\xff\xc0")
+    content[at + 5 : at + 9] = struct.pack(">HH", 16384, 16384)
+    return bytes(content)
+
+
+def large_gif() -> bytes:
+    picture = b"," + struct.pack("<HHHH", 0, 0, 16384, 16384) + b"\0\x02\x02\x4c\x01\0"
+    return b"GIF89a" + struct.pack("<HH", 16384, 16384) + b"\x80\0\0" + bytes(6) + picture * 3 + b";"
+
+
+def million_frames() -> bytes:
+    content = bytearray(encoded("mpeg4", pictures(10), container="avi"))
+    for kind, at in ((b"avih", 24), (b"strh", 40)):
+        start = content.index(kind) + at
+        content[start : start + 4] = struct.pack("<I", 1_000_000)
+    return bytes(content)
+
+
+def endless() -> bytes:
+    return encoded("mpeg2video", pictures(25), container="mpegts") * 200
+
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "text": lambda: b"not a video\n" * 1000,
+    "zeros": lambda: bytes(1 << 20),
+    "a page": lambda: b"<!doctype html><html><body>" + b"x" * 9000,
+    "truncated": lambda: encoded("mpeg4", pictures(10), container="mp4")[:900],
+    "16k x 16k JPEG frames": lambda: large_jpeg() * 5,
+    "16k x 16k GIF": large_gif,
+    "16k x 16k raw frames": lambda: b"YUV4MPEG2 W16384 H16384 F25:1 Ip C420jpeg\nFRAME\n" + bytes(1000),
+    "a million frames": million_frames,
+    "endless": endless,
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", FILES)
+def test_files_that_are_no_whole_videos_are_refused_in_little_time_and_memory(kind: str) -> None:
+    isolation._Child.of_this_process().end()
+    content = FILES[kind]()
+    started = time.monotonic()
+    error = TooLongError if kind == "endless" else DecodeError
+    with pytest.raises(error, match=r"^x: .* (was|were) wanted|^x: the file announces"):
+        prepare_in_subprocess(content, CONTRACT, name="x", max_frames=3000)
+    assert time.monotonic() - started < 30
+    child = isolation._Child._current
+    assert child is not None
+    status = Path(f"/proc/{child._process.pid}/status").read_text()
+    assert int(status.split("VmHWM:")[1].split()[0]) < 200_000
+
+
+@pytest.mark.timeout(60)
+def test_a_large_picture_is_no_image() -> None:
+    with pytest.raises(DecodeError, match="an image of at most 64000000 pixels was wanted, this has 268435456"):
+        prepare_in_subprocess(Source(frames=(large_jpeg(),) * 2), CONTRACT, name="x")
