@@ -18,7 +18,6 @@ from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.settings import TrainingConfig
 from twostream_ray.training.step import TrainingStep
 
-
 ONE_FRAME = comparisons()["binding"].sampling
 
 
