@@ -10,7 +10,7 @@ from torch import Tensor
 from twostream_ray.data import sampling
 from twostream_ray.data.flow import FlowContract, flow_function, quantise
 from twostream_ray.data.loading.device import DeviceBatch, normalise_flow, normalise_rgb
-from twostream_ray.data.sources.synthetic import SyntheticConfig, draw_clip, movers_of
+from twostream_ray.data.sources.synthetic import SPLITS, SyntheticConfig, draw_clip, draw_movers
 from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.runs.findings import comparisons
@@ -49,7 +49,9 @@ def draw_shapes(config: SyntheticConfig, split: str) -> Shapes:
         frame = cv2.cvtColor(planes[time], cv2.COLOR_YUV2RGB_I420)
         grey = planes[:, : config.size_px]
         fields = [quantise(calculate(grey[k], grey[k + 1]), contract).transpose(2, 0, 1) for k in window]
-        mover = movers_of(config, split, index)[0]
+        # The same draws as those that `draw_clip` begins with.
+        rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
+        mover = draw_movers(config, index, rng=rng)[0]
         rgb.append(frame.transpose(2, 0, 1)[None])
         flow.append(np.concatenate(fields)[None])
         labels.append(index % len(config.classes))

@@ -27,6 +27,7 @@ REQUIRED: dict[str, Any] = {
     "root": "r",
     "model": "m",
     "version": "7",
+    "video": "v.avi",
     "videos": ["v.avi"],
     "name": "n",
     "backbone": "vgg16",

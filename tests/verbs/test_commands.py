@@ -43,6 +43,7 @@ def test_every_verb_takes_from_a_recipe_the_part_that_it_knows(recipe: str) -> N
         "synthesize": ["o"],
         "pull": ["o"],
         "predict": ["v.mp4"],
+        "explain": ["v.mp4"],
         "promote": ["7"],
         "compare": ["a", "b"],
         "evaluate": ["models:/a/1"],

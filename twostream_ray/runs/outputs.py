@@ -59,7 +59,7 @@ def refuse_foreign_picture(uri: Path, *, verb: str) -> None:
         _refuse(str(uri), verb=verb)
 
 
-def refuse_foreign_video(uri: str, *, mark: str, verb: str) -> None:
+def refuse_foreign_video(uri: str, *, mark: str, verb: str, option: str = "video") -> None:
     """Refuse to write over a video that has not this mark in its metadata, which our own files have at their end.
 
     Raises:
@@ -75,7 +75,7 @@ def refuse_foreign_video(uri: str, *, mark: str, verb: str) -> None:
     except (TwoStreamError, OSError):
         ours = False
     if not ours:
-        _refuse(uri, verb=verb, option="video")
+        _refuse(uri, verb=verb, option=option)
 
 
 def marked(picture: bytes) -> bytes:

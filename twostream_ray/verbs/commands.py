@@ -153,6 +153,18 @@ VERBS: dict[str, Verb] = {
             "tracking.uri",
         ),
     ),
+    "explain": Verb(
+        summary="why a model takes a video for a class: where it looked, in which stream, when",
+        function="models:explain",
+        settings="runs.score.explain:ExplainConfig",
+        positionals={"video": "VIDEO"},
+        examples=(
+            "clip.mp4",
+            "clip.mp4 --model models:/two-stream/3 --label jump --out why_not_jump.html",
+            "clip.mp4 --layers '[fused]' --out where.mp4",
+        ),
+        shown=("model", "out", "label", "layers", "moments", "protocol", "tracking.uri"),
+    ),
     "pull": Verb(
         summary="download a registered model for use without MLflow",
         function="models:pull",

@@ -193,6 +193,20 @@ def _predict_many(config: PredictConfig) -> int:
     return 0
 
 
+def explain(arguments: list[str]) -> int:
+    """Why a video gets its class."""
+    from twostream_ray.console import console
+    from twostream_ray.runs.score.explain import ExplainConfig
+    from twostream_ray.verbs.commands import parse
+
+    config = parse("explain", ExplainConfig, arguments)
+    from twostream_ray.runs.score.explain import explain
+
+    console.print(explain(config), markup=False, soft_wrap=True)
+    console.print(f"the reasons are in {config.out}", markup=False, soft_wrap=True)
+    return 0
+
+
 def pull(arguments: list[str]) -> int:
     """Download a registered model."""
     from twostream_ray.console import console

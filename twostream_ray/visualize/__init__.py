@@ -3,6 +3,7 @@
 Every picture is drawn on a figure of its own, without pyplot's global state, so that any process and thread may draw.
 """
 
+from twostream_ray.visualize.activation import activation_picture, png
 from twostream_ray.visualize.motion import contact_sheet, flow_colour, thumbnail
 from twostream_ray.visualize.parallel import parallel_coordinates_picture
 from twostream_ray.visualize.report import class_accuracies_picture, reliability_picture
@@ -11,6 +12,7 @@ from twostream_ray.visualize.search import importance_picture, pareto_picture
 
 __all__ = [
     "accuracies_picture",
+    "activation_picture",
     "class_accuracies_picture",
     "confusion_picture",
     "contact_sheet",
@@ -19,6 +21,7 @@ __all__ = [
     "importance_picture",
     "parallel_coordinates_picture",
     "pareto_picture",
+    "png",
     "reliability_picture",
     "thumbnail",
     "weights_picture",

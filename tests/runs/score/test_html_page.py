@@ -4,7 +4,17 @@ from pathlib import Path
 import pytest
 from html_pages import parsed, shown
 
-from twostream_ray.runs.score.html_page import element, figures, html_page, items, paragraph, picture, table
+from twostream_ray.runs.score.html_page import (
+    bars,
+    element,
+    figures,
+    html_page,
+    items,
+    paragraph,
+    picture,
+    pictures,
+    table,
+)
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -26,6 +36,8 @@ def test_no_text_becomes_markup_wherever_it_stands(text: str) -> None:
             figures([(one, one, one)]),
             table((one, "n"), [(one, (one, 1.0))], sortable=True),
             element("p", one, title=one),
+            bars([(one, 1.0, one), (one, -2.0, one)]),
+            pictures([(b"png", one)]),
         )
         for one in ("plain", text)
     )

@@ -217,7 +217,7 @@ def draw_clip(config: SyntheticConfig, split: str, index: int) -> NDArray[np.uin
     Luma is grey texture alone, of one kind for shapes and background; hue is in the chroma planes alone. So flow,
     which is computed on luma, knows no hue, and one frame knows no motion.
     """
-    rng = _clip_rng(config, split, index)
+    rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
     movers = draw_movers(config, index, rng=rng)
     size, num_frames = config.size_px, config.frames_per_clip
     largest = 2 * max(mover.radius_px for mover in movers) + 1
@@ -242,11 +242,6 @@ def draw_clip(config: SyntheticConfig, split: str, index: int) -> NDArray[np.uin
     subsampled = 128 + (rows[..., ::2] + rows[..., 1::2]) / 4
     planes = np.concatenate([luma.reshape(num_frames, -1), subsampled.reshape(num_frames, -1)], axis=1)
     return np.rint(planes).astype(np.uint8).reshape(num_frames, 3 * size // 2, size)
-
-
-def movers_of(config: SyntheticConfig, split: str, index: int) -> list[Mover]:
-    """Where the shapes are that `draw_clip` draws in this clip, the red one first where there are two."""
-    return draw_movers(config, index, rng=_clip_rng(config, split, index))
 
 
 def draw_movers(config: SyntheticConfig, index: int, *, rng: np.random.Generator) -> list[Mover]:
@@ -329,11 +324,6 @@ def hue_vector(hue: int) -> NDArray[np.float32]:
     """Unit vector (Cb, Cr) of a hue, shape (2,): no luma, a quarter turn from the next."""
     angle = _RED_ANGLE + hue * np.pi / 2
     return np.array([np.cos(angle), np.sin(angle)], np.float32)
-
-
-def _clip_rng(config: SyntheticConfig, split: str, index: int) -> np.random.Generator:
-    """A clip's own random numbers; where its shapes are is drawn first."""
-    return np.random.default_rng([config.seed, SPLITS.index(split), index])
 
 
 def _write_clip(config: SyntheticConfig, out_dir: Path, clip: tuple[str, int]) -> None:

@@ -32,6 +32,12 @@ th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid var(--
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th button { all: unset; cursor: pointer; font-weight: 600; color: var(--accent); }
 th button:focus-visible { outline: 2px solid var(--accent); }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem; }
+.pictures figure { margin: 0; } .pictures img { width: 100%; display: block; }
+figcaption { color: var(--quiet); font-size: .85rem; }
+.bar { display: grid; grid-template-columns: 7rem 1fr 6rem; gap: .6rem; align-items: center; margin: .25rem 0; }
+.bar i { display: block; height: .9rem; border-radius: 3px; background: var(--accent); min-width: 1px; }
+.bar.against i { background: var(--quiet); } .bar b { text-align: right; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
 """
 _SORT = """
@@ -115,6 +121,34 @@ def picture(path: Path, *, shows: str) -> Markup:
     """A PNG, within the page; `shows` is for those who do not see it."""
     content = base64.b64encode(path.read_bytes()).decode("ascii")
     return Markup(f'<p><img alt="{escaped(shows)}" src="data:image/png;base64,{content}"></p>')
+
+
+def pictures(shown: Iterable[tuple[bytes, str]]) -> Markup:
+    """PNGs side by side, as many as the page is wide: (content, what it shows)."""
+    figures = []
+    for content, caption in shown:
+        inside = base64.b64encode(content).decode("ascii")
+        image = Markup(f'<img alt="{escaped(caption)}" src="data:image/png;base64,{inside}">')
+        figures.append(element("figure", image, element("figcaption", caption)))
+    return element("div", *figures, class_="pictures")
+
+
+def bars(rows: Iterable[tuple[str, float, str]]) -> Markup:
+    """Horizontal bars to one scale: (name, length, what is said behind it); negative ones are grey."""
+    rows = list(rows)
+    longest = max((abs(length) for _, length, _ in rows), default=0.0) or 1.0
+    return Markup(
+        "".join(
+            element(
+                "div",
+                element("span", name),
+                element("span", element("i", style=f"width:{abs(length) / longest:.1%}")),
+                element("b", said),
+                class_="bar against" if length < 0 else "bar",
+            )
+            for name, length, said in rows
+        )
+    )
 
 
 def html_page(title: str, *content: str) -> bytes:

@@ -1,0 +1,188 @@
+"""The reasons for a model's answer as one HTML file, or as a video of the same pictures."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostream_ray import visualize
+from twostream_ray.data.video.clips import ClipWriter
+from twostream_ray.explanation import ExplainedSnippet, Explanation
+from twostream_ray.redaction import printable
+from twostream_ray.runs.score.html_page import Markup, bars, element, figures, html_page, items, paragraph, pictures
+
+_STREAMS = {"spatial": "appearance", "temporal": "motion"}
+_TITLES = {
+    "spatial": "Where it looked: appearance",
+    "temporal": "Where it looked: motion",
+    "fused": "Where it looked once both streams are joined",
+}
+_FRAMES_PER_SECOND = 2
+
+Picture = NDArray[np.uint8]
+"""(H, W, 3) RGB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reasons:
+    """An answer and its explanation."""
+
+    video: str
+    """As it was named."""
+    model: str
+    """As it was named."""
+    label: str
+    """The class that is explained."""
+    best: str
+    """The class that the model chooses."""
+    probability: float
+    """Of the label, in [0, 1]."""
+    duration_seconds: float
+    """Of the video."""
+    explanation: Explanation
+    """Why."""
+
+    def sentence(self) -> str:
+        """The answer and the streams' shares."""
+        shares = " and ".join(
+            f"{share:.0%} {_STREAMS[name]}" for name, share in self.explanation.streams.shares.items()
+        )
+        other = "" if self.label == self.best else f" (it is taken for {self.best})"
+        return printable(f"{self.video}: {self.label} {self.probability:.3f}{other}, of {shares}")
+
+
+def explanation_page(reasons: Reasons, *, moments: int) -> bytes:
+    """The page, with pictures of at most so many snippets."""
+    found = reasons.explanation
+    right = reasons.label == reasons.best
+    title = f"Why this is {reasons.label}" if right else f"What speaks for {reasons.label}"
+    cards = [(reasons.label, f"{reasons.probability:.1%}", "probability" if right else f"taken for {reasons.best}")]
+    cards += [
+        (_STREAMS[name], f"{share:.0%}", "of what moves the answer") for name, share in found.streams.shares.items()
+    ]
+    return html_page(
+        title,
+        paragraph(f"{reasons.video}, {reasons.duration_seconds:.1f} s, by {reasons.model}", quiet=True),
+        figures(cards),
+        *_streams(reasons),
+        *_seconds(reasons),
+        *_activations(found, moments=moments),
+        *_definitions(found),
+    )
+
+
+def _streams(reasons: Reasons) -> list[Markup]:
+    streams = reasons.explanation.streams
+    if streams.method == "exact":
+        how = "These numbers are exact: in this network the effects of the streams on the answer are added up."
+    else:
+        how = f"By integrated gradients; they add up to the whole but for {streams.gap:.2%}."
+        if not streams.is_complete:
+            how += " That is more than 1 %: take the shares as rough ones."
+    return [
+        element("h2", "Appearance or motion"),
+        paragraph(
+            f"With a grey picture and no motion the class has a relative logit of {streams.baseline:+.2f}; with this "
+            f"video it has {streams.logit:+.2f}. What each stream adds:"
+        ),
+        bars((_STREAMS[name], value, f"{value:+.2f}") for name, value in streams.by_stream.items()),
+        paragraph(how, quiet=True),
+    ]
+
+
+def _seconds(reasons: Reasons) -> list[Markup]:
+    found = reasons.explanation
+    pairs = list(zip(found.seconds, found.falls, strict=True))
+    best, fall = max(pairs, key=lambda pair: pair[1])
+    most = f"Most depends on {best:.2f} s. " if fall > 0 else ""
+    return [
+        element("h2", "Which seconds matter"),
+        paragraph(
+            f"{most}By how much the relative logit falls when frame and motion around a second are hidden; grey bars: "
+            "it rises, what is there speaks against the class."
+        ),
+        bars((f"{second:.2f} s", value, f"{value:+.3f}") for second, value in pairs),
+    ]
+
+
+def _activations(found: Explanation, *, moments: int) -> list[Markup]:
+    chosen = chosen_snippets(found.snippets, moments)
+    content: list[Markup] = []
+    for layer, title in _TITLES.items():
+        if layer in found.missing:
+            content += [element("h2", title), paragraph(f"Not shown: {found.missing[layer]}.", quiet=True)]
+            continue
+        shown = [
+            (visualize.png(picture), f"{snippet.seconds:.2f} s, {what}")
+            for snippet in chosen
+            if layer in snippet.activations
+            for what, picture in lit_pictures(snippet, layer, max_px=fastest_px(found.snippets)).items()
+        ]
+        if shown:
+            content += [element("h2", title), pictures(shown)]
+    return content
+
+
+def _definitions(found: Explanation) -> list[Markup]:
+    lines = [
+        "Relative logit: the class's logit, mean over the towers, less the mean logit of all classes.",
+        "Activation (Grad-CAM, Selvaraju et al. 2017): bright where a layer's maps speak for the class; the line is at "
+        "half of the largest activation in the same view. Layers are coarser than pictures.",
+        "Motion in colours: the hue is the direction (red right, yellow down, blue left, magenta up), white is no "
+        f"motion, full colour is {fastest_px(found.snippets):.1f} px from one frame to the next.",
+        "Shares: of the sum of what the streams move the relative logit, up or down.",
+    ]
+    return [element("h2", "Definitions"), items(lines)]
+
+
+def explanation_video(reasons: Reasons, *, mark: str) -> bytes:
+    """An MP4 of all snippets, two a second: a column for each layer, RGB over motion; `mark` says whose it is."""
+    found = reasons.explanation
+    frames = []
+    for snippet in found.snippets:
+        columns = [
+            np.concatenate(list(lit_pictures(snippet, layer, max_px=fastest_px(found.snippets)).values()))
+            for layer in snippet.activations
+        ]
+        frames.append(_even(np.concatenate(columns, axis=1)))
+    height, width = frames[0].shape[:2]
+    writer = ClipWriter(width=width, height=height, fps=Fraction(_FRAMES_PER_SECOND))
+    for frame in frames:
+        writer.write(frame)
+    # A box that players pass over.
+    return writer.finish() + struct.pack(">I4s", 8 + len(mark), b"free") + mark.encode("ascii")
+
+
+def _even(picture: Picture) -> Picture:
+    """With a last row and column again where H.264 wants one more."""
+    height, width = picture.shape[:2]
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def chosen_snippets(snippets: Sequence[ExplainedSnippet], count: int) -> list[ExplainedSnippet]:
+    """At most so many, evenly over those of different seconds."""
+    each = list({snippet.seconds: snippet for snippet in snippets}.values())
+    if len(each) <= count:
+        return each
+    return [each[(2 * number + 1) * len(each) // (2 * count)] for number in range(count)]
+
+
+def lit_pictures(snippet: ExplainedSnippet, layer: str, *, max_px: float) -> dict[str, Picture]:
+    """The frame and the motion that there are, lit by a layer's activation, by what they show."""
+    shown: dict[str, Picture] = {}
+    if snippet.rgb is not None:
+        shown["frame"] = snippet.rgb
+    if snippet.flow is not None:
+        shown["motion"] = visualize.flow_colour(snippet.flow, max_px=max_px)
+    return {what: visualize.activation_picture(picture, snippet.activations[layer]) for what, picture in shown.items()}
+
+
+def fastest_px(snippets: Sequence[ExplainedSnippet]) -> float:
+    """The displacement that gets the full colour: a few pixels of wild flow must not make all others pale."""
+    lengths = [np.linalg.norm(snippet.flow, axis=-1) for snippet in snippets if snippet.flow is not None]
+    return max(1.0, float(np.quantile(np.stack(lengths), 0.98))) if lengths else 1.0
