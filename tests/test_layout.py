@@ -67,6 +67,8 @@ PLANTED = {
     "runs that use the Python interface": ("runs/demo.py", "from twostream_ray import api\n"),
     "Ray in tracking": ("tracking/record.py", "import ray\n"),
     "Ray in serving": ("inference.py", "import ray\n"),
+    "Ray in the reasons for an answer": ("explanation.py", "import ray\n"),
+    "reasons that need the classifier": ("explanation.py", "from twostream_ray import inference\n"),
     "Ray in the scorer of views": ("view_scorer.py", "import ray\n"),
     "Ray in the video reader": ("data/video/raw_video.py", "import ray\n"),
     "MLflow in runs": ("runs/train/run.py", "import mlflow\n"),
