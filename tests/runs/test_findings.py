@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from noise_shards import noise_shards
 
 from twostream_ray.cli import main
 from twostream_ray.data.sources.synthetic import SyntheticConfig
@@ -37,6 +38,15 @@ def test_mean_and_spread_are_those_of_the_seeds() -> None:
     row = ComparisonRow(group="binding", network="x", parameters=1, top1=(0.5, 0.6, 0.7), clips="4 of 4 clips")
     assert row.sentence() == "60.0% ± 10.0%"
     assert replace(row, top1=(0.5,)).sentence() == "50.0%"
+
+
+def test_the_interval_is_over_clips_with_what_all_seeds_make_of_each(tmp_path: Path) -> None:
+    shard_set = noise_shards(str(tmp_path), rows=(40, 60), num_fields=1, splits=("test",))
+    alike = findings._interval(shard_set, [{"wrong": list(range(40))}] * 3)
+    unlike = findings._interval(shard_set, [{"wrong": list(range(start, start + 40))} for start in (0, 30, 60)])
+    assert alike is not None and unlike is not None and alike.low < unlike.low < 0.6 < unlike.high < alike.high
+    assert alike == findings._interval(shard_set, [{"wrong": list(range(40))}]), "seeds are no further clips"
+    assert findings._interval(shard_set, [{"wrong": []}, {}]) is None
 
 
 def test_no_seed_at_all_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,10 +84,11 @@ def test_trainings_are_kept_and_not_repeated_and_the_same_seed_gives_the_same_fi
     assert asked[-1] == (2, 2)
     again = findings._train_one("binding", "conv at relu3", 0, shards)
     assert again["losses"] == results["conv at relu3"]["losses"]
-    assert again["clips"] == "8 of 8 clips"
+    assert again["clips"] == "8 of 8 clips" and len(again["wrong"]) == 8 - round(8 * again["top1"])
     assert findings._train_one("binding", "conv at relu3", 1, shards)["losses"] != again["losses"]
     findings.write(FindingsConfig(out=str(tmp_path)), found)
     assert re.search(
-        r"\| binding \| motion alone \| 12.5% \| 8 of 8 clips \| 26,388 \|", (tmp_path / "findings.md").read_text()
+        r"\| binding \| motion alone \| 12.5% \| \[[\d.]+, [\d.]+\] \| 8 of 8 clips \| 26,388 \|",
+        (tmp_path / "findings.md").read_text(),
     )
     assert (tmp_path / "findings.png").stat().st_size > 5000

@@ -56,7 +56,8 @@ class Protocol:
     def describe(self) -> str:
         """All of it in words, in one line."""
         samples = "samples as the model's test_times says" if self.times is None else f"{self.times} samples of a clip"
-        length = "as many snippets as in training" if self.snippets is None else f"{self.snippets} snippets"
+        many = f"{self.snippets} snippet{'s' * (self.snippets != 1)}"
+        length = "as many snippets as in training" if self.snippets is None else many
         how = ", spread over the clip" if self.spread else ""
         crops = {
             "centre": "the centre crop",

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from twostream_ray import storage, visualize
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
@@ -19,17 +21,18 @@ from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.sources.synthetic import Group, SyntheticConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, TrainingError, own_error
+from twostream_ray.evaluation.intervals import Interval, metric_intervals
 from twostream_ray.models.build import build_network
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs import demo
 from twostream_ray.runs.cluster.session import polled, ray_session
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.settings import FindingsConfig
-from twostream_ray.storage.json_files import COUNT, read_json, record
+from twostream_ray.storage.json_files import COUNT, list_of, read_json, record
 from twostream_ray.training.settings import TrainingConfig
 
 _FILES = ("findings.md", "findings.png")
-_TABLE_HEAD = "| videos | network | top-1 | clips | parameters |"
+_TABLE_BEGINS = "| videos | network | top-1 |"
 _SIZE_PX = 96
 _RESULT_SCHEMA = record(
     {
@@ -38,6 +41,7 @@ _RESULT_SCHEMA = record(
         "clips": {"type": "string"},
         "parameters": COUNT,
     },
+    {"wrong": list_of(COUNT)},
     others=True,
 )
 _ORDER_STRIDE_FRAMES = 16
@@ -76,6 +80,9 @@ class ComparisonRow:
     """Accuracy on the held-back test split, one for each seed, in [0, 1]."""
     clips: str
     """Clips that each accuracy is made of: n of N."""
+    interval: Interval | None = None
+    """95 % interval of the mean over seeds, by the bootstrap over test clips, each with what all seeds make of it; none
+    where an earlier version has kept a seed's accuracy alone."""
 
     def sentence(self) -> str:
         """Mean and spread (sample standard deviation) in percent."""
@@ -156,7 +163,7 @@ def findings(
         TrainingError: not every clip of the test split was scored.
         ShardError, StorageError: the shards cannot be read.
     """
-    refuse_foreign_files(storage.absolute(config.out), _FILES, begins=_TABLE_HEAD.encode(), verb="findings")
+    refuse_foreign_files(storage.absolute(config.out), _FILES, begins=_TABLE_BEGINS.encode(), verb="findings")
     out = Path(storage.absolute(config.out)) / "results"
     out.mkdir(parents=True, exist_ok=True)
     wanted = [
@@ -168,17 +175,34 @@ def findings(
     ]
     with ray_session():
         results = _results(wanted, shards, folder=out, progress=progress)
+    seeds = range(config.num_seeds)
     return [
         ComparisonRow(
             group=group,
             network=network,
             parameters=results[group, network, 0]["parameters"],
-            top1=tuple(results[group, network, seed]["top1"] for seed in range(config.num_seeds)),
+            top1=tuple(results[group, network, seed]["top1"] for seed in seeds),
             clips=results[group, network, 0]["clips"],
+            interval=_interval(open_shards(shards[group]), [results[group, network, seed] for seed in seeds]),
         )
         for group in shards
         for network in comparisons()[group].networks
     ]
+
+
+def _interval(shard_set: ShardSet, results: Sequence[Mapping[str, Any]]) -> Interval | None:
+    """Of a network's mean accuracy over its seeds, with other test clips."""
+    if any("wrong" not in result for result in results):
+        return None
+    members = shard_set.split("test")
+    hits = np.concatenate([~np.isin(members, result["wrong"]) for result in results])
+    return metric_intervals(
+        hits,
+        None,
+        np.tile(shard_set.labels[members], len(results)),
+        num_classes=len(shard_set.classes),
+        groups=np.tile(members, len(results)),
+    ).top1
 
 
 def _results(
@@ -242,8 +266,12 @@ def _kept(uri: str) -> dict[str, Any] | None:
 def write(config: FindingsConfig, found: list[ComparisonRow]) -> str:
     """Write table (findings.md) and picture (findings.png) below `config.out`; gives the directory."""
     out = Path(storage.absolute(config.out))
-    lines = [_TABLE_HEAD, "|---|---|---|---|---|"]
-    lines += [f"| {row.group} | {row.network} | {row.sentence()} | {row.clips} | {row.parameters:,} |" for row in found]
+    lines = [f"{_TABLE_BEGINS} 95 % interval | clips | parameters |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row.group} | {row.network} | {row.sentence()} | {'-' if row.interval is None else row.interval.to_text()} "
+        f"| {row.clips} | {row.parameters:,} |"
+        for row in found
+    ]
     storage.write_bytes(str(out / _FILES[0]), ("\n".join(lines) + "\n").encode())
     visualize.accuracies_picture(
         {
@@ -292,9 +320,9 @@ def _loader(
 
 def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[str, Any]:
     """Train one network of a comparison and score the test split, in this process alone."""
-    import numpy as np
     import torch
 
+    from twostream_ray.evaluation.metrics import top_k_hits
     from twostream_ray.evaluation.report import report_on
     from twostream_ray.training.loop import score_pass, train_pass
     from twostream_ray.training.recipe import build_optimiser
@@ -324,9 +352,10 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[
     members = shard_set.split("test")
     if set(scores) != set(members.tolist()):
         raise TrainingError(f"all {len(members)} test clips of {group} were to be scored, got {len(scores)}")
+    labels, found = shard_set.labels[members], np.stack([scores[int(clip)] for clip in members])
     report = report_on(
-        np.stack([scores[int(clip)] for clip in members]),
-        shard_set.labels[members],
+        found,
+        labels,
         classes=shard_set.classes,
         n_expected=len(members) + shard_set.quarantined.get("test", 0),
     )
@@ -334,6 +363,7 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[
         "experiment": _experiment(group, network_name, seed, shards=shards),
         "top1": report.top1,
         "clips": report.coverage,
+        "wrong": members[~top_k_hits(found, labels, k=1)].tolist(),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "losses": losses,
         "seconds": time.monotonic() - started,
