@@ -11,7 +11,12 @@ from twostream_ray.errors import ShardError
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.score.evaluate import reserve_output
 from twostream_ray.runs.score.settings import EvaluateConfig
-from twostream_ray.runs.splits import count_clips_trained_on, split_options, warn_of_shared_clips
+from twostream_ray.runs.splits import (
+    count_clips_trained_on,
+    split_options,
+    warn_of_clips_trained_on,
+    warn_of_shared_clips,
+)
 from twostream_ray.runs.train.run import SPLITS, require_splits
 
 OFFICIAL = [
@@ -118,3 +123,15 @@ def test_clips_that_a_model_was_trained_on_are_counted_in_every_split_and_part_o
     assert count_clips_trained_on("train", shard_set, part) == len(shard_set.split(part)) > 0
     assert count_clips_trained_on("train.training-0.25", shard_set, part) == 0
     assert count_clips_trained_on(None, shard_set, "train") == count_clips_trained_on("gone", shard_set, "train") == 0
+
+
+def test_an_evaluation_on_clips_of_the_training_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    shard_set = shard_set_of(*[("train",)] * 6, *[("train", "val")] * 2, *[("test",)] * 3)
+    with caplog.at_level(logging.WARNING):
+        warn_of_clips_trained_on("train", shard_set, "test", model="m")
+        warn_of_clips_trained_on(None, shard_set, "train", model="m")
+        assert not caplog.messages
+        warn_of_clips_trained_on("train", shard_set, "val", model="m")
+    assert caplog.messages == [
+        "m was trained on 2 of the 2 clips of val (they are in train): accuracy on them says nothing of new clips"
+    ]

@@ -82,6 +82,19 @@ def count_clips_trained_on(train_split: str | None, shard_set: ShardSet, split: 
     return len(np.intersect1d(members, trained, assume_unique=True))
 
 
+def warn_of_clips_trained_on(train_split: str | None, shard_set: ShardSet, split: str, *, model: str) -> None:
+    """Say in the log how many clips of a split a model has learnt from, by the training split that it names.
+
+    Raises:
+        ShardError: the shards have no such `split`.
+    """
+    if shared := count_clips_trained_on(train_split, shard_set, split):
+        _log.warning(
+            "%s was trained on %d of the %d clips of %s (they are in %s): accuracy on them says nothing of new clips",
+            *(model, shared, len(shard_set.split(split)), split, train_split),
+        )
+
+
 def _chosen_by(data: DataConfig) -> str:
     way_out = (
         ""

@@ -26,7 +26,7 @@ from twostream_ray.runs.score.evaluation_run import CONFUSION, REPORT, log_evalu
 from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.results_page import RESULTS, MeasuredOn, confident_mistakes, results_page
 from twostream_ray.runs.score.settings import EvaluateConfig
-from twostream_ray.runs.splits import evaluation_option
+from twostream_ray.runs.splits import evaluation_option, warn_of_clips_trained_on
 from twostream_ray.runs.train.preflight import require_shard_files
 from twostream_ray.storage import lease
 from twostream_ray.storage.json_files import record
@@ -218,6 +218,8 @@ def score_split(
 
     package = check_model(directory)
     _require_same_data(config, package, shard_set)
+    trained_on = package.lineage.get(tracking.TRAIN_SPLIT)
+    warn_of_clips_trained_on(trained_on, shard_set, config.split, model=config.model)
     protocol = resolve_protocol(config.protocol, config.views)
     expected = _expected_by_head(shard_set, config.split, heads=package.heads)
     about = describe_table(
