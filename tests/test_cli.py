@@ -38,7 +38,7 @@ def test_help_answers_in_under_a_second_of_a_processor_and_lists_the_verbs() -> 
 def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown verb 'fly'" in refused(["fly"], capsys)
     assert "unknown verb 'trian': did you mean train?" in refused(["trian"], capsys)
-    assert "benchmark wants loader, ingest, step, train, got nothing" in refused(["benchmark"], capsys)
+    assert "benchmark wants loader, ingest, step, train, predict, got nothing" in refused(["benchmark"], capsys)
     assert "track wants replay, got rplay" in refused(["track", "rplay"], capsys)
 
 

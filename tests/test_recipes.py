@@ -169,8 +169,8 @@ def settle_moments(network: Network, batch: Batch) -> None:
     ("recipe", "width", "num_snippets", "crop_px", "learning_rate", "clip_gradient_norm"),
     [
         ("two_stream_2014", 4, 1, 224, 0.02, 1.0),
-        ("fusion_2016", 8, 1, 224, 0.01, 1.0),
-        ("st_resnet_2016", 8, 2, 64, 0.01, None),
+        pytest.param("fusion_2016", 8, 1, 224, 0.01, 1.0, marks=pytest.mark.soak),  # minutes
+        pytest.param("st_resnet_2016", 8, 2, 64, 0.01, None, marks=pytest.mark.soak),
         ("stfn_2018", 8, 2, 64, 0.01, None),
     ],
 )

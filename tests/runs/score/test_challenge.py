@@ -137,7 +137,7 @@ def test_a_champion_is_decided_on_the_new_data_once_a_clip_has_been_added(
         assert (given.dataset.name, given.dataset.digest) == ("kitchen", shard_set.hash[:36])
         assert json.loads(given.dataset.profile)["clips"] == clips
         files = {file.path for file in kitchen.client.list_artifacts(runs[name].info.run_id)}
-        assert files == {"recipe.yaml", "report.json", "per_class.csv", "per_clip.csv", "pictures"}
+        assert files == {"recipe.yaml", "report.json", "results.html", "per_class.csv", "per_clip.csv", "pictures"}
         page = runs[name].data.tags["mlflow.note.content"]
         assert (
             "**Result.** Top-1" in page

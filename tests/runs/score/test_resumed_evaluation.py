@@ -77,7 +77,8 @@ def undisturbed(shards: ShardSet, model: Path, protocol: str) -> dict[int, np.nd
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (2, 3))])
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_an_evaluation_whose_worker_and_driver_are_killed_over_a_bad_network_gives_the_same_table(
     object_store: int, tmp_path: Path, seed: int
 ) -> None:

@@ -208,6 +208,7 @@ def weights_of(checkpoint: str) -> dict[str, torch.Tensor]:
     return load_file(Path(checkpoint) / "model.safetensors")
 
 
+@pytest.mark.soak
 def test_a_run_starts_from_another_run_and_its_resumption_from_its_own_checkpoint(
     cluster: None, shard_set: ShardSet, tmp_path: Path
 ) -> None:

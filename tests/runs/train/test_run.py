@@ -169,6 +169,7 @@ def test_a_run_whose_snapshot_was_cut_and_whose_report_is_gone_goes_on_from_its_
     assert not [event for event in events if isinstance(event, EpochEnded)], "nothing is done twice"
 
 
+@pytest.mark.soak
 def test_a_finished_run_gets_more_epochs_as_one_that_was_asked_for_them_at_once(
     two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
