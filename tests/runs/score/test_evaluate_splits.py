@@ -39,6 +39,7 @@ def test_a_model_too_few_or_one_for_all_splits_is_refused(given: dict[str, str],
         EvaluateConfig(shards="s", **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.soak
 def test_the_mean_over_splits_is_that_of_their_evaluations(
     cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

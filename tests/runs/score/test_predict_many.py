@@ -62,6 +62,7 @@ def test_videos_that_come_later_are_added_and_finished_parts_are_not_written_aga
     assert {len(row) for row in pd.read_parquet(tmp_path).probabilities} == {3}
 
 
+@pytest.mark.soak
 def test_a_long_video_has_a_row_for_each_window_in_the_table_as_in_print(
     cluster: None, videos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

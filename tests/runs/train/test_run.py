@@ -123,7 +123,7 @@ def test_one_worker_with_the_doubled_batch_gives_the_same_losses(
     assert len({metrics["train_loss"] for metrics in alone.history}) == 2
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_the_validation_top1_of_the_kept_checkpoint_is_what_evaluate_says_of_it(
     num_workers: int, cluster: None, shard_set: ShardSet, folder: Path
 ) -> None:
