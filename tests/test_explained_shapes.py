@@ -1,11 +1,10 @@
 """Reasons where they are known: the stream that has the class, and where the red shape is (`docs/explanation.md`)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from shown_shapes import Shapes, accuracy, draw_shapes, trained
 
 from twostream_ray.data.sources.synthetic import Group, SyntheticConfig
@@ -21,12 +20,7 @@ SMALL = TrainingConfig(epochs=4, global_batch=16, learning_rate=0.1, schedule="c
 RIGHT_STREAM = {"appearance": "spatial", "motion": "temporal"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def contributions(network: Network, shapes: Shapes) -> list[StreamContributions]:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,13 +16,7 @@ from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.settings import FusionConfig, ModelConfig
 from twostream_ray.stream_contributions import Sample
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sample_of(config: ModelConfig, *, num_snippets: int = 3) -> Sample:

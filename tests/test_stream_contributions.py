@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from small_networks import CONFIGS, built, fused_model, late, residual, snippets
@@ -18,13 +16,7 @@ from twostream_ray.stream_contributions import (
     stream_contributions,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network_of(config: ModelConfig) -> Network:

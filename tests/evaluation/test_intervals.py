@@ -13,6 +13,7 @@ from twostream_ray.evaluation.intervals import (
     metric_intervals,
     wilson_intervals,
 )
+from twostream_ray.evaluation.metrics import top_k_hits
 
 
 def hits_in_groups(
@@ -142,3 +143,27 @@ def test_any_statistic_of_counts_has_an_interval() -> None:
         outcomes, lambda counts: (counts[:, :1] - counts[:, 1:]) / 1000, num_outcomes=2, bounds=(-1, 1)
     )
     assert found == pytest.approx((-0.062, 0.062), abs=0.006)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("streams", "wanted"),
+    [
+        (("spatial",), ("81.26%", "[80.0, 82.5]", "[78.7, 83.6]", "[78.7, 83.1]")),
+        (("temporal",), ("79.67%", "[78.5, 81.0]", "[77.3, 82.2]", "[77.4, 81.8]")),
+        (("spatial", "temporal"), ("88.08%", "[87.0, 89.1]", "[86.0, 89.9]", "[86.2, 89.8]")),
+    ],
+)
+def test_published_scores_have_the_intervals_that_the_documentation_shows(
+    ucf101: dict[str, Any], streams: tuple[str, ...], wanted: tuple[str, ...]
+) -> None:
+    labels, names = ucf101["label"], ucf101["names"]
+    scores = np.sum([ucf101[stream].astype(np.float64) for stream in streams], axis=0)
+    hits, within5 = (top_k_hits(scores, labels, k=k) for k in (1, 5))
+    groups = [str(name).rpartition("_c")[0] for name in names]  # Archery_g01_c02 is the second cut of one video
+    over_clips, over_groups = (
+        metric_intervals(hits, within5, labels, num_classes=101, groups=given) for given in (None, groups)
+    )
+    assert over_groups.num_units == 707
+    shown = (over_clips.top1.to_text(), over_groups.top1.to_text(), over_groups.mean_class.to_text())
+    assert (f"{hits.mean():.2%}", *shown) == wanted

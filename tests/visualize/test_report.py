@@ -12,20 +12,6 @@ from twostream_ray.visualize import class_accuracies_picture, reliability_pictur
 BAR, GAP, DOT = "#6baed6", "#d55e00", "#08306b"
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
-    saved: list[Figure] = []
-    real = Figure.savefig
-
-    def savefig(figure: Figure, path: Path) -> None:
-        real(figure, path)
-        saved.append(figure)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return saved
-
-
 def test_a_network_that_is_too_sure_has_long_gaps(tmp_path: Path) -> None:
     centres = (np.arange(15) + 0.5) / 15
     clips = np.full(15, 10)

@@ -15,20 +15,6 @@ from twostream_ray.visualize import confusion_picture, curves_picture
 SPATIAL, TEMPORAL, NETWORK = "#d55e00", "#0072b2", "#222222"
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
-    saved: list[Figure] = []
-    real = Figure.savefig
-
-    def savefig(figure: Figure, path: Path) -> None:
-        real(figure, path)
-        saved.append(figure)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return saved
-
-
 # -- confusion
 
 

@@ -18,20 +18,6 @@ PICTURES = [parallel_coordinates_picture, importance_picture, pareto_picture]
 Draw = Callable[[Sequence[dict[str, Any]], Path], None]
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is saved, to look into."""
-    saved: list[Figure] = []
-    real = Figure.savefig
-
-    def savefig(figure: Figure, path: Path) -> None:
-        real(figure, path)
-        saved.append(figure)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return saved
-
-
 def search(num_trials: int, *, failed: int = 0) -> list[dict[str, Any]]:
     """Trials in which fusion over time decides nearly all, and most settings nothing; late networks have no fusion."""
     draw = random.Random(0)

@@ -38,9 +38,21 @@ def measure_loader(arguments: list[str]) -> int:
     return 0
 
 
+def _show_rates(rates: list[tuple[str, float, int]], *, unit: str, rounds: int) -> None:
+    """A table of (path, rate, cores), the first of which is the bare loop's in one process."""
+    from twostream_ray.console import table
+
+    bare = rates[0][1]
+    table(
+        f"median of {rounds} rounds",
+        ["path", f"{unit}/s", "a core", "of cores x bare"],
+        [[name, f"{rate:.2f}", f"{rate / cores:.2f}", f"{rate / cores / bare:.2f}"] for name, rate, cores in rates],
+    )
+
+
 def measure_ingest(arguments: list[str]) -> int:
     """Clips a second of ingest."""
-    from twostream_ray.console import Bar, table
+    from twostream_ray.console import Bar
     from twostream_ray.runs.benchmark.settings import BenchmarkIngestConfig
     from twostream_ray.verbs.commands import parse
 
@@ -49,26 +61,15 @@ def measure_ingest(arguments: list[str]) -> int:
 
     with Bar("benchmark ingest", unit="runs") as bar:
         speeds = benchmark_ingest(config, progress=bar.show)
-    bare = speeds[0].clips_per_second
-    table(
-        f"median of {config.rounds} rounds",
-        ["path", "clips/s", "a core", "of cores x bare"],
-        [
-            [
-                speed.name,
-                f"{speed.clips_per_second:.2f}",
-                f"{speed.clips_per_second / speed.cores:.2f}",
-                f"{speed.clips_per_second / speed.cores / bare:.2f}",
-            ]
-            for speed in speeds
-        ],
+    _show_rates(
+        [(speed.name, speed.clips_per_second, speed.cores) for speed in speeds], unit="clips", rounds=config.rounds
     )
     return 0
 
 
 def measure_predict(arguments: list[str]) -> int:
     """Videos a second of batch prediction."""
-    from twostream_ray.console import Bar, table
+    from twostream_ray.console import Bar
     from twostream_ray.runs.benchmark.settings import BenchmarkPredictConfig
     from twostream_ray.verbs.commands import parse
 
@@ -77,19 +78,8 @@ def measure_predict(arguments: list[str]) -> int:
 
     with Bar("benchmark predict", unit="runs") as bar:
         speeds = benchmark_predict(config, progress=bar.show)
-    bare = speeds[0].videos_per_second
-    table(
-        f"median of {config.rounds} rounds",
-        ["path", "videos/s", "a core", "of cores x bare"],
-        [
-            [
-                speed.name,
-                f"{speed.videos_per_second:.2f}",
-                f"{speed.videos_per_second / speed.cores:.2f}",
-                f"{speed.videos_per_second / speed.cores / bare:.2f}",
-            ]
-            for speed in speeds
-        ],
+    _show_rates(
+        [(speed.name, speed.videos_per_second, speed.cores) for speed in speeds], unit="videos", rounds=config.rounds
     )
     return 0
 

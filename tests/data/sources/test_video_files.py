@@ -26,7 +26,7 @@ def tree(tmp_path: Path) -> Path:
 def test_a_folder_means_every_video_below_it_and_says_what_it_leaves_out(tree: Path) -> None:
     assert found(str(tree)) == [f"{tree}/{name}" for name in ("a/c.AVI", "a/d/e[1].webm", "b.mp4")]
     (note,) = videos_of(PredictConfig(videos=[str(tree)])).notes
-    assert note == f"2 files under {tree} are no videos and left out, for example g.mp4.part"
+    assert note == f"files under {tree} that are no videos, left out: 2, for example g.mp4.part"
     with pytest.raises(
         CatalogError, match=r"no video under .*/none: wanted files ending in \.3g2 .*, found 0 other files"
     ):

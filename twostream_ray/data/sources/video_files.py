@@ -90,11 +90,12 @@ def _below(folder: str, *, list_files: ListFiles) -> tuple[list[str], list[str]]
         )
     notes = []
     if others:
-        notes.append(f"{len(others)} files under {folder} are no videos and left out, for example {others[0]}")
+        notes.append(f"files under {folder} that are no videos, left out: {len(others)}, for example {others[0]}")
     if unusable:
         first = unusable[0]
         notes.append(
-            f"{len(unusable)} entries under {folder} cannot be used and are left out: {first.path} ({first.why})"
+            f"entries under {folder} that cannot be used, left out: {len(unusable)}, for example "
+            f"{first.path} ({first.why})"
         )
     return found, notes
 

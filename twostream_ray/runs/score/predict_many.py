@@ -20,7 +20,7 @@ from twostream_ray import storage
 from twostream_ray.data.protocols import resolve_protocol
 from twostream_ray.errors import own_error
 from twostream_ray.heads import choose_heads
-from twostream_ray.model_package import MODEL_FILES, ModelPackage, load_model
+from twostream_ray.model_package import MODEL_FILES, ModelPackage, check_model
 from twostream_ray.runs.cluster.address import cluster_address
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session, require_cluster
@@ -93,7 +93,7 @@ def predict_many(
     sweep()
     with local_model(config.model, config=config.tracking) as directory:
         files = {name: storage.read_bytes(str(directory / name)) for name in MODEL_FILES}
-        _, package = load_model(directory)
+        package = check_model(directory)
     heads = choose_heads(package.heads, config.head, of="the model")
     identity = _identity(config, package, files)
     way_out = "wait for it, or choose another --out"
