@@ -52,6 +52,7 @@ def test_the_mean_over_splits_is_that_of_their_evaluations(
     assert "mean ± standard deviation over splits" in printed and "100.00% ± 0.00" in printed
     stored = json.loads((out / "splits.json").read_text())
     assert [one["split"] for one in stored["splits"]] == ["test1", "test2"]
+    assert [one["intervals"][0]["top1"][1] for one in stored["splits"]] == [1, 1]
     assert stored["mean"]["top1"] == np.mean([one["metrics"]["top1"] for one in stored["splits"]]) == 1
     assert stored["standard_deviation"]["top1"] == 0
     tables = [read_table(str(out / split)) for split in ("test1", "test2")]

@@ -113,3 +113,28 @@ def test_an_evaluation_whose_worker_and_driver_are_killed_over_a_bad_network_giv
     assert np.array_equal(table.logits, np.stack([expected[clip] for clip in sorted(expected)]))
     assert "29 of 29 clips" in (tmp_path / "log").read_text()
     assert proxy.requests.total() > 50 and sum(proxy.requests[fault] for fault in ("busy", "cut", "lost")) >= 1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.soak
+def test_an_evaluation_ended_by_ctrl_c_says_one_line_leaves_no_process_and_is_resumed_to_the_same_table(
+    tmp_path: Path,
+) -> None:
+    shards = noise_shards(str(tmp_path / "noise"), rows=(16, 13), num_fields=5, video=True, splits=("test",))
+    model, out, log = noise_model(tmp_path / "model", shards), tmp_path / "out", tmp_path / "log"
+    expected = undisturbed(shards, model, "paper_2014")
+    command = ["evaluate", str(model), shards.uri, "--protocol", "paper_2014", "--out", str(out)]
+    first = Driver(command, log)
+    first.wait_until(lambda: any(out.glob("scores/*.parquet")))
+    first.process.send_signal(signal.SIGINT)
+    assert first.process.wait(timeout=60) == 130
+    said = log.read_text()
+    assert "interrupted; what was finished is kept, run the same command again to resume" in said
+    assert "Traceback" not in said
+    assert first.workers() == []
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("scores/*.parquet")}
+    assert 0 < len(kept) < 9, "it was interrupted before its end"
+    Driver(command, log).end()
+    table = read_table(str(out))
+    assert np.array_equal(table.logits, np.stack([expected[clip] for clip in sorted(expected)]))
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was finished is not scored again"

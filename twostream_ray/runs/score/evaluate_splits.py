@@ -108,6 +108,7 @@ def _as_json(report: SplitsReport) -> dict[str, Any]:
                 "split": one.split,
                 "model": one.model,
                 "metrics": one.metrics(),
+                "intervals": [over.to_dict() for over in one.report.intervals],
                 "n_evaluated": one.report.n_evaluated,
                 "n_expected": one.report.n_expected,
                 "manifest_hash": one.manifest_hash,
