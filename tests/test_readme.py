@@ -1,4 +1,4 @@
-"""README's commands, pasted in order into a fresh clone's shell, on real and synthetic videos.
+"""Commands of README and of pages that go on from there, pasted in order into a fresh clone's shell, on real videos.
 
 The clone has what git has, and this environment in place of the one that README's first block installs, which takes
 minutes and a network: `make soak` runs that block too.
@@ -17,7 +17,8 @@ from pages import ROOT, Block, fenced_blocks, pasted
 
 from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 
-README = fenced_blocks((ROOT / "README.md").read_text())
+PAGES = ["README.md", "docs/search.md", "docs/data_sets.md"]
+README = [block for page in PAGES for block in fenced_blocks((ROOT / page).read_text())]
 
 UCF101 = [
     *("JavelinThrow/v_JavelinThrow_g22_c01.avi", "JavelinThrow/v_JavelinThrow_g05_c05.avi"),

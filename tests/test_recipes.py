@@ -171,7 +171,7 @@ def settle_moments(network: Network, batch: Batch) -> None:
         ("two_stream_2014", 4, 1, 224, 0.02, 1.0),
         pytest.param("fusion_2016", 8, 1, 224, 0.01, 1.0, marks=pytest.mark.soak),  # minutes
         pytest.param("st_resnet_2016", 8, 2, 64, 0.01, None, marks=pytest.mark.soak),
-        ("stfn_2018", 8, 2, 64, 0.01, None),
+        pytest.param("stfn_2018", 8, 2, 64, 0.01, None, marks=pytest.mark.soak),
     ],
 )
 def test_eight_real_clips_are_learnt_by_heart(
