@@ -9,7 +9,7 @@ import pytest
 
 from twostream_ray.cli import main
 from twostream_ray.errors import CheckpointError, RegistryError, StorageError, TwoStreamError
-from twostream_ray.runs.score.model_source import local_model
+from twostream_ray.model_source import local_model
 from twostream_ray.runs.score.predict import pull as checked_pull
 from twostream_ray.runs.score.settings import PullConfig
 from twostream_ray.tracking import TrackingConfig, pull

@@ -72,16 +72,14 @@ FILES: dict[str, Callable[[], bytes]] = {
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", FILES)
 def test_files_that_are_no_whole_videos_are_refused_in_little_time_and_memory(kind: str) -> None:
-    isolation._Child.of_this_process().end()
+    isolation._pool.end_idle()
     content = FILES[kind]()
     started = time.monotonic()
     error = TooLongError if kind == "endless" else DecodeError
     with pytest.raises(error, match=r"^x: .* (was|were) wanted|^x: the file announces"):
         prepare_in_subprocess(content, CONTRACT, name="x", max_frames=3000)
     assert time.monotonic() - started < 30
-    child = isolation._Child._current
-    assert child is not None
-    status = Path(f"/proc/{child._process.pid}/status").read_text()
+    status = Path(f"/proc/{isolation._pool.ids[-1]}/status").read_text()
     assert int(status.split("VmHWM:")[1].split()[0]) < 200_000
 
 

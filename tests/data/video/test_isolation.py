@@ -38,9 +38,7 @@ def video(num_frames: int, *, size: int = 64) -> bytes:
 
 
 def child_id() -> int:
-    child = isolation._Child._current
-    assert child is not None
-    return child._process.pid
+    return isolation._pool.ids[-1]
 
 
 def test_a_clip_prepared_apart_is_the_one_prepared_here_and_the_child_stays() -> None:
@@ -57,7 +55,7 @@ def test_no_credential_is_in_the_environment_of_the_process_that_decodes(monkeyp
     secrets = ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "WHATEVER_KEY", "HTTPS_PROXY")
     for name in secrets:
         monkeypatch.setenv(name, f"planted-{name}")
-    isolation._Child.of_this_process().end()
+    isolation._pool.end_idle()
     prepare_in_subprocess(video(3), CONTRACT, name="x")
     environment = Path(f"/proc/{child_id()}/environ").read_bytes()
     assert b"PATH=" in environment and b"planted" not in environment
@@ -93,7 +91,7 @@ def test_a_child_killed_from_outside_is_no_fault_of_the_video() -> None:
 def test_many_open_files_are_no_obstacle() -> None:
     files = [Path(os.devnull).open() for _ in range(1100)]  # noqa: SIM115
     try:
-        isolation._Child.of_this_process().end()
+        isolation._pool.end_idle()
         assert prepare_in_subprocess(video(3), CONTRACT, name="x").num_frames == 3
     finally:
         for file in files:
@@ -103,7 +101,7 @@ def test_many_open_files_are_no_obstacle() -> None:
 @pytest.mark.parametrize("how", ["time.sleep(99)", "while True: pass"])
 @pytest.mark.timeout(60)
 def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    isolation._Child.of_this_process().end()
+    isolation._pool.end_idle()
     monkeypatch.setattr(isolation, "_SILENCE_S", 0.5)
     monkeypatch.setattr(isolation, "_CHILD", f"{CONFINED}\n{how}")
     with pytest.raises(DecodeError, match="x: the decoder hung, no frame came for"):
@@ -147,7 +145,7 @@ def test_time_in_which_parent_and_child_are_stopped_is_not_counted(tmp_path: Pat
         "content, contract = Path('video.mp4').read_bytes(), FlowContract(short_side_px=64)\n"
         "isolation.prepare_in_subprocess(content, contract, name='x')\n"
         "isolation._SILENCE_S = isolation._SECONDS = 0.8; isolation._SECONDS_PER_FRAME = {'dis': 0.01}\n"
-        "print(isolation._Child._current._process.pid, flush=True)\n"
+        "print(isolation._pool.ids[-1], flush=True)\n"
         "print(isolation.prepare_in_subprocess(content, contract, name='x', max_frames=400).num_frames)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as parent:
@@ -163,7 +161,7 @@ def test_time_in_which_parent_and_child_are_stopped_is_not_counted(tmp_path: Pat
 
 @pytest.mark.timeout(60)
 def test_a_child_that_does_not_start_is_no_fault_of_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
-    isolation._Child.of_this_process().end()
+    isolation._pool.end_idle()
     monkeypatch.setattr(isolation, "_CHILD", "raise SystemExit(3)")
     with pytest.raises(TwoStreamError, match=r"none would start \(exit status 3\)") as error:
         prepare_in_subprocess(video(3), CONTRACT, name="x")
@@ -172,7 +170,7 @@ def test_a_child_that_does_not_start_is_no_fault_of_the_video(monkeypatch: pytes
 
 @pytest.mark.parametrize("when", ["from the start", "in the middle"])
 def test_enormous_frames_are_refused_and_take_no_memory(when: str) -> None:
-    isolation._Child.of_this_process().end()
+    isolation._pool.end_idle()
     coded = taken_apart(encoded("libvpx", pictures(8), container="webm", g="4"))
     index = [index for index, packet in enumerate(coded.packets) if packet.is_key][when == "in the middle"]
     content = bytearray(coded.packets[index].content)
@@ -208,7 +206,7 @@ def test_a_script_without_a_main_guard_is_not_run_again_and_leaves_no_process(tm
         "print('run')\n"
         "content = open('video.mp4', 'rb').read()\n"
         "isolation.prepare_in_subprocess(content, FlowContract(short_side_px=64), name='x')\n"
-        "print(isolation._Child._current._process.pid)\n"
+        "print(isolation._pool.ids[-1])\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, check=True)
     first, child = done.stdout.split()
@@ -228,12 +226,12 @@ def test_a_fork_has_a_child_of_its_own() -> None:
         "from twostream_ray.data.flow import FlowContract\n"
         "content = sys.stdin.buffer.read(); contract = FlowContract(short_side_px=64)\n"
         "isolation.prepare_in_subprocess(content, contract, name='x')\n"
-        "before = isolation._Child._current._process.pid\n"
+        "before = isolation._pool.ids[-1]\n"
         "if os.fork() == 0:\n"
         "    isolation.prepare_in_subprocess(content, contract, name='x')\n"
-        "    os._exit(isolation._Child._current._process.pid == before)\n"
+        "    os._exit(isolation._pool.ids[-1] == before)\n"
         "status = os.wait()[1]; isolation.prepare_in_subprocess(content, contract, name='x')\n"
-        "sys.exit(bool(status) or isolation._Child._current._process.pid != before)\n"
+        "sys.exit(bool(status) or isolation._pool.ids[-1] != before)\n"
     )
     subprocess.run([sys.executable, "-c", code], input=video(3), check=True)
     assert child_id() == mine

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -31,6 +32,8 @@ class ConfinedProcess:
         """Start it; the code calls `accept_confinement` first."""
         self.is_ready = False
         """Whether it has been confined."""
+        self.cancelled: threading.Event | None = None
+        """Set by another thread when its answers are no longer wanted."""
         self._files, theirs = socket.socketpair()
         with theirs:
             # Not multiprocessing: it would run the user's own script again in the child.
@@ -101,11 +104,12 @@ class ConfinedProcess:
         Raises:
             EOFError: it is gone.
             TimeoutError: it takes longer than it may.
+            CancelledError: its answers are no longer wanted.
         """
         answers: Any = self._process.stdout
         parts = []
         while size:
-            self._watchdog.wait(answers.fileno())
+            self._watchdog.wait(answers.fileno(), cancelled=self.cancelled)
             part = os.read(answers.fileno(), min(size, 1 << 20))
             if not part:
                 raise EOFError

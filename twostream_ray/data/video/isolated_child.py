@@ -130,7 +130,8 @@ def _answers(
             values, parts = _encoded(window.clip)
             yield values | {"start_frame": window.start_frame}, parts
     else:
-        clip = prepare_clip(source, contract, name=name, max_frames=request["max_frames"], on_progress=beat)
+        limits = {"max_frames": request["max_frames"], "max_seconds": request["max_seconds"]}
+        clip = prepare_clip(source, contract, name=name, **limits, on_progress=beat)
         if request["prove"]:
             prove_seeking(clip.video or b"", num_frames=clip.num_frames, on_progress=beat)
         yield _encoded(clip)

@@ -1,6 +1,6 @@
 """Process isolation: bytes from outside are decoded in a child process, which may crash or hang alone.
 
-A process keeps one warm child. Only lengths, JSON and encoded bytes come back from it: nothing is unpickled.
+Children stay warm in a pool. Only lengths, JSON and encoded bytes come back from them: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.video.captions import Caption
 from twostream_ray.data.video.confined_process import ConfinedProcess
+from twostream_ray.data.video.decoder_pool import DecoderPool
 from twostream_ray.data.video.isolated_child import BEAT, END, ERROR, ERRORS, LENGTH, send
 from twostream_ray.data.video.prepare import Source
 from twostream_ray.data.video.raw_video import open_video
@@ -39,25 +40,49 @@ _BYTES_PER_FRAME = 32 << 10
 _CHILD = "from twostream_ray.data.video.isolated_child import answer_requests; answer_requests()"
 
 
+_Result = TypeVar("_Result")
+
+
 def prepare_in_subprocess(
-    source: bytes | Source, contract: FlowContract, *, name: str, max_frames: int | None = None, prove: bool = False
+    source: bytes | Source,
+    contract: FlowContract,
+    *,
+    name: str,
+    max_frames: int | None = None,
+    max_seconds: float | None = None,
+    prove: bool = False,
+    pool: Pool | None = None,
+    cancelled: threading.Event | None = None,
 ) -> EncodedClip:
-    """`prepare.prepare_clip` in the child process; with `prove` the result is shown to seek exactly.
+    """`prepare.prepare_clip` in a child process; with `prove` the result is shown to seek exactly.
+
+    Threads get a child each, as many as their pool has, by default that of this process. When `cancelled` is set, the
+    child is ended.
 
     Raises:
         DecodeError: the video cannot be decoded whole, or its decoding crashed or hung.
-        EmptyClipError, TooLongError: it has too few frames, or too many.
+        EmptyClipError, TooLongError: it has too few frames, too many, or takes too long to play.
+        CancelledError: it was cancelled.
     """
-    with _lock:
-        child = _Child.of_this_process()
+    options = {"max_frames": max_frames, "max_seconds": max_seconds, "prove": prove}
+
+    def prepare(child: _Child) -> EncodedClip:
+        values, parts = child.ask(source, contract, name=name, **options)
+        return EncodedClip(video=parts[0], flow=parts[1:], notes=tuple(values.pop("notes")), **values)
+
+    try:
+        return _in_child(prepare, pool=pool, cancelled=cancelled)
+    except _KilledError:
+        return _in_child(prepare, pool=pool, cancelled=cancelled)
+
+
+def _in_child(
+    work: Callable[[_Child], _Result], *, pool: Pool | None = None, cancelled: threading.Event | None = None
+) -> _Result:
+    with (pool or _pool).lend(cancelled) as child:
         try:
-            try:
-                values, parts = child.ask(source, contract, name=name, max_frames=max_frames, prove=prove)
-            except _KilledError:
-                child = _Child.of_this_process()
-                values, parts = child.ask(source, contract, name=name, max_frames=max_frames, prove=prove)
-            notes = tuple(values.pop("notes"))
-            return EncodedClip(video=parts[0], flow=parts[1:], notes=notes, **values)
+            child.watch_for(cancelled)
+            return work(child)
         except VideoError:
             raise
         except BaseException:
@@ -71,15 +96,15 @@ def windows_in_subprocess(
 ) -> Generator[Window]:
     """`windows.prepare_windows` of a file in the child process, which waits while a window is not taken.
 
-    It is the only work of this process's child until it is at its end or closed.
+    A child has no other work until it is at its end or closed.
 
     Raises:
         DecodeError: the video cannot be decoded to its end, or its decoding crashed or hung; windows before were given.
         EmptyClipError: it has fewer than two frames.
     """
-    with _lock:
-        child = _Child.of_this_process()
+    with _pool.lend() as child:
         try:
+            child.watch_for(None)
             for values, parts in child.answers(
                 Source(video=path),
                 contract,
@@ -104,18 +129,14 @@ def caption_in_subprocess(path: Path, target: Path, captions: Sequence[Caption],
         DecodeError: the video cannot be decoded to its end, or its decoding crashed or hung.
     """
     spoken = [(one.start_seconds, one.end_seconds, one.top) for one in captions]
-    with _lock:
-        child = _Child.of_this_process()
-        try:
-            values, _ = child.ask(
-                Source(video=path), FlowContract(), name=name, max_frames=1_000_000, captions=spoken, target=target
-            )
-            return int(values["num_frames"])
-        except VideoError:
-            raise
-        except BaseException:
-            child.end()
-            raise
+
+    def draw(child: _Child) -> int:
+        values, _ = child.ask(
+            Source(video=path), FlowContract(), name=name, max_frames=1_000_000, captions=spoken, target=target
+        )
+        return int(values["num_frames"])
+
+    return _in_child(draw)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,37 +158,32 @@ def probe_apart(source: bytes | Source, contract: FlowContract, *, name: str, ma
         DecodeError, EmptyClipError: the video cannot be decoded that far.
         TooLongError: it has more than max_frames.
     """
-    with _lock:
-        child = _Child.of_this_process()
-        try:
-            return Cost(**child.ask(source, contract, name=name, max_frames=max_frames, probe=True)[0])
-        except VideoError:
-            raise
-        except BaseException:
-            child.end()
-            raise
+    return _in_child(lambda child: Cost(**child.ask(source, contract, name=name, max_frames=max_frames, probe=True)[0]))
 
 
-_lock = threading.Lock()
+def decoder_pool(most: int | None = None) -> Pool:
+    """A pool of children beside that of this process, at most so many, by default one for each of its processors."""
+    return DecoderPool(_Child, most=most)
 
 
 class _Child:
     """A process that decodes, and the pipes to it."""
 
-    _current: _Child | None = None
-
-    @classmethod
-    def of_this_process(cls) -> _Child:
-        """The warm child, or a new one: none yet, the last one is gone, or this process is a fork of its owner."""
-        current = cls._current
-        if current is None or current._owner != os.getpid() or current._process.status is not None:
-            cls._current = current = cls()
-        return current
-
     def __init__(self) -> None:
         self._owner = os.getpid()
         self._process = ConfinedProcess(_CHILD)
+        self.pid = self._process.pid
+        """Its process id."""
         atexit.register(self.end)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is there, and this process is no fork of its owner."""
+        return self._owner == os.getpid() and self._process.status is None
+
+    def watch_for(self, cancelled: threading.Event | None) -> None:
+        """Give up waiting for it once this is set."""
+        self._process.cancelled = cancelled
 
     def end(self) -> None:
         """Stop the process; the next video gets a new one."""
@@ -271,3 +287,9 @@ def _seconds_for(contract: FlowContract, max_frames: Any) -> float:
 
 class _KilledError(DecodeError):
     """The child was ended from outside."""
+
+
+Pool = DecoderPool[_Child]
+"""Of the children that decode."""
+_pool: Pool = DecoderPool(_Child)
+"""That of this process."""

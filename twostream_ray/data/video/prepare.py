@@ -40,6 +40,7 @@ def prepare_clip(
     *,
     name: str,
     max_frames: int | None = None,
+    max_seconds: float | None = None,
     first_frames: int | None = None,
     on_progress: Callable[[], object] | None = None,
 ) -> EncodedClip:
@@ -54,7 +55,7 @@ def prepare_clip(
     Raises:
         DecodeError: the video cannot be decoded whole, or images of flow do not fit it.
         EmptyClipError: it has fewer than two frames.
-        TooLongError: it has more than max_frames, by its header or when decoded.
+        TooLongError: it has more than max_frames, or plays longer than max_seconds, by its header or when decoded.
     """
     source = Source(video=source) if isinstance(source, bytes) else source
     frames = (
@@ -64,10 +65,12 @@ def prepare_clip(
     )
     with closing(frames):
         raw_video.refuse_more_frames(frames.announced, max_frames, name=name)
+        raw_video.refuse_longer(frames.announced / frames.fps, max_seconds, name=name)
         builder = _ClipBuilder(frames, contract, taken_flow=source.flow, name=name)
         for frame in frames:
             builder.add(frame)
             raw_video.refuse_more_frames(builder.num_frames, max_frames, name=name)
+            raw_video.refuse_longer(builder.num_frames / frames.fps, max_seconds, name=name)
             if on_progress is not None:
                 on_progress()
             if builder.num_frames == first_frames:

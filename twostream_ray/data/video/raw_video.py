@@ -336,3 +336,16 @@ def refuse_more_frames(num_frames: int, limit: int | None, *, name: str) -> None
             f"{name}: a clip of at most {limit} frames was wanted, this has {num_frames} or more: cut it into clips, "
             "or raise max_frames"
         )
+
+
+def refuse_longer(seconds: Fraction | float, limit: float | None, *, name: str) -> None:
+    """A clip may play for so long.
+
+    Raises:
+        TooLongError: it plays longer.
+    """
+    if limit is not None and seconds > limit:
+        raise TooLongError(
+            f"{name}: a clip of at most {limit:g} s was wanted, this takes {float(seconds):.1f} s or more: cut it into "
+            "clips, or raise max_seconds"
+        )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 _SLICE_S = 0.25
@@ -34,16 +36,19 @@ class Watchdog:
         self._total = 0.0
         self._computed = self._look()[1]
 
-    def wait(self, descriptor: int) -> None:
+    def wait(self, descriptor: int, *, cancelled: threading.Event | None = None) -> None:
         """Wait until there is something to read, or the other end is closed.
 
         Raises:
             TimeoutError: the child has been silent for too long, or taken too much time in all.
+            CancelledError: nobody waits for it any more.
         """
         poll = select.poll()  # select() fails beyond descriptor 1023
         poll.register(descriptor, select.POLLIN)
         silence = 0.0
         while True:
+            if cancelled is not None and cancelled.is_set():
+                raise CancelledError
             began = time.monotonic()
             ready = poll.poll(_SLICE_S * 1000)
             counted = self._count(min(time.monotonic() - began, _SLICE_S))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError
+from twostream_ray.model_source import local_model
 from twostream_ray.runs.benchmark.settings import BenchmarkPredictConfig
 from twostream_ray.runs.cluster.session import ray_session
-from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.predict import videos_of
 from twostream_ray.runs.score.predict_many import predict_many
 from twostream_ray.runs.score.settings import PredictConfig

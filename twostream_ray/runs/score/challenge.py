@@ -14,10 +14,10 @@ from twostream_ray import storage, tracking
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, TwoStreamError
 from twostream_ray.model_package import read_package
+from twostream_ray.model_source import local_model
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.score.evaluate import score_split, write_evaluation
 from twostream_ray.runs.score.evaluation_run import log_evaluation_run
-from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.score.significance import with_significance
 from twostream_ray.runs.splits import count_clips_trained_on

@@ -20,10 +20,10 @@ from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.evaluation.report import Report, report_on
 from twostream_ray.heads import Head
+from twostream_ray.model_source import local_model
 from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.outputs import refuse_foreign_files
 from twostream_ray.runs.score.evaluation_run import CONFUSION, REPORT, log_evaluation_run
-from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.results_page import RESULTS, MeasuredOn, confident_mistakes, results_page
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.splits import evaluation_option, warn_of_clips_trained_on

@@ -8,9 +8,9 @@ from pathlib import Path
 from twostream_ray import storage
 from twostream_ray.data.protocols import ViewsConfig, resolve_protocol
 from twostream_ray.errors import ConfigError
+from twostream_ray.model_source import local_model
 from twostream_ray.redaction import redact
 from twostream_ray.runs.outputs import refuse_foreign_files, refuse_foreign_video
-from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.tracking import TrackingConfig
 

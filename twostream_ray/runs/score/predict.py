@@ -12,8 +12,8 @@ from twostream_ray.data.sources import lists
 from twostream_ray.data.sources.video_files import TABLE_SUFFIXES, VideoFiles, find_videos, is_video_name
 from twostream_ray.errors import ConfigError, DecodeError
 from twostream_ray.heads import choose_heads
+from twostream_ray.model_source import local_model
 from twostream_ray.runs.outputs import refuse_foreign_video
-from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.settings import PredictConfig, PullConfig
 from twostream_ray.storage.temporary_folders import temporary_folder
 

@@ -21,11 +21,11 @@ from twostream_ray.data.protocols import resolve_protocol
 from twostream_ray.errors import own_error
 from twostream_ray.heads import choose_heads
 from twostream_ray.model_package import MODEL_FILES, ModelPackage, check_model
+from twostream_ray.model_source import local_model
 from twostream_ray.runs.cluster.address import cluster_address
 from twostream_ray.runs.cluster.resources import require_room
 from twostream_ray.runs.cluster.session import ray_session, require_cluster
 from twostream_ray.runs.score import prediction_job
-from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.predict import videos_of
 from twostream_ray.runs.score.predict_tasks import PartScorer, Work, prepare_part
 from twostream_ray.runs.score.prediction_job import Part, Standing

@@ -15,6 +15,7 @@ from twostream_ray.data.protocols import VALIDATION
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
+from twostream_ray.model_source import local_model
 from twostream_ray.redaction import redact
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
@@ -22,7 +23,6 @@ from twostream_ray.runs.run_page import data_summary, description, network_summa
 from twostream_ray.runs.score.challenge import compete, require_same_classes
 from twostream_ray.runs.score.evaluate import Evaluation, reserve_output, score_split, write_evaluation
 from twostream_ray.runs.score.evaluation_run import log_evaluation
-from twostream_ray.runs.score.model_source import local_model
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.runs.score.staged import check_stages, train_stages

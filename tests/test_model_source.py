@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from twostream_ray.errors import StorageError
-from twostream_ray.runs.score.model_source import local_model
+from twostream_ray.model_source import local_model
 from twostream_ray.tracking import TrackingConfig
 
 
