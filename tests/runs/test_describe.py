@@ -1,8 +1,10 @@
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+from pages import ROOT
 
 from twostream_ray import cli
 from twostream_ray.console import console
@@ -54,3 +56,29 @@ def test_frames_too_small_are_refused_in_one_line(capsys: pytest.CaptureFixture[
     assert "use larger" in capsys.readouterr().err
     assert cli.main(["describe", "--num_snippets=0"]) == 2
     assert "num_snippets must be at least 1, got 0" in capsys.readouterr().err
+
+
+_ROWS = re.findall(
+    r"^\| `(\w+)` \|((?: [\d,.]+ \|){8})$", (ROOT / "docs/choosing_settings.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("recipe", "row"), _ROWS, ids=[recipe for recipe, _ in _ROWS])
+def test_the_costs_of_recipes_in_the_docs_are_what_describe_says(
+    capsys: pytest.CaptureFixture[str], recipe: str, row: str
+) -> None:
+    assert cli.main(["describe", "--config", recipe, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    kept, weights = said["activation_bytes"], 3 * said["gradient_bytes"]
+    assert [cell.strip() for cell in row.split("|")[:-1]] == [
+        f"{said['parameters']:,}",
+        f"{said['gflops_forward']:.2f}",
+        f"{kept / 1e6:.0f}",
+        *(str(int((0.9e9 * memory - weights) // kept)) for memory in (12, 16, 24, 40, 80)),
+    ]
+
+
+def test_the_docs_have_the_costs_of_every_recipe_of_a_network() -> None:
+    assert {recipe for recipe, _ in _ROWS} == {
+        *("own_videos_cpu", "own_videos_gpu", "two_stream_2014", "fusion_2016", "st_resnet_2016", "stfn_2018")
+    }
