@@ -9,6 +9,7 @@ from twostream_ray.tracking.comparison import (
     newest_version,
     unmeasured_champion,
 )
+from twostream_ray.tracking.connection import answer_seconds
 from twostream_ray.tracking.delivery import Delivery, replay
 from twostream_ray.tracking.download import pull, registered_classes
 from twostream_ray.tracking.lineage import TRAIN_SPLIT, lineage_tags
@@ -45,6 +46,7 @@ __all__ = [
     "RunHandle",
     "TrackingConfig",
     "Verdict",
+    "answer_seconds",
     "comparable_measurement",
     "deliver",
     "find_run",

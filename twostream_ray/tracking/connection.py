@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -27,6 +28,7 @@ _Result = TypeVar("_Result")
 ANSWER_S = 120.0
 """How long a server may take for what moves no large files."""
 
+_FIRST_ANSWER_S = 30.0
 _DATABASE_ATTEMPTS = 3
 """How often MLflow tries to open a database, within a second; its own is 10 times in 100 s."""
 
@@ -131,6 +133,28 @@ def short_timeouts(*, repeat: bool = True, request_s: int = 20) -> Iterator[None
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+def answer_seconds(config: TrackingConfig) -> float | None:
+    """Seconds that a tracking server takes to list an experiment; None for a file, which there need not be yet.
+
+    Raises:
+        RegistryError: it does not answer, or not as MLflow does, or refuses these credentials.
+        StorageError, ConfigError: as `client_for`.
+    """
+    uri = config.resolved_uri()
+    if sqlite.is_sqlite(uri):
+        return None
+
+    def ask(_: Callable[[], None]) -> float:
+        client = client_for(uri, reads_only=True)
+        started = time.perf_counter()
+        client.search_experiments(max_results=1)
+        return time.perf_counter() - started
+
+    way_out = "see that the server runs and is reached from here, and MLFLOW_TRACKING_USERNAME and _PASSWORD"
+    with registry_errors(uri, wanted="an answer", way_out=way_out), short_timeouts(repeat=False):
+        return call_with_deadline(ask, limit_s=_FIRST_ANSWER_S, grace_s=0)
 
 
 def with_deadline(limit_s: float) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:

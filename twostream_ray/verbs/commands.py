@@ -231,6 +231,19 @@ VERBS: dict[str, Verb] = {
         shown=("model.architecture", "model.fusion.method", "model.fusion.layers", "num_snippets", "size_px"),
         more={"--json": "One JSON object, for programs."},
     ),
+    "doctor": Verb(
+        summary="can a training work on this cluster, how fast, and what holds it back",
+        function="doctor:diagnose",
+        settings="runs.doctor.settings:DoctorConfig",
+        positionals=_SHARDS,
+        examples=(
+            "",
+            "shards --config own_videos_gpu --address 10.0.0.1:6379 --price 2.5",
+            "s3://bucket/shards --config fusion_2016 --speed false --json",
+        ),
+        shown=("address", "speed", "price", "storage", "tracking.uri"),
+        more={"--json": "One JSON object, for programs."},
+    ),
     "recipes": Verb(
         summary="the recipes that come with the package; with a NAME, that recipe",
         function="recipes:list_recipes",

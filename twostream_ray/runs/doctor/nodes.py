@@ -1,0 +1,106 @@
+"""Actors on the nodes of a Ray cluster that gather facts, one a node, and the difference between their clocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from twostream_ray.runs.doctor.facts import AcceleratorFacts, NodeFacts, Questions, accelerator_facts, node_facts
+
+_PATIENCE_S = 180.0
+"""For a store that is away is asked for a minute before it is given up."""
+_GPU_PATIENCE_S = 60.0
+_CLOCK_QUESTIONS = 5
+
+
+class NodeProbe:
+    """Answers for one node; an actor, so that the second question is answered at once."""
+
+    def facts(self, questions: Questions) -> NodeFacts:
+        """Everything but the clock and the GPUs' own view."""
+        return node_facts(questions)
+
+    def clock(self) -> float:
+        """The time there, s since 1970."""
+        return time.time()
+
+
+def facts_of_nodes(questions: Questions) -> tuple[list[NodeFacts], list[str]]:
+    """Facts of every node that is alive, and the names of those that did not answer; inside `ray_session`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    probe = ray.remote(NodeProbe)
+    actors = {
+        node["NodeID"]: probe.options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in alive
+    }
+    gpus = _accelerators(alive)
+    asked = {
+        node["NodeID"]: actors[node["NodeID"]].facts.remote(replace(questions, resources=node["Resources"]))
+        for node in alive
+    }
+    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_PATIENCE_S)
+    found, silent = list[NodeFacts](), list[str]()
+    for node in alive:
+        key = node["NodeID"]
+        if asked[key] not in ready:
+            silent.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})")
+            continue
+        try:
+            facts: NodeFacts = ray.get(asked[key])
+            skew, error = _skew(ray, actors[key])
+        except ray.exceptions.RayError as error_of_node:
+            silent.append(f"{node['NodeManagerHostname']} ({type(error_of_node).__name__})")
+            continue
+        found.append(replace(facts, clock_skew_s=skew, clock_error_s=error, accelerator=gpus(key)))
+    for actor in actors.values():
+        ray.kill(actor)
+    return found, silent
+
+
+def _skew(ray: Any, actor: Any) -> tuple[float, float]:
+    """A node's clock less this one's, and how far off that may be: by the quickest answer (Cristian 1989)."""
+    answers = []
+    for _ in range(_CLOCK_QUESTIONS):
+        asked = time.time()
+        there = ray.get(actor.clock.remote(), timeout=_PATIENCE_S)
+        answered = time.time()
+        answers.append(((answered - asked) / 2, there - (asked + answered) / 2))
+    error, skew = min(answers)
+    return skew, error
+
+
+def _accelerators(nodes: list[Mapping[str, Any]]) -> Any:
+    """Start a task that holds a GPU on every node with some; gives a function from a node's id to what it found."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(accelerator_facts)
+    asked = {
+        node["NodeID"]: look.options(
+            num_cpus=0, num_gpus=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in nodes
+        if node["Resources"].get("GPU", 0) >= 1
+    }
+    ends = time.monotonic() + _GPU_PATIENCE_S
+
+    def found(node: str) -> AcceleratorFacts | None:
+        if node not in asked:
+            return None
+        try:
+            facts: AcceleratorFacts | None = ray.get(asked[node], timeout=max(0.0, ends - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(asked[node], force=True)
+            return None
+        except ray.exceptions.RayError as error:
+            return AcceleratorFacts(device="GPU", fault=" ".join(str(error).split())[:160])
+        return facts
+
+    return found
