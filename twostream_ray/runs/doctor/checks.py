@@ -84,7 +84,7 @@ def _python(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:
 def _packages(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:
     differing = [name for name in PACKAGES if facts.versions.get(name) != wanted.versions.get(name)]
     essential = [name for name in differing if name in ("twostream_ray", "ray", "torch")]
-    told = ", ".join(
+    differences = ", ".join(
         f"{name} {facts.versions.get(name, 'missing')} ({wanted.versions.get(name, 'missing')} here)"
         for name in differing
     )
@@ -93,7 +93,7 @@ def _packages(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:
         name="packages",
         node=facts.node,
         status="wrong" if essential else "doubtful" if differing else "ok",
-        found=told or shown,
+        found=differences or shown,
         way_out="install constraints.txt on all nodes: other versions decode other bytes, or cannot talk to each other",
     )
 
