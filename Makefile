@@ -1,6 +1,7 @@
 # Both `make demo` and `make test` set everything up on a fresh machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
+CLUSTER = $(BIN)/python -m cluster.box $(if $(PORT),--port $(PORT))
 SEARCH_CLIPS := --clips.size_px 48 --clips.test_clips 0
 # Tests hand over settings as strings and dictionaries, and read what may be missing: then they fail, and say so.
 LOOSER := --disable-error-code arg-type --disable-error-code union-attr --disable-error-code index
@@ -10,7 +11,7 @@ FAST := 'not ray and not server and not slow and not soak'
 # What one of two lanes has; the other has whatever else there is.
 PARTS := $(addprefix tests/, data evaluation models settings storage training visualize)
 
-.PHONY: demo demo-search test test-clusters test-ray test-others-runs test-others-parts test-fast test-fast-parts test-fast-runs soak check test-types format clean
+.PHONY: demo demo-search cluster-up cluster-down test test-clusters test-ray test-others-runs test-others-parts test-fast test-fast-parts test-fast-runs soak check test-types format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -27,6 +28,12 @@ demo-search: .venv/.installed  ## a search over fusions for videos that take bot
 	$(BIN)/twostream ingest --catalog.name binding --catalog.root demo/search/binding \
 		--more '[{name: order, root: demo/search/order}]' --flow.short_side_px 48 --out demo/search/shards
 	$(BIN)/twostream tune --config demo_search
+
+cluster-up: .venv/.installed  ## an S3 store, MLflow with a login, a Ray head and two nodes on this machine
+	$(CLUSTER) up
+
+cluster-down: .venv/.installed  ## ends them, and removes all that they left
+	$(CLUSTER) down
 
 test: .venv/.installed  ## all tests but the soak, three lanes at a time
 	$(MAKE) --no-print-directory --keep-going --jobs 3 test-clusters test-ray test-others-runs test-others-parts
@@ -64,6 +71,7 @@ check: .venv/.installed  ## formatting, lint, types, arrows, cluster files
 
 test-types: .venv/.installed  ## types of jobs and tests; apart, as check is to take less than a minute
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores $(LOOSER) jobs tests
+	$(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores cluster/box
 
 format: .venv/.installed
 	$(BIN)/ruff format .

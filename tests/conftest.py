@@ -101,12 +101,9 @@ def shard_set(cluster: None, videos: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A real S3 server (OpenStack Swift) with a bucket `archive`; gives its port."""
-    script = Path(__file__).resolve().parents[1] / "../shared/tools/s3_server.py"
-    if not script.is_file():
-        pytest.skip("object store: ../shared/tools/s3_server.py is not there")
     from s3 import serving
 
-    with serving(script, tmp_path_factory.mktemp("store")) as port:
+    with serving(tmp_path_factory.mktemp("store")) as port:
         yield port
 
 

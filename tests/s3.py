@@ -1,12 +1,8 @@
-"""An object store for the tests: a real S3 server, and a network before it that loses requests and goes away."""
+"""An object store for tests, that of the cluster on one machine, and a network before it that loses requests."""
 
 import http.client
 import random
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from cluster.box.object_store import PORTS, ObjectStore
+from cluster.box.server_process import free_ports
 from twostream_ray.storage import object_store
 
+KEY, SECRET = "test:tester", "testing"
 ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "test:tester",
-    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_ACCESS_KEY_ID": KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET,
     "AWS_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
@@ -28,20 +27,15 @@ _HOPS = {"connection", "transfer-encoding", "keep-alive"}
 
 
 @contextmanager
-def serving(script: Path, data: Path) -> Iterator[int]:
-    """The server with its data in a directory, and in it a bucket `archive`; gives its port."""
-    port = _four_free_ports()
-    with (data / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script), str(data), str(port)], stdout=log, stderr=log
-        )
+def serving(folder: Path) -> Iterator[int]:
+    """The server with its data in a folder, and in it a bucket `archive`; gives its port."""
+    store = ObjectStore(folder=folder, port=free_ports(PORTS), key=KEY, secret=SECRET)
+    process = store.start()
     try:
-        _wait_for(port, process)
-        _create_bucket(port)
-        yield port
+        store.wait(process, buckets=["archive"])
+        yield store.port
     finally:
         process.kill()
-        process.wait()
 
 
 @contextmanager
@@ -177,38 +171,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
-
-
-def _four_free_ports() -> int:
-    """The first of four neighbouring ports that nobody listens at."""
-    for first in range(18333, 28333, 10):
-        try:
-            for port in range(first, first + 4):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    pytest.fail("no four free ports")
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert process.poll() is None, "the object store did not start"
-        time.sleep(0.1)
-    pytest.fail("the object store did not answer within a minute")
-
-
-def _create_bucket(port: int) -> None:
-    import botocore.session
-
-    botocore.session.get_session().create_client(
-        "s3",
-        endpoint_url=f"http://127.0.0.1:{port}",
-        aws_access_key_id=ENVIRONMENT["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
-        region_name=ENVIRONMENT["AWS_REGION"],
-    ).create_bucket(Bucket="archive")

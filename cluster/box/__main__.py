@@ -1,0 +1,55 @@
+"""Command line: `python -m cluster.box up | down | status`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cluster.box.machine_cluster import Addresses, down, found, up
+from twostream_ray.errors import TwoStreamError
+
+DEFAULT_PORT = 21000
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; 1: it could not be done, and a line says why."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.box", description=__doc__)
+    parser.add_argument("command", choices=["up", "down", "status"])
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="the first of its ports (default %(default)s)")
+    parser.add_argument("--folder", type=Path, help="of all its files (default /tmp/twostream-box-USER-PORT)")
+    options = parser.parse_args(arguments)
+    addresses = Addresses.at(options.port, options.folder)
+    try:
+        match options.command:
+            case "up":
+                up(addresses, say=_say)
+            case "down":
+                down(addresses, say=_say)
+            case "status":
+                return _status(addresses)
+    except TwoStreamError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _status(addresses: Addresses) -> int:
+    cluster = found(addresses)
+    if cluster is None:
+        _say(f"no cluster is up at port {addresses.port}")
+        return 1
+    for key, process in cluster.processes.items():
+        _say(f"{key:9} {'has ended' if process.has_ended() else 'runs':9} process {process.pid:8}  {process.log}")
+    return 1 if cluster.ended() else 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,243 @@
+"""The cluster on this machine as one thing: started, looked at and ended; what it is made of is noted in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.box import mlflow_server, object_store, ray_nodes
+from cluster.box.mlflow_server import MlflowServer
+from cluster.box.object_store import ObjectStore
+from cluster.box.ray_nodes import RayCluster
+from cluster.box.server_process import ServerProcess, is_free, kill_all
+from twostream_ray.errors import ClusterError
+from twostream_ray.runs.cluster.private_cluster import end_processes, short_folder
+from twostream_ray.storage.locks import locked
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository."""
+BUCKET = "box"
+NODES = 2
+_STATE = "state.json"
+_LARGEST_STORE = 2**30
+"""Bytes of a node's object store, where shared memory has room for it."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addresses:
+    """Where a cluster's parts are, all at loopback, and its folder; the first port tells clusters apart."""
+
+    port: int
+    """The first of PORTS neighbouring ones."""
+    folder: Path
+    """Logs, data, sockets, secrets, ids of processes: all that there is of it."""
+
+    @classmethod
+    def at(cls, port: int, folder: Path | None = None) -> Addresses:
+        """Of the cluster at a port; its folder is below the temporary one unless another is named."""
+        return cls(port=port, folder=folder or short_folder() / f"twostream-box-{os.getuid()}-{port}")
+
+
+PORTS = object_store.PORTS + mlflow_server.PORTS + ray_nodes.PORTS
+
+
+class MachineCluster:
+    """Its servers, with secrets that were drawn when it was first started."""
+
+    def __init__(self, addresses: Addresses, *, secret: str, checkout: str) -> None:
+        self.addresses, self.secret, self.checkout = addresses, secret, checkout
+        folder, port = addresses.folder, addresses.port
+        self.store = ObjectStore(folder=folder / "s3", port=port, key="box:owner", secret=_derived(secret, "store"))
+        port += object_store.PORTS
+        self.mlflow = MlflowServer(folder=folder / "mlflow", port=port, password=_derived(secret, "mlflow"))
+        port += mlflow_server.PORTS
+        # As on machines of a cloud: a node knows where the bucket and the tracking server are, a job need not say.
+        known = self.store.environment | self.mlflow.environment | {"TMPDIR": str(folder / "tmp")}
+        self.ray = RayCluster(folder=folder / "ray", port=port, token=_derived(secret, "ray"), environment=known)
+        self.processes: dict[str, ServerProcess] = {}
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """How clients on this machine reach all of it."""
+        return self.store.environment | self.mlflow.environment | self.ray.client_environment
+
+    def start(self, say: Say) -> None:
+        """Start all servers, at once those that need no other.
+
+        Raises:
+            ClusterError: one of them did not start.
+        """
+        folder = self.addresses.folder
+        (folder / "tmp").mkdir()
+        self._keep("s3", self.store.start())
+        cpus, memory = max(1, (os.cpu_count() or 1) // NODES), _object_store_bytes()
+        # Nothing but drivers runs on the head.
+        self._keep("head", self.ray.start_head(num_cpus=0, object_store_bytes=memory // 4))
+        self._keep("mlflow", self.mlflow.start())
+        self.store.wait(self.processes["s3"], buckets=[BUCKET])
+        say(f"object store  {self.store.endpoint}, bucket s3://{BUCKET}")
+        self.ray.wait_for_head(self.processes["head"])
+        for number in range(1, NODES + 1):
+            self._keep(f"node{number}", self.ray.start_node(number, num_cpus=cpus, object_store_bytes=memory))
+        self.mlflow.wait(self.processes["mlflow"])
+        say(f"MLflow        {self.mlflow.uri}, user {self.mlflow.user}, password in its environment file")
+        for number in range(1, NODES + 1):
+            self.ray.wait_for_node(self.processes[f"node{number}"])
+        say(f"Ray           {self.ray.dashboard}, with a token; a head and {NODES} nodes, CPUs of each: {cpus}")
+        exports = (f"export {name}={shlex.quote(value)}\n" for name, value in self.client_environment.items())
+        self.environment_file.write_text("".join(exports))
+
+    @property
+    def environment_file(self) -> Path:
+        """For shells: exports of what clients need to know."""
+        return self.addresses.folder / "environment"
+
+    def lose_node(self, number: int) -> None:
+        """Kill a node with all its processes."""
+        self.processes[f"node{number}"].kill()
+
+    def replace_node(self, number: int) -> None:
+        """Let a new node join in the place of one that was lost.
+
+        Raises:
+            ClusterError: it did not start.
+        """
+        cpus = max(1, (os.cpu_count() or 1) // NODES)
+        started = self.ray.start_node(number, num_cpus=cpus, object_store_bytes=_object_store_bytes())
+        self._keep(f"node{number}", started)
+        self.ray.wait_for_node(started)
+
+    def end(self) -> None:
+        """End its processes, and those that jobs have started; remove its folder."""
+        kill_all(list(self.processes.values()))
+        # Drivers of jobs have sessions of their own, and write to logs in the folder.
+        end_processes(self.addresses.folder)
+        shutil.rmtree(self.addresses.folder, ignore_errors=True)
+
+    def ended(self) -> list[ServerProcess]:
+        """Of its servers, those that are gone."""
+        return [process for process in self.processes.values() if process.has_ended()]
+
+    def _keep(self, key: str, process: ServerProcess) -> None:
+        self.processes[key] = process
+        self.save()
+
+    def save(self) -> None:
+        """Note it in its folder, whole or not at all."""
+        state = {
+            **{"port": self.addresses.port, "secret": self.secret, "checkout": self.checkout},
+            "processes": {key: asdict(process) for key, process in self.processes.items()},
+        }
+        written = self.addresses.folder / f"{_STATE}.{os.getpid()}"
+        written.write_text(json.dumps(state, indent=1))
+        written.replace(self.addresses.folder / _STATE)
+
+
+def _derived(secret: str, purpose: str) -> str:
+    """A secret for one purpose, of which the others do not follow."""
+    return hmac.new(secret.encode(), purpose.encode(), hashlib.sha256).hexdigest()[:48]
+
+
+def _object_store_bytes() -> int:
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0  # noqa: S108
+    return max(100 * 2**20, min(_LARGEST_STORE, free // 4))
+
+
+def found(addresses: Addresses) -> MachineCluster | None:
+    """The cluster that is noted at its place, whether its processes live or not; None: there is none.
+
+    Raises:
+        ClusterError: the folder is somebody else's.
+    """
+    _require_own(addresses.folder)
+    try:
+        state = json.loads((addresses.folder / _STATE).read_text())
+    except FileNotFoundError:
+        return None
+    cluster = MachineCluster(addresses, secret=state["secret"], checkout=state["checkout"])
+    cluster.processes = {key: ServerProcess(**fields) for key, fields in state["processes"].items()}
+    return cluster
+
+
+def up(addresses: Addresses, *, say: Say) -> MachineCluster:
+    """Start the cluster, or find that it is up.
+
+    Raises:
+        ClusterError: a port is taken, a part is gone or does not start.
+    """
+    with _changing(addresses):
+        cluster = found(addresses)
+        if cluster and (ended := cluster.ended()) and len(ended) < len(cluster.processes):
+            raise ClusterError(
+                f"{ended[0].name} of the cluster at port {addresses.port} has ended; its log: {ended[0].log}; "
+                "`make cluster-down` ends the others"
+            )
+        if cluster and not cluster.ended():
+            say(f"it is up already, from {cluster.checkout}: {cluster.ray.dashboard}; `make cluster-down` ends it")
+            return cluster
+        if cluster:  # the machine has been off
+            cluster.end()
+        _require_ports(addresses)
+        addresses.folder.mkdir(mode=0o700, exist_ok=True)
+        _require_own(addresses.folder)
+        cluster = MachineCluster(addresses, secret=secrets.token_hex(32), checkout=str(ROOT))
+        began = time.monotonic()
+        try:
+            cluster.start(say)
+        except BaseException:
+            cluster.end()
+            raise
+        say(f"up after {time.monotonic() - began:.0f} s; logs and data in {addresses.folder} until `make cluster-down`")
+        say(f"for clients in this shell: . {cluster.environment_file}")
+        return cluster
+
+
+def down(addresses: Addresses, *, say: Say) -> None:
+    """End the cluster and remove all there is of it, with what is in its bucket and its registry."""
+    with _changing(addresses):
+        cluster = found(addresses)
+        if cluster is None:
+            say(f"no cluster is up at port {addresses.port}")
+            return
+        cluster.end()
+        say(f"ended, {addresses.folder} is gone")
+
+
+@contextmanager
+def _changing(addresses: Addresses) -> Iterator[None]:
+    """One command at a time starts or ends a cluster."""
+    lock = Path(tempfile.gettempdir(), f"{addresses.folder.name}.lock")
+    try:
+        with locked(lock, wait=False):
+            yield
+    except BlockingIOError as error:
+        raise ClusterError(f"another command starts or ends the cluster at port {addresses.port} now: wait") from error
+
+
+def _require_own(folder: Path) -> None:
+    """Refuse a folder that somebody else has put there: secrets will be in it."""
+    if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
+        raise ClusterError(f"{folder} is another user's: name another port (PORT=...) or folder")
+
+
+def _require_ports(addresses: Addresses) -> None:
+    taken = [port for port in range(addresses.port, addresses.port + PORTS) if not is_free(port)]
+    if taken:
+        which = ", ".join(map(str, taken))
+        raise ClusterError(
+            f"the cluster wants ports {addresses.port} to {addresses.port + PORTS - 1}, taken: {which}; "
+            "end who listens there, or choose others: make cluster-up PORT=23000"
+        )

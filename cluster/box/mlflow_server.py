@@ -1,0 +1,75 @@
+"""A real `mlflow server`, with a login where it has a password; it can be killed and started again at the same port."""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.box.server_process import ServerProcess
+
+PORTS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowServer:
+    """A tracking server at loopback."""
+
+    folder: Path
+    """With its log, its database (SQLite) and the files of runs and models."""
+    port: int
+    user: str = "admin"
+    password: str | None = None
+    """What it asks for, as HTTP's basic authentication; None: nothing."""
+    database: str | None = None
+    """Address of its database, where that is not SQLite in the folder."""
+
+    @property
+    def uri(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """How clients reach it."""
+        address = {"MLFLOW_TRACKING_URI": self.uri}
+        if self.password is None:
+            return address
+        return address | {"MLFLOW_TRACKING_USERNAME": self.user, "MLFLOW_TRACKING_PASSWORD": self.password}
+
+    def start(self) -> ServerProcess:
+        """Start it; `wait` for its answers."""
+        self.folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", self.database or f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "files")]
+        environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        if self.password is not None:
+            command += ["--app-name", "basic-auth"]
+            environment |= {
+                "MLFLOW_AUTH_ADMIN_USERNAME": self.user,
+                "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": f"sessions of {self.password}",
+            }
+        return ServerProcess.started(
+            "the MLflow server", command, log=self.folder / "log", environment=environment, cwd=self.folder
+        )
+
+    def wait(self, process: ServerProcess) -> None:
+        """Until it answers.
+
+        Raises:
+            ClusterError: it has ended, or does not answer within two minutes.
+        """
+        process.wait_until(self._answers, seconds=120)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as response:  # noqa: S310
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False

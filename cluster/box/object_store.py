@@ -1,0 +1,89 @@
+"""An object store: a real S3 server with a key and a secret, its data in a folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.box.s3_server import REGION
+from cluster.box.server_process import ServerProcess, answers_at
+from twostream_ray.errors import ClusterError
+
+PORTS = 4
+"""Neighbouring ports that it takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectStore:
+    """An S3 server at loopback; `port` and the three after it are its own."""
+
+    folder: Path
+    """With its log, its settings and all objects; of a file system with extended attributes of users."""
+    port: int
+    key: str
+    """Access key, ACCOUNT:USER."""
+    secret: str
+
+    @property
+    def endpoint(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """How clients reach it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def start(self) -> ServerProcess:
+        """Start it; `wait` for its answers.
+
+        Raises:
+            ClusterError: the folder's file system cannot keep what it notes about objects.
+        """
+        self.folder.mkdir(exist_ok=True)
+        probe = self.folder / "attributes"
+        probe.touch()
+        try:
+            os.setxattr(probe, "user.probe", b"1")
+        except OSError as error:
+            raise ClusterError(
+                f"the object store wants a file system with extended attributes of users (ext4, XFS, tmpfs), "
+                f"{self.folder} has none ({error.strerror}): name a folder elsewhere"
+            ) from error
+        finally:
+            probe.unlink()
+        script = Path(__file__).with_name("s3_server.py")
+        return ServerProcess.started(
+            "the object store",
+            [sys.executable, "-P", "-W", "ignore", str(script), str(self.folder), str(self.port)],
+            log=self.folder / "log",
+            environment=os.environ | {"BOX_S3_KEY": self.key, "BOX_S3_SECRET": self.secret},
+        )
+
+    def wait(self, process: ServerProcess, *, buckets: Iterable[str]) -> None:
+        """Until it answers; then create buckets.
+
+        Raises:
+            ClusterError: it has ended, or does not answer within a minute.
+        """
+        import botocore.session
+
+        process.wait_until(lambda: answers_at(self.port), seconds=60)
+        client = botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.key,
+            aws_secret_access_key=self.secret,
+            region_name=REGION,
+        )
+        for bucket in buckets:
+            client.create_bucket(Bucket=bucket)
