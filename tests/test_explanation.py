@@ -1,3 +1,5 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -5,7 +7,9 @@ import pytest
 import torch
 from moving_square import moving_square
 from small_networks import CONFIGS, built, fused_model, late, residual, snippets
+from torch import Tensor
 
+from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
@@ -23,6 +27,19 @@ def sample_of(config: ModelConfig, *, num_snippets: int = 3) -> Sample:
     torch.manual_seed(1)
     rgb, flow = snippets(num_samples=1, num_snippets=num_snippets)
     return Sample(None if config.streams == "temporal" else rgb, None if config.streams == "spatial" else flow)
+
+
+def small_explainer(config: ModelConfig) -> tuple[Explainer, EncodedClip]:
+    contract = FlowContract(short_side_px=64)
+    package = ModelPackage(
+        model=replace(config, num_classes=5),
+        classes=tuple("abcde"),
+        contract=contract,
+        sampling=SamplingConfig(num_snippets=2, min_stride_frames=4, max_stride_frames=4, flow_length=2, test_times=2),
+        transforms=TransformConfig(crop_px=48),
+    )
+    clip = prepare_clip(moving_square(20), contract, name="square")
+    return Explainer(built(config), package), clip
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -120,16 +137,8 @@ def test_a_time_that_a_short_clip_repeats_is_hidden_once() -> None:
     "config", [late(), late(streams="temporal"), fused_model(layers=("relu2",), temporal="conv3d")]
 )
 def test_a_clip_is_explained_in_all_its_views(config: ModelConfig) -> None:
-    contract = FlowContract(short_side_px=64)
-    package = ModelPackage(
-        model=replace(config, num_classes=5),
-        classes=tuple("abcde"),
-        contract=contract,
-        sampling=SamplingConfig(num_snippets=2, min_stride_frames=4, max_stride_frames=4, flow_length=2, test_times=2),
-        transforms=TransformConfig(crop_px=48),
-    )
-    clip = prepare_clip(moving_square(20), contract, name="square")
-    found = Explainer(built(config), package).explain(clip, class_index=3)
+    explainer, clip = small_explainer(config)
+    found = explainer.explain(clip, class_index=3)
     assert found.class_index == 3
     assert found.streams.is_complete
     assert len(found.snippets) == 4
@@ -141,3 +150,37 @@ def test_a_clip_is_explained_in_all_its_views(config: ModelConfig) -> None:
         assert all(maps.shape == (48, 48) for maps in snippet.activations.values())
         # The square moves 2 px to the right and 1 px down a frame.
         assert np.abs(np.quantile(snippet.flow, 0.99, axis=(0, 1)) - (2, 1)).max() < 0.5
+
+
+def test_passes_in_other_threads_do_not_get_into_an_explanation() -> None:
+    network, sample, others = built(fused_model()).eval(), sample_of(fused_model()), sample_of(late(), num_snippets=2)
+    layers, _ = activation_layers(network)
+    alone = class_activations(network, sample, layers=layers, class_index=1)
+    answers: list[dict[str, Tensor]] = []
+
+    def answer_others(*_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            with ThreadPoolExecutor(1) as pool:
+                answers.append(pool.submit(torch.no_grad()(lambda: network(*others))).result())
+
+    # While the last of the layers is passed, and the others have been.
+    network.get_submodule(layers["fused"]).register_forward_hook(answer_others)
+    found = class_activations(network, sample, layers=layers, class_index=1)
+    assert answers
+    for layer, maps in alone.items():
+        np.testing.assert_array_equal(found[layer], maps)
+
+
+def test_whoever_waits_for_an_explanation_may_end_it_between_passes() -> None:
+    explainer, clip = small_explainer(late())
+    passes: list[int] = []
+
+    def progress() -> None:
+        passes.append(1)
+        if len(passes) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        explainer.explain(clip, class_index=0, on_progress=progress)
+    explainer.explain(clip, class_index=0)
+    assert len(passes) == 3

@@ -8,6 +8,7 @@ Axes: V views, N samples, T snippets, H x W pixels, K classes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,14 +108,27 @@ class Explainer:
         self._package, self._protocol = package, protocol
         self._layers, self._missing = activation_layers(network, layers)
 
-    def explain(self, clip: EncodedClip, *, class_index: int) -> Explanation:
+    def explain(
+        self, clip: EncodedClip, *, class_index: int, on_progress: Callable[[], object] | None = None
+    ) -> Explanation:
         """Why the clip gets a class, or what speaks for a class that it does not get.
+
+        The network may answer others in other threads meanwhile.
+
+        Args:
+            clip: prepared as the package's contract says.
+            class_index: the class, in [0, K).
+            on_progress: called before every forward pass of the network; what it raises ends the work.
 
         Raises:
             DecodeError: the clip lacks a stream that the network needs, or is damaged.
             CheckpointError: the network's answer is no number.
             ConfigError: the network cannot take samples of the protocol.
         """
+        with _called_before_passes(self._network, on_progress or (lambda: None)):
+            return self._explained(clip, class_index=class_index)
+
+    def _explained(self, clip: EncodedClip, *, class_index: int) -> Explanation:
         network, views = self._network, self._views(clip)
         samples = DecodedClip(
             clip,
@@ -262,12 +276,14 @@ def class_activations(
 
 @contextmanager
 def _recorded(network: Network, layers: dict[str, str]) -> Iterator[dict[str, Tensor]]:
-    """What modules give in the forward pass that the block makes."""
+    """What modules give in the forward pass that the block makes; passes of other threads are not looked at."""
     maps: dict[str, Tensor] = {}
+    thread = threading.get_ident()
 
     def recorder(layer: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
         def record(_: torch.nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            maps[layer] = output
+            if threading.get_ident() == thread:
+                maps[layer] = output
 
         return record
 
@@ -277,6 +293,22 @@ def _recorded(network: Network, layers: dict[str, str]) -> Iterator[dict[str, Te
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _called_before_passes(network: Network, call: Callable[[], object]) -> Iterator[None]:
+    """A call before each of this thread's forward passes."""
+    thread = threading.get_ident()
+
+    def before(_: torch.nn.Module, __: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == thread:
+            call()
+
+    handle = network.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def occlusion_in_time(network: Network, sample: Sample, times: Sequence[int], *, class_index: int) -> dict[int, float]:

@@ -3,7 +3,7 @@ import pytest
 from html_pages import parsed, shown
 
 from twostream_ray.explanation import ExplainedSnippet, Explanation
-from twostream_ray.runs.score.explanation_page import Reasons, chosen_snippets, explanation_page, fastest_px
+from twostream_ray.runs.score.explanation_page import Reasons, explanation_page
 from twostream_ray.stream_contributions import StreamContributions
 
 
@@ -63,16 +63,9 @@ def test_one_stream_alone_is_shown_without_the_other() -> None:
     missing = {"spatial": "this network has no spatial stream", "fused": "its streams meet only in their scores"}
     page = explanation_page(reasons(snippets=alone, missing=missing), moments=8)
     assert parsed(page).tags.count("img") == 1
-    assert fastest_px((snippet(0.2, flow=None),)) == 1.0
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a & b"])
 def test_no_name_becomes_markup(name: str) -> None:
     page = explanation_page(reasons(label=name, best=name, video=name), moments=8)
     assert parsed(page).tags == parsed(explanation_page(reasons(), moments=8)).tags
-
-
-def test_pictures_are_chosen_evenly_over_different_seconds() -> None:
-    every = [snippet(second / 10) for second in (0, 0, 1, 2, 3, 4, 5, 6, 7)]
-    assert [one.seconds for one in chosen_snippets(every, 4)] == [0.1, 0.3, 0.5, 0.7]
-    assert len(chosen_snippets(every, 20)) == 8

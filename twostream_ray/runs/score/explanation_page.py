@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
 
 from twostream_ray import visualize
 from twostream_ray.data.video.clips import ClipWriter
-from twostream_ray.explanation import ExplainedSnippet, Explanation
+from twostream_ray.explanation import Explanation
+from twostream_ray.explanation_pictures import Picture, chosen_snippets, fastest_px, lit_pictures
 from twostream_ray.redaction import printable
 from twostream_ray.runs.score.html_page import Markup, bars, element, figures, html_page, items, paragraph, pictures
 
@@ -23,9 +22,6 @@ _TITLES = {
     "fused": "Where it looked once both streams are joined",
 }
 _FRAMES_PER_SECOND = 2
-
-Picture = NDArray[np.uint8]
-"""(H, W, 3) RGB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,27 +158,3 @@ def _even(picture: Picture) -> Picture:
     """With a last row and column again where H.264 wants one more."""
     height, width = picture.shape[:2]
     return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-
-
-def chosen_snippets(snippets: Sequence[ExplainedSnippet], count: int) -> list[ExplainedSnippet]:
-    """At most so many, evenly over those of different seconds."""
-    each = list({snippet.seconds: snippet for snippet in snippets}.values())
-    if len(each) <= count:
-        return each
-    return [each[(2 * number + 1) * len(each) // (2 * count)] for number in range(count)]
-
-
-def lit_pictures(snippet: ExplainedSnippet, layer: str, *, max_px: float) -> dict[str, Picture]:
-    """The frame and the motion that there are, lit by a layer's activation, by what they show."""
-    shown: dict[str, Picture] = {}
-    if snippet.rgb is not None:
-        shown["frame"] = snippet.rgb
-    if snippet.flow is not None:
-        shown["motion"] = visualize.flow_colour(snippet.flow, max_px=max_px)
-    return {what: visualize.activation_picture(picture, snippet.activations[layer]) for what, picture in shown.items()}
-
-
-def fastest_px(snippets: Sequence[ExplainedSnippet]) -> float:
-    """The displacement that gets the full colour: a few pixels of wild flow must not make all others pale."""
-    lengths = [np.linalg.norm(snippet.flow, axis=-1) for snippet in snippets if snippet.flow is not None]
-    return max(1.0, float(np.quantile(np.stack(lengths), 0.98))) if lengths else 1.0
