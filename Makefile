@@ -67,7 +67,7 @@ check: .venv/.installed  ## formatting, lint, types, arrows, cluster files
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -p no:cacheprovider --no-header tests/test_cluster.py
+	$(BIN)/python cluster/check.py
 
 test-types: .venv/.installed  ## types of jobs and tests; apart, as check is to take less than a minute
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores $(LOOSER) jobs tests
