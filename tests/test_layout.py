@@ -2,9 +2,6 @@
 
 import ast
 import re
-import shutil
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -100,41 +97,6 @@ UNWANTED = {
     *("_Telling", "_TellTune", "_Keeper", "tell", "told", "recall", "tally", "tallies", "gauges", "wishes", "run_at"),
 }
 """Names that say nothing to someone who knows Ray, PyTorch and MLflow."""
-
-
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("copy")
-    shutil.copytree(PACKAGE, root / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", root)
-    return root
-
-
-def contracts_hold(root: Path) -> bool:
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
-    # The folder itself is where the package is looked for, before any that is installed.
-    done = subprocess.run(command, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True)
-    assert done.returncode == 0 or "Contracts: " in done.stdout, done.stdout + done.stderr
-    return done.returncode == 0
-
-
-def test_the_copy_keeps_the_contracts(copy: Path) -> None:
-    assert contracts_hold(copy)
-
-
-@pytest.mark.parametrize("wrong", PLANTED)
-def test_the_contracts_refuse(copy: Path, wrong: str) -> None:
-    name, line = PLANTED[wrong]
-    path = copy / PACKAGE.name / name
-    before = path.read_text() if path.exists() else None
-    try:
-        path.write_text((before or "") + "\n" + line)
-        assert not contracts_hold(copy)
-    finally:
-        if before is None:
-            path.unlink()
-        else:
-            path.write_text(before)
 
 
 def test_no_file_has_more_than_400_lines() -> None:
