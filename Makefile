@@ -11,7 +11,7 @@ FAST := 'not ray and not server and not slow and not soak'
 # What one of two lanes has; the other has whatever else there is.
 PARTS := $(addprefix tests/, data evaluation models settings storage training visualize)
 
-.PHONY: demo demo-search cluster-up cluster-down test test-clusters test-ray test-others-runs test-others-parts test-fast test-fast-parts test-fast-runs soak check test-types format clean
+.PHONY: demo demo-search cluster-up cluster-down cluster-demo test test-clusters test-ray test-others-runs test-others-parts test-fast test-fast-parts test-fast-runs soak check test-types format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -30,7 +30,10 @@ demo-search: .venv/.installed  ## a search over fusions for videos that take bot
 	$(BIN)/twostream tune --config demo_search
 
 cluster-up: .venv/.installed  ## an S3 store, MLflow with a login, a Ray head and two nodes on this machine
-	$(CLUSTER) up
+	$(CLUSTER) up $(if $(POSTGRES),--postgres)
+
+cluster-demo: .venv/.installed  ## the whole mission on them by submitted jobs; KILL=1: a node dies in training
+	$(CLUSTER) demo $(if $(KILL),--kill) $(if $(CLIP),--clip $(CLIP))
 
 cluster-down: .venv/.installed  ## ends them, and removes all that they left
 	$(CLUSTER) down

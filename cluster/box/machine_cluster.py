@@ -13,12 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cluster.box import mlflow_server, object_store, ray_nodes
+from cluster.box import mlflow_server, object_store, postgres, ray_nodes
 from cluster.box.mlflow_server import MlflowServer
 from cluster.box.object_store import ObjectStore
+from cluster.box.postgres import Postgres
 from cluster.box.ray_nodes import RayCluster
 from cluster.box.server_process import ServerProcess, is_free, kill_all
 from twostream_ray.errors import ClusterError
@@ -51,21 +52,27 @@ class Addresses:
         return cls(port=port, folder=folder or short_folder() / f"twostream-box-{os.getuid()}-{port}")
 
 
-PORTS = object_store.PORTS + mlflow_server.PORTS + ray_nodes.PORTS
+PORTS = object_store.PORTS + mlflow_server.PORTS + postgres.PORTS + ray_nodes.PORTS
 
 
 class MachineCluster:
     """Its servers, with secrets that were drawn when it was first started."""
 
-    def __init__(self, addresses: Addresses, *, secret: str, checkout: str) -> None:
+    def __init__(self, addresses: Addresses, *, secret: str, checkout: str, with_postgres: bool = False) -> None:
         self.addresses, self.secret, self.checkout = addresses, secret, checkout
         folder, port = addresses.folder, addresses.port
         self.store = ObjectStore(folder=folder / "s3", port=port, key="box:owner", secret=_derived(secret, "store"))
         port += object_store.PORTS
         self.mlflow = MlflowServer(folder=folder / "mlflow", port=port, password=_derived(secret, "mlflow"))
         port += mlflow_server.PORTS
+        self.database: Postgres | None = None
+        if with_postgres:
+            self.database = Postgres(folder=folder / "postgres", port=port, password=_derived(secret, "database"))
+        port += postgres.PORTS
         # As on machines of a cloud: a node knows where the bucket and the tracking server are, a job need not say.
         known = self.store.environment | self.mlflow.environment | {"TMPDIR": str(folder / "tmp")}
+        # Workers meet where nodes are, whatever this machine is called in its network.
+        known |= {"GLOO_SOCKET_IFNAME": "lo"}
         self.ray = RayCluster(folder=folder / "ray", port=port, token=_derived(secret, "ray"), environment=known)
         self.processes: dict[str, ServerProcess] = {}
 
@@ -82,6 +89,12 @@ class MachineCluster:
         """
         folder = self.addresses.folder
         (folder / "tmp").mkdir()
+        if self.database:
+            # It may run as a user of its own, who has to reach its folder, and can list nothing here.
+            folder.chmod(0o711)
+            self.mlflow = replace(self.mlflow, database=self.database.uri, modules=self.database.client_modules())
+            self._keep("postgres", self.database.start())
+            self.database.wait(self.processes["postgres"])
         self._keep("s3", self.store.start())
         cpus, memory = max(1, (os.cpu_count() or 1) // NODES), _object_store_bytes()
         # Nothing but drivers runs on the head.
@@ -93,7 +106,8 @@ class MachineCluster:
         for number in range(1, NODES + 1):
             self._keep(f"node{number}", self.ray.start_node(number, num_cpus=cpus, object_store_bytes=memory))
         self.mlflow.wait(self.processes["mlflow"])
-        say(f"MLflow        {self.mlflow.uri}, user {self.mlflow.user}, password in its environment file")
+        kept = "Postgres" if self.database else "SQLite"
+        say(f"MLflow        {self.mlflow.uri}, user {self.mlflow.user}; its database is {kept}")
         for number in range(1, NODES + 1):
             self.ray.wait_for_node(self.processes[f"node{number}"])
         say(f"Ray           {self.ray.dashboard}, with a token; a head and {NODES} nodes, CPUs of each: {cpus}")
@@ -122,6 +136,8 @@ class MachineCluster:
 
     def end(self) -> None:
         """End its processes, and those that jobs have started; remove its folder."""
+        if self.database and "postgres" in self.processes:
+            self.database.stop(self.processes["postgres"])
         kill_all(list(self.processes.values()))
         # Drivers of jobs have sessions of their own, and write to logs in the folder.
         end_processes(self.addresses.folder)
@@ -139,6 +155,7 @@ class MachineCluster:
         """Note it in its folder, whole or not at all."""
         state = {
             **{"port": self.addresses.port, "secret": self.secret, "checkout": self.checkout},
+            "postgres": self.database is not None,
             "processes": {key: asdict(process) for key, process in self.processes.items()},
         }
         written = self.addresses.folder / f"{_STATE}.{os.getpid()}"
@@ -167,12 +184,14 @@ def found(addresses: Addresses) -> MachineCluster | None:
         state = json.loads((addresses.folder / _STATE).read_text())
     except FileNotFoundError:
         return None
-    cluster = MachineCluster(addresses, secret=state["secret"], checkout=state["checkout"])
+    cluster = MachineCluster(
+        addresses, secret=state["secret"], checkout=state["checkout"], with_postgres=state.get("postgres", False)
+    )
     cluster.processes = {key: ServerProcess(**fields) for key, fields in state["processes"].items()}
     return cluster
 
 
-def up(addresses: Addresses, *, say: Say) -> MachineCluster:
+def up(addresses: Addresses, *, say: Say, with_postgres: bool = False) -> MachineCluster:
     """Start the cluster, or find that it is up.
 
     Raises:
@@ -192,8 +211,11 @@ def up(addresses: Addresses, *, say: Say) -> MachineCluster:
             cluster.end()
         _require_ports(addresses)
         addresses.folder.mkdir(mode=0o700, exist_ok=True)
+        os.umask(0o077)  # of what it starts, too: secrets are in it
         _require_own(addresses.folder)
-        cluster = MachineCluster(addresses, secret=secrets.token_hex(32), checkout=str(ROOT))
+        cluster = MachineCluster(
+            addresses, secret=secrets.token_hex(32), checkout=str(ROOT), with_postgres=with_postgres
+        )
         began = time.monotonic()
         try:
             cluster.start(say)

@@ -6,7 +6,8 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.box.server_process import ServerProcess
@@ -26,6 +27,8 @@ class MlflowServer:
     """What it asks for, as HTTP's basic authentication; None: nothing."""
     database: str | None = None
     """Address of its database, where that is not SQLite in the folder."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Environment by which it finds what its database wants."""
 
     @property
     def uri(self) -> str:
@@ -44,9 +47,11 @@ class MlflowServer:
         """Start it; `wait` for its answers."""
         self.folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", self.database or f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.folder / "files")]
+        command += ["--workers", "1", "--artifacts-destination", str(self.folder / "files")]
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        # Not in the command, which everybody sees: a database may have a password.
+        environment["MLFLOW_BACKEND_STORE_URI"] = self.database or f"sqlite:///{self.folder}/mlflow.db"
+        environment |= self.modules
         environment.pop("MLFLOW_TRACKING_URI", None)
         if self.password is not None:
             command += ["--app-name", "basic-auth"]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.box.s3_server import REGION
 from cluster.box.server_process import ServerProcess, answers_at
@@ -75,15 +76,29 @@ class ObjectStore:
         Raises:
             ClusterError: it has ended, or does not answer within a minute.
         """
+        process.wait_until(lambda: answers_at(self.port), seconds=60)
+        client = self._client()
+        for bucket in buckets:
+            client.create_bucket(Bucket=bucket)
+
+    def upload(self, folder: Path, *, bucket: str, prefix: str) -> None:
+        """Put all files of a folder into a bucket, under a prefix."""
+        client = self._client()
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            client.put_object(Bucket=bucket, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())
+
+    def keys(self, *, bucket: str, prefix: str) -> list[str]:
+        """Names of the first thousand objects under a prefix."""
+        listed = self._client().list_objects_v2(Bucket=bucket, Prefix=prefix)
+        return [entry["Key"] for entry in listed.get("Contents", [])]
+
+    def _client(self) -> Any:
         import botocore.session
 
-        process.wait_until(lambda: answers_at(self.port), seconds=60)
-        client = botocore.session.get_session().create_client(
+        return botocore.session.get_session().create_client(
             "s3",
             endpoint_url=self.endpoint,
             aws_access_key_id=self.key,
             aws_secret_access_key=self.secret,
             region_name=REGION,
         )
-        for bucket in buckets:
-            client.create_bucket(Bucket=bucket)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -33,9 +34,16 @@ class ServerProcess:
 
     @classmethod
     def started(
-        cls, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str], cwd: Path | None = None
+        cls,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
+        **account: Any,
     ) -> ServerProcess:
-        """Start a command, whose output is added to a file."""
+        """Start a command, whose output is added to a file; as another user's (`user`, `group`) where one is named."""
         with log.open("ab") as file:
             process = subprocess.Popen(  # noqa: S603
                 command,
@@ -45,6 +53,7 @@ class ServerProcess:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                **account,
             )
         # Nobody waits for it by this object: it may outlive this process.
         process.returncode = 0
