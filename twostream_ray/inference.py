@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from twostream_ray import storage
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.protocols import VALIDATION, Protocol, resolve_protocol
-from twostream_ray.data.video.isolation import prepare_in_subprocess
-from twostream_ray.errors import CheckpointError, ConfigError, StorageError, VideoError
+from twostream_ray.data.sampling import field_indices
+from twostream_ray.data.video.isolation import Pool, decoder_pool, prepare_in_subprocess
+from twostream_ray.data.video.limits import VideoLimits
+from twostream_ray.data.video.prepare import Source
+from twostream_ray.data.views import View
+from twostream_ray.errors import CheckpointError, ConfigError, StorageError, TooLongError, VideoError
 from twostream_ray.evaluation.aggregate import aggregate
 from twostream_ray.heads import ClassScores, Head, choose_heads
 from twostream_ray.model_package import ModelPackage, load_model
 from twostream_ray.models.build import Network
 from twostream_ray.view_scorer import ViewScorer
+
+_AHEAD = 2
+"""Videos that are prepared, for each child, before the network takes them."""
 
 Video = str | Path | bytes
 """A path, a file:// or s3:// URI, or the bytes of a video file."""
@@ -65,14 +76,37 @@ class Prediction:
         return self.heads[0].top if self.heads else ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredSpan:
+    """What the views say that show one part of a video."""
+
+    start_seconds: float
+    """Of the first frame that they see, RGB or flow."""
+    end_seconds: float
+    """Behind the last one."""
+    scores: ClassScores
+    """(K,) each, their mean."""
+
+
 class Classifier:
-    """A trained network with everything it takes to use it on raw video."""
+    """A trained network with everything it takes to use it on raw video.
+
+    Threads may share it: each decodes in a child of its own, as many as there are processors.
+    """
 
     def __init__(
-        self, network: Network, package: ModelPackage, *, device: str = "cpu", protocol: Protocol | str = VALIDATION
+        self,
+        network: Network,
+        package: ModelPackage,
+        *,
+        device: str = "cpu",
+        protocol: Protocol | str = VALIDATION,
+        limits: VideoLimits | None = None,
+        pool: Pool | None = None,
     ) -> None:
         """Use `load` for a stored model."""
         self._network, self._device = network, device
+        self._limits, self._pool = limits or VideoLimits(), pool or decoder_pool()
         self._scorers: dict[Protocol, ViewScorer] = {}
         self.package = package
         """Settings, classes and flow contract."""
@@ -81,7 +115,15 @@ class Classifier:
         self._scorer(self.protocol)
 
     @classmethod
-    def load(cls, directory: str | Path, *, device: str = "cpu", protocol: Protocol | str = VALIDATION) -> Classifier:
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        device: str = "cpu",
+        protocol: Protocol | str = VALIDATION,
+        limits: VideoLimits | None = None,
+        pool: Pool | None = None,
+    ) -> Classifier:
         """Load model.safetensors and model.json; nothing is unpickled.
 
         Args:
@@ -89,13 +131,15 @@ class Classifier:
             device: where the network computes.
             protocol: which views of a video are scored, and what is averaged: a `Protocol`, or the name of one of
                 `data.views.PROTOCOLS`.
+            limits: what a video may have; by default `VideoLimits()`.
+            pool: children that decode; by default a pool of its own, with one for each processor.
 
         Raises:
             CheckpointError: a file is missing, damaged or of another version.
             ConfigError: there is no such protocol, or the network cannot score its samples.
         """
         network, package = load_model(Path(directory))
-        return cls(network, package, device=device, protocol=protocol)
+        return cls(network, package, device=device, protocol=protocol, limits=limits, pool=pool)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -111,12 +155,37 @@ class Classifier:
         """Logits and probabilities, (K,) each, of one video: means over its views, as `evaluate` scores a row.
 
         Raises:
-            VideoError: the bytes cannot be decoded whole, or hold fewer than two frames.
+            VideoError: the bytes cannot be decoded whole, hold fewer than two frames, or more than the limits allow.
             CheckpointError: the network's answer is no number.
             ConfigError: there is no such protocol, or the network cannot score its samples.
         """
-        clip = prepare_in_subprocess(content, self.package.contract, name=name)
-        return self.score_clip(clip, name=name, protocol=protocol)
+        return self.score_clip(self.prepare(content, name=name), name=name, protocol=protocol)
+
+    def prepare(
+        self, source: bytes | Source, *, name: str = "video", cancelled: threading.Event | None = None
+    ) -> EncodedClip:
+        """Decode a video and compute its flow, as the model's contract has it, within the limits.
+
+        Raises:
+            VideoError: it cannot be decoded whole, holds fewer than two frames, or more than the limits allow.
+            CancelledError: `cancelled` was set.
+        """
+        if isinstance(source, bytes):
+            self._limits.require_size(len(source), name=name)
+        try:
+            return prepare_in_subprocess(
+                source,
+                self.package.contract,
+                name=name,
+                max_frames=self._limits.max_frames,
+                max_seconds=self._limits.max_seconds,
+                pool=self._pool,
+                cancelled=cancelled,
+            )
+        except TooLongError as error:
+            raise TooLongError(
+                f"{error}; `twostream predict --every_seconds` answers for parts of long ones"
+            ) from error
 
     def score_clip(
         self, clip: EncodedClip, *, name: str = "video", protocol: Protocol | str | None = None
@@ -128,12 +197,68 @@ class Classifier:
             CheckpointError: the network's answer is no number.
             ConfigError: there is no such protocol, or the network cannot score its samples.
         """
+        return self.score_over_time(clip, name=name, protocol=protocol)[0]
+
+    def score_over_time(
+        self,
+        clip: EncodedClip,
+        *,
+        name: str = "video",
+        protocol: Protocol | str | None = None,
+        on_batch: Callable[[], object] = lambda: None,
+    ) -> tuple[ClassScores, list[ScoredSpan]]:
+        """`score_clip`, and what the views of each test time say by themselves, in the order of time.
+
+        The network sees each view once. `on_batch` is called before each batch of them; what it raises ends the work.
+
+        Raises:
+            As `score_clip`.
+        """
         scorer = self._scorer(self.protocol if protocol is None else protocol)
-        logits = scorer.score(clip)
+        logits = scorer.score(clip, on_batch=on_batch)
         if not np.isfinite(logits).all():
             raise CheckpointError(f"{name}: the model's scores are no finite numbers: use another version of it")
-        scores = aggregate(logits[None], average=scorer.average, heads=self.heads)
-        return ClassScores(logits=scores.logits[0], probabilities=scores.probabilities[0])
+
+        def scores_of(rows: Sequence[int] | slice) -> ClassScores:
+            found = aggregate(logits[rows][None], average=scorer.average, heads=self.heads)
+            return ClassScores(logits=found.logits[0], probabilities=found.probabilities[0])
+
+        views = scorer.views_of(num_frames=clip.num_frames, height=clip.height, width=clip.width)
+        by_time: dict[int, list[int]] = {}
+        for row, key in enumerate(scorer.keys):
+            by_time.setdefault(key.time, []).append(row)
+        spans = []
+        for rows in by_time.values():
+            start, stop = self._frames_of(views[rows[0]], num_frames=clip.num_frames)
+            spans.append(
+                ScoredSpan(start_seconds=start / clip.fps, end_seconds=stop / clip.fps, scores=scores_of(rows))
+            )
+        return scores_of(slice(None)), spans
+
+    def _frames_of(self, view: View, *, num_frames: int) -> tuple[int, int]:
+        """The first frame that a view shows, or that its flow begins at, and the one behind the last."""
+        seen = set(view.times.tolist())
+        if self._network.needs_flow:
+            for time in view.times.tolist():
+                fields = field_indices(time, config=self.package.sampling, num_frames=num_frames)
+                seen |= {int(fields.min()), int(fields.max()) + 1}
+        return min(seen), max(seen) + 1
+
+    def samples(
+        self, clip: EncodedClip, *, protocol: Protocol | str | None = None
+    ) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """RGB and flow of each view of a clip, as the network takes them: `ViewScorer.samples`."""
+        return self._scorer(self.protocol if protocol is None else protocol).samples(clip)
+
+    @property
+    def network(self) -> Network:
+        """In evaluation mode, on its device."""
+        return self._network
+
+    @property
+    def device(self) -> str:
+        """Where the network computes."""
+        return self._device
 
     def _scorer(self, protocol: Protocol | str) -> ViewScorer:
         protocol = resolve_protocol(protocol) if isinstance(protocol, str) else protocol
@@ -166,17 +291,44 @@ class Classifier:
         heads = choose_heads(self.heads, head, of="the model")
         used = self._scorer(self.protocol if protocol is None else protocol).protocol
         return [
-            self._predicted(video, position, top_k=top_k, heads=heads, protocol=used)
-            for position, video in enumerate(videos)
+            self._predicted(prepared, name, top_k=top_k, heads=heads, protocol=used)
+            for name, prepared in self._prepared_ahead(videos)
         ]
 
+    def _prepared_ahead(self, videos: Sequence[Video]) -> Iterator[tuple[str, Callable[[], EncodedClip]]]:
+        """Each video's name and what gives its clip; the next ones are decoded meanwhile, one in each child."""
+        names = [f"video {n}" if isinstance(video, bytes) else str(video) for n, video in enumerate(videos)]
+        if len(videos) < 2:
+            for name, video in zip(names, videos, strict=True):
+                yield name, lambda name=name, video=video: self._prepared(video, name=name)  # type: ignore[misc]
+            return
+        ahead: deque[tuple[str, Future[EncodedClip]]] = deque()
+        with ThreadPoolExecutor(self._pool.most, thread_name_prefix="decode-video") as threads:
+            for name, video in zip(names, videos, strict=True):
+                ahead.append((name, threads.submit(self._prepared, video, name=name)))
+                if len(ahead) >= _AHEAD * self._pool.most:
+                    first, future = ahead.popleft()
+                    yield first, future.result
+            for name, future in ahead:
+                yield name, future.result
+
+    def _prepared(self, video: Video, *, name: str) -> EncodedClip:
+        if isinstance(video, bytes):
+            return self.prepare(video, name=name)
+        with storage.on_disk(storage.absolute(video), limit_bytes=self._limits.max_bytes) as path:
+            return self.prepare(Source(video=path), name=name)
+
     def _predicted(
-        self, video: Video, position: int, *, top_k: int, heads: Sequence[Head], protocol: Protocol
+        self,
+        prepared: Callable[[], EncodedClip],
+        name: str,
+        *,
+        top_k: int,
+        heads: Sequence[Head],
+        protocol: Protocol,
     ) -> Prediction:
-        name = f"video {position}" if isinstance(video, bytes) else str(video)
         try:
-            content = video if isinstance(video, bytes) else storage.read_bytes(storage.absolute(video))
-            scores = self.score(content, name=name, protocol=protocol)
+            scores = self.score_clip(prepared(), name=name, protocol=protocol)
         except (VideoError, StorageError, CheckpointError) as error:
             return Prediction(video=name, heads=(), error=str(error))
         return Prediction(video=name, heads=self.answers(scores, heads=heads, top_k=top_k), error=None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -118,16 +118,32 @@ class ViewScorer:
             transform_config=self._package.transforms,
         )
 
-    def score(self, clip: EncodedClip) -> NDArray[np.float32]:
-        """Logits of every view by every tower: (V, S, K).
+    def score(self, clip: EncodedClip, *, on_batch: Callable[[], object] = lambda: None) -> NDArray[np.float32]:
+        """Logits of every view by every tower: (V, S, K); what `on_batch` raises ends it.
 
         Raises:
             DecodeError: the clip lacks a stream that the network needs, or is damaged.
             ConfigError: one view alone takes more memory than a GPU has.
         """
-        return self.score_all([clip])[0]
+        return self.score_all([clip], on_batch=on_batch)[0]
 
-    def score_all(self, clips: Sequence[EncodedClip]) -> list[NDArray[np.float32]]:
+    def samples(self, clip: EncodedClip) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """RGB (1, T, 3, H, W) and flow (1, T, 2L, H, W) of each view, normalised, on the network's device.
+
+        Raises:
+            DecodeError: as `score`.
+        """
+        views, decoded = self._opened(clip)
+        for _ in views:
+            rgb, flow = decoded.next_samples(1)
+            yield (
+                None if rgb is None else normalise_rgb(torch.from_numpy(rgb).to(self._device)),
+                None if flow is None else normalise_flow(torch.from_numpy(flow).to(self._device)),
+            )
+
+    def score_all(
+        self, clips: Sequence[EncodedClip], *, on_batch: Callable[[], object] = lambda: None
+    ) -> list[NDArray[np.float32]]:
         """`score` of each clip; the next samples are decoded while the network computes.
 
         Raises:
@@ -136,6 +152,7 @@ class ViewScorer:
         found: list[list[NDArray[np.float32]]] = [[] for _ in clips]
         batches = self._batches(clips)
         for batch in one_ahead(lambda: next(batches, None)):
+            on_batch()
             logits, start = self._logits(batch.rgb, batch.flow, shape=batch.shape), 0
             for number, count in batch.counts:
                 found[number].append(logits[start : start + count])

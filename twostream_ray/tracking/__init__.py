@@ -8,6 +8,7 @@ from twostream_ray.tracking.comparison import (
     names_version,
     newest_version,
     unmeasured_champion,
+    version_card,
 )
 from twostream_ray.tracking.connection import answer_seconds
 from twostream_ray.tracking.delivery import Delivery, replay
@@ -74,5 +75,6 @@ __all__ = [
     "start_run",
     "tag_run",
     "unmeasured_champion",
+    "version_card",
     "write_history",
 ]

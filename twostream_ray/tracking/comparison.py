@@ -41,6 +41,19 @@ def find_version(model_uri: str, *, config: TrackingConfig) -> tuple[str, int]:
 
 
 @with_deadline(ANSWER_S)
+def version_card(name: str, version: int, *, config: TrackingConfig) -> str | None:
+    """The model card of a version, Markdown; None where it has none.
+
+    Raises:
+        RegistryError: there is no such version, or MLflow does not answer.
+    """
+    uri = config.resolved_uri()
+    way_out = "check tracking.uri and the model's name and version"
+    with short_timeouts(), registry_errors(uri, wanted=f"reading {name} version {version}", way_out=way_out):
+        return client_for(uri, reads_only=True).get_model_version(name, str(version)).description or None
+
+
+@with_deadline(ANSWER_S)
 def comparable_measurement(
     name: str, version: int, *, config: TrackingConfig, split: str | None = None, manifest: str = ""
 ) -> Measurement:

@@ -165,6 +165,21 @@ VERBS: dict[str, Verb] = {
         ),
         shown=("model", "out", "label", "layers", "moments", "protocol", "tracking.uri"),
     ),
+    "serve": Verb(
+        summary="answer for videos over HTTP, with the champion of the moment",
+        function="models:serve",
+        settings="serving.settings:ServeConfig",
+        examples=(
+            "",
+            "--model models:/two-stream/3 --port 8080",
+            "--model champion --host 0.0.0.0 --limits.body_bytes 50_000_000 --limits.seconds 60",
+            "--uris '[s3://bucket/videos]'",
+        ),
+        shown=(
+            *("model", "host", "port", "device", "protocol", "wait", "uris"),
+            *("limits.body_bytes", "limits.seconds", "limits.queue", "tracking.uri"),
+        ),
+    ),
     "pull": Verb(
         summary="download a registered model for use without MLflow",
         function="models:pull",

@@ -207,6 +207,18 @@ def explain(arguments: list[str]) -> int:
     return 0
 
 
+def serve(arguments: list[str]) -> int:
+    """Answer over HTTP until a signal comes."""
+    from twostream_ray.console import console
+    from twostream_ray.serving.settings import ServeConfig
+    from twostream_ray.verbs.commands import parse
+
+    config = parse("serve", ServeConfig, arguments)
+    from twostream_ray.runs.serve import serve
+
+    return serve(config, announce=lambda line: console.print(line, markup=False, soft_wrap=True))
+
+
 def pull(arguments: list[str]) -> int:
     """Download a registered model."""
     from twostream_ray.console import console

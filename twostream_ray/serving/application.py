@@ -1,0 +1,241 @@
+"""The ASGI application: routes, their parameters, and the answer to whatever goes wrong."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from twostream_ray.data.video.isolation import decoder_pool
+from twostream_ray.serving.answers import EXAMPLE, ErrorAnswer, ModelAnswer, PredictionAnswer, ReadyAnswer
+from twostream_ray.serving.clip_cache import ClipCache
+from twostream_ray.serving.current_model import CurrentModel
+from twostream_ray.serving.jobs import Job, JobQueue
+from twostream_ray.serving.lingering_close import LingeringClose
+from twostream_ray.serving.metrics import Metrics
+from twostream_ray.serving.predictions import predict
+from twostream_ray.serving.refusals import KINDS, Refusal, refusal_of
+from twostream_ray.serving.settings import ServeConfig
+from twostream_ray.serving.uploads import Receiver
+from twostream_ray.storage.temporary_folders import temporary_folder
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+VERSION = "1"
+"""Of the HTTP interface."""
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "video/mp4": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["video"],
+                    "properties": {"video": {"type": "string", "format": "binary"}},
+                }
+            },
+            "application/json": {
+                "schema": {"type": "object", "required": ["uri"], "properties": {"uri": {"type": "string"}}},
+                "example": {"uri": "s3://bucket/videos/clip.mp4"},
+            },
+        },
+    }
+}
+"""What a route that takes a video says of its body in the OpenAPI document."""
+REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": ", ".join(kind for kind, of in KINDS.items() if of == status)}
+    for status in sorted(set(KINDS.values()) - {404, 405, 499})
+}
+"""Statuses of such a route beside 200."""
+
+
+class Service:
+    """What the routes share: the model that answers, decoding children, the queue, bodies on their way."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Nothing is loaded yet."""
+        self.config = config
+        self.pool = decoder_pool(config.decoders)
+        self.current = CurrentModel(config, pool=self.pool)
+        self.clips = ClipCache(limit_bytes=config.clip_cache_bytes, seconds=config.clip_cache_seconds)
+        self.queue = JobQueue(self.current, self.clips, workers=self.pool.most, limits=config.limits)
+        self._folder = temporary_folder()
+        self.receiver = Receiver(Path(self._folder.name), limits=config.limits, uris=config.uris)
+        self.metrics = Metrics(current=self.current, queue=self.queue, receiver=self.receiver)
+        self.is_stopping = False
+
+    async def answer(self, request: Request, work: Callable[[Job], _Result]) -> _Result:
+        """Take a request's video, and do work on it in a thread when it is its turn.
+
+        Raises:
+            Refusal: it gets no answer.
+        """
+        if self.is_stopping:
+            raise Refusal("stopping", "the service is being stopped: try another one", headers={"Retry-After": "5"})
+        # Before the body too: what will not be looked at need not come.
+        self.queue.require_room()
+
+        def timed(job: Job) -> _Result:
+            result = work(job)
+            self.metrics.observe(job.timings)
+            return result
+
+        try:
+            async with self.receiver.received(request) as upload:
+                return await self.queue.run(request, upload, timed)
+        except Exception as error:
+            raise refusal_of(error) from error
+
+    def stop(self) -> None:
+        """End threads and children, and remove what was received."""
+        self.is_stopping = True
+        self.current.stop()
+        self.queue.stop()
+        self.pool.close()
+        self.clips.clear()
+        self._folder.cleanup()
+
+
+def create_application(config: ServeConfig, *, service: Service | None = None) -> FastAPI:
+    """The application; its model is loaded when it starts, unless the service given has loaded it.
+
+    `application.state.service` is what its routes share.
+    """
+    service = service or Service(config)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.current.follow()
+        yield
+        service.stop()
+
+    application = FastAPI(
+        title="two-stream",
+        version=VERSION,
+        summary="Classes of raw videos, and the reasons for them",
+        lifespan=lifespan,
+        # Their pages load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+    )
+    application.state.service = service
+    _add_health(application, service)
+    _add_predict(application, service)
+    _add_handlers(application)
+    application.add_middleware(functools.partial(_Counted, metrics=service.metrics))
+    application.add_middleware(LingeringClose)
+    return application
+
+
+def _add_health(application: FastAPI, service: Service) -> None:
+    @application.get("/healthz", summary="Whether the process is alive")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @application.get(
+        "/readyz",
+        summary="Whether there is a model",
+        responses={200: {"model": ReadyAnswer}, 503: {"model": ReadyAnswer}},
+    )
+    async def readyz() -> Response:
+        loaded = service.current.loaded
+        ready = loaded is not None and not service.is_stopping
+        body = {"ready": ready, "model": None if loaded is None else loaded.identity()}
+        return JSONResponse(body, status_code=200 if ready else 503)
+
+    @application.get(
+        "/model",
+        summary="The version that answers: classes, flow contract, protocol, card, limits",
+        responses={200: {"model": ModelAnswer}, 503: {"model": ErrorAnswer}},
+    )
+    async def model() -> Response:
+        if service.current.loaded is None:
+            raise Refusal("no_model", "there is no model yet: try again", headers={"Retry-After": "5"})
+        return JSONResponse(service.current.describe(service.current.loaded))
+
+    @application.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_predict(application: FastAPI, service: Service) -> None:
+    @application.post(
+        "/predict",
+        summary="Classes of a video",
+        openapi_extra=BODY,
+        responses={200: {"model": PredictionAnswer, "content": {"application/json": {"example": EXAMPLE}}}, **REFUSED},
+    )
+    async def predict_video(
+        request: Request,
+        top_k: Annotated[int, Query(ge=1, le=1_000_000, description="best classes to name, of each data set")] = 5,
+        streams: Annotated[bool, Query(description="how much appearance and motion each contribute")] = False,
+        head: Annotated[str | None, Query(description="the one data set to answer for")] = None,
+    ) -> Response:
+        refuse_unknown_parameters(request, "top_k", "streams", "head")
+        work = functools.partial(predict, top_k=top_k, streams=streams, head=head)
+        return JSONResponse(await service.answer(request, work))
+
+
+def refuse_unknown_parameters(request: Request, *known: str) -> None:
+    """A parameter that is misspelt would be left out in silence.
+
+    Raises:
+        Refusal: there is another one.
+    """
+    unknown = sorted(set(request.query_params) - set(known))
+    if unknown:
+        raise Refusal("bad_parameter", f"parameters are {', '.join(known)}, got {unknown[0][:60]!r}")
+
+
+def _add_handlers(application: FastAPI) -> None:
+    def answered(refusal: Refusal) -> JSONResponse:
+        return JSONResponse(refusal.body(), status_code=refusal.status, headers=refusal.headers)
+
+    @application.exception_handler(RequestValidationError)
+    async def bad_parameter(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][1:])
+        return answered(Refusal("bad_parameter", f"{name}: {first['msg']}, got {str(first.get('input'))[:60]!r}"))
+
+    @application.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        kind = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "bad_parameter")
+        words = {"not_found": "there is nothing here", "wrong_method": f"{request.method} is not taken here"}
+        return answered(Refusal(kind, words.get(kind, str(error.detail)), headers=error.headers))
+
+    @application.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> Response:
+        return answered(refusal)
+
+    @application.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return answered(refusal_of(error))
+
+
+class _Counted:
+    """Counts answers by route and status."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def watched_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # Not the path: anybody may ask for any.
+                route = getattr(scope.get("route"), "path", "other")
+                self._metrics.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, watched_send if scope["type"] == "http" else send)

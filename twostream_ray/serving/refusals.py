@@ -1,0 +1,70 @@
+"""Refusals: why a request gets no answer, as an HTTP status, a word for programs and a sentence for people.
+
+Nothing of this machine is in them: no path, no environment, no trace.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from twostream_ray.errors import EmptyClipError, TooLongError, TwoStreamError, VideoError
+from twostream_ray.redaction import printable
+
+_log = logging.getLogger(__name__)
+_LONGEST = 500
+
+KINDS = {
+    "bad_parameter": 400,
+    "not_found": 404,
+    "wrong_method": 405,
+    "slow_sender": 408,
+    "too_large": 413,
+    "wrong_media": 415,
+    "undecodable": 422,
+    "too_short": 422,
+    "too_long": 422,
+    "uri_unreadable": 422,
+    "busy": 429,
+    "client_gone": 499,
+    "internal": 500,
+    "no_model": 503,
+    "stopping": 503,
+    "took_too_long": 504,
+}
+"""The word for programs -> its HTTP status."""
+
+
+class Refusal(Exception):  # noqa: N818  it is an answer
+    """A request is answered with why it cannot be."""
+
+    def __init__(self, kind: str, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.kind, self.status = kind, KINDS[kind]
+        self.message = printable(" ".join(message.split()))[:_LONGEST]
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """What is sent."""
+        return {"error": {"kind": self.kind, "message": self.message}}
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """The refusal that stands for an error; what is no fault of the video is logged, and its sender told no more."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, TooLongError):
+        wanted = str(error).partition(": cut it into clips")[0]
+        return Refusal("too_long", f"{wanted}: send a shorter one, or its parts one after the other")
+    if isinstance(error, EmptyClipError):
+        return Refusal("too_short", str(error))
+    if isinstance(error, VideoError):
+        return Refusal("undecodable", str(error))
+    number = uuid.uuid4().hex[:12]
+    if isinstance(error, TwoStreamError):
+        _log.error("request %s failed: %s", number, error)
+    else:
+        _log.error("request %s failed", number, exc_info=error)
+    return Refusal("internal", f"the service failed, which is no fault of the request: its log says why, see {number}")
