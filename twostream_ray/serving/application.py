@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -83,7 +84,7 @@ class Service:
             Refusal: it gets no answer.
         """
         if self.is_stopping:
-            raise Refusal("stopping", "the service is being stopped: try another one", headers={"Retry-After": "5"})
+            raise self._stopping()
         # Before the body too: what will not be looked at need not come.
         self.queue.require_room()
 
@@ -95,8 +96,15 @@ class Service:
         try:
             async with self.receiver.received(request) as upload:
                 return await self.queue.run(request, upload, timed)
+        except asyncio.CancelledError:
+            # The server has waited for as long as it may.
+            raise self._stopping() from None
         except Exception as error:
             raise refusal_of(error) from error
+
+    @staticmethod
+    def _stopping() -> Refusal:
+        return Refusal("stopping", "the service is being stopped: try again", headers={"Retry-After": "5"})
 
     def stop(self) -> None:
         """End threads and children, and remove what was received."""
@@ -119,7 +127,8 @@ def create_application(config: ServeConfig, *, service: Service | None = None) -
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.current.follow()
         yield
-        service.stop()
+        # In a thread: what is cut off is answered meanwhile.
+        await asyncio.to_thread(service.stop)
 
     application = FastAPI(
         title="two-stream",
