@@ -62,7 +62,7 @@ def serve(config: ServeConfig, *, announce: Callable[[str], object] = lambda _: 
             pass  # uvicorn raises the signals again that it has dealt with
         finally:
             service.stop()
-    return 1 if server.force_exit or server.server_state.tasks else 0
+    return 1 if server.force_exit or service.cut_off else 0
 
 
 def require_extra() -> None:

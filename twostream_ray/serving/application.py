@@ -76,6 +76,8 @@ class Service:
         self.receiver = Receiver(Path(self._folder.name), limits=config.limits, uris=config.uris)
         self.metrics = Metrics(current=self.current, queue=self.queue, receiver=self.receiver)
         self.is_stopping = False
+        self.cut_off = 0
+        """Requests that were begun and not answered, as the service had to end."""
 
     async def answer(self, request: Request, work: Callable[[Job], _Result]) -> _Result:
         """Take a request's video, and do work on it in a thread when it is its turn.
@@ -98,6 +100,7 @@ class Service:
                 return await self.queue.run(request, upload, timed)
         except asyncio.CancelledError:
             # The server has waited for as long as it may.
+            self.cut_off += 1
             raise self._stopping() from None
         except Exception as error:
             raise refusal_of(error) from error
