@@ -56,6 +56,23 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplicasConfig:
+    """The service in several processes on a Ray cluster, behind the proxies of Ray Serve."""
+
+    number: int = 0
+    """Replicas, each with the whole service; 0: the service is this process, and Ray is not started."""
+
+    cpus: float = 1.0
+    """Processors of each: so many videos it decodes at a time, so many threads its network has."""
+
+    gpus: float = 0.0
+    """GPUs of each, on which its network computes; replicas may share one."""
+
+    def __post_init__(self) -> None:
+        require_within(self, "replicas.", number="[0, 10_000]", cpus="(0, 1_000]", gpus="[0, 64]")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """A trained model as a service: raw videos over HTTP in, classes and the reasons for them out."""
 
@@ -101,6 +118,9 @@ class ServeConfig:
 
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What is refused."""
+
+    replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
+    """Where it runs: in this process, or on a Ray cluster."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow, where the model comes from its registry."""

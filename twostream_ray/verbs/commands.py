@@ -174,10 +174,11 @@ VERBS: dict[str, Verb] = {
             "--model models:/two-stream/3 --port 8080",
             "--model champion --host 0.0.0.0 --limits.body_bytes 50_000_000 --limits.seconds 60",
             "--uris '[s3://bucket/videos]'",
+            "--replicas.number 4 --replicas.cpus 2",
         ),
         shown=(
             *("model", "host", "port", "device", "protocol", "wait", "uris"),
-            *("limits.body_bytes", "limits.seconds", "limits.queue", "tracking.uri"),
+            *("limits.body_bytes", "limits.seconds", "limits.queue", "replicas.number", "tracking.uri"),
         ),
     ),
     "pull": Verb(

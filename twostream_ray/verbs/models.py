@@ -214,9 +214,12 @@ def serve(arguments: list[str]) -> int:
     from twostream_ray.verbs.commands import parse
 
     config = parse("serve", ServeConfig, arguments)
-    from twostream_ray.runs.serve import serve
+    if config.replicas.number:
+        from twostream_ray.runs.serve_replicas import serve_replicas as run
+    else:
+        from twostream_ray.runs.serve import serve as run
 
-    return serve(config, announce=lambda line: console.print(line, markup=False, soft_wrap=True))
+    return run(config, announce=lambda line: console.print(line, markup=False, soft_wrap=True))
 
 
 def pull(arguments: list[str]) -> int:
