@@ -59,8 +59,8 @@ def refuse_foreign_picture(uri: Path, *, verb: str) -> None:
         _refuse(str(uri), verb=verb)
 
 
-def refuse_foreign_video(uri: str, *, mark: str, verb: str, option: str = "video") -> None:
-    """Refuse to write over a video that has not this mark in its metadata, which our own files have at their end.
+def refuse_unmarked_file(uri: str, *, mark: str, verb: str, option: str = "video") -> None:
+    """Refuse to write over a file that has not this mark near its end, where our own videos and models have it.
 
     Raises:
         ConfigError: names the file and the way out.

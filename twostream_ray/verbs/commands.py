@@ -181,6 +181,17 @@ VERBS: dict[str, Verb] = {
             *("limits.body_bytes", "limits.seconds", "limits.queue", "replicas.number", "tracking.uri"),
         ),
     ),
+    "export": Verb(
+        summary="a model as one file for other programs: ONNX, or a torch program",
+        function="models:export",
+        settings="runs.score.export:ExportConfig",
+        positionals={"model": "[MODEL]"},
+        examples=(
+            "models:/two-stream@champion --out model.onnx",
+            "champion --format torch --out model.pt2 --videos '[clip.mp4, other.mp4]'",
+        ),
+        shown=("format", "out", "videos", "tracking.uri"),
+    ),
     "pull": Verb(
         summary="download a registered model for use without MLflow",
         function="models:pull",

@@ -222,6 +222,19 @@ def serve(arguments: list[str]) -> int:
     return run(config, announce=lambda line: console.print(line, markup=False, soft_wrap=True))
 
 
+def export(arguments: list[str]) -> int:
+    """A model as a file for other programs."""
+    from twostream_ray.console import console
+    from twostream_ray.runs.score.export import ExportConfig
+    from twostream_ray.verbs.commands import parse
+
+    config = parse("export", ExportConfig, arguments)
+    from twostream_ray.runs.score.export import export
+
+    console.print(export(config).sentence(), markup=False, soft_wrap=True)
+    return 0
+
+
 def pull(arguments: list[str]) -> int:
     """Download a registered model."""
     from twostream_ray.console import console

@@ -10,7 +10,7 @@ from twostream_ray.data.protocols import ViewsConfig, resolve_protocol
 from twostream_ray.errors import ConfigError
 from twostream_ray.model_source import local_model
 from twostream_ray.redaction import redact
-from twostream_ray.runs.outputs import refuse_foreign_files, refuse_foreign_video
+from twostream_ray.runs.outputs import refuse_foreign_files, refuse_unmarked_file
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.tracking import TrackingConfig
 
@@ -77,7 +77,7 @@ def explain(config: ExplainConfig) -> str:
     if is_page:
         refuse_foreign_files(folder, [name], begins=html_page("").partition(b"<title>")[0], verb="explain")
     else:
-        refuse_foreign_video(config.out, mark=_VIDEO_MARK, verb="explain", option="out")
+        refuse_unmarked_file(config.out, mark=_VIDEO_MARK, verb="explain", option="out")
     storage.require_writable(config.out)
     # They load torch, which refused settings and --help do without.
     from twostream_ray.data.video.isolation import prepare_in_subprocess

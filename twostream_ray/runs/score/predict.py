@@ -13,7 +13,7 @@ from twostream_ray.data.sources.video_files import TABLE_SUFFIXES, VideoFiles, f
 from twostream_ray.errors import ConfigError, DecodeError
 from twostream_ray.heads import choose_heads
 from twostream_ray.model_source import local_model
-from twostream_ray.runs.outputs import refuse_foreign_video
+from twostream_ray.runs.outputs import refuse_unmarked_file
 from twostream_ray.runs.score.settings import PredictConfig, PullConfig
 from twostream_ray.storage.temporary_folders import temporary_folder
 
@@ -74,7 +74,7 @@ def require_drawable(config: PredictConfig) -> str:
         raise ConfigError(f"video is drawn of one video, got {len(uris)}: name one")
     if storage.contains(config.video, uris[0]):
         raise ConfigError(f"video must be another file than the one that is read, got {config.video}")
-    refuse_foreign_video(config.video, mark=MARK, verb="predict")
+    refuse_unmarked_file(config.video, mark=MARK, verb="predict")
     storage.require_writable(config.video)
     return uris[0]
 
