@@ -59,6 +59,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "serving/connections.py": "serving/test_uploads.py",
     "serving/lingering_close.py": "serving/test_uploads.py",
     "data/video/limits.py": "settings/test_bounds.py, serving/test_uploads.py, test_inference.py",
+    "runs/score/worst_page.py": "runs/score/test_worst_mistakes.py",
     "settings/checks.py": "settings/test_parser.py, settings/test_arguments.py",
     "verbs/data.py": "test_cli.py, runs/test_inspect.py",
     "verbs/models.py": "test_cli.py, verbs/test_verbs.py",

@@ -13,6 +13,7 @@ from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.score.explain import ExplainConfig
 from twostream_ray.runs.score.settings import PredictConfig, RollbackConfig, TuneScoresConfig
 from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
 from twostream_ray.runs.settings import IngestConfig
@@ -83,6 +84,8 @@ def made(kind: type) -> Any:
         if field.default is field.default_factory:  # both missing
             hint = hints[field.name]
             given[field.name] = made(hint) if is_dataclass(hint) else REQUIRED[field.name]
+    if kind is ExplainConfig:
+        given["video"] = REQUIRED["video"]
     if kind is TuneScoresConfig:
         given["choose"] = replace(given["choose"], both="scores.npz")
     return kind(**given)

@@ -157,13 +157,17 @@ VERBS: dict[str, Verb] = {
         summary="why a model takes a video for a class: where it looked, in which stream, when",
         function="models:explain",
         settings="runs.score.explain:ExplainConfig",
-        positionals={"video": "VIDEO"},
+        positionals={"video": "[VIDEO]"},
         examples=(
             "clip.mp4",
             "clip.mp4 --model models:/two-stream/3 --label jump --out why_not_jump.html",
             "clip.mp4 --layers '[fused]' --out where.mp4",
+            "--worst 20 --scores evaluation --out mistakes.html",
         ),
-        shown=("model", "out", "label", "layers", "moments", "protocol", "tracking.uri"),
+        shown=(
+            *("model", "out", "label", "layers", "moments", "worst", "scores", "shards", "split", "protocol"),
+            "tracking.uri",
+        ),
     ),
     "serve": Verb(
         summary="answer for videos over HTTP, with the champion of the moment",

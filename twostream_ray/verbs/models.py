@@ -195,14 +195,19 @@ def _predict_many(config: PredictConfig) -> int:
 
 def explain(arguments: list[str]) -> int:
     """Why a video gets its class."""
-    from twostream_ray.console import console
+    from twostream_ray.console import Bar, console
     from twostream_ray.runs.score.explain import ExplainConfig
     from twostream_ray.verbs.commands import parse
 
     config = parse("explain", ExplainConfig, arguments)
     from twostream_ray.runs.score.explain import explain
 
-    console.print(explain(config), markup=False, soft_wrap=True)
+    if config.worst is None:
+        said = explain(config)
+    else:
+        with Bar("explain", unit="clips") as bar:
+            said = explain(config, progress=lambda done, total: bar.show(done, total))
+    console.print(said, markup=False, soft_wrap=True)
     console.print(f"the reasons are in {config.out}", markup=False, soft_wrap=True)
     return 0
 

@@ -15,7 +15,8 @@ from twostream_ray.explanation_pictures import Picture, chosen_snippets, fastest
 from twostream_ray.redaction import printable
 from twostream_ray.runs.score.html_page import Markup, bars, element, figures, html_page, items, paragraph, pictures
 
-_STREAMS = {"spatial": "appearance", "temporal": "motion"}
+STREAMS = {"spatial": "appearance", "temporal": "motion"}
+"""The towers' streams in the reader's words."""
 _TITLES = {
     "spatial": "Where it looked: appearance",
     "temporal": "Where it looked: motion",
@@ -45,9 +46,7 @@ class Reasons:
 
     def sentence(self) -> str:
         """The answer and the streams' shares."""
-        shares = " and ".join(
-            f"{share:.0%} {_STREAMS[name]}" for name, share in self.explanation.streams.shares.items()
-        )
+        shares = " and ".join(f"{share:.0%} {STREAMS[name]}" for name, share in self.explanation.streams.shares.items())
         other = "" if self.label == self.best else f" (it is taken for {self.best})"
         return printable(f"{self.video}: {self.label} {self.probability:.3f}{other}, of {shares}")
 
@@ -59,7 +58,7 @@ def explanation_page(reasons: Reasons, *, moments: int) -> bytes:
     title = f"Why this is {reasons.label}" if right else f"What speaks for {reasons.label}"
     cards = [(reasons.label, f"{reasons.probability:.1%}", "probability" if right else f"taken for {reasons.best}")]
     cards += [
-        (_STREAMS[name], f"{share:.0%}", "of what moves the answer") for name, share in found.streams.shares.items()
+        (STREAMS[name], f"{share:.0%}", "of what moves the answer") for name, share in found.streams.shares.items()
     ]
     return html_page(
         title,
@@ -86,7 +85,7 @@ def _streams(reasons: Reasons) -> list[Markup]:
             f"With a grey picture and no motion the class has a relative logit of {streams.baseline:+.2f}; with this "
             f"video it has {streams.logit:+.2f}. What each stream adds:"
         ),
-        bars((_STREAMS[name], value, f"{value:+.2f}") for name, value in streams.by_stream.items()),
+        bars((STREAMS[name], value, f"{value:+.2f}") for name, value in streams.by_stream.items()),
         paragraph(how, quiet=True),
     ]
 

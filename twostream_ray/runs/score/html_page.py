@@ -21,6 +21,7 @@ _STYLE = """
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; font: 16px/1.55 system-ui, sans-serif;
   color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+h3 { font-size: 1rem; margin-bottom: .3rem; }
 p, li { max-width: 44rem; } .quiet { color: var(--quiet); } code, pre { font: .85rem/1.5 ui-monospace, monospace; }
 pre { background: var(--soft); padding: .8rem; border-radius: 6px; white-space: pre-wrap; }
 .figures { display: flex; flex-wrap: wrap; gap: .8rem; padding: 0; list-style: none; }
