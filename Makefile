@@ -19,6 +19,12 @@ PARTS := $(addprefix tests/, data evaluation models settings storage training vi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# The service's page is tested in a real browser; without one its tests say why they are skipped.
+.venv/.browser: .venv/.installed
+	command -v chromium chromium-browser google-chrome >/dev/null || test "$$(id -u)" != 0 || \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || true
+	touch $@
+
 demo: .venv/.installed  ## the whole journey on synthetic videos, about 6 minutes on 2 cores once installed
 	$(BIN)/twostream demo
 
@@ -38,7 +44,7 @@ cluster-demo: .venv/.installed  ## the whole mission on them by submitted jobs; 
 cluster-down: .venv/.installed  ## ends them, and removes all that they left
 	$(CLUSTER) down
 
-test: .venv/.installed  ## all tests but the soak, three lanes at a time
+test: .venv/.installed .venv/.browser  ## all tests but the soak, three lanes at a time
 	$(MAKE) --no-print-directory --keep-going --jobs 3 test-clusters test-ray test-others-runs test-others-parts
 
 test-clusters:  # they mostly wait for clusters of their own

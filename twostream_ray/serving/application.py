@@ -20,11 +20,14 @@ from twostream_ray.data.video.isolation import decoder_pool
 from twostream_ray.serving.answers import EXAMPLE, ErrorAnswer, ModelAnswer, PredictionAnswer, ReadyAnswer
 from twostream_ray.serving.clip_cache import ClipCache
 from twostream_ray.serving.current_model import CurrentModel
+from twostream_ray.serving.explanations import MOST_MOMENTS, ExplanationAnswer, explain
 from twostream_ray.serving.jobs import Job, JobQueue
 from twostream_ray.serving.lingering_close import LingeringClose
 from twostream_ray.serving.metrics import Metrics
+from twostream_ray.serving.page import page_routes
 from twostream_ray.serving.predictions import predict
 from twostream_ray.serving.refusals import KINDS, Refusal, refusal_of
+from twostream_ray.serving.samples import SampleClips
 from twostream_ray.serving.settings import ServeConfig
 from twostream_ray.serving.uploads import Receiver
 from twostream_ray.storage.temporary_folders import temporary_folder
@@ -145,6 +148,9 @@ def create_application(config: ServeConfig, *, service: Service | None = None) -
     application.state.service = service
     _add_health(application, service)
     _add_predict(application, service)
+    _add_explain(application, service)
+    application.include_router(page_routes())
+    _add_samples(application, SampleClips(config.samples))
     _add_handlers(application)
     application.add_middleware(functools.partial(_Counted, metrics=service.metrics))
     application.add_middleware(LingeringClose)
@@ -198,6 +204,38 @@ def _add_predict(application: FastAPI, service: Service) -> None:
         refuse_unknown_parameters(request, "top_k", "streams", "head")
         work = functools.partial(predict, top_k=top_k, streams=streams, head=head)
         return JSONResponse(await service.answer(request, work))
+
+
+def _add_explain(application: FastAPI, service: Service) -> None:
+    @application.post(
+        "/explain",
+        summary="Classes of a video, and the reasons for one: where the network looked, in which stream, when",
+        openapi_extra=BODY,
+        responses=REFUSED | {200: {"model": ExplanationAnswer}},
+    )
+    async def explain_video(
+        request: Request,
+        label: Annotated[str | None, Query(description="the class to explain; by default the best")] = None,
+        moments: Annotated[int, Query(ge=1, le=MOST_MOMENTS, description="snippets to draw")] = 8,
+        clip: Annotated[bool, Query(description="the video too, as it was prepared")] = False,
+        top_k: Annotated[int, Query(ge=1, le=1_000_000, description="best classes to name, of each data set")] = 5,
+    ) -> Response:
+        refuse_unknown_parameters(request, "label", "moments", "clip", "top_k")
+        work = functools.partial(explain, label=label, moments=moments, with_clip=clip, top_k=top_k)
+        return JSONResponse(await service.answer(request, work))
+
+
+def _add_samples(application: FastAPI, samples: SampleClips) -> None:
+    @application.get("/samples", summary="Sample clips: their names and titles")
+    async def list_samples() -> dict[str, list[dict[str, str]]]:
+        return {"samples": [{"name": clip.name, "title": clip.title} for clip in samples.all()]}
+
+    @application.get("/samples/{name}", summary="A sample clip", response_class=Response)
+    def sample(name: str) -> Response:
+        found = samples.content(name)
+        if found is None:
+            raise Refusal("not_found", "there is no sample of this name: GET /samples lists them")
+        return Response(found[0], media_type=found[1], headers={"Cache-Control": "max-age=3600"})
 
 
 def refuse_unknown_parameters(request: Request, *known: str) -> None:

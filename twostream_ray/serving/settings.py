@@ -107,6 +107,9 @@ class ServeConfig:
     uris: list[str] = field(default_factory=list)
     """Beginnings of URIs or paths that {"uri": ...} may name, such as s3://bucket/videos; by default none may."""
 
+    samples: str | None = None
+    """Folder whose first 12 videos the page offers as samples; by default it offers moving shapes."""
+
     clip_cache_bytes: int = 64_000_000
     """Memory for videos that were decoded last, so that the same one need not be decoded again to be explained."""
 
