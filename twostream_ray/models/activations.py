@@ -18,12 +18,12 @@ def peak_activation_bytes(forward: Callable[[], object]) -> int:
     On the meta device they have shapes and lifetimes as anywhere, but no memory. What kernels take for themselves
     within an operation is not seen.
     """
-    with torch.no_grad(), _StorageCount() as count:
+    with torch.no_grad(), StorageCount() as count:
         forward()
     return count.peak
 
 
-class _StorageCount(TorchDispatchMode):
+class StorageCount(TorchDispatchMode):
     """Adds up the storages that operations make, for as long as tensors refer to them."""
 
     def __init__(self) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twostream_ray.runs.doctor.checks import Check
+    from twostream_ray.runs.doctor.measurement import Measured
+    from twostream_ray.runs.doctor.stages import Prediction
 
 _NODES_NAMED = 3
 
@@ -36,6 +38,8 @@ def diagnose(arguments: list[str]) -> int:
         print(redact(json.dumps(asdict(found) | {"exit_code": code}, default=str)))  # noqa: T201
         return code
     _show_checks(found.checks)
+    if found.prediction is not None and found.measured is not None:
+        _show_speed(found.prediction, found.measured)
     console.sentence(_VERDICTS[code])
     return code
 
@@ -45,6 +49,21 @@ _VERDICTS = (
     "it works, but see to what is doubtful: exit code 1",
     "a training cannot work before what is wrong is mended: exit code 2",
 )
+
+
+def _show_speed(prediction: Prediction, measured: Measured) -> None:
+    from twostream_ray.console import console, table
+
+    table(
+        f"{measured.workers} workers, batches of {measured.global_batch}, {measured.matrix_rate / 1e12:.3g} TFLOP/s of "
+        f"large matrix products on each {measured.device}",
+        ["stage", "needs", "has", "", "%"],
+        [
+            [stage.name, f"{stage.needs:,.4g}", f"{stage.has:,.4g}", stage.unit, f"{stage.use:.0%}"]
+            for stage in prediction.stages
+        ],
+    )
+    console.sentence(prediction.sentence)
 
 
 def _show_checks(checks: Sequence[Check]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -56,17 +57,18 @@ class DeviceBatch:
 
     def parts(self, count: int) -> list[DeviceBatch]:
         """At most so many batches, one after the other, of nearly equal size."""
-        cuts = [part for part in torch.arange(len(self.labels)).tensor_split(count) if len(part)]
+        ends = np.cumsum([len(part) for part in np.array_split(np.arange(len(self.labels)), count)]).tolist()
+        cuts = [slice(start, end) for start, end in pairwise([0, *ends]) if start < end]
         return [
             DeviceBatch(
-                rgb=None if self.rgb is None else self.rgb[part[0] : part[-1] + 1],
-                flow=None if self.flow is None else self.flow[part[0] : part[-1] + 1],
-                labels=self.labels[part[0] : part[-1] + 1],
-                weights=self.weights[part[0] : part[-1] + 1],
-                clips=self.clips[part[0] : part[-1] + 1],
+                rgb=None if self.rgb is None else self.rgb[cut],
+                flow=None if self.flow is None else self.flow[cut],
+                labels=self.labels[cut],
+                weights=self.weights[cut],
+                clips=self.clips[cut],
                 total=self.total,
             )
-            for part in cuts
+            for cut in cuts
         ]
 
 

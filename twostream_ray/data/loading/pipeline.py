@@ -116,7 +116,7 @@ class SnippetLoader:
         self._sample_cache = self._open_sample_cache()
         stop = threading.Event()
         rows = self._rows(stop)
-        processes = self._decode_processes()
+        processes = self.decode_processes()
         pool = DecoderPool(processes, config=config.sampling, contract=self._shard_set.contract)
         self._threads = cpus_of_this_process()
         self._decoders, self._buffers = pool, SampleBuffers(config, **self._want, memory=pool.memory)
@@ -129,7 +129,7 @@ class SnippetLoader:
             rows.close()
             pool.close()
 
-    def _decode_processes(self) -> int:
+    def decode_processes(self) -> int:
         """Processes to decode in: where a second or so of decoding is left, they would start for nothing."""
         config = self._config
         if config.decode_at == "stream" or not any(self._want.values()):
@@ -315,7 +315,7 @@ class SnippetLoader:
         if here == len(units):
             yield from (self.reader.read_unit(unit) for unit in units)
             return
-        through_ray = iter(_through_ray(self.reader, units[here:], tasks=self._read_tasks()))
+        through_ray = iter(_through_ray(self.reader, units[here:], tasks=self.read_tasks()))
         with ThreadPoolExecutor(1, thread_name_prefix="ray-data-start") as starting:
             begun = starting.submit(next, through_ray, None)
             yield from (self.reader.read_unit(unit) for unit in units[:here])
@@ -324,7 +324,8 @@ class SnippetLoader:
             yield block
             block = next(through_ray, None)
 
-    def _read_tasks(self) -> int:
+    def read_tasks(self) -> int:
+        """Ray tasks that read for this worker at the same time."""
         return self._config.read_tasks or max(2, cpus_of_this_process() // 4)
 
     def units(self) -> Iterator[Unit]:

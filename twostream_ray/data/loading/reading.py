@@ -35,7 +35,7 @@ class ShardReader:
         want_flow: bool,
     ) -> None:
         """A unit's `pass_index` is its pass's index in `passes`."""
-        self._shard_set, self._config, self._passes, self._seed = shard_set, config, tuple(passes), seed
+        self.shard_set, self._config, self._passes, self._seed = shard_set, config, tuple(passes), seed
         self._want_rgb, self._want_flow = want_rgb, want_flow
         self._buffers = SampleBuffers(config, want_rgb=want_rgb, want_flow=want_flow)
 
@@ -82,12 +82,12 @@ class ShardReader:
                     row.encoded,
                     row.views,
                     config=self._config.sampling,
-                    contract=self._shard_set.contract,
+                    contract=self.shard_set.contract,
                     rgb=rgb,
                     flow=flow,
                 )
             except DecodeError as error:
-                raise DecodeError(f"{self._shard_set.locate(row.clip)}: {error}; ingest again") from error
+                raise DecodeError(f"{self.shard_set.locate(row.clip)}: {error}; ingest again") from error
             yield decoded_block(row, rgb=rgb, flow=flow)
 
     def _views(self, a_pass: Pass, clip_id: str, clip: EncodedClip) -> list[View]:
@@ -106,7 +106,7 @@ class ShardReader:
         ]
 
     def _read_rows(self, unit: Unit) -> list[tuple[str, EncodedClip]]:
-        shards = self._shard_set
+        shards = self.shard_set
         uri = storage.join(shards.uri, "shards", shards.shard_names[unit.shard])
 
         def read(copy: str | None = None) -> list[tuple[str, EncodedClip]]:

@@ -6,17 +6,19 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twostream_ray import storage, tracking
 from twostream_ray.data.shards.shards import ShardSet, open_shards
-from twostream_ray.errors import TwoStreamError
+from twostream_ray.errors import ClusterError, TwoStreamError, own_error
 from twostream_ray.redaction import one_line, redact
 from twostream_ray.runs.cluster.private_cluster import environment, private_folder
 from twostream_ray.runs.cluster.session import ray_session
-from twostream_ray.runs.doctor.checks import Check, Wanted, checks_of_nodes
+from twostream_ray.runs.doctor.checks import Check, Status, Wanted, checks_of_nodes, worst
 from twostream_ray.runs.doctor.facts import NodeFacts, Questions, versions
+from twostream_ray.runs.doctor.memory import memory_check
 from twostream_ray.runs.doctor.nodes import facts_of_nodes
 from twostream_ray.runs.doctor.settings import DoctorConfig
 from twostream_ray.runs.experiment import with_absolute_uris
@@ -28,6 +30,10 @@ from twostream_ray.runs.train.preflight import (
     require_splits,
     require_weights,
 )
+
+if TYPE_CHECKING:
+    from twostream_ray.runs.doctor.measurement import Measured
+    from twostream_ray.runs.doctor.stages import Prediction
 
 Progress = Callable[[str], None]
 """Called with what is looked at now."""
@@ -41,6 +47,9 @@ class Diagnosis:
 
     checks: list[Check] = field(default_factory=list)
     nodes: list[NodeFacts] = field(default_factory=list)
+    measured: Measured | None = None
+    """None where speed was not asked for, or could not be measured."""
+    prediction: Prediction | None = None
 
 
 def diagnose(config: DoctorConfig, *, progress: Progress | None = None) -> Diagnosis:
@@ -61,7 +70,39 @@ def diagnose(config: DoctorConfig, *, progress: Progress | None = None) -> Diagn
     with environment(address), _quiet(), ray_session():
         say("nodes")
         nodes = _look_at_nodes(config, shard_set, checks)
-    return Diagnosis(checks=checks, nodes=nodes)
+        if shard_set is None:
+            return Diagnosis(checks=checks, nodes=nodes)
+        say("memory")
+        checks.append(memory_check(config, shard_set, nodes))
+        if not config.speed or worst(checks) == 2:
+            return Diagnosis(checks=checks, nodes=nodes)
+        return _with_speed(config, shard_set, Diagnosis(checks=checks, nodes=nodes), say)
+
+
+def _with_speed(config: DoctorConfig, shard_set: ShardSet, found: Diagnosis, say: Progress) -> Diagnosis:
+    from twostream_ray.runs.doctor.measurement import measure
+    from twostream_ray.runs.doctor.stages import predict
+
+    try:
+        measured = measure(config, shard_set, seconds=config.probe_seconds, say=say)
+    except Exception as error:
+        # Of the clusters' and the probes' own kinds: all of Ray's are errors of what ran in it.
+        own = own_error(error)
+        if own is None:
+            raise
+        status: Status = "unknown" if isinstance(own, ClusterError) else "wrong"
+        found.checks.append(Check(name="speed", status=status, found=str(own)))
+        return found
+    data = config.data
+    views = len(shard_set.split(data.split_to_validate)) * data.sampling.test_times if data.split_to_validate else 0
+    prediction = predict(
+        measured,
+        clips=len(shard_set.split(data.split_to_train)),
+        validation_views=views,
+        price=config.price,
+        is_s3=storage.is_s3(data.shards),
+    )
+    return replace(found, measured=measured, prediction=prediction)
 
 
 @contextmanager
