@@ -1,3 +1,6 @@
+import numpy as np
+import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,3 +35,29 @@ def test_a_resumed_pass_has_the_rest_of_every_lane(shard_set: ShardSet, lanes: i
     rest = plan_lanes(shard_set, a_pass, lanes=lanes, seed=1, skipped=skipped)
     assert [lane.tolist() for lane in rest] == [lane[skipped:].tolist() for lane in whole]
     assert list(map(len, rest)) == lane_lengths(len(shard_set.split("train")), lanes=lanes, skipped=skipped)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_pass_s_order_is_that_of_drawn_ranks_of_groups_and_of_clips_within_them(in_order: bool) -> None:
+    """The order that runs were begun with: a resumed one must find its place in it."""
+    rng = np.random.default_rng(4)
+    stored = rng.permutation(4000)[:900]
+    stored = np.sort(stored) if in_order else stored
+    index = pa.table(
+        {
+            "splits": pa.array([["train"], ["train", "val"], ["val", "train", "train"]] * 300),
+            "shard": pa.array(stored // 128, pa.int32()),
+            "row": pa.array(stored % 128, pa.int32()),
+        }
+    )
+    blank = dict.fromkeys(("uri", "hash", "contract"), "")
+    empty = dict.fromkeys(("classes", "head_classes", "shard_names", "shard_sha256", "shard_bytes", "quarantined"), ())
+    shard_set = ShardSet(**blank, **empty, index=index)
+    draws = np.random.Generator(np.random.Philox(key=[7, 3]))
+    groups, group_of = np.unique(stored // 128 << 32 | stored % 128 // 16, return_inverse=True)
+    wanted = np.lexsort((draws.permutation(900), draws.permutation(len(groups))[group_of]))
+    lanes = plan_lanes(shard_set, Pass(split="train", epoch=3, training=True), lanes=7, seed=7)
+    assert np.concatenate(lanes).tolist() == wanted.tolist()
+    plain = plan_lanes(shard_set, Pass(split="train"), lanes=7, seed=7)
+    assert np.concatenate(plain).tolist() == np.argsort(stored).tolist()
+    assert shard_set.split("val").tolist() == [clip for clip in range(900) if clip % 3]
