@@ -37,8 +37,9 @@ def test_a_resumed_pass_has_the_rest_of_every_lane(shard_set: ShardSet, lanes: i
     assert list(map(len, rest)) == lane_lengths(len(shard_set.split("train")), lanes=lanes, skipped=skipped)
 
 
+@pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("in_order", [True, False])
-def test_a_pass_s_order_is_that_of_drawn_ranks_of_groups_and_of_clips_within_them(in_order: bool) -> None:
+def test_a_pass_s_order_is_that_of_drawn_ranks_of_groups_and_of_clips_within_them(in_order: bool, chunks: int) -> None:
     """The order that runs were begun with: a resumed one must find its place in it."""
     rng = np.random.default_rng(4)
     stored = rng.permutation(4000)[:900]
@@ -50,6 +51,7 @@ def test_a_pass_s_order_is_that_of_drawn_ranks_of_groups_and_of_clips_within_the
             "row": pa.array(stored % 128, pa.int32()),
         }
     )
+    index = pa.concat_tables([index.slice(start, 900 // chunks) for start in range(0, 900, 900 // chunks)])
     blank = dict.fromkeys(("uri", "hash", "contract"), "")
     empty = dict.fromkeys(("classes", "head_classes", "shard_names", "shard_sha256", "shard_bytes", "quarantined"), ())
     shard_set = ShardSet(**blank, **empty, index=index)
@@ -61,3 +63,13 @@ def test_a_pass_s_order_is_that_of_drawn_ranks_of_groups_and_of_clips_within_the
     plain = plan_lanes(shard_set, Pass(split="train"), lanes=7, seed=7)
     assert np.concatenate(plain).tolist() == np.argsort(stored).tolist()
     assert shard_set.split("val").tolist() == [clip for clip in range(900) if clip % 3]
+
+
+@pytest.mark.soak
+def test_planning_ten_million_clips_takes_seconds_and_about_a_hundred_bytes_a_clip() -> None:
+    from large_index import planned
+
+    taken = planned(10_000_000)
+    seconds = {name: value for name, value in taken.items() if name.endswith(" s")}
+    print(f"\nPLANNING {taken}", flush=True)  # noqa: T201  (recorded in docs)
+    assert sum(seconds.values()) < 60 and taken["peak GB"] < 2

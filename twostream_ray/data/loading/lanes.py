@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet
+
+_AT_ONCE = 1 << 22
+"""Clips whose temporary numbers are in memory together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +73,11 @@ def plan_lanes(
     in_order = bool((position[1:] > position[:-1]).all())
     if a_pass.training:
         rng = np.random.Generator(np.random.Philox(key=[seed, a_pass.epoch]))
-        order = _shuffled(position // ROWS_PER_GROUP, in_order=in_order, rng=rng)
+        position //= ROWS_PER_GROUP
+        group_of = _numbered(position) if in_order else np.unique(position, return_inverse=True)[1]
+        del position
+        order = _shuffled(group_of, rng=rng)
+        del group_of
     else:
         order = np.arange(len(members)) if in_order else np.argsort(position, kind="stable")
     return [lane[skipped:] for lane in np.array_split(members[order], lanes)]
@@ -77,40 +85,47 @@ def plan_lanes(
 
 def _stored_at(shard_set: ShardSet, members: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where clips are stored, as one number each that grows with shard and row; row groups are its multiples of 16."""
-    position: NDArray[np.int64] = shard_set.index["shard"].to_numpy()[members].astype(np.int64)
-    position <<= 32
-    position |= shard_set.index["row"].to_numpy()[members]
-    return position
+    shards, rows = (shard_set.index[name].chunks for name in ("shard", "row"))
+    position = np.empty(len(shard_set.index), np.int64)
+    begin = 0
+    # A chunk at a time, as Arrow would keep the memory of a whole column.
+    for shard, row in zip(shards, rows, strict=True):
+        part = position[begin : begin + len(shard)]
+        part[:] = shard.to_numpy()
+        part <<= 32
+        part |= row.to_numpy()
+        begin += len(shard)
+    return position if len(members) == len(position) else position[members]
 
 
-def _shuffled(groups: NDArray[np.int64], *, in_order: bool, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Indices of `groups` by the drawn rank of their group, and within it by a drawn rank of their own.
+def _numbered(ascending: NDArray[np.int64]) -> NDArray[np.int32]:
+    """0, 1, ... for the distinct ones of numbers in ascending order, at each place where they stand."""
+    begins = np.zeros(len(ascending), np.bool_)
+    np.not_equal(ascending[1:], ascending[:-1], out=begins[1:])
+    return np.cumsum(begins, dtype=np.int32)
 
-    Sorts one array of numbers that hold both ranks: of 100 million clips two keys, or an argsort, take several times as
-    long, and twice the memory.
+
+def _shuffled(group_of: NDArray[Any], *, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Clips, given by the numbers of their groups, by their group's drawn rank, and within it by one of their own.
+
+    Sorts one array of numbers that hold both ranks, in place: of 100 million clips an argsort of two keys takes several
+    times as long, and several times the memory.
     """
-    if in_order:
-        begins = np.empty(len(groups), np.bool_)
-        begins[:1] = True
-        np.not_equal(groups[1:], groups[:-1], out=begins[1:])
-        group_of = np.cumsum(begins, dtype=np.int32)
-        group_of -= 1
-        count = int(group_of[-1]) + 1 if len(group_of) else 0
-    else:
-        distinct, group_of = np.unique(groups, return_inverse=True)
-        count = len(distinct)
-    rank = rng.permutation(len(groups))
-    of_group = rng.permutation(count)
-    bits = max(1, len(groups)).bit_length()
-    keys: NDArray[np.int64] = of_group[group_of]
-    keys <<= bits
-    keys |= rank
-    holder = np.empty(len(groups), np.int64)
-    holder[rank] = np.arange(len(groups))
-    del rank, group_of
+    count = int(group_of.max(initial=-1)) + 1
+    keys: NDArray[np.int64] = rng.permutation(len(group_of))
+    rank_of_group = rng.permutation(count)
+    clip_of_rank = np.empty(len(keys), np.int32 if len(keys) < 2**31 else np.int64)
+    bits = len(keys).bit_length()
+    for start in range(0, len(keys), _AT_ONCE):
+        part = slice(start, min(start + _AT_ONCE, len(keys)))
+        clip_of_rank[keys[part]] = np.arange(part.start, part.stop, dtype=clip_of_rank.dtype)
+        keys[part] |= rank_of_group[group_of[part]] << bits
     keys.sort()
     keys &= (1 << bits) - 1
-    return holder[keys]
+    for start in range(0, len(keys), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        keys[part] = clip_of_rank[keys[part]]
+    return keys
 
 
 def plan_units(
