@@ -11,7 +11,7 @@ FAST := 'not ray and not server and not slow and not soak'
 # What one of two lanes has; the other has whatever else there is.
 PARTS := $(addprefix tests/, data evaluation models settings storage training visualize)
 
-.PHONY: demo demo-search cluster-up cluster-down cluster-demo test test-clusters test-ray test-others-runs test-others-parts test-fast test-fast-parts test-fast-runs soak check test-types format clean
+.PHONY: demo demo-search cluster-up cluster-down cluster-demo test test-clusters test-ray test-others-runs test-others-parts test-fast test-fast-parts test-fast-runs soak check test-types reference format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -81,6 +81,9 @@ check: .venv/.installed  ## formatting, lint, types, arrows, cluster files
 test-types: .venv/.installed  ## types of jobs and tests; apart, as check is to take less than a minute
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores $(LOOSER) jobs tests
 	$(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores cluster/box
+
+reference: .venv/.installed  ## docs/reference.md: every verb and setting
+	$(BIN)/python -m twostream_ray.verbs.reference > docs/reference.md.new && mv docs/reference.md.new docs/reference.md
 
 format: .venv/.installed
 	$(BIN)/ruff format .

@@ -281,6 +281,12 @@ VERBS: dict[str, Verb] = {
         positionals={"name": "[NAME]"},
         examples=("", "own_videos_cpu > mine.yaml"),
     ),
+    "schema": Verb(
+        summary="what a verb's recipe may hold, as JSON Schema, for editors and programs",
+        function="recipes:print_schema",
+        positionals={"verb": "VERB"},
+        examples=("train > train.schema.json", "benchmark loader"),
+    ),
     "demo": Verb(
         summary="the whole journey on synthetic videos, minutes on 2 cores",
         function="searches:demo",

@@ -1,8 +1,9 @@
-"""The verb that lists and prints the recipes of the package. It parses no settings, so it answers at once."""
+"""The verbs that list and print the recipes of the package, and the JSON Schema of a verb's recipe."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import shutil
 import textwrap
 
@@ -28,4 +29,22 @@ def list_recipes(arguments: list[str]) -> int:
             f"{', '.join(near)}? `twostream recipes` lists them"
         )
     print(recipes.text(name), end="")  # noqa: T201
+    return 0
+
+
+def print_schema(arguments: list[str]) -> int:
+    """The JSON Schema of a verb's recipe."""
+    from twostream_ray.settings.json_schema import recipe_schema
+    from twostream_ray.verbs.commands import VERBS, settings_class
+
+    verb, kinds = " ".join(arguments), {name: settings_class(name) for name in VERBS}
+    kind = kinds.get(verb)
+    if kind is None:
+        known = [name for name, one in kinds.items() if one is not None]
+        near = difflib.get_close_matches(verb, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"schema wants a verb that takes recipes, got {verb or 'nothing'}: {meant}{', '.join(known)}")
+    others = {name: one for name, one in kinds.items() if one is not None and name != verb}
+    schema = recipe_schema(kind, title=f"Recipe of `twostream {verb}`", others=others)
+    print(json.dumps(schema, indent=1))  # noqa: T201
     return 0
