@@ -71,8 +71,9 @@ class MachineCluster:
         port += postgres.PORTS
         # As on machines of a cloud: a node knows where the bucket and the tracking server are, a job need not say.
         known = self.store.environment | self.mlflow.environment | {"TMPDIR": str(folder / "tmp")}
-        # Workers meet where nodes are, whatever this machine is called in its network.
-        known |= {"GLOO_SOCKET_IFNAME": "lo"}
+        # Workers meet where nodes are, whatever this machine is called in its network. Those of a node have it to
+        # themselves; here all share one machine with the servers, and theirs would come last.
+        known |= {"GLOO_SOCKET_IFNAME": "lo", "RAY_worker_niceness": "0"}
         self.ray = RayCluster(folder=folder / "ray", port=port, token=_derived(secret, "ray"), environment=known)
         self.processes: dict[str, ServerProcess] = {}
 
