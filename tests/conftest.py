@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import MlflowServer
+from ray_head import ray_head
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.shards import ShardSet, open_shards
@@ -70,6 +71,13 @@ def cluster() -> Iterator[None]:
 
     with ray_session():
         yield
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The head of a cluster that jobs are submitted to; gives a client's environment."""
+    with ray_head(tmp_path_factory.mktemp("head")) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")

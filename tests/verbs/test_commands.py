@@ -7,6 +7,7 @@ from twostream_ray.runs.search.settings import settings_from
 from twostream_ray.settings.checks import names_of
 from twostream_ray.settings.parser import from_mapping
 from twostream_ray.verbs.commands import GROUPS, VERBS, all_settings, load, members, parse, settings_class
+from twostream_ray.verbs.jobs import split_arguments
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -29,6 +30,11 @@ def test_every_example_of_the_help_is_a_command_that_is_understood(name: str) ->
     assert kind is not None
     for example in VERBS[name].examples:
         words = [word for word in shlex.split(example) if f"{word}" not in VERBS[name].more]
+        if name == "submit":
+            own, verb, rest = split_arguments(words)
+            words, inner = [verb, *own], settings_class(verb)
+            assert inner is not None
+            parse(verb, inner, rest)
         if "--resume" not in words:
             parse(name, kind, words if name != "demo" else ["--config", "demo", *words])
 
@@ -42,6 +48,7 @@ def test_every_verb_takes_from_a_recipe_the_part_that_it_knows(recipe: str) -> N
         "weights fetch": ["vgg16", "--to", "o"],
         "synthesize": ["o"],
         "pull": ["o"],
+        "submit": ["train"],
         "predict": ["v.mp4"],
         "explain": ["v.mp4"],
         "promote": ["7"],

@@ -287,6 +287,26 @@ VERBS: dict[str, Verb] = {
         positionals={"verb": "VERB"},
         examples=("train > train.schema.json", "benchmark loader"),
     ),
+    "submit": Verb(
+        summary="another verb as a job on a Ray cluster: its log here, its exit code",
+        function="jobs:submit",
+        settings="runs.submit.settings:SubmitConfig",
+        positionals={"verb": "VERB"},
+        examples=(
+            "train s3://bucket/shards --config fusion_2016 --name first --storage s3://bucket/runs",
+            "ingest s3://bucket/videos --out s3://bucket/shards --address http://head:8265",
+            "evaluate models:/two-stream@champion s3://bucket/shards --out s3://bucket/measured --driver_gpus 1",
+        ),
+        shown=("address", "secrets", "working_dir", "exclude", "gpus", "follow"),
+    ),
+    "jobs": Verb(
+        summary="jobs of a Ray cluster: list, follow, stop, resume",
+        function="jobs:jobs",
+        settings="runs.submit.settings:JobsConfig",
+        positionals={"action": "[ACTION]", "job": "[JOB]"},
+        examples=("", "logs train-first-20261127-120000", "resume train-first-20261127-120000"),
+        shown=("address", "follow"),
+    ),
     "demo": Verb(
         summary="the whole journey on synthetic videos, minutes on 2 cores",
         function="searches:demo",

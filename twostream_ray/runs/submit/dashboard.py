@@ -1,0 +1,293 @@
+"""Client of the Ray dashboard's REST interface (Ray Jobs): each request has a time limit, each refusal a way out."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from twostream_ray.errors import ClusterError, ConfigError
+from twostream_ray.redaction import one_line, redact
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+_PATIENCE_S = 20.0
+_CONNECT_S = 5.0
+_UPLOAD_S = 600.0
+_AGENT_S = 90.0
+"""Until the head of a cluster that has just started takes jobs."""
+_HEARTBEAT_S = 20.0
+"""Between signs of life of a log that is followed: a laptop's closed connection is never reported otherwise."""
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+Job = dict[str, Any]
+"""A job as Ray describes it: submission_id, status, entrypoint, message, metadata, start_time in ms, ..."""
+
+
+class UnreachableError(ClusterError):
+    """The dashboard does not answer now."""
+
+
+class Dashboard:
+    """A cluster's dashboard at an address."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """At `address`, or where the environment says.
+
+        Raises:
+            ConfigError: it is no address of a dashboard.
+        """
+        self.url = dashboard_url(address)
+        parts = urlsplit(self.url)
+        self._secure, self._host, self._prefix = parts.scheme == "https", str(parts.hostname), parts.path
+        self._port = parts.port or (443 if self._secure else 80)
+        self._token = token()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the address is this machine's own: of a cluster here, or of a tunnel to one."""
+        return self._host in _LOOPBACK
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the cluster, by "ray" and "python"; the second is missing where it does not say."""
+        found = self._json("GET", "/api/version")
+        if not isinstance(found, dict) or "ray_version" not in found:
+            raise self._foreign()
+        known = {"ray": str(found["ray_version"])}
+        metadata = self._json("GET", "/api/v0/cluster_metadata", missing={})
+        python = metadata.get("data", {}).get("pythonVersion") if isinstance(metadata, dict) else None
+        return known | ({"python": str(python)} if python else {})
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes that are alive, each with node_ip, resources_total and labels."""
+        return [one for one in self.state("nodes") if one.get("state") == "ALIVE"]
+
+    def state(self, kind: str, **wanted: str) -> list[dict[str, Any]]:
+        """What Ray's state interface lists of nodes, actors or placement_groups, where fields are as wanted."""
+        filters = "".join(
+            f"&filter_keys={quote(key)}&filter_predicates=%3D&filter_values={quote(value)}"
+            for key, value in wanted.items()
+        )
+        found = self._json("GET", f"/api/v0/{kind}?detail=1&limit=1000{filters}", missing={})
+        listed = ((found.get("data") or {}).get("result") or {}).get("result") if isinstance(found, dict) else None
+        return list(listed or [])
+
+    def autoscaler_status(self) -> dict[str, Any]:
+        """What the autoscaler has reported last; empty where there is none."""
+        found = self._json("GET", "/api/cluster_status", missing={})
+        return dict(((found.get("data") or {}).get("clusterStatus")) or {}) if isinstance(found, dict) else {}
+
+    def jobs(self) -> list[Job]:
+        """All jobs that were submitted, the oldest first."""
+        found = self._json("GET", "/api/jobs/")
+        submitted = [one for one in found if one.get("type") == "SUBMISSION"]
+        return sorted(submitted, key=lambda one: one.get("start_time") or 0)
+
+    def job(self, name: str) -> Job:
+        """One job.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        found = self._json("GET", f"/api/jobs/{quote(name, safe='')}", missing=None)
+        if found is None:
+            raise ConfigError(
+                f"the Ray cluster {self.url} has no job {name!r}: `twostream jobs` lists those it has; one that was "
+                "started again has forgotten its jobs"
+            )
+        return dict(found)
+
+    def has_package(self, name: str) -> bool:
+        """Whether the cluster still has an uploaded package, which it keeps some minutes from now on."""
+        return self._request("GET", f"/api/packages/gcs/{quote(name)}", accepted=(200, 404))[0] == 200
+
+    def upload(self, name: str, content: bytes) -> None:
+        """Hand over a package."""
+        self._request("PUT", f"/api/packages/gcs/{quote(name)}", body=content, patience_s=_UPLOAD_S)
+
+    def submit(self, request: Mapping[str, Any]) -> str:
+        """Start a job; gives its name. A head that has just started is waited for.
+
+        Raises:
+            ConfigError: there is a job of that name.
+        """
+        name, deadline = str(request["submission_id"]), time.monotonic() + _AGENT_S
+        while True:
+            status, said = self._request("POST", "/api/jobs/", body=_as_json(request), accepted=(200, 400, 500))
+            if status == 200:
+                return str(json.loads(said)["submission_id"])
+            text = said.decode(errors="replace")
+            if "already exists" in text:
+                raise ConfigError(
+                    f"the Ray cluster {self.url} has a job {name!r} already: choose another --job, or follow it by "
+                    f"`twostream jobs logs {name}`"
+                )
+            starting = "No available agent" in text or "head node agent" in text
+            if not starting or time.monotonic() > deadline:
+                raise self._refused("POST", "/api/jobs/", status, said)
+            time.sleep(2)
+
+    def stop(self, name: str) -> None:
+        """Ask a job to end."""
+        self._request("POST", f"/api/jobs/{quote(name, safe='')}/stop", body=b"{}")
+
+    async def log(self, name: str) -> AsyncIterator[str]:
+        """A job's output from its beginning, as it comes, until the job has ended.
+
+        Raises:
+            UnreachableError: the connection broke.
+        """
+        import aiohttp
+
+        url = f"{self.url}/api/jobs/{quote(name, safe='')}/logs/tail"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
+        try:
+            async with (
+                aiohttp.ClientSession(headers=self._headers(), timeout=timeout) as session,
+                session.ws_connect(url, heartbeat=_HEARTBEAT_S, max_msg_size=0) as socket,
+            ):
+                async for message in socket:
+                    if message.type is aiohttp.WSMsgType.TEXT:
+                        yield message.data
+                if socket.close_code not in (None, aiohttp.WSCloseCode.OK):
+                    raise UnreachableError(f"the Ray cluster {self.url} ended the log ({socket.close_code})")
+        except (aiohttp.ClientError, OSError) as error:
+            raise UnreachableError(f"the Ray cluster {self.url} does not answer ({one_line(error)})") from error
+
+    def _json(self, method: str, path: str, **missing: Any) -> Any:
+        """What a request gives; `missing` for what is not there, where that is no error."""
+        status, said = self._request(method, path, accepted=(200, 404) if missing else (200,))
+        if status == 404:
+            return missing["missing"]
+        try:
+            return json.loads(said)
+        except ValueError:
+            raise self._foreign() from None
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        accepted: tuple[int, ...] = (200,),
+        patience_s: float = _PATIENCE_S,
+    ) -> tuple[int, bytes]:
+        """Status and content of an answer whose status is accepted.
+
+        No redirect is followed, for the token would go with it.
+        """
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        try:
+            with closing(kind(self._host, self._port, timeout=_CONNECT_S)) as connection:
+                connection.connect()
+                connection.sock.settimeout(patience_s)
+                headers = {"Content-Type": "application/json"} if method == "POST" else {}
+                connection.request(method, self._prefix + path, body=body, headers=headers | self._headers())
+                answer = connection.getresponse()
+                status, said = answer.status, answer.read()
+        except ssl.SSLError as error:
+            raise UnreachableError(
+                f"{self.url} cannot be spoken to by TLS ({one_line(error)}): is it http://, or SSL_CERT_FILE to set?"
+            ) from error
+        except OSError as error:
+            raise UnreachableError(
+                f"no Ray cluster answers at {self.url} ({one_line(error)}): start it, open the tunnel to it (`ray "
+                "dashboard ray_cluster.yaml`), or name its dashboard by --address http://HOST:8265"
+            ) from error
+        except (http.client.HTTPException, ValueError) as error:
+            raise self._foreign() from error
+        if status in (401, 403):
+            raise self._turned_away(status)
+        if status not in accepted:
+            raise self._foreign() if status == 404 else self._refused(method, path, status, said)
+        return status, said
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+    def _turned_away(self, status: int) -> ClusterError:
+        ways = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH (a file) or ~/.ray/auth_token"
+        if status == 401 and not self._token:
+            return ClusterError(f"the Ray cluster {self.url} wants its token, there is none here: put it in {ways}")
+        return ClusterError(
+            f"the Ray cluster {self.url} takes another token than the one here, of {_token_source()}: put the "
+            f"cluster's in {ways}"
+        )
+
+    def _foreign(self) -> ClusterError:
+        return ClusterError(
+            f"the dashboard of a Ray cluster was wanted at {self.url}, what answers there is something else: its port "
+            "is 8265 unless `ray start --dashboard-port` says otherwise"
+        )
+
+    def _refused(self, method: str, path: str, status: int, said: bytes) -> ClusterError:
+        # Ray answers with a traceback, whose last line says what it was.
+        last = next((line for line in reversed(said.decode(errors="replace").splitlines()) if line.strip()), "")
+        return ClusterError(
+            f"the Ray cluster {self.url} refuses {method} {path.partition('?')[0]} with {status} "
+            f"({one_line(redact(last), longest=300)}): its log is dashboard.log on the head"
+        )
+
+
+def dashboard_url(address: str | None) -> str:
+    """The dashboard's URL that an address means, without a slash at its end.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    named = address or os.environ.get("RAY_API_SERVER_ADDRESS", "").strip() or DEFAULT_ADDRESS
+    setting = "address" if address else "RAY_API_SERVER_ADDRESS"
+    url = named if "://" in named else f"http://{named}"
+    wanted = f"{setting} wants the dashboard of a cluster as http://HOST:8265, got {redact(named)}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(wanted) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(wanted)
+    if parts.username or parts.password:
+        raise ConfigError(f"{wanted}: a token goes in RAY_AUTH_TOKEN")
+    if port == 6379:
+        raise ConfigError(f"{wanted}: 6379 is the port of Ray's own processes, the dashboard's is 8265")
+    return url.rstrip("/")
+
+
+def token() -> str | None:
+    """The token for clusters, from where Ray's own programs take it; None where there is none.
+
+    Unlike those it is used also where RAY_AUTH_MODE is not set, for a cluster that wants none does not mind one.
+    """
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return None
+    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return given
+    path = _token_file()
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError) as error:
+        if os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            raise ConfigError(f"RAY_AUTH_TOKEN_PATH names {path}, which cannot be read: {one_line(error)}") from error
+        return None
+
+
+def _token_file() -> Path:
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else Path("~/.ray/auth_token").expanduser()
+
+
+def _token_source() -> str:
+    return "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN", "").strip() else str(_token_file())
+
+
+def _as_json(values: Mapping[str, Any]) -> bytes:
+    return json.dumps({name: value for name, value in values.items() if value is not None}).encode()

@@ -1,0 +1,39 @@
+"""Jobs that a cluster has had, in words, and the end of one that is still at work."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+
+from twostream_ray.errors import ClusterError
+from twostream_ray.runs.submit.dashboard import ENDED, Dashboard, Job
+from twostream_ray.runs.submit.job_logs import exit_code
+
+_LOOK_EVERY_S = 0.5
+
+
+def row_of(job: Job) -> list[str]:
+    """Name, status with the exit code where it is one of failure, start, and time taken."""
+    started, ended = job.get("start_time") or 0, job.get("end_time") or time.time() * 1000
+    since = datetime.fromtimestamp(started / 1000).strftime("%Y-%m-%d %H:%M:%S")
+    took = timedelta(seconds=max(0, round((ended - started) / 1000)))
+    failed = f" ({exit_code(job)})" if job["status"] == "FAILED" else ""
+    return [str(job["submission_id"]), f"{job['status']}{failed}", since, str(took)]
+
+
+def stop(job: Job, dashboard: Dashboard, *, patience_s: float) -> Job:
+    """End a job and wait for its end; one that has ended is left as it is.
+
+    Raises:
+        ClusterError: it has not ended in time; it gets no second signal.
+    """
+    name = str(job["submission_id"])
+    if job["status"] in ENDED:
+        return job
+    dashboard.stop(name)
+    deadline = time.monotonic() + patience_s
+    while (job := dashboard.job(name))["status"] not in ENDED:
+        if time.monotonic() > deadline:
+            raise ClusterError(f"the job {name} keeps what it has finished and has not ended yet: look again later")
+        time.sleep(_LOOK_EVERY_S)
+    return job

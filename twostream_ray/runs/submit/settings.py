@@ -1,0 +1,106 @@
+"""Settings of submitted jobs: which cluster, what travels with a job, what it may use."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from twostream_ray.errors import ConfigError
+from twostream_ray.settings.bounds import require_within
+from twostream_ray.settings.names import require_name
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig:
+    """A verb as a job on a Ray cluster; what is no setting of these is one of the verb's."""
+
+    verb: str
+    """The verb to run on the cluster, and behind it its settings."""
+
+    address: str | None = None
+    """The cluster's dashboard, as in http://HOST:8265; by default RAY_API_SERVER_ADDRESS, without that port 8265 of
+    this machine, where `ray dashboard` and `kubectl port-forward` bring a cluster's."""
+
+    job: str | None = None
+    """Name of the job on the cluster, which has each only once; by default made of verb, run and time."""
+
+    follow: bool = True
+    """Print the job's log until it ends, and end with its exit code; otherwise end as soon as it is submitted."""
+
+    working_dir: str = "."
+    """Folder whose files travel: those that git tracks or would track, elsewhere all but hidden ones and results. It is
+    where the job's relative paths begin. The package itself travels in any case."""
+
+    exclude: list[str] = field(default_factory=list)
+    """Files of working_dir that stay here: patterns as the shell has them, of a path or any part of it."""
+
+    upload_mb: float = 100.0
+    """MB that may travel, packed, more than 0 and up to 500, where Ray itself refuses."""
+
+    variables: list[str] = field(default_factory=list)
+    """Names of further environment variables that travel, besides addresses and regions of MLflow and S3."""
+
+    secrets: list[str] = field(default_factory=list)
+    """Names of environment variables with passwords and keys that travel, for a cluster whose nodes have none of their
+    own. Whoever may ask the cluster for its jobs sees them, and its nodes' logs keep them."""
+
+    python: str = "python"
+    """The interpreter on the cluster's nodes, by name or path."""
+
+    driver_cpus: float = 0.0
+    """CPU cores reserved for the process that the job is; with 0 it runs beside the others on the head."""
+
+    driver_gpus: float = 0.0
+    """GPUs reserved for the process that the job is, for a verb that computes in it, as `evaluate` does."""
+
+    gpus: int | None = None
+    """GPUs that the job is to find on the cluster; it is refused where they are not and cannot come."""
+
+    other_versions: bool = False
+    """Submit though the cluster has another version of Ray or Python than this machine."""
+
+    def __post_init__(self) -> None:
+        require_within(
+            self,
+            upload_mb="(0, 500]",
+            driver_cpus="[0, 10_000]",
+            driver_gpus="[0, 10_000]",
+            gpus="[1, 100_000]",
+        )
+        if self.job is not None:
+            require_name(self.job, setting="job")
+        for setting in ("variables", "secrets"):
+            for name in getattr(self, setting):
+                if not _VARIABLE.fullmatch(name):
+                    raise ConfigError(f"{setting} wants names of environment variables, got {name.partition('=')[0]!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobsConfig:
+    """Jobs of a Ray cluster."""
+
+    action: Literal["list", "logs", "stop", "resume"] = "list"
+    """list: all jobs; logs: a job's output until it ends, and its exit code; stop: end it, what was finished is kept;
+    resume: submit a job that has ended again, which continues its run."""
+
+    job: str | None = None
+    """Name of the job; by default the last one."""
+
+    address: str | None = None
+    """The cluster's dashboard, as for `submit`."""
+
+    follow: bool = True
+    """Of logs and resume: print the log until the job ends, and end with its exit code."""
+
+    stop_seconds: float = 300.0
+    """Of stop: seconds to wait for the job's end, in [0, 86400]."""
+
+    def __post_init__(self) -> None:
+        require_within(self, stop_seconds="[0, 86_400]")
+        if self.job is not None:
+            require_name(self.job, setting="job")
+        if self.action == "list" and self.job is not None:
+            raise ConfigError(f"list wants no job, got {self.job}: `twostream jobs logs {self.job}` shows one")

@@ -1,0 +1,260 @@
+"""Submission of a verb as a job (Ray Jobs): checked here, packed, described, started; or its earlier one again."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import re
+import shlex
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from twostream_ray.errors import ClusterError, ConfigError
+from twostream_ray.redaction import has_credentials
+from twostream_ray.runs.submit.dashboard import ENDED, Dashboard, Job
+from twostream_ray.runs.submit.job_environment import JobEnvironment, job_environment
+from twostream_ray.runs.submit.settings import SubmitConfig
+from twostream_ray.runs.submit.working_directory import Package, pack
+
+_ARGUMENTS, _FOLDER, _BY, _COMMIT = ("twostream.arguments", "twostream.folder", "twostream.by", "twostream.commit")
+"""Of a job's metadata: what makes it again, and whose it is."""
+_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+_MODULE = "twostream_ray"
+_MOST_BYTES = 500_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job as it will be submitted."""
+
+    request: dict[str, Any]
+    """Of Ray's REST interface."""
+    package: Package | None
+    """What is uploaded for it; None where the cluster has it still."""
+    environment: JobEnvironment | None
+    """What travels from this shell; None where it is an earlier job's."""
+    notes: tuple[str, ...] = ()
+    """What a person should know, each a sentence."""
+
+    @property
+    def name(self) -> str:
+        """The job's name on the cluster."""
+        return str(self.request["submission_id"])
+
+    def lines(self, dashboard: Dashboard) -> list[str]:
+        """What is sent where, before it is."""
+        rows = [("job", f"{self.name}: {self.request['entrypoint']}"), ("dashboard", dashboard.url)]
+        if self.package is not None:
+            rows.append(("uploads", f"{self.package.num_files} files, {len(self.package.content) / 1e6:.1f} MB packed"))
+        if self.environment is not None:
+            shown = [
+                name + " (secret)" * (name in self.environment.secrets)
+                for name in self.environment.variables
+                if not name.startswith("RAY_")
+            ]
+            rows.append(("environment", ", ".join(shown) or "nothing of this shell"))
+            commit = self.environment.variables.get("TWOSTREAM_GIT_COMMIT", "unknown, for this is no repository")
+            rows.append(("commit", commit))
+        width = max(len(name) for name, _ in rows)
+        noted = (*(self.package.notes if self.package else ()), *(self.environment.notes if self.environment else ()))
+        return [f"{name:<{width}}  {value}" for name, value in rows] + [
+            f"note: {note}" for note in (*self.notes, *noted)
+        ]
+
+
+def prepare(
+    verb: str, arguments: Sequence[str], config: SubmitConfig, dashboard: Dashboard, *, run: str = ""
+) -> Submission:
+    """Everything about a job that can be checked before it is sent.
+
+    Args:
+        verb: the verb, of one word or two.
+        arguments: what stands behind it.
+        config: how it is submitted.
+        dashboard: the cluster.
+        run: name of the run, for the job's.
+
+    Raises:
+        ConfigError: a variable is not set, the working directory is too large, an argument holds a password.
+        ClusterError: the cluster cannot be reached, wants another token, or has other versions.
+    """
+    command = [verb, *arguments]
+    refuse_passwords(arguments)
+    require_versions(dashboard, other_versions=config.other_versions)
+    nodes = dashboard.nodes()
+    require_gpus(nodes, dashboard, config)
+    environment = job_environment(
+        variables=config.variables, secrets=config.secrets, is_here=all(_is_own(one.get("node_ip")) for one in nodes)
+    )
+    package = pack(Path(config.working_dir), exclude=config.exclude, limit_bytes=int(config.upload_mb * 1e6))
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = config.job or "-".join(part for part in (_NAME.sub("-", verb), _NAME.sub("-", run)[:60], stamp) if part)
+    return Submission(
+        request={
+            "submission_id": name,
+            "entrypoint": shlex.join([config.python, "-m", _MODULE, *verb.split(), *arguments]),
+            "runtime_env": {"working_dir": package.uri, "env_vars": environment.variables},
+            "metadata": {
+                _ARGUMENTS: json.dumps(command),
+                _FOLDER: str(Path(config.working_dir).absolute()),
+                _BY: _person(),
+                _COMMIT: environment.variables.get("TWOSTREAM_GIT_COMMIT", ""),
+            },
+            "entrypoint_num_cpus": config.driver_cpus or None,
+            "entrypoint_num_gpus": config.driver_gpus or None,
+        },
+        package=package,
+        environment=environment,
+    )
+
+
+def refuse_lost_results(settings: Any) -> None:
+    """Refuse results in a relative path: it would be in the job's copy of the working directory, gone with the job.
+
+    Raises:
+        ConfigError: a setting names one.
+    """
+    for name in ("storage", "out"):
+        path = getattr(settings, name, None)
+        if isinstance(path, str) and not path.startswith(("s3://", "/")):
+            raise ConfigError(
+                f"{name} is {path}, which would be in the copy of the job's working directory that Ray deletes: set "
+                f"--{name} to s3://BUCKET/PREFIX or to an absolute path that all nodes see"
+            )
+
+
+def send(submission: Submission, dashboard: Dashboard) -> str:
+    """Upload what the cluster does not have yet and start the job; gives its name.
+
+    Raises:
+        ConfigError: there is a job of that name.
+        ClusterError: the cluster cannot be reached, or refuses it.
+    """
+    package = submission.package
+    if package is not None and not dashboard.has_package(package.name):
+        dashboard.upload(package.name, package.content)
+    return dashboard.submit(submission.request)
+
+
+def refuse_passwords(arguments: Sequence[str]) -> None:
+    """Refuse arguments that hold a password: the cluster shows a job's command to all who may ask.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for argument in arguments:
+        if has_credentials(argument.partition("=")[2] if argument.startswith("--") else argument):
+            raise ConfigError(
+                "a setting holds a password, which the cluster would show in the job's command: put it in the "
+                "environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD) and name that in --secrets"
+            )
+
+
+def require_versions(dashboard: Dashboard, *, other_versions: bool) -> None:
+    """Refuse a cluster whose Ray or Python is another than this one's, for which the package was not tried.
+
+    Raises:
+        ClusterError: it is.
+    """
+    theirs = dashboard.versions()
+    ours = {"ray": version("ray"), "python": platform.python_version()}
+    different = [
+        f"{name.capitalize()} {theirs[name]} there, {ours[name]} here"
+        for name in ours
+        if name in theirs and _series(theirs[name], name) != _series(ours[name], name)
+    ]
+    if different and not other_versions:
+        raise ClusterError(
+            f"the Ray cluster {dashboard.url} has other versions ({'; '.join(different)}): build its image from "
+            "cluster/Dockerfile, install this package's versions there, or try by --other_versions"
+        )
+
+
+def require_gpus(nodes: Sequence[dict[str, Any]], dashboard: Dashboard, config: SubmitConfig) -> None:
+    """Refuse a job that wants more GPUs than the cluster has, unless an autoscaler may bring nodes.
+
+    Raises:
+        ClusterError: it has too few.
+    """
+    found = sum(one.get("resources_total", {}).get("GPU", 0.0) for one in nodes)
+    wanted = max(config.gpus or 0, config.driver_gpus)
+    if wanted > found and not may_grow(nodes, dashboard):
+        raise ClusterError(
+            f"the job wants {wanted:g} GPUs, the Ray cluster {dashboard.url} has {found:g} on {len(nodes)} nodes and "
+            "no autoscaler that brings any: add nodes with GPUs, or leave gpus out to train on CPUs"
+        )
+
+
+def may_grow(nodes: Sequence[dict[str, Any]], dashboard: Dashboard) -> bool:
+    """Whether an autoscaler is there: it gives nodes the names of their types."""
+    report = dashboard.autoscaler_status().get("autoscalerReport") or {}
+    kinds = report.get("activeNodes") or {}
+    labelled = any("ray.io/node-group" in (one.get("labels") or {}) for one in nodes)
+    return labelled or any(not kind.startswith("node_") for kind in kinds)
+
+
+def again(job: Job, dashboard: Dashboard) -> Submission:
+    """The same job once more, for a run that resumes by its name.
+
+    With the files that it had where the cluster still keeps them, otherwise with those of this machine.
+
+    Raises:
+        ConfigError: it has not ended, or was not submitted by this package.
+        ClusterError: the cluster cannot be reached.
+    """
+    name, metadata = str(job["submission_id"]), job.get("metadata") or {}
+    if job["status"] not in ENDED:
+        raise ConfigError(f"the job {name} is {job['status']}, nothing is to be resumed: `twostream jobs logs {name}`")
+    if _ARGUMENTS not in metadata:
+        raise ConfigError(
+            f"the job {name} was not submitted by `twostream submit`, so its command is not known: submit it again"
+        )
+    command = json.loads(metadata[_ARGUMENTS])
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    fresh = f"{re.sub(r'-[0-9]{8}-[0-9]{6}$', '', name)}-{stamp}"
+    runtime = job.get("runtime_env") or {}
+    uri = str(runtime.get("working_dir", ""))
+    request = {
+        "submission_id": fresh,
+        "entrypoint": job["entrypoint"],
+        "runtime_env": {"working_dir": uri, "env_vars": runtime.get("env_vars") or {}},
+        "metadata": metadata,
+        "entrypoint_num_cpus": job.get("entrypoint_num_cpus"),
+        "entrypoint_num_gpus": job.get("entrypoint_num_gpus"),
+    }
+    if dashboard.has_package(uri.removeprefix("gcs://")):
+        return Submission(request=request, package=None, environment=None)
+    folder = Path(metadata.get(_FOLDER, "."))
+    folder = folder if folder.is_dir() and metadata.get(_BY) == _person() else Path.cwd()
+    package = pack(folder, limit_bytes=_MOST_BYTES)
+    note = f"the cluster has forgotten the files of {name}: those of {folder} as they are now go in their stead"
+    request["runtime_env"]["working_dir"] = package.uri
+    request["metadata"] = metadata | {_ARGUMENTS: json.dumps(command)}
+    return Submission(request=request, package=package, environment=None, notes=(note,))
+
+
+def _series(text: str, name: str) -> str:
+    """The part of a version that must be the same: all of Ray's, major and minor of Python's."""
+    return text if name == "ray" else ".".join(text.split(".")[:2])
+
+
+def _person() -> str:
+    with suppress(OSError, KeyError):
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    return f"{os.getuid()}@{socket.gethostname()}"
+
+
+def _is_own(address: Any) -> bool:
+    """Whether an IP address is this machine's."""
+    import psutil
+
+    own = {one.address for many in psutil.net_if_addrs().values() for one in many}
+    return str(address) in own
