@@ -1,7 +1,10 @@
+import itertools
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from ray_head import BIN
@@ -25,19 +28,25 @@ def submit(script: str, *arguments: str, environment: dict[str, str]) -> subproc
 
 
 @pytest.mark.timeout(500)
-def test_a_submitted_job_trains_on_a_cluster_with_token_authentication(
+def test_a_submitted_training_goes_on_without_its_submitter_and_can_be_followed_again(
     head: dict[str, str], shard_set: ShardSet, tmp_path: Path
 ) -> None:
-    done = submit(
-        "jobs/train.py",
-        *("--config", "demo", "--name", "submitted", "--data.shards", shard_set.uri),
-        *("--data.transforms.crop_px", "48", "--training.epochs", "1", "--model.spatial.width", "4"),
-        *("--model.temporal.width", "4", "--training.global_batch", "16", "--storage", str(tmp_path / "runs")),
-        *("--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"),
-        environment=head,
-    )
+    command = [sys.executable, "-m", "twostream_ray", "submit", "train", "--config", "demo", "--name", "submitted"]
+    command += ["--data.shards", shard_set.uri, "--data.transforms.crop_px", "48", "--training.epochs", "1"]
+    command += ["--model.spatial.width", "4", "--model.temporal.width", "4", "--training.global_batch", "16"]
+    command += ["--storage", str(tmp_path / "runs"), "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    with subprocess.Popen(command, env=head, cwd=tmp_path, text=True, stdout=PIPE, stderr=PIPE) as first:
+        assert first.stdout is not None
+        seen = list(itertools.takewhile(lambda line: not line.startswith("Running entrypoint"), first.stdout))
+        first.send_signal(signal.SIGINT)
+        rest, complaints = first.communicate(timeout=60)
+    assert first.returncode == 130 and not complaints, complaints
+    goes_on = rest.strip().splitlines()[-1]
+    assert "goes on without this command: `twostream jobs logs train-submitted-" in goes_on, seen
+    follow = ["jobs", "logs", goes_on.split()[2]]
+    done = subprocess.run([*command[:3], *follow], env=head, cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "succeeded" in done.stdout
+    assert "succeeded" in done.stdout and "Running entrypoint" in done.stdout
     assert "20 of 20 clips" in done.stdout
     assert "registered as two-stream: version 1 is champion" in done.stdout
     assert (tmp_path / "runs/submitted/report.json").is_file()

@@ -42,7 +42,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "runs/search/proposals.py": "runs/search/test_space.py, with the space that it proposes from",
     "runs/search/report.py": "runs/search/test_ray_tune.py",
     "runs/search/trial.py": "runs/search/test_ray_tune.py, runs/search/test_schedulers.py",
-    "runs/submit/job_logs.py": "runs/submit/test_submission.py",
     "runs/submit/job_list.py": "runs/submit/test_submission.py",
     "runs/submit/settings.py": "settings/test_bounds.py, verbs/test_jobs.py",
     "runs/train/worker.py": "runs/train/test_run.py, runs/test_survival.py",

@@ -27,8 +27,8 @@ _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _WAY_OUT = "let --tracking.uri (or MLFLOW_TRACKING_URI) name another file, as sqlite:////DIRECTORY/mlflow.db"
 _JOBS_ENVIRONMENT = '{"env_vars": {"MLFLOW_TRACKING_URI": "http://HOST:5000"}}'
 _JOBS_WAY_OUT = (
-    "set --tracking.uri to http(s)://HOST or to a file that all nodes see, or submit the job with --runtime-env-json "
-    f"'{_JOBS_ENVIRONMENT}', as the submitter's own environment does not reach it"
+    "set --tracking.uri to http(s)://HOST or to a file that all nodes see, or submit it by `twostream submit`, which "
+    f"sends MLFLOW_TRACKING_URI along (`ray job submit` does by --runtime-env-json '{_JOBS_ENVIRONMENT}')"
 )
 _LOCK_TIMEOUT_S = 2.0
 

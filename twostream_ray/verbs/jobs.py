@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.verbs import complain
+from twostream_ray.verbs import complain, require_uri
 
 if TYPE_CHECKING:
     from twostream_ray.runs.submit.dashboard import Dashboard
+    from twostream_ray.runs.submit.settings import SubmitConfig
 
 STAY_HERE = frozenset(
     {"submit", "jobs", "completion", "recipes", "describe", "synthesize", "doctor", "serve", "schema"}
@@ -29,17 +30,56 @@ def submit(arguments: list[str]) -> int:
     kind = settings_class(verb)
     # What the cluster would refuse after an upload is refused here.
     settings = None if kind is None else parse(verb, kind, rest)
-    from twostream_ray.runs.submit.dashboard import Dashboard
+    run = str(getattr(settings, "name", ""))
     from twostream_ray.runs.submit.submission import prepare, refuse_lost_results, send
 
     refuse_lost_results(settings)
+    if config.kuberay is not None:
+        return _written(verb, rest, config, run=run)
+    from twostream_ray.runs.submit.dashboard import Dashboard
+    from twostream_ray.runs.submit.estimate import describe_nodes, expected_use
 
     dashboard = Dashboard(config.address)
-    submission = prepare(verb, rest, config, dashboard, run=str(getattr(settings, "name", "")))
-    for line in submission.lines(dashboard):
+    submission = prepare(verb, rest, config, dashboard, run=run)
+    nodes = dashboard.nodes()
+    use = expected_use(settings, nodes=nodes, gpus=max(config.gpus or 0, config.driver_gpus), price=config.price)
+    for line in submission.lines(dashboard, ("cluster", describe_nodes(nodes)), *use, *mlflow_of(settings, submission)):
         console.print(line)
     name = send(submission, dashboard)
     return _followed(dashboard, name, follow=config.follow)
+
+
+def _written(verb: str, arguments: Sequence[str], config: SubmitConfig, *, run: str) -> int:
+    """Write a RayJob instead of a submission."""
+    from pathlib import Path
+
+    from twostream_ray.console import console
+    from twostream_ray.runs.outputs import refuse_foreign_files
+    from twostream_ray.runs.submit.job_environment import job_environment
+    from twostream_ray.runs.submit.kuberay import HEADING, manifest
+    from twostream_ray.runs.submit.submission import refuse_passwords, with_inline_recipes
+
+    path = Path(str(config.kuberay))
+    refuse_passwords(arguments)
+    environment = job_environment(variables=config.variables, secrets=config.secrets, is_here=False)
+    arguments = with_inline_recipes(arguments, folder=Path.cwd())
+    text = manifest(verb, arguments, config, environment, run=run)
+    require_uri(str(path.parent), setting="the folder of kuberay")
+    refuse_foreign_files(str(path.parent), [path.name], verb="submit", begins=HEADING.encode())
+    path.write_text(text, encoding="utf-8")
+    for note in environment.notes:
+        console.print(f"note: {note}")
+    console.print(f"the RayJob is in {path}: `kubectl apply -f {path}` runs it")
+    return 0
+
+
+def mlflow_of(settings: Any, submission: Any) -> list[tuple[str, str]]:
+    """Where a job's verb finds MLflow, as (what, value); nothing of a verb that does not ask for it."""
+    tracking = getattr(settings, "tracking", None)
+    if tracking is None:
+        return []
+    sent = submission.environment.variables.get("MLFLOW_TRACKING_URI") if submission.environment else None
+    return [("MLflow", tracking.uri or sent or "by MLFLOW_TRACKING_URI of the cluster's nodes")]
 
 
 def jobs(arguments: list[str]) -> int:
@@ -52,6 +92,7 @@ def jobs(arguments: list[str]) -> int:
     from twostream_ray.runs.submit.dashboard import Dashboard
     from twostream_ray.runs.submit.job_list import row_of, stop
     from twostream_ray.runs.submit.submission import again, send
+    from twostream_ray.runs.submit.waiting import reasons
 
     dashboard = Dashboard(config.address)
     submitted = dashboard.jobs()
@@ -62,9 +103,15 @@ def jobs(arguments: list[str]) -> int:
         raise ConfigError(f"the Ray cluster {dashboard.url} has no jobs: `twostream submit` starts one")
     job = dashboard.job(config.job if config.job is not None else submitted[-1]["submission_id"])
     name = str(job["submission_id"])
+    if config.action == "why":
+        for sentence in reasons(job, dashboard):
+            console.print(sentence)
+        return 0
     if config.action == "stop":
         job = stop(job, dashboard, patience_s=config.stop_seconds)
-        console.print(f"the job {name} is {job['status']}: `twostream jobs resume {name}` continues its run")
+        pending = job["status"] == "PENDING"
+        rest = "it ends as soon as it starts" if pending else f"`twostream jobs resume {name}` continues its run"
+        console.print(f"the job {name} is {job['status']}: {rest}")
         return 0
     if config.action == "resume":
         submission = again(job, dashboard)

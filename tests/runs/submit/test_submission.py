@@ -20,3 +20,44 @@ def test_a_submitted_verb_ends_with_its_own_exit_code_and_last_error(head: dict[
     assert "Running entrypoint for job promote-" in done.stdout and "twostream promote: error: " in done.stdout
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("twostream submit: error: the job promote-") and "failed with exit code 2: MLflow" in line
+
+
+def test_a_missing_and_a_wrong_token_are_one_line_each(head: dict[str, str], tmp_path: Path) -> None:
+    stranger = {key: value for key, value in head.items() if key != "RAY_AUTH_TOKEN"} | {"HOME": str(tmp_path)}
+    done = twostream("jobs", environment=stranger, folder=tmp_path)
+    assert done.returncode == 2 and "wants its token, there is none here: put it in RAY_AUTH_TOKEN" in done.stderr
+    done = twostream("jobs", environment={**stranger, "RAY_AUTH_TOKEN": "another"}, folder=tmp_path)
+    assert done.returncode == 2 and "takes another token than the one here, of RAY_AUTH_TOKEN" in done.stderr
+
+
+def test_gpus_that_the_cluster_lacks_are_refused_before_anything_is_sent(head: dict[str, str], tmp_path: Path) -> None:
+    done = twostream("submit", "promote", "--driver_gpus", "1", environment=head, folder=tmp_path)
+    assert done.returncode == 2 and "wants 1 GPUs, the Ray cluster" in done.stderr and "has 0 on 1 nodes" in done.stderr
+    assert not done.stdout
+
+
+def test_a_job_that_finds_no_room_is_explained_and_listed(head: dict[str, str], tmp_path: Path) -> None:
+    large = ("submit", "promote", "--driver_cpus", "50", "--follow", "false", "--job", "large")
+    assert twostream(*large, environment=head, folder=tmp_path).returncode == 0
+    said = twostream("jobs", "why", "large", environment=head, folder=tmp_path).stdout
+    assert "its process wants 1 x (50 CPU), the cluster has 1 x (2 CPU, 0 GPU" in said
+    assert "no node will ever have" in said
+    assert "large" in twostream("jobs", environment=head, folder=tmp_path).stdout
+    again = twostream(*large, environment=head, folder=tmp_path)
+    assert again.returncode == 2 and "has a job 'large' already: choose another --job" in again.stderr
+    stopped = twostream("jobs", "stop", "large", "--stop_seconds", "0", environment=head, folder=tmp_path)
+    assert "is PENDING: it ends as soon as it starts" in stopped.stdout
+    unknown = twostream("jobs", "logs", "nobody", environment=head, folder=tmp_path)
+    assert unknown.returncode == 2 and "has no job 'nobody': `twostream jobs` lists" in unknown.stderr
+
+
+@pytest.mark.timeout(400)
+def test_a_job_that_has_ended_is_submitted_again_with_its_own_files(head: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("split: nonsense\n")
+    submit = ("submit", "promote", "--config", "mine.yaml", "--tracking.uri", f"sqlite:///{tmp_path}/none.db")
+    first = twostream(*submit, "--job", "again", environment=head, folder=tmp_path)
+    (tmp_path / "mine.yaml").unlink()
+    done = twostream("jobs", "resume", "again", environment=head, folder=tmp_path)
+    assert (first.returncode, done.returncode) == (2, 2), first.stderr + done.stderr
+    ends = [line.partition("exit code 2: ")[2] for line in (first.stderr, done.stderr)]
+    assert ends[0] == ends[1] and "MLflow wants a database" in ends[0]

@@ -10,6 +10,7 @@ from twostream_ray.runs.submit.dashboard import ENDED, Dashboard, Job
 from twostream_ray.runs.submit.job_logs import exit_code
 
 _LOOK_EVERY_S = 0.5
+_PENDING_S = 5.0
 
 
 def row_of(job: Job) -> list[str]:
@@ -22,7 +23,9 @@ def row_of(job: Job) -> list[str]:
 
 
 def stop(job: Job, dashboard: Dashboard, *, patience_s: float) -> Job:
-    """End a job and wait for its end; one that has ended is left as it is.
+    """End a job and wait for its end; one that has ended is left as it is, one that has not started is PENDING still.
+
+    Ray hands on its request to a job that waits for room as soon as that starts, not before.
 
     Raises:
         ClusterError: it has not ended in time; it gets no second signal.
@@ -31,9 +34,13 @@ def stop(job: Job, dashboard: Dashboard, *, patience_s: float) -> Job:
     if job["status"] in ENDED:
         return job
     dashboard.stop(name)
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + (patience_s if job["status"] == "RUNNING" else min(patience_s, _PENDING_S))
     while (job := dashboard.job(name))["status"] not in ENDED:
+        if time.monotonic() > deadline and job["status"] == "PENDING":
+            return job
         if time.monotonic() > deadline:
-            raise ClusterError(f"the job {name} keeps what it has finished and has not ended yet: look again later")
+            raise ClusterError(
+                f"the job {name} was asked to end and has not in {patience_s:g} s: `twostream jobs` shows when it has"
+            )
         time.sleep(_LOOK_EVERY_S)
     return job

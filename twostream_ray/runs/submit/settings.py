@@ -57,10 +57,20 @@ class SubmitConfig:
     """GPUs reserved for the process that the job is, for a verb that computes in it, as `evaluate` does."""
 
     gpus: int | None = None
-    """GPUs that the job is to find on the cluster; it is refused where they are not and cannot come."""
+    """GPUs that the job is to find on the cluster; it is refused where they are not and cannot come. With kuberay they
+    are those of its GPU node."""
+
+    price: float | None = None
+    """Price of a GPU for an hour, in any currency, from which the cost is estimated."""
 
     other_versions: bool = False
     """Submit though the cluster has another version of Ray or Python than this machine."""
+
+    kuberay: str | None = None
+    """File for a RayJob of KubeRay, a cluster for as long as the job; nothing is submitted then."""
+
+    image: str | None = None
+    """Image of the RayJob's nodes, built from cluster/Dockerfile: wanted with kuberay. The job runs its code."""
 
     def __post_init__(self) -> None:
         require_within(
@@ -69,6 +79,7 @@ class SubmitConfig:
             driver_cpus="[0, 10_000]",
             driver_gpus="[0, 10_000]",
             gpus="[1, 100_000]",
+            price="[0, 1e6]",
         )
         if self.job is not None:
             require_name(self.job, setting="job")
@@ -76,15 +87,17 @@ class SubmitConfig:
             for name in getattr(self, setting):
                 if not _VARIABLE.fullmatch(name):
                     raise ConfigError(f"{setting} wants names of environment variables, got {name.partition('=')[0]!r}")
+        if self.kuberay is not None and self.image is None:
+            raise ConfigError("kuberay wants image as well: --image REGISTRY/NAME:TAG, built from cluster/Dockerfile")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobsConfig:
     """Jobs of a Ray cluster."""
 
-    action: Literal["list", "logs", "stop", "resume"] = "list"
+    action: Literal["list", "logs", "stop", "resume", "why"] = "list"
     """list: all jobs; logs: a job's output until it ends, and its exit code; stop: end it, what was finished is kept;
-    resume: submit a job that has ended again, which continues its run."""
+    resume: submit a job that has ended again, which continues its run; why: what a job is waiting for."""
 
     job: str | None = None
     """Name of the job; by default the last one."""

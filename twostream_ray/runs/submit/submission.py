@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import ipaddress
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import re
 import shlex
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,9 +24,11 @@ from twostream_ray.runs.submit.dashboard import ENDED, Dashboard, Job
 from twostream_ray.runs.submit.job_environment import JobEnvironment, job_environment
 from twostream_ray.runs.submit.settings import SubmitConfig
 from twostream_ray.runs.submit.working_directory import Package, pack
+from twostream_ray.settings.recipe_text import read_recipe
 
-_ARGUMENTS, _FOLDER, _BY, _COMMIT = ("twostream.arguments", "twostream.folder", "twostream.by", "twostream.commit")
-"""Of a job's metadata: what makes it again, and whose it is."""
+_ARGUMENTS, _DRIVER, _FOLDER = "twostream.arguments", "twostream.driver", "twostream.folder"
+_BY, _COMMIT = "twostream.by", "twostream.commit"
+"""Of a job's metadata: what makes it again, for Ray does not give back all that it got, and whose it is."""
 _NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 _MODULE = "twostream_ray"
 _MOST_BYTES = 500_000_000
@@ -49,11 +52,13 @@ class Submission:
         """The job's name on the cluster."""
         return str(self.request["submission_id"])
 
-    def lines(self, dashboard: Dashboard) -> list[str]:
-        """What is sent where, before it is."""
+    def lines(self, dashboard: Dashboard, *more: tuple[str, str]) -> list[str]:
+        """What is sent where, and `more`, before it is."""
         rows = [("job", f"{self.name}: {self.request['entrypoint']}"), ("dashboard", dashboard.url)]
         if self.package is not None:
-            rows.append(("uploads", f"{self.package.num_files} files, {len(self.package.content) / 1e6:.1f} MB packed"))
+            rows.append(
+                ("uploads", f"{len(self.package.names)} files, {len(self.package.content) / 1e6:.1f} MB packed")
+            )
         if self.environment is not None:
             shown = [
                 name + " (secret)" * (name in self.environment.secrets)
@@ -63,6 +68,7 @@ class Submission:
             rows.append(("environment", ", ".join(shown) or "nothing of this shell"))
             commit = self.environment.variables.get("TWOSTREAM_GIT_COMMIT", "unknown, for this is no repository")
             rows.append(("commit", commit))
+        rows.extend(more)
         width = max(len(name) for name, _ in rows)
         noted = (*(self.package.notes if self.package else ()), *(self.environment.notes if self.environment else ()))
         return [f"{name:<{width}}  {value}" for name, value in rows] + [
@@ -86,7 +92,6 @@ def prepare(
         ConfigError: a variable is not set, the working directory is too large, an argument holds a password.
         ClusterError: the cluster cannot be reached, wants another token, or has other versions.
     """
-    command = [verb, *arguments]
     refuse_passwords(arguments)
     require_versions(dashboard, other_versions=config.other_versions)
     nodes = dashboard.nodes()
@@ -95,7 +100,9 @@ def prepare(
         variables=config.variables, secrets=config.secrets, is_here=all(_is_own(one.get("node_ip")) for one in nodes)
     )
     package = pack(Path(config.working_dir), exclude=config.exclude, limit_bytes=int(config.upload_mb * 1e6))
+    arguments = with_inline_recipes(arguments, folder=Path(config.working_dir), travelling=package.names)
     stamp = time.strftime("%Y%m%d-%H%M%S")
+    driver = {"entrypoint_num_cpus": config.driver_cpus or None, "entrypoint_num_gpus": config.driver_gpus or None}
     name = config.job or "-".join(part for part in (_NAME.sub("-", verb), _NAME.sub("-", run)[:60], stamp) if part)
     return Submission(
         request={
@@ -103,17 +110,40 @@ def prepare(
             "entrypoint": shlex.join([config.python, "-m", _MODULE, *verb.split(), *arguments]),
             "runtime_env": {"working_dir": package.uri, "env_vars": environment.variables},
             "metadata": {
-                _ARGUMENTS: json.dumps(command),
+                _ARGUMENTS: json.dumps([verb, *arguments]),
                 _FOLDER: str(Path(config.working_dir).absolute()),
                 _BY: _person(),
+                _DRIVER: json.dumps(driver),
                 _COMMIT: environment.variables.get("TWOSTREAM_GIT_COMMIT", ""),
             },
-            "entrypoint_num_cpus": config.driver_cpus or None,
-            "entrypoint_num_gpus": config.driver_gpus or None,
+            **driver,
         },
         package=package,
         environment=environment,
     )
+
+
+def with_inline_recipes(arguments: Sequence[str], *, folder: Path, travelling: Collection[str] = ()) -> list[str]:
+    """The arguments with the text of recipes that are files of this machine, but for those that travel with a job.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    found = list(arguments)
+    for number, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option != "--config" or (not equals and number + 1 == len(found)):
+            continue
+        value = value if equals else found[number + 1]
+        path = Path(value)
+        if value.lstrip().startswith("{") or not path.is_file():
+            continue  # settings themselves, or the name of a recipe of the package
+        inside = not path.is_absolute() and folder.absolute() == Path.cwd()
+        if inside and path.as_posix().removeprefix("./") in travelling:
+            continue
+        text = json.dumps(read_recipe(value).values)
+        found[number if equals else number + 1] = f"--config={text}" if equals else text
+    return found
 
 
 def refuse_lost_results(settings: Any) -> None:
@@ -196,7 +226,8 @@ def require_gpus(nodes: Sequence[dict[str, Any]], dashboard: Dashboard, config: 
 def may_grow(nodes: Sequence[dict[str, Any]], dashboard: Dashboard) -> bool:
     """Whether an autoscaler is there: it gives nodes the names of their types."""
     report = dashboard.autoscaler_status().get("autoscalerReport") or {}
-    kinds = report.get("activeNodes") or {}
+    # Ray's interface rewrites the keys of what it gives, not the values.
+    kinds = (report.get("nodeTypeMapping") or {}).values()
     labelled = any("ray.io/node-group" in (one.get("labels") or {}) for one in nodes)
     return labelled or any(not kind.startswith("node_") for kind in kinds)
 
@@ -217,7 +248,6 @@ def again(job: Job, dashboard: Dashboard) -> Submission:
         raise ConfigError(
             f"the job {name} was not submitted by `twostream submit`, so its command is not known: submit it again"
         )
-    command = json.loads(metadata[_ARGUMENTS])
     stamp = time.strftime("%Y%m%d-%H%M%S")
     fresh = f"{re.sub(r'-[0-9]{8}-[0-9]{6}$', '', name)}-{stamp}"
     runtime = job.get("runtime_env") or {}
@@ -227,8 +257,7 @@ def again(job: Job, dashboard: Dashboard) -> Submission:
         "entrypoint": job["entrypoint"],
         "runtime_env": {"working_dir": uri, "env_vars": runtime.get("env_vars") or {}},
         "metadata": metadata,
-        "entrypoint_num_cpus": job.get("entrypoint_num_cpus"),
-        "entrypoint_num_gpus": job.get("entrypoint_num_gpus"),
+        **json.loads(metadata.get(_DRIVER, "{}")),
     }
     if dashboard.has_package(uri.removeprefix("gcs://")):
         return Submission(request=request, package=None, environment=None)
@@ -237,7 +266,6 @@ def again(job: Job, dashboard: Dashboard) -> Submission:
     package = pack(folder, limit_bytes=_MOST_BYTES)
     note = f"the cluster has forgotten the files of {name}: those of {folder} as they are now go in their stead"
     request["runtime_env"]["working_dir"] = package.uri
-    request["metadata"] = metadata | {_ARGUMENTS: json.dumps(command)}
     return Submission(request=request, package=package, environment=None, notes=(note,))
 
 
@@ -256,5 +284,8 @@ def _is_own(address: Any) -> bool:
     """Whether an IP address is this machine's."""
     import psutil
 
+    with suppress(ValueError):
+        if ipaddress.ip_address(str(address)).is_loopback:
+            return True
     own = {one.address for many in psutil.net_if_addrs().values() for one in many}
     return str(address) in own

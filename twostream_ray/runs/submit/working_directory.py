@@ -36,8 +36,8 @@ class Package:
     """As Ray names packages, by a hash of the content."""
     content: bytes
     """The zip; the same files give the same bytes."""
-    num_files: int
-    """Files in it."""
+    names: frozenset[str]
+    """Its files."""
     notes: tuple[str, ...]
     """What stayed here that somebody may miss, each a sentence."""
 
@@ -85,7 +85,7 @@ def pack(folder: Path, *, exclude: Sequence[str] = (), limit_bytes: int) -> Pack
         if names
     ]
     name = f"_ray_pkg_{hashlib.sha256(content).hexdigest()[:40]}.zip"
-    return Package(name=name, content=content, num_files=len(chosen), notes=tuple(notes))
+    return Package(name=name, content=content, names=frozenset(chosen), notes=tuple(notes))
 
 
 _WAY_OUT = "--working_dir names a smaller folder, --exclude PATTERN leaves files out, as .gitignore does"
