@@ -66,6 +66,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "settings/checks.py": "settings/test_parser.py, settings/test_arguments.py",
     "verbs/data.py": "test_cli.py, runs/test_inspect.py",
     "verbs/models.py": "test_cli.py, verbs/test_verbs.py",
+    "verbs/verb.py": "verbs/test_commands.py, verbs/test_help.py",
     "verbs/searches.py": "runs/search/test_settings.py, verbs/test_verbs.py",
     "visualize/parallel.py": "visualize/test_search.py",
     "visualize/trials.py": "visualize/test_search.py",

@@ -5,33 +5,13 @@ Help, completion and the command line are made from it. Modules are named, and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, TypeVar
 
+from twostream_ray.verbs.verb import Verb
+
 Settings = TypeVar("Settings")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verb:
-    """One verb of the `twostream` command."""
-
-    summary: str
-    """What it does, in a line."""
-    function: str
-    """module:function below twostream_ray.verbs; it takes the arguments behind the verb and gives the exit code."""
-    settings: str | None = None
-    """module:Class below twostream_ray; None for a verb without settings."""
-    positionals: Mapping[str, str] = field(default_factory=dict)
-    """Dotted names of settings that may be given without them, in order -> how they are written in help."""
-    examples: Sequence[str] = ()
-    """Commands to begin with, without `twostream VERB`."""
-    shown: Sequence[str] = ()
-    """Dotted names of the settings in the short help."""
-    more: Mapping[str, str] = field(default_factory=dict)
-    """Options that are no settings -> what they do."""
-
 
 _SHARDS = {"data.shards": "[SHARDS]"}
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.verbs.commands import GROUPS, VERBS, Verb, members, settings_class
+from twostream_ray.verbs.commands import GROUPS, VERBS, members, settings_class
+from twostream_ray.verbs.verb import Verb
 
 _NARROWEST = 60
 _LEFT = 34
