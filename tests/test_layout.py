@@ -25,7 +25,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "data/video/seccomp.py": "data/video/test_confinement.py",
     "data/video/watchdog.py": "data/video/test_isolation.py",
     "runs/demo.py": "test_cli.py refuses wrong settings; `make demo` is the whole of it",
-    "runs/doctor/probes.py": "runs/doctor/test_measurement.py, which runs them on a cluster",
     "runs/doctor/settings.py": "settings/test_bounds.py, runs/doctor/test_diagnosis.py",
     "runs/experiment.py": "runs/test_run_folder.py (what a resume may change), settings/test_bounds.py",
     "runs/replay.py": "tracking/test_outbox.py and tracking/test_delivery.py",

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from noise_shards import noise_shards
 
 from twostream_ray.data.loading.settings import DataConfig
@@ -32,6 +33,7 @@ def settings(shards: str, *, width: int = 4, batch: int = 4) -> ExperimentConfig
     )
 
 
+@pytest.mark.soak
 def test_every_part_of_a_training_is_measured_by_its_own_workers(cluster: None, tmp_path: Path) -> None:
     shard_set = noise_shards(str(tmp_path), rows=[16, 16], num_fields=6, video=True)
     said: list[str] = []
