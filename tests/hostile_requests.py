@@ -187,6 +187,11 @@ def _malformed(video: bytes) -> dict[str, Hostile]:
             request(f"/predict?{parameter}", media="video/mp4", content=video),
             (400,),
         )
+    for parameter in ("moments=-1", "moments=1000000", "moments=x", "label=no%20such%20class", "labell=x"):
+        kinds[f"/explain?{parameter}"] = (request(f"/explain?{parameter}", media="video/mp4", content=video), (400,))
+    kinds["/explain, text"] = (request("/explain", media="video/mp4", content=b"not a video\n" * 1000), (422,))
+    kinds["/explain, text that says so"] = (request("/explain", media="text/plain", content=b"hello"), (415,))
+    kinds["/explain, endless"] = (chunked("/explain", lambda: endless(PIECE)), (413,))
     return {name: Hostile(request=sent, statuses=statuses) for name, (sent, statuses) in kinds.items()}
 
 

@@ -14,6 +14,8 @@ from raw_http import Answer, Request, get, request, send
 from running_service import stored_model
 from service_process import Service, running
 
+pytestmark = pytest.mark.slow
+
 MAX_BODY_BYTES, SLOW_S = 4 << 20, 1.0
 LIMITS = (
     *("--limits.body_bytes", str(MAX_BODY_BYTES)),
