@@ -87,6 +87,8 @@ def check_dockerfile(root: Path, pins: Pins, report: Report) -> None:
     installs = re.findall(r"pip install ([^&\n]+)", text)
     if len(installs) != 2 or "-c constraints.txt" not in installs[0] or "--no-deps" not in installs[-1]:
         wrong("wants two `pip install`: the dependencies with -c constraints.txt, then the package with --no-deps")
+    if (root / "cluster/rayservice.yaml").exists() and '".[serve]"' not in installs[0]:
+        wrong('wants ".[serve]" among the dependencies: rayservice.yaml serves from this image')
     if f"boto3=={pins.botocore}" not in text:
         wrong(f"wants boto3=={pins.botocore}, the version of botocore in constraints.txt: both are released together")
     settings = dict(re.findall(r"\b([A-Z][A-Z_]+)=(\"[^\"]*\"|\S+)", text))

@@ -23,6 +23,7 @@ from checks import schemas as schema_files  # noqa: E402
 
 TRAIN, STAYS, INGEST = "cluster/rayjob_train.yaml", "cluster/raycluster.yaml", "cluster/rayjob_ingest.yaml"
 LAUNCHER, MLFLOW, SKYPILOT = "ray_cluster.yaml", "cluster/mlflow.yaml", "cluster/skypilot.yaml"
+SERVICE = "cluster/rayservice.yaml"
 HEAD, BUCKET, IMAGE = (f"cluster/{name}" for name in ("policies/head.json", "policies/bucket.json", "Dockerfile"))
 
 Edit = tuple[str, str, str, str]
@@ -89,6 +90,9 @@ MISTAKES: dict[str, Edit] = {
     "a setting that a verb has not": (TRAIN, "--data.test_split", "--data.tst_split", "unknown setting"),
     "a script that is not there": (INGEST, "jobs/ingest.py", "jobs/injest.py", "is not there"),
     "fewer workers than GPUs": (TRAIN, "--workers.num_workers 4", "--workers.num_workers 2", "uses 2 GPUs"),
+    "an application that is not there": (SERVICE, "runs.serve_replicas:", "runs.serve_replica:", "no module"),
+    "a field that Ray Serve has not": (SERVICE, "import_path:", "import_pth:", "Ray Serve refuses it"),
+    "an image that cannot serve": (IMAGE, '".[serve]"', ".", 'wants ".[serve]"'),
     # Ray's cluster launcher on AWS
     "a key that Ray's schema has not": (LAUNCHER, "max_workers: 20", "max_wokers: 20", "max_wokers"),
     "a head of no type": (LAUNCHER, "head_node_type: head", "head_node_type: headd", "head_node_type"),
@@ -130,10 +134,9 @@ MISTAKES: dict[str, Edit] = {
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that are checked, and what they are checked against."""
     root = tmp_path_factory.mktemp("copy")
-    for name in ("cluster", "jobs"):
+    for name in ("cluster", "jobs", "twostream_ray"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "twostream_ray").mkdir()
-    for name in (LAUNCHER, "constraints.txt", "pyproject.toml", "twostream_ray/__init__.py"):
+    for name in (LAUNCHER, "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
     return root
 
@@ -170,8 +173,9 @@ def test_they_pass_kuberays_own_schemas(schemas: dict[str, Any]) -> None:
     assert checked.schemas == ["RayCluster", "RayJob", "RayService"]
 
 
-def test_twenty_kinds_of_mistake_and_more_are_planted() -> None:
+def test_twenty_kinds_of_mistake_and_more_are_planted_in_a_copy_that_has_none(copy: Path) -> None:
     assert len(MISTAKES) >= 20
+    assert cluster_check.check(copy, {}).mistakes == []
 
 
 @pytest.mark.parametrize("wrong", MISTAKES)
