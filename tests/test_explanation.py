@@ -29,6 +29,14 @@ def sample_of(config: ModelConfig, *, num_snippets: int = 3) -> Sample:
     return Sample(None if config.streams == "temporal" else rgb, None if config.streams == "spatial" else flow)
 
 
+def test_contributions_are_counted_from_other_clips_where_they_are_given() -> None:
+    _, clip = small_explainer(late())
+    explainer, other = small_explainer(late())
+    explainer._references = [other]
+    streams = explainer.explain(clip, class_index=1).streams
+    assert streams.method == "shapley" and streams.is_complete
+
+
 def small_explainer(config: ModelConfig) -> tuple[Explainer, EncodedClip]:
     contract = FlowContract(short_side_px=64)
     package = ModelPackage(

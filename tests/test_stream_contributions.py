@@ -13,6 +13,7 @@ from twostream_ray.stream_contributions import (
     mean_contributions,
     relative_logits,
     sample_of,
+    shapley_contributions,
     stream_contributions,
 )
 
@@ -30,8 +31,8 @@ def network_of(config: ModelConfig) -> Network:
     return network
 
 
-def sample_for(network: Network) -> Sample:
-    torch.manual_seed(1)
+def sample_for(network: Network, *, seed: int = 1) -> Sample:
+    torch.manual_seed(seed)
     rgb, flow = snippets(num_samples=1)
     return Sample(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
 
@@ -93,6 +94,27 @@ def test_a_class_is_held_against_the_classes_of_its_own_data_set() -> None:
         assert float(relative_logits(network, sample, class_index=0)) == pytest.approx(
             float(logits[0] - logits[:3].mean()), abs=1e-6
         )
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_contributions_counted_from_other_clips_add_up_exactly(config: ModelConfig) -> None:
+    network = network_of(config)
+    sample, *references = (sample_for(network, seed=seed) for seed in range(3))
+    found = shapley_contributions(network, sample, references, class_index=1)
+    moved = found.logit - found.baseline
+    assert sum(found.by_stream.values()) == pytest.approx(moved, abs=1e-4 * max(1, abs(found.logit)))
+    assert found.method == "shapley" and set(found.by_stream) == set(sample.streams())
+
+
+def test_a_stream_that_a_network_ignores_adds_nothing_from_other_clips() -> None:
+    network = network_of(late())
+    with torch.no_grad():
+        network.temporal.fc8.weight.zero_()
+    sample, other = sample_for(network), sample_for(network, seed=2)
+    found = shapley_contributions(network, sample, [other], class_index=1)
+    assert found.by_stream["temporal"] == pytest.approx(0, abs=1e-6) and found.by_stream["spatial"] != 0
+    same = shapley_contributions(network, other, [other], class_index=1)
+    assert same.by_stream == {"spatial": pytest.approx(0, abs=1e-6), "temporal": pytest.approx(0, abs=1e-6)}
 
 
 def test_shares_are_of_what_moves_the_logit_up_or_down() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from twostream_ray.stream_contributions import (
     mean_contributions,
     relative_logits,
     sample_of,
+    shapley_contributions,
     stream_contributions,
 )
 
@@ -90,6 +91,7 @@ class Explainer:
         protocol: Protocol = VALIDATION,
         device: torch.device | str = "cpu",
         layers: Sequence[str] = (),
+        references: Sequence[EncodedClip] = (),
     ) -> None:
         """Put the network on its device, in evaluation mode.
 
@@ -99,6 +101,8 @@ class Explainer:
             protocol: which views are looked at.
             device: where the network computes.
             layers: some of `LAYERS`; () is all that the network has.
+            references: other clips, from which the streams' contributions are counted; () counts them from mean RGB
+                and no motion.
 
         Raises:
             ConfigError: there is no such layer, or the network does not have it.
@@ -106,6 +110,7 @@ class Explainer:
         self._device = torch.device(device)
         self._network = network.to(self._device).eval()
         self._package, self._protocol = package, protocol
+        self._references = references
         self._layers, self._missing = activation_layers(network, layers)
 
     def explain(
@@ -130,24 +135,18 @@ class Explainer:
 
     def _explained(self, clip: EncodedClip, *, class_index: int) -> Explanation:
         network, views = self._network, self._views(clip)
-        samples = DecodedClip(
-            clip,
-            views,
-            config=self._package.sampling,
-            contract=self._package.contract,
-            want_rgb=network.needs_rgb,
-            want_flow=network.needs_flow,
-        )
+        samples = self._decoded(clip, views)
         parts: list[StreamContributions] = []
         falls: dict[int, float] = {}
         snippets: list[ExplainedSnippet] = []
+        references = [self._reference(other, size=views[0].size) for other in self._references]
         for view in views:
             rgb, flow = samples.next_samples(1)
-            sample = Sample(
-                None if rgb is None else normalise_rgb(torch.from_numpy(rgb).to(self._device)),
-                None if flow is None else normalise_flow(torch.from_numpy(flow).to(self._device)),
-            )
-            parts.append(stream_contributions(network, sample, class_index=class_index))
+            sample = self._normalised(rgb, flow)
+            if references:
+                parts.append(shapley_contributions(network, sample, references, class_index=class_index))
+            else:
+                parts.append(stream_contributions(network, sample, class_index=class_index))
             for time, fall in occlusion_in_time(network, sample, view.times.tolist(), class_index=class_index).items():
                 falls[time] = falls.get(time, 0.0) + fall / len(views)
             activations = class_activations(network, sample, layers=self._layers, class_index=class_index)
@@ -169,6 +168,27 @@ class Explainer:
             snippets=tuple(sorted(snippets, key=lambda snippet: snippet.seconds)),
             missing=self._missing,
         )
+
+    def _decoded(self, clip: EncodedClip, views: Sequence[View]) -> DecodedClip:
+        return DecodedClip(
+            clip,
+            views,
+            config=self._package.sampling,
+            contract=self._package.contract,
+            want_rgb=self._network.needs_rgb,
+            want_flow=self._network.needs_flow,
+        )
+
+    def _normalised(self, rgb: NDArray[np.uint8] | None, flow: NDArray[np.uint8] | None) -> Sample:
+        return Sample(
+            None if rgb is None else normalise_rgb(torch.from_numpy(rgb).to(self._device)),
+            None if flow is None else normalise_flow(torch.from_numpy(flow).to(self._device)),
+        )
+
+    def _reference(self, clip: EncodedClip, *, size: tuple[int, int]) -> Sample:
+        """A middle view of another clip, in the size that this one's views have."""
+        views = self._views(clip)
+        return self._normalised(*self._decoded(clip, [replace(views[len(views) // 2], size=size)]).next_samples(1))
 
     def _views(self, clip: EncodedClip) -> Sequence[View]:
         return protocol_views(

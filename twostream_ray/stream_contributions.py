@@ -1,4 +1,4 @@
-"""Contributions of the streams to a class's logit: integrated gradients (Sundararajan et al. 2017), or exact sums.
+"""Contributions of the streams to a class's logit: integrated gradients, exact sums, Shapley values.
 
 What is explained is a class's relative logit: its logit, averaged over the towers, less the mean logit of its data
 set's classes, as softmax depends on nothing else.
@@ -53,11 +53,11 @@ class StreamContributions:
     logit: float
     """The relative logit of what was shown."""
     baseline: float
-    """The relative logit of mean RGB and no motion."""
+    """The relative logit of mean RGB and no motion; of other clips, the mean of theirs."""
     by_stream: dict[str, float]
     """What `spatial` and `temporal` add to the baseline, in logits; signed."""
-    method: Literal["exact", "integrated gradients"]
-    """exact: the streams' contributions are added up and nothing else, as in late fusion."""
+    method: Literal["exact", "integrated gradients", "shapley"]
+    """exact: the streams' contributions are added up and nothing else, as in late fusion; shapley: from other clips."""
     gap: float
     """How far baseline and contributions are from the logit, as a share of the difference of the two."""
 
@@ -85,7 +85,7 @@ def stream_contributions(network: Network, sample: Sample, *, class_index: int) 
     """What each stream adds to a class's relative logit, from mean RGB and no motion to what the sample shows.
 
     Exact where the streams' effects add up, as in late fusion and in sum fusion below layers that are linear; else
-    integrated gradients along the straight line between the two.
+    integrated gradients along the straight line between the two (Sundararajan et al. 2017).
 
     Raises:
         CheckpointError: the network's answer is no number.
@@ -102,13 +102,63 @@ def stream_contributions(network: Network, sample: Sample, *, class_index: int) 
         raise CheckpointError("the model's scores are no finite numbers: use another version of it")
     by_stream = {name: logit_of(name) - baseline for name in streams}
     interaction = logit - baseline - sum(by_stream.values())
-    method: Literal["exact", "integrated gradients"] = "exact"
+    method: Literal["exact", "integrated gradients", "shapley"] = "exact"
     if abs(interaction) > _ADDITIVE * max(map(abs, by_stream.values())):
         method = "integrated gradients"
         by_stream = _integrated_gradients(network, streams, class_index=class_index, ends=(baseline, logit))
-    change = logit - baseline
-    gap = abs(change - sum(by_stream.values())) / max(abs(change), torch.finfo(torch.float32).tiny)
+    gap = _gap(logit - baseline, by_stream)
     return StreamContributions(logit=logit, baseline=baseline, by_stream=by_stream, method=method, gap=gap)
+
+
+def shapley_contributions(
+    network: Network, sample: Sample, references: Sequence[Sample], *, class_index: int
+) -> StreamContributions:
+    """What each stream adds to a class's relative logit, from what other clips show to what the sample shows.
+
+    Shapley values of the streams (Lundberg and Lee 2017), mean over the references: by how much the logit rises when a
+    stream takes the place of a reference's, once beside the reference's other stream and once beside the sample's own.
+    They add up exactly. No network has been trained on mean RGB without motion: from there, a share also holds what any
+    picture and any motion at all do to a class.
+
+    Args:
+        network: in evaluation mode.
+        sample: one sample.
+        references: samples of its shape of other clips, at least one.
+        class_index: whose logit.
+
+    Raises:
+        CheckpointError: the network's answer is no number.
+    """
+    streams = detached(sample)
+    added = dict.fromkeys(streams, 0.0)
+    baseline = 0.0
+    with torch.no_grad():
+        logit = float(relative_logits(network, sample, class_index=class_index))
+        for reference in references:
+            others = reference.streams()
+            before = float(relative_logits(network, reference, class_index=class_index))
+            baseline += before / len(references)
+            entered = {
+                name: float(relative_logits(network, sample_of(others | {name: frames}), class_index=class_index))
+                for name, frames in streams.items()
+            }
+            for name in streams:
+                # Of two streams, the sample without one is the reference with the other.
+                without = next((value for other, value in entered.items() if other != name), before)
+                added[name] += (entered[name] - before + logit - without) / 2 / len(references)
+    if not np.isfinite([baseline, logit, *added.values()]).all():
+        raise CheckpointError("the model's scores are no finite numbers: use another version of it")
+    return StreamContributions(
+        logit=logit,
+        baseline=baseline,
+        by_stream=added,
+        method="shapley",
+        gap=_gap(logit - baseline, added),
+    )
+
+
+def _gap(change: float, by_stream: dict[str, float]) -> float:
+    return abs(change - sum(by_stream.values())) / max(abs(change), torch.finfo(torch.float32).tiny)
 
 
 class _Interval(NamedTuple):
@@ -194,13 +244,13 @@ def mean_contributions(parts: Sequence[StreamContributions]) -> StreamContributi
     """Of several samples: the contributions of each stream to the mean of their logits."""
     logit, baseline = (float(np.mean([getattr(part, name) for part in parts])) for name in ("logit", "baseline"))
     by_stream = {name: float(np.mean([part.by_stream[name] for part in parts])) for name in parts[0].by_stream}
-    change = logit - baseline
+    methods = {part.method for part in parts}
     return StreamContributions(
         logit=logit,
         baseline=baseline,
         by_stream=by_stream,
-        method="exact" if all(part.method == "exact" for part in parts) else "integrated gradients",
-        gap=abs(change - sum(by_stream.values())) / max(abs(change), torch.finfo(torch.float32).tiny),
+        method=methods.pop() if len(methods) == 1 else "integrated gradients",
+        gap=_gap(logit - baseline, by_stream),
     )
 
 

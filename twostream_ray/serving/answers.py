@@ -67,7 +67,7 @@ class StreamShares(_Answer):
 
     appearance: float
     motion: float
-    method: Literal["exact", "integrated gradients"]
+    method: Literal["exact", "integrated gradients", "shapley"]
 
 
 class Timed(_Answer):

@@ -44,7 +44,7 @@ class AddedByStreams(BaseModel):
 
     appearance: float | None = Field(description="Share of what moves the logit, in [0, 1]; null: no such stream.")
     motion: float | None = Field(description="Share of what moves the logit, in [0, 1]; null: no such stream.")
-    method: Literal["exact", "integrated gradients"]
+    method: Literal["exact", "integrated gradients", "shapley"]
     gap: float = Field(description="How far the parts are from the whole, as a share of it; above 0.01 they are rough.")
     baseline: float = Field(description="Relative logit of mean RGB and no motion.")
     logit: float = Field(description="Relative logit of the video.")

@@ -102,6 +102,18 @@ def test_the_page_explains_label_and_answer_of_each_mistake(
     assert parsed(page.read_bytes()).tags.count("img") == 1 + 2 * 2
 
 
+def test_a_videos_shares_are_counted_from_clips_of_the_shards_that_are_named(
+    evaluated: tuple[Path, ShardSet], tmp_path: Path
+) -> None:
+    folder, page = evaluated[0], tmp_path / "page.html"
+    video = next((folder / "videos/test").rglob("*.mp4"))
+    given = [str(video), "--model", str(folder / "model"), "--out", str(page), "--moments", "1"]
+    assert main(["explain", *given, "--shards", str(folder / "shards")]) == 0
+    text = shown(page.read_bytes())
+    assert "On other clips the class has, on the average, a relative logit of" in text
+    assert "Counted from other clips (Shapley values of the streams): these numbers add up exactly." in text
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

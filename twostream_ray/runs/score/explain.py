@@ -12,7 +12,6 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.model_source import local_model
 from twostream_ray.redaction import redact
 from twostream_ray.runs.outputs import refuse_foreign_files, refuse_unmarked_file
-from twostream_ray.settings.arguments import RECIPE_KEY
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.tracking import TrackingConfig
 
@@ -53,11 +52,12 @@ class ExplainConfig:
     """Where the `worst` are looked for: folder or s3:// prefix that `evaluate` wrote, folder of a run, or a run's name
     below runs/. The model must be the one that was evaluated."""
 
-    shards: str | None = field(default=None, metadata={RECIPE_KEY: "data.shards"})
-    """The shards that the `worst` are in; by default where they were when they were evaluated."""
+    shards: str | None = None
+    """The shards that the `worst` are in; by default where they were when they were evaluated. Of a video: shards
+    whose clips the streams' shares are counted from; by default from mean RGB and no motion, which is cheaper."""
 
-    split: str | None = field(default=None, metadata={RECIPE_KEY: "data.test_split"})
-    """The split that the `scores` must be of; None takes any."""
+    split: str | None = None
+    """The split that the `scores` must be of, by default any; of a video, that of the `shards`, by default train."""
 
     moments: int | None = None
     """Snippets to draw on the page, 1..1000. Of a video by default 8, evenly chosen among those of the views; of each
@@ -111,12 +111,15 @@ def explain(config: ExplainConfig, *, progress: Callable[[int, int], object] = l
     from twostream_ray.inference import Classifier
     from twostream_ray.model_package import load_model
     from twostream_ray.runs.score import explanation_page
+    from twostream_ray.runs.score.worst_mistakes import references_of
 
     protocol = resolve_protocol(config.protocol, config.views)
     with local_model(config.model, config=config.tracking) as directory:
         network, package = load_model(Path(directory))
     head = choose_heads(package.heads, config.head, of="the model")[0]
-    explainer = Explainer(network, package, protocol=protocol, layers=config.layers)
+    explainer = Explainer(
+        network, package, protocol=protocol, layers=config.layers, references=references_of(config, network, package)
+    )
     names = head.classes_of(package.classes)
     if config.label is not None and config.label not in names:
         raise ConfigError(f"label must be a class of the model, got {config.label!r}: it has {', '.join(names)}")

@@ -73,7 +73,11 @@ def explanation_page(reasons: Reasons, *, moments: int) -> bytes:
 
 def _streams(reasons: Reasons) -> list[Markup]:
     streams = reasons.explanation.streams
-    if streams.method == "exact":
+    start = "With a grey picture and no motion the class has"
+    if streams.method == "shapley":
+        start = "On other clips the class has, on the average,"
+        how = "Counted from other clips (Shapley values of the streams): these numbers add up exactly."
+    elif streams.method == "exact":
         how = "These numbers are exact: in this network the effects of the streams on the answer are added up."
     else:
         how = f"By integrated gradients; they add up to the whole but for {streams.gap:.2%}."
@@ -82,7 +86,7 @@ def _streams(reasons: Reasons) -> list[Markup]:
     return [
         element("h2", "Appearance or motion"),
         paragraph(
-            f"With a grey picture and no motion the class has a relative logit of {streams.baseline:+.2f}; with this "
+            f"{start} a relative logit of {streams.baseline:+.2f}; with this "
             f"video it has {streams.logit:+.2f}. What each stream adds:"
         ),
         bars((STREAMS[name], value, f"{value:+.2f}") for name, value in streams.by_stream.items()),

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from twostream_ray.data.encoded_clip import EncodedClip
+from twostream_ray.data.flow import require_same_contract
 from twostream_ray.data.protocols import resolve_protocol
 from twostream_ray.data.shards.shards import ShardSet, open_shards, read_clips
 from twostream_ray.data.video.clips import fetch_frames
@@ -25,6 +27,8 @@ from twostream_ray.models.build import Network
 from twostream_ray.redaction import redact
 from twostream_ray.runs.score.clip_scores import ClipScores, find_table, read_clip_scores
 from twostream_ray.runs.score.explain import ExplainConfig
+
+_REFERENCES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +122,11 @@ def explain_mistakes(config: ExplainConfig, *, progress: Callable[[int, int], ob
             f"{redact(config.scores)} has no mistake to explain: all {len(scores.labels)} clips are right"
         )
     explainer = Explainer(
-        network, package, protocol=resolve_protocol(config.protocol, config.views), layers=config.layers
+        network,
+        package,
+        protocol=resolve_protocol(config.protocol, config.views),
+        layers=config.layers,
+        references=reference_clips(shard_set, scores.about.split, want_flow=network.needs_flow),
     )
     chosen = mistakes[: config.worst]
     worst = []
@@ -137,6 +145,37 @@ def explain_mistakes(config: ExplainConfig, *, progress: Callable[[int, int], ob
         )
     progress(len(chosen), len(chosen))
     return ExplainedMistakes(scores=scores, model=config.model, num_mistakes=len(mistakes), worst=tuple(worst))
+
+
+def references_of(config: ExplainConfig, network: Network, package: ModelPackage) -> list[EncodedClip]:
+    """Clips of the shards that are named, from which a video's contributions are counted; [] where none are.
+
+    Raises:
+        ContractMismatchError: their flow is of another kind than the model's.
+        ShardError: they have no such split, or are damaged.
+    """
+    if config.shards is None:
+        return []
+    shard_set = open_shards(config.shards)
+    require_same_contract(
+        package.contract, shard_set.contract, wanted_by=f"model {config.model}", found_in=config.shards
+    )
+    return reference_clips(shard_set, config.split or "train", want_flow=network.needs_flow)
+
+
+def reference_clips(shard_set: ShardSet, split: str, *, want_flow: bool) -> list[EncodedClip]:
+    """Clips that stand for the others in a split: 16, evenly over its index.
+
+    Raises:
+        ShardError: the shards have no such split, or are damaged.
+    """
+    members = shard_set.split(split)
+    chosen = members[np.unique(np.linspace(0, len(members) - 1, _REFERENCES).round().astype(np.int64))]
+    return [
+        clip
+        for position in chosen
+        for _, clip in read_clips(shard_set, [int(position)], want_rgb=True, want_flow=want_flow)
+    ]
 
 
 def _shards_of(scores: ClipScores, uri: str) -> ShardSet:

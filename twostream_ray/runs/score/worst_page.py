@@ -43,7 +43,8 @@ def worst_page(found: ExplainedMistakes, *, moments: int) -> bytes:
                 "Order: the label's probability less that of the class it is taken for, smallest first.",
                 f"Probabilities are those of the evaluation, by protocol {about.protocol['name']}.",
                 "Streams: what appearance and motion add to the class's relative logit (its logit, mean over the "
-                "towers, less the mean logit of all classes), from a grey picture without motion to this video.",
+                "towers, less the mean logit of all classes), from other clips of the split to this one (Shapley "
+                "values).",
                 "Pictures: at the seconds without which the relative logit falls most; bright where a layer's maps "
                 "speak for the class (Grad-CAM), the line is at half of the largest activation in the same view.",
             ]
