@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import uvicorn
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.data.video.limits import VideoLimits
 from twostream_ray.model_package import ModelPackage, save_model
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
@@ -68,6 +69,7 @@ def register_version(folder: Path, *, name: str, config: TrackingConfig) -> int:
         data="shapes",
         flow_contract={"algorithm": "dis"},
         lineage={},
+        limits=asdict(VideoLimits()),
     )
 
 

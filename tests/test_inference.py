@@ -16,6 +16,8 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig, draw_clip
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.data.video.files import write_video
+from twostream_ray.data.video.isolation import decoder_pool
+from twostream_ray.data.video.limits import VideoLimits
 from twostream_ray.data.video.prepare import prepare_clip
 from twostream_ray.data.views import evaluation_views
 from twostream_ray.errors import ConfigError
@@ -197,3 +199,64 @@ def test_predict_draws_its_classes_into_one_video_and_overwrites_its_own_files_a
     assert drawn.read_bytes() == b"theirs"
     assert main([*command[:-1], str(video)]) == 2
     assert "video must be another file than the one that is read" in capsys.readouterr().err
+
+
+def test_a_video_beyond_the_limits_is_refused_with_the_way_out_and_spoils_no_other(tmp_path: Path, video: Path) -> None:
+    folder, content = stored_model(tmp_path), video.read_bytes()
+    bounds = {
+        "at most 10 frames was wanted": VideoLimits(max_frames=10),
+        "at most 0.5 s was wanted": VideoLimits(max_seconds=0.5),
+        "at most 1000 bytes was wanted": VideoLimits(max_bytes=1000),
+    }
+    for said, limits in bounds.items():
+        by_bytes, missing = Classifier.load(folder, limits=limits).predict([content, "missing.mp4"])
+        assert by_bytes.error is not None and said in by_bytes.error and by_bytes.heads == ()
+        assert missing.error is not None and "missing.mp4" in missing.error
+        assert "bytes" in said or "`twostream predict --every_seconds` answers for parts" in by_bytes.error
+    (by_path,) = Classifier.load(folder, limits=VideoLimits(max_bytes=1000)).predict([video])
+    assert by_path.error is not None and "1000 bytes" in by_path.error
+
+
+def test_many_videos_are_answered_in_their_order_and_decoded_side_by_side(tmp_path: Path, video: Path) -> None:
+    pool = decoder_pool(2)
+    classifier = Classifier.load(stored_model(tmp_path), pool=pool)
+    bad = b"no video"
+    answers = classifier.predict([video, bad, *[video.read_bytes()] * 7])
+    assert [answer.video for answer in answers] == [str(video), *(f"video {number}" for number in range(1, 9))]
+    assert [answer.error is None for answer in answers] == [True, False, *[True] * 7]
+    assert len({answer.heads for answer in answers}) == 2 and len(pool.ids) == 2
+    pool.close()
+
+
+def test_the_registered_model_takes_limits_and_versions_from_before_them_load(tmp_path: Path, video: Path) -> None:
+    from mlflow.pyfunc import PythonModelContext
+
+    from twostream_ray.served import ServedClassifier
+
+    artifacts = {"settings": str(stored_model(tmp_path) / "model.json")}
+    table = pd.DataFrame({"video": [str(video)]})
+    for options, is_refused in (({}, False), ({"max_seconds": 0.5}, True), ({"max_frames": 16}, False)):
+        served = ServedClassifier()
+        served.load_context(PythonModelContext(artifacts, {"device": "cpu", **options}))
+        (answer,) = served.predict(table)
+        assert bool(answer["error"]) == is_refused
+    with pytest.raises(ConfigError, match="max_frames must be at least 2"):
+        ServedClassifier().load_context(PythonModelContext(artifacts, {"device": "cpu", "max_frames": 1}))
+
+
+def test_scores_over_time_average_to_the_clips_and_follow_the_views_times(tmp_path: Path, video: Path) -> None:
+    classifier = Classifier.load(stored_model(tmp_path, architecture="late"), protocol="paper_2014")
+    clip = prepare_clip(video.read_bytes(), classifier.package.contract, name="clip")
+    whole, spans = classifier.score_over_time(clip)
+    assert len(spans) == 25
+    mean = np.mean([span.scores.probabilities for span in spans], axis=0)
+    np.testing.assert_allclose(mean, whole.probabilities, atol=1e-9)
+    np.testing.assert_array_equal(whole.logits, classifier.score_clip(clip).logits)
+    assert 0 <= spans[0].start_seconds < spans[-1].start_seconds
+    assert spans[-1].end_seconds <= clip.num_frames / clip.fps
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classifier.score_over_time(clip, on_batch=stop)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import contextlib
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,19 @@ class ServedClassifier(PythonModel):
     classifier: "Classifier"
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Build the network from model.safetensors and model.json; `model_config={"device": "cuda"}` moves it."""
+        """Build the network from model.safetensors and model.json.
+
+        `mlflow.pyfunc.load_model(uri, model_config={"device": "cuda", "max_seconds": 60})` moves it, and refuses longer
+        videos; max_frames and max_bytes bound the same.
+        """
         # Only now: the package's code is beside this file, on the path since MLflow began to load the model.
+        from twostream_ray.data.video.limits import VideoLimits
         from twostream_ray.inference import Classifier
 
-        folder = Path(context.artifacts["settings"]).parent
-        self.classifier = Classifier.load(folder, device=context.model_config["device"])
+        folder, values = Path(context.artifacts["settings"]).parent, context.model_config
+        # Versions that were registered before there were limits have none of them.
+        named = {field.name: values[field.name] for field in fields(VideoLimits) if field.name in values}
+        self.classifier = Classifier.load(folder, device=values["device"], limits=VideoLimits(**named))
 
     # The hint keeps MLflow from checking elements against one type: a column may hold paths, URIs and bytes.
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:

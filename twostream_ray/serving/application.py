@@ -108,6 +108,12 @@ class Service:
         except Exception as error:
             raise refusal_of(error) from error
 
+    async def drop_old_clips(self) -> None:
+        """Let go, again and again, of videos that were kept for too long, though nobody asks for any."""
+        while True:
+            await asyncio.sleep(min(max(self.config.clip_cache_seconds / 4, 0.1), 30))
+            self.clips.drop_old()
+
     @staticmethod
     def _stopping() -> Refusal:
         return Refusal("stopping", "the service is being stopped: try again", headers={"Retry-After": "5"})
@@ -132,7 +138,9 @@ def create_application(config: ServeConfig, *, service: Service | None = None) -
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.current.follow()
+        tidying = asyncio.create_task(service.drop_old_clips())
         yield
+        tidying.cancel()
         # In a thread: what is cut off is answered meanwhile.
         await asyncio.to_thread(service.stop)
 

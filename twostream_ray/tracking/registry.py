@@ -62,6 +62,7 @@ def register(
     data: str,
     flow_contract: Mapping[str, object],
     lineage: Mapping[str, str],
+    limits: Mapping[str, object] | None = None,
 ) -> int:
     """Log the model with its run and register a version of it; returns the version's number.
 
@@ -81,6 +82,7 @@ def register(
         data: what it was trained on in a line, a tag.
         flow_contract: settings of the flow that the network sees, for the model card.
         lineage: tags as from `lineage_tags`.
+        limits: what a video may have, which whoever loads the model may set otherwise (`model_config`).
 
     Raises:
         RegistryError: the folder is not a model, the run was not recorded, or MLflow does not answer.
@@ -104,7 +106,7 @@ def register(
         way_out="the run keeps its checkpoint: run the same command again once MLflow is back, which registers it",
     ):
         client = client_for(handle.tracking_uri)
-        logged = _log_model(client, handle, package, entry=entry, code=code, name=name)
+        logged = _log_model(client, handle, package, entry=entry, code=code, name=name, limits=limits or {})
         return _create_version(client, handle.run_id, logged, name=name, tags=tags, description=description)
 
 
@@ -155,7 +157,14 @@ def _require_run(handle: RunHandle, *, name: str) -> RunHandle:
 
 
 def _log_model(
-    client: MlflowClient, handle: RunHandle, package: Path, *, entry: Path, code: Mapping[str, Path], name: str
+    client: MlflowClient,
+    handle: RunHandle,
+    package: Path,
+    *,
+    entry: Path,
+    code: Mapping[str, Path],
+    name: str,
+    limits: Mapping[str, object],
 ) -> tuple[str, str]:
     """Log the model with the run, without MLflow's global state; returns its id and the URI of its files."""
     with loading_mlflow():
@@ -182,7 +191,7 @@ def _log_model(
                 code_paths=[str(top) for top in sorted(copied.iterdir())],
                 pip_requirements=serving_requirements(),
                 signature=_signature(),
-                model_config={"device": "cpu"},
+                model_config={"device": "cpu", **limits},
                 mlflow_model=Model(
                     artifact_path=logged.artifact_location,
                     run_id=handle.run_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from urllib.parse import quote
 from twostream_ray import storage, tracking, visualize
 from twostream_ray.data.protocols import VALIDATION
 from twostream_ray.data.shards.shards import ShardSet
+from twostream_ray.data.video.limits import VideoLimits
 from twostream_ray.errors import ConfigError, ShardError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.model_source import local_model
@@ -284,6 +285,7 @@ def _register(
         data=data_summary(shard_set),
         flow_contract=package.contract.to_dict(),
         lineage=package.lineage,
+        limits=asdict(VideoLimits()),
     )
     verdict = compete(evaluation_config, shard_set, name=name, version=version, run=trained.run)
     return Published(evaluation=evaluation, name=name, version=version, verdict=verdict.reason)
