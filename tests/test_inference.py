@@ -228,6 +228,7 @@ def test_many_videos_are_answered_in_their_order_and_decoded_side_by_side(tmp_pa
     pool.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")
 def test_the_registered_model_takes_limits_and_versions_from_before_them_load(tmp_path: Path, video: Path) -> None:
     from mlflow.pyfunc import PythonModelContext
 
