@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class Checked:
     """KubeRay's kinds whose own schemas were at hand."""
 
 
-def check(root: Path, schemas: dict[str, Any]) -> Checked:
-    """Check every file below a checkout's root."""
+def check(root: Path, schemas: dict[str, Any], more: Sequence[str] = ()) -> Checked:
+    """Check every file below a checkout's root, and more manifests, as `twostream submit --kuberay` writes them."""
     report, pins = Report(), read_pins(root)
     manifests = sorted(str(path.relative_to(root)) for path in (root / "cluster").glob("*.yaml"))
     manifests = [file for file in manifests if file != SKYPILOT]
@@ -64,7 +64,7 @@ def check(root: Path, schemas: dict[str, Any]) -> Checked:
     launcher = next(iter(read_yaml(root, LAUNCHER, report)), None) if (root / LAUNCHER).exists() else None
     if launcher is not None:
         check_launcher(launcher, pins, report)
-    _check_manifests(root, manifests, schemas, pins, report)
+    _check_manifests(root, [*manifests, *more], schemas, pins, report)
     documents = [one for file in policies if (one := read_json(root, file, report)) is not None]
     for document in documents:
         check_policy(document, report)
@@ -83,7 +83,8 @@ def check(root: Path, schemas: dict[str, Any]) -> Checked:
             whole = Document(file=file, values=None, lines={(): line})
             report.add(whole, (), "a placeholder that no FILL IN announces: mark its line")
     found = [blank for file in (*files, *policies) for blank in blanks(root, file)]
-    return Checked(mistakes=report.mistakes, blanks=found, files=[*files, *policies], schemas=sorted(schemas))
+    checked = [*files, *policies, *more]
+    return Checked(mistakes=report.mistakes, blanks=found, files=checked, schemas=sorted(schemas))
 
 
 def _check_manifests(root: Path, files: list[str], schemas: dict[str, Any], pins: Pins, report: Report) -> None:
@@ -112,12 +113,14 @@ def _pages(root: Path) -> Iterator[Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Check, print, give the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("manifests", nargs="*", help="further manifests, as `twostream submit --kuberay` writes them")
     parser.add_argument("--root", type=Path, default=HERE.parent, help="the checkout")
     parser.add_argument("--schemas", type=Path, help="a folder with KubeRay's custom resource definitions")
     parser.add_argument("--ready", action="store_true", help="a FILL IN place that is left is a mistake too")
     given = parser.parse_args(arguments)
     beside = given.root / "../shared/reference/kuberay"
-    checked = check(given.root, schema_files.read_schemas(given.schemas or beside))
+    more = [str(Path(one).resolve()) for one in given.manifests]
+    checked = check(given.root, schema_files.read_schemas(given.schemas or beside), more)
     left = [blank for blank in checked.blanks if not blank.filled]
     for blank in checked.blanks:
         print(f"{blank.file}:{blank.line}: {'look at' if blank.filled else 'FILL IN'}: {blank.text}")  # noqa: T201

@@ -39,6 +39,8 @@ def check_command(root: Path, document: Document, keys: Keys, command: str, repo
         verb, settings = _verb_of(root / words[1]), words[2:]
     elif words[:1] == ["twostream"] and len(words) > 1:
         verb, settings = words[1], words[2:]
+    elif words[1:3] == ["-m", "twostream_ray"] and len(words) > 3:
+        verb, settings = words[3], words[4:]
     else:
         report.add(document, keys, f"wants `python jobs/VERB.py ...` or `twostream VERB ...`, got {command!r:.80}")
         return

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+import twostream_ray
+from twostream_ray.cli import main
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "../shared/reference/kuberay"
 sys.path.insert(0, str(ROOT / "cluster"))
@@ -229,3 +232,16 @@ def test_the_command_ends_with_1_and_a_line_for_a_mistake(copy: Path, plant: Cal
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(STAYS)
+
+
+def test_the_manifest_that_submit_writes_passes_too(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    path = tmp_path / "a.yaml"
+    settings = ["train", "s3://b/shards", "--config", "own_videos_cpu", "--name", "a", "--storage", "s3://b/runs"]
+    image = f"registry.example.com/twostream-ray:{twostream_ray.__version__}"
+    assert main(["submit", *settings, "--kuberay", str(path), "--image", image]) == 0
+    assert cluster_check.main(["--root", str(copy), str(path)]) == 0, capsys.readouterr().err
+    path.write_text(path.read_text().replace("K8sJobMode", "K8SJobMode"))
+    assert cluster_check.main(["--root", str(copy), str(path)]) == 1
