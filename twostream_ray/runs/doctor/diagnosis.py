@@ -86,12 +86,13 @@ def _with_speed(config: DoctorConfig, shard_set: ShardSet, found: Diagnosis, say
     try:
         measured = measure(config, shard_set, seconds=config.probe_seconds, say=say)
     except Exception as error:
-        # Of the clusters' and the probes' own kinds: all of Ray's are errors of what ran in it.
         own = own_error(error)
-        if own is None:
+        if own is None and not type(error).__module__.startswith("ray."):
             raise
+        # A worker that has died or run out of memory would do so in the training.
         status: Status = "unknown" if isinstance(own, ClusterError) else "wrong"
-        found.checks.append(Check(name="speed", status=status, found=str(own)))
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        found.checks.append(Check(name="speed", status=status, found=str(own) if own else redact(one_line(last))))
         return found
     data = config.data
     views = len(shard_set.split(data.split_to_validate)) * data.sampling.test_times if data.split_to_validate else 0
