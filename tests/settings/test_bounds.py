@@ -31,6 +31,7 @@ REQUIRED: dict[str, Any] = {
     "video": "v.avi",
     "videos": ["v.avi"],
     "name": "n",
+    "verb": "train",
     "backbone": "vgg16",
     "to": "w",
     "first": "a",
