@@ -1,3 +1,4 @@
+import os
 import pickle
 import random
 from urllib.parse import quote, unquote, urlsplit
@@ -210,3 +211,17 @@ def test_a_text_is_shortened_at_a_blank_and_no_path_loses_its_end() -> None:
     assert shortened(path, longest=60) == path
     assert shortened(f"{path} is gone", longest=60) == f"{path} ..."
     assert shortened("short", longest=60) == "short"
+
+
+def test_variables_that_another_thread_takes_away_meanwhile_fail_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Vanishing(dict[str, str]):
+        """An environment whose last variable is gone as soon as its names have been listed."""
+
+        def __getitem__(self, name: str) -> str:
+            raise KeyError(name)
+
+        def get(self, name: str, default: str = "") -> str:  # type: ignore[override]
+            return default
+
+    monkeypatch.setattr(os, "environ", Vanishing(GONE="soon"))
+    assert redact("a line") == "a line"

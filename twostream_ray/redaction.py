@@ -172,7 +172,9 @@ def _credentials_end(scheme: str, rest: str, *, is_bare: bool) -> int | None:
 
 def _known_secrets() -> Iterator[str]:
     """The values that nobody may see, as they are and as they stand in URIs and JSON."""
-    for name, value in os.environ.items():
+    # Another thread, as MLflow's clients do, may take one away meanwhile.
+    for name in list(os.environ):
+        value = os.environ.get(name, "")
         found = [value] if _SECRET_VARIABLE.search(name) else []
         start = _URI.match(value) if "@" in value else None
         end = None if start is None else _credentials_end(start["scheme"], value[start.end() :], is_bare=True)
