@@ -26,7 +26,7 @@ def test_a_missing_and_a_wrong_token_are_one_line_each(head: dict[str, str], tmp
     stranger = {key: value for key, value in head.items() if key != "RAY_AUTH_TOKEN"} | {"HOME": str(tmp_path)}
     done = twostream("jobs", environment=stranger, folder=tmp_path)
     assert done.returncode == 2 and "wants its token, there is none here: put it in RAY_AUTH_TOKEN" in done.stderr
-    done = twostream("jobs", environment={**stranger, "RAY_AUTH_TOKEN": "another"}, folder=tmp_path)
+    done = twostream("jobs", environment={**stranger, "RAY_AUTH_TOKEN": "of-no-cluster"}, folder=tmp_path)
     assert done.returncode == 2 and "takes another token than the one here, of RAY_AUTH_TOKEN" in done.stderr
 
 
