@@ -37,6 +37,7 @@ _NETWORK = (
     *("--workers.num_workers", str(NODES), "--workers.cpus_per_worker", "0.6"),
 )
 _TRAINING_MAY_TAKE_S = 600.0
+_MARK = "cluster-demo.txt"
 
 
 @dataclass
@@ -110,14 +111,13 @@ def run_demo(addresses: Addresses, *, out: Path, kill: bool, say: Say, clip: Pat
         clip: a video that the champion is asked about at the end; by default one that nothing was trained on.
 
     Raises:
-        ClusterError: the cluster did not start, or a stage did not end well.
+        ClusterError: the folder is somebody else's, the cluster did not start, or a stage did not end well.
     """
     began = time.monotonic()
+    _make_room(out)
     was_up = found(addresses) is not None
     cluster = up(addresses, say=say)
     demo = Demo(cluster=cluster, out=out, say=say, seconds={"up": time.monotonic() - began})
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     videos = out / "videos"
     demo.stage("synthesize", "synthesize", str(videos), *_CLIPS, submitted=False)
     with _timed(demo, "upload"):
@@ -149,6 +149,20 @@ def run_demo(addresses: Addresses, *, out: Path, kill: bool, say: Say, clip: Pat
     if not was_up:
         down(addresses, say=say)
     return result
+
+
+def _make_room(out: Path) -> None:
+    """Throw away what an earlier demo left there, and nothing else.
+
+    Raises:
+        ClusterError: the folder holds something else.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / _MARK).is_file():
+            raise ClusterError(f"{out} is no earlier demo's and is not overwritten: name another folder by --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _MARK).write_text("written by `make cluster-demo`, which overwrites this folder\n")
 
 
 def _digest(model: Path) -> str:

@@ -128,7 +128,10 @@ def comparisons() -> dict[Group, Comparison]:
         "order": Comparison(
             clips=SyntheticConfig(group="order", train_clips=640, val_clips=0, size_px=_SIZE_PX),
             sampling=_WHOLE_CLIP,
-            training=TrainingConfig(epochs=4, global_batch=16, learning_rate=0.1, schedule="cosine", warmup_epochs=1.0),
+            # At 0.1 one seed of three stays at chance, also in twice the epochs.
+            training=TrainingConfig(
+                epochs=4, global_batch=16, learning_rate=0.03, schedule="cosine", warmup_epochs=1.0
+            ),
             networks={
                 "late: scores averaged": late,
                 "conv at relu4, 2D pooling and averaging": fused("relu4"),

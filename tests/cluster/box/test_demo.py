@@ -41,6 +41,14 @@ def test_a_stage_that_fails_is_named_with_its_exit_code_and_the_cluster_stays_up
         stages.stage("pull", "pull", "--no_such_setting", submitted=False)
 
 
+def test_a_folder_that_no_demo_has_written_is_left_as_it_is(addresses: Addresses, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ClusterError, match="is no earlier demo's and is not overwritten"):
+        demo.run_demo(addresses, out=tmp_path, kill=False, say=print)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert not addresses.folder.exists(), "it is refused before anything has started"
+
+
 @pytest.mark.parametrize("stage", demo.submitted_commands("http://127.0.0.1:5000"))
 def test_every_submitted_stage_has_settings_of_its_verb(stage: str) -> None:
     from twostream_ray.verbs.commands import parse, settings_class

@@ -35,7 +35,10 @@ def test_addresses_regions_and_the_commit_travel(monkeypatch: pytest.MonkeyPatch
     }
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:5000", "sqlite:////home/me/mlflow.db", "http://localhost:5000"])
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:5000", "http://127.0.0.2:5000", "sqlite:////home/me/mlflow.db", "http://localhost:5000"],
+)
 def test_what_means_this_machine_travels_only_to_this_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert environment(here=True).variables["MLFLOW_TRACKING_URI"] == address

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import os
 import ssl
@@ -26,7 +27,6 @@ _AGENT_S = 90.0
 """Until the head of a cluster that has just started takes jobs."""
 _HEARTBEAT_S = 20.0
 """Between signs of life of a log that is followed: a laptop's closed connection is never reported otherwise."""
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Job = dict[str, Any]
 """A job as Ray describes it: submission_id, status, entrypoint, message, metadata, start_time in ms, ..."""
@@ -54,7 +54,7 @@ class Dashboard:
     @property
     def is_loopback(self) -> bool:
         """Whether the address is this machine's own: of a cluster here, or of a tunnel to one."""
-        return self._host in _LOOPBACK
+        return is_loopback(self._host)
 
     def versions(self) -> dict[str, str]:
         """Versions of the cluster, by "ray" and "python"; the second is missing where it does not say."""
@@ -236,6 +236,14 @@ class Dashboard:
             f"the Ray cluster {self.url} refuses {method} {path.partition('?')[0]} with {status} "
             f"({one_line(redact(last), longest=300)}): its log is dashboard.log on the head"
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is that of whatever machine it is used on."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def dashboard_url(address: str | None) -> str:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import has_credentials, is_secret_name
+from twostream_ray.runs.submit.dashboard import is_loopback
 from twostream_ray.tracking.lineage import git_commit
 
 _ADDRESSES = (
@@ -29,7 +30,7 @@ _OF_THIS_MACHINE = re.compile(
 )
 """On a node they would break Ray's own processes, or name files that are here."""
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  (a value that is recognised)
+_EVERYWHERE = "0.0.0.0"  # noqa: S104  (a value that is recognised)
 _STOP_SECONDS = "300"
 """Ray kills a job that is to stop after 3 s otherwise, before a training has written its checkpoint."""
 
@@ -104,4 +105,4 @@ def _means_this_machine(value: str) -> bool:
     parts = urlsplit(value if "://" in value else f"file://{value}") if "/" in value or ":" in value else None
     if parts is None:
         return False
-    return parts.scheme in ("file", "sqlite") or (parts.hostname or "") in _LOOPBACK
+    return parts.scheme in ("file", "sqlite") or parts.hostname == _EVERYWHERE or is_loopback(parts.hostname or "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import ipaddress
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ from typing import Any
 
 from twostream_ray.errors import ClusterError, ConfigError
 from twostream_ray.redaction import has_credentials
-from twostream_ray.runs.submit.dashboard import ENDED, Dashboard, Job
+from twostream_ray.runs.submit.dashboard import ENDED, Dashboard, Job, is_loopback
 from twostream_ray.runs.submit.job_environment import JobEnvironment, job_environment
 from twostream_ray.runs.submit.settings import SubmitConfig
 from twostream_ray.runs.submit.working_directory import Package, pack
@@ -284,8 +283,7 @@ def _is_own(address: Any) -> bool:
     """Whether an IP address is this machine's."""
     import psutil
 
-    with suppress(ValueError):
-        if ipaddress.ip_address(str(address)).is_loopback:
-            return True
+    if is_loopback(str(address)):
+        return True
     own = {one.address for many in psutil.net_if_addrs().values() for one in many}
     return str(address) in own
