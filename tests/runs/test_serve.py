@@ -52,7 +52,7 @@ def long_video(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_a_signal_ends_the_service_when_what_has_begun_is_answered(tmp_path: Path, sent: signal.Signals) -> None:
     folder, content = stored_model(tmp_path / "model"), long_video(tmp_path)
     with started(folder, "--shutdown_seconds", "120") as (process, port):

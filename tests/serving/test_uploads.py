@@ -1,4 +1,6 @@
+import asyncio
 import json
+import shutil
 import socket
 import threading
 import time
@@ -8,8 +10,10 @@ from typing import Any
 
 import pytest
 from running_service import RunningService, running_service
+from starlette.requests import Request
 
 from twostream_ray.serving.settings import LimitsConfig, ServeConfig
+from twostream_ray.serving.uploads import Receiver
 
 LIMITS = LimitsConfig(
     body_bytes=100_000, receiving=2, receive_seconds=2.0, silence_seconds=1.0, seconds=0.7, frames=1000, connections=8
@@ -216,3 +220,28 @@ def test_no_file_of_an_upload_is_left(bounded: RunningService, video: bytes) -> 
     while list(folder.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert list(folder.iterdir()) == []
+
+
+def test_a_body_that_is_given_up_when_its_folder_is_gone_already_is_no_other_error(tmp_path: Path) -> None:
+    folder = tmp_path / "bodies"
+    folder.mkdir()
+    receiver = Receiver(folder, limits=LIMITS, uris=())
+
+    async def nothing_comes() -> Any:
+        await asyncio.sleep(60)
+
+    async def take() -> None:
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"video/mp4")]}
+        async with receiver.received(Request(scope, nothing_comes)):
+            pass
+
+    async def give_up() -> None:
+        task = asyncio.create_task(take())
+        await asyncio.sleep(0.1)
+        assert len(list(folder.iterdir())) == 1
+        shutil.rmtree(folder)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(give_up())

@@ -10,8 +10,8 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,7 +68,7 @@ class Receiver:
         if self.receiving >= self._limits.receiving:
             raise Refusal("busy", "too many videos are on their way: try again", headers={"Retry-After": "5"})
         started = time.perf_counter()
-        with tempfile.NamedTemporaryFile(dir=self._folder, prefix="upload-") as file:
+        with self._new_file() as file:
             self.receiving += 1
             try:
                 if media == "application/json":
@@ -83,6 +83,16 @@ class Receiver:
                 raise Refusal("undecodable", "a video was wanted, what came is empty")
             seconds = time.perf_counter() - started
             yield Upload(path=named, sha256=sha256, size_bytes=size, seconds=seconds)
+
+    @contextmanager
+    def _new_file(self) -> Iterator[Any]:
+        """A file for the block; it is no error if the folder is gone before its end, as when the service is stopped."""
+        file = tempfile.NamedTemporaryFile(dir=self._folder, prefix="upload-", delete=False)  # noqa: SIM115
+        try:
+            with file:
+                yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
     def _refuse_size(self, request: Request, *, more: int) -> None:
         text = request.headers.get("content-length", "0")

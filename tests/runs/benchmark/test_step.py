@@ -34,6 +34,7 @@ def test_training_steps_are_timed_with_their_operations_eager_and_frozen() -> No
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_rows_come_with_the_largest_kernels_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     tower = ["--model.{}.backbone", "vgg_small", "--model.{}.width", "4"]
     towers = [part.format(stream) for stream in ("spatial", "temporal") for part in tower]
