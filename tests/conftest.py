@@ -15,6 +15,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from mlflow_server import MlflowServer
 from ray_head import ray_head
@@ -23,6 +24,10 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
+
+# How long an example takes is the machine's, which may be busy.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 _SERVERS = {"guarded", "object_store", "server"}
 """Fixtures that start MLflow or an object store."""

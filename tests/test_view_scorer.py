@@ -164,7 +164,7 @@ def memory_of(video: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.real
-@pytest.mark.slow
+@pytest.mark.soak
 def test_250_views_take_as_much_memory_as_one(real: Path) -> None:
     one = memory_of(real / CRAWLING, "vgg_small", "fast", "16")
     many = memory_of(real / CRAWLING, "vgg_small", "tsn", "16")

@@ -100,7 +100,11 @@ def random_batch(device: torch.device, *, size: int) -> DeviceBatch:
 @pytest.mark.parametrize(
     ("device", "precision"),
     # In 16 bits on a CPU: tests/models/test_temporal.py, of the one layer that differed.
-    [("cpu", "float32"), *((("cuda", "float32"), ("cuda", "bfloat16")) if torch.cuda.is_available() else ())],
+    # Minutes of a compiler where the machine is busy, and training compiles on GPUs alone.
+    [
+        pytest.param("cpu", "float32", marks=pytest.mark.soak),
+        *((("cuda", "float32"), ("cuda", "bfloat16")) if torch.cuda.is_available() else ()),
+    ],
 )
 def test_compiled_a_network_has_the_logits_gradients_and_losses_of_the_eager_one(device: str, precision: str) -> None:
     """Over 20 steps, without dropout, which draws other numbers when it is compiled."""

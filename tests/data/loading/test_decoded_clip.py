@@ -34,7 +34,7 @@ def views_of(clip: EncodedClip, protocol: Protocol, config: SamplingConfig, crop
     return protocol_views(protocol, *shape, sampling_config=config, transform_config=transforms)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     protocol=st.builds(
         Protocol,

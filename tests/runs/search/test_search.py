@@ -147,7 +147,7 @@ def test_the_table_and_mlflow_have_the_same_epochs_and_best_score_of_every_trial
     assert rows(report) == rows(Search(config, shards).finish()), "nothing is counted twice"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_was_registered_and_has_not_changed_is_not_registered_again(
     config: TuneConfig, shards: ShardSet, published: list[str]
 ) -> None:
