@@ -72,40 +72,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
 }
 """Modules without a test file of their name -> where they are tested."""
 
-PLANTED = {
-    "Ray in the Python interface": ("api.py", "import ray\n"),
-    "runs that use the Python interface": ("runs/demo.py", "from twostream_ray import api\n"),
-    "Ray in tracking": ("tracking/record.py", "import ray\n"),
-    "Ray in serving": ("inference.py", "import ray\n"),
-    "Ray in the service": ("serving/application.py", "import ray\n"),
-    "FastAPI past its door": ("inference.py", "import fastapi\n"),
-    "a service that needs runs": ("serving/application.py", "from twostream_ray.runs import workers\n"),
-    "Ray in the reasons for an answer": ("explanation.py", "import ray\n"),
-    "reasons that need the classifier": ("explanation.py", "from twostream_ray import inference\n"),
-    "Ray in the scorer of views": ("view_scorer.py", "import ray\n"),
-    "Ray in the video reader": ("data/video/raw_video.py", "import ray\n"),
-    "MLflow in runs": ("runs/train/run.py", "import mlflow\n"),
-    "MLflow in training": ("training/loop.py", "import mlflow\n"),
-    "PyAV in sources": ("data/sources/catalog.py", "import av\n"),
-    "PyAV in runs": ("runs/ingest.py", "import av\n"),
-    "Arrow in training": ("training/loop.py", "import pyarrow\n"),
-    "Arrow in tracking": ("tracking/record.py", "import pyarrow\n"),
-    "Arrow in the pure core of data": ("data/sampling.py", "import pyarrow\n"),
-    "S3 past its door": ("runs/train/run.py", "import s3fs\n"),
-    "a circle inside runs": ("runs/train/run.py", "from twostream_ray.runs.score import evaluate\n"),
-    "a search below its trials": ("runs/score/evaluate.py", "from twostream_ray.runs.search import space\n"),
-    "a circle inside data": ("data/video/clips.py", "from twostream_ray.data.shards import shards\n"),
-    "a circle inside tracking": ("tracking/outbox.py", "from twostream_ray.tracking import delivery\n"),
-    "a circle inside training": ("training/recipe.py", "from twostream_ray.training import loop\n"),
-    "networks that know data": ("models/towers.py", "from twostream_ray.data import sampling\n"),
-    "data that know networks": ("data/sampling.py", "from twostream_ray.models import towers\n"),
-    "serving that needs training": ("inference.py", "from twostream_ray.training import loop\n"),
-    "a stray utils.py": ("utils.py", '"""Odds and ends."""\n'),
-    "a stray module in runs": ("runs/helpers.py", '"""Odds and ends."""\n'),
-    "a stray module in data": ("data/misc.py", '"""Odds and ends."""\n'),
-}
-"""What is wrong -> the file that it is written into, and how."""
-
 UNWANTED = {
     *("Board", "Wish", "Draws", "Drawn", "Gauges", "Tally", "Contest", "Finding", "Journal", "place", "places"),
     *("means_something", "waits_for", "_crown", "_insisted", "_weightless", "prepare_apart", "alone", "hurried"),
