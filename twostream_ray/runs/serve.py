@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.serving.settings import ServeConfig
@@ -57,9 +58,9 @@ def serve(config: ServeConfig, *, announce: Callable[[str], object] = lambda _: 
         )
         announce(_announcement(listener, service.current.loaded))
         try:
-            server.run(sockets=[listener])
-        except KeyboardInterrupt:
-            pass  # uvicorn raises the signals again that it has dealt with
+            # uvicorn raises the signals again that it has dealt with.
+            with suppress(KeyboardInterrupt):
+                server.run(sockets=[listener])
         finally:
             service.stop()
     return 1 if server.force_exit or service.cut_off else 0

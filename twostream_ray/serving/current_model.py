@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,6 @@ class CurrentModel:
 
     def describe(self, model: LoadedModel) -> dict[str, Any]:
         """What `GET /model` says of one."""
-        from dataclasses import asdict
-
         package, limits = model.classifier.package, self._config.limits
         return {
             "model": model.identity(),
