@@ -14,8 +14,10 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import CheckpointError
 from twostream_ray.model_package import ModelPackage, load_model, load_weights, read_package, save_model
+from twostream_ray.models.build import Network
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.training.checkpoint import load_average, load_state, save_state
+from twostream_ray.training.distributed import prepared
 from twostream_ray.training.ema import WeightEma
 from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.settings import TrainingConfig
@@ -65,6 +67,38 @@ def test_momentum_and_position_come_back(tmp_path: Path) -> None:
     assert fresh.state.keys() == optimiser.state.keys() != set()
     for parameter, slots in optimiser.state.items():
         torch.testing.assert_close(fresh.state[parameter]["momentum_buffer"], slots["momentum_buffer"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_step_after_a_resume_is_the_one_without_it_in_either_memory_format(
+    tmp_path: Path, channels_last: bool
+) -> None:
+    config = TrainingConfig(channels_last=channels_last, precision="float32", compile=False)
+
+    def started() -> tuple[Network, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        network = prepared(PACKAGE.build(pretrained=False), config=config, device=torch.device("cpu"))
+        return network, build_optimiser(network, config=config)
+
+    def step(network: Network, optimiser: torch.optim.Optimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        optimiser.zero_grad()
+        outputs = network(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 8, 32, 32))
+        sum(logits.square().sum() for logits in outputs.values()).backward()  # type: ignore[union-attr]
+        optimiser.step()
+
+    network, optimiser = started()
+    for seed in range(2):
+        step(network, optimiser, seed)
+    save_model(tmp_path, network, PACKAGE)
+    save_state(tmp_path, optimiser, {"history": [], "step": 0})
+    resumed, its_optimiser = started()
+    load_weights(resumed, tmp_path)
+    load_state(tmp_path, its_optimiser)
+    for each in ((network, optimiser), (resumed, its_optimiser)):
+        step(*each, 2)
+    for name, weight in network.named_parameters():
+        torch.testing.assert_close(resumed.get_parameter(name), weight, rtol=0, atol=0, msg=name)
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

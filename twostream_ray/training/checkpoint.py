@@ -121,12 +121,14 @@ def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, A
         index, _, name = key.partition(".")
         if not index.isdecimal() or int(index) >= len(parameters) or not name:
             raise CheckpointError(f"{where} holds {key!r}, which is of no weight of this network: {_WAY_OUT}")
-        if tensor.dim() and tensor.shape != parameters[int(index)].shape:
+        parameter = parameters[int(index)]
+        if tensor.dim() and tensor.shape != parameter.shape:
             raise CheckpointError(
-                f"{where} has {key} of shape {tuple(tensor.shape)}, this network's is "
-                f"{tuple(parameters[int(index)].shape)}: {_WAY_OUT}"
+                f"{where} has {key} of shape {tuple(tensor.shape)}, this network's is {tuple(parameter.shape)}: "
+                f"{_WAY_OUT}"
             )
-        slots.setdefault(int(index), {})[name] = tensor
+        # Fused updates pair numbers by their position in memory: what is kept for a weight wants its memory format.
+        slots.setdefault(int(index), {})[name] = torch.empty_like(parameter).copy_(tensor) if tensor.dim() else tensor
     optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     return state
 
