@@ -43,6 +43,11 @@ def test_state_is_weights_gradients_and_momentum_and_what_is_wanted_beside_them(
     assert taken(workers=2).state == plain.state + plain.gradients
 
 
+def test_mixing_samples_takes_memory_for_a_moment_and_none_that_stays() -> None:
+    plain, mixed = taken(), taken(mixup_alpha=0.2)
+    assert mixed.state == pytest.approx(plain.state, rel=0.01) and plain.peak <= mixed.peak < 1.5 * plain.peak
+
+
 @pytest.mark.soak
 def test_the_2016_network_s_memory_is_what_an_h100_was_seen_to_hold() -> None:
     """docs/benchmarks.md: 48.9 GB for 96 samples in bfloat16, eager."""

@@ -77,6 +77,9 @@ class Batch:
     encoded_flow: EncodedFlow | None = None
     """Flow that its device decodes (`data.decode_at` device)."""
 
+    lanes: NDArray[np.int64] | None = None
+    """(N,), the lane that each sample is from; None where samples are from no lanes."""
+
 
 def collate(
     samples: Sequence[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]],

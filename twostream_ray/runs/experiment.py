@@ -83,6 +83,12 @@ class ExperimentConfig:
             raise ConfigError(
                 f"stages.enabled starts the network from its streams, init from {self.init}: leave one of them out"
             )
+        if self.training.mixup_alpha is not None and self.training.global_batch < 2 * self.data.lanes:
+            raise ConfigError(
+                "training.mixup_alpha mixes each clip with another one of its lane in the same step: "
+                f"training.global_batch must be at least 2 x data.lanes ({2 * self.data.lanes}), got "
+                f"{self.training.global_batch}: use fewer lanes, or a larger batch"
+            )
         if self.training.patience_epochs is not None and self.data.split_to_validate is None:
             raise ConfigError(
                 "training.patience_epochs wants a split to watch: set data.validation_split, or "

@@ -86,7 +86,7 @@ def train_pass(
     for number, batch in enumerate(metrics.timed(on_device(batches, step.device)), start=first_step):
         outcome = step(batch, epoch=epoch, step=number, num_steps=num_steps)
         if not outcome.skipped:
-            metrics.add(dict(outcome.losses), outcome.scores, batch.labels, batch.weights)
+            metrics.add(outcome.losses, outcome.hits, batch.weights)
         # One step late, so that a GPU always has the next step to work on.
         requested = read()
         asks = plan is not None and plan.requested()
@@ -151,7 +151,7 @@ def score_pass(
             rgb, flow = batch.streams()
             outputs = logits(network, rgb, flow, device=device, precision=precision)
             losses = tower_losses(outputs, batch.labels, weights=batch.weights, head_classes=network.head_classes)
-            metrics.add(losses, {}, batch.labels, batch.weights)
+            metrics.add(losses, {}, batch.weights)
             scores = scores_by_tower(network, outputs)
             videos.add(scores, clips=batch.clips.tolist(), labels=batch.labels, weights=batch.weights)
     videos.gather()

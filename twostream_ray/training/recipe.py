@@ -128,6 +128,11 @@ def tower_losses(
     return losses
 
 
+def right_answers(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
+    """Scalar float64: the weights of samples whose highest score (N, K) is that of their label."""
+    return ((scores.argmax(dim=1) == labels) * weights).sum(dtype=torch.float64)
+
+
 def total_loss(losses: Mapping[str, Tensor], *, config: TrainingConfig) -> Tensor:
     """The towers' losses added up, the temporal one by its weight (Feichtenhofer et al. 2016, sec. 3.4)."""
     weighted = [

@@ -22,7 +22,8 @@ class PassResult:
     """Mean cross-entropy per sample of each tower."""
     top1: float
     """Fraction of right answers, the class with the highest score within its own data set, in [0, 1]: of training
-    samples, each as it was drawn, before the update; of a scored split's clips, by the mean over their views."""
+    samples, each as it was drawn, before the update, of a mixed one each label by its share; of a scored split's
+    clips, by the mean over their views."""
     samples: int
     """Samples that counted; of a scored split every view."""
     seconds: float
@@ -88,13 +89,12 @@ class RunningMetrics:
             self._decoded += batch.decoded
             yield batch
 
-    def add(self, losses: Mapping[str, Tensor], scores: Mapping[str, Tensor], labels: Tensor, weights: Tensor) -> None:
-        """Count a batch: summed losses by tower, scores (N, K) by what gives them, labels (N,), weights (N,)."""
+    def add(self, losses: Mapping[str, Tensor], hits: Mapping[str, Tensor], weights: Tensor) -> None:
+        """Count a batch: summed losses by tower, right answers by what gave them, weights (N,) of its samples."""
         for tower, loss in losses.items():
             self._losses[tower] = self._losses.get(tower, 0.0) + loss.detach().double()
-        for name, of_name in scores.items():
-            hits = ((of_name.argmax(dim=1) == labels) * weights).sum(dtype=torch.float64)
-            self._hits[name] = self._hits.get(name, 0.0) + hits
+        for name, of_name in hits.items():
+            self._hits[name] = self._hits.get(name, 0.0) + of_name
         self._samples += weights.sum(dtype=torch.float64)
 
     def result(self, *, step_losses: Sequence[float] = (), skipped_steps: int = 0) -> PassResult:

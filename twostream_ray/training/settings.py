@@ -68,6 +68,11 @@ class TrainingConfig:
     label_smoothing: float = 0.0
     """Share of a label's weight that is spread evenly over the classes of its data set, in [0, 1)."""
 
+    mixup_alpha: float | None = None
+    """alpha of mixup (Zhang et al. 2018): every sample is combined with another clip of its lane in the same step, RGB
+    and flow alike, its own share drawn from Beta(alpha, alpha), and learns both labels by their shares. 0.2 mixes
+    little, 1 draws shares uniformly; wants training.global_batch to be at least twice data.lanes. None: no mixing."""
+
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a clip's loss counts by how rare its class is in the training split, 1 on average."""
 
@@ -112,6 +117,7 @@ class TrainingConfig:
             clip_gradient_norm="(0, 1e9]",
             temporal_loss_weight="[0, 1e6]",
             label_smoothing="[0, 1)",
+            mixup_alpha="(0, 1_000]",
             average_decay="(0, 1)",
             patience_epochs="[1, 1_000_000]",
             micro_batches="[1, 1_000_000]",

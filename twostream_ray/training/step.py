@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -16,8 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from twostream_ray.data.loading.device import DeviceBatch
 from twostream_ray.training.distributed import resolved, unwrapped
 from twostream_ray.training.ema import WeightEma
+from twostream_ray.training.mixup import WeightedLabels, draw_mixture, own_labels
 from twostream_ray.training.recipe import (
     learning_rate_at,
+    right_answers,
     scores_by_tower,
     set_learning_rate,
     total_loss,
@@ -38,6 +40,8 @@ class StepOutcome:
     scores: Mapping[str, Tensor]
     """(N, K) class scores of the network and of each tower, as `scores_by_tower` says, within each sample's own data
     set."""
+    hits: Mapping[str, Tensor]
+    """Right answers by the same names, scalars: each label of a sample counts its weight."""
     skipped: bool
     """The update was left out, by every worker, since a loss or gradient was not finite."""
 
@@ -56,6 +60,7 @@ class TrainingStep:
         class_weights: Tensor | None = None,
         average: WeightEma | None = None,
         seconds: dict[str, float] | None = None,
+        clip_id: Callable[[int], str] = str,
     ) -> None:
         """`model` is a Network, or DistributedDataParallel around one.
 
@@ -69,12 +74,13 @@ class TrainingStep:
             average: is updated after each step.
             seconds: where given, the time of `forward`, `backward` and `update` is added up in it; on a GPU every
                 phase is then waited for.
+            clip_id: the clip at a position of the index, by which what is drawn for it here is drawn.
         """
         self.model, self.device, self.network = model, device, unwrapped(model)
         self._optimiser, self._config, self._seed = optimiser, resolved(config, device), seed
         self.precision: Precision = "bfloat16" if self._config.precision == "bfloat16" else "float32"
         self._class_weights = None if class_weights is None else class_weights.to(device)
-        self._average, self._seconds = average, seconds
+        self._average, self._seconds, self._clip_id = average, seconds, clip_id
 
     def __call__(self, batch: DeviceBatch, *, epoch: int, step: int, num_steps: int) -> StepOutcome:
         """Learn from a batch, step number `step` of `num_steps` in the epoch.
@@ -85,10 +91,9 @@ class TrainingStep:
         _seed_dropout(seed=self._seed, epoch=epoch, step=step)
         set_learning_rate(self._optimiser, learning_rate_at(epoch + step / num_steps, config=config))
         self._optimiser.zero_grad(set_to_none=True)
-        parts = batch.parts(config.micro_batches) if config.micro_batches > 1 else [batch]
-        done = [self._gradients(part, last=part is parts[-1]) for part in parts]
+        done = [self._gradients(part, targets, last=last) for part, targets, last in self._parts(batch, epoch=epoch)]
         with self._timed("update"):
-            skipped = config.on_nonfinite == "skip" and not self._all_finite(sum(loss for loss, _, _ in done))
+            skipped = config.on_nonfinite == "skip" and not self._all_finite(sum(part.loss for part in done))
             if not skipped:
                 if config.clip_gradient_norm is not None:
                     nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_gradient_norm)
@@ -96,13 +101,26 @@ class TrainingStep:
                 if self._average is not None:
                     self._average.update(epoch * num_steps + step)
         return StepOutcome(
-            loss=torch.stack([loss for loss, _, _ in done]).sum(),
-            losses={tower: torch.stack([losses[tower] for _, losses, _ in done]).sum() for tower in done[0][1]},
-            scores={name: torch.cat([scores[name] for _, _, scores in done]) for name in done[0][2]},
+            loss=torch.stack([part.loss for part in done]).sum(),
+            losses={tower: torch.stack([part.losses[tower] for part in done]).sum() for tower in done[0].losses},
+            scores={name: torch.cat([part.scores[name] for part in done]) for name in done[0].scores},
+            hits={name: torch.stack([part.hits[name] for part in done]).sum() for name in done[0].hits},
             skipped=skipped,
         )
 
-    def _gradients(self, batch: DeviceBatch, *, last: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    def _parts(
+        self, batch: DeviceBatch, *, epoch: int
+    ) -> Iterator[tuple[DeviceBatch, tuple[WeightedLabels, ...], bool]]:
+        """The batch in parts, mixed by setting, with what each learns, and whether it is the last."""
+        alpha, cuts = self._config.mixup_alpha, batch.cuts(self._config.micro_batches)
+        mixture = None
+        if alpha is not None:
+            mixture = draw_mixture(batch, alpha=alpha, seed=self._seed, epoch=epoch, clip_id=self._clip_id)
+        for cut in cuts:
+            part, targets = own_labels(batch, cut) if mixture is None else mixture.part(cut)
+            yield part, targets, cut is cuts[-1]
+
+    def _gradients(self, batch: DeviceBatch, targets: tuple[WeightedLabels, ...], *, last: bool) -> StepOutcome:
         """Add a part's gradients; with the last part they become those of all workers."""
         model = self.model
         distributed = isinstance(model, DistributedDataParallel)
@@ -110,25 +128,48 @@ class TrainingStep:
             with self._timed("forward"):
                 rgb, flow = batch.streams()
                 outputs = logits(self.model, rgb, flow, device=self.device, precision=self.precision)
-                losses = tower_losses(
-                    outputs,
-                    batch.labels,
-                    weights=batch.weights,
-                    head_classes=self.network.head_classes,
-                    label_smoothing=self._config.label_smoothing,
-                    class_weights=self._class_weights,
-                )
+                losses = self._losses(outputs, targets)
                 # Workers average their gradients; sums over the global batch are wanted instead.
                 loss = total_loss(losses, config=self._config) / batch.total
             with self._timed("backward"):
                 (loss * (dist.get_world_size() if distributed else 1)).backward()
         scores = scores_by_tower(self.network, {tower: values.detach() for tower, values in outputs.items()})
-        heads = self.network.head_classes
-        return (
-            loss.detach(),
-            {tower: value.detach() for tower, value in losses.items()},
-            {name: within_own_head(of_name, batch.labels, head_classes=heads) for name, of_name in scores.items()},
+        by_target = [self._within_own_head(scores, target.labels) for target in targets]
+        hits = {
+            name: torch.stack(
+                [
+                    right_answers(of_target[name], target.labels, weights=target.weights)
+                    for of_target, target in zip(by_target, targets, strict=True)
+                ]
+            ).sum()
+            for name in scores
+        }
+        return StepOutcome(
+            loss=loss.detach(),
+            losses={tower: value.detach() for tower, value in losses.items()},
+            scores=by_target[0],
+            hits=hits,
+            skipped=False,
         )
+
+    def _losses(self, outputs: Mapping[str, Tensor], targets: tuple[WeightedLabels, ...]) -> dict[str, Tensor]:
+        """Summed losses by tower, of every label by its weight."""
+        parts = [
+            tower_losses(
+                outputs,
+                target.labels,
+                weights=target.weights,
+                head_classes=self.network.head_classes,
+                label_smoothing=self._config.label_smoothing,
+                class_weights=self._class_weights,
+            )
+            for target in targets
+        ]
+        return {tower: torch.stack([losses[tower] for losses in parts]).sum() for tower in parts[0]}
+
+    def _within_own_head(self, scores: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        heads = self.network.head_classes
+        return {name: within_own_head(of_name, labels, head_classes=heads) for name, of_name in scores.items()}
 
     def _all_finite(self, loss: Tensor | int) -> bool:
         """Whether losses and gradients are finite, the same answer on every worker: gradients are already shared."""

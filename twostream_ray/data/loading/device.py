@@ -38,7 +38,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceBatch:
-    """A batch whose arrays are on the device; levels and coded flow as they came, uint8."""
+    """A batch whose arrays are on the device; levels and coded flow as they came, uint8, or combined, float32."""
 
     rgb: Tensor | None
     flow: Tensor | None
@@ -47,6 +47,7 @@ class DeviceBatch:
     clips: NDArray[np.int64]
     total: float
     decoded: int = 0
+    lanes: NDArray[np.int64] | None = None
 
     def streams(self) -> tuple[Tensor | None, Tensor | None]:
         """RGB and flow normalised, as a network takes them."""
@@ -57,19 +58,24 @@ class DeviceBatch:
 
     def parts(self, count: int) -> list[DeviceBatch]:
         """At most so many batches, one after the other, of nearly equal size."""
+        return [self.cut(cut) for cut in self.cuts(count)]
+
+    def cuts(self, count: int) -> list[slice]:
+        """Where the batch is cut into at most so many parts."""
         ends = np.cumsum([len(part) for part in np.array_split(np.arange(len(self.labels)), count)]).tolist()
-        cuts = [slice(start, end) for start, end in pairwise([0, *ends]) if start < end]
-        return [
-            DeviceBatch(
-                rgb=None if self.rgb is None else self.rgb[cut],
-                flow=None if self.flow is None else self.flow[cut],
-                labels=self.labels[cut],
-                weights=self.weights[cut],
-                clips=self.clips[cut],
-                total=self.total,
-            )
-            for cut in cuts
-        ]
+        return [slice(start, end) for start, end in pairwise([0, *ends]) if start < end]
+
+    def cut(self, cut: slice) -> DeviceBatch:
+        """Some of the samples, in the same memory."""
+        return DeviceBatch(
+            rgb=None if self.rgb is None else self.rgb[cut],
+            flow=None if self.flow is None else self.flow[cut],
+            labels=self.labels[cut],
+            weights=self.weights[cut],
+            clips=self.clips[cut],
+            total=self.total,
+            lanes=None if self.lanes is None else self.lanes[cut],
+        )
 
 
 def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
@@ -94,6 +100,7 @@ def _moved(batch: Batch, device: torch.device, *, copied: Callable[[str, NDArray
         clips=batch.clips,
         total=batch.total,
         decoded=batch.decoded,
+        lanes=batch.lanes,
     )
 
 
@@ -165,11 +172,11 @@ def _transfer(device: torch.device) -> _Transfer:
 
 
 def normalise_rgb(rgb: Tensor) -> Tensor:
-    """Levels 0..255, uint8 (..., 3, H, W) -> float32 of about zero mean and unit deviation."""
+    """Levels 0..255, (..., 3, H, W) -> float32 of about zero mean and unit deviation."""
     levels = rgb.float()
     return (levels - levels.new_tensor(RGB_MEAN)[:, None, None]) / levels.new_tensor(RGB_STD)[:, None, None]
 
 
 def normalise_flow(flow: Tensor) -> Tensor:
-    """Coded displacements, uint8 -> float32 of the same shape, 0 where nothing moves."""
+    """Coded displacements -> float32 of the same shape, 0 where nothing moves."""
     return (flow.float() - FLOW_MEAN) / FLOW_STD

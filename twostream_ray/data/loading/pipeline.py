@@ -189,6 +189,7 @@ class SnippetLoader:
             clips=clips,
             total=float(total * views),
             encoded_flow=encoded_flow,
+            lanes=np.repeat(np.array([row.lane for row in rows], dtype=np.int64), views),
         )
         return batch, decoding
 
@@ -226,6 +227,7 @@ class SnippetLoader:
             clips=clips,
             total=empty.total,
             encoded_flow=encoded_flow,
+            lanes=zero if spare is None or spare.lanes is None else spare.lanes[:1],
         )
 
     def _decode(self, a_pass: Pass, row: Row, outs: tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]) -> bool:
