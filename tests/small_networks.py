@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from twostream_ray.models.build import Network, build_network
-from twostream_ray.models.settings import FusionConfig, ModelConfig, StResNetConfig, TowerConfig
+from twostream_ray.models.settings import Clip3dConfig, FusionConfig, ModelConfig, StResNetConfig, TowerConfig
 
 SMALL = TowerConfig(backbone="vgg_small", width=4, dropout=0)
+CLIP3D = ModelConfig(architecture="clip3d", clip3d=Clip3dConfig(network="r3d_18", width=4))
 RESNET = TowerConfig(backbone="resnet50", width=4, dropout=0)
 
 
@@ -53,6 +54,7 @@ CONFIGS = [
     residual("stfn"),
     replace(fused_model(temporal="conv3d"), freeze_below_fusion=True),
     replace(late(), head_classes=(3, 2)),
+    CLIP3D,
 ]
 
 

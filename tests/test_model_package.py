@@ -55,6 +55,14 @@ def test_a_model_carries_the_size_that_frames_are_resized_to_and_one_of_before_h
     assert load_model(tmp_path)[1].transforms == TransformConfig(crop_px=32)
 
 
+def test_a_model_of_before_there_were_video_networks_is_read(tmp_path: Path) -> None:
+    save_model(tmp_path, PACKAGE.build(pretrained=False), PACKAGE)
+    values = json.loads((tmp_path / "model.json").read_text())
+    del values["model"]["clip3d"]
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    assert load_model(tmp_path)[1] == PACKAGE
+
+
 def test_momentum_and_position_come_back(tmp_path: Path) -> None:
     network = PACKAGE.build(pretrained=False)
     optimiser = build_optimiser(network, config=TrainingConfig())

@@ -28,6 +28,7 @@ from twostream_ray.data.views import View, protocol_views
 from twostream_ray.errors import ConfigError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
+from twostream_ray.models.clip3d import Clip3dNetwork
 from twostream_ray.models.layers import LAST_POOL
 from twostream_ray.models.networks import FusedNetwork, LateNetwork, StResNet
 from twostream_ray.models.towers import Tower
@@ -232,6 +233,11 @@ def activation_layers(network: Network, wanted: Sequence[str] = ()) -> tuple[dic
 def _layers_of(network: Network) -> tuple[dict[str, str], dict[str, str]]:
     found: dict[str, str] = {}
     missing: dict[str, str] = {}
+    if isinstance(network, Clip3dNetwork):
+        missing = dict.fromkeys(("temporal", "fused"), "this network has no temporal stream")
+        if (maps := network.maps_name) is None:
+            return found, missing | {"spatial": f"{network.config.network} computes tokens, no maps"}
+        return {"spatial": maps}, missing
     for stream, is_there in (("spatial", network.needs_rgb), ("temporal", network.needs_flow)):
         if is_there:
             found[stream] = f"{stream}.{_names_of_maps(network.get_submodule(stream))[-1]}"
@@ -280,6 +286,8 @@ def class_activations(
         By layer (T, H, W) in the frame's size, in [0, 1]; 1 is the largest of the sample, all 0 where nothing speaks
         for the class.
     """
+    if not layers:
+        return {}
     streams = {name: frames.requires_grad_() for name, frames in detached(sample).items()}
     with _recorded(network, layers) as maps, torch.enable_grad():
         value = relative_logits(network, sample_of(streams), class_index=class_index)
@@ -287,9 +295,13 @@ def class_activations(
     frames = next(iter(streams.values()))
     found = {}
     for (layer, recorded), gradient in zip(maps.items(), gradients, strict=True):
-        weights = gradient.mean(dim=(2, 3), keepdim=True)
+        # Maps of a network over space and time, (1, D, T', H', W'), have fewer times than the sample.
+        weights = gradient.mean(dim=tuple(range(2, gradient.dim())), keepdim=True)
         activation = F.relu((weights * recorded).sum(dim=1, keepdim=True)).detach()
-        shown = F.interpolate(activation, size=frames.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        size, mode = frames.shape[-2:], "bilinear"
+        if activation.dim() == 5:
+            size, mode = torch.Size((frames.shape[1], *size)), "trilinear"
+        shown = F.interpolate(activation, size=size, mode=mode, align_corners=False).flatten(0, -3)
         found[layer] = (shown / shown.amax().clamp(min=torch.finfo(shown.dtype).tiny)).cpu().numpy()
     return found
 

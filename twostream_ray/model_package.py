@@ -26,8 +26,8 @@ from twostream_ray.errors import CheckpointError, ConfigError, StorageError
 from twostream_ray.heads import ClassScores, Head, class_scores, heads_of
 from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.layers import is_head
-from twostream_ray.models.settings import ModelConfig
-from twostream_ray.settings.parser import from_mapping
+from twostream_ray.models.settings import Clip3dConfig, ModelConfig
+from twostream_ray.settings.parser import from_mapping, with_missing
 from twostream_ray.storage.json_files import WORD, check, list_of, read_json, record
 
 FORMAT = 1
@@ -40,7 +40,7 @@ _LIMIT_BYTES = 64 << 20
 _MOST_NUMBERS = 4_000_000_000
 """Of all samples of a video; the papers' networks take 20 to 300 million."""
 
-_ADDED: dict[str, dict[str, Any]] = {"transforms": {"short_side_px": None}}
+_ADDED: dict[str, Any] = {"transforms": {"short_side_px": None}, "model": {"clip3d": asdict(Clip3dConfig())}}
 """Settings that files of earlier versions lack, with what these versions did."""
 
 _BLOCK = {"type": "object"}
@@ -150,7 +150,7 @@ def read_package(directory: Path) -> ModelPackage:
     if values["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {values['format']}, this version reads format {FORMAT}: train again")
     check(values, _SCHEMA, where=path, **context)
-    settings = {name: _ADDED[name] | value if name in _ADDED else value for name, value in values.items()}
+    settings = with_missing(values, _ADDED)
     del settings["format"]
     try:
         return from_mapping(ModelPackage, settings, complete=True)

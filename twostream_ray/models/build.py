@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from twostream_ray.errors import ConfigError
+from twostream_ray.models.clip3d import Clip3dNetwork, load_video_weights
 from twostream_ray.models.layers import RGB_CHANNELS
 from twostream_ray.models.networks import FusedNetwork, LateNetwork, MakeTower, Network, Stfn, StResNet
 from twostream_ray.models.settings import ModelConfig
@@ -27,12 +28,12 @@ def build_network(
         config: the model's settings.
         num_classes: K, over all data sets.
         flow_length: L, the flow fields of a snippet.
-        read_bytes: reads the safetensors files that the towers' weights name.
-        pretrained: False leaves out the towers' weights, for a network whose state is loaded next.
+        read_bytes: reads the files that the settings' weights name.
+        pretrained: False leaves out pretrained weights, for a network whose state is loaded next.
 
     Raises:
         ConfigError: config wants another number of classes than num_classes.
-        WeightsError: a tower's weights cannot be had, or do not fit.
+        WeightsError: pretrained weights cannot be had, or do not fit.
     """
     wanted = sum(config.head_classes) or config.num_classes
     if wanted not in (None, num_classes):
@@ -58,5 +59,9 @@ def build_network(
             network = StResNet(config, **towers)
         case "stfn":
             network = Stfn(config, num_classes=num_classes, **towers)
+        case "clip3d":
+            network = Clip3dNetwork(config.clip3d, num_classes=num_classes)
+            if pretrained:
+                load_video_weights(network, config=config.clip3d, read_bytes=read_bytes)
     network.head_classes = config.head_classes or (num_classes,)
     return network

@@ -128,6 +128,7 @@ def _layers(network: Network) -> list[tuple[str, str, nn.Module]]:
 
 def _record(shapes: dict[str, list[int]], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        shapes[name] = list(output.shape)
+        # Where time is an axis of its own, (N, D, T, H, W), it is shown first too.
+        shapes[name] = list(output.shape if output.dim() < 5 else output.transpose(1, 2).flatten(0, 1).shape)
 
     return hook

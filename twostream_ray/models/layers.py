@@ -27,6 +27,10 @@ LayerKind = Literal[
 """slow_batch_norm's moments move by 0.05 a step; mean_pool is over all of the maps."""
 
 RGB_CHANNELS = 3
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Of R G B in [0, 1]: with it and the deviation frames come normalised."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of R G B in [0, 1]."""
 CLASSIFIER = "fc8"
 LAST_POOL = "pool5"
 

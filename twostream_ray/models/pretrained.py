@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twostream_ray.errors import WeightsError
 from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, Backbone
+from twostream_ray.models.settings import VideoNetwork
 from twostream_ray.models.towers import ReadBytes, Tower
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -32,7 +33,7 @@ def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: 
     Raises:
         WeightsError: no weights can be read, one is missing, has another shape or holds what is no finite number.
     """
-    source = _renamed(_read_state(weights, backbone=backbone, read_bytes=read_bytes), tower)
+    source = _renamed(read_state(weights, backbone=backbone, read_bytes=read_bytes), tower)
     fitting: dict[str, Tensor] = {}
     faults: list[str] = []
     for name, target in tower.state_dict().items():
@@ -51,21 +52,27 @@ def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: 
         else:
             fitting[name] = values
     if faults:
-        raise WeightsError(_misfit(faults, source, weights=weights, backbone=backbone))
+        raise WeightsError(misfit(faults, source, weights=weights, backbone=backbone))
     for name, target in tower.state_dict().items():
         if name in fitting:
             target.copy_(fitting[name])
 
 
 def published_weights(backbone: str) -> tuple[str, str]:
-    """Where torchvision publishes the weights `imagenet`: URL, and the first digits of the file's sha256."""
-    import torchvision  # only here: a registered model runs without it
-
-    url = str(torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.url)
+    """Where torchvision publishes a network's weights: URL, and the first digits of the file's sha256."""
+    url = str(_published(backbone).url)
     match = re.search(r"-([0-9a-f]{8,})\.pth$", url)
     if match is None:
         raise WeightsError(f"{url} does not name its sha256, as torchvision's files do: use another torchvision")
     return url, match[1]
+
+
+def _published(backbone: str) -> Any:
+    """The entry in torchvision of the weights `imagenet` or, for a network over video, `kinetics400`."""
+    import torchvision  # only here: a registered model of towers runs without it
+
+    known = torchvision.models.get_model_weights(backbone)
+    return known.KINETICS400_V1 if backbone in get_args(VideoNetwork) else known.IMAGENET1K_V1
 
 
 def _adapted(values: Tensor, target: Tensor, *, first: bool) -> Tensor:
@@ -80,8 +87,8 @@ def _adapted(values: Tensor, target: Tensor, *, first: bool) -> Tensor:
     return values
 
 
-def _misfit(faults: Sequence[str], source: Mapping[str, Tensor], *, weights: str, backbone: Backbone) -> str:
-    """What a tower wants that a file does not have, names and shapes of both, in one line."""
+def misfit(faults: Sequence[str], source: Mapping[str, Tensor], *, weights: str, backbone: str) -> str:
+    """What a network wants that a file does not have, names and shapes of both, in one line."""
     more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     held = ", ".join(f"{name[:80]} {tuple(values.shape)}" for name, values in sorted(source.items())[:_SHOWN])
     return (
@@ -91,16 +98,24 @@ def _misfit(faults: Sequence[str], source: Mapping[str, Tensor], *, weights: str
     )
 
 
-def _read_state(weights: str, *, backbone: Backbone, read_bytes: ReadBytes | None) -> dict[str, Tensor]:
-    if weights == "imagenet":
-        import torchvision  # only here: a registered model runs without it
+def read_state(weights: str, *, backbone: str, read_bytes: ReadBytes | None) -> dict[str, Tensor]:
+    """A state dict by the names that its file has, whatever the precision; nothing in the file is run.
 
-        known = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
+    Args:
+        weights: imagenet or kinetics400 (torchvision's), or the path or URI of a .safetensors or .pth file.
+        backbone: whose weights.
+        read_bytes: reads the file.
+
+    Raises:
+        WeightsError: no weights can be read.
+    """
+    if weights in ("imagenet", "kinetics400"):
+        known = _published(backbone)
         try:
-            return known.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            return dict(known.get_state_dict(progress=False, check_hash=True, weights_only=True))
         except (OSError, RuntimeError) as error:
             raise WeightsError(
-                f"weights=imagenet wants {known.url}, which could not be downloaded ({error}): fetch it once by "
+                f"weights={weights} wants {known.url}, which could not be downloaded ({error}): fetch it once by "
                 f"`twostream weights fetch {backbone} --to DIRECTORY` and give its path or URI as weights, or put "
                 f"the file into {torch.hub.get_dir()}/checkpoints"
             ) from error

@@ -10,12 +10,13 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, Backbone, counterpart, layer_specs
 from twostream_ray.settings.bounds import require_within
 
-Architecture = Literal["late", "fused", "st_resnet", "stfn"]
+Architecture = Literal["late", "fused", "st_resnet", "stfn", "clip3d"]
 Streams = Literal["both", "spatial", "temporal"]
 Method = Literal["sum", "max", "concat", "conv", "bilinear"]
 TemporalFusion = Literal["pool2d", "pool3d", "conv3d"]
 Initialisation = Literal["identity", "official", "gaussian"]
 Injection = Literal["add", "multiply"]
+VideoNetwork = Literal["r2plus1d_18", "r3d_18", "mc3_18", "mvit_v2_s"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +118,41 @@ class StfnConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clip3dConfig:
+    """A network over the RGB frames of a sample alone, torchvision's: what flow adds is seen against it."""
+
+    network: VideoNetwork = "r2plus1d_18"
+    """r2plus1d_18, r3d_18 and mc3_18 (Tran et al. 2018) take any number and size of frames; mvit_v2_s (Li et al. 2022)
+    16 snippets of 224 px."""
+    weights: str | None = None
+    """Where it starts: None at random, "kinetics400" at torchvision's weights, else the path or URI of a state dict
+    (.safetensors, or .pth read without running code)."""
+    width: int | None = None
+    """Feature maps of the first stage, all others in proportion; None is the paper's width, 64. Not of mvit_v2_s."""
+
+    def __post_init__(self) -> None:
+        if self.network not in get_args(VideoNetwork):
+            raise ConfigError(
+                f"clip3d.network must be one of {', '.join(get_args(VideoNetwork))}, got {self.network!r}"
+            )
+        require_within(self, "clip3d.", width="[1, 4_096]")
+        if self.width is not None and self.network == "mvit_v2_s":
+            raise ConfigError(f"clip3d.width is of the residual networks, got {self.width} for mvit_v2_s: leave it out")
+        if self.width is not None and self.weights == "kinetics400":
+            raise ConfigError(
+                f"clip3d.weights=kinetics400 needs the full width, got clip3d.width={self.width}: leave width out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A network of the two-stream family."""
+    """A network of the two-stream family, or one over RGB frames alone to compare it with."""
 
     architecture: Architecture = "fused"
-    """late (scores are averaged), fused (feature maps are), st_resnet (motion enters residual units), stfn."""
+    """late (scores are averaged), fused (feature maps are), st_resnet (motion enters residual units), stfn; clip3d (a
+    network over the RGB frames alone)."""
     streams: Streams = "both"
-    """both towers, or one alone; one alone goes with architecture late."""
+    """both towers, or one alone; one alone goes with architecture late. clip3d does not read it."""
     spatial: TowerConfig = field(default_factory=TowerConfig)
     """The tower that sees RGB frames."""
     temporal: TowerConfig = field(default_factory=TowerConfig)
@@ -134,6 +163,8 @@ class ModelConfig:
     """Read by architecture st_resnet alone."""
     stfn: StfnConfig = field(default_factory=StfnConfig)
     """Read by architecture stfn alone."""
+    clip3d: Clip3dConfig = field(default_factory=Clip3dConfig)
+    """Read by architecture clip3d alone, which reads neither towers nor fusion."""
     keep_temporal_tower: bool = True
     """Run a fused network's temporal tower to its own scores and loss; False ends it at the last fusion layer."""
     freeze_below_fusion: bool = False
@@ -147,6 +178,24 @@ class ModelConfig:
     def averages(self) -> Literal["logits", "probabilities"]:
         """What is averaged over towers and views: softmax scores in late fusion (S&Z 2014), logits elsewhere."""
         return "probabilities" if self.architecture == "late" else "logits"
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """The image or video networks that it is made of: one a stream."""
+        if self.architecture == "clip3d":
+            return (self.clip3d.network,)
+        towers = {"spatial": self.spatial, "temporal": self.temporal}
+        return tuple(tower.backbone for stream, tower in towers.items() if self.streams in ("both", stream))
+
+    @property
+    def reads_flow(self) -> bool:
+        """Whether it looks at optical flow."""
+        return self.architecture != "clip3d" and self.streams != "spatial"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions, beside torch, whose code it runs once it is trained."""
+        return ("torchvision",) if self.architecture == "clip3d" else ()
 
     def __post_init__(self) -> None:
         for key, value, valid in (

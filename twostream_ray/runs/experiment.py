@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any, TypeVar
 
 from twostream_ray import storage
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.settings import ModelConfig, TowerConfig
+from twostream_ray.models.settings import Clip3dConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.stages import StagesConfig
 from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.bounds import require_within
 from twostream_ray.settings.names import require_name
+from twostream_ray.settings.parser import with_missing
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.settings import CHOSEN_BY_DEVICE, TrainingConfig
 
@@ -74,10 +76,10 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         require_name(self.name, setting="name")
         require_within(self, seed="[0, 9_223_372_036_854_775_807]")
-        if self.stages.enabled and self.model.architecture == "late":
+        if self.stages.enabled and self.model.architecture in ("late", "clip3d"):
             raise ConfigError(
                 "stages.enabled trains each stream alone and then the network that fuses them: it wants "
-                "model.architecture fused, st_resnet or stfn, got late"
+                f"model.architecture fused, st_resnet or stfn, got {self.model.architecture}"
             )
         if self.stages.enabled and self.init is not None:
             raise ConfigError(
@@ -107,13 +109,14 @@ def refuse_dry_run(config: ExperimentConfig) -> None:
 
 
 _Experiment = TypeVar("_Experiment", bound=ExperimentConfig)
+_Weighted = TypeVar("_Weighted", TowerConfig, Clip3dConfig)
 
 
 def with_absolute_uris(config: _Experiment) -> _Experiment:
     """The same settings for processes that run in other directories than this one."""
 
-    def tower(one: TowerConfig) -> TowerConfig:
-        named = one.weights not in (None, "imagenet")
+    def weights_of(one: _Weighted) -> _Weighted:
+        named = one.weights not in (None, "imagenet", "kinetics400")
         return replace(one, weights=storage.absolute(str(one.weights))) if named else one
 
     def directory(path: str | None) -> str | None:
@@ -129,7 +132,12 @@ def with_absolute_uris(config: _Experiment) -> _Experiment:
             cache=directory(data.cache),
             sample_cache=directory(data.sample_cache),
         ),
-        model=replace(model, spatial=tower(model.spatial), temporal=tower(model.temporal)),
+        model=replace(
+            model,
+            spatial=weights_of(model.spatial),
+            temporal=weights_of(model.temporal),
+            clip3d=weights_of(model.clip3d),
+        ),
         tracking=replace(config.tracking, uri=config.tracking.resolved_uri()),
         storage=storage.absolute(config.storage),
     )
@@ -147,6 +155,17 @@ def keeping_device_settings(config: _Experiment, before: Mapping[str, Any]) -> _
     return replace(config, training=replace(config.training, **kept)) if kept else config
 
 
+@cache
+def _defaults() -> dict[str, dict[str, Any]]:
+    """Settings that have defaults, by block, in JSON's types."""
+    blocks = {
+        "data": asdict(DataConfig(shards="-")),
+        "model": asdict(ModelConfig()),
+        "training": asdict(TrainingConfig()),
+    }
+    return dict(json.loads(json.dumps(blocks)))
+
+
 def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
     """The settings that a resumed run must share, in JSON's types.
 
@@ -156,7 +175,15 @@ def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def without_free_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run without those that a resumed one may have otherwise; earlier versions wrote more down."""
+    """The settings of a run without those that a resumed one may have otherwise.
+
+    Earlier versions wrote down more of these, and lack settings that came later, whose defaults are what they did.
+    """
+    values = values | {
+        block: with_missing(values[block], defaults)
+        for block, defaults in _defaults().items()
+        if isinstance(values.get(block), dict)
+    }
     data = values.get("data", {})
     fixed = {name: value for name, value in values.items() if name not in _OF_THE_CALL}
     # Which data they are is asked of their manifest.

@@ -1,4 +1,4 @@
-"""Download of pretrained weights (torchvision's, ImageNet): once, checked, to where every node reads them."""
+"""Download of torchvision's pretrained weights (ImageNet, Kinetics-400): once, checked, to where all nodes read."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from twostream_ray import storage
 from twostream_ray.errors import ConfigError, StorageError, WeightsError
+from twostream_ray.models.settings import VideoNetwork
 from twostream_ray.storage.temporary_folders import temporary_folder
 
-PUBLISHED = ("vgg16", "resnet50")
-"""Backbones whose weights torchvision publishes."""
+PUBLISHED = ("vgg16", "resnet50", *get_args(VideoNetwork))
+"""Networks whose weights torchvision publishes."""
 
 _PART_BYTES = 1 << 20
 _SILENCE_S = 30.0
@@ -30,7 +32,8 @@ class FetchConfig:
     """
 
     backbone: str
-    """Whose weights: vgg16 or resnet50, as torchvision trained them on ImageNet."""
+    """Whose weights: vgg16 or resnet50, as torchvision trained them on ImageNet; or a network of model.clip3d, on
+    Kinetics-400."""
 
     to: str
     """Directory or s3:// prefix for the file."""
@@ -39,13 +42,17 @@ class FetchConfig:
         if self.backbone not in PUBLISHED:
             raise ConfigError(f"weights are published for {', '.join(PUBLISHED)}, got {self.backbone!r}")
 
+    def parts(self) -> tuple[str, ...]:
+        """The parts of a model that may start from them."""
+        return ("clip3d",) if self.backbone in get_args(VideoNetwork) else ("spatial", "temporal")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FetchedWeights:
     """A file of weights that every node can read."""
 
     uri: str
-    """What to give as model.spatial.weights."""
+    """What to give as model.spatial.weights, or as model.clip3d.weights."""
     num_bytes: int
     """Its size."""
     was_there: bool

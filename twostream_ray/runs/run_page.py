@@ -94,14 +94,16 @@ def _without_secrets(value: Any, name: str, left_out: list[str]) -> Any:
 def network_summary(config: ExperimentConfig, *, parameters: int) -> str:
     """The network in a sentence."""
     model = config.model
-    if model.streams != "both":
+    if model.architecture == "clip3d":
+        body = "RGB frames alone, no flow"
+    elif model.streams != "both":
         body = f"{model.streams} stream alone"
     elif model.architecture == "fused":
         where = ", ".join(model.fusion.layers)
         body = f"two streams, {model.fusion.method} fusion at {where}, {model.fusion.temporal} over time"
     else:
         body = f"two streams, {model.architecture}"
-    return f"{body}; {model.spatial.backbone} and {model.temporal.backbone}; {parameters:,} parameters"
+    return f"{body}; {' and '.join(model.backbones)}; {parameters:,} parameters"
 
 
 def data_summary(shard_set: ShardSet) -> str:

@@ -119,6 +119,17 @@ def from_mapping(kind: type[Settings], values: Mapping[str, Any], *, complete: b
         raise ConfigError(_explained(error, parser)) from None
 
 
+def with_missing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with those of `defaults` that they lack, in the blocks that they have."""
+    found = dict(values)
+    for name, default in defaults.items():
+        if name not in found:
+            found[name] = default
+        elif isinstance(default, Mapping) and isinstance(found[name], Mapping):
+            found[name] = with_missing(found[name], default)
+    return found
+
+
 def dotted(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted names; lists stay values."""
     if not isinstance(values, Mapping):

@@ -63,6 +63,7 @@ def register(
     flow_contract: Mapping[str, object],
     lineage: Mapping[str, str],
     limits: Mapping[str, object] | None = None,
+    libraries: Sequence[str] = (),
 ) -> int:
     """Log the model with its run and register a version of it; returns the version's number.
 
@@ -83,6 +84,7 @@ def register(
         flow_contract: settings of the flow that the network sees, for the model card.
         lineage: tags as from `lineage_tags`.
         limits: what a video may have, which whoever loads the model may set otherwise (`model_config`).
+        libraries: distributions that the network takes beside what every model does.
 
     Raises:
         RegistryError: the folder is not a model, the run was not recorded, or MLflow does not answer.
@@ -106,7 +108,16 @@ def register(
         way_out="the run keeps its checkpoint: run the same command again once MLflow is back, which registers it",
     ):
         client = client_for(handle.tracking_uri)
-        logged = _log_model(client, handle, package, entry=entry, code=code, name=name, limits=limits or {})
+        logged = _log_model(
+            client,
+            handle,
+            package,
+            entry=entry,
+            code=code,
+            name=name,
+            limits=limits or {},
+            requirements=serving_requirements(libraries),
+        )
         return _create_version(client, handle.run_id, logged, name=name, tags=tags, description=description)
 
 
@@ -124,10 +135,14 @@ def record_measurement(name: str, version: int, measurement: Measurement, *, con
             client.set_model_version_tag(name, str(version), key, value)
 
 
-def serving_requirements() -> list[str]:
-    """Exact pip requirements of a registered model, from what is installed here."""
+def serving_requirements(libraries: Sequence[str] = ()) -> list[str]:
+    """Exact pip requirements of a registered model, from what is installed here.
+
+    Args:
+        libraries: distributions that its network takes beside what every model does.
+    """
     pinned = []
-    for distribution in _SERVING:
+    for distribution in (*_SERVING, *libraries):
         version = importlib.metadata.version(distribution.partition("[")[0])
         # A local build such as 2.13.0+cpu is on no index.
         pinned.append(f"{distribution}=={version.partition('+')[0]}")
@@ -165,6 +180,7 @@ def _log_model(
     code: Mapping[str, Path],
     name: str,
     limits: Mapping[str, object],
+    requirements: list[str],
 ) -> tuple[str, str]:
     """Log the model with the run, without MLflow's global state; returns its id and the URI of its files."""
     with loading_mlflow():
@@ -189,7 +205,7 @@ def _log_model(
                 # URIs, as MLflow decodes what it is given here.
                 artifacts={role: (package / file).absolute().as_uri() for role, file in _ARTIFACTS.items()},
                 code_paths=[str(top) for top in sorted(copied.iterdir())],
-                pip_requirements=serving_requirements(),
+                pip_requirements=requirements,
                 signature=_signature(),
                 model_config={"device": "cpu", **limits},
                 mlflow_model=Model(

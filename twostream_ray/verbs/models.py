@@ -276,8 +276,8 @@ def fetch_weights(arguments: list[str]) -> int:
     console.print(
         f"{config.backbone}'s weights {there}, {fetched.num_bytes:,} bytes with the published sha256:", markup=False
     )
-    console.print(f"  --model.spatial.weights {fetched.uri}", markup=False, soft_wrap=True)
-    console.print(f"  --model.temporal.weights {fetched.uri}", markup=False, soft_wrap=True)
+    for part in config.parts():
+        console.print(f"  --model.{part}.weights {fetched.uri}", markup=False, soft_wrap=True)
     return 0
 
 

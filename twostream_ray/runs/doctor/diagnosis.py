@@ -194,7 +194,7 @@ def _look_at_nodes(config: DoctorConfig, shard_set: ShardSet | None, checks: lis
         versions=versions(),
         shared=private_folder() is None,
         cache_bytes=config.data.cache_gb * 1e9 if config.data.cache is not None else 0.0,
-        decodes_on_gpu=config.data.decode_at in ("auto", "device") and config.model.streams != "spatial",
+        decodes_on_gpu=config.data.decode_at in ("auto", "device") and config.model.reads_flow,
         compiles=config.training.compile in ("auto", True),
     )
     checks += checks_of_nodes(nodes, wanted)

@@ -286,6 +286,7 @@ def _register(
         flow_contract=package.contract.to_dict(),
         lineage=package.lineage,
         limits=asdict(VideoLimits()),
+        libraries=package.model.libraries,
     )
     verdict = compete(evaluation_config, shard_set, name=name, version=version, run=trained.run)
     return Published(evaluation=evaluation, name=name, version=version, verdict=verdict.reason)

@@ -20,6 +20,7 @@ TrialSettings = dict[str, Any]
 _NOT_TO_BE_SEARCHED = ("name", "storage", "data.shards", "data.validation_", "tracking.", "workers.")
 _SPLIT = "_split"
 
+_OF_TOWERS = ("late", "fused", "st_resnet", "stfn")
 _READ_WHEN: dict[str, dict[str, tuple[Any, ...]]] = {
     "model.fusion.method": {"model.architecture": ("fused", "stfn")},
     "model.fusion.layers": {"model.architecture": ("fused",)},
@@ -31,6 +32,9 @@ _READ_WHEN: dict[str, dict[str, tuple[Any, ...]]] = {
     "model.streams": {"model.architecture": ("late",)},
     "model.st_resnet.": {"model.architecture": ("st_resnet",)},
     "model.stfn.": {"model.architecture": ("stfn",)},
+    "model.clip3d.": {"model.architecture": ("clip3d",)},
+    "model.spatial.": {"model.architecture": _OF_TOWERS},
+    "model.temporal.": {"model.architecture": _OF_TOWERS},
 }
 """Beginning of a setting's name -> what others must be for a network to read it (models.settings.ModelConfig)."""
 
@@ -46,7 +50,7 @@ def _pools_over_time(values: Mapping[str, Any]) -> bool:
 def _two_losses(values: Mapping[str, Any]) -> bool:
     if values["model.architecture"] == "fused":
         return bool(values["model.keep_temporal_tower"])
-    return values["model.streams"] == "both" and values["model.architecture"] != "stfn"
+    return values["model.streams"] == "both" and values["model.architecture"] not in ("stfn", "clip3d")
 
 
 _READ_IF: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], bool]]] = {

@@ -55,16 +55,13 @@ def plan_training(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunF
         f"{len(shard_set.split(split)):,} {what} ({split})" for what, split in splits.items() if split is not None
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    towers = {"spatial": [model.spatial.backbone], "temporal": [model.temporal.backbone]}.get(
-        model.streams, [model.spatial.backbone, model.temporal.backbone]
-    )
     address = cluster_address()
     gpus = torch.cuda.device_count() if address is None else 0
     workers = config.workers.most_workers(gpus=gpus)
     rows = (
         ("run", f"{config.name}, in {folder.uri}"),
         ("data", f"{data.shards}: {clips}; {len(shard_set.classes)} classes"),
-        ("network", f"{model.architecture}, {' and '.join(towers)}: {parameters:,} parameters"),
+        ("network", f"{model.architecture}, {' and '.join(model.backbones)}: {parameters:,} parameters"),
         ("steps", f"{training.epochs} epochs of {steps:,} steps of {training.global_batch} clips"),
         ("workers", _workers(config, workers=workers, gpus=gpus, joined=address is not None)),
         ("memory", _memory(config, shard_set, workers=workers, gpus=gpus)),

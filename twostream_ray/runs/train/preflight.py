@@ -145,8 +145,10 @@ def require_weights(model: ModelConfig) -> None:
     """
     for stream in ("spatial", "temporal"):
         weights = getattr(model, stream).weights
-        if weights not in (None, "imagenet") and model.streams in ("both", stream):
+        if weights not in (None, "imagenet") and model.architecture != "clip3d" and model.streams in ("both", stream):
             _require_weights_file(str(weights), setting=f"model.{stream}.weights")
+    if model.architecture == "clip3d" and model.clip3d.weights not in (None, "kinetics400"):
+        _require_weights_file(str(model.clip3d.weights), setting="model.clip3d.weights")
 
 
 def _require_weights_file(uri: str, *, setting: str) -> None:

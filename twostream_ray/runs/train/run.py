@@ -276,9 +276,11 @@ def require_fitting_weights(package: ModelPackage) -> None:
         replace(tower, weights=None) if tower.weights == "imagenet" else tower
         for tower in (model.spatial, model.temporal)
     )
-    if spatial.weights is not None or temporal.weights is not None:
+    video = replace(model.clip3d, weights=None) if model.clip3d.weights == "kinetics400" else model.clip3d
+    if any(one.weights is not None for one in (spatial, temporal, video)):
+        files_only = replace(model, spatial=spatial, temporal=temporal, clip3d=video)
         with torch.device("meta"):
-            replace(package, model=replace(model, spatial=spatial, temporal=temporal)).build(pretrained=True)
+            replace(package, model=files_only).build(pretrained=True)
 
 
 def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:
@@ -318,9 +320,11 @@ def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
             torch.empty(1, sampling.num_snippets, 2 * sampling.flow_length, size, size),
         )
     except (RuntimeError, ConfigError) as error:
+        if config.model.architecture == "clip3d" and isinstance(error, ConfigError):
+            raise
         raise ConfigError(
-            f"data.transforms.crop_px={size} is too small for {config.model.spatial.backbone} and "
-            f"{config.model.temporal.backbone} ({' '.join(str(error).split())[:160]}): the papers' towers "
+            f"data.transforms.crop_px={size} is too small for {' and '.join(config.model.backbones)} "
+            f"({' '.join(str(error).split())[:160]}): the papers' towers "
             "take 224 px, vgg_small takes any size"
         ) from None
 
