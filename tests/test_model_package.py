@@ -78,35 +78,50 @@ def test_momentum_and_position_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_the_step_after_a_resume_is_the_one_without_it_in_either_memory_format(
-    tmp_path: Path, channels_last: bool
+    tmp_path: Path, optimiser: Any, channels_last: bool
 ) -> None:
-    config = TrainingConfig(channels_last=channels_last, precision="float32", compile=False)
+    config = TrainingConfig(
+        optimiser=optimiser, layer_decay=0.8, channels_last=channels_last, precision="float32", compile=False
+    )
 
     def started() -> tuple[Network, torch.optim.Optimizer]:
         torch.manual_seed(0)
         network = prepared(PACKAGE.build(pretrained=False), config=config, device=torch.device("cpu"))
         return network, build_optimiser(network, config=config)
 
-    def step(network: Network, optimiser: torch.optim.Optimizer, seed: int) -> None:
+    def step(network: Network, update: torch.optim.Optimizer, seed: int) -> None:
         torch.manual_seed(seed)
-        optimiser.zero_grad()
+        update.zero_grad()
         outputs = network(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 8, 32, 32))
         sum(logits.square().sum() for logits in outputs.values()).backward()  # type: ignore[union-attr]
-        optimiser.step()
+        update.step()
 
-    network, optimiser = started()
+    network, update = started()
     for seed in range(2):
-        step(network, optimiser, seed)
+        step(network, update, seed)
     save_model(tmp_path, network, PACKAGE)
-    save_state(tmp_path, optimiser, {"history": [], "step": 0})
-    resumed, its_optimiser = started()
+    save_state(tmp_path, update, {"history": [], "step": 0})
+    resumed, its_update = started()
     load_weights(resumed, tmp_path)
-    load_state(tmp_path, its_optimiser)
-    for each in ((network, optimiser), (resumed, its_optimiser)):
+    load_state(tmp_path, its_update)
+    for each in ((network, update), (resumed, its_update)):
         step(*each, 2)
     for name, weight in network.named_parameters():
         torch.testing.assert_close(resumed.get_parameter(name), weight, rtol=0, atol=0, msg=name)
+
+
+def test_the_state_of_another_optimiser_is_refused(tmp_path: Path) -> None:
+    network = PACKAGE.build(pretrained=False)
+    sgd, adamw = (build_optimiser(network, config=TrainingConfig(optimiser=one)) for one in ("sgd", "adamw"))
+    outputs = network(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 8, 32, 32))
+    sum(logits.sum() for logits in outputs.values()).backward()  # type: ignore[union-attr]
+    for optimiser, other in ((sgd, adamw), (adamw, sgd)):
+        optimiser.step()
+        save_state(tmp_path, optimiser, {"history": [], "step": 0})
+        with pytest.raises(CheckpointError, match=rf"{type(other).__name__} keeps .*: delete this checkpoint"):
+            load_state(tmp_path, other)
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

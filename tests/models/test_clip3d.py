@@ -143,3 +143,17 @@ def test_a_video_network_is_described_by_its_stages_with_time_first() -> None:
 def test_activation_checkpointing_is_refused() -> None:
     with pytest.raises(ConfigError, match="is of the streams' towers, got r3d_18"):
         built(CLIP3D).checkpoint_activations()
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("r3d_18", 4), ("mvit_v2_s", 16)])
+def test_layer_decay_counts_the_stages_of_a_video_network_and_relative_positions_do_not_decay(
+    name: str, blocks: int
+) -> None:
+    network = on_meta(model(name))
+    groups = network.parameter_groups(lr=1.0, weight_decay=0.1, bias_lr_factor=1.0, layer_decay=0.5)
+    found = {id(one): (group["lr"], group["weight_decay"]) for group in groups for one in group["params"]}
+    assert found[id(network.get_parameter("classifier.weight"))] == (1.0, 0.1)
+    assert min(rate for rate, _ in found.values()) == 0.5 ** (blocks + 1)
+    for parameter, values in network.named_parameters():
+        decays = parameter.endswith(".weight") and values.dim() > 1
+        assert found[id(values)][1] == (0.1 if decays else 0.0), parameter

@@ -109,7 +109,7 @@ def test_biases_learn_twice_as_fast_and_only_weights_decay(config: ModelConfig) 
     assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
         "weights": (0.1, 5e-4),
         "biases": (0.2, 0.0),
-        "norm shifts": (0.1, 0.0),
+        "without decay": (0.1, 0.0),
     }
     assert all(parameter.dim() > 1 for parameter in groups["weights"]["params"])
     grouped = [id(parameter) for group in groups.values() for parameter in group["params"]]

@@ -418,6 +418,19 @@ def test_what_has_learnt_nothing_binds_its_name_to_nothing(tmp_path: Path) -> No
     assert not folder.is_another(fixed_settings(other), now)
 
 
+def test_a_setting_that_a_run_s_version_did_not_have_had_its_default(tmp_path: Path) -> None:
+    config = experiment(tmp_path)
+    folder = RunFolder.of(config)
+    written = fixed_settings(config)
+    del written["training"]["optimiser"], written["model"]["temporal"]["frozen_through"], written["init"]
+    storage.write_json(folder.settings, written)
+    with_checkpoint(tmp_path / "runs/run")
+    assert folder.begun_with(fixed_settings(config))
+    other = replace(config, training=replace(config.training, optimiser="adamw"))
+    with pytest.raises(ConfigError, match=r"started with training\.optimiser=sgd, now training\.optimiser=adamw"):
+        folder.begun_with(fixed_settings(other))
+
+
 def test_a_search_none_of_whose_trials_has_ended_an_epoch_binds_its_name_to_nothing(tmp_path: Path) -> None:
     from twostream_ray.runs.search.search import Search
 

@@ -1,6 +1,9 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
@@ -63,6 +66,76 @@ def test_biases_keep_twice_the_rate_and_no_decay_through_the_schedule() -> None:
     bias, weight = network.spatial.conv1.bias, network.spatial.conv1.weight  # type: ignore[union-attr]
     assert (by_parameter[id(bias)]["lr"], by_parameter[id(bias)]["weight_decay"]) == (pytest.approx(0.1), 0)
     assert (by_parameter[id(weight)]["lr"], by_parameter[id(weight)]["weight_decay"]) == (pytest.approx(0.05), 0.01)
+
+
+def papers_sgd(network: Network, *, lr: float, weight_decay: float, momentum: float) -> torch.optim.SGD:
+    """The papers' rules written out: biases and scales at twice the rate, decay on weights alone."""
+    named = list(network.named_parameters())
+    shifts = [one for name, one in named if name.endswith("bias") and ".bn" in name]
+    biases = [one for name, one in named if (name.endswith("bias") and ".bn" not in name) or name.endswith("bn.weight")]
+    scales = [one for name, one in named if name.endswith("weight") and ".bn" in name]
+    weights = [one for name, one in named if name.endswith("weight") and ".bn" not in name]
+    groups = [
+        {"params": weights, "lr": lr, "weight_decay": weight_decay},
+        {"params": biases + scales, "lr": 2 * lr, "weight_decay": 0.0},
+        {"params": shifts, "lr": lr, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, momentum=momentum, fused=True)
+
+
+def learnt(network: Network, optimiser: torch.optim.Optimizer, *, steps: int = 3) -> dict[str, Tensor]:
+    """Weights after so many steps on noise."""
+    for seed in range(steps):
+        torch.manual_seed(seed)
+        outputs = network(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 4, 32, 32))
+        optimiser.zero_grad()
+        sum(F.cross_entropy(logits, torch.tensor([0, 1])) for logits in outputs.values()).backward()  # type: ignore[union-attr]
+        optimiser.step()
+    return dict(network.named_parameters())
+
+
+def test_sgd_is_the_papers_to_the_last_bit() -> None:
+    config = TrainingConfig(learning_rate=0.05, weight_decay=0.01, momentum=0.9)
+    torch.manual_seed(0)
+    network = small_network()
+    written_out = copy.deepcopy(network)
+    weights = learnt(network, build_optimiser(network, config=config))
+    expected = learnt(written_out, papers_sgd(written_out, lr=0.05, weight_decay=0.01, momentum=0.9))
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0, msg=name)
+
+
+def test_adamw_is_torch_s_with_decay_on_weights_alone_and_one_rate() -> None:
+    config = TrainingConfig(optimiser="adamw", learning_rate=0.01, weight_decay=0.1)
+    torch.manual_seed(0)
+    network = small_network()
+    other = copy.deepcopy(network)
+    decaying = [one for one in other.parameters() if one.dim() > 1]
+    rest = [one for one in other.parameters() if one.dim() < 2]
+    groups = [{"params": decaying, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    weights = learnt(network, build_optimiser(network, config=config))
+    expected = learnt(other, torch.optim.AdamW(groups, lr=0.01, fused=True))
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0, msg=name)
+
+
+def test_layers_keep_their_share_of_the_rate_through_the_schedule() -> None:
+    network = small_network()
+    optimiser = build_optimiser(network, config=TrainingConfig(optimiser="adamw", learning_rate=0.1, layer_decay=0.5))
+    set_learning_rate(optimiser, 0.02)
+    rate = {id(one): group["lr"] for group in optimiser.param_groups for one in group["params"]}
+    tower = network.spatial
+    assert rate[id(tower.fc8.weight)] == pytest.approx(0.02)  # type: ignore[union-attr]
+    assert rate[id(tower.conv1.weight)] == rate[id(tower.bn1.bias)] == pytest.approx(0.02 / 16)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("optimiser", "adam"), ("schedule", "linear"), ("class_weights", "even"), ("on_nonfinite", "wait")],
+)
+def test_a_choice_that_there_is_not_is_refused_by_name(setting: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.{setting} must be one of .*, got '{value}'"):
+        TrainingConfig(**{setting: value})
 
 
 def test_padding_counts_in_no_loss() -> None:

@@ -36,9 +36,10 @@ def test_what_saves_memory_is_seen_to_save_it() -> None:
     assert taken(32, precision="bfloat16").peak < 0.9 * plain.peak
 
 
-def test_state_is_weights_gradients_and_momentum_and_what_is_wanted_beside_them() -> None:
+def test_state_is_weights_gradients_and_moments_and_what_is_wanted_beside_them() -> None:
     plain = taken()
     assert plain.state == pytest.approx(3 * plain.gradients, rel=0.05)
+    assert taken(optimiser="adamw").state == pytest.approx(plain.state + plain.gradients, rel=0.01)
     assert taken(average_decay=0.9).state == pytest.approx(plain.state + plain.gradients, rel=0.05)
     assert taken(workers=2).state == plain.state + plain.gradients
 

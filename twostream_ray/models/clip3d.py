@@ -67,6 +67,7 @@ class Clip3dNetwork(Network):
             dropout, self.classifier = whole.head
             whole.head = dropout
             self.video: nn.Module = whole
+            self.undecayed = frozenset(name for name, _ in self.named_parameters() if ".rel_pos_" in name)
         else:
             mean, std = _RESNET_NORMALISATION
             if config.width is not None:
@@ -88,6 +89,13 @@ class Clip3dNetwork(Network):
         if features.dim() == 5:
             features = features.mean(dim=(2, 3, 4))
         return {"spatial": self.classifier(features)}
+
+    def layer_chains(self) -> list[list[nn.Module]]:
+        """Stem, stages or blocks, and classifier."""
+        video: Any = self.video
+        is_resnet = isinstance(video, nn.Sequential)
+        layers = list(video) if is_resnet else [video.conv_proj, video.pos_encoding, *video.blocks, video.norm]
+        return [[*layers, self.classifier]]
 
     @property
     def maps_name(self) -> str | None:

@@ -4,7 +4,7 @@ late: Simonyan and Zisserman 2014. fused: Feichtenhofer, Pinz and Zisserman 2016
 Pinz and Wildes 2016, after its official code. stfn: Cho and Foroosh 2018, of which only the abstract is public.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.fusion import ConcatFusion, build_fusion, mixing_matrix
-from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, counterpart
+from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, counterpart, is_head
+from twostream_ray.models.parameter_groups import parameter_groups
 from twostream_ray.models.settings import FusionConfig, ModelConfig, feature_layer, layer_channels
 from twostream_ray.models.temporal import ResidualInception, TimeConv, TimeMaxPool, TimeResidualUnit, mean_scores
 from twostream_ray.models.towers import Bottleneck, FullyConnected, Tower
@@ -36,6 +37,8 @@ class Network(nn.Module):
     """Whether forward wants RGB frames."""
     needs_flow: bool = True
     """Whether forward wants stacks of flow."""
+    undecayed: Set[str] = frozenset()
+    """As a tower's, where there are none."""
     head_classes: tuple[int, ...]
     """Classes of each data set; they add up to K."""
 
@@ -58,30 +61,38 @@ class Network(nn.Module):
         """Logits (N, K) as one (N, K_i) for each data set of multi-task training."""
         return logits.split(self.head_classes, dim=1)
 
-    def parameter_groups(self, *, lr: float, weight_decay: float, bias_lr_factor: float = 2.0) -> list[dict[str, Any]]:
-        """Parameter groups of an optimiser, of what learns (the official codes of both 2016 papers).
+    def parameter_groups(
+        self, *, lr: float, weight_decay: float, bias_lr_factor: float = 2.0, layer_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Parameter groups of an optimiser, of what learns: `models.parameter_groups` says which.
 
-        Weights learn at lr with decay, biases at bias_lr_factor times lr without; batch norm has no decay, and its
-        scales learn as fast as biases do, its shifts at lr. Frozen parameters are in no group.
+        Raises:
+            ConfigError: layer_decay was wanted of a network that is no chain of layers.
         """
-        weights, biases, shifts = [], [], []
-        for module in self.modules():
-            is_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-            for name, parameter in module.named_parameters(recurse=False):
-                if not parameter.requires_grad:
-                    continue
-                if is_norm and name == "bias":
-                    shifts.append(parameter)
-                elif is_norm or name == "bias":
-                    biases.append(parameter)
-                else:
-                    weights.append(parameter)
-        groups = [
-            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
-            {"name": "biases", "params": biases, "lr": bias_lr_factor * lr, "weight_decay": 0.0},
-            {"name": "norm shifts", "params": shifts, "lr": lr, "weight_decay": 0.0},
+        chains = [] if layer_decay is None else self.layer_chains()
+        return parameter_groups(
+            self,
+            lr=lr,
+            weight_decay=weight_decay,
+            bias_lr_factor=bias_lr_factor,
+            layer_decay=layer_decay or 1.0,
+            layer_chains=chains,
+        )
+
+    def layer_chains(self) -> list[list[nn.Module]]:
+        """The layers from frames to scores, in order, of each stream; those of a tower that ends early go on in others.
+
+        Raises:
+            ConfigError: there are no towers.
+        """
+        towers = [module for module in self.children() if isinstance(module, Tower)]
+        if not towers:
+            raise ConfigError("training.layer_decay wants a network of towers: leave it out")
+        over_both = getattr(self, "classifier", None)
+        return [
+            [*tower.layers(), *([over_both] if over_both is not None and not is_head(tower.names[-1]) else [])]
+            for tower in towers
         ]
-        return [group for group in groups if group["params"]]
 
     def checkpoint_activations(self) -> "Network":
         """Activation checkpointing: towers keep only the maps at their poolings, and compute the others again.
@@ -235,6 +246,14 @@ class FusedNetwork(Network):
             temporal = self.temporal(temporal, after=temporal_layer)
             outputs["temporal"] = mean_scores(temporal, num_samples=num_samples)
         return outputs
+
+    def layer_chains(self) -> list[list[nn.Module]]:
+        """A temporal tower that ends at the last fusion goes on in the spatial one."""
+        spatial, temporal = super().layer_chains()
+        if not self.keeps_temporal and not hasattr(self, "classifier"):
+            last = [segment.spatial for segment in self.segments if segment.fuses][-1]
+            temporal += self.spatial.layers(after=last)
+        return [spatial, temporal]
 
 
 class StResNet(Network):

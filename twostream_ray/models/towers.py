@@ -4,7 +4,7 @@ Every layer returns maps (N, D, H, W), the fully connected ones too: so a tower 
 (the papers' dense test), and any layer fuses.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,6 +81,9 @@ class Tower(nn.Module):
     Shape: frames (N, C, H, W) -> class scores (N, K, 1 + a, 1 + b), one for each window of larger frames.
     """
 
+    undecayed: Set[str] = frozenset()
+    """Names of parameters that have no weight decay although they have dimensions: position embeddings, tokens."""
+
     def __init__(self, layers: Mapping[str, nn.Module], *, channels: Mapping[str, int]) -> None:
         super().__init__()
         for name, layer in layers.items():
@@ -111,6 +114,11 @@ class Tower(nn.Module):
         for name in names:
             maps = self.get_submodule(name)(maps)
         return maps
+
+    def layers(self, *, after: str | None = None) -> list[nn.Module]:
+        """The layers behind `after` (None: from the first), in order."""
+        start = 0 if after is None else self.names.index(after) + 1
+        return [self.get_submodule(name) for name in self.names[start:]]
 
     def freeze(self, upto: str) -> None:
         """Stop learning from the first layer up to and with `upto`: no gradients, and batch norm keeps its moments."""

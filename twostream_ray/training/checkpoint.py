@@ -58,6 +58,12 @@ _WITHIN_ONE = record(
     },
     _PRECISION,
 )
+_STEP = "step"
+_KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.AdamW: {_STEP, "exp_avg", "exp_avg_sq"},
+}
+"""What an optimiser keeps for each weight, by torch's names."""
 _WAY_OUT = "delete this checkpoint and run the same command again, which resumes from another one"
 
 
@@ -101,10 +107,10 @@ def parse_state(content: bytes, *, where: str) -> dict[str, Any]:
 
 
 def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the stored momentum into the optimiser and return the position of training.
+    """Put the stored moments into the optimiser and return the position of training.
 
     Raises:
-        CheckpointError: a file is missing, damaged, of another version or of another network.
+        CheckpointError: a file is missing, damaged, of another version, of another network or of another optimiser.
     """
     where = directory / OPTIMISER_FILE
     try:
@@ -115,22 +121,43 @@ def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, A
             f"the state of a run was wanted at {directory}, it is missing or damaged ({error}): {_WAY_OUT}"
         ) from error
     state = parse_state(content, where=str(directory / STATE_FILE))
+    slots = _slots_by_weight(tensors, optimiser, where=where)
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    return state
+
+
+def _slots_by_weight(
+    tensors: dict[str, torch.Tensor], optimiser: torch.optim.Optimizer, *, where: Path
+) -> dict[int, dict[str, torch.Tensor]]:
+    """What an optimiser keeps for each weight: the moments, and AdamW's count of steps.
+
+    Raises:
+        CheckpointError: it is of another network or of another optimiser.
+    """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
         if not index.isdecimal() or int(index) >= len(parameters) or not name:
             raise CheckpointError(f"{where} holds {key!r}, which is of no weight of this network: {_WAY_OUT}")
-        parameter = parameters[int(index)]
-        if tensor.dim() and tensor.shape != parameter.shape:
+        slots.setdefault(int(index), {})[name] = tensor
+    kept = _KEPT[type(optimiser)]
+    for number, slot in slots.items():
+        if slot.keys() != kept:
             raise CheckpointError(
-                f"{where} has {key} of shape {tuple(tensor.shape)}, this network's is {tuple(parameter.shape)}: "
-                f"{_WAY_OUT}"
+                f"{where} holds {', '.join(sorted(slot))} of weight {number}, {type(optimiser).__name__} keeps "
+                f"{', '.join(sorted(kept))}: {_WAY_OUT}"
             )
-        # Fused updates pair numbers by their position in memory: what is kept for a weight wants its memory format.
-        slots.setdefault(int(index), {})[name] = torch.empty_like(parameter).copy_(tensor) if tensor.dim() else tensor
-    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
-    return state
+        for name, tensor in slot.items():
+            shape = () if name == _STEP else tuple(parameters[number].shape)
+            if tuple(tensor.shape) != shape:
+                raise CheckpointError(
+                    f"{where} has {number}.{name} of shape {tuple(tensor.shape)}, this network's is {shape}: {_WAY_OUT}"
+                )
+            if name != _STEP:
+                # Fused updates pair numbers by their position in memory: moments want the memory format of the weight.
+                slot[name] = torch.empty_like(parameters[number]).copy_(tensor)
+    return slots
 
 
 def load_average(average: WeightEma, directory: Path) -> None:

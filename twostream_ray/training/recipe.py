@@ -1,9 +1,10 @@
-"""Training recipe: tower losses, learning rate schedule, optimiser (Feichtenhofer et al. 2016, sec. 4)."""
+"""Training recipe: tower losses, learning rate schedule, optimiser (Feichtenhofer et al. 2016, sec. 4; AdamW)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch.nn import functional as F
 
 from twostream_ray.models.build import Network
 from twostream_ray.training.settings import TrainingConfig
+
+ADAM_BETAS = (0.9, 0.999)
+"""Decay a step of AdamW's moments (Loshchilov and Hutter 2019; those that ConvNeXt and ViT are fine-tuned with)."""
 
 
 def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float:
@@ -47,11 +51,32 @@ def lost_patience(history: Sequence[Mapping[str, float]], *, config: TrainingCon
     return len(scores) - 1 - scores.index(max(scores)) >= config.patience_epochs
 
 
-def build_optimiser(network: Network, *, config: TrainingConfig) -> torch.optim.SGD:
-    """SGD over the parameters that learn; each group keeps its share of the schedule's learning rate."""
-    groups = network.parameter_groups(lr=config.learning_rate, weight_decay=config.weight_decay)
+def optimiser_groups(network: Network, *, config: TrainingConfig) -> list[dict[str, Any]]:
+    """The parameter groups of an optimiser, each with its share of the schedule's learning rate as lr_factor.
+
+    Raises:
+        ConfigError: training.layer_decay was wanted of a network that is no chain of layers.
+    """
+    groups = network.parameter_groups(
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        bias_lr_factor=2.0 if config.optimiser == "sgd" else 1.0,
+        layer_decay=config.layer_decay,
+    )
     for group in groups:
         group["lr_factor"] = group["lr"] / config.learning_rate
+    return groups
+
+
+def build_optimiser(network: Network, *, config: TrainingConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that learn, in `optimiser_groups`.
+
+    Raises:
+        ConfigError: as from `optimiser_groups`.
+    """
+    groups = optimiser_groups(network, config=config)
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS, fused=True)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
 
 

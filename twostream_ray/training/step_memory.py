@@ -26,7 +26,7 @@ class StepMemory:
     """What one worker's training step takes, in bytes."""
 
     state: int
-    """Weights, their moving average, momentum and gradients."""
+    """Weights, their moving average, the optimiser's moments and gradients."""
     peak: int
     """The most that is held at a time, the state and the batches on the device with it."""
     gradients: int
@@ -74,7 +74,7 @@ def step_memory(
         )
         batch_bytes = sum(one.nbytes for one in (batch.rgb, batch.flow) if one is not None)
         learn(batch, epoch=0, step=0, num_steps=10)
-        count.peak = count.live  # momentum is there from now on
+        count.peak = count.live  # the optimiser's moments are there from now on
         learn(batch, epoch=0, step=1, num_steps=10)
         gradients = 4 * sum(one.numel() for one in network.parameters() if one.requires_grad)
         state = count.live - batch_bytes

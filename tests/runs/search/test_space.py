@@ -58,6 +58,17 @@ def test_settings_that_a_network_does_not_read_are_not_proposed() -> None:
     assert len({json.dumps(point, sort_keys=True) for point in points}) == len(points)
 
 
+def test_momentum_is_proposed_for_sgd_alone() -> None:
+    written = {
+        "training.momentum": [0.5, 0.9],
+        "training.optimiser": ["sgd", "adamw"],
+        "training.layer_decay": [None, 0.8],
+    }
+    points = list(Space(written, base=BASE).grid())
+    assert len(points) == 2 * 2 + 2
+    assert all(("training.momentum" in point) == (point["training.optimiser"] == "sgd") for point in points)
+
+
 def test_the_order_in_the_recipe_does_not_matter_to_conditions() -> None:
     backwards = dict(reversed(FUSIONS.items()))
     as_written, reversed_ = (

@@ -72,6 +72,21 @@ def test_a_floor_of_the_time_is_the_arithmetic_of_all_steps_at_the_matrix_rate(
     ]
 
 
+def test_a_plan_says_how_fast_layers_learn_and_what_the_optimiser_keeps(arguments: list[str]) -> None:
+    def rows(*settings: str) -> dict[str, str]:
+        config = from_arguments(ExperimentConfig, [*arguments, *settings], prog="train")
+        return dict(plan.plan_training(config, open_shards("shards"), folder=RunFolder.of(config)).rows)
+
+    papers, modern = rows(), rows("--training.optimiser", "adamw", "--training.layer_decay", "0.5")
+    assert papers["optimiser"].startswith(
+        "SGD with momentum 0.9, learning rate 0.001, of biases 0.002; weight decay 0.0005 on "
+    )
+    assert modern["optimiser"].startswith(
+        "AdamW, learning rate 0.001, layer decay 0.5, down to 6.3e-05 in the first layers; weight decay 0.0005 on "
+    )
+    assert "gradients and momentum, " in papers["memory"] and "gradients and two moments, " in modern["memory"]
+
+
 def test_a_dry_run_of_a_search_says_its_trials_too(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -35,8 +35,9 @@ _READ_WHEN: dict[str, dict[str, tuple[Any, ...]]] = {
     "model.clip3d.": {"model.architecture": ("clip3d",)},
     "model.spatial.": {"model.architecture": _OF_TOWERS},
     "model.temporal.": {"model.architecture": _OF_TOWERS},
+    "training.momentum": {"training.optimiser": ("sgd",)},
 }
-"""Beginning of a setting's name -> what others must be for a network to read it (models.settings.ModelConfig)."""
+"""Beginning of a setting's name -> what others must be for a training to read it."""
 
 
 def _learned_fusion(values: Mapping[str, Any]) -> bool:

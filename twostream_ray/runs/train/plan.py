@@ -19,6 +19,10 @@ from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train.run import blueprint, require_fitting_weights
 from twostream_ray.training.distributed import resolved
 from twostream_ray.training.matrix_rate import matrix_rate
+from twostream_ray.training.recipe import optimiser_groups
+from twostream_ray.training.settings import TrainingConfig
+
+_MOMENTS = ("nothing of the optimiser's", "momentum", "two moments")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,7 @@ def plan_training(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunF
         ("run", f"{config.name}, in {folder.uri}"),
         ("data", f"{data.shards}: {clips}; {len(shard_set.classes)} classes"),
         ("network", f"{model.architecture}, {' and '.join(model.backbones)}: {parameters:,} parameters"),
+        ("optimiser", _optimiser(network, training)),
         ("steps", f"{training.epochs} epochs of {steps:,} steps of {training.global_batch} clips"),
         ("workers", _workers(config, workers=workers, gpus=gpus, joined=address is not None)),
         ("memory", _memory(config, shard_set, workers=workers, gpus=gpus)),
@@ -78,6 +83,22 @@ def plan_training(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunF
     return TrainingPlan(rows=rows, notes=tuple(_notes(joined=address is not None)))
 
 
+def _optimiser(network: Network, training: TrainingConfig) -> str:
+    """Rates and decay, as the parameter groups have them."""
+    groups = optimiser_groups(network, config=training)
+    sizes = {id(group): sum(parameter.numel() for parameter in group["params"]) for group in groups}
+    decaying = sum(sizes[id(group)] for group in groups if group["weight_decay"])
+    rate = f"learning rate {training.learning_rate:g}"
+    if training.optimiser == "adamw":
+        what = f"AdamW, {rate}"
+    else:
+        what = f"SGD with momentum {training.momentum:g}, {rate}, of biases {2 * training.learning_rate:g}"
+    if training.layer_decay is not None:
+        lowest = min(group["lr"] for group in groups)
+        what += f", layer decay {training.layer_decay:g}, down to {lowest:.2g} in the first layers"
+    return f"{what}; weight decay {training.weight_decay:g} on {decaying:,} of {sum(sizes.values()):,} that learn"
+
+
 def _workers(config: ExperimentConfig, *, workers: int, gpus: int, joined: bool) -> str:
     many = config.workers.num_workers
     shown = f"{many[0]} to {many[1]}" if isinstance(many, tuple) else str(workers)
@@ -89,7 +110,7 @@ def _workers(config: ExperimentConfig, *, workers: int, gpus: int, joined: bool)
 
 
 def _memory(config: ExperimentConfig, shard_set: ShardSet, *, workers: int, gpus: int) -> str:
-    """Of weights, gradients and momentum, and of the activations of the samples that a worker computes at once."""
+    """Of weights, gradients and moments, and of the activations of the samples that a worker computes at once."""
     sampling, training = config.data.sampling, config.training
     size = describe(
         config.model,
@@ -99,12 +120,14 @@ def _memory(config: ExperimentConfig, shard_set: ShardSet, *, workers: int, gpus
         size_px=config.data.transforms.crop_px,
     )
     samples = max(1, -(-training.global_batch // (workers * training.micro_batches)))
-    state = BYTES_PER_FLOAT * size["parameters"] * (2 if training.average_decay else 1) + 2 * size["gradient_bytes"]
+    learnt = (1 + training.num_moments) * size["gradient_bytes"]
+    state = BYTES_PER_FLOAT * size["parameters"] * (2 if training.average_decay else 1) + learnt
     half = resolved(training, torch.device("cuda" if gpus else "cpu")).precision == "bfloat16"
     activations = samples * size["activation_bytes"] / (2 if half else 1)
     less = ", less by activation checkpointing" if training.activation_checkpointing else ""
     return (
-        f"about {_bytes(state + activations)} a worker: {_bytes(state)} of weights, gradients and momentum, "
+        f"about {_bytes(state + activations)} a worker: {_bytes(state)} of weights, gradients and "
+        f"{_MOMENTS[training.num_moments]}, "
         f"{_bytes(activations)} of activations of {samples} samples{less}"
     )
 
