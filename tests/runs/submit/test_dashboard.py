@@ -1,15 +1,23 @@
+import asyncio
 import http.server
 import json
 import platform
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from twostream_ray.errors import ClusterError, ConfigError
-from twostream_ray.runs.submit.dashboard import Dashboard, dashboard_url
+from twostream_ray.runs.submit.dashboard import Dashboard, UnreachableError, dashboard_url
+from twostream_ray.runs.submit.job_logs import JobLog
 from twostream_ray.runs.submit.submission import require_versions
 
 
@@ -98,3 +106,108 @@ def test_a_missing_and_a_wrong_token_are_told_apart(
     with answering({"/api/version": (status, "")}) as url, pytest.raises(ClusterError, match=said) as refused:
         Dashboard(url).versions()
     assert "mine" not in str(refused.value)
+
+
+@contextmanager
+def telling(*said: str, silent_s: float, breaks: bool = False) -> Iterator[str]:
+    """A dashboard as Ray's: it sends a job's log, silent before each piece but the first, and never reads."""
+
+    async def log(request: web.Request) -> web.WebSocketResponse:
+        told = web.WebSocketResponse()
+        await told.prepare(request)
+        for number, text in enumerate(said):
+            await asyncio.sleep(silent_s * (number > 0))
+            await told.send_str(text)
+        if breaks:
+            assert request.transport is not None
+            request.transport.abort()
+        return told
+
+    async def job(_: web.Request) -> web.Response:
+        return web.json_response({"status": "SUCCEEDED"})
+
+    answer: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def serve() -> None:
+        app = web.Application()
+        app.add_routes([web.get("/api/jobs/a/logs/tail", log), web.get("/api/jobs/a", job)])
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        done = asyncio.Event()
+        answer.set_result((f"http://127.0.0.1:{runner.addresses[0][1]}", asyncio.get_running_loop(), done))
+        await done.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    url, loop, done = answer.result(10)
+    try:
+        yield url
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join(10)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds that nobody has to wait for: a heartbeat, where one is asked for, comes each tenth of a second."""
+    connect = aiohttp.ClientSession.ws_connect
+
+    def at_once(self: aiohttp.ClientSession, url: str, *, heartbeat: float | None = None, **options: Any) -> Any:
+        return connect(self, url, heartbeat=None if heartbeat is None else 0.1, **options)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", at_once)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_job_that_is_silent_is_followed_to_its_end_by_one_connection() -> None:
+    lines: list[str] = []
+    said: list[str] = []
+    with telling("begins\n", "ends\n", silent_s=1.0) as url:
+        JobLog(Dashboard(url), "a", write=lines.append, say=said.append).follow()
+    assert (lines, said) == (["begins", "ends"], [])
+
+
+def test_a_log_that_breaks_off_is_a_lost_connection() -> None:
+    async def read(url: str) -> list[str]:
+        return [text async for text in Dashboard(url).log("a")]
+
+    with telling("begins\n", silent_s=0.0, breaks=True) as url, pytest.raises(UnreachableError, match="ended the log"):
+        asyncio.run(read(url))
+
+
+def test_nobody_waits_for_a_goodbye_of_a_dashboard_that_does_not_read() -> None:
+    async def read_a_line(url: str) -> float:
+        log = Dashboard(url).log("a")
+        assert await anext(log) == "begins\n"
+        left = time.monotonic()
+        await log.aclose()  # type: ignore[attr-defined]
+        return time.monotonic() - left
+
+    with telling("begins\n", "ends\n", silent_s=5.0) as url:
+        assert asyncio.run(read_a_line(url)) < 2
+
+
+def test_a_log_s_connection_is_probed_while_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[socket.socket] = []
+
+    class Noted(socket.socket):
+        def connect(self, address: Any) -> None:
+            opened.append(self)
+            super().connect(address)
+
+    monkeypatch.setattr(socket, "socket", Noted)
+
+    async def read(url: str) -> list[list[int]]:
+        wanted = (
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+        )
+        async for _ in Dashboard(url).log("a"):
+            return [[min(one.getsockopt(*option), 10) for option in wanted] for one in opened if one.fileno() >= 0]
+        return []
+
+    with telling("begins\n", "ends\n", silent_s=1.0) as url:
+        assert asyncio.run(read(url)) == [[1, 10, 3]]

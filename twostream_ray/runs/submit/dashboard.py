@@ -6,6 +6,7 @@ import http.client
 import ipaddress
 import json
 import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -25,8 +26,9 @@ _CONNECT_S = 5.0
 _UPLOAD_S = 600.0
 _AGENT_S = 90.0
 """Until the head of a cluster that has just started takes jobs."""
-_HEARTBEAT_S = 20.0
-"""Between signs of life of a log that is followed: a laptop's closed connection is never reported otherwise."""
+_IDLE_S, _PROBE_EVERY_S, _PROBES = 20, 10, 3
+"""A silent connection is probed after so many seconds, as often, so many times: then it is lost."""
+_GOODBYE_S = 0.5
 
 Job = dict[str, Any]
 """A job as Ray describes it: submission_id, status, entrypoint, message, metadata, start_time in ms, ..."""
@@ -140,7 +142,7 @@ class Dashboard:
         self._request("POST", f"/api/jobs/{quote(name, safe='')}/stop", body=b"{}")
 
     async def log(self, name: str) -> AsyncIterator[str]:
-        """A job's output from its beginning, as it comes, until the job has ended.
+        """A job's output from its beginning, as it comes, until the job has ended, however long it is silent.
 
         Raises:
             UnreachableError: the connection broke.
@@ -149,16 +151,20 @@ class Dashboard:
 
         url = f"{self.url}/api/jobs/{quote(name, safe='')}/logs/tail"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
+        # Ray's dashboard never reads what comes by this WebSocket, so it answers neither pings, which a heartbeat
+        # would take for a lost connection whenever a job is silent, nor a goodbye. The system probes instead.
+        connector = aiohttp.TCPConnector(socket_factory=_probed_socket)
+        ends = aiohttp.ClientWSTimeout(ws_close=_GOODBYE_S)
         try:
             async with (
-                aiohttp.ClientSession(headers=self._headers(), timeout=timeout) as session,
-                session.ws_connect(url, heartbeat=_HEARTBEAT_S, max_msg_size=0) as socket,
+                aiohttp.ClientSession(headers=self._headers(), timeout=timeout, connector=connector) as session,
+                session.ws_connect(url, timeout=ends, max_msg_size=0) as log,
             ):
-                async for message in socket:
+                async for message in log:
                     if message.type is aiohttp.WSMsgType.TEXT:
                         yield message.data
-                if socket.close_code not in (None, aiohttp.WSCloseCode.OK):
-                    raise UnreachableError(f"the Ray cluster {self.url} ended the log ({socket.close_code})")
+                if log.close_code not in (None, aiohttp.WSCloseCode.OK):
+                    raise UnreachableError(f"the Ray cluster {self.url} ended the log ({log.close_code})")
         except (aiohttp.ClientError, OSError) as error:
             raise UnreachableError(f"the Ray cluster {self.url} does not answer ({one_line(error)})") from error
 
@@ -236,6 +242,22 @@ class Dashboard:
             f"the Ray cluster {self.url} refuses {method} {path.partition('?')[0]} with {status} "
             f"({one_line(redact(last), longest=300)}): its log is dashboard.log on the head"
         )
+
+
+def _probed_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A TCP socket for an address of `getaddrinfo` that notices a peer that has vanished, while nothing is said."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for names, value in (
+        (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), _IDLE_S),  # Linux's name, macOS's
+        (("TCP_KEEPINTVL",), _PROBE_EVERY_S),
+        (("TCP_KEEPCNT",), _PROBES),
+    ):
+        option = next((getattr(socket, name) for name in names if hasattr(socket, name)), None)
+        if option is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def is_loopback(host: str) -> bool:
