@@ -295,6 +295,17 @@ VERBS: dict[str, Verb] = {
         examples=("", "--training.epochs 2 --storage somewhere/runs --data.shards somewhere/shards"),
         shown=("storage", "data.shards", "training.epochs", "tracking.uri"),
     ),
+    "compare-streams": Verb(
+        summary="what motion adds on your videos: each stream alone, late fusion, the recipe's network, in one table",
+        function="searches:compare_streams",
+        settings="runs.ablation.settings:AblationConfig",
+        positionals=_SHARDS,
+        examples=(
+            "shards --config own_videos_cpu --name mine",
+            "shards --config own_videos_cpu --name mine --clip3d true --model.clip3d.width 16",
+        ),
+        shown=("name", "clip3d", "training.epochs", "storage", "out", "tracking.uri"),
+    ),
     "findings": Verb(
         summary="the papers' findings on synthetic videos, over several seeds",
         function="searches:findings",

@@ -154,6 +154,44 @@ def demo(arguments: list[str]) -> int:
     return 0
 
 
+def compare_streams(arguments: list[str]) -> int:
+    """Each stream alone, late fusion, the recipe's network and, where it is wanted, one over RGB frames alone."""
+    from contextlib import ExitStack
+
+    from twostream_ray.console import TrainingDisplay, console, table
+    from twostream_ray.runs.ablation.settings import AblationConfig
+    from twostream_ray.runs.experiment import ExperimentConfig
+    from twostream_ray.verbs.commands import parse
+
+    config = parse("compare-streams", AblationConfig, arguments)
+    require_uri(config.storage, setting="storage")
+    require_uri(config.folder, setting="out")
+    config.tracking.require_usable()
+    from twostream_ray.runs.ablation import report, study
+    from twostream_ray.runs.cluster.session import ray_session, stop_on_sigterm
+    from twostream_ray.runs.score.publish import FinishedRun, train_and_publish
+
+    report.refuse_foreign(config)
+    study.prepare(config)
+    runs = study.trainings(config)
+    console.print(f"{len(runs)} trainings: {', '.join(one.name for one in runs.values())}; then starting Ray")
+
+    def train_one(one: ExperimentConfig) -> FinishedRun:
+        with ExitStack() as showing:
+            display = showing.enter_context(TrainingDisplay(one.name))
+            stop = showing.enter_context(stop_on_sigterm())
+            return train_and_publish(one, progress=display.event, stop=stop, when_trained=showing.close)
+
+    with ray_session():
+        trained = study.train_all(runs, train_one)
+    found = study.table_of(config, {end: run.trained.parameters for end, run in trained.items()})
+    table(report.title(config, found), list(report.COLUMNS), [report.cells(row) for row in found])
+    for sentence in report.sentences(found):
+        console.sentence(sentence)
+    console.print(f"{', '.join(report.FILES)} are in {report.write(config, found)}")
+    return 0
+
+
 def findings(arguments: list[str]) -> int:
     """The papers' findings on synthetic videos."""
     from twostream_ray.console import Bar, console, table

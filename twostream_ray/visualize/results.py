@@ -154,6 +154,35 @@ def accuracies_picture(accuracies: Mapping[str, Mapping[str, Sequence[float]]], 
     save(figure, path)
 
 
+def intervals_picture(top1: Mapping[str, tuple[float, float, float]], path: Path, *, title: str) -> None:
+    """Draw the accuracy of several networks on the same clips as a PNG: a bar each, with its 95 % interval.
+
+    Args:
+        top1: network -> accuracy, and the low and the high end of its interval, in [0, 1].
+        path: the PNG to write.
+        title: the clips.
+    """
+    figure = Figure(figsize=(8.5, 1.3 + 0.42 * len(top1)), dpi=120)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    means, lows, highs = np.array(list(top1.values())).T
+    xs = range(len(top1))
+    axes.barh(xs, means, color="#9ecae1", height=0.7)
+    axes.hlines(xs, lows, highs, color="#08306b", linewidth=2)
+    for x, mean, high in zip(xs, means, highs, strict=True):
+        axes.text(max(mean, high) + 0.01, x, f"{mean:.1%}", va="center", fontsize=9)
+    axes.set_yticks(xs, labels=[*map(printable, top1)], fontsize=9, parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_title(printable(title), loc="left", fontsize=11, parse_math=False)
+    axes.set_xlim(0, 1.12)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("top-1; line: 95 % interval")
+    save(figure, path)
+
+
 def weights_picture(
     weights: NDArray[np.floating],
     accuracies: Mapping[str, NDArray[np.floating]],

@@ -188,7 +188,7 @@ def compare_scores(first: ClipScores, second: ClipScores) -> Comparison:
     Raises:
         ConfigError: they are of other clips.
     """
-    _refuse_other_clips(first, second)
+    require_same_clips(first, second)
     predicted = [one.predicted() for one in (first, second)]
     labels, classes = first.labels, first.about.classes
     right = [taken == labels for taken in predicted]
@@ -225,6 +225,27 @@ def compare_scores(first: ClipScores, second: ClipScores) -> Comparison:
     )
 
 
+def require_same_clips(first: ClipScores, second: ClipScores) -> None:
+    """Refuse two evaluations that are of other clips, or of the same ones with other labels.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    ours, theirs = first.about, second.about
+    if (ours.manifest_hash, ours.split) != (theirs.manifest_hash, theirs.split):
+        raise ConfigError(
+            f"wanted two evaluations of the same clips, got split {ours.split} of manifest {ours.manifest_hash[:12]} "
+            f"in {redact(first.uri)} and split {theirs.split} of manifest {theirs.manifest_hash[:12]} in "
+            f"{redact(second.uri)}: evaluate both models on the same split of the same shards"
+        )
+    same = ours.classes == theirs.classes and np.array_equal(first.labels, second.labels)
+    if not same or first.clip_ids != second.clip_ids or ours.head_classes != theirs.head_classes:
+        raise ConfigError(
+            f"{redact(first.uri)} and {redact(second.uri)} say that they are of the same manifest and split, but have "
+            "other clips, labels or classes: one of them is damaged, evaluate again"
+        )
+
+
 def verdict(paired: PairedComparison, *, first: str = "A", second: str = "B") -> str:
     """The difference with its intervals and p, in a sentence; `first` and `second` are what the models are called.
 
@@ -255,23 +276,6 @@ def _named(one: ClipScores, *, top1: float, mean_class: float) -> dict[str, Any]
         "top1": top1,
         "mean_class": mean_class,
     }
-
-
-def _refuse_other_clips(first: ClipScores, second: ClipScores) -> None:
-    """Raise ConfigError unless both are of the same clips with the same labels."""
-    ours, theirs = first.about, second.about
-    if (ours.manifest_hash, ours.split) != (theirs.manifest_hash, theirs.split):
-        raise ConfigError(
-            f"wanted two evaluations of the same clips, got split {ours.split} of manifest {ours.manifest_hash[:12]} "
-            f"in {redact(first.uri)} and split {theirs.split} of manifest {theirs.manifest_hash[:12]} in "
-            f"{redact(second.uri)}: evaluate both models on the same split of the same shards"
-        )
-    same = ours.classes == theirs.classes and np.array_equal(first.labels, second.labels)
-    if not same or first.clip_ids != second.clip_ids or ours.head_classes != theirs.head_classes:
-        raise ConfigError(
-            f"{redact(first.uri)} and {redact(second.uri)} say that they are of the same manifest and split, but have "
-            "other clips, labels or classes: one of them is damaged, evaluate again"
-        )
 
 
 def _thumbnails(
