@@ -130,6 +130,15 @@ def test_kinetics_weights_that_cannot_be_downloaded_name_the_file_and_the_way_ou
         build_network(model("mc3_18", weights="kinetics400"), num_classes=5, flow_length=2)
 
 
+def test_norms_do_not_decay() -> None:
+    network = built(CLIP3D)
+    groups = network.parameter_groups(lr=0.1, weight_decay=5e-4)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(parameter) for parameter in network.parameters() if parameter.dim() > 1}
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
+
+
 def test_a_video_network_is_described_by_its_stages_with_time_first() -> None:
     found = describe(model("r2plus1d_18"), num_classes=400, flow_length=10, num_snippets=16, size_px=112)
     assert found["parameters"] == PUBLISHED["r2plus1d_18"]

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from twostream_ray.errors import RegistryError
+from twostream_ray.models.settings import ModelConfig
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
 from twostream_ray.tracking import (
     Measurement,
@@ -118,7 +119,13 @@ def test_registered_model_is_code_and_data_without_pickle(tracking: TrackingConf
 def test_requirements_are_exact_and_can_be_had_from_an_index() -> None:
     requirements = serving_requirements()
     assert all("==" in line and "+" not in line for line in requirements)
-    assert not [line for line in requirements if line.startswith("ray")]
+    assert not [line for line in requirements if line.startswith(("ray", "torchvision"))]
+
+
+def test_a_model_whose_network_is_torchvisions_requires_it() -> None:
+    libraries = ModelConfig(architecture="clip3d").libraries
+    assert [line.partition("==")[0] for line in serving_requirements(libraries)][-1] == "torchvision"
+    assert ModelConfig().libraries == ()
 
 
 def test_folder_that_is_no_model_is_refused(tracking: TrackingConfig, package: Path) -> None:

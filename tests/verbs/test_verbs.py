@@ -22,6 +22,7 @@ WRITES = {
     "weights": ["weights", "fetch", "vgg16", "--to", "OUT"],
     "demo": ["demo", "--name", "a", "--data.shards", "shards", "--storage", "OUT"],
     "findings": ["findings", "--out", "OUT"],
+    "compare-streams": ["compare-streams", "shards", "--name", "a", "--out", "OUT"],
     "benchmark loader": ["benchmark", "loader", "--data.shards", "shards", "--out", "OUT"],
 }
 
