@@ -36,16 +36,8 @@ VERBS: dict[str, Verb] = {
             "s3://bucket/videos --catalog.layout table --catalog.lists clips.csv --out s3://bucket/shards",
         ),
         shown=(
-            *(
-                "out",
-                "catalog.layout",
-                "catalog.lists",
-                "catalog.split",
-                "catalog.name",
-                "flow.short_side_px",
-                "flow.algorithm",
-            ),
-            *("max_bad_fraction", "replace"),
+            *("out", "catalog.layout", "catalog.lists", "catalog.split", "catalog.name"),
+            *("flow.short_side_px", "flow.algorithm", "max_bad_fraction", "replace"),
         ),
     ),
     "inspect": Verb(
@@ -68,14 +60,8 @@ VERBS: dict[str, Verb] = {
         ),
         shown=(
             *("name", "data.train_split", "data.validation_split", "data.test_split", "data.validation_fraction"),
-            *(
-                "model.architecture",
-                "training.epochs",
-                "training.global_batch",
-                "training.learning_rate",
-                "workers.num_workers",
-            ),
-            *("storage", "tracking.uri"),
+            *("model.architecture", "training.epochs", "training.global_batch", "training.learning_rate"),
+            *("workers.num_workers", "storage", "tracking.uri"),
         ),
     ),
     "tune": Verb(
