@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pages import ROOT
@@ -41,6 +42,31 @@ def test_text_shows_parts_totals_and_the_shape_of_each_layer(
     assert "3 x 32 x 16 x 16" in rows["temporal.relu1"]
     assert rows["all"].split()[-2] == "10"
     assert "GFLOPs forward" in out and "bytes of activations" in out
+
+
+def test_groups_of_parameters_have_their_share_of_the_rate_and_a_recipe_says_which(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("training: {optimiser: adamw, layer_decay: 0.5, epochs: 3}\n")
+
+    def groups(*arguments: str) -> dict[str, tuple[int, float, bool]]:
+        assert cli.main(["describe", *SMALL, "--model.streams=spatial", "--num_classes=7", "--json", *arguments]) == 0
+        described = json.loads(capsys.readouterr().out)
+        assert 4 * sum(group["parameters"] for group in described["parameter_groups"]) == described["gradient_bytes"]
+        return {one["name"]: (one["parameters"], one["rate"], one["decays"]) for one in described["parameter_groups"]}
+
+    assert {name: group[1:] for name, group in groups().items()} == {
+        "weights": (1.0, True),
+        "biases": (2.0, False),
+        "without decay": (1.0, False),
+    }
+    modern = groups("--config", str(recipe))
+    assert modern["weights under 0 layers"] == (64 * 7, 1.0, True)
+    assert modern["weights under 4 layers"] == (32 * 3 * 9, 0.5**4, True)
+    assert modern["without decay under 4 layers"] == (3 * 32, 0.5**4, False)
+    assert cli.main(["describe", *SMALL, "--config", str(recipe)]) == 0
+    assert "parameter groups of adamw" in capsys.readouterr().out
 
 
 def test_describing_loads_no_ray_and_no_mlflow() -> None:

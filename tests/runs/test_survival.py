@@ -45,7 +45,9 @@ WAYS: dict[str, dict[str, Any]] = {
 """Of decoding; samples are the same, bit for bit."""
 
 
-def experiment(shard_set: ShardSet, folder: Path, *, epochs: int, way: str = "threads") -> ExperimentConfig:
+def experiment(
+    shard_set: ShardSet, folder: Path, *, epochs: int, way: str = "threads", **training: Any
+) -> ExperimentConfig:
     return ExperimentConfig(
         name="survivor",
         data=DataConfig(
@@ -60,7 +62,9 @@ def experiment(shard_set: ShardSet, folder: Path, *, epochs: int, way: str = "th
         model=ModelConfig(
             spatial=TOWER, temporal=TOWER, fusion=FusionConfig(method="conv", layers=("relu3",), temporal="pool2d")
         ),
-        training=TrainingConfig(epochs=epochs, global_batch=8, learning_rate=0.02, schedule="cosine"),
+        training=TrainingConfig(
+            **{"epochs": epochs, "global_batch": 8, "learning_rate": 0.02, "schedule": "cosine"} | training
+        ),
         workers=WorkersConfig(num_workers=2, cpus_per_worker=0.6, checkpoint_every_steps=2, max_failures=100),
         storage=str(folder / "runs"),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", register=False),
@@ -99,6 +103,7 @@ def undisturbed_and_disturbed(
     most_steps: int,
     seed: int,
     way: str = "threads",
+    **training: Any,
 ) -> None:
     """Both end with the same weights, bit for bit; prints the seconds to the next step by kind of kill.
 
@@ -110,12 +115,12 @@ def undisturbed_and_disturbed(
     (folder / "quiet").mkdir()
     lost: list[str] = []
     expected = train(
-        experiment(shard_set, folder / "quiet", epochs=epochs),
+        experiment(shard_set, folder / "quiet", epochs=epochs, **training),
         progress=lambda event: lost.append(event.reason) if isinstance(event, WorkersLost) else None,
     )
     assert lost == []
     with nodes() as on:
-        config = experiment(shard_set, folder / "disturbed", epochs=epochs, way=way)
+        config = experiment(shard_set, folder / "disturbed", epochs=epochs, way=way, **training)
         driver = Driver(config, log=folder / "disturbed/log", on=on)
         for kind in kinds:
             recovery = disturb(driver, on, kind=kind, steps=rng.randint(1, most_steps), rng=rng)
@@ -156,6 +161,16 @@ def test_a_run_survives_the_loss_of_worker_node_and_driver_and_ends_with_the_wei
 ) -> None:
     kinds = ["worker", "node", "driver"]
     undisturbed_and_disturbed(shard_set, tmp_path, kinds, epochs=3, most_steps=4, seed=1, way=way)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_both_moments_and_averaged_weights_survive_the_loss_of_worker_node_and_driver(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    modern = {"optimiser": "adamw", "learning_rate": 1e-3, "layer_decay": 0.8, "average_decay": 0.9}
+    kinds = ["worker", "node", "driver"]
+    undisturbed_and_disturbed(shard_set, tmp_path, kinds, epochs=3, most_steps=4, seed=2, **modern)
 
 
 @pytest.mark.soak

@@ -17,13 +17,22 @@ BYTES_PER_FLOAT = 4
 
 
 def describe(
-    config: ModelConfig, *, num_classes: int, flow_length: int, num_snippets: int, size_px: int
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    flow_length: int,
+    num_snippets: int,
+    size_px: int,
+    bias_lr_factor: float = 2.0,
+    layer_decay: float | None = None,
 ) -> dict[str, Any]:
     """Sizes and costs of a network, for one sample of T snippets in 32-bit floats.
 
     Keys, all JSON: parameters; weight_layers (convolutions and fully connected layers); gflops_forward (a multiply and
     an add are two); activation_bytes (what a training step keeps for its backward pass); gradient_bytes (learnt);
-    parts, each with parameters, weight_layers and layers, from a layer's name to its output shape, T first.
+    parts, each with parameters, weight_layers and layers, from a layer's name to its output shape, T first;
+    parameter_groups, each with name, parameters, rate (over the learning rate) and whether it decays, as
+    `Network.parameter_groups` makes them with bias_lr_factor and layer_decay.
 
     Raises:
         ConfigError: the settings fit neither each other nor frames of this size.
@@ -62,6 +71,7 @@ def describe(
             }
             for part, layers in shapes.items()
         },
+        "parameter_groups": _sizes_of_groups(network, bias_lr_factor=bias_lr_factor, layer_decay=layer_decay),
     }
 
 
@@ -97,6 +107,22 @@ def count_parameters(module: nn.Module) -> int:
 def count_weight_layers(module: nn.Module) -> int:
     """Convolutions and fully connected layers of a module, the papers' count of layers."""
     return sum(isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) for layer in module.modules())
+
+
+def _sizes_of_groups(
+    network: Network, *, bias_lr_factor: float, layer_decay: float | None
+) -> list[dict[str, str | int | float | bool]]:
+    """The parameter groups, their rates as shares of the learning rate."""
+    groups = network.parameter_groups(lr=1.0, weight_decay=1.0, bias_lr_factor=bias_lr_factor, layer_decay=layer_decay)
+    return [
+        {
+            "name": group["name"],
+            "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "rate": group["lr"],
+            "decays": group["weight_decay"] > 0,
+        }
+        for group in groups
+    ]
 
 
 class _KeptForBackward:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.settings.arguments import RECIPE_KEY
 from twostream_ray.settings.bounds import require_within
+from twostream_ray.training.settings import Optimiser, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,12 @@ class DescribeConfig:
     size_px: int = field(default=224, metadata={RECIPE_KEY: "data.transforms.crop_px"})
     """Height and width of the network's input in px."""
 
+    optimiser: Optimiser = field(default="sgd", metadata={RECIPE_KEY: "training.optimiser"})
+    """Whose parameter groups are said."""
+
+    layer_decay: float | None = field(default=None, metadata={RECIPE_KEY: "training.layer_decay"})
+    """Layer-wise learning rate decay of these groups."""
+
     format: Literal["text", "json"] = "text"
     """text: tables; json: one JSON object, for programs (--json for short)."""
 
@@ -39,6 +46,7 @@ class DescribeConfig:
             flow_length="[1, 1_000]",
             num_snippets="[1, 1_000]",
             size_px="[1, 8_192]",
+            layer_decay="(0, 1]",
         )
 
 
@@ -57,4 +65,6 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
         flow_length=config.flow_length,
         num_snippets=config.num_snippets,
         size_px=config.size_px,
+        bias_lr_factor=TrainingConfig(optimiser=config.optimiser).bias_lr_factor,
+        layer_decay=config.layer_decay,
     )

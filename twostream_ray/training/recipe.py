@@ -60,7 +60,7 @@ def optimiser_groups(network: Network, *, config: TrainingConfig) -> list[dict[s
     groups = network.parameter_groups(
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
-        bias_lr_factor=2.0 if config.optimiser == "sgd" else 1.0,
+        bias_lr_factor=config.bias_lr_factor,
         layer_decay=config.layer_decay,
     )
     for group in groups:

@@ -127,6 +127,11 @@ class TrainingConfig:
             return 2
         return 1 if self.momentum else 0
 
+    @property
+    def bias_lr_factor(self) -> float:
+        """The rate of biases over that of weights: 2 with sgd, as both 2016 papers' official codes have it."""
+        return 2.0 if self.optimiser == "sgd" else 1.0
+
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if (value := getattr(self, name)) not in allowed:

@@ -355,6 +355,14 @@ def describe(arguments: list[str]) -> int:
             for name, shape in parts[part]["layers"].items()
         ],
     )
+    table(
+        f"parameter groups of {config.optimiser}",
+        ["group", "parameters", "learning rate", "weight decay"],
+        [
+            [one["name"], f"{one['parameters']:,}", f"x {one['rate']:.3g}", "yes" if one["decays"] else "no"]
+            for one in description["parameter_groups"]
+        ],
+    )
     console.print(
         f"a sample of {config.num_snippets} snippets of {config.size_px} px takes "
         f"{description['gflops_forward']:,.2f} GFLOPs forward (a multiply and an add are two) and keeps "
