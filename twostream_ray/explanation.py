@@ -29,9 +29,10 @@ from twostream_ray.errors import ConfigError
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
 from twostream_ray.models.clip3d import Clip3dNetwork
+from twostream_ray.models.fused_network import FusedNetwork
 from twostream_ray.models.layers import LAST_POOL
-from twostream_ray.models.networks import FusedNetwork, LateNetwork, StResNet
-from twostream_ray.models.towers import Tower
+from twostream_ray.models.networks import LateNetwork, StResNet
+from twostream_ray.models.towers import Maps, Tower, grid
 from twostream_ray.stream_contributions import (
     Sample,
     StreamContributions,
@@ -265,10 +266,15 @@ def _layers_of(network: Network) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _names_of_maps(tower: torch.nn.Module) -> Sequence[str]:
-    """Layers of a tower whose output has positions."""
+    """Layers of a tower whose output has positions that its scores depend on.
+
+    A class token reads a vision transformer's grid in the last block for the last time.
+    """
     assert isinstance(tower, Tower)  # noqa: S101  (all networks call their towers so)
     names = tower.names
-    return names[: names.index(LAST_POOL)] if LAST_POOL in names else names
+    below = names[: names.index(LAST_POOL)] if LAST_POOL in names else names
+    blocks = [index for index, name in enumerate(below) if name.startswith("blocks_")]
+    return below[: blocks[-1]] if blocks and below[-1] == "norm" else below
 
 
 def class_activations(
@@ -312,10 +318,10 @@ def _recorded(network: Network, layers: dict[str, str]) -> Iterator[dict[str, Te
     maps: dict[str, Tensor] = {}
     thread = threading.get_ident()
 
-    def recorder(layer: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def record(_: torch.nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+    def recorder(layer: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Maps], None]:
+        def record(_: torch.nn.Module, __: tuple[Tensor, ...], output: Maps) -> None:
             if threading.get_ident() == thread:
-                maps[layer] = output
+                maps[layer] = grid(output)
 
         return record
 

@@ -5,8 +5,9 @@ from functools import partial
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.clip3d import Clip3dNetwork, load_video_weights
+from twostream_ray.models.fused_network import FusedNetwork
 from twostream_ray.models.layers import RGB_CHANNELS
-from twostream_ray.models.networks import FusedNetwork, LateNetwork, MakeTower, Network, Stfn, StResNet
+from twostream_ray.models.networks import LateNetwork, MakeTower, Network, Stfn, StResNet
 from twostream_ray.models.settings import ModelConfig
 from twostream_ray.models.streams import build_tower
 from twostream_ray.models.towers import ReadBytes

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.settings import ModelConfig
-from twostream_ray.models.towers import Tower
+from twostream_ray.models.towers import Maps, Tower, grid
 
 BYTES_PER_FLOAT = 4
 
@@ -51,7 +51,7 @@ def describe(
     try:
         with counter, saved_tensors_hooks(kept.pack, lambda tensor: tensor):
             network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # timm asserts the size of frames
         raise ConfigError(
             f"frames of {size_px} px do not go through this network ({error}): use larger ones"
         ) from error
@@ -91,7 +91,7 @@ def training_flops(network: Network, *, flow_length: int, num_snippets: int, siz
         with counter:
             outputs = network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
             torch.stack([scores.sum() for scores in outputs.values()]).sum().backward()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # timm asserts the size of frames
         raise ConfigError(
             f"frames of {size_px} px do not go through this network ({error}): use larger ones"
         ) from error
@@ -152,9 +152,10 @@ def _layers(network: Network) -> list[tuple[str, str, nn.Module]]:
     ]
 
 
-def _record(shapes: dict[str, list[int]], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+def _record(shapes: dict[str, list[int]], name: str) -> Callable[[nn.Module, Any, Maps], None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Maps) -> None:
+        maps = grid(output)
         # Where time is an axis of its own, (N, D, T, H, W), it is shown first too.
-        shapes[name] = list(output.shape if output.dim() < 5 else output.transpose(1, 2).flatten(0, 1).shape)
+        shapes[name] = list(maps.shape if maps.dim() < 5 else maps.transpose(1, 2).flatten(0, 1).shape)
 
     return hook

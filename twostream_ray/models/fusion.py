@@ -47,7 +47,7 @@ class ConvFusion(nn.Module):
         super().__init__()
         self.mix = nn.Conv2d(2 * num_channels, num_channels, kernel_size=1)
         self.rectifies = rectifies
-        """False where class scores are fused: they have signs."""
+        """False where class scores are fused, or maps of networks without ReLU: they have signs."""
         nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
         if initialisation == "gaussian":
             nn.init.normal_(self.mix.weight, std=0.01)
@@ -59,6 +59,26 @@ class ConvFusion(nn.Module):
         """Mix the stacked maps, pixel by pixel."""
         mixed: Tensor = self.mix(torch.cat(pad_to_match(spatial, temporal), dim=1))
         return F.relu(mixed) if self.rectifies else mixed
+
+
+class StackedFusion(nn.Module):
+    """Stack the maps, then a 1x1 convolution to as many as one tower has, for layers that cannot take twice the maps.
+
+    It starts as the mean of both: as a layer that takes them with half of its filters for either.
+
+    Shape: (N, D, H, W) twice -> (N, D, H, W).
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(2 * num_channels, num_channels, kernel_size=1)
+        nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
+        self.mix.weight.data.copy_(torch.cat([torch.eye(num_channels) / 2] * 2, dim=1)[:, :, None, None])
+
+    def forward(self, spatial: Tensor, temporal: Tensor) -> Tensor:
+        """Stack and mix."""
+        mixed: Tensor = self.mix(torch.cat(pad_to_match(spatial, temporal), dim=1))
+        return mixed
 
 
 class BilinearFusion(nn.Module):
@@ -76,15 +96,15 @@ class BilinearFusion(nn.Module):
         return F.normalize(powered, dim=1)[:, :, None, None]
 
 
-def build_fusion(config: FusionConfig, *, num_channels: int, rectifies: bool = True) -> nn.Module:
-    """The fusion function for maps with D = num_channels of each tower."""
+def build_fusion(config: FusionConfig, *, num_channels: int, rectifies: bool = True, stacks: bool = True) -> nn.Module:
+    """The fusion function for D = num_channels maps of each tower; `stacks`: the next layer takes twice as many."""
     match config.method:
         case "sum":
             return SumFusion()
         case "max":
             return MaxFusion()
         case "concat":
-            return ConcatFusion()
+            return ConcatFusion() if stacks else StackedFusion(num_channels)
         case "conv":
             return ConvFusion(num_channels, initialisation=config.initialisation, rectifies=rectifies)
         case "bilinear":

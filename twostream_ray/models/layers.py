@@ -6,12 +6,13 @@ VGG-M-2048 after Simonyan and Zisserman 2014 (sec. 2, fig. 1), VGG-16 after Feic
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, cast, get_args
 
 from twostream_ray.errors import ConfigError
 
 Backbone = Literal["vgg16", "vgg_m_2048", "resnet50", "vgg_small"]
+"""The backbones with tables here; any other is a network of timm."""
 LayerKind = Literal[
     "conv",
     "relu",
@@ -33,6 +34,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of R G B in [0, 1]."""
 CLASSIFIER = "fc8"
 LAST_POOL = "pool5"
+DROPOUT = "drop5"
+TIMM = "timm:"
+"""What the backbones of timm begin with."""
 
 _FIRST_STAGE_MAPS: dict[Backbone, int] = {"vgg16": 64, "vgg_m_2048": 96, "resnet50": 64, "vgg_small": 32}
 
@@ -58,6 +62,21 @@ class LayerSpec(NamedTuple):
     """Whether a pooling has windows that are partly beyond the maps."""
 
 
+def as_table(backbone: str) -> Backbone:
+    """The name of a backbone that has a table here.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    for known in get_args(Backbone):
+        if backbone == known:
+            return cast(Backbone, known)
+    raise ConfigError(
+        f"backbone must be one of {', '.join(get_args(Backbone))}, or {TIMM} and the name of a network of timm "
+        f"({TIMM}convnext_tiny), got {backbone!r}"
+    )
+
+
 def layer_specs(backbone: Backbone, *, width: int | None, in_channels: int, num_classes: int) -> Iterator[LayerSpec]:
     """The layers of a tower in their order.
 
@@ -81,8 +100,19 @@ def layer_specs(backbone: Backbone, *, width: int | None, in_channels: int, num_
     else:
         yield from _resnet50(scaled) if backbone == "resnet50" else _vgg_small(scaled)
         yield LayerSpec(LAST_POOL, "mean_pool")
-        yield LayerSpec("drop5", "dropout")
+        yield LayerSpec(DROPOUT, "dropout")
         yield LayerSpec(CLASSIFIER, "fully_connected", num_classes)
+
+
+def reductions(specs: Iterable[LayerSpec]) -> dict[str, int]:
+    """Height of the frame by height of each layer's maps; 0 from where there is a single window left."""
+    found: dict[str, int] = {}
+    reduction = 1
+    for spec in specs:
+        slides = spec.kind not in ("mean_pool", "fully_connected")
+        reduction *= spec.stride if slides else 0
+        found[spec.name] = reduction
+    return found
 
 
 def is_head(name: str) -> bool:

@@ -5,20 +5,19 @@ Pinz and Wildes 2016, after its official code. stfn: Cho and Foroosh 2018, of wh
 """
 
 from collections.abc import Callable, Set
-from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.fusion import ConcatFusion, build_fusion, mixing_matrix
-from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, counterpart, is_head
+from twostream_ray.models.fusion import build_fusion
+from twostream_ray.models.layers import is_head
 from twostream_ray.models.parameter_groups import parameter_groups
-from twostream_ray.models.settings import FusionConfig, ModelConfig, feature_layer, layer_channels
-from twostream_ray.models.temporal import ResidualInception, TimeConv, TimeMaxPool, TimeResidualUnit, mean_scores
-from twostream_ray.models.towers import Bottleneck, FullyConnected, Tower
+from twostream_ray.models.settings import ModelConfig, feature_layer, layer_channels
+from twostream_ray.models.temporal import ResidualInception, TimeMaxPool, TimeResidualUnit, mean_scores
+from twostream_ray.models.towers import Bottleneck, FullyConnected, Tower, grid
 
 MakeTower = Callable[..., Tower]
 """`build_tower` with all but `upto` and `stacked` filled in."""
@@ -122,7 +121,7 @@ class Network(nn.Module):
         return self
 
 
-def _require(frames: Tensor | None, stream: str) -> Tensor:
+def require_stream(frames: Tensor | None, stream: str) -> Tensor:
     """The frames of a stream that this network needs.
 
     Raises:
@@ -149,11 +148,11 @@ class LateNetwork(Network):
         """Logits (N, K) of each tower, averaged over snippets."""
         outputs = {}
         if self.needs_rgb:
-            rgb = _require(rgb, "rgb")
-            outputs["spatial"] = mean_scores(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0])
+            rgb = require_stream(rgb, "rgb")
+            outputs["spatial"] = mean_scores(grid(self.spatial(rgb.flatten(0, 1))), num_samples=rgb.shape[0])
         if self.needs_flow:
-            flow = _require(flow, "flow")
-            outputs["temporal"] = mean_scores(self.temporal(flow.flatten(0, 1)), num_samples=flow.shape[0])
+            flow = require_stream(flow, "flow")
+            outputs["temporal"] = mean_scores(grid(self.temporal(flow.flatten(0, 1))), num_samples=flow.shape[0])
         return outputs
 
     def scores(self, outputs: dict[str, Tensor]) -> Tensor:
@@ -167,93 +166,6 @@ class LateNetwork(Network):
     def probabilities(self, outputs: dict[str, Tensor]) -> Tensor:
         """What a sample's classes get, (N, K) in [0, 1]: the scores are probabilities already."""
         return self.scores(outputs)
-
-
-class _Segment(NamedTuple):
-    """A part of the towers' forward pass: up to these layers, then fuse there, or pool over time."""
-
-    spatial: str
-    temporal: str | None
-    """None: the temporal tower ended before."""
-    fuses: bool
-
-
-class FusedNetwork(Network):
-    """The temporal tower is fused into the spatial one, which continues as the spatiotemporal stream."""
-
-    def __init__(
-        self, config: ModelConfig, *, num_classes: int, spatial_tower: MakeTower, temporal_tower: MakeTower
-    ) -> None:
-        super().__init__()
-        fusion = config.fusion
-        channels = layer_channels(config.spatial, num_classes=num_classes)
-        is_bilinear = fusion.method == "bilinear"
-        self.keeps_temporal = config.keep_temporal_tower
-        self.segments = _segments(config)
-        self.conv_layer = _time_conv_layer(config)
-        temporal_layers = [counterpart(layer, among=list(layer_channels(config.temporal))) for layer in fusion.layers]
-        self.spatial = spatial_tower(
-            upto=fusion.layers[-1] if is_bilinear else None,
-            stacked={layer: channels[layer] for layer in fusion.layers if fusion.method == "concat"},
-        )
-        self.temporal = temporal_tower(upto=None if self.keeps_temporal else temporal_layers[-1])
-        if config.freeze_below_fusion:
-            self.spatial.freeze(fusion.layers[0])
-            self.temporal.freeze(temporal_layers[0])
-        self.fusions = nn.ModuleDict(
-            {layer: self._fusion_at(layer, fusion, num_channels=channels[layer]) for layer in fusion.layers}
-        )
-        if self.conv_layer is not None:
-            self.time_conv = _time_conv(fusion, num_channels=channels[self.conv_layer])
-        if fusion.temporal != "pool2d":
-            self.time_pool = TimeMaxPool(window=fusion.pool_snippets, stride=fusion.pool_stride)
-        if is_bilinear:
-            self.classifier = FullyConnected(channels[fusion.layers[0]] ** 2, num_classes, classifies=True)
-
-    def _fusion_at(self, layer: str, fusion: FusionConfig, *, num_channels: int) -> nn.Module:
-        if fusion.method == "conv" and layer == self.conv_layer:
-            return ConcatFusion()
-        if fusion.method == "conv" and layer == CLASSIFIER and len(fusion.layers) > 1:
-            # Feichtenhofer et al. 2016, table 2: fusing the scores after an earlier fusion adds no weights.
-            return build_fusion(replace(fusion, method="sum"), num_channels=num_channels)
-        return build_fusion(fusion, num_channels=num_channels, rectifies=layer != CLASSIFIER)
-
-    def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
-        """Logits (N, K) of the spatiotemporal stream ("fused") and, where it is kept, of the temporal tower."""
-        rgb, flow = _require(rgb, "rgb"), _require(flow, "flow")
-        num_samples = rgb.shape[0]
-        spatial, temporal = rgb.flatten(0, 1), flow.flatten(0, 1)
-        spatial_layer, temporal_layer = None, None
-        for segment in self.segments:
-            spatial = self.spatial(spatial, after=spatial_layer, upto=segment.spatial)
-            spatial_layer = segment.spatial
-            if segment.temporal is not None:
-                temporal = self.temporal(temporal, after=temporal_layer, upto=segment.temporal)
-                temporal_layer = segment.temporal
-            if segment.fuses:
-                spatial = self.fusions[segment.spatial](spatial, temporal)
-                if segment.spatial == self.conv_layer:
-                    spatial = self.time_conv(spatial, num_samples=num_samples)
-            else:
-                spatial = self.time_pool(spatial, num_samples=num_samples)
-                if segment.temporal is not None:
-                    temporal = self.time_pool(temporal, num_samples=num_samples)
-        spatial = self.spatial(spatial, after=spatial_layer)
-        if hasattr(self, "classifier"):
-            spatial = self.classifier(spatial)
-        outputs = {"fused": mean_scores(spatial, num_samples=num_samples)}
-        if self.keeps_temporal:
-            temporal = self.temporal(temporal, after=temporal_layer)
-            outputs["temporal"] = mean_scores(temporal, num_samples=num_samples)
-        return outputs
-
-    def layer_chains(self) -> list[list[nn.Module]]:
-        """A temporal tower that ends at the last fusion goes on in the spatial one."""
-        spatial, temporal = super().layer_chains()
-        if not self.keeps_temporal and not hasattr(self, "classifier"):
-            last = [segment.spatial for segment in self.segments if segment.fuses][-1]
-            temporal += self.spatial.layers(after=last)
-        return [spatial, temporal]
 
 
 class StResNet(Network):
@@ -276,16 +188,16 @@ class StResNet(Network):
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) of both towers, each with a loss of its own."""
-        rgb, flow = _require(rgb, "rgb"), _require(flow, "flow")
+        rgb, flow = require_stream(rgb, "rgb"), require_stream(flow, "flow")
         num_samples = rgb.shape[0]
         spatial, temporal = rgb.flatten(0, 1), flow.flatten(0, 1)
         above = None
         for stage in RESIDUAL_STAGES:
             fused, unit = f"res{stage}a", f"res{stage}b"
-            unrectified = self.spatial(spatial, after=above, upto=fused)
-            temporal = self.temporal(temporal, after=above, upto=f"{fused}_relu")
+            unrectified = grid(self.spatial(spatial, after=above, upto=fused))
+            temporal = grid(self.temporal(temporal, after=above, upto=f"{fused}_relu"))
             injected = unrectified * temporal if self.multiplies else unrectified + temporal
-            spatial = self.spatial(unrectified, after=fused, upto=f"{fused}_relu")
+            spatial = grid(self.spatial(unrectified, after=fused, upto=f"{fused}_relu"))
             spatial = self.spatial.get_submodule(unit)(spatial, injected=injected, num_samples=num_samples)
             temporal = self.temporal.get_submodule(unit)(temporal, injected=temporal, num_samples=num_samples)
             above = unit
@@ -294,7 +206,7 @@ class StResNet(Network):
             last_maps = tower(maps, after=above, upto="res5c_relu")
             if self.pools_time:
                 last_maps = self.time_pool(last_maps, num_samples=num_samples)
-            outputs[name] = mean_scores(tower(last_maps, after="res5c_relu"), num_samples=num_samples)
+            outputs[name] = mean_scores(grid(tower(last_maps, after="res5c_relu")), num_samples=num_samples)
         return outputs
 
 
@@ -333,48 +245,13 @@ class Stfn(Network):
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) of the whole video."""
-        rgb, flow = _require(rgb, "rgb"), _require(flow, "flow")
-        appearance = self.appearance(_features_over_time(self.spatial(rgb.flatten(0, 1)), num_samples=rgb.shape[0]))
-        motion = self.motion(_features_over_time(self.temporal(flow.flatten(0, 1)), num_samples=rgb.shape[0]))
+        rgb, flow = require_stream(rgb, "rgb"), require_stream(flow, "flow")
+        appearance = self.appearance(
+            _features_over_time(grid(self.spatial(rgb.flatten(0, 1))), num_samples=rgb.shape[0])
+        )
+        motion = self.motion(_features_over_time(grid(self.temporal(flow.flatten(0, 1))), num_samples=rgb.shape[0]))
         fused = self.fusion(appearance[..., None], motion[..., None])
         return {"fused": self.classifier(fused.mean(dim=(2, 3), keepdim=True)).flatten(1)}
-
-
-def _segments(config: ModelConfig) -> tuple[_Segment, ...]:
-    """The forward pass of the towers, in order."""
-    order = list(layer_channels(config.spatial))
-    temporal_order = list(layer_channels(config.temporal))
-    segments = [_Segment(layer, counterpart(layer, among=temporal_order), fuses=True) for layer in config.fusion.layers]
-    if config.fusion.temporal != "pool2d":
-        below_pool = temporal_order[temporal_order.index(LAST_POOL) - 1]
-        last_fused = counterpart(config.fusion.layers[-1], among=temporal_order)
-        continues = config.keep_temporal_tower or temporal_order.index(last_fused) > temporal_order.index(below_pool)
-        pool = _Segment(order[order.index(LAST_POOL) - 1], below_pool if continues else None, fuses=False)
-        # Fusion at the pool's own layer comes first: False sorts before True.
-        segments = sorted([*segments, pool], key=lambda segment: (order.index(segment.spatial), not segment.fuses))
-    return tuple(segments)
-
-
-def _time_conv_layer(config: ModelConfig) -> str | None:
-    """The fusion layer that the 3D convolution follows: the last one that still has all snippets."""
-    if config.fusion.temporal != "conv3d":
-        return None
-    order = list(layer_channels(config.spatial))
-    return [layer for layer in config.fusion.layers if order.index(layer) < order.index(LAST_POOL)][-1]
-
-
-def _time_conv(fusion: FusionConfig, *, num_channels: int) -> TimeConv:
-    """The 3D convolution; for conv fusion it mixes both towers' maps itself, else it follows the fusion."""
-    stacked = 2 if fusion.method in ("conv", "concat") else 1
-    out_maps = stacked * num_channels if fusion.method == "concat" else num_channels
-    mixing = None
-    if fusion.initialisation != "gaussian":
-        mixing = (
-            torch.eye(out_maps)
-            if fusion.method == "concat"
-            else mixing_matrix(num_channels, stacked=stacked, initialisation=fusion.initialisation)
-        )
-    return TimeConv(stacked * num_channels, out_maps, mixing=mixing)
 
 
 def _inflate(tower: Tower, name: str) -> None:

@@ -8,10 +8,10 @@ from typing import Any, get_args
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twostream_ray.errors import WeightsError
-from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, Backbone
+from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS
 from twostream_ray.models.settings import VideoNetwork
 from twostream_ray.models.towers import ReadBytes, Tower
 
@@ -23,7 +23,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 3
 
 
-def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: ReadBytes | None) -> None:
+def load_weights(tower: Tower, *, weights: str, backbone: str, read_bytes: ReadBytes | None) -> None:
     """Copy pretrained weights into a tower.
 
     The first layer of a temporal tower takes an RGB net's filters averaged over colour (Feichtenhofer et al. 2016,
@@ -43,7 +43,7 @@ def load_weights(tower: Tower, *, weights: str, backbone: Backbone, read_bytes: 
         if layer == CLASSIFIER and (values is None or values.shape != target.shape):
             continue
         if values is not None:
-            values = _adapted(values, target, first=layer == tower.names[0])
+            values = _adapted(values, target, first=layer == tower.names[0], stacks=not tower.published)
         if values is None or values.shape != target.shape:
             got = "nothing" if values is None else str(tuple(values.shape))
             faults.append(f"{name} of shape {tuple(target.shape)}, got {got}")
@@ -75,14 +75,31 @@ def _published(backbone: str) -> Any:
     return known.KINETICS400_V1 if backbone in get_args(VideoNetwork) else known.IMAGENET1K_V1
 
 
-def _adapted(values: Tensor, target: Tensor, *, first: bool) -> Tensor:
+def widen_first_filters(layer: nn.Module, *, in_channels: int) -> None:
+    """Make the RGB filters in a network's first layer filters of stacked flow: their mean over colour, for each field.
+
+    The convolution is found by its shape (Feichtenhofer et al. 2016, official code, whatever network it is in).
+
+    Raises:
+        WeightsError: no convolution takes three channels.
+    """
+    for module in layer.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == RGB_CHANNELS and module.groups == 1:
+            mean = module.weight.data.mean(dim=1, keepdim=True)
+            module.weight = nn.Parameter(mean.repeat(1, in_channels, 1, 1))
+            module.in_channels = in_channels
+            return
+    raise WeightsError("the network's first layer has no convolution over three channels, so no filters for flow")
+
+
+def _adapted(values: Tensor, target: Tensor, *, first: bool, stacks: bool) -> Tensor:
     """Filters for the maps that come in here: flow instead of colours, or a second tower's stacked onto a layer's."""
     if values.dim() < 2 or target.dim() < 2:
         return values
     if first:
         if values.dim() == 4 and values.shape[1] == RGB_CHANNELS != target.shape[1]:
             return values.mean(dim=1, keepdim=True).expand(-1, target.shape[1], -1, -1)
-    elif target.shape[1] == 2 * values.shape[1]:
+    elif stacks and target.shape[1] == 2 * values.shape[1]:
         return torch.cat([values, values], dim=1) / 2
     return values
 
@@ -182,7 +199,7 @@ def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _renamed(state: Mapping[str, Tensor], tower: Tower) -> dict[str, Tensor]:
     """The state under the tower's names, whether torchvision, a tower or a whole network wrote it."""
-    first_filters = tower.get_parameter(f"{tower.names[0]}.weight")
+    first_filters = next(weights for weights in tower.parameters() if weights.dim() == 4)
     streams = ["spatial", "temporal"] if first_filters.shape[1] == RGB_CHANNELS else ["temporal", "spatial"]
     for stream in streams:
         own = {
@@ -190,6 +207,8 @@ def _renamed(state: Mapping[str, Tensor], tower: Tower) -> dict[str, Tensor]:
         }
         if own:
             return own
+    if tower.published and not state.keys() & tower.published.keys() - set(tower.published.values()):
+        return {own: state[its] for own, its in tower.published.items() if its in state}
     return {_from_torchvision(name, names=tower.names): values for name, values in state.items()}
 
 

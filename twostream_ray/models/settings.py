@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, Backbone, counterpart, layer_specs
+from twostream_ray.models.layers import (
+    CLASSIFIER,
+    DROPOUT,
+    LAST_POOL,
+    RGB_CHANNELS,
+    TIMM,
+    as_table,
+    counterpart,
+    layer_specs,
+    reductions,
+)
 from twostream_ray.settings.bounds import require_within
 
 Architecture = Literal["late", "fused", "st_resnet", "stfn", "clip3d"]
@@ -18,31 +28,55 @@ Initialisation = Literal["identity", "official", "gaussian"]
 Injection = Literal["add", "multiply"]
 VideoNetwork = Literal["r2plus1d_18", "r3d_18", "mc3_18", "mvit_v2_s"]
 
+PUBLISHED_BY_TIMM = "timm"
+"""The `weights` that timm publishes."""
+PUBLISHED_WEIGHTS = ("imagenet", "kinetics400", PUBLISHED_BY_TIMM)
+"""The `weights` that are no path or URI."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig:
     """One stream's network."""
 
-    backbone: Backbone = "vgg16"
-    """vgg16, vgg_m_2048 and resnet50 are the papers'; vgg_small is for small frames and few cores."""
+    backbone: str = "vgg16"
+    """vgg16, vgg_m_2048 and resnet50 are the papers'; vgg_small is for small frames and few cores; timm:NAME is any
+    network of timm (timm:convnext_tiny), its layers under timm's names, "_" for "." (stages_2, layer3, blocks_5)."""
     weights: str | None = None
-    """Where the tower starts: None at random, "imagenet" at torchvision's weights, else the path or URI of a state dict
-    (.safetensors, or .pth read without running code)."""
+    """Where the tower starts: None at random, "imagenet" at torchvision's weights, "timm" at those timm publishes under
+    the backbone's name, else the path or URI of a state dict (.safetensors, or .pth read without running code)."""
     dropout: float = 0.85
     """Share of features dropped before each later fully connected layer, 0 <= dropout < 1."""
     width: int | None = None
     """Feature maps of the first layer, all others in proportion; None is the paper's width (vgg_small: 32)."""
     frozen_through: str | None = None
     """Last layer of the part that does not learn (drop7: only the classifier learns); None lets all learn."""
+    drop_path: float = 0.0
+    """Stochastic depth of a network of timm (Huang et al. 2016): share of samples that pass by the last residual block,
+    the first by none, those between in proportion; 0 <= drop_path < 1."""
+
+    @property
+    def is_timm(self) -> bool:
+        """Whether the tower is a network of timm."""
+        return self.backbone.startswith(TIMM)
 
     def __post_init__(self) -> None:
-        if self.backbone not in get_args(Backbone):
-            raise ConfigError(f"backbone must be one of {', '.join(get_args(Backbone))}, got {self.backbone!r}")
-        require_within(self, dropout="[0, 1)", width="[1, 4_096]")
+        require_within(self, dropout="[0, 1)", width="[1, 4_096]", drop_path="[0, 1)")
+        if self.is_timm:
+            if self.width is not None:
+                raise ConfigError(
+                    f"backbone {self.backbone} has the width of its name, got width={self.width}: leave it out"
+                )
+        else:
+            as_table(self.backbone)
+            if self.drop_path or self.weights == PUBLISHED_BY_TIMM:
+                raise ConfigError(
+                    f"drop_path and weights={PUBLISHED_BY_TIMM} go with a backbone {TIMM}NAME, got {self.backbone}: "
+                    "leave them out, or choose such a backbone"
+                )
         if self.weights == "imagenet" and self.backbone not in ("vgg16", "resnet50"):
             raise ConfigError(
                 f"weights=imagenet exists for vgg16 and resnet50, not for {self.backbone}: give the path or URI of a "
-                ".safetensors or .pth file"
+                ".safetensors or .pth file" + (f", or weights={PUBLISHED_BY_TIMM}" if self.is_timm else "")
             )
         if self.weights == "imagenet" and self.width is not None:
             raise ConfigError(f"weights=imagenet needs the full width, got width={self.width}: leave width out")
@@ -227,13 +261,67 @@ class ModelConfig:
 
 
 def layer_channels(config: TowerConfig, *, num_classes: int = 1) -> dict[str, int]:
-    """D of every layer of the spatial tower that `config` describes, in order; makes no layer."""
+    """D of every layer of the spatial tower that `config` describes, in order; makes no layer.
+
+    Raises:
+        ConfigError: the backbone is one of timm's that is not known, or cannot be cut into layers.
+    """
+    if config.is_timm:
+        from twostream_ray.models.timm_networks import layer_table  # only here: it imports torch
+
+        table = layer_table(config.backbone)
+        features = table[-1].channels
+        return {row.name: row.channels for row in table} | {
+            LAST_POOL: features,
+            DROPOUT: features,
+            CLASSIFIER: num_classes,
+        }
     channels: dict[str, int] = {}
     maps = RGB_CHANNELS
-    for spec in layer_specs(config.backbone, width=config.width, in_channels=RGB_CHANNELS, num_classes=num_classes):
+    for spec in layer_specs(
+        as_table(config.backbone), width=config.width, in_channels=RGB_CHANNELS, num_classes=num_classes
+    ):
         maps = maps if spec.channels is None else spec.channels
         channels[spec.name] = maps
     return channels
+
+
+def temporal_layer(layer: str, *, config: ModelConfig) -> str:
+    """The layer of the temporal tower that is fused into `layer` of the spatial one.
+
+    Of the same name, else of the same kind and stage (relu5 for relu5_3), else, where a network of timm is in it, the
+    last one of the same scale.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    among = list(layer_channels(config.temporal))
+    if layer in among or not (config.spatial.is_timm or config.temporal.is_timm):
+        return counterpart(layer, among=among)
+    reduction, theirs = layer_reductions(config.spatial)[layer], layer_reductions(config.temporal)
+    matches = [name for name, its in theirs.items() if its == reduction]
+    if not matches:
+        raise ConfigError(
+            f"model.fusion.layers: no layer of {config.temporal.backbone} has maps at 1/{reduction} of the frame as "
+            f"{layer} of {config.spatial.backbone} has: "
+            + ", ".join(f"{name} 1/{its}" for name, its in theirs.items() if its)
+        )
+    return matches[-1]
+
+
+def layer_reductions(config: TowerConfig) -> dict[str, int]:
+    """Height of the frame by height of each layer's maps; 0 behind the last pooling of all of them."""
+    if config.is_timm:
+        from twostream_ray.models.timm_networks import layer_table  # only here: it imports torch
+
+        return {row.name: row.reduction for row in layer_table(config.backbone)} | {
+            LAST_POOL: 0,
+            DROPOUT: 0,
+            CLASSIFIER: 0,
+        }
+    return reductions(
+        layer_specs(as_table(config.backbone), width=config.width, in_channels=RGB_CHANNELS, num_classes=1)
+    )
 
 
 def feature_layer(config: TowerConfig) -> str:
@@ -252,8 +340,8 @@ def _check_fusion_layers(config: ModelConfig) -> None:
                 f"model.fusion.layers: {config.spatial.backbone} has no layer {layer!r}; its layers are "
                 + ", ".join(order)
             )
-        other = counterpart(layer, among=list(temporal))
-        if spatial[layer] != temporal[other]:
+        other = temporal_layer(layer, config=config)
+        if spatial[layer] != temporal[other] and not (config.spatial.is_timm or config.temporal.is_timm):
             raise ConfigError(
                 f"model.fusion.layers: fusion wants as many maps from both towers, got {spatial[layer]} at spatial "
                 f"{layer} and {temporal[other]} at temporal {other}: choose another layer, or the same backbone twice"

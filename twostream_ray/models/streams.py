@@ -1,12 +1,23 @@
-"""Towers of the streams: modules for the layer tables of VGG-16, VGG-M-2048 and ResNet-50, with their first weights."""
+"""Towers of the streams: modules for the layer tables of the papers' networks, or a network of timm, with weights."""
 
 from collections.abc import Mapping
 
 from torch import nn
 
-from twostream_ray.models.layers import CLASSIFIER, LayerSpec, layer_specs
-from twostream_ray.models.pretrained import load_weights
-from twostream_ray.models.settings import TowerConfig
+from twostream_ray.models.layers import (
+    CLASSIFIER,
+    DROPOUT,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LAST_POOL,
+    RGB_CHANNELS,
+    LayerSpec,
+    as_table,
+    layer_specs,
+)
+from twostream_ray.models.pretrained import load_weights, widen_first_filters
+from twostream_ray.models.settings import PUBLISHED_BY_TIMM, TowerConfig, layer_channels
+from twostream_ray.models.timm_networks import Normalisation, create_network, cut
 from twostream_ray.models.towers import Bottleneck, FullyConnected, ReadBytes, Tower, batch_norm
 
 
@@ -32,14 +43,30 @@ def build_tower(
     Raises:
         WeightsError: the weights cannot be had, or do not fit.
     """
+    if config.is_timm:
+        tower = _timm_tower(config, in_channels=in_channels, num_classes=num_classes, upto=upto)
+    else:
+        tower = _papers_tower(
+            config, in_channels=in_channels, num_classes=num_classes, upto=upto, stacked=stacked or {}
+        )
+    if config.weights not in (None, PUBLISHED_BY_TIMM):
+        load_weights(tower, weights=str(config.weights), backbone=config.backbone, read_bytes=read_bytes)
+    if config.frozen_through is not None:
+        tower.freeze(config.frozen_through if config.frozen_through in tower.names else tower.names[-1])
+    return tower
+
+
+def _papers_tower(
+    config: TowerConfig, *, in_channels: int, num_classes: int, upto: str | None, stacked: Mapping[str, int]
+) -> Tower:
     layers: dict[str, nn.Module] = {}
     channels: dict[str, int] = {}
     maps = in_channels
-    specs = layer_specs(config.backbone, width=config.width, in_channels=in_channels, num_classes=num_classes)
+    specs = layer_specs(as_table(config.backbone), width=config.width, in_channels=in_channels, num_classes=num_classes)
     for spec in specs:
         layers[spec.name] = _layer(spec, maps=maps, dropout=config.dropout)
         channels[spec.name] = maps if spec.channels is None else spec.channels
-        maps = channels[spec.name] + (stacked or {}).get(spec.name, 0)
+        maps = channels[spec.name] + stacked.get(spec.name, 0)
         if spec.name == upto:
             break
     tower = Tower(layers, channels=channels)
@@ -48,11 +75,37 @@ def build_tower(
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    if config.weights is not None:
-        load_weights(tower, weights=config.weights, backbone=config.backbone, read_bytes=read_bytes)
-    if config.frozen_through is not None:
-        tower.freeze(config.frozen_through if config.frozen_through in layers else tower.names[-1])
     return tower
+
+
+def _timm_tower(config: TowerConfig, *, in_channels: int, num_classes: int, upto: str | None) -> Tower:
+    """A network of timm, its classifier ours; a temporal one with weights starts from their RGB filters, averaged."""
+    is_published = config.weights == PUBLISHED_BY_TIMM
+    network = create_network(
+        config.backbone,
+        in_channels=RGB_CHANNELS if is_published else in_channels,
+        drop_path=config.drop_path,
+        pretrained=is_published,
+    )
+    chain = cut(network, backbone=config.backbone)
+    if is_published and in_channels != RGB_CHANNELS:
+        widen_first_filters(next(iter(chain.layers.values())), in_channels=in_channels)
+    layers: dict[str, nn.Module] = {
+        **chain.layers,
+        LAST_POOL: chain.pool,
+        DROPOUT: nn.Dropout(config.dropout),
+        CLASSIFIER: FullyConnected(chain.features, num_classes, classifies=True),
+    }
+    names = list(layers)
+    kept = names if upto is None else names[: names.index(upto) + 1]
+    is_own = (chain.mean, chain.deviation) != (IMAGENET_MEAN, IMAGENET_STD) and in_channels == RGB_CHANNELS
+    return Tower(
+        {name: layers[name] for name in kept},
+        channels=layer_channels(config, num_classes=num_classes),
+        normalise=Normalisation(chain.mean, chain.deviation) if is_own else None,
+        published={name: its for name, its in chain.published.items() if name.split(".")[0] in kept},
+        undecayed=chain.undecayed,
+    )
 
 
 def _layer(spec: LayerSpec, *, maps: int, dropout: float) -> nn.Module:

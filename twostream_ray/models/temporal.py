@@ -42,8 +42,10 @@ class TimeConv(nn.Module):
     Shape: (N * T, D, H, W) -> (N * T, D', H, W).
     """
 
-    def __init__(self, in_maps: int, out_maps: int, *, mixing: Tensor | None) -> None:
+    def __init__(self, in_maps: int, out_maps: int, *, mixing: Tensor | None, rectifies: bool = True) -> None:
         super().__init__()
+        self.rectifies = rectifies
+        """False between the layers of networks whose maps have signs."""
         self.conv = nn.Conv3d(in_maps, out_maps, kernel_size=3, padding=1)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
         if mixing is None:
@@ -54,7 +56,8 @@ class TimeConv(nn.Module):
     def forward(self, maps: Tensor, *, num_samples: int) -> Tensor:
         """Convolve each sample's snippets; with zeros before the first and after the last."""
         volume = maps.unflatten(0, (num_samples, -1)).transpose(1, 2)
-        return F.relu(self.conv(volume)).transpose(1, 2).flatten(0, 1)
+        convolved = self.conv(volume)
+        return (F.relu(convolved) if self.rectifies else convolved).transpose(1, 2).flatten(0, 1)
 
 
 class TimeResidualConv(nn.Module):

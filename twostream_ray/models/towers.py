@@ -11,9 +11,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twostream_ray.errors import ConfigError
+from twostream_ray.models.timm_networks import TokenMaps
 
 ReadBytes = Callable[[str], bytes]
 """Reads the whole file at a path or URI."""
+
+Maps = Tensor | TokenMaps
+"""What a layer returns: feature maps, in vision transformers with their class token and registers beside."""
 
 
 class FullyConnected(nn.Linear):
@@ -81,13 +85,24 @@ class Tower(nn.Module):
     Shape: frames (N, C, H, W) -> class scores (N, K, 1 + a, 1 + b), one for each window of larger frames.
     """
 
-    undecayed: Set[str] = frozenset()
-    """Names of parameters that have no weight decay although they have dimensions: position embeddings, tokens."""
-
-    def __init__(self, layers: Mapping[str, nn.Module], *, channels: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        *,
+        channels: Mapping[str, int],
+        normalise: nn.Module | None = None,
+        published: Mapping[str, str] | None = None,
+        undecayed: Set[str] = frozenset(),
+    ) -> None:
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
+        self.normalise = normalise
+        """From ImageNet's mean and deviation to those that a network of timm was made for."""
+        self.published = dict(published or {})
+        """timm's name of each parameter and buffer, by its name here; empty for the papers' towers."""
+        self.undecayed = undecayed
+        """Parameters that timm gives no weight decay, by their names here."""
         self.names = tuple(layers)
         """The layers in their order."""
         self.channels = dict(channels)
@@ -95,22 +110,26 @@ class Tower(nn.Module):
         self.frozen: tuple[str, ...] = ()
         """The layers that do not learn, from the first on."""
         self.recomputes = False
-        """Keep only the maps at poolings for the backward pass (Chen et al. 2016)."""
+        """Keep only the maps at poolings, of timm's networks those between layers, for the backward pass (Chen et al.
+        2016)."""
 
-    def forward(self, maps: Tensor, *, after: str | None = None, upto: str | None = None) -> Tensor:
+    def forward(self, maps: Maps, *, after: str | None = None, upto: str | None = None) -> Maps:
         """Run the layers behind `after` (None: from the first) up to and with `upto` (None: to the last)."""
+        if after is None and self.normalise is not None:
+            maps = self.normalise(maps)
         start = 0 if after is None else self.names.index(after) + 1
         stop = len(self.names) if upto is None else self.names.index(upto) + 1
         names = self.names[start:stop]
         if not (self.recomputes and self.training):
             return self._run(maps, names)
         while names:
-            cut = next((index for index, name in enumerate(names) if name.startswith("pool")), len(names) - 1) + 1
+            kept = (index for index, name in enumerate(names) if self.published or name.startswith("pool"))
+            cut = next(kept, len(names) - 1) + 1
             maps = checkpoint(self._run, maps, names[:cut], use_reentrant=False)
             names = names[cut:]
         return maps
 
-    def _run(self, maps: Tensor, names: Sequence[str]) -> Tensor:
+    def _run(self, maps: Maps, names: Sequence[str]) -> Maps:
         for name in names:
             maps = self.get_submodule(name)(maps)
         return maps
@@ -135,6 +154,16 @@ class Tower(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+
+def grid(state: Maps) -> Tensor:
+    """The feature maps (N, D, H, W) of what a layer returned."""
+    return state.maps if isinstance(state, TokenMaps) else state
+
+
+def with_grid(state: Maps, maps: Tensor) -> Maps:
+    """What a layer returned with other feature maps; a transformer's class token and registers stay its own."""
+    return TokenMaps(maps, state.prefix) if isinstance(state, TokenMaps) else maps
 
 
 def batch_norm(maps: int) -> nn.BatchNorm2d:

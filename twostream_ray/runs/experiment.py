@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from twostream_ray import storage
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.errors import ConfigError
-from twostream_ray.models.settings import Clip3dConfig, ModelConfig, TowerConfig
+from twostream_ray.models.settings import PUBLISHED_WEIGHTS, Clip3dConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.stages import StagesConfig
 from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.bounds import require_within
@@ -116,7 +116,7 @@ def with_absolute_uris(config: _Experiment) -> _Experiment:
     """The same settings for processes that run in other directories than this one."""
 
     def weights_of(one: _Weighted) -> _Weighted:
-        named = one.weights not in (None, "imagenet", "kinetics400")
+        named = one.weights not in (None, *PUBLISHED_WEIGHTS)
         return replace(one, weights=storage.absolute(str(one.weights))) if named else one
 
     def directory(path: str | None) -> str | None:

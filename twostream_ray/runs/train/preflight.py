@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from twostream_ray import storage
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import AccessError, ConfigError, ShardError, WeightsError
-from twostream_ray.models.settings import ModelConfig
+from twostream_ray.models.settings import PUBLISHED_WEIGHTS, ModelConfig
 from twostream_ray.redaction import one_line
 from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.experiment import ExperimentConfig
@@ -145,9 +145,10 @@ def require_weights(model: ModelConfig) -> None:
     """
     for stream in ("spatial", "temporal"):
         weights = getattr(model, stream).weights
-        if weights not in (None, "imagenet") and model.architecture != "clip3d" and model.streams in ("both", stream):
+        is_file = weights not in (None, *PUBLISHED_WEIGHTS)
+        if is_file and model.architecture != "clip3d" and model.streams in ("both", stream):
             _require_weights_file(str(weights), setting=f"model.{stream}.weights")
-    if model.architecture == "clip3d" and model.clip3d.weights not in (None, "kinetics400"):
+    if model.architecture == "clip3d" and model.clip3d.weights not in (None, *PUBLISHED_WEIGHTS):
         _require_weights_file(str(model.clip3d.weights), setting="model.clip3d.weights")
 
 

@@ -17,6 +17,7 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, ShardError, own_error
 from twostream_ray.model_package import ModelPackage
 from twostream_ray.models.build import Network
+from twostream_ray.models.settings import PUBLISHED_WEIGHTS
 from twostream_ray.redaction import one_line
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, refuse_dry_run, with_absolute_uris
 from twostream_ray.runs.run_folder import CHECKPOINT_NAME, RunFolder
@@ -273,7 +274,7 @@ def require_fitting_weights(package: ModelPackage) -> None:
     """
     model = package.model
     spatial, temporal = (
-        replace(tower, weights=None) if tower.weights == "imagenet" else tower
+        replace(tower, weights=None) if tower.weights in PUBLISHED_WEIGHTS else tower
         for tower in (model.spatial, model.temporal)
     )
     video = replace(model.clip3d, weights=None) if model.clip3d.weights == "kinetics400" else model.clip3d
@@ -319,13 +320,13 @@ def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
             torch.empty(1, sampling.num_snippets, 3, size, size),
             torch.empty(1, sampling.num_snippets, 2 * sampling.flow_length, size, size),
         )
-    except (RuntimeError, ConfigError) as error:
+    except (RuntimeError, AssertionError, ConfigError) as error:  # timm asserts the size of frames
         if config.model.architecture == "clip3d" and isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"data.transforms.crop_px={size} is too small for {' and '.join(config.model.backbones)} "
-            f"({' '.join(str(error).split())[:160]}): the papers' towers "
-            "take 224 px, vgg_small takes any size"
+            f"data.transforms.crop_px={size} does not go through {' and '.join(config.model.backbones)} "
+            f"({' '.join(str(error).split())[:300]}): the papers' towers take 224 px, timm's mostly do, vgg_small "
+            "takes any size"
         ) from None
 
 
