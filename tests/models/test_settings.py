@@ -18,7 +18,7 @@ RESNET = TowerConfig(backbone="resnet50", width=4)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "early"}, r"model\.architecture must be one of late, fused, st_resnet, stfn, got 'early'"),
+        ({"architecture": "early"}, r"model\.architecture must be one of late, fused, st_resnet, stfn, clip3d, got 'early'"),
         ({"streams": "audio"}, r"model\.streams must be one of both, spatial, temporal, got 'audio'"),
         ({"streams": "spatial"}, r"model\.streams=spatial goes with model\.architecture=late"),
         ({"num_classes": 0}, r"model\.num_classes must be at least 1, got 0"),
