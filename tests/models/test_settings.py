@@ -18,7 +18,7 @@ RESNET = TowerConfig(backbone="resnet50", width=4)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "early"}, r"model\.architecture must be one of late, fused, st_resnet, stfn, clip3d, got 'early'"),
+        ({"architecture": "early"}, r"architecture must be one of late, fused, st_resnet, stfn, clip3d, got 'early'"),
         ({"streams": "audio"}, r"model\.streams must be one of both, spatial, temporal, got 'audio'"),
         ({"streams": "spatial"}, r"model\.streams=spatial goes with model\.architecture=late"),
         ({"num_classes": 0}, r"model\.num_classes must be at least 1, got 0"),
@@ -65,7 +65,7 @@ def test_width_scales_every_layer_but_the_classifier() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backbone": "vgg19"}, r"backbone must be one of vgg16, vgg_m_2048, resnet50, vgg_small, or timm: .*, got 'vgg19'"),
+        ({"backbone": "vgg19"}, r"must be one of vgg16, vgg_m_2048, resnet50, vgg_small, or timm: .*, got 'vgg19'"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0"),
         ({"width": 0}, r"width must be at least 1, got 0"),
         ({"backbone": "vgg_m_2048", "weights": "imagenet"}, r"exists for vgg16 and resnet50, not for vgg_m_2048"),
