@@ -5,7 +5,7 @@ import pytest
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.loading.settings import DataConfig
-from twostream_ray.data.shards.manifest import INDEX_SCHEMA
+from twostream_ray.data.shards.index import INDEX_SCHEMA
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ShardError
 from twostream_ray.runs.experiment import ExperimentConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,27 +61,27 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
     storage.require_writable(config.out)  # before minutes of verifying
     shard_set = open_shards(config.shards)
     index = shard_set.index
-    ids = index["clip_id"].to_pylist()
-    if config.clip is not None and config.clip not in ids:
-        raise ShardError(
-            f"clip {config.clip!r} was wanted of {config.shards}, it is not one of its {len(ids)}: {ids[0]}, ..."
-        )
+    positions = list(range(0, len(index), max(1, len(index) // config.num_clips)))[: config.num_clips]
+    if config.clip is not None:
+        positions = [index["clip_id"].index(config.clip).as_py()]
+        if positions == [-1]:
+            (first,) = shard_set.clip_ids([0])
+            raise ShardError(
+                f"clip {config.clip!r} was wanted of {config.shards}, it is not one of its {len(index)}: {first}, ..."
+            )
     second_opinion = _verify(shard_set, progress=progress) if config.verify else None
-    every = max(1, len(ids) // config.num_clips)
-    positions = list(range(0, len(ids), every))[: config.num_clips] if config.clip is None else [ids.index(config.clip)]
     with temporary_folder() as folder:
         picture = Path(folder) / "picture.png"
         _draw(shard_set, positions, picture)
         storage.write_bytes(config.out, marked(picture.read_bytes()))
-    labels = Counter(index["label"].to_pylist())
-    splits = Counter(split for splits in index["splits"].to_pylist() for split in splits)
+    labels = np.bincount(shard_set.labels, minlength=len(shard_set.classes)).tolist()
     return Inspection(
         shard_set=shard_set,
-        clips_by_split=dict(sorted(splits.items())),
+        clips_by_split={name: len(shard_set.split(name)) for name in shard_set.split_names},
         clips_by_class={name: labels[label] for label, name in enumerate(shard_set.classes)},
-        frames=sum(index["num_frames"].to_pylist()),
+        frames=int(index["num_frames"].to_numpy().sum()),
         picture=config.out,
-        pictured=tuple(ids[position] for position in positions),
+        pictured=tuple(shard_set.clip_ids(positions)),
         second_opinion=second_opinion,
     )
 

@@ -250,14 +250,20 @@ class RunFolder:
         """
         if self.kept_hash() == shard_set.hash:
             return
-        contents = {name: storage.read_bytes(storage.join(shard_set.uri, name)) for name in _FILES}
-        if hashlib.sha256(contents[_FILES[-1]]).hexdigest() != shard_set.hash:
+        self._manifest_of(shard_set)
+        with storage.on_disk(storage.join(shard_set.uri, _FILES[0])) as local:  # of a large set it is gigabytes
+            storage.write_file(storage.join(self.data, _FILES[0]), local)
+        # Read again, as the index may have been replaced meanwhile; without a manifest it counts for nothing.
+        storage.write_bytes(storage.join(self.data, _FILES[-1]), self._manifest_of(shard_set))
+
+    def _manifest_of(self, shard_set: ShardSet) -> bytes:
+        content = storage.read_bytes(storage.join(shard_set.uri, _FILES[-1]))
+        if hashlib.sha256(content).hexdigest() != shard_set.hash:
             raise ShardError(
                 f"{self.what} was to begin with manifest {shard_set.hash[:12]} of {shard_set.uri}, an ingest has just "
                 "written another: run the same command again when it has ended"
             )
-        for name, content in contents.items():
-            storage.write_bytes(storage.join(self.data, name), content)
+        return content
 
     def explained(self, error: ShardError, shard_set: ShardSet) -> ShardError:
         """The error of a shard that cannot be read, with the reason if an ingest has changed the set meanwhile."""

@@ -33,7 +33,10 @@ FILE_NAME = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z"
 WORD = {"type": "string", "minLength": 1, "maxLength": 1000}
 """A name that people gave: of a class, a split, a clip."""
 
-COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
+MOST = 2**53
+"""The largest count: up to here a JSON number is exact in every reader."""
+
+COUNT = {"type": "integer", "minimum": 0, "maximum": MOST}
 """How many there are of something, or how many bytes it has."""
 
 

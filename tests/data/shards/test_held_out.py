@@ -17,7 +17,7 @@ from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.held_out import Part, part_named
-from twostream_ray.data.shards.manifest import INDEX_SCHEMA, INDEX_SCHEMA_WITH_GROUPS
+from twostream_ray.data.shards.index import INDEX_SCHEMA, INDEX_SCHEMA_WITH_GROUPS
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import Clip

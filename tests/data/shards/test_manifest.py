@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from noise_shards import noise_shards
 
-from twostream_ray.data.shards.manifest import INDEX_SCHEMA
+from twostream_ray.data.shards.index import INDEX_SCHEMA
 from twostream_ray.data.shards.records import survey
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import ShardError, StorageError, TwoStreamError

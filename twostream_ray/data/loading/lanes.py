@@ -80,7 +80,10 @@ def plan_lanes(
         del group_of
     else:
         order = np.arange(len(members)) if in_order else np.argsort(position, kind="stable")
-    return [lane[skipped:] for lane in np.array_split(members[order], lanes)]
+    for start in range(0, len(order), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        order[part] = members[order[part]]
+    return [lane[skipped:] for lane in np.array_split(order, lanes)]
 
 
 def _stored_at(shard_set: ShardSet, members: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -184,7 +184,7 @@ class SnippetLoader:
         batch = Batch(
             rgb=rgb,
             flow=flow,
-            labels=self._shard_set.labels[clips],
+            labels=self._shard_set.labels[clips].astype(np.int64),
             weights=np.ones(len(clips), np.float32),
             clips=clips,
             total=float(total * views),

@@ -120,11 +120,10 @@ class TensorLoader:
             through_ray=False,
             **self._want,
         )
-        clip_ids = self._shard_set.index["clip_id"]
         # An epoch that is left early ends its threads and processes at once.
         with closing(iter(loader)) as passes:
             for _, batches in passes:
                 for batch in on_device(batches, self._device):
                     rgb, flow = batch.streams()
-                    names = tuple(clip_ids.take(batch.clips).to_pylist())
+                    names = tuple(self._shard_set.clip_ids(batch.clips))
                     yield TensorBatch(rgb=rgb, flow=flow, labels=batch.labels, clip_ids=names)

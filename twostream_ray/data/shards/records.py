@@ -18,13 +18,8 @@ import pyarrow.parquet as pq
 
 from twostream_ray import storage
 from twostream_ray.data.flow import CONTRACT_SCHEMA, FlowContract, differences
-from twostream_ray.data.shards.manifest import (
-    FORMAT,
-    INDEX_SCHEMA,
-    INDEX_SCHEMA_WITH_GROUPS,
-    SHARD_NAME,
-    read_manifest,
-)
+from twostream_ray.data.shards.index import INDEX_SCHEMA, INDEX_SCHEMA_WITH_GROUPS
+from twostream_ray.data.shards.manifest import FORMAT, SHARD_NAME, read_manifest
 from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.errors import AccessError, ConfigError, MissingError, ShardError, TooLongError
 from twostream_ray.storage import json_files

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -34,7 +33,8 @@ from twostream_ray import storage
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.shards.held_out import Part, part_named
-from twostream_ray.data.shards.manifest import INDEX_LIMIT_BYTES, named_columns, read_index, read_manifest
+from twostream_ray.data.shards.index import LIMIT_BYTES, names_at, read_index, splits_by_code
+from twostream_ray.data.shards.manifest import named_columns, read_manifest
 from twostream_ray.data.sources.splits import group_of_name
 from twostream_ray.errors import AccessError, ConfigError, ShardError, StorageError
 from twostream_ray.redaction import one_line
@@ -64,6 +64,7 @@ SCHEMA = pa.schema(
 """A shard's columns."""
 
 _MOST_PX = 16_384
+_EXPECTED = ("clip_id", "label", "num_frames", "shard", "row")
 
 
 def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
@@ -115,10 +116,20 @@ class ShardSet:
     """Name of the data set, of several joined by "-"; empty where they have none."""
 
     @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """Label of each clip in the index, (num_clips,)."""
-        labels: NDArray[np.int64] = self.index["label"].to_numpy().astype(np.int64)
+    def labels(self) -> NDArray[Any]:
+        """Label of each clip in the index, (num_clips,), of the integers that the index has them in."""
+        labels: NDArray[Any] = self.index["label"].to_numpy()
         return labels
+
+    def clip_ids(self, positions: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """Names of clips by their positions in the index."""
+        return list(names_at(self.index["clip_id"], positions))
+
+    def groups(self, positions: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """The source that each of these clips was cut from: as the index says, or as the clip's name does."""
+        if "group" in self.index.column_names:
+            return list(names_at(self.index["group"], positions))
+        return [group_of_name(name) for name in names_at(self.index["clip_id"], positions)]
 
     @cached_property
     def _members(self) -> dict[str, NDArray[np.int64]]:
@@ -127,12 +138,14 @@ class ShardSet:
         begin = 0
         # A chunk at a time: together they are gigabytes for 100 million clips.
         for splits in self.index["splits"].chunks:
-            names = splits.flatten().dictionary_encode()
-            codes, clips = names.indices.to_numpy(), pc.list_parent_indices(splits).to_numpy() + begin
+            codes, lists = splits_by_code(splits)
+            for name in {name for names in lists for name in names}:
+                has = np.array([name in names for names in lists])
+                clips = np.arange(len(splits)) if has.all() else np.flatnonzero(has[codes])
+                clips += begin
+                found.setdefault(name, []).append(clips)
             begin += len(splits)
-            for code, name in enumerate(names.dictionary.to_pylist()):
-                found.setdefault(name, []).append(_distinct(clips[codes == code].astype(np.int64)))
-        members = {name: np.concatenate(found.pop(name)) for name in sorted(found)}
+        members = {name: _joined(found.pop(name)) for name in sorted(found)}
         for clips in members.values():
             clips.flags.writeable = False  # everybody gets the same array
         return members
@@ -158,11 +171,8 @@ class ShardSet:
 
     def _part(self, part: Part) -> NDArray[np.int64]:
         members = self.split(part.split)
-        columns = self.index.take(members)
-        ids = columns["clip_id"].to_pylist()
-        groups = columns["group"].to_pylist() if "group" in columns.column_names else map(group_of_name, ids)
         names = [self.classes[label] for label in self.labels[members]]
-        found = part.of(zip(members.tolist(), names, groups, strict=True))
+        found = part.of(zip(members.tolist(), names, self.groups(members), strict=True))
         if not found:
             raise ShardError(
                 f"data.validation_fraction={part.fraction:g} was to be cut from split {part.split} of {self.uri}, but "
@@ -182,10 +192,8 @@ class ShardSet:
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
-def _distinct(ascending: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers once each; they need no sorting, which takes a minute for 100 million."""
-    repeated = ascending[1:] == ascending[:-1]
-    return np.delete(ascending, np.flatnonzero(repeated) + 1) if repeated.any() else ascending
+def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def open_shards(uri: str) -> ShardSet:
@@ -203,9 +211,11 @@ def open_shards(uri: str) -> ShardSet:
         )
     content = storage.read_bytes(manifest_uri, limit_bytes=json_files.LIMIT_BYTES)
     manifest = read_manifest(content, where=manifest_uri)
-    index_content = storage.read_bytes(index_uri, limit_bytes=INDEX_LIMIT_BYTES)
-    if hashlib.sha256(index_content).hexdigest() != manifest.index_sha256:
-        raise ShardError(f"{index_uri} does not belong to its manifest: run `twostream ingest` again")
+    with storage.on_disk(index_uri, limit_bytes=LIMIT_BYTES) as local, local.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != manifest.index_sha256:
+            raise ShardError(f"{index_uri} does not belong to its manifest: run `twostream ingest` again")
+        file.seek(0)
+        index = read_index(file, manifest, where=index_uri)
     return ShardSet(
         uri=path,
         hash=manifest.hash,
@@ -217,7 +227,7 @@ def open_shards(uri: str) -> ShardSet:
         shard_bytes=manifest.shard_bytes,
         quarantined=manifest.quarantined,
         quarantined_by_head=manifest.quarantined_by_head,
-        index=read_index(index_content, manifest, where=index_uri),
+        index=index,
         data_set=manifest.data_set,
     )
 
@@ -234,17 +244,15 @@ def read_clips(
         ShardError: the shard is missing, damaged, or another one than the manifest and index speak of; names shard and
             row.
     """
-    uris = shard_set.index.select(["shard", "row"]).take(positions).to_pydict()
-    shard, group = uris["shard"][0], uris["row"][0] // ROWS_PER_GROUP
+    index = shard_set.index
+    columns = {name: [index[name][position].as_py() for position in positions] for name in _EXPECTED}
+    shard, group = columns["shard"][0], columns["row"][0] // ROWS_PER_GROUP
     uri = storage.join(shard_set.uri, "shards", shard_set.shard_names[shard])
-    rows = [row % ROWS_PER_GROUP for row in uris["row"]]
+    rows = [row % ROWS_PER_GROUP for row in columns["row"]]
     expected = Expected(
         bytes=shard_set.shard_bytes[shard],
         contract=shard_set.contract,
-        rows=[
-            tuple(shard_set.index[name][position].as_py() for name in ("clip_id", "label", "num_frames"))
-            for position in positions
-        ],
+        rows=list(zip(*(columns[name] for name in ("clip_id", "label", "num_frames")), strict=True)),
     )
     yield from read_row_group(
         copy or uri, group, want_rgb=want_rgb, want_flow=want_flow, rows=rows, expected=expected, named=uri

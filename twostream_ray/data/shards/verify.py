@@ -56,14 +56,15 @@ def _verify_labels(shard_set: ShardSet, members: list[int], content: pa.Buffer, 
     table = pq.read_table(pa.BufferReader(content), columns=["clip_id", "class_name", "splits"])
     if len(table) != len(members):
         raise ShardError(f"{uri} has {len(table)} rows, the index {len(members)}: ingest again")
-    index = shard_set.index.select(["clip_id", "label", "splits"]).take(members).to_pylist()
-    for number, (stored, said) in enumerate(zip(table.to_pylist(), index, strict=True)):
-        indexed = (said["clip_id"], shard_set.classes[said["label"]], said["splits"])
+    ids, labels = shard_set.clip_ids(members), shard_set.labels[members].tolist()
+    splits = (shard_set.index["splits"][position].as_py() for position in members)
+    for number, (stored, *said) in enumerate(zip(table.to_pylist(), ids, labels, splits, strict=True)):
+        indexed = (said[0], shard_set.classes[said[1]], said[2])
         if indexed != (stored["clip_id"], stored["class_name"], stored["splits"]):
-            splits = ", ".join(map(str, stored["splits"] or ["no split"]))
+            of_row = ", ".join(map(str, stored["splits"] or ["no split"]))
             raise ShardError(
                 f"{uri}, row {number}, is {stored['clip_id']!r} of class {stored['class_name']!r} in "
-                f"{splits}; index and manifest say {indexed[0]!r} of class {indexed[1]!r} in "
+                f"{of_row}; index and manifest say {indexed[0]!r} of class {indexed[1]!r} in "
                 f"{', '.join(indexed[2])}: ingest again"
             )
 

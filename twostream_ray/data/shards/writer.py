@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from twostream_ray import storage
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards.manifest import FORMAT, INDEX_SCHEMA, INDEX_SCHEMA_WITH_GROUPS
+from twostream_ray.data.shards.index import INDEX_SCHEMA, INDEX_SCHEMA_WITH_GROUPS
+from twostream_ray.data.shards.manifest import FORMAT
 from twostream_ray.data.shards.records import QUARANTINE_COLUMNS, clip_identity
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, SCHEMA, fields_crc32
 from twostream_ray.data.sources.catalog import Clip

@@ -85,7 +85,7 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
             f"at least {_BATCH} clips are wanted in split {config.data.split_to_train!r} of {config.data.shards}, "
             f"got {len(members)}: choose another split, or ingest more clips"
         )
-    shard_set = replace(whole, index=whole.index.take(members))
+    shard_set = replace(whole, index=whole.index.filter(np.isin(np.arange(len(whole.index)), members)))
     data = replace(config.data, shards=whole.uri)
     cores = _cores_of(config)
     plan = _Plan.of(len(members), cores=cores)

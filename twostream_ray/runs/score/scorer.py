@@ -23,7 +23,6 @@ from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.protocols import Protocol
 from twostream_ray.data.shards.quarantine import read_quarantine
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet, read_clips
-from twostream_ray.data.sources.splits import group_of_name
 from twostream_ray.errors import ClusterError, DecodeError, own_error
 from twostream_ray.model_package import MODEL_FILES, ModelPackage, load_model
 from twostream_ray.models.build import Network
@@ -295,9 +294,8 @@ def score_clips(
         ShardError: the shard is missing, damaged or another one.
         DecodeError: a clip is damaged; names it with shard and row.
     """
-    columns = shard_set.index.take(list(positions))
-    ids, labels = columns["clip_id"].to_pylist(), columns["label"].to_pylist()
-    groups = columns["group"].to_pylist() if "group" in columns.column_names else list(map(group_of_name, ids))
+    ids, labels = shard_set.clip_ids(positions), shard_set.labels[list(positions)].tolist()
+    groups = shard_set.groups(positions)
     clips = list(read_clips(shard_set, positions, want_rgb=want_rgb, want_flow=want_flow))
     try:
         scores = scorer.score_all([clip for _, clip in clips])

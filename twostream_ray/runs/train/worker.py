@@ -376,7 +376,7 @@ def _on_disk(checkpoint: ray.train.Checkpoint, *, storage_uri: str) -> Iterator[
 
 
 def _advice(error: NonFiniteLossError, shard_set: ShardSet, *, compiled: bool) -> str:
-    ids = [shard_set.index["clip_id"][clip].as_py() for clip in error.clips[:8]]
+    ids = shard_set.clip_ids(error.clips[:8])
     more = f" and {len(error.clips) - len(ids)} more" if len(error.clips) > len(ids) else ""
     return (
         f"{error}, from clips {', '.join(ids)}{more}: lower training.learning_rate, set training.clip_gradient_norm, "
