@@ -52,8 +52,9 @@ def test_every_recipe_says_in_its_first_line_what_it_is_for() -> None:
 
 def test_recipes_for_own_videos_download_nothing_on_a_cpu_and_fit_a_gpu() -> None:
     cpu, gpu = loaded("own_videos_cpu"), loaded("own_videos_gpu")
-    assert {cpu.model.spatial.weights, cpu.model.temporal.weights} == {None}
-    assert count_parameters(on_paper(cpu)) < 500_000
+    for small in (cpu, loaded("convnext_fusion_small")):
+        assert {small.model.spatial.weights, small.model.temporal.weights} == {None}
+        assert count_parameters(on_paper(small)) < 500_000
     assert count_parameters(on_paper(gpu)) == count_parameters(on_paper(loaded("fusion_2016")))
 
 

@@ -1,10 +1,12 @@
 import base64
+import importlib.metadata
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,9 @@ def served(request):
     return json.loads(scoring_server.invocations(request, "application/json", model, schema).response)["predictions"]
 
 import twostream_ray
+if not json.loads(requests):
+    json.dump(model.predict(good), sys.stdout)
+    sys.exit()
 answers = {
     "code": twostream_ray.__file__,
     "ray": "ray" in sys.modules,
@@ -123,9 +128,8 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def answers(package: Path, video: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("registry")
+def champion(package: Path, folder: Path, *, libraries: tuple[str, ...] = ()) -> TrackingConfig:
+    """The registry in which the package is the only version."""
     config = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
     measurement = Measurement(
         manifest_hash="0a" * 32, split="test", num_evaluated=8, num_clips=8, metrics={"top1": 0.5}
@@ -143,18 +147,14 @@ def answers(package: Path, video: Path, tmp_path_factory: pytest.TempPathFactory
         data="moving shapes",
         flow_contract={"algorithm": "dis"},
         lineage={},
+        libraries=libraries,
     )
     promote("two-stream", version, config=config, manifest_hash="0a" * 32, split="test")
-    pull("models:/two-stream@champion", folder / "pulled", config=config)
+    return config
 
-    encoded = base64.b64encode(video.read_bytes()).decode()
-    lines = base64.encodebytes(video.read_bytes()).decode()
-    requests = [
-        {"inputs": [encoded, lines, "bm90IGEgdmlkZW8sIGp1c3Qgd29yZHM="], "params": {"top_k": 4}},
-        {"dataframe_split": {"columns": ["video"], "data": [[encoded]]}, "params": {"top_k": 4}},
-        {"inputs": [str(video)]},
-    ]
-    bad = str(folder / "missing.mp4")
+
+def asked(config: TrackingConfig, folder: Path, *, video: Path, bad: str, requests: list[Any]) -> Any:
+    """What a stranger's process says of the champion."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", STRANGER, config.resolved_uri(), str(video), bad, json.dumps(requests)],
         cwd=folder,
@@ -165,7 +165,25 @@ def answers(package: Path, video: Path, tmp_path_factory: pytest.TempPathFactory
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout) | {"pulled": folder / "pulled", "bad": bad, "registry": str(folder)}
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def answers(package: Path, video: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("registry")
+    config = champion(package, folder)
+    pull("models:/two-stream@champion", folder / "pulled", config=config)
+
+    encoded = base64.b64encode(video.read_bytes()).decode()
+    lines = base64.encodebytes(video.read_bytes()).decode()
+    requests = [
+        {"inputs": [encoded, lines, "bm90IGEgdmlkZW8sIGp1c3Qgd29yZHM="], "params": {"top_k": 4}},
+        {"dataframe_split": {"columns": ["video"], "data": [[encoded]]}, "params": {"top_k": 4}},
+        {"inputs": [str(video)]},
+    ]
+    bad = str(folder / "missing.mp4")
+    said = asked(config, folder, video=video, bad=bad, requests=requests)
+    return said | {"pulled": folder / "pulled", "bad": bad, "registry": str(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +270,27 @@ def test_the_lines_of_the_readme_use_a_pulled_model_without_mlflow(
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     best, probability = max(expected.items(), key=lambda item: item[1])
     assert f"('{best}', {probability:.4f}"[:-1] in done.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("backbone", ["timm:test_convnext", "timm:test_vit"])
+def test_a_model_with_towers_of_timm_brings_all_that_it_wants(backbone: str, video: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    tower, layer = TowerConfig(backbone=backbone), "stages_2" if "convnext" in backbone else "blocks_3"
+    modern = ModelConfig(spatial=tower, temporal=tower, fusion=FusionConfig(layers=(layer,), temporal="pool3d"))
+    package = ModelPackage(
+        model=replace(modern, num_classes=4),
+        classes=SyntheticConfig().classes,
+        contract=FlowContract(short_side_px=64),
+        sampling=SamplingConfig(num_snippets=2, test_times=1),
+        transforms=TransformConfig(crop_px=64),
+    )
+    torch.manual_seed(0)
+    (tmp_path / "package").mkdir()
+    save_model(tmp_path / "package", package.build(pretrained=False), package)
+    config = champion(tmp_path / "package", tmp_path, libraries=package.model.libraries)
+    (requirements,) = tmp_path.glob("mlartifacts/models/*/artifacts/requirements.txt")
+    assert f"timm=={importlib.metadata.version('timm')}" in requirements.read_text().splitlines()
+    (answer,) = asked(config, tmp_path, video=video, bad="missing.mp4", requests=[])
+    (prediction,) = Classifier.load(tmp_path / "package").predict([video], top_k=4)
+    assert scores(answer) == pytest.approx(dict(prediction.top), abs=1e-5)

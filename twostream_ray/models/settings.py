@@ -229,7 +229,9 @@ class ModelConfig:
     @property
     def libraries(self) -> tuple[str, ...]:
         """Distributions, beside torch, whose code it runs once it is trained."""
-        return ("torchvision",) if self.architecture == "clip3d" else ()
+        if self.architecture == "clip3d":
+            return ("torchvision",)
+        return ("timm",) if any(backbone.startswith(TIMM) for backbone in self.backbones) else ()
 
     def __post_init__(self) -> None:
         for key, value, valid in (
