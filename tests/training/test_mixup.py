@@ -184,14 +184,14 @@ def test_a_clip_has_the_same_partner_and_share_for_1_2_and_3_workers_and_others_
         shards=shard_set.uri, lanes=4, decode_at="worker", sampling=sampling, transforms=TransformConfig(crop_px=16)
     )
 
-    def drawn(world_size: int, epoch: int) -> dict[int, tuple[int, float]]:
+    def drawn(world_size: int, epoch: int, first_step: int = 0) -> dict[int, tuple[int, float]]:
         """Clip -> its partner and share; every clip of 50, which 4 lanes and steps of 16 do not divide."""
         found: dict[int, tuple[int, float]] = {}
         for rank in range(world_size):
             loader = SnippetLoader(
                 shard_set,
                 config=config,
-                passes=[Pass(split="train", epoch=epoch, training=True)],
+                passes=[Pass(split="train", epoch=epoch, training=True, first_step=first_step)],
                 global_batch=16,
                 rank=rank,
                 world_size=world_size,
@@ -216,6 +216,8 @@ def test_a_clip_has_the_same_partner_and_share_for_1_2_and_3_workers_and_others_
     assert len(alone) == 50 and sum(clip != partner for clip, (partner, _) in alone.items()) >= 48
     assert alone == drawn(2, epoch=0) == drawn(3, epoch=0)
     assert alone != drawn(1, epoch=1)
+    resumed = drawn(2, epoch=0, first_step=1)
+    assert len(resumed) == 50 - 16 and resumed.items() <= alone.items()
 
 
 def test_shares_are_from_beta_and_partners_are_the_others_of_a_lane_alike() -> None:
