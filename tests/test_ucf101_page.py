@@ -28,7 +28,7 @@ def lists_of_clips(official: Path, clips: list[str], out: Path) -> None:
 
 
 def test_every_command_takes_its_settings() -> None:
-    lines = [line for block in BLOCKS for line in block.code.replace("\\\n", " ").splitlines()]
+    lines = [line for block in BLOCKS for line in block.code.replace("\\\n", " ").replace("$n", "1").splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     ours = [line[1:] for line in words if line[:1] == ["twostream"]]
     assert {line[0] for line in ours} == {"ingest", "inspect", "weights", "train", "evaluate"}
