@@ -16,7 +16,7 @@ from pages import ROOT
 from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 
 PAGE = (ROOT / "docs/recovery.md").read_text()
-INGEST = "ingest {videos} --flow.short_side_px 48 --rows_per_shard 4 --workers 2 --out {out}"
+INGEST = "ingest {videos} --flow.short_side_px 48 --rows_per_shard 4 --out {out}"
 TRAIN = (
     "train {out} --config own_videos_cpu --name small --storage {storage} --tracking.uri sqlite:///{tmp}/mlflow.db "
     "--data.transforms.crop_px 32 --data.transforms.short_side_px null --training.epochs 2 --training.global_batch 4 "
