@@ -58,8 +58,9 @@ class TrainingConfig:
 
     layer_decay: float | None = None
     """Layer-wise learning rate decay, in (0, 1]: a tower's layer with n layers of weights above it learns at this to
-    the power n of the rate; classifiers, fusions and layers over time at the full one. For pretrained towers, 0.65 to
-    0.9. None by default: all learn at one rate."""
+    the power n of the rate; classifiers, fusions and layers over time at the full one. A stage of a convolutional
+    network of timm is one layer, a transformer's block is one. For pretrained towers, 0.6 to 0.9. None by default: all
+    learn at one rate."""
 
     schedule: Schedule = "steps"
     """steps: divided by 10 at each of step_epochs; cosine: to zero over the epochs; constant."""
