@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from twostream_ray.errors import ConfigError, WeightsError
 from twostream_ray.models.layers import CLASSIFIER, IMAGENET_MEAN, IMAGENET_STD, LAST_POOL, RGB_CHANNELS, TIMM
 
+_PUBLISHED_CLASSES = 1000
+"""What a network is made for before it gets a classifier of ours; some have none of their own."""
 _PROBED_PX = 224
 """Frames that a chain is found with, where the network wants none of its own."""
 
@@ -87,15 +89,19 @@ def layer_table(backbone: str) -> tuple[TimmLayer, ...]:
         ConfigError: timm does not know the network, or it cannot be cut.
     """
     with torch.device("meta"), torch.no_grad():
-        network = create_network(backbone, in_channels=RGB_CHANNELS, drop_path=0.0)
+        network = create_network(backbone, in_channels=RGB_CHANNELS, drop_path=0.0).eval()
         height = _input_px(network)
-        frames = torch.empty(1, RGB_CHANNELS, height, height)
+        state = torch.empty(1, RGB_CHANNELS, height, height)
         chain = cut(network, backbone=backbone)
-        rows, state = [], frames
-        for name, layer in chain.layers.items():
-            state = layer(state)
-            maps = state.maps if isinstance(state, TokenMaps) else state
-            rows.append(TimmLayer(name, maps.shape[1], round(height / maps.shape[-2])))
+        rows = []
+        try:
+            for name, layer in chain.layers.items():
+                state = layer(state)
+                maps = state.maps if isinstance(state, TokenMaps) else state
+                rows.append(TimmLayer(name, maps.shape[1], round(height / maps.shape[-2])))
+            chain.pool(state)
+        except Exception as error:  # whatever another kind of network makes of being run in parts
+            raise _uncuttable(backbone, f"run in parts it ends with {error!r}"[:200]) from error
     return tuple(rows)
 
 
@@ -107,7 +113,7 @@ def create_network(backbone: str, *, in_channels: int, drop_path: float, pretrai
         WeightsError: its published weights can be had neither from the cache nor from the network.
     """
     name, timm = known_name(backbone), _timm()
-    settings: dict[str, Any] = {"in_chans": in_channels, "pretrained": pretrained}
+    settings: dict[str, Any] = {"in_chans": in_channels, "pretrained": pretrained, "num_classes": _PUBLISHED_CLASSES}
     if drop_path:
         settings["drop_path_rate"] = drop_path
     try:
@@ -139,11 +145,9 @@ def cut(network: Any, *, backbone: str) -> TimmChain:
 
     own = {id(values): name for name, values in network.state_dict(keep_vars=True).items()}
     undecayed = {name for name, _ in network.named_parameters() if name in _no_weight_decay(network)}
-    classifier = network.get_classifier()
+    classifier = network.get_classifier() if hasattr(network, "get_classifier") else None
     if not isinstance(classifier, nn.Linear):
-        raise ConfigError(
-            f"backbone {backbone} has no linear classifier, got {type(classifier).__name__}: choose another network"
-        )
+        raise _uncuttable(backbone, f"its classifier is no linear layer but {type(classifier).__name__}")
     features, config = classifier.in_features, network.pretrained_cfg
     if isinstance(network, VisionTransformer):
         layers = _transformer_layers(network)
