@@ -13,7 +13,7 @@ from twostream_ray.data.loading.device import DeviceBatch, normalise_flow, norma
 from twostream_ray.data.sources.synthetic import SPLITS, SyntheticConfig, draw_clip, draw_movers
 from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.settings import ModelConfig
-from twostream_ray.runs.findings import comparisons
+from twostream_ray.runs.compared_networks import comparisons
 from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.settings import TrainingConfig
 from twostream_ray.training.step import TrainingStep

@@ -11,10 +11,19 @@ from twostream_ray.models.settings import Clip3dConfig, FusionConfig, ModelConfi
 SMALL = TowerConfig(backbone="vgg_small", width=4, dropout=0)
 CLIP3D = ModelConfig(architecture="clip3d", clip3d=Clip3dConfig(network="r3d_18", width=4))
 RESNET = TowerConfig(backbone="resnet50", width=4, dropout=0)
+CONVNEXT = TowerConfig(backbone="timm:test_convnext", dropout=0)
+VIT = TowerConfig(backbone="timm:test_vit", dropout=0)
 
 
 def fused_model(tower: TowerConfig = SMALL, *, keep: bool = True, **fusion: object) -> ModelConfig:
-    layers = {"vgg16": "relu5_3", "vgg_m_2048": "relu5", "vgg_small": "relu4", "resnet50": "res5c_relu"}
+    layers = {
+        "vgg16": "relu5_3",
+        "vgg_m_2048": "relu5",
+        "vgg_small": "relu4",
+        "resnet50": "res5c_relu",
+        CONVNEXT.backbone: "stages_1",
+        VIT.backbone: "blocks_3",
+    }
     settings = {"layers": (layers[tower.backbone],), "temporal": "pool2d"} | fusion
     return ModelConfig(spatial=tower, temporal=tower, fusion=FusionConfig(**settings), keep_temporal_tower=keep)
 
@@ -55,6 +64,12 @@ CONFIGS = [
     replace(fused_model(temporal="conv3d"), freeze_below_fusion=True),
     replace(late(), head_classes=(3, 2)),
     CLIP3D,
+    late(CONVNEXT),
+    late(VIT),
+    fused_model(CONVNEXT, temporal="conv3d"),
+    fused_model(CONVNEXT, method="concat", keep=False),
+    fused_model(VIT, temporal="pool3d"),
+    fused_model(VIT, temporal="conv3d", keep=False),
 ]
 
 

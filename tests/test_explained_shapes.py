@@ -10,7 +10,7 @@ from shown_shapes import Shapes, accuracy, draw_shapes, trained
 from twostream_ray.data.sources.synthetic import Group, SyntheticConfig
 from twostream_ray.explanation import activation_layers, class_activations
 from twostream_ray.models.build import Network
-from twostream_ray.runs.findings import comparisons
+from twostream_ray.runs.compared_networks import comparisons
 from twostream_ray.stream_contributions import (
     Sample,
     StreamContributions,

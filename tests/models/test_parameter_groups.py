@@ -31,9 +31,12 @@ def test_every_parameter_that_learns_is_in_one_group_and_only_weights_decay(
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(one) for one in network.parameters() if one.requires_grad)
     assert len({group["name"] for group in groups}) == len(groups)
+    tokens = {id(one) for name, one in network.named_parameters() if name.endswith(("pos_embed", "cls_token"))}
+    assert bool(tokens) == ("vit" in str(config))
     for group in groups:
         assert group["weight_decay"] == (0.01 if group["name"].startswith("weights") else 0.0)
-        assert all((parameter.dim() > 1) == (group["weight_decay"] > 0) for parameter in group["params"])
+        for one in group["params"]:
+            assert (one.dim() > 1 and id(one) not in tokens) == (group["weight_decay"] > 0)
 
 
 def test_a_layer_learns_slower_by_the_factor_for_each_layer_of_weights_above_it() -> None:

@@ -1,6 +1,7 @@
 """Model summary: layers, parameters, FLOPs and activation memory, found on torch's meta device without arithmetic."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -86,7 +87,9 @@ def training_flops(network: Network, *, flow_length: int, num_snippets: int, siz
     """
     rgb = torch.empty(1, num_snippets, 3, size_px, size_px, device="meta")
     flow = torch.empty(1, num_snippets, 2 * flow_length, size_px, size_px, device="meta")
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    )
     try:
         with counter:
             outputs = network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
@@ -97,6 +100,15 @@ def training_flops(network: Network, *, flow_length: int, num_snippets: int, siz
         ) from error
     network.zero_grad()
     return float(counter.get_total_flops())
+
+
+def _convolution_backward_flops(
+    grad_shape: Sequence[int], _maps_shape: Sequence[int], weight_shape: Sequence[int], *others: Any, **_: Any
+) -> int:
+    """As much as forward for each gradient wanted; torch counts depthwise filters' as if every map met every filter."""
+    wanted = others[7]  # for the maps, the weights and the bias, as aten's convolution_backward has it
+    forward = 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
+    return forward * sum(wanted[:2])
 
 
 def count_parameters(module: nn.Module) -> int:

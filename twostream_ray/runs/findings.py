@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,24 @@ from twostream_ray import storage, visualize
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
-from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet, open_shards
-from twostream_ray.data.sources.synthetic import Group, SyntheticConfig
+from twostream_ray.data.sources.synthetic import Group
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, TrainingError, own_error
 from twostream_ray.evaluation.intervals import Interval, metric_intervals
 from twostream_ray.models.build import build_network
-from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs import demo
 from twostream_ray.runs.cluster.session import polled, ray_session
+from twostream_ray.runs.compared_networks import SIZE_PX, Comparison, comparisons
 from twostream_ray.runs.outputs import refuse_foreign_files
-from twostream_ray.runs.settings import FindingsConfig
+from twostream_ray.runs.settings import FindingsConfig, Towers
 from twostream_ray.storage.json_files import COUNT, list_of, read_json, record
-from twostream_ray.training.settings import TrainingConfig
 
-_FILES = ("findings.md", "findings.png")
+_FILES: dict[Towers, tuple[str, str]] = {
+    "papers": ("findings.md", "findings.png"),
+    "modern": ("findings_modern.md", "findings_modern.png"),
+}
 _TABLE_BEGINS = "| videos | network | top-1 |"
-_SIZE_PX = 96
 _RESULT_SCHEMA = record(
     {
         "experiment": {"type": "object"},
@@ -44,26 +44,6 @@ _RESULT_SCHEMA = record(
     {"wrong": list_of(COUNT)},
     others=True,
 )
-_ORDER_STRIDE_FRAMES = 16
-_SMALL = TowerConfig(backbone="vgg_small", width=16, dropout=0.0)
-_ONE_FRAME = SamplingConfig(num_snippets=1, min_stride_frames=1, max_stride_frames=1, test_times=1)
-_WHOLE_CLIP = SamplingConfig(
-    num_snippets=4, min_stride_frames=_ORDER_STRIDE_FRAMES, max_stride_frames=_ORDER_STRIDE_FRAMES, test_times=1
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Networks that are trained on the same videos with the same budget."""
-
-    clips: SyntheticConfig
-    """The videos."""
-    sampling: SamplingConfig
-    """What a sample shows of a clip."""
-    training: TrainingConfig
-    """The budget."""
-    networks: dict[str, ModelConfig]
-    """The contestants, by what is said of them in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,58 +70,6 @@ class ComparisonRow:
         return f"{statistics.mean(self.top1):.1%}{spread}"
 
 
-def comparisons() -> dict[Group, Comparison]:
-    """What is compared on which videos.
-
-    `binding`: streams alone and averaged, every method at relu3, every layer, one tower or two above the fusion
-    (Feichtenhofer et al. 2016, tables 1 and 2). `order`: what happens to time after the fusion (table 4).
-    """
-    late = ModelConfig(architecture="late", spatial=_SMALL, temporal=_SMALL)
-
-    def fused(*layers: str, method: str = "conv", time: str = "pool2d", keep: bool = True) -> ModelConfig:
-        fusion = FusionConfig(method=method, layers=layers, temporal=time)  # type: ignore[arg-type]
-        return ModelConfig(spatial=_SMALL, temporal=_SMALL, fusion=fusion, keep_temporal_tower=keep)
-
-    return {
-        "binding": Comparison(
-            clips=SyntheticConfig(group="binding", val_clips=0, size_px=_SIZE_PX),
-            sampling=_ONE_FRAME,
-            training=TrainingConfig(epochs=5, global_batch=32, learning_rate=0.1, schedule="cosine", warmup_epochs=1.0),
-            networks={
-                "appearance alone": replace(late, streams="spatial"),
-                "motion alone": replace(late, streams="temporal"),
-                "late: scores averaged": late,
-                "sum at relu3": fused("relu3", method="sum"),
-                "max at relu3": fused("relu3", method="max"),
-                "concat at relu3": fused("relu3", method="concat"),
-                "bilinear at relu3": fused("relu3", method="bilinear"),
-                "conv at relu3": fused("relu3"),
-                "conv at relu1": fused("relu1"),
-                "conv at relu2": fused("relu2"),
-                "conv at relu4": fused("relu4"),
-                "conv at relu2 and relu4": fused("relu2", "relu4"),
-                "conv at relu1, one tower above": fused("relu1", keep=False),
-                "conv at relu2, one tower above": fused("relu2", keep=False),
-                "conv at relu3, one tower above": fused("relu3", keep=False),
-            },
-        ),
-        "order": Comparison(
-            clips=SyntheticConfig(group="order", train_clips=640, val_clips=0, size_px=_SIZE_PX),
-            sampling=_WHOLE_CLIP,
-            # At 0.1 one seed of three stays at chance, also in twice the epochs.
-            training=TrainingConfig(
-                epochs=4, global_batch=16, learning_rate=0.03, schedule="cosine", warmup_epochs=1.0
-            ),
-            networks={
-                "late: scores averaged": late,
-                "conv at relu4, 2D pooling and averaging": fused("relu4"),
-                "conv at relu4, 3D pooling": fused("relu4", time="pool3d"),
-                "conv at relu4, 3D convolution and 3D pooling": fused("relu4", time="conv3d"),
-            },
-        ),
-    }
-
-
 Progress = Callable[[int, int], None]
 """Called with (trainings done, trainings in all)."""
 
@@ -166,18 +94,20 @@ def findings(
         TrainingError: not every clip of the test split was scored.
         ShardError, StorageError: the shards cannot be read.
     """
-    refuse_foreign_files(storage.absolute(config.out), _FILES, begins=_TABLE_BEGINS.encode(), verb="findings")
+    refuse_foreign_files(
+        storage.absolute(config.out), _FILES[config.towers], begins=_TABLE_BEGINS.encode(), verb="findings"
+    )
     out = Path(storage.absolute(config.out)) / "results"
     out.mkdir(parents=True, exist_ok=True)
     wanted = [
         (group, network, seed)
         for seed in range(config.num_seeds)
-        for group, comparison in comparisons().items()
+        for group, comparison in comparisons(config.towers).items()
         if group in shards
         for network in comparison.networks
     ]
     with ray_session():
-        results = _results(wanted, shards, folder=out, progress=progress)
+        results = _results(wanted, shards, towers=config.towers, folder=out, progress=progress)
     seeds = range(config.num_seeds)
     return [
         ComparisonRow(
@@ -189,7 +119,7 @@ def findings(
             interval=_interval(open_shards(shards[group]), [results[group, network, seed] for seed in seeds]),
         )
         for group in shards
-        for network in comparisons()[group].networks
+        for network in comparisons(config.towers)[group].networks
     ]
 
 
@@ -209,7 +139,12 @@ def _interval(shard_set: ShardSet, results: Sequence[Mapping[str, Any]]) -> Inte
 
 
 def _results(
-    wanted: Sequence[tuple[Group, str, int]], shards: Mapping[Group, str], *, folder: Path, progress: Progress | None
+    wanted: Sequence[tuple[Group, str, int]],
+    shards: Mapping[Group, str],
+    *,
+    towers: Towers,
+    folder: Path,
+    progress: Progress | None,
 ) -> dict[tuple[Group, str, int], dict[str, Any]]:
     """Results by (group, network, seed): those that `folder` has from earlier calls, the others by Ray's tasks."""
     import ray
@@ -218,13 +153,13 @@ def _results(
     task = ray.remote(_train_one).options(num_cpus=1)
     pending: dict[Any, tuple[tuple[Group, str, int], Path]] = {}
     for group, network, seed in wanted:
-        experiment = _experiment(group, network, seed, shards=shards[group])
+        experiment = _experiment(group, network, seed, shards=shards[group], towers=towers)
         path = folder / f"{group}, {network}, seed {seed}.json"
         kept = _kept(str(path))
         if kept is not None and kept["experiment"] == experiment:
             results[group, network, seed] = kept
         else:
-            pending[task.remote(group, network, seed, shards[group])] = ((group, network, seed), path)
+            pending[task.remote(group, network, seed, shards[group], towers)] = ((group, network, seed), path)
 
     def show() -> None:
         if progress is not None:
@@ -275,20 +210,21 @@ def write(config: FindingsConfig, found: list[ComparisonRow]) -> str:
         f"| {row.clips} | {row.parameters:,} |"
         for row in found
     ]
-    storage.write_bytes(str(out / _FILES[0]), ("\n".join(lines) + "\n").encode())
+    text, picture = _FILES[config.towers]
+    storage.write_bytes(str(out / text), ("\n".join(lines) + "\n").encode())
     visualize.accuracies_picture(
         {
             group: {row.network: row.top1 for row in found if row.group == group}
             for group in dict.fromkeys(row.group for row in found)
         },
-        out / _FILES[1],
+        out / picture,
     )
     return str(out)
 
 
-def _experiment(group: Group, network: str, seed: int, *, shards: str) -> dict[str, Any]:
+def _experiment(group: Group, network: str, seed: int, *, shards: str, towers: Towers) -> dict[str, Any]:
     """All that a result depends on, in JSON's types."""
-    comparison = comparisons()[group]
+    comparison = comparisons(towers)[group]
     settings = {
         "manifest_hash": open_shards(shards).hash,
         "sampling": asdict(comparison.sampling),
@@ -309,7 +245,7 @@ def _loader(
             shards=shard_set.uri,
             sampling=comparison.sampling,
             # Left and right are classes.
-            transforms=TransformConfig(crop_px=_SIZE_PX, size_jitter=0.0, flip=False),
+            transforms=TransformConfig(crop_px=SIZE_PX, size_jitter=0.0, flip=False),
             decode_processes=0,
         ),
         passes=list(_passes(comparison.training.epochs)),
@@ -321,7 +257,7 @@ def _loader(
     )
 
 
-def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[str, Any]:
+def _train_one(group: Group, network_name: str, seed: int, shards: str, towers: Towers = "papers") -> dict[str, Any]:
     """Train one network of a comparison and score the test split, in this process alone."""
     import torch
 
@@ -332,7 +268,7 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[
     from twostream_ray.training.step import TrainingStep
 
     started = time.monotonic()
-    comparison = comparisons()[group]
+    comparison = comparisons(towers)[group]
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     shard_set, device = open_shards(shards), torch.device("cpu")
@@ -363,7 +299,7 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str) -> dict[
         n_expected=len(members) + shard_set.quarantined.get("test", 0),
     )
     return {
-        "experiment": _experiment(group, network_name, seed, shards=shards),
+        "experiment": _experiment(group, network_name, seed, shards=shards, towers=towers),
         "top1": report.top1,
         "clips": report.coverage,
         "wrong": members[~top_k_hits(found, labels, k=1)].tolist(),

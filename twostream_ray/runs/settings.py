@@ -6,12 +6,16 @@ Apart from what these do, which imports PyAV, Arrow, Matplotlib and torch: readi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.settings.arguments import RECIPE_KEY
 from twostream_ray.settings.bounds import require_within
+
+Towers = Literal["papers", "modern"]
+"""Which networks `findings` compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +90,14 @@ class FindingsConfig:
     out: str = "findings"
     """Directory for videos, shards, results, table and picture."""
 
+    towers: Towers = "papers"
+    """papers: small VGG towers, every comparison; modern: a small ConvNeXt and a small vision transformer of timm, late
+    against fused (wants `pip install 'twostream_ray[timm]'`)."""
+
     num_seeds: int = 3
     """Trainings of each network, with seeds 0, 1, ..."""
 
     def __post_init__(self) -> None:
         require_within(self, num_seeds="[1, 1_000]")
+        if self.towers not in get_args(Towers):
+            raise ConfigError(f"towers must be one of {', '.join(get_args(Towers))}, got {self.towers!r}")

@@ -202,10 +202,11 @@ def findings(arguments: list[str]) -> int:
     require_uri(config.out, setting="out")
     from twostream_ray.runs import findings
     from twostream_ray.runs.cluster.session import ray_session
+    from twostream_ray.runs.compared_networks import comparisons
 
     with ray_session():
         shards = {}
-        for group, comparison in findings.comparisons().items():
+        for group, comparison in comparisons(config.towers).items():
             with Bar(f"{group}: videos to shards", unit="clips") as bar:
                 shards[group] = findings.prepare(config, comparison, progress=bar.show)
         with Bar("networks", unit="trainings") as bar:
