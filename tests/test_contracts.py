@@ -16,6 +16,7 @@ PLANTED = {
     "Ray in tracking": ("tracking/record.py", "import ray\n"),
     "Ray in serving": ("inference.py", "import ray\n"),
     "Ray in the service": ("serving/application.py", "import ray\n"),
+    "timm past its door": ("models/streams.py", "import timm\n"),
     "FastAPI past its door": ("inference.py", "import fastapi\n"),
     "a service that needs runs": ("serving/application.py", "from twostream_ray.runs import workers\n"),
     "Ray in the reasons for an answer": ("explanation.py", "import ray\n"),

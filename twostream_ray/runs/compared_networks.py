@@ -19,7 +19,7 @@ _WHOLE_CLIP = SamplingConfig(
     num_snippets=4, min_stride_frames=_ORDER_STRIDE_FRAMES, max_stride_frames=_ORDER_STRIDE_FRAMES, test_times=1
 )
 _ADAMW = TrainingConfig(
-    epochs=8,
+    epochs=5,
     global_batch=32,
     learning_rate=2e-3,
     schedule="cosine",
@@ -120,5 +120,5 @@ def _modern() -> dict[Group, Comparison]:
         )
     return {
         "binding": replace(papers["binding"], training=_ADAMW, networks=binding),
-        "order": replace(papers["order"], training=replace(_ADAMW, global_batch=16), networks=order),
+        "order": replace(papers["order"], training=replace(_ADAMW, epochs=3, global_batch=16), networks=order),
     }
