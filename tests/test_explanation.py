@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from moving_square import moving_square
-from small_networks import CONFIGS, built, fused_model, late, residual, snippets
+from small_networks import CLIP3D, CONFIGS, built, fused_model, late, residual, snippets
 from torch import Tensor
 
 from twostream_ray.data.encoded_clip import EncodedClip
@@ -79,6 +79,7 @@ def test_activations_of_every_architecture_have_the_frames_shape(config: ModelCo
             residual("st_resnet"),
             {"spatial": "spatial.res5a", "temporal": "temporal.res5c_relu", "fused": "spatial.res5c_relu"},
         ),
+        (CLIP3D, {"spatial": "video.layer4"}),
     ],
 )
 def test_activations_are_of_the_last_maps_of_either_tower_and_after_the_last_fusion(
@@ -96,6 +97,7 @@ def test_activations_are_of_the_last_maps_of_either_tower_and_after_the_last_fus
         (fused_model(method="bilinear"), "fused", "bilinear fusion sums over all positions"),
         (fused_model(layers=("fc8",), temporal="pool3d"), "fused", "fusion at fc8 joins maps without positions"),
         (residual("stfn", fusion=FusionConfig(method="sum")), "fused", "stfn joins features without positions"),
+        (CLIP3D, "temporal", "this network has no temporal stream"),
         (fused_model(), "relu4", "layers must be of spatial, temporal, fused, got 'relu4'"),
     ],
 )
@@ -142,7 +144,7 @@ def test_a_time_that_a_short_clip_repeats_is_hidden_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [late(), late(streams="temporal"), fused_model(layers=("relu2",), temporal="conv3d")]
+    "config", [late(), late(streams="temporal"), fused_model(layers=("relu2",), temporal="conv3d"), CLIP3D]
 )
 def test_a_clip_is_explained_in_all_its_views(config: ModelConfig) -> None:
     explainer, clip = small_explainer(config)
@@ -154,8 +156,11 @@ def test_a_clip_is_explained_in_all_its_views(config: ModelConfig) -> None:
     assert list(found.seconds) == sorted(found.seconds) and 0 < found.seconds[-1] < 20 / 25
     for snippet in found.snippets:
         assert (snippet.rgb is None) == (config.streams == "temporal")
-        assert snippet.flow is not None and snippet.flow.shape == (48, 48, 2)
+        assert (snippet.flow is None) != config.reads_flow
         assert all(maps.shape == (48, 48) for maps in snippet.activations.values())
+        if snippet.flow is None:
+            continue
+        assert snippet.flow.shape == (48, 48, 2)
         # The square moves 2 px to the right and 1 px down a frame.
         assert np.abs(np.quantile(snippet.flow, 0.99, axis=(0, 1)) - (2, 1)).max() < 0.5
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from html_pages import parsed, shown
 
+from twostream_ray.errors import ConfigError
 from twostream_ray.explanation import ExplainedSnippet, Explanation
-from twostream_ray.runs.score.explanation_page import Reasons, explanation_page
+from twostream_ray.runs.score.explanation_page import Reasons, explanation_page, explanation_video
 from twostream_ray.stream_contributions import StreamContributions
 
 
@@ -43,6 +44,13 @@ def test_a_page_says_shares_seconds_and_which_layer_there_is_not() -> None:
     ):
         assert said in text, said
     assert parsed(page).tags.count("img") == 2 * 2 * 2
+
+
+def test_a_network_without_maps_is_explained_on_a_page_and_not_in_a_video() -> None:
+    blind = reasons(snippets=(snippet(0.2),), missing={"spatial": "mvit_v2_s computes tokens, no maps"})
+    assert "Not shown: mvit_v2_s computes tokens, no maps." in shown(explanation_page(blind, moments=8))
+    with pytest.raises(ConfigError, match=r"nothing \(spatial: mvit_v2_s computes tokens, no maps\): name an \.html"):
+        explanation_video(blind, mark="mark")
 
 
 def test_a_class_that_a_video_does_not_get_is_said() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from twostream_ray import visualize
 from twostream_ray.data.video.clips import ClipWriter
+from twostream_ray.errors import ConfigError
 from twostream_ray.explanation import Explanation
 from twostream_ray.explanation_pictures import Picture, chosen_snippets, fastest_px, lit_pictures
 from twostream_ray.redaction import printable
@@ -140,8 +141,15 @@ def _definitions(found: Explanation) -> list[Markup]:
 
 
 def explanation_video(reasons: Reasons, *, mark: str) -> bytes:
-    """An MP4 of all snippets, two a second: a column for each layer, RGB over motion; `mark` says whose it is."""
+    """An MP4 of all snippets, two a second: a column for each layer, RGB over motion; `mark` says whose it is.
+
+    Raises:
+        ConfigError: no layer has activations.
+    """
     found = reasons.explanation
+    if not any(snippet.activations for snippet in found.snippets):
+        why = "; ".join(f"{layer}: {reason}" for layer, reason in found.missing.items())
+        raise ConfigError(f"a video shows where the network looked, of which there is nothing ({why}): name an .html")
     frames = []
     for snippet in found.snippets:
         columns = [
