@@ -117,3 +117,33 @@ def test_norms_of_any_kind_learned_scales_and_position_embeddings_do_not_decay(b
         {"biases": biases, "without decay": others} if bias_lr_factor == 2 else {"without decay": biases | others}
     )
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit2", "test_resnet", "test_efficientnet"])
+def test_weights_of_a_network_of_timm_decay_where_timm_decays_them(name: str) -> None:
+    optim = pytest.importorskip("timm.optim")
+    theirs = pytest.importorskip("timm").create_model(name, num_classes=5)
+    named = theirs.no_weight_decay() if hasattr(theirs, "no_weight_decay") else ()
+    groups = optim.param_groups_weight_decay(theirs, 0.1, no_weight_decay_list=named)
+    names = {id(parameter): name for name, parameter in theirs.named_parameters()}
+    wanted = {names[id(one)] for group in groups if group["weight_decay"] for one in group["params"]}
+    network = built(late(TowerConfig(backbone=f"timm:{name}", dropout=0.0), streams="spatial"))
+    tower = network.get_submodule("spatial")
+    own = {id(parameter): name for name, parameter in tower.named_parameters()}
+    for layer_decay in (None, 0.5):
+        groups = network.parameter_groups(lr=1.0, weight_decay=0.1, bias_lr_factor=1.0, layer_decay=layer_decay)
+        found = {own[id(one)] for group in groups if group["weight_decay"] for one in group["params"]}
+        assert {tower.published.get(name, name) for name in found} == wanted
+
+
+def test_a_stage_of_timm_is_a_layer_and_so_is_a_transformer_s_block() -> None:
+    convnext, vit = (
+        rates(built(late(TowerConfig(backbone=f"timm:{name}", dropout=0.0), streams="spatial")))
+        for name in ("test_convnext", "test_vit2")
+    )
+    layers = {"stem.0.weight": 5, "stages_0.blocks.0.gamma": 4, "stages_3.downsample.1.weight": 1, "fc8.bias": 0}
+    for name, above in layers.items():
+        assert convnext[f"spatial.{name}"] == 0.5**above, name
+    tokens = {"stem.network.pos_embed": 9, "stem.network.reg_token": 9, "blocks_7.block.attn.qkv.weight": 1}
+    for name, above in tokens.items():
+        assert vit[f"spatial.{name}"] == 0.5**above, name
