@@ -63,7 +63,7 @@ def late_network(*, head_classes: tuple[int, ...] = ()) -> Network:
 
 
 def step_of(network: Network, **options: object) -> TrainingStep:
-    names = ("class_weights", "clip_id")
+    names = ("class_weights", "clip_ids")
     settings = {name: value for name, value in options.items() if name not in names}
     config = TrainingConfig(learning_rate=0.01, schedule="constant", **settings)  # type: ignore[arg-type]
     given = {name: options[name] for name in names if name in options}
@@ -201,7 +201,7 @@ def test_a_clip_has_the_same_partner_and_share_for_1_2_and_3_workers_and_others_
             for _, batches in loader:
                 for batch in batches:
                     mixture = draw_mixture(
-                        to_device(batch, DEVICE), alpha=0.4, seed=0, epoch=epoch, clip_id="clip {}".format
+                        to_device(batch, DEVICE), alpha=0.4, seed=0, epoch=epoch, clip_ids=shard_set.clip_ids
                     )
                     partners = batch.clips[mixture.partners.numpy()].tolist()
                     pairs = zip(partners, mixture.shares.tolist(), strict=True)
@@ -247,7 +247,9 @@ def test_mixing_is_drawn_by_seed_epoch_and_clip_whatever_the_order_of_passes() -
 
     assert losses(0, mixup_alpha=1.0) == losses(0, mixup_alpha=1.0)
     assert losses(0, mixup_alpha=1.0) != losses(1, mixup_alpha=1.0)
-    assert losses(0, mixup_alpha=1.0) != losses(0, mixup_alpha=1.0, clip_id="other {}".format)
+    assert losses(0, mixup_alpha=1.0) != losses(
+        0, mixup_alpha=1.0, clip_ids=lambda clips: [f"other {clip}" for clip in clips]
+    )
     assert losses(0) == losses(1)
 
 

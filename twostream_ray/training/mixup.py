@@ -23,6 +23,14 @@ from torch import Tensor
 from twostream_ray.data.loading.device import DeviceBatch
 from twostream_ray.data.sampling import clip_rng
 
+ClipIds = Callable[[NDArray[np.int64]], list[str]]
+"""The clips at positions of a shard set's index."""
+
+
+def positions_as_ids(positions: NDArray[np.int64]) -> list[str]:
+    """The positions themselves, for batches that are of no shard set."""
+    return [str(position) for position in positions.tolist()]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightedLabels:
@@ -66,7 +74,7 @@ class Mixture:
 
 
 def draw_mixture(
-    batch: DeviceBatch, *, alpha: float, seed: int, epoch: int, clip_id: Callable[[int], str] = str
+    batch: DeviceBatch, *, alpha: float, seed: int, epoch: int, clip_ids: ClipIds = positions_as_ids
 ) -> Mixture:
     """Give every sample of a batch its partner and share; padding is nobody's partner.
 
@@ -75,11 +83,12 @@ def draw_mixture(
         alpha: of Beta(alpha, alpha), above 0: small values draw shares near 0 and 1, 1 draws them uniformly.
         seed: fixes the draws, with epoch and clip.
         epoch: from 0.
-        clip_id: the clip at a position of the index, by what its draws are made.
+        clip_ids: the clips at positions of the index, by what their draws are made.
     """
     lanes = np.zeros(len(batch.clips), np.int64) if batch.lanes is None else batch.lanes
-    names = [clip_id(int(clip)) for clip in batch.clips]
-    drawn_partners, drawn_shares = partners_in_lanes(names, lanes=lanes, alpha=alpha, seed=seed, epoch=epoch)
+    drawn_partners, drawn_shares = partners_in_lanes(
+        clip_ids(batch.clips), lanes=lanes, alpha=alpha, seed=seed, epoch=epoch
+    )
     # A copy that waits would wait for the whole step before this one.
     device = batch.labels.device
     partners = torch.from_numpy(drawn_partners).to(device, non_blocking=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from twostream_ray.data.loading.device import DeviceBatch
 from twostream_ray.training.distributed import resolved, unwrapped
 from twostream_ray.training.ema import WeightEma
-from twostream_ray.training.mixup import WeightedLabels, draw_mixture, own_labels
+from twostream_ray.training.mixup import ClipIds, WeightedLabels, draw_mixture, own_labels, positions_as_ids
 from twostream_ray.training.recipe import (
     learning_rate_at,
     right_answers,
@@ -60,7 +60,7 @@ class TrainingStep:
         class_weights: Tensor | None = None,
         average: WeightEma | None = None,
         seconds: dict[str, float] | None = None,
-        clip_id: Callable[[int], str] = str,
+        clip_ids: ClipIds = positions_as_ids,
     ) -> None:
         """`model` is a Network, or DistributedDataParallel around one.
 
@@ -74,13 +74,13 @@ class TrainingStep:
             average: is updated after each step.
             seconds: where given, the time of `forward`, `backward` and `update` is added up in it; on a GPU every
                 phase is then waited for.
-            clip_id: the clip at a position of the index, by which what is drawn for it here is drawn.
+            clip_ids: the clips at positions of the index, by which what is drawn for them here is drawn.
         """
         self.model, self.device, self.network = model, device, unwrapped(model)
         self._optimiser, self._config, self._seed = optimiser, resolved(config, device), seed
         self.precision: Precision = "bfloat16" if self._config.precision == "bfloat16" else "float32"
         self._class_weights = None if class_weights is None else class_weights.to(device)
-        self._average, self._seconds, self._clip_id = average, seconds, clip_id
+        self._average, self._seconds, self._clip_ids = average, seconds, clip_ids
 
     def __call__(self, batch: DeviceBatch, *, epoch: int, step: int, num_steps: int) -> StepOutcome:
         """Learn from a batch, step number `step` of `num_steps` in the epoch.
@@ -115,7 +115,7 @@ class TrainingStep:
         alpha, cuts = self._config.mixup_alpha, batch.cuts(self._config.micro_batches)
         mixture = None
         if alpha is not None:
-            mixture = draw_mixture(batch, alpha=alpha, seed=self._seed, epoch=epoch, clip_id=self._clip_id)
+            mixture = draw_mixture(batch, alpha=alpha, seed=self._seed, epoch=epoch, clip_ids=self._clip_ids)
         for cut in cuts:
             part, targets = own_labels(batch, cut) if mixture is None else mixture.part(cut)
             yield part, targets, cut is cuts[-1]

@@ -160,7 +160,7 @@ class _Worker:
             if config.training.class_weights == "balanced"
             else None,
             average=self._average,
-            clip_id=lambda position: str(shard_set.index["clip_id"][position].as_py()),
+            clip_ids=shard_set.clip_ids,
         )
         context = ray.train.get_context()
         self._is_rank_zero = context.get_world_rank() == 0
