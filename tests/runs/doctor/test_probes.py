@@ -77,6 +77,17 @@ def test_steps_are_of_a_worker_s_share_of_the_batch(shard_set: ShardSet) -> None
     assert alone.transfer(0.1) == 0.0 and alone.device()[0] == "CPU" and alone.device()[1] > 0
 
 
+def test_loader_and_steps_are_timed_at_once(shard_set: ShardSet) -> None:
+    one = probe(shard_set)
+    one.step(0.0)
+    assert one.pipeline(0.0) > 0
+    # As far as there are samples; and where tasks decode, there is no loader that can do without them.
+    assert one.pipeline(60.0) == 0
+    of_tasks = probe(shard_set, decode_at="stream")
+    of_tasks.step(0.0)
+    assert of_tasks.pipeline(0.0) == 0
+
+
 def test_gradients_are_shared_in_a_process_group(shard_set: ShardSet, group: str) -> None:
     one = probe(shard_set)
     one.step(0.0)

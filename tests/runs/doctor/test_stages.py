@@ -96,6 +96,17 @@ def test_on_cpus_step_and_decoding_share_the_cores_and_the_larger_is_named() -> 
     assert {one.name for one in made.stages} == {"reading", "decoding", "step", "cores"}
 
 
+def test_on_cpus_the_whole_sets_the_rate_unless_its_one_reader_held_it_up() -> None:
+    cpu = replace(BALANCED, gpus=0, workers=2, cpus=64, whole_rate=90.0)
+    made = judged(cpu)
+    assert made.samples_per_second == 90 and made.bottleneck == "decoding"
+    busy = replace(STEP, seconds=0.5, cpu_seconds=0.5 * 4)
+    assert judged(replace(cpu, together=busy)).bottleneck == "step"
+    # 16 tasks read 1,000 samples a second, so one reads 62.5.
+    slow = replace(cpu, reading=replace(BALANCED.reading, samples_per_second=1000))
+    assert judged(slow).samples_per_second == pytest.approx(96 / 0.52)
+
+
 def test_tasks_that_decode_are_counted_once() -> None:
     made = judged(replace(BALANCED, decode_at="stream", decoding=replace(BALANCED.decoding, samples_per_second=100)))
     assert made.bottleneck == "decoding" and made.samples_per_second == 100

@@ -55,6 +55,8 @@ class Measured:
     all_reduce_s: float
     """Sharing all gradients by itself; 0 for one worker."""
     gradient_bytes: float
+    whole_rate: float = 0.0
+    """Samples a second of all workers' loaders and steps at once; 0 where a GPU steps, or nobody measured it."""
 
 
 def measure(config: ExperimentConfig, shard_set: ShardSet, *, seconds: float, say: Callable[[str], None]) -> Measured:
@@ -88,6 +90,7 @@ def measure(config: ExperimentConfig, shard_set: ShardSet, *, seconds: float, sa
         say("steps")
         device, rate = ray.get(probes[0].device.remote())
         step = _slowest(ray.get([probe.step.remote(seconds) for probe in probes]))
+        whole = 0.0 if gpus else sum(ray.get([probe.pipeline.remote(seconds) for probe in probes]))
         transfer = min(ray.get([probe.transfer.remote(seconds) for probe in probes]))
         say("all-reduce")
         together, all_reduce = _together(ray, probes) if workers > 1 else (None, 0.0)
@@ -113,6 +116,7 @@ def measure(config: ExperimentConfig, shard_set: ShardSet, *, seconds: float, sa
         together=together,
         all_reduce_s=all_reduce,
         gradient_bytes=learnt * (2.0 if config.training.compress_gradients else 4.0),
+        whole_rate=whole,
     )
 
 

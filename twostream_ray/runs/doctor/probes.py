@@ -22,7 +22,7 @@ from twostream_ray import storage
 from twostream_ray.data.loading.buffers import SampleBuffers
 from twostream_ray.data.loading.decode_choice import choose_decode_at
 from twostream_ray.data.loading.decoder_processes import DecoderPool
-from twostream_ray.data.loading.device import DeviceBatch, to_device
+from twostream_ray.data.loading.device import DeviceBatch, on_device, to_device
 from twostream_ray.data.loading.lanes import Pass, Unit
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.reading import ShardReader
@@ -90,23 +90,27 @@ class WorkerProbe:
         torch.manual_seed(config.seed)
         self._config = replace(config, training=resolved(config.training, self._device))
         self._package, self._shard_set, self._rank, self._world_size = package, shard_set, rank, world_size
-        data = config.data
-        self.decoding = choose_decode_at(data, self._device, want_flow=needs[1]).at
-        self._loader = SnippetLoader(
-            shard_set,
+        self.decoding = choose_decode_at(config.data, self._device, want_flow=needs[1]).at
+        self._needs = needs
+        self._loader = self._new_loader()
+        self._batch: DeviceBatch | None = None
+
+    def _new_loader(self, *, through_ray: bool = True) -> SnippetLoader:
+        config, data = self._config, self._config.data
+        return SnippetLoader(
+            self._shard_set,
             config=replace(data, decode_at=self.decoding),
             passes=[
                 Pass(split=data.split_to_train, epoch=epoch, training=True) for epoch in range(config.training.epochs)
             ],
             global_batch=config.training.global_batch,
             seed=config.seed,
-            rank=rank,
-            world_size=world_size,
-            want_rgb=needs[0],
-            want_flow=needs[1],
+            rank=self._rank,
+            world_size=self._world_size,
+            want_rgb=self._needs[0],
+            want_flow=self._needs[1],
+            through_ray=through_ray,
         )
-        self._needs = needs
-        self._batch: DeviceBatch | None = None
 
     def plan(self) -> tuple[ShardReader, list[Unit], int, int, str]:
         """What reads for this worker, what it reads first, how many tasks and decoders it has, where they decode."""
@@ -126,6 +130,30 @@ class WorkerProbe:
         self._network, self._optimiser = network, build_optimiser(network, config=self._config.training)
         self._batch = to_device(self._random_batch(), self._device)
         return self._timed_steps(network, seconds)
+
+    def pipeline(self, seconds: float) -> float:
+        """Samples a second of loader and steps at once, read in this process; 0 where tasks that read decode.
+
+        What no part has by itself: decoders and steps that wait for each other's cores, batches put together.
+        """
+        if self.decoding == "stream":
+            return 0.0
+        learn = TrainingStep(self._network, self._optimiser, config=self._config.training, seed=0, device=self._device)
+        began, done, counted_from = time.perf_counter(), 0, 0.0
+        loader = iter(self._new_loader(through_ray=False))
+        try:
+            for _, batches in loader:
+                for batch in on_device(batches, self._device):
+                    learn(batch, epoch=0, step=0, num_steps=10**6)
+                    now = time.perf_counter()
+                    done += len(batch.labels) if counted_from else 0
+                    if not counted_from and now - began > seconds:  # decoders have started by now
+                        counted_from = now
+                    if counted_from and now - counted_from > seconds:
+                        return done / (now - counted_from)
+        finally:
+            loader.close()
+        return done / (time.perf_counter() - counted_from) if done else 0.0
 
     def free_address(self) -> str:
         """Where the process group's store may listen, on the first worker's node."""

@@ -14,6 +14,8 @@ REQUESTS_PER_UNIT = 4
 """Of a store for one row group, one after the other: the file's size, its footer, the footer's rest, the columns."""
 
 _CORES = "cores"
+_FAST_READING = 2.0
+"""Times the rate of the whole, from which on one reader does not hold it up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def predict(
         "decode": capacities["decoding"],
         "copy": capacities["host to device"],
         "device": batch / with_gradients.seconds,
-        _CORES: one.cpus / (cpu + of_device),
+        _CORES: _of_cores(one, cpu_seconds=cpu + of_device),
     }
     rate = min(limits.values())
     bottleneck = _bottleneck(
@@ -109,6 +111,17 @@ def predict(
         sentence="",
     )
     return replace(made, sentence=_sentence(made, one))
+
+
+def _of_cores(one: Measured, *, cpu_seconds: float) -> float:
+    """Samples a second that the cores allow: what fits into their time, or what loader and steps at once have had.
+
+    Stages wait for each other's cores. A store that is slow to that measurement's one reader says less.
+    """
+    fits = one.cpus / cpu_seconds
+    one_reader = one.reading.samples_per_second / one.read_tasks
+    is_held_up = one_reader < _FAST_READING * one.whole_rate / one.workers
+    return fits if is_held_up or not one.whole_rate else min(fits, one.whole_rate)
 
 
 def _bottleneck(limits: dict[str, float], capacities: dict[str, float], rate: float, *, costs: dict[str, float]) -> str:
