@@ -185,10 +185,12 @@ def compare_streams(arguments: list[str]) -> int:
     with ray_session():
         trained = study.train_all(runs, train_one)
     found = study.table_of(config, {end: run.trained.parameters for end, run in trained.items()})
+    # First: a terminal that has gone meanwhile takes no table.
+    out = report.write(config, found)
     table(report.title(config, found), list(report.COLUMNS), [report.cells(row) for row in found])
     for sentence in report.sentences(found):
         console.sentence(sentence)
-    console.print(f"{', '.join(report.FILES)} are in {report.write(config, found)}")
+    console.print(f"{', '.join(report.FILES)} are in {out}")
     return 0
 
 
