@@ -82,6 +82,16 @@ def test_layers_carry_timms_names_and_know_their_scale() -> None:
     assert list(layer_channels(CONVNEXT))[-3:] == ["pool5", "drop5", "fc8"]
 
 
+@pytest.mark.parametrize(("name", "reduction"), [("tf_efficientnetv2_s", 32), ("vit_small_patch14_dinov2", 14)])
+def test_scales_are_whole_also_of_networks_for_frames_that_they_do_not_divide(name: str, reduction: int) -> None:
+    assert layer_table(f"timm:{name}")[-1].reduction == reduction
+
+
+def test_maps_with_channels_last_that_timm_does_not_tell_of_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"patch_embed returns .* for a square frame, no maps"):
+        layer_table("timm:pvt_v2_b0")
+
+
 def test_a_class_token_passes_the_fusion_and_the_grid_is_fused() -> None:
     tower = build_tower(VIT, in_channels=3, num_classes=4).eval()
     state = tower(torch.randn(2, 3, PX, PX), upto="blocks_2")

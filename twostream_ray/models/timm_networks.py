@@ -90,18 +90,28 @@ def layer_table(backbone: str) -> tuple[TimmLayer, ...]:
     """
     with torch.device("meta"), torch.no_grad():
         network = create_network(backbone, in_channels=RGB_CHANNELS, drop_path=0.0).eval()
-        height = _input_px(network)
-        state = torch.empty(1, RGB_CHANNELS, height, height)
+        own_px = _input_px(network)
         chain = cut(network, backbone=backbone)
-        rows = []
         try:
-            for name, layer in chain.layers.items():
-                state = layer(state)
-                maps = state.maps if isinstance(state, TokenMaps) else state
-                rows.append(TimmLayer(name, maps.shape[1], round(height / maps.shape[-2])))
-            chain.pool(state)
-        except Exception as error:  # whatever another kind of network makes of being run in parts
-            raise _uncuttable(backbone, f"run in parts it ends with {error!r}"[:200]) from error
+            # A size that every scale divides, so that scales come out whole; some take their own alone.
+            return _rows(chain, px=_PROBED_PX)
+        except Exception:  # noqa: BLE001  (the next attempt says what is wrong)
+            try:
+                return _rows(chain, px=own_px)
+            except Exception as error:  # whatever another kind of network makes of being run in parts
+                raise _uncuttable(backbone, f"run in parts it ends with {error!r}"[:200]) from error
+
+
+def _rows(chain: TimmChain, *, px: int) -> tuple[TimmLayer, ...]:
+    state: TokenMaps | Tensor = torch.empty(1, RGB_CHANNELS, px, px)
+    rows = []
+    for name, layer in chain.layers.items():
+        state = layer(state)
+        maps = state.maps if isinstance(state, TokenMaps) else state
+        if maps.dim() != 4 or maps.shape[-2] != maps.shape[-1]:
+            raise ValueError(f"{name} returns {tuple(maps.shape)} for a square frame, no maps (N, D, H, W)")
+        rows.append(TimmLayer(name, maps.shape[1], round(px / maps.shape[-2])))
+    chain.pool(state)
     return tuple(rows)
 
 
