@@ -7,22 +7,26 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twostream_ray.runs.cluster.private_cluster import authenticated, environment
+from cluster.box.ray_nodes import PORTS, RayCluster, node_id, raylet_of
+from cluster.box.server_process import ServerProcess, free_ports, kill_all
+from twostream_ray.runs.cluster.private_cluster import authenticated, end_processes, environment
 
 _DASHBOARD, _NICENESS, _IDLE = "RAY_API_SERVER_ADDRESS", "RAY_worker_niceness", "RAY_num_workers_soft_limit"
 _LONGEST_JOINING_S = 20.0
 """Between the first and the last worker of a group, 1.5 s on a quiet machine; a smaller or larger group comes later."""
+_OBJECT_STORE_BYTES = 2**30
 STEP_S = 0.25
 """What a step takes at least by default, or most kills would fall between runs."""
 
@@ -99,50 +103,50 @@ def settled_clips(log: Path) -> dict[tuple[int, int], list[int]]:
     }
 
 
-def free_port() -> int:
-    """A port below those that Ray's workers draw theirs from."""
-    for port in range(7100, 7900):
-        with socket.socket() as asked, suppress(OSError):
-            asked.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port")
-
-
 class Nodes:
     """A head without CPUs and two nodes of one, as processes of this machine."""
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        # Ray Train's clean-up actors, on any node, must ask this dashboard: left to search, they ask the newest cluster
-        # of the machine.
-        port = free_port()
+        # Their driver, and what drains nodes here, have the token of this process.
         self._environment = ExitStack()
         self._environment.enter_context(authenticated())
+        # Not pytest's folder: the paths of its sockets would be too long.
+        self._folder = Path(tempfile.mkdtemp(prefix="nodes-"))
         # Workers of a node have it to themselves; here all nodes share one machine, and theirs would come last.
         # And a node has more CPUs than workers, as many as it keeps idle processes.
-        settings = {_DASHBOARD: f"http://127.0.0.1:{port}", _NICENESS: "0", _IDLE: "8"}
-        self._environment.enter_context(environment(settings))
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
+        settings = {_NICENESS: "0", _IDLE: "8", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+        self._cluster = RayCluster(
+            folder=self._folder, port=free_ports(PORTS), token=os.environ["RAY_AUTH_TOKEN"], environment=settings
         )
-        self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+        # Ray Train's clean-up actors, on any node, must ask this dashboard: left to search, they ask the newest cluster
+        # of the machine.
+        self._environment.enter_context(environment({_DASHBOARD: self._cluster.dashboard}))
+        self._started = [self._cluster.start_head(num_cpus=0, object_store_bytes=_OBJECT_STORE_BYTES)]
+        self._cluster.wait_for_head(self._started[0])
+        self.nodes: list[ServerProcess] = []
+        self.replace()
+        self.replace()
 
     @property
     def environment(self) -> dict[str, str]:
         """For the driver."""
+        root = str(Path(__file__).resolve().parents[1])
         return os.environ | {
+            "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
             "RAY_ADDRESS": self._cluster.address,
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
         }
 
     def lose(self, number: int) -> None:
         """Kill a node with all its processes."""
-        self._cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
+        self.nodes.pop(number).kill()
 
     def replace(self) -> None:
         """Let a new node join."""
-        self.nodes.append(self._cluster.add_node(num_cpus=1))
+        node = self._cluster.start_node(len(self._started), num_cpus=1, object_store_bytes=_OBJECT_STORE_BYTES)
+        self._started.append(node)
+        self._cluster.wait_for_node(node)
+        self.nodes.append(node)
 
     def drain(self, number: int, *, seconds: float) -> None:
         """Give notice that a node will be taken away, as clouds do of spot instances."""
@@ -151,14 +155,17 @@ class Nodes:
         deadline = int((time.time() + seconds) * 1000)
         client = GcsClient(address=self._cluster.address)
         # 2: preemption
-        client.drain_node(self.nodes[number].node_id, 2, "spot instance reclaimed", deadline)
+        client.drain_node(node_id(self.nodes[number]), 2, "spot instance reclaimed", deadline)
 
     def training_workers(self) -> list[int]:
         """Ids of the processes that train, on any node."""
         found: list[int] = []
         for node in self.nodes:
-            raylet = node.all_processes["raylet"][0].process.pid
-            listed = subprocess.run(["pgrep", "-P", str(raylet), "-f", "TrainWorker"], capture_output=True, text=True)
+            raylet = raylet_of(node)
+            assert raylet is not None, "a node without a raylet"
+            listed = subprocess.run(
+                ["pgrep", "-P", str(raylet[0]), "-f", "TrainWorker"], capture_output=True, text=True
+            )
             found += map(int, listed.stdout.split())
         return found
 
@@ -179,7 +186,9 @@ class Nodes:
 
     def shutdown(self) -> None:
         """End everything."""
-        self._cluster.shutdown()
+        kill_all(self._started)
+        end_processes(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
         self._environment.close()
 
 
