@@ -114,3 +114,21 @@ def test_activation_checkpointing_keeps_the_gradients(tower: TowerConfig) -> Non
 def test_stfn_stands_on_a_network_of_timm(tower: TowerConfig) -> None:
     network = build(ModelConfig(architecture="stfn", spatial=tower, temporal=tower))
     assert network(*streams())["fused"].shape == (2, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tower", "layer", "temporal"), [(CONVNEXT, "stages_2", "conv3d"), (VIT, "blocks_3", "pool3d")]
+)
+def test_a_network_of_timm_compiles_whole_forward_and_backward_and_goes_channels_last(
+    tower: TowerConfig, layer: str, temporal: str
+) -> None:
+    network = build(fused(tower, tower, layer, temporal=temporal, pool_snippets=2))
+    rgb, flow = streams(2)
+    expected = network(rgb, flow)
+    # aot_eager traces all that inductor would, without its minutes of C++.
+    compiled = torch.compile(network.to_channels_last(), backend="aot_eager", fullgraph=True)
+    outputs = compiled(rgb, flow)
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+    torch.stack([scores.sum() for scores in outputs.values()]).sum().backward()
+    assert all(values.grad is not None and values.grad.isfinite().all() for values in network.parameters())
