@@ -207,6 +207,47 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path
 
 
+KEYS_OF_THE_FIRST_VERSION = {
+    "format": (),
+    "classes": (),
+    "lineage": (),
+    "contract": ("algorithm", "bound_px", "coding", "jpeg_quality", "short_side_px"),
+    "sampling": (
+        *("flow_length", "flow_mean_subtraction", "flow_stack", "max_stride_frames", "min_stride_frames"),
+        *("num_snippets", "test_times"),
+    ),
+    "transforms": ("crop_px", "flip", "size_jitter"),
+    "model": (
+        *("architecture", "freeze_below_fusion", "head_classes", "keep_temporal_tower", "num_classes", "streams"),
+        *("spatial", "temporal", "fusion", "st_resnet", "stfn"),
+    ),
+    "model.spatial": ("backbone", "dropout", "frozen_through", "weights", "width"),
+    "model.temporal": ("backbone", "dropout", "frozen_through", "weights", "width"),
+    "model.fusion": ("initialisation", "layers", "method", "pool_snippets", "pool_stride", "temporal"),
+    "model.st_resnet": ("injection", "pools_time"),
+    "model.stfn": ("branch_maps", "num_blocks", "residual_scale"),
+}
+"""What model.json had from the first: files in people's registries lack whatever came later."""
+
+
+def as_the_first_version_wrote_it(values: dict[str, Any], at: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in values.items():
+        path = f"{at}.{name}".strip(".")
+        if not at or name in KEYS_OF_THE_FIRST_VERSION[at]:
+            found[name] = as_the_first_version_wrote_it(value, path) if KEYS_OF_THE_FIRST_VERSION.get(path) else value
+    return found
+
+
+def test_a_model_of_the_first_version_is_read_as_it_was(stored: Path) -> None:
+    values = json.loads((stored / "model.json").read_text())
+    older = as_the_first_version_wrote_it(values)
+    assert older["model"].keys() < values["model"].keys()
+    assert older["model"]["spatial"].keys() < values["model"]["spatial"].keys()
+    (stored / "model.json").write_text(json.dumps(older))
+    assert read_package(stored) == PACKAGE
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

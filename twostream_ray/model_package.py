@@ -40,7 +40,11 @@ _LIMIT_BYTES = 64 << 20
 _MOST_NUMBERS = 4_000_000_000
 """Of all samples of a video; the papers' networks take 20 to 300 million."""
 
-_ADDED: dict[str, Any] = {"transforms": {"short_side_px": None}, "model": {"clip3d": asdict(Clip3dConfig())}}
+_ADDED_TO_TOWERS = {"drop_path": 0.0}
+_ADDED: dict[str, Any] = {
+    "transforms": {"short_side_px": None},
+    "model": {"clip3d": asdict(Clip3dConfig()), "spatial": _ADDED_TO_TOWERS, "temporal": _ADDED_TO_TOWERS},
+}
 """Settings that files of earlier versions lack, with what these versions did."""
 
 _BLOCK = {"type": "object"}
