@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
                 run_demo(addresses, out=options.out, kill=options.kill, say=_say, clip=options.clip)
     except TwoStreamError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 1
+        return 2
     except KeyboardInterrupt:
         left = "the cluster is still up: `make cluster-down` ends it" if found(addresses) else "nothing is left"
         sys.stderr.write(f"interrupted; {left}\n")

@@ -33,7 +33,7 @@ def test_a_taken_port_is_named_in_one_line_and_nothing_starts(
         taken.bind(("127.0.0.1", addresses.port + 3))
         taken.listen()
         code, printed = commanded("up", addresses, capfd)
-    assert (code, printed.count("\n")) == (1, 1)
+    assert (code, printed.count("\n")) == (2, 1)
     assert f"taken: {addresses.port + 3};" in printed and "PORT=" in printed
     assert not addresses.folder.exists()
 
@@ -88,7 +88,7 @@ def test_a_second_start_says_that_it_is_up_and_one_with_a_dead_part_says_which(
         assert (code, printed.count("\n")) == (0, 1) and "up already, from /a/clone" in printed
         server.kill()
         code, printed = commanded("up", addresses, capfd)
-        assert (code, printed.count("\n")) == (1, 1) and "the MLflow server of the cluster" in printed
+        assert (code, printed.count("\n")) == (2, 1) and "the MLflow server of the cluster" in printed
         assert commanded("status", addresses, capfd)[0] == 1
     finally:
         commanded("down", addresses, capfd)
@@ -110,7 +110,7 @@ def test_a_folder_that_is_a_link_is_refused(
 ) -> None:
     addresses.folder.symlink_to(tmp_path)
     code, printed = commanded("up", addresses, capfd)
-    assert code == 1 and "another user's" in printed
+    assert code == 2 and "another user's" in printed
 
 
 def test_a_server_that_ends_at_once_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
