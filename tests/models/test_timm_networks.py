@@ -10,7 +10,7 @@ from twostream_ray.errors import ConfigError, WeightsError
 from twostream_ray.models.layers import IMAGENET_MEAN, IMAGENET_STD
 from twostream_ray.models.settings import TowerConfig, layer_channels
 from twostream_ray.models.streams import build_tower
-from twostream_ray.models.timm_networks import TokenMaps, cut, layer_table
+from twostream_ray.models.timm_networks import TokenMaps, _names_in_order, layer_table, modules_in_order
 from twostream_ray.models.towers import Tower, grid
 
 timm = pytest.importorskip("timm")
@@ -67,6 +67,18 @@ def test_a_tower_run_in_two_parts_gives_what_it_gives_in_one(name: str) -> None:
             half = tower(frames, upto=layer)
             torch.testing.assert_close(grid(tower(half, after=layer)), whole)
             assert grid(half).shape[1] == tower.channels[layer]
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
+def test_weights_do_not_depend_on_whether_the_layers_were_asked_for_before(name: str) -> None:
+    def weights() -> list[Tensor]:
+        torch.manual_seed(3)
+        config = TowerConfig(backbone=f"timm:{name}", frozen_through="stem")
+        return list(build_tower(config, in_channels=3, num_classes=2).parameters())
+
+    layer_table.cache_clear()
+    _names_in_order.cache_clear()
+    assert all(torch.equal(first, second) for first, second in zip(weights(), weights(), strict=True))
 
 
 def test_layers_carry_timms_names_and_know_their_scale() -> None:
@@ -135,7 +147,7 @@ def test_settings_that_do_not_go_are_refused_with_a_way_out(settings: dict[str, 
 
 def test_a_network_that_computes_between_its_modules_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be cut into layers"), torch.device("meta"):
-        cut(_Branched(), backbone="timm:branched")
+        modules_in_order(_Branched(), backbone="timm:branched")
 
 
 class _Branched(torch.nn.Module):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from twostream_ray.errors import ConfigError, WeightsError
-from twostream_ray.models.layers import IMAGENET_MEAN, IMAGENET_STD, RGB_CHANNELS
+from twostream_ray.models.layers import RGB_CHANNELS
 from twostream_ray.models.networks import Network
 from twostream_ray.models.pretrained import misfit, read_state
 from twostream_ray.models.settings import Clip3dConfig
-from twostream_ray.models.towers import ReadBytes
+from twostream_ray.models.towers import ReadBytes, Renormalise
 
 MVIT_SAMPLE = (16, 224)
 """T and the height and width in px of the frames that mvit_v2_s takes: its position encoding has this size."""
@@ -24,28 +24,6 @@ _FULL_WIDTH = 64
 _RESNET_NORMALISATION = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
 _MVIT_NORMALISATION = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 _STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
-
-
-class Renormalise(nn.Module):
-    """Frames normalised by ImageNet's mean and deviation -> the same frames normalised by others.
-
-    Shape: (N, 3, T, H, W) -> (N, 3, T, H, W).
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        given_mean, given_std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        wanted_mean, wanted_std = torch.tensor(mean), torch.tensor(std)
-        # No part of the state: weights keep the names and the number that torchvision's have.
-        self.register_buffer("scale", (given_std / wanted_std)[:, None, None, None], persistent=False)
-        self.register_buffer("shift", ((given_mean - wanted_mean) / wanted_std)[:, None, None, None], persistent=False)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """An affine function of each colour."""
-        return frames * self.scale + self.shift
 
 
 class Clip3dNetwork(Network):

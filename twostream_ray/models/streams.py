@@ -17,8 +17,8 @@ from twostream_ray.models.layers import (
 )
 from twostream_ray.models.pretrained import load_weights, widen_first_filters
 from twostream_ray.models.settings import PUBLISHED_BY_TIMM, TowerConfig, layer_channels
-from twostream_ray.models.timm_networks import Normalisation, create_network, cut
-from twostream_ray.models.towers import Bottleneck, FullyConnected, ReadBytes, Tower, batch_norm
+from twostream_ray.models.timm_networks import create_network, cut
+from twostream_ray.models.towers import Bottleneck, FullyConnected, ReadBytes, Renormalise, Tower, batch_norm
 
 
 def build_tower(
@@ -102,7 +102,7 @@ def _timm_tower(config: TowerConfig, *, in_channels: int, num_classes: int, upto
     return Tower(
         {name: layers[name] for name in kept},
         channels=layer_channels(config, num_classes=num_classes),
-        normalise=Normalisation(chain.mean, chain.deviation) if is_own else None,
+        normalise=Renormalise(mean=chain.mean, std=chain.deviation) if is_own else None,
         published={name: its for name, its in chain.published.items() if name.split(".")[0] in kept},
         undecayed=chain.undecayed,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from twostream_ray.errors import ConfigError, WeightsError
-from twostream_ray.models.layers import CLASSIFIER, IMAGENET_MEAN, IMAGENET_STD, LAST_POOL, RGB_CHANNELS, TIMM
+from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, TIMM
 
 _PUBLISHED_CLASSES = 1000
 """What a network is made for before it gets a classifier of ours; some have none of their own."""
@@ -133,6 +133,8 @@ def create_network(backbone: str, *, in_channels: int, drop_path: float, pretrai
         except TypeError:
             return timm.create_model(name, **settings)
     except TypeError as error:
+        if not drop_path:
+            raise
         raise ConfigError(f"backbone {backbone} takes no drop_path ({error}): leave drop_path at 0") from error
     except Exception as error:  # the hub's client raises errors of four libraries
         if not pretrained:
@@ -162,7 +164,7 @@ def cut(network: Any, *, backbone: str) -> TimmChain:
     if isinstance(network, VisionTransformer):
         layers = _transformer_layers(network)
     else:
-        layers = _module_chain(network, backbone=backbone)
+        layers = _module_chain(network, _names_in_order(backbone))
     network.reset_classifier(0)
     pool = _Pool(network, is_transformer=isinstance(network, VisionTransformer), inner=_is_channels_inner(network))
     parts = nn.ModuleDict({**layers, LAST_POOL: pool, CLASSIFIER: classifier}).state_dict(keep_vars=True)
@@ -176,26 +178,6 @@ def cut(network: Any, *, backbone: str) -> TimmChain:
         mean=tuple(config["mean"]),
         deviation=tuple(config["std"]),
     )
-
-
-class Normalisation(nn.Module):
-    """RGB normalised by ImageNet's mean and deviation -> by those a network was made for; (N, 3, H, W)."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
-        super().__init__()
-        given, wanted = zip(IMAGENET_MEAN, IMAGENET_STD, strict=True), zip(mean, deviation, strict=True)
-        pairs = list(zip(given, wanted, strict=True))
-        scale = torch.tensor([theirs[1] / its[1] for theirs, its in pairs])
-        shift = torch.tensor([(theirs[0] - its[0]) / its[1] for theirs, its in pairs])
-        self.register_buffer("scale", scale[:, None, None], persistent=False)
-        self.register_buffer("shift", shift[:, None, None], persistent=False)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Scale and shift each colour."""
-        return frames * self.scale + self.shift
 
 
 class _TokenStem(nn.Module):
@@ -293,33 +275,34 @@ def _transformer_layers(network: Any) -> dict[str, nn.Module]:
     return {**layers, "norm": _TokenLayer(norm)}
 
 
-def _module_chain(network: Any, *, backbone: str) -> dict[str, nn.Module]:
-    """The modules that `forward_features` runs one after the other, taken out of the network.
+@cache
+def _names_in_order(backbone: str) -> tuple[str, ...]:
+    with torch.device("meta"):
+        network = create_network(backbone, in_channels=RGB_CHANNELS, drop_path=0.0).eval()
+        return modules_in_order(network, backbone=backbone)
 
-    That each takes the very tensor that the one before returned is seen on torch's meta device: nothing else is
-    computed between them.
+
+def modules_in_order(network: Any, *, backbone: str) -> tuple[str, ...]:
+    """The modules that `forward_features` runs one after the other, by timm's names; `network` is on the meta device.
+
+    Each takes the very tensor that the one before returned: nothing else is computed between them.
+
+    Raises:
+        ConfigError: something is, or no maps are returned.
     """
-    candidates = _candidates(network)
     calls: list[tuple[str, Any, Any]] = []
 
     def record(name: str) -> Any:
         return lambda _module, inputs, output: calls.append((name, inputs, output))
 
-    hooks = [module.register_forward_hook(record(name)) for name, module in candidates.items()]
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
+    for name, module in _candidates(network).items():
+        module.register_forward_hook(record(name))
+    px = _input_px(network)
     try:
         with torch.no_grad():
-            height = _input_px(network)
-            frames = torch.empty(1, next(p.shape[1] for p in network.parameters() if p.dim() == 4), height, height)
-            result = network.forward_features(frames.to(device))
+            result = network.forward_features(torch.empty(1, RGB_CHANNELS, px, px, device="meta"))
     except Exception as error:
         raise _uncuttable(backbone, f"its forward_features ended with {error!r}"[:200]) from error
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
     if not calls or len({name for name, _, _ in calls}) != len(calls):
         raise _uncuttable(backbone, "its modules do not run once each")
     for (before, _, output), (name, inputs, _) in pairwise(calls):
@@ -327,10 +310,15 @@ def _module_chain(network: Any, *, backbone: str) -> dict[str, nn.Module]:
             raise _uncuttable(backbone, f"{name} takes something else than what {before} returns")
     if calls[-1][2] is not result or not isinstance(result, Tensor) or result.dim() != 4:
         raise _uncuttable(backbone, f"it returns no maps behind {calls[-1][0]}")
+    return tuple(name for name, _, _ in calls)
+
+
+def _module_chain(network: Any, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    """These modules, taken out of the network."""
     inner = _is_channels_inner(network)
     layers: dict[str, nn.Module] = {}
-    for position, (name, _, _) in enumerate(calls):
-        module = candidates[name]
+    for position, name in enumerate(names):
+        module = network.get_submodule(name)
         layers[name.replace(".", "_")] = _InnerLayer(module, takes_frames=position == 0) if inner else module
         holder, _, leaf = name.rpartition(".")
         network.get_submodule(holder)._modules[leaf] = nn.Identity()

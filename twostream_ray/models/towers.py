@@ -6,11 +6,13 @@ Every layer returns maps (N, D, H, W), the fully connected ones too: so a tower 
 
 from collections.abc import Callable, Mapping, Sequence, Set
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twostream_ray.errors import ConfigError
+from twostream_ray.models.layers import IMAGENET_MEAN, IMAGENET_STD
 from twostream_ray.models.timm_networks import TokenMaps
 
 ReadBytes = Callable[[str], bytes]
@@ -154,6 +156,29 @@ class Tower(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+
+class Renormalise(nn.Module):
+    """Frames normalised by ImageNet's mean and deviation -> the same frames normalised by others.
+
+    Shape: (N, 3, ...) -> (N, 3, ...).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        given_mean, given_std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        wanted_mean, wanted_std = torch.tensor(mean), torch.tensor(std)
+        # No part of the state: weights keep the names and the number that their publishers' have.
+        self.register_buffer("scale", given_std / wanted_std, persistent=False)
+        self.register_buffer("shift", (given_mean - wanted_mean) / wanted_std, persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """An affine function of each colour."""
+        each = (slice(None), *(None,) * (frames.dim() - 2))
+        return frames * self.scale[each] + self.shift[each]
 
 
 def grid(state: Maps) -> Tensor:
