@@ -32,7 +32,8 @@ from twostream_ray.models.clip3d import Clip3dNetwork
 from twostream_ray.models.fused_network import FusedNetwork
 from twostream_ray.models.layers import LAST_POOL
 from twostream_ray.models.networks import LateNetwork, StResNet
-from twostream_ray.models.towers import Maps, Tower, grid
+from twostream_ray.models.token_maps import Maps, grid
+from twostream_ray.models.towers import Tower
 from twostream_ray.stream_contributions import (
     Sample,
     StreamContributions,

@@ -1,9 +1,8 @@
 """Fusion over networks of timm; that over the papers' towers is in test_networks.py."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from small_networks import CONVNEXT, VIT
 from torch import Tensor
 
 from twostream_ray.errors import ConfigError
@@ -16,16 +15,8 @@ from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 
 pytest.importorskip("timm")
 
-CONVNEXT = TowerConfig(backbone="timm:test_convnext", dropout=0.0)
-VIT = TowerConfig(backbone="timm:test_vit", dropout=0.0)
 PX = 96
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        yield
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def fused(spatial: TowerConfig, other: TowerConfig, *layers: str, keep: bool = True, **fusion: object) -> ModelConfig:

@@ -1,32 +1,25 @@
 import copy
-from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
 import torch
+from small_networks import CONVNEXT, VIT
 from torch import Tensor
 
 from twostream_ray.errors import ConfigError, WeightsError
 from twostream_ray.models.layers import IMAGENET_MEAN, IMAGENET_STD
 from twostream_ray.models.settings import TowerConfig, layer_channels
 from twostream_ray.models.streams import build_tower
-from twostream_ray.models.timm_networks import TokenMaps, _names_in_order, layer_table, modules_in_order
-from twostream_ray.models.towers import Tower, grid
+from twostream_ray.models.timm_networks import _names_in_order, layer_table, modules_in_order
+from twostream_ray.models.token_maps import TokenMaps, grid
+from twostream_ray.models.towers import Tower
 
 timm = pytest.importorskip("timm")
 
 NETWORKS = ("test_convnext", "test_vit", "test_vit2", "test_vit3", "test_resnet", "test_efficientnet", "test_byobnet")
 """timm's own small networks: a class token, registers with averaging, attention pooling among the transformers."""
-CONVNEXT = TowerConfig(backbone="timm:test_convnext", dropout=0.0)
-VIT = TowerConfig(backbone="timm:test_vit", dropout=0.0)
 PX = 96
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        yield
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def with_own_weights(name: str, *, num_classes: int) -> tuple[Tower, torch.nn.Module]:

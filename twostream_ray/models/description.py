@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.build import Network, build_network
 from twostream_ray.models.settings import ModelConfig
-from twostream_ray.models.towers import Maps, Tower, grid
+from twostream_ray.models.token_maps import Maps, grid
+from twostream_ray.models.towers import Tower
 
 BYTES_PER_FLOAT = 4
 

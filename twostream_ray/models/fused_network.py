@@ -11,8 +11,8 @@ from twostream_ray.models.layers import CLASSIFIER, LAST_POOL
 from twostream_ray.models.networks import MakeTower, Network, require_stream
 from twostream_ray.models.settings import FusionConfig, ModelConfig, layer_channels, temporal_layer
 from twostream_ray.models.temporal import TimeConv, TimeMaxPool, mean_scores
-from twostream_ray.models.timm_networks import TokenMaps
-from twostream_ray.models.towers import FullyConnected, Maps, grid, with_grid
+from twostream_ray.models.token_maps import Maps, TokenMaps, grid, with_grid
+from twostream_ray.models.towers import FullyConnected
 
 
 class _Segment(NamedTuple):

@@ -17,7 +17,8 @@ from twostream_ray.models.layers import is_head
 from twostream_ray.models.parameter_groups import parameter_groups
 from twostream_ray.models.settings import ModelConfig, feature_layer, layer_channels
 from twostream_ray.models.temporal import ResidualInception, TimeMaxPool, TimeResidualUnit, mean_scores
-from twostream_ray.models.towers import Bottleneck, FullyConnected, Tower, grid
+from twostream_ray.models.token_maps import grid
+from twostream_ray.models.towers import Bottleneck, FullyConnected, Tower
 
 MakeTower = Callable[..., Tower]
 """`build_tower` with all but `upto` and `stacked` filled in."""

@@ -16,20 +16,12 @@ from torch import Tensor, nn
 
 from twostream_ray.errors import ConfigError, WeightsError
 from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, TIMM
+from twostream_ray.models.token_maps import Maps, TokenMaps, grid
 
 _PUBLISHED_CLASSES = 1000
 """What a network is made for before it gets a classifier of ours; some have none of their own."""
 _PROBED_PX = 224
 """Frames that a chain is found with, where the network wants none of its own."""
-
-
-class TokenMaps(NamedTuple):
-    """What a vision transformer passes from layer to layer: its tokens, those of the grid as maps."""
-
-    maps: Tensor
-    """The grid, (N, D, H, W)."""
-    prefix: Tensor
-    """Class token and registers, (N, P, D)."""
 
 
 class TimmLayer(NamedTuple):
@@ -103,11 +95,11 @@ def layer_table(backbone: str) -> tuple[TimmLayer, ...]:
 
 
 def _rows(chain: TimmChain, *, px: int) -> tuple[TimmLayer, ...]:
-    state: TokenMaps | Tensor = torch.empty(1, RGB_CHANNELS, px, px)
+    state: Maps = torch.empty(1, RGB_CHANNELS, px, px)
     rows = []
     for name, layer in chain.layers.items():
         state = layer(state)
-        maps = state.maps if isinstance(state, TokenMaps) else state
+        maps = grid(state)
         if maps.dim() != 4 or maps.shape[-2] != maps.shape[-1]:
             raise ValueError(f"{name} returns {tuple(maps.shape)} for a square frame, no maps (N, D, H, W)")
         rows.append(TimmLayer(name, maps.shape[1], round(px / maps.shape[-2])))
@@ -187,7 +179,7 @@ class _TokenStem(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, frames: Tensor) -> TokenMaps | Tensor:
+    def forward(self, frames: Tensor) -> Maps:
         """Embed; the grid's height and width are those of the frame in patches."""
         network = self.network
         patches = network.patch_embed(frames)
@@ -207,10 +199,9 @@ class _TokenLayer(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, state: TokenMaps | Tensor) -> TokenMaps | Tensor:
+    def forward(self, state: Maps) -> Maps:
         """Run the block over all tokens."""
-        maps = state.maps if isinstance(state, TokenMaps) else state
-        tokens = _to_tokens(state)
+        maps, tokens = grid(state), _to_tokens(state)
         prefix = tokens.shape[1] - maps.shape[-2] * maps.shape[-1]
         return _to_maps(self.block(tokens), prefix=prefix, height=maps.shape[-2], width=maps.shape[-1])
 
@@ -235,23 +226,21 @@ class _Pool(nn.Module):
         super().__init__()
         self.network, self.is_transformer, self.inner = network, is_transformer, inner
 
-    def forward(self, state: TokenMaps | Tensor) -> Tensor:
+    def forward(self, state: Maps) -> Tensor:
         """Pool as timm does."""
         if self.is_transformer:
             values = _to_tokens(state)
         else:
-            maps = state.maps if isinstance(state, TokenMaps) else state
-            values = maps.permute(0, 2, 3, 1) if self.inner else maps
+            values = grid(state).permute(0, 2, 3, 1) if self.inner else grid(state)
         return self.network.forward_head(values, pre_logits=True)[:, :, None, None]
 
 
-def _to_tokens(state: TokenMaps | Tensor) -> Tensor:
-    maps = state.maps if isinstance(state, TokenMaps) else state
-    grid = maps.flatten(2).transpose(1, 2)
-    return torch.cat([state.prefix, grid], dim=1) if isinstance(state, TokenMaps) else grid
+def _to_tokens(state: Maps) -> Tensor:
+    tokens = grid(state).flatten(2).transpose(1, 2)
+    return torch.cat([state.prefix, tokens], dim=1) if isinstance(state, TokenMaps) else tokens
 
 
-def _to_maps(tokens: Tensor, *, prefix: int, height: int, width: int) -> TokenMaps | Tensor:
+def _to_maps(tokens: Tensor, *, prefix: int, height: int, width: int) -> Maps:
     maps = tokens[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
     return TokenMaps(maps, tokens[:, :prefix]) if prefix else maps
 

@@ -13,13 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.layers import IMAGENET_MEAN, IMAGENET_STD
-from twostream_ray.models.timm_networks import TokenMaps
+from twostream_ray.models.token_maps import Maps
 
 ReadBytes = Callable[[str], bytes]
 """Reads the whole file at a path or URI."""
-
-Maps = Tensor | TokenMaps
-"""What a layer returns: feature maps, in vision transformers with their class token and registers beside."""
 
 
 class FullyConnected(nn.Linear):
@@ -179,16 +176,6 @@ class Renormalise(nn.Module):
         """An affine function of each colour."""
         each = (slice(None), *(None,) * (frames.dim() - 2))
         return frames * self.scale[each] + self.shift[each]
-
-
-def grid(state: Maps) -> Tensor:
-    """The feature maps (N, D, H, W) of what a layer returned."""
-    return state.maps if isinstance(state, TokenMaps) else state
-
-
-def with_grid(state: Maps, maps: Tensor) -> Maps:
-    """What a layer returned with other feature maps; a transformer's class token and registers stay its own."""
-    return TokenMaps(maps, state.prefix) if isinstance(state, TokenMaps) else maps
 
 
 def batch_norm(maps: int) -> nn.BatchNorm2d:
