@@ -7,13 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from twostream_ray.errors import ConfigError, WeightsError
+from twostream_ray.errors import ConfigError
 from twostream_ray.models.layers import RGB_CHANNELS
 from twostream_ray.models.networks import Network
-from twostream_ray.models.pretrained import misfit, read_state
+from twostream_ray.models.pretrained import copy_state, read_state
 from twostream_ray.models.settings import Clip3dConfig
 from twostream_ray.models.towers import ReadBytes, Renormalise
 
@@ -114,22 +113,7 @@ def load_video_weights(network: Clip3dNetwork, *, config: Clip3dConfig, read_byt
         return
     read = read_state(config.weights, backbone=config.network, read_bytes=read_bytes)
     source = {_own_name(name): values for name, values in read.items()}
-    state = network.state_dict()
-    faults: list[str] = []
-    for name, target in state.items():
-        values = source.get(name)
-        is_head = name.startswith("classifier.")
-        if name.endswith("num_batches_tracked") or (is_head and (values is None or values.shape != target.shape)):
-            continue
-        if values is None or values.shape != target.shape:
-            got = "nothing" if values is None else str(tuple(values.shape))
-            faults.append(f"{name} of shape {tuple(target.shape)}, got {got}")
-        elif not torch.isfinite(values).all():
-            raise WeightsError(f"{config.weights}: {name} holds what is no finite number: get the file again")
-        else:
-            target.copy_(values)
-    if faults:
-        raise WeightsError(misfit(faults, source, weights=config.weights, backbone=config.network))
+    copy_state(network, source, weights=config.weights, backbone=config.network, head="classifier")
 
 
 def _own_name(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import safetensors
@@ -34,16 +34,47 @@ def load_weights(tower: Tower, *, weights: str, backbone: str, read_bytes: ReadB
         WeightsError: no weights can be read, one is missing, has another shape or holds what is no finite number.
     """
     source = _renamed(read_state(weights, backbone=backbone, read_bytes=read_bytes), tower)
+    first = tower.names[0]
+
+    def adapted(name: str, values: Tensor, target: Tensor) -> Tensor:
+        return _adapted(values, target, first=name.split(".")[0] == first, stacks=not tower.published)
+
+    copy_state(tower, source, weights=weights, backbone=backbone, head=CLASSIFIER, adapted=adapted)
+
+
+def copy_state(
+    network: nn.Module,
+    source: Mapping[str, Tensor],
+    *,
+    weights: str,
+    backbone: str,
+    head: str,
+    adapted: Callable[[str, Tensor, Tensor], Tensor] = lambda _, values, __: values,
+) -> None:
+    """Copy tensors into a network's state, all or none; a classifier of other classes stays random.
+
+    Args:
+        network: where to.
+        source: by the network's names.
+        weights: what they are called in errors.
+        backbone: what the network is called there.
+        head: the part that is the classifier.
+        adapted: makes (name, values, target) into values that may fit.
+
+    Raises:
+        WeightsError: one is missing, has another shape or holds what is no finite number.
+    """
     fitting: dict[str, Tensor] = {}
     faults: list[str] = []
-    for name, target in tower.state_dict().items():
-        layer, values = name.split(".")[0], source.get(name)
+    state = network.state_dict()
+    for name, target in state.items():
+        values = source.get(name)
         if name.endswith("num_batches_tracked"):
             continue
-        if layer == CLASSIFIER and (values is None or values.shape != target.shape):
+        if name.split(".")[0] == head and (values is None or values.shape != target.shape):
             continue
         if values is not None:
-            values = _adapted(values, target, first=layer == tower.names[0], stacks=not tower.published)
+            values = adapted(name, values, target)
         if values is None or values.shape != target.shape:
             got = "nothing" if values is None else str(tuple(values.shape))
             faults.append(f"{name} of shape {tuple(target.shape)}, got {got}")
@@ -52,10 +83,9 @@ def load_weights(tower: Tower, *, weights: str, backbone: str, read_bytes: ReadB
         else:
             fitting[name] = values
     if faults:
-        raise WeightsError(misfit(faults, source, weights=weights, backbone=backbone))
-    for name, target in tower.state_dict().items():
-        if name in fitting:
-            target.copy_(fitting[name])
+        raise WeightsError(_misfit(faults, source, weights=weights, backbone=backbone))
+    for name, values in fitting.items():
+        state[name].copy_(values)
 
 
 def published_weights(backbone: str) -> tuple[str, str]:
@@ -104,7 +134,7 @@ def _adapted(values: Tensor, target: Tensor, *, first: bool, stacks: bool) -> Te
     return values
 
 
-def misfit(faults: Sequence[str], source: Mapping[str, Tensor], *, weights: str, backbone: str) -> str:
+def _misfit(faults: Sequence[str], source: Mapping[str, Tensor], *, weights: str, backbone: str) -> str:
     """What a network wants that a file does not have, names and shapes of both, in one line."""
     more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     held = ", ".join(f"{name[:80]} {tuple(values.shape)}" for name, values in sorted(source.items())[:_SHOWN])
