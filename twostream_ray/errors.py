@@ -162,6 +162,12 @@ def is_final(error: BaseException) -> bool:
     return isinstance(own_error(error), _FINAL)
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether it comes of a disk without room, or with its quota used up."""
+    causes = (error, error.__cause__)
+    return any(isinstance(cause, OSError) and cause.errno in _FULL for cause in causes)
+
+
 def _disk_fault(error: OSError) -> str | None:
     """A disk that is full, may not be written or is not there for temporary files; None for any other fault."""
     # Ray Data puts its advice, several lines, where the file's name was.

@@ -4,14 +4,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from s3 import reached_at
 
 from twostream_ray import storage
-from twostream_ray.errors import AccessError, MissingError, StorageError, own_error
+from twostream_ray.errors import AccessError, MissingError, StorageError, is_disk_full, own_error
 from twostream_ray.storage.local_files import explained
 
 
@@ -47,6 +49,21 @@ def test_a_sparse_file_of_terabytes_is_refused_by_its_size(tmp_path: Path) -> No
     with pytest.raises(AccessError, match="at most 1000 bytes were wanted"):
         storage.copy_to_disk(uri, tmp_path / "copy", limit_bytes=1000)
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_full_disk_is_said_of_the_copy_and_not_of_the_store_that_it_came_from(
+    object_store: int, tmp_path: Path
+) -> None:
+    """Waiting for the store would have taken a minute, and the network was named."""
+    (tmp_path / "local").write_bytes(b"x")
+    with reached_at(f"http://127.0.0.1:{object_store}"):
+        storage.write_bytes("s3://archive/full", b"x")
+        for uri in (str(tmp_path / "local"), "s3://archive/full"):
+            begun = time.monotonic()
+            with pytest.raises(StorageError, match=r"No space left on device: /dev/full\): make room") as refused:
+                storage.copy_to_disk(uri, Path("/dev/full"))
+            assert "store" not in str(refused.value) and is_disk_full(refused.value)
+            assert time.monotonic() - begun < 20
 
 
 def test_an_error_of_our_own_is_nobody_s_cause_but_the_operating_system_s(tmp_path: Path, fifo: Path) -> None:

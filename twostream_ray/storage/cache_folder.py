@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +22,11 @@ _TAG_CONTENT = b"""Signature: 8a477f597d28d172789f06886806bc55
 # This file marks a cache of twostream_ray: whatever else is here may be deleted at any moment.
 """
 _LEFT_BY_OURS = re.compile(r"[0-9a-f]{64}\.(partial|lock)|lock")
+
+LEFT_FREE = 0.05
+"""Part of a disk that no cache fills: where less is free, Ray moves no objects to it any more."""
+
+_log = logging.getLogger(__name__)
 
 
 def claim(directory: Path, *, setting: str) -> None:
@@ -47,6 +55,24 @@ def claim(directory: Path, *, setting: str) -> None:
             f"{setting} wants a directory that can be written, got {directory} ({error.strerror}): name another, or "
             "leave it out"
         ) from error
+
+
+def reason_to_add_nothing(directory: Path, size: int) -> str | None:
+    """Why `size` more bytes do not go on a cache's disk, or None where they do.
+
+    Raises:
+        OSError: the directory is gone.
+    """
+    disk = shutil.disk_usage(directory)
+    if disk.free - size >= LEFT_FREE * disk.total:
+        return None
+    return f"its disk has {disk.free / 1e9:.1f} GB free, and {LEFT_FREE:.0%} of {disk.total / 1e9:.0f} GB are left free"
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time that this process has it: a cache has an entry for every clip or shard."""
+    _log.warning("%s", message)
 
 
 def _is_tagged(directory: Path) -> bool:

@@ -74,6 +74,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        error.filename = error.filename or str(path)  # a write knows the file by its number alone
         full = own_error(error)
         raise full or explained(error, f"cannot write {printable(str(path))}", path=path) from error
 

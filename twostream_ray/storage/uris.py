@@ -221,23 +221,33 @@ def copy_to_disk(uri: str, path: Path, *, limit_bytes: int | None = None) -> Non
     """Copy a file to this machine, part by part.
 
     Raises:
-        StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
+        StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`, or `path`
+            cannot be written.
     """
     location = absolute(uri)
 
     def fetch() -> None:
         if not is_s3(location):
-            with local_files.open_regular(Path(location), limit_bytes=limit_bytes) as local, path.open("wb") as copy:
-                shutil.copyfileobj(local, copy, _PART_BYTES)
+            with local_files.open_regular(Path(location), limit_bytes=limit_bytes) as local:
+                _write_parts(local.read, path)
             return
         system, name = filesystem(location)
         with system.open_input_file(name) as file:
             local_files.refuse_larger(file.size(), uri, limit_bytes=limit_bytes)
-            with path.open("wb") as copy:
-                while part := file.read(_PART_BYTES):
-                    copy.write(part)
+            _write_parts(file.read, path)
 
     _explained("read", uri, fetch)
+
+
+def _write_parts(read: Callable[[int], bytes], path: Path) -> None:
+    """Write what `read` gives to a local file; what its disk refuses is no fault of where the parts come from."""
+    with local_files.writing(path):
+        copy = path.open("wb", buffering=0)  # with a buffer, closing would write, and fail, once more
+    with copy:
+        while part := memoryview(read(_PART_BYTES)):
+            with local_files.writing(path):
+                while part:
+                    part = part[copy.write(part) :]
 
 
 def read_text(uri: str) -> str:

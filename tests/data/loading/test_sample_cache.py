@@ -20,6 +20,7 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, StorageError
+from twostream_ray.storage import cache_folder
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,7 @@ def slowly(out: NDArray[np.uint8], log: Path) -> None:
 
 def fill_all(directory: Path, log: Path) -> int:
     """Ask for 10 clips four times from each of 4 threads; gives how often something was decoded."""
+    cache_folder.LEFT_FREE = 0.0  # in a process of its own
     cache = SampleCache(str(directory), limit_bytes=10**9, depends_on={})
 
     def fill(number: int) -> bool:
@@ -182,12 +184,28 @@ def test_a_place_that_cannot_be_written_is_refused_by_its_setting(shard_set: Sha
         drawn(shard_set, sample_cache_gb=0.0)
 
 
-def test_a_cache_that_goes_away_in_mid_run_holds_nothing_up(
-    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", ["a limit", "a disk that is nearly full", "a disk that is full"])
+def test_a_cache_that_takes_no_more_holds_nothing_up_and_says_so_once(
+    shard_set: ShardSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
 ) -> None:
     def no_room(self: Any, file: Any) -> None:
         raise OSError(28, os.strerror(28))
 
     plain, _ = drawn(shard_set)
-    monkeypatch.setattr(SampleCache, "_reserve", no_room)
-    assert drawn(shard_set, sample_cache=str(tmp_path)) == (plain, 4 * 32)
+    limit = {}
+    if fault == "a limit":
+        limit, reason = {"sample_cache_gb": 1e-9}, "data.sample_cache_gb=1e-09 are full"
+    elif fault == "a disk that is nearly full":
+        monkeypatch.setattr(cache_folder, "LEFT_FREE", 1.0)
+        reason = "GB free, and 100% of"
+    else:
+        monkeypatch.setattr(SampleCache, "_reserve", no_room)
+        reason = "it cannot be written (No space left on device)"
+    for _ in range(2):
+        assert drawn(shard_set, sample_cache=str(tmp_path), **limit) == (plain, 4 * 32)
+    (message,) = caplog.messages
+    assert message.startswith(f"data.sample_cache {tmp_path} takes no more samples") and reason in message

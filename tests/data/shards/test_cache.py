@@ -17,10 +17,12 @@ from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
+from twostream_ray.data.shards import cache as shard_cache
 from twostream_ray.data.shards.cache import ShardCache
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError, ShardError, StorageError
+from twostream_ray.storage import cache_folder
 from twostream_ray.storage.cache_folder import TAG
 from twostream_ray.storage.locks import locked
 
@@ -85,6 +87,7 @@ def test_each_shard_is_fetched_once_for_all_passes_and_runs_and_gives_the_same_s
 
 
 def fetch(directory: str, uri: str, sha256: str, size: int) -> bytes:
+    cache_folder.LEFT_FREE = 0.0  # in a process of its own
     entry = ShardCache(directory, limit_bytes=10**9).fetch(uri, sha256=sha256, size=size)
     assert entry is not None
     return entry.read_bytes()
@@ -123,6 +126,46 @@ def test_the_limit_holds_and_what_nobody_has_read_for_long_makes_room(proxy: Fau
     assert cache.fetch("s3://archive/large", sha256="0" * 64, size=3000) is None
     sizes = sum(path.stat().st_size for path in tmp_path.iterdir() if path.name != TAG)
     assert sizes == 2000 and not [path for path in tmp_path.iterdir() if path.suffix in (".partial", ".lock")]
+
+
+@pytest.mark.parametrize("met", ["beforehand", "while it is copied"])
+def test_a_disk_without_room_costs_time_alone_and_is_said_once(
+    proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, met: str
+) -> None:
+    copy_to_disk = storage.copy_to_disk
+
+    def full(uri: str, path: Path) -> None:
+        copy_to_disk(uri, Path("/dev/full"))
+
+    uri, sha256 = put("full", 1000)
+    cache = ShardCache(str(tmp_path / "cache"), limit_bytes=10**9)
+    if met == "beforehand":
+        monkeypatch.setattr(cache_folder, "LEFT_FREE", 1.0)
+    else:
+        monkeypatch.setattr(shard_cache.storage, "copy_to_disk", full)
+    for _ in range(2):
+        assert cache.fetch(uri, sha256=sha256, size=1000) is None
+    reason = {"beforehand": "GB free, and 100% of", "while it is copied": "its disk is full"}[met]
+    (message,) = caplog.messages
+    assert (
+        message.startswith(f"data.cache {tmp_path}/cache takes no more shards, others are read") and reason in message
+    )
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [TAG]
+    monkeypatch.undo()
+    monkeypatch.setattr(cache_folder, "LEFT_FREE", 0.0)
+    assert cache.fetch(uri, sha256=sha256, size=1000) is not None
+
+
+def test_a_disk_that_is_too_full_has_entries_that_nobody_read_make_room(
+    proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ShardCache(str(tmp_path), limit_bytes=10**9)
+    (a, sha_a), (b, sha_b) = (put(name, 1000) for name in "ab")
+    first = cache.fetch(a, sha256=sha_a, size=1000)
+    assert first is not None
+    os.utime(first, (0, 0))
+    monkeypatch.setattr(cache_folder, "LEFT_FREE", 1.0)
+    assert cache.fetch(b, sha256=sha_b, size=1000) is None and not first.exists()
 
 
 def test_what_a_process_that_died_had_reserved_is_given_free(proxy: FaultyProxy, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostream_ray.errors import StorageError
-from twostream_ray.storage.cache_folder import claim, new_file, opened
+from twostream_ray.storage.cache_folder import claim, new_file, opened, reason_to_add_nothing, warn_once
 from twostream_ray.storage.locks import locked
 
 Decode = Callable[[NDArray[np.uint8]], object]
 
 _LOCKS = 256
 _CHECKSUM_BYTES = 4
-_LEFT_FREE = 0.05
-"""Part of the disk that is never filled."""
 
 
 class SampleCache:
     """A directory of decoded samples within a limit, for any number of threads and processes.
 
     A sample is named by all that it depends on, so trainings that differ in their networks alone share it. When two
-    want one at the same moment, the second waits for the first. When the limit is reached, further samples are decoded
-    every time: what came first stays, for the first epochs are those that every trial of a search trains on.
+    want one at the same moment, the second waits for the first. When the limit is reached or the disk too full, a
+    warning says so and further samples are decoded every time: what came first stays, for the first epochs are those
+    that every trial of a search trains on.
     """
 
     def __init__(self, directory: str, *, limit_bytes: int, depends_on: Mapping[str, Any]) -> None:
@@ -81,30 +80,38 @@ class SampleCache:
     def _keep(self, entry: Path, out: NDArray[np.uint8]) -> None:
         partial = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
         try:
-            self._full = not self._reserve(out.nbytes)
-            if self._full:
+            reason = self._reserve(out.nbytes)
+            if reason:
+                self._stop_keeping(reason)
                 return
             entry.parent.mkdir(exist_ok=True)
             with new_file(partial) as file:
                 file.write(out.data)
                 file.write(_checksum(out))
             partial.replace(entry)
-        except OSError:
+        except OSError as error:
             # It only saves time: whatever is wrong with the disk, training continues.
-            self._full = True
-            partial.unlink(missing_ok=True)
+            self._stop_keeping(f"it cannot be written ({error.strerror})")
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
-    def _reserve(self, size: int) -> bool:
-        """Count a sample in, if there is room for it."""
-        disk = shutil.disk_usage(self._root)
+    def _stop_keeping(self, reason: str) -> None:
+        self._full = True
+        warn_once(f"data.sample_cache {self._root} takes no more samples, the others are decoded every time: {reason}")
+
+    def _reserve(self, size: int) -> str | None:
+        """Count a sample in, or say why there is no room for it."""
+        reason = reason_to_add_nothing(self._root, size)
+        if reason:
+            return reason
         with locked(self._root / "size", keep=True) as counter:
             taken = int(counter.read() or 0) + size
-            if taken > self._limit or disk.free - size < _LEFT_FREE * disk.total:
-                return False
+            if taken > self._limit:
+                return f"data.sample_cache_gb={self._limit / 1e9:g} are full"
             counter.seek(0)
             counter.write(str(taken).encode())
             counter.truncate()
-            return True
+            return None
 
 
 def _read(entry: Path, out: NDArray[np.uint8]) -> bool:

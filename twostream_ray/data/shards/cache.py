@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from twostream_ray import storage
-from twostream_ray.errors import ShardError, StorageError
-from twostream_ray.storage.cache_folder import claim, new_file
+from twostream_ray.errors import ShardError, StorageError, is_disk_full
+from twostream_ray.storage.cache_folder import claim, new_file, reason_to_add_nothing, warn_once
 from twostream_ray.storage.locks import locked
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
@@ -26,8 +26,8 @@ _IDLE_S = 3600.0
 class ShardCache:
     """A directory of shards named by their sha256, within a limit, for any number of processes and shard sets.
 
-    Where the limit is reached, entries unread for an hour make room, the longest unread first; if there
-    are none, further shards are read from the store as without a cache.
+    Where the limit is reached or the disk too full, entries unread for an hour make room, the longest unread first; if
+    there are none, further shards are read from the store as without a cache, and a warning says so.
     """
 
     def __init__(self, directory: str, *, limit_bytes: int) -> None:
@@ -53,28 +53,28 @@ class ShardCache:
             if _touched(entry):
                 return entry
             partial = self._directory / f"{sha256}.partial"
-            if not self._reserve(partial, size):
-                return None
             try:
-                storage.copy_to_disk(uri, partial)
-                with partial.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                if found != sha256:
-                    raise ShardError(
-                        f"{uri} with sha256 {sha256[:12]} was wanted, as its manifest says; it has {found[:12]}: it is "
-                        "damaged, delete it and ingest again"
-                    )
-                partial.replace(entry)
+                reason = self._reserve(partial, size)
+                if reason is None:
+                    _copy(uri, partial, sha256=sha256)
+                    partial.replace(entry)
+                    return entry
+            except (OSError, StorageError) as error:
+                # It only saves time: without room on this disk the shard is read from the store.
+                if not is_disk_full(error):
+                    raise
+                reason = "its disk is full"
             finally:
                 partial.unlink(missing_ok=True)
-        return entry
+        warn_once(f"data.cache {self._directory} takes no more shards, others are read from the store: {reason}")
+        return None
 
     def drop(self, entry: Path) -> None:
         """Forget an entry that turned out to be damaged."""
         entry.unlink(missing_ok=True)
 
-    def _reserve(self, partial: Path, size: int) -> bool:
-        """Make room, and take it by a file of the size that is to come."""
+    def _reserve(self, partial: Path, size: int) -> str | None:
+        """Make room, and take it by a file of the size that is to come; or say why there is none."""
         with locked(self._directory / "lock"):
             entries = {}
             taken = 0
@@ -90,17 +90,30 @@ class ShardCache:
                         entries[path] = status
             oldest_first = sorted(entries, key=lambda path: entries[path].st_mtime)
             for path in oldest_first:
-                if taken + size <= self._limit:
+                if taken + size <= self._limit and reason_to_add_nothing(self._directory, size) is None:
                     break
                 if entries[path].st_mtime < time.time() - _IDLE_S:
                     # Who reads it at this moment keeps it until the file is closed.
                     path.unlink(missing_ok=True)
                     taken -= entries[path].st_size
             if taken + size > self._limit:
-                return False
-            with new_file(partial) as file:
-                file.truncate(size)
-            return True
+                return f"data.cache_gb={self._limit / 1e9:g} are full"
+            reason = reason_to_add_nothing(self._directory, size)
+            if reason is None:
+                with new_file(partial) as file:
+                    file.truncate(size)
+            return reason
+
+
+def _copy(uri: str, path: Path, *, sha256: str) -> None:
+    storage.copy_to_disk(uri, path)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ShardError(
+            f"{uri} with sha256 {sha256[:12]} was wanted, as its manifest says; it has {found[:12]}: it is damaged, "
+            "delete it and ingest again"
+        )
 
 
 def _touched(entry: Path) -> bool:
