@@ -32,6 +32,8 @@ _REASONS = {
 _OF_ONE_PATH = frozenset(
     {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP}
 )
+PART_BYTES = 16 << 20
+"""Of a large file, read and written at once."""
 _LONGEST_NAME = 200
 OF_THE_SYSTEM = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "__MACOSX", "@eaDir"})
 """Directories that file systems, archives and network disks put beside what is the user's."""
@@ -77,6 +79,21 @@ def writing(path: Path) -> Iterator[None]:
         error.filename = error.filename or str(path)  # a write knows the file by its number alone
         full = own_error(error)
         raise full or explained(error, f"cannot write {printable(str(path))}", path=path) from error
+
+
+def write_parts(read: Callable[[int], bytes], path: Path) -> None:
+    """Write a file from what `read` returns for a size in bytes, until it returns nothing; never in memory as a whole.
+
+    Raises:
+        StorageError: `path` cannot be written; what `read` raises is passed on as it is.
+    """
+    with writing(path):
+        copy = path.open("wb", buffering=0)  # with a buffer, closing would write, and fail, once more
+    with copy:
+        while part := memoryview(read(PART_BYTES)):
+            with writing(path):
+                while part:
+                    part = part[copy.write(part) :]
 
 
 def require_writable(path: Path) -> None:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _PATIENCE_S = 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 _SLOWEST_BYTES_S = 1e6
-_PART_BYTES = 16 << 20
 _LIMIT_BYTES = 8 << 30
 
 _log = logging.getLogger(__name__)
@@ -229,25 +228,14 @@ def copy_to_disk(uri: str, path: Path, *, limit_bytes: int | None = None) -> Non
     def fetch() -> None:
         if not is_s3(location):
             with local_files.open_regular(Path(location), limit_bytes=limit_bytes) as local:
-                _write_parts(local.read, path)
+                local_files.write_parts(local.read, path)
             return
         system, name = filesystem(location)
         with system.open_input_file(name) as file:
             local_files.refuse_larger(file.size(), uri, limit_bytes=limit_bytes)
-            _write_parts(file.read, path)
+            local_files.write_parts(file.read, path)
 
     _explained("read", uri, fetch)
-
-
-def _write_parts(read: Callable[[int], bytes], path: Path) -> None:
-    """Write what `read` gives to a local file; what its disk refuses is no fault of where the parts come from."""
-    with local_files.writing(path):
-        copy = path.open("wb", buffering=0)  # with a buffer, closing would write, and fail, once more
-    with copy:
-        while part := memoryview(read(_PART_BYTES)):
-            with local_files.writing(path):
-                while part:
-                    part = part[copy.write(part) :]
 
 
 def read_text(uri: str) -> str:
@@ -340,7 +328,7 @@ def write_file(uri: str, source: Path) -> None:
             object_store.writer().put_file(str(source), path, max_concurrency=2, timeout=timeout)
             return
         with source.open("rb") as content:
-            local_files.replace(Path(path), lambda file: shutil.copyfileobj(content, file, _PART_BYTES))
+            local_files.replace(Path(path), lambda file: shutil.copyfileobj(content, file, local_files.PART_BYTES))
 
     _explained("write", uri, write)
 
