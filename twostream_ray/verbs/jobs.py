@@ -91,7 +91,7 @@ def jobs(arguments: list[str]) -> int:
     config = parse("jobs", JobsConfig, arguments)
     from twostream_ray.runs.submit.dashboard import Dashboard
     from twostream_ray.runs.submit.job_list import row_of, stop
-    from twostream_ray.runs.submit.submission import again, send
+    from twostream_ray.runs.submit.submission import resubmission, send
     from twostream_ray.runs.submit.waiting import reasons
 
     dashboard = Dashboard(config.address)
@@ -108,13 +108,13 @@ def jobs(arguments: list[str]) -> int:
             console.print(sentence)
         return 0
     if config.action == "stop":
-        job = stop(job, dashboard, patience_s=config.stop_seconds)
+        job = stop(job, dashboard, timeout_s=config.stop_seconds)
         pending = job["status"] == "PENDING"
         rest = "it ends as soon as it starts" if pending else f"`twostream jobs resume {name}` continues its run"
         console.print(f"the job {name} is {job['status']}: {rest}")
         return 0
     if config.action == "resume":
-        submission = again(job, dashboard)
+        submission = resubmission(job, dashboard)
         for line in submission.lines(dashboard):
             console.print(line)
         name = send(submission, dashboard)
@@ -162,7 +162,7 @@ def _followed(dashboard: Dashboard, name: str, *, follow: bool) -> int:
     if not follow:
         console.print(f"submitted {name}: {reattach}")
         return 0
-    log = JobLog(dashboard, name, write=_write, say=lambda text: complain(text, verb="submit"))
+    log = JobLog(dashboard, name, write=_write, notify=lambda text: complain(text, verb="submit"))
     try:
         job = log.follow()
     except KeyboardInterrupt:
@@ -179,7 +179,7 @@ def _ended(job: dict[str, Any], log: Any, *, code: int, name: str) -> int:
     elif job["status"] == "STOPPED":
         complain(f"the job {name} was stopped: `twostream jobs resume {name}` continues its run", verb="submit")
     else:
-        said = log.last_words or (job.get("message") or "").strip().rpartition("\n")[2]
+        said = log.final_error or (job.get("message") or "").strip().rpartition("\n")[2]
         complain(f"the job {name} failed with exit code {code}: {said}", verb="submit")
     return code
 

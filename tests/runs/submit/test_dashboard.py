@@ -96,7 +96,7 @@ def test_another_ray_or_python_is_refused_unless_it_is_wanted() -> None:
 
 @pytest.mark.parametrize(
     ("status", "token", "said"),
-    [(401, "", "wants its token, there is none here"), (403, "mine", "takes another token than the one here")],
+    [(401, "", "requires a token, and none is set"), (403, "mine", "rejects the token of")],
 )
 def test_a_missing_and_a_wrong_token_are_told_apart(
     status: int, token: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -165,7 +165,7 @@ def test_a_job_that_is_silent_is_followed_to_its_end_by_one_connection() -> None
     lines: list[str] = []
     said: list[str] = []
     with telling("begins\n", "ends\n", silent_s=1.0) as url:
-        JobLog(Dashboard(url), "a", write=lines.append, say=said.append).follow()
+        JobLog(Dashboard(url), "a", write=lines.append, notify=said.append).follow()
     assert (lines, said) == (["begins", "ends"], [])
 
 

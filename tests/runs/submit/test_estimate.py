@@ -33,13 +33,13 @@ def test_hours_and_cost_follow_from_the_last_epochs_of_a_run_with_the_same_netwo
 
 def test_a_run_of_another_network_tells_nothing(tmp_path: Path) -> None:
     config = experiment(tmp_path)
-    assert "has ended with this network" in dict(expected_use(config, nodes=NODES, gpus=0, price=None))["hours"]
+    assert "has no finished run of this network" in dict(expected_use(config, nodes=NODES, gpus=0, price=None))["hours"]
     other = replace(
         config, name="other", data=replace(config.data, sampling=replace(config.data.sampling, num_snippets=1))
     )
     assert asdict(other)["data"]["sampling"] != asdict(config)["data"]["sampling"]
     ended(other, seconds=[1.0])
-    assert "has ended with this network" in dict(expected_use(config, nodes=NODES, gpus=0, price=None))["hours"]
+    assert "has no finished run of this network" in dict(expected_use(config, nodes=NODES, gpus=0, price=None))["hours"]
 
 
 def test_fewer_workers_than_gpus_are_paid_for(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_what_means_this_machine_travels_only_to_this_machine(address: str, monk
 def test_a_secret_travels_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     left = environment()
-    assert "AWS_SECRET_ACCESS_KEY" not in left.variables and "stays here, the nodes use their own" in left.notes[0]
+    assert "AWS_SECRET_ACCESS_KEY" not in left.variables and "is not sent, the nodes use their own" in left.notes[0]
     sent = environment(secrets=("AWS_SECRET_ACCESS_KEY",))
     assert sent.variables["AWS_SECRET_ACCESS_KEY"] == "hush" and sent.secrets == ("AWS_SECRET_ACCESS_KEY",)
     with pytest.raises(ConfigError, match="variables names AWS_SECRET_ACCESS_KEY, which is a secret"):
@@ -58,7 +58,7 @@ def test_a_secret_travels_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_secret_that_is_not_set_is_refused() -> None:
-    with pytest.raises(ConfigError, match="secrets names AWS_SECRET_ACCESS_KEY, a secret that is not set here: export"):
+    with pytest.raises(ConfigError, match="secrets names AWS_SECRET_ACCESS_KEY, a secret that is not set: export"):
         environment(secrets=("AWS_SECRET_ACCESS_KEY",))
 
 
@@ -73,5 +73,5 @@ def test_an_address_with_a_password_is_refused_unless_it_is_called_a_secret(monk
 @pytest.mark.parametrize("name", ["PATH", "HOME", "PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "AWS_PROFILE"])
 def test_what_belongs_to_this_machine_never_travels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "/here")
-    with pytest.raises(ConfigError, match=f"{name} means this machine"):
+    with pytest.raises(ConfigError, match=f"{name} is specific to this machine"):
         environment(variables=(name,))

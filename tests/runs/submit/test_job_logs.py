@@ -38,7 +38,7 @@ def followed(log: str, lengths: Sequence[int] = (), **job: Any) -> tuple[list[st
     lines: list[str] = []
     said: list[str] = []
     dashboard = Broken(log, lengths, {"status": "FAILED", **job})
-    followed = JobLog(dashboard, "a", write=lines.append, say=said.append)
+    followed = JobLog(dashboard, "a", write=lines.append, notify=said.append)
     followed.follow()
     return lines, said, followed
 
@@ -47,7 +47,7 @@ def test_a_line_is_printed_once_however_often_the_connection_breaks() -> None:
     text = "".join(f"line {number}\n" for number in range(20))
     lines, said, _ = followed(text, [0, 30, 10, 31, 140])
     assert lines == text.splitlines()
-    assert said and all("the job goes on, trying again" in one for one in said)
+    assert said and all("the job continues, reconnecting" in one for one in said)
 
 
 def test_a_last_line_without_an_end_is_printed_too() -> None:
@@ -65,9 +65,9 @@ def test_secrets_of_this_shell_are_hidden_in_a_log(monkeypatch: pytest.MonkeyPat
 
 def test_the_last_words_are_the_package_s_own_error_or_the_last_line() -> None:
     own = "twostream train: error: no room\n2026 ray is going down\n"
-    assert followed(own)[2].last_words == "no room"
-    assert followed("Traceback\nModuleNotFoundError: ray\n\n")[2].last_words == "ModuleNotFoundError: ray"
-    assert followed("")[2].last_words == ""
+    assert followed(own)[2].final_error == "no room"
+    assert followed("Traceback\nModuleNotFoundError: ray\n\n")[2].final_error == "ModuleNotFoundError: ray"
+    assert followed("")[2].final_error == ""
 
 
 def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

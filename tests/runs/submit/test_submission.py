@@ -25,9 +25,9 @@ def test_a_submitted_verb_ends_with_its_own_exit_code_and_last_error(head: dict[
 def test_a_missing_and_a_wrong_token_are_one_line_each(head: dict[str, str], tmp_path: Path) -> None:
     stranger = {key: value for key, value in head.items() if key != "RAY_AUTH_TOKEN"} | {"HOME": str(tmp_path)}
     done = twostream("jobs", environment=stranger, folder=tmp_path)
-    assert done.returncode == 2 and "wants its token, there is none here: put it in RAY_AUTH_TOKEN" in done.stderr
+    assert done.returncode == 2 and "requires a token, and none is set: put it in RAY_AUTH_TOKEN" in done.stderr
     done = twostream("jobs", environment={**stranger, "RAY_AUTH_TOKEN": "of-no-cluster"}, folder=tmp_path)
-    assert done.returncode == 2 and "takes another token than the one here, of RAY_AUTH_TOKEN" in done.stderr
+    assert done.returncode == 2 and "rejects the token of RAY_AUTH_TOKEN" in done.stderr
 
 
 def test_gpus_that_the_cluster_lacks_are_refused_before_anything_is_sent(head: dict[str, str], tmp_path: Path) -> None:

@@ -31,6 +31,6 @@ def test_a_pending_job_waits_for_the_room_of_its_process_or_for_its_files() -> N
 def test_a_running_job_may_wait_for_the_room_of_its_workers() -> None:
     job = {"status": "RUNNING", "job_id": "02"}
     said = explained(job, groups=[GROUP], others=[{"submission_id": "b"}, {"submission_id": "a"}])
-    assert "its workers want 2 x (1 CPU, 1 GPU)" in said and "other jobs hold it: b" in said
+    assert "its workers want 2 x (1 CPU, 1 GPU)" in said and "other jobs use it: b" in said
     larger = {**GROUP, "bundles": [{"unit_resources": {"GPU": 4.0}}]}
-    assert "its autoscaler has to bring a node with 1 x (4 GPU)" in explained(job, groups=[larger], grows=True)
+    assert "its autoscaler has to add a node with 1 x (4 GPU)" in explained(job, groups=[larger], grows=True)

@@ -45,7 +45,7 @@ def test_secrets_results_and_links_out_of_the_folder_stay_here(tmp_path: Path) -
     package = pack(folder, limit_bytes=LIMIT)
     assert {name for name in names(package) if not name.startswith("twostream_ray/")} == {"kept.csv"}
     secrets, links = package.notes
-    assert "2 of the files, by their names secrets, stay here: .env, server.pem" in secrets and "link" in links
+    assert "2 of the files, secrets by their names, are left out: .env, server.pem" in secrets and "link" in links
 
 
 def test_the_same_files_are_the_same_package(tmp_path: Path) -> None:

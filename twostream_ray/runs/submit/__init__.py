@@ -1,1 +1,1 @@
-"""Jobs on a Ray cluster, by the REST interface of its dashboard (Ray Jobs): submitted, followed, stopped, resumed."""
+"""Ray Jobs client: submit, follow, stop and resume jobs through the REST interface of the Ray dashboard."""

@@ -1,4 +1,4 @@
-"""Client of the Ray dashboard's REST interface (Ray Jobs): each request has a time limit, each refusal a way out."""
+"""REST client of the Ray dashboard (Ray Jobs): every request has a timeout, every error says what to do."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from twostream_ray.redaction import one_line, redact
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
-_PATIENCE_S = 20.0
+_TIMEOUT_S = 20.0
 _CONNECT_S = 5.0
 _UPLOAD_S = 600.0
-_AGENT_S = 90.0
-"""Until the head of a cluster that has just started takes jobs."""
+_AGENT_TIMEOUT_S = 90.0
+"""How long the head of a new cluster may take until it accepts jobs."""
 _IDLE_S, _PROBE_EVERY_S, _PROBES = 20, 10, 3
-"""A silent connection is probed after so many seconds, as often, so many times: then it is lost."""
-_GOODBYE_S = 0.5
+"""TCP keep-alive: seconds of silence before the first probe, seconds between probes, probes until it counts as lost."""
+_CLOSE_TIMEOUT_S = 0.5
 
 Job = dict[str, Any]
 """A job as Ray describes it: submission_id, status, entrypoint, message, metadata, start_time in ms, ..."""
 
 
 class UnreachableError(ClusterError):
-    """The dashboard does not answer now."""
+    """The dashboard does not answer at the moment."""
 
 
 class Dashboard:
-    """A cluster's dashboard at an address."""
+    """A Ray cluster's dashboard."""
 
     def __init__(self, address: str | None = None) -> None:
-        """At `address`, or where the environment says.
+        """At `address`, or by default at the one that the environment names.
 
         Raises:
-            ConfigError: it is no address of a dashboard.
+            ConfigError: it is not the address of a dashboard.
         """
         self.url = dashboard_url(address)
         parts = urlsplit(self.url)
@@ -55,14 +55,14 @@ class Dashboard:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the address is this machine's own: of a cluster here, or of a tunnel to one."""
+        """Whether the address is this machine's own: a local cluster, or a tunnel to one."""
         return is_loopback(self._host)
 
     def versions(self) -> dict[str, str]:
-        """Versions of the cluster, by "ray" and "python"; the second is missing where it does not say."""
+        """The cluster's versions under "ray" and "python"; the latter is missing if the cluster does not report it."""
         found = self._json("GET", "/api/version")
         if not isinstance(found, dict) or "ray_version" not in found:
-            raise self._foreign()
+            raise self._not_a_dashboard()
         known = {"ray": str(found["ray_version"])}
         metadata = self._json("GET", "/api/v0/cluster_metadata", missing={})
         python = metadata.get("data", {}).get("pythonVersion") if isinstance(metadata, dict) else None
@@ -73,7 +73,7 @@ class Dashboard:
         return [one for one in self.state("nodes") if one.get("state") == "ALIVE"]
 
     def state(self, kind: str, **wanted: str) -> list[dict[str, Any]]:
-        """What Ray's state interface lists of nodes, actors or placement_groups, where fields are as wanted."""
+        """Entries of Ray's state API (nodes, actors or placement_groups) whose fields equal `wanted`."""
         filters = "".join(
             f"&filter_keys={quote(key)}&filter_predicates=%3D&filter_values={quote(value)}"
             for key, value in wanted.items()
@@ -83,12 +83,12 @@ class Dashboard:
         return list(listed or [])
 
     def autoscaler_status(self) -> dict[str, Any]:
-        """What the autoscaler has reported last; empty where there is none."""
+        """The autoscaler's last report; empty where there is none."""
         found = self._json("GET", "/api/cluster_status", missing={})
         return dict(((found.get("data") or {}).get("clusterStatus")) or {}) if isinstance(found, dict) else {}
 
     def jobs(self) -> list[Job]:
-        """All jobs that were submitted, the oldest first."""
+        """All submitted jobs, the oldest first."""
         found = self._json("GET", "/api/jobs/")
         submitted = [one for one in found if one.get("type") == "SUBMISSION"]
         return sorted(submitted, key=lambda one: one.get("start_time") or 0)
@@ -97,31 +97,31 @@ class Dashboard:
         """One job.
 
         Raises:
-            ConfigError: there is none of that name.
+            ConfigError: the cluster has no job of that name.
         """
         found = self._json("GET", f"/api/jobs/{quote(name, safe='')}", missing=None)
         if found is None:
             raise ConfigError(
-                f"the Ray cluster {self.url} has no job {name!r}: `twostream jobs` lists those it has; one that was "
-                "started again has forgotten its jobs"
+                f"the Ray cluster {self.url} has no job {name!r}: `twostream jobs` lists those it has; a "
+                "restarted cluster forgets its jobs"
             )
         return dict(found)
 
     def has_package(self, name: str) -> bool:
-        """Whether the cluster still has an uploaded package, which it keeps some minutes from now on."""
+        """Whether the cluster still has an uploaded package; asking keeps it for some minutes."""
         return self._request("GET", f"/api/packages/gcs/{quote(name)}", accepted=(200, 404))[0] == 200
 
     def upload(self, name: str, content: bytes) -> None:
-        """Hand over a package."""
-        self._request("PUT", f"/api/packages/gcs/{quote(name)}", body=content, patience_s=_UPLOAD_S)
+        """Upload a package."""
+        self._request("PUT", f"/api/packages/gcs/{quote(name)}", body=content, timeout_s=_UPLOAD_S)
 
     def submit(self, request: Mapping[str, Any]) -> str:
-        """Start a job; gives its name. A head that has just started is waited for.
+        """Start a job and return its name; waits for a head that has just started.
 
         Raises:
-            ConfigError: there is a job of that name.
+            ConfigError: the cluster already has a job of that name.
         """
-        name, deadline = str(request["submission_id"]), time.monotonic() + _AGENT_S
+        name, deadline = str(request["submission_id"]), time.monotonic() + _AGENT_TIMEOUT_S
         while True:
             status, said = self._request("POST", "/api/jobs/", body=_as_json(request), accepted=(200, 400, 500))
             if status == 200:
@@ -138,11 +138,11 @@ class Dashboard:
             time.sleep(2)
 
     def stop(self, name: str) -> None:
-        """Ask a job to end."""
+        """Request a job to stop."""
         self._request("POST", f"/api/jobs/{quote(name, safe='')}/stop", body=b"{}")
 
     async def log(self, name: str) -> AsyncIterator[str]:
-        """A job's output from its beginning, as it comes, until the job has ended, however long it is silent.
+        """Stream a job's output from its beginning until the job ends, however long it is silent.
 
         Raises:
             UnreachableError: the connection broke.
@@ -151,10 +151,10 @@ class Dashboard:
 
         url = f"{self.url}/api/jobs/{quote(name, safe='')}/logs/tail"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
-        # Ray's dashboard never reads what comes by this WebSocket, so it answers neither pings, which a heartbeat
-        # would take for a lost connection whenever a job is silent, nor a goodbye. The system probes instead.
-        connector = aiohttp.TCPConnector(socket_factory=_probed_socket)
-        ends = aiohttp.ClientWSTimeout(ws_close=_GOODBYE_S)
+        # Ray's dashboard never reads from this WebSocket, so it answers neither pings nor a close frame: a heartbeat
+        # would take every silent job for a lost connection. TCP keep-alive probes it instead.
+        connector = aiohttp.TCPConnector(socket_factory=_keepalive_socket)
+        ends = aiohttp.ClientWSTimeout(ws_close=_CLOSE_TIMEOUT_S)
         try:
             async with (
                 aiohttp.ClientSession(headers=self._headers(), timeout=timeout, connector=connector) as session,
@@ -169,14 +169,14 @@ class Dashboard:
             raise UnreachableError(f"the Ray cluster {self.url} does not answer ({one_line(error)})") from error
 
     def _json(self, method: str, path: str, **missing: Any) -> Any:
-        """What a request gives; `missing` for what is not there, where that is no error."""
+        """A request's JSON; `missing`, if given, is returned for 404."""
         status, said = self._request(method, path, accepted=(200, 404) if missing else (200,))
         if status == 404:
             return missing["missing"]
         try:
             return json.loads(said)
         except ValueError:
-            raise self._foreign() from None
+            raise self._not_a_dashboard() from None
 
     def _request(
         self,
@@ -185,24 +185,25 @@ class Dashboard:
         *,
         body: bytes | None = None,
         accepted: tuple[int, ...] = (200,),
-        patience_s: float = _PATIENCE_S,
+        timeout_s: float = _TIMEOUT_S,
     ) -> tuple[int, bytes]:
-        """Status and content of an answer whose status is accepted.
+        """Status and content of a response whose status is accepted.
 
-        No redirect is followed, for the token would go with it.
+        No redirect is followed, as it would send the token on.
         """
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         try:
             with closing(kind(self._host, self._port, timeout=_CONNECT_S)) as connection:
                 connection.connect()
-                connection.sock.settimeout(patience_s)
+                connection.sock.settimeout(timeout_s)
                 headers = {"Content-Type": "application/json"} if method == "POST" else {}
                 connection.request(method, self._prefix + path, body=body, headers=headers | self._headers())
                 answer = connection.getresponse()
                 status, said = answer.status, answer.read()
         except ssl.SSLError as error:
             raise UnreachableError(
-                f"{self.url} cannot be spoken to by TLS ({one_line(error)}): is it http://, or SSL_CERT_FILE to set?"
+                f"the TLS handshake with {self.url} failed ({one_line(error)}): use http://, or set SSL_CERT_FILE to "
+                "the certificate authority of the cluster"
             ) from error
         except OSError as error:
             raise UnreachableError(
@@ -210,33 +211,32 @@ class Dashboard:
                 "dashboard ray_cluster.yaml`), or name its dashboard by --address http://HOST:8265"
             ) from error
         except (http.client.HTTPException, ValueError) as error:
-            raise self._foreign() from error
+            raise self._not_a_dashboard() from error
         if status in (401, 403):
-            raise self._turned_away(status)
+            raise self._unauthorised(status)
         if status not in accepted:
-            raise self._foreign() if status == 404 else self._refused(method, path, status, said)
+            raise self._not_a_dashboard() if status == 404 else self._refused(method, path, status, said)
         return status, said
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
-    def _turned_away(self, status: int) -> ClusterError:
+    def _unauthorised(self, status: int) -> ClusterError:
         ways = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH (a file) or ~/.ray/auth_token"
         if status == 401 and not self._token:
-            return ClusterError(f"the Ray cluster {self.url} wants its token, there is none here: put it in {ways}")
+            return ClusterError(f"the Ray cluster {self.url} requires a token, and none is set: put it in {ways}")
         return ClusterError(
-            f"the Ray cluster {self.url} takes another token than the one here, of {_token_source()}: put the "
-            f"cluster's in {ways}"
+            f"the Ray cluster {self.url} rejects the token of {_token_source()}: put the cluster's in {ways}"
         )
 
-    def _foreign(self) -> ClusterError:
+    def _not_a_dashboard(self) -> ClusterError:
         return ClusterError(
-            f"the dashboard of a Ray cluster was wanted at {self.url}, what answers there is something else: its port "
-            "is 8265 unless `ray start --dashboard-port` says otherwise"
+            f"the dashboard of a Ray cluster was wanted at {self.url}, but something else answers: its port is 8265 "
+            "unless `ray start --dashboard-port` says otherwise"
         )
 
     def _refused(self, method: str, path: str, status: int, said: bytes) -> ClusterError:
-        # Ray answers with a traceback, whose last line says what it was.
+        # Ray answers with a traceback, whose last line is the error.
         last = next((line for line in reversed(said.decode(errors="replace").splitlines()) if line.strip()), "")
         return ClusterError(
             f"the Ray cluster {self.url} refuses {method} {path.partition('?')[0]} with {status} "
@@ -244,8 +244,8 @@ class Dashboard:
         )
 
 
-def _probed_socket(address: tuple[Any, ...]) -> socket.socket:
-    """A TCP socket for an address of `getaddrinfo` that notices a peer that has vanished, while nothing is said."""
+def _keepalive_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A TCP socket for an address of `getaddrinfo`, whose keep-alive detects a vanished peer of a silent connection."""
     family, kind, protocol, *_ = address
     made = socket.socket(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -261,7 +261,7 @@ def _probed_socket(address: tuple[Any, ...]) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is that of whatever machine it is used on."""
+    """Whether a host name or IP address is a loopback one."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -269,10 +269,10 @@ def is_loopback(host: str) -> bool:
 
 
 def dashboard_url(address: str | None) -> str:
-    """The dashboard's URL that an address means, without a slash at its end.
+    """The dashboard's URL for an address, without a trailing slash.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not the address of a dashboard.
     """
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS", "").strip() or DEFAULT_ADDRESS
     setting = "address" if address else "RAY_API_SERVER_ADDRESS"
@@ -293,9 +293,9 @@ def dashboard_url(address: str | None) -> str:
 
 
 def token() -> str | None:
-    """The token for clusters, from where Ray's own programs take it; None where there is none.
+    """The cluster token, from where Ray's own programs read it; None where there is none.
 
-    Unlike those it is used also where RAY_AUTH_MODE is not set, for a cluster that wants none does not mind one.
+    Unlike them this uses it even if RAY_AUTH_MODE is not set: a cluster that needs no token ignores it.
     """
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         return None

@@ -1,4 +1,4 @@
-"""Estimate of what a job will use: workers, hours by the rate of an earlier run of the same network, cost."""
+"""Cost estimate of a job: workers, hours at the rate of an earlier run of the same network, price."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from twostream_ray.errors import TwoStreamError
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 
-_SAME = (("model",), ("data", "sampling"), ("data", "transforms"), ("training", "global_batch"))
-"""Settings that a step's time follows from, beside the machines."""
+_SETTINGS_OF_RATE = (("model",), ("data", "sampling"), ("data", "transforms"), ("training", "global_batch"))
+"""Settings that determine the time of a step, besides the machines."""
 _LAST_EPOCHS = 3
 _MOST_FILES = 20_000
-"""That are looked through for earlier runs: a folder of runs has hundreds."""
+"""Files listed at most when looking for earlier runs: a folder of runs has hundreds."""
 
 
 def describe_nodes(nodes: Sequence[Mapping[str, Any]]) -> str:
@@ -28,20 +28,20 @@ def describe_nodes(nodes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def count(nodes: Sequence[Mapping[str, Any]], resource: str) -> float:
-    """How much of a resource nodes have together."""
+    """Sum of a resource over nodes."""
     return float(sum(one.get("resources_total", {}).get(resource, 0.0) for one in nodes))
 
 
 def expected_use(
     settings: Any, *, nodes: Sequence[Mapping[str, Any]], gpus: float, price: float | None
 ) -> list[tuple[str, str]]:
-    """What a job will use, as (what, value) each.
+    """What a job will use, as rows of (quantity, value).
 
     Args:
-        settings: of its verb.
-        nodes: of the cluster now.
-        gpus: that it asks for; 0 where it does not say.
-        price: of a GPU for an hour.
+        settings: settings of its verb.
+        nodes: the cluster's nodes now.
+        gpus: GPUs that it requests; 0 if unspecified.
+        price: price of a GPU for an hour.
     """
     used = gpus or count(nodes, "GPU")
     rows = []
@@ -60,13 +60,13 @@ def expected_use(
 
 
 def _hours(config: ExperimentConfig) -> tuple[float | None, str]:
-    """Hours of a training, and how that is known; None where nothing tells."""
+    """Hours of a training and where the estimate comes from; None without an earlier run."""
     try:
         found = _earlier_run(config)
     except TwoStreamError:
-        return None, f"not known, as {config.storage} cannot be read from here: the first epoch tells"
+        return None, f"unknown, as {config.storage} cannot be read from this machine: the first epoch will tell"
     if found is None:
-        return None, f"not known, as no run in {config.storage} has ended with this network: the first epoch tells"
+        return None, f"unknown, as {config.storage} has no finished run of this network: the first epoch will tell"
     name, seconds = found
     hours = seconds * config.training.epochs / 3600
     return hours, (
@@ -76,12 +76,12 @@ def _hours(config: ExperimentConfig) -> tuple[float | None, str]:
 
 
 def _earlier_run(config: ExperimentConfig) -> tuple[str, float] | None:
-    """The run whose rate says most: name and seconds of an epoch. That of the same name, or the last one listed."""
+    """Name and seconds per epoch of the most similar finished run: that of the same name, or the last one listed."""
     wanted = json.loads(json.dumps(asdict(config)))
     found = None
     for folder in _ended_runs(config.storage):
         before = json.loads(storage.read_text(folder.settings))
-        if all(_part(before, keys) == _part(wanted, keys) for keys in _SAME):
+        if all(_part(before, keys) == _part(wanted, keys) for keys in _SETTINGS_OF_RATE):
             history = json.loads(storage.read_text(folder.report)).get("history") or []
             seconds = [one["seconds"] for one in history[-_LAST_EPOCHS:] if one.get("seconds")]
             if seconds:
@@ -92,7 +92,7 @@ def _earlier_run(config: ExperimentConfig) -> tuple[str, float] | None:
 
 
 def _ended_runs(uri: str) -> Iterator[RunFolder]:
-    """The folders of runs below a directory or prefix that have a report."""
+    """Folders of finished runs (with a report) below a directory or prefix."""
     if not storage.exists(uri):
         return
     files = {path for path, _ in itertools.islice(storage.list_files(uri), _MOST_FILES)}

@@ -1,4 +1,4 @@
-"""Environment variables of a job: addresses travel, secrets only by name, what means this machine stays."""
+"""Environment variables of a job: addresses of services are sent, secrets only if named, local addresses never."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ADDRESSES = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_S3_ENDPOINT_URL"),
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION"),
 )
-"""Travel if they are set here: without them a job would look elsewhere than the same command here."""
+"""Sent if they are set: without them a job would use other services than the same command on this machine."""
 
 _CREDENTIALS = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
@@ -28,35 +28,35 @@ _OF_THIS_MACHINE = re.compile(
     r"(?:RAY_(?!TRAIN_|DATA_|JOB_STOP_)\w+|PATH|HOME|USER|PWD|SHELL|TMPDIR|PYTHON\w+|VIRTUAL_ENV|LD_LIBRARY_PATH"
     r"|CUDA_VISIBLE_DEVICES|AWS_PROFILE|AWS_CONFIG_FILE|AWS_SHARED_CREDENTIALS_FILE)"
 )
-"""On a node they would break Ray's own processes, or name files that are here."""
+"""On a node they would break Ray's own processes, or name files of this machine."""
 
 _EVERYWHERE = "0.0.0.0"  # noqa: S104  (a value that is recognised)
 _STOP_SECONDS = "300"
-"""Ray kills a job that is to stop after 3 s otherwise, before a training has written its checkpoint."""
+"""By default Ray kills a stopping job after 3 s, before a training has written its checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobEnvironment:
-    """What a job's processes have in their environment beside the nodes' own."""
+    """Environment variables that a job's processes get in addition to the nodes' own."""
 
     variables: dict[str, str]
-    """By name; secrets among them."""
+    """Values by name, secrets included."""
     secrets: tuple[str, ...]
-    """Names of those that are secret."""
+    """Names of the secret ones."""
     notes: tuple[str, ...]
-    """What stayed here, each a sentence."""
+    """What was not sent, one sentence each."""
 
 
 def job_environment(*, variables: Sequence[str], secrets: Sequence[str], is_here: bool) -> JobEnvironment:
-    """What travels with a job.
+    """The variables to send with a job.
 
     Args:
         variables: names of further variables.
         secrets: names of variables with passwords and keys.
-        is_here: the cluster is this very machine, so that its addresses mean the same there.
+        is_here: whether the cluster is on this machine, so that local addresses mean the same there.
 
     Raises:
-        ConfigError: a variable that was named is not set, is of this machine, or is a secret that was not called one.
+        ConfigError: a named variable is not set, is specific to this machine, or is a secret not named in `secrets`.
     """
     found, notes = {}, []
     for name in dict.fromkeys((*variables, *secrets)):
@@ -72,14 +72,14 @@ def job_environment(*, variables: Sequence[str], secrets: Sequence[str], is_here
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or send it all the same by "
                 f"--secrets {name}"
             )
-        if not is_here and _means_this_machine(value):
-            notes.append(f"{name} is {value}, which means this machine, and stays here: the nodes use their own")
+        if not is_here and _is_local_address(value):
+            notes.append(f"{name} is {value}, which means this machine, so it is not sent: the nodes use their own")
         else:
             found[name] = value
     left = [name for name in _CREDENTIALS if os.environ.get(name) and name not in found]
     if left:
-        stay = "stays" if len(left) == 1 else "stay"
-        notes.append(f"{', '.join(left)} {stay} here, the nodes use their own: --secrets sends them")
+        are = "is" if len(left) == 1 else "are"
+        notes.append(f"{', '.join(left)} {are} not sent, the nodes use their own: --secrets sends them")
     found |= {"TWOSTREAM_GIT_COMMIT": git_commit() or "", "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS}
     return JobEnvironment(
         variables={name: value for name, value in found.items() if value},
@@ -90,17 +90,19 @@ def job_environment(*, variables: Sequence[str], secrets: Sequence[str], is_here
 
 def _require(name: str, *, secret: bool) -> None:
     if _OF_THIS_MACHINE.fullmatch(name):
-        raise ConfigError(f"{name} means this machine and cannot travel with a job: set it on the cluster's nodes")
+        raise ConfigError(f"{name} is specific to this machine and cannot be sent: set it on the cluster's nodes")
     if not os.environ.get(name):
         kind, setting = ("a secret", "secrets") if secret else ("a variable", "variables")
         raise ConfigError(
-            f"{setting} names {name}, {kind} that is not set here: export {name}=..., or leave it out of --{setting}"
+            f"{setting} names {name}, {kind} that is not set: export {name}=..., or leave it out of --{setting}"
         )
     if not secret and (name in _SECRETS or is_secret_name(name) or has_credentials(os.environ[name])):
-        raise ConfigError(f"variables names {name}, which is a secret: name it in --secrets, which says who sees it")
+        raise ConfigError(
+            f"variables names {name}, which is a secret: name it in --secrets, whose help says who can see it"
+        )
 
 
-def _means_this_machine(value: str) -> bool:
+def _is_local_address(value: str) -> bool:
     """Whether an address is a path, a file or a port of this machine."""
     parts = urlsplit(value if "://" in value else f"file://{value}") if "/" in value or ":" in value else None
     if parts is None:

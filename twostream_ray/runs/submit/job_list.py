@@ -1,4 +1,4 @@
-"""Jobs that a cluster has had, in words, and the end of one that is still at work."""
+"""Ray Jobs of a cluster as table rows, and stopping a running one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PENDING_S = 5.0
 
 
 def row_of(job: Job) -> list[str]:
-    """Name, status with the exit code where it is one of failure, start, and time taken."""
+    """Name, status (with the exit code if it failed), start, and duration."""
     started, ended = job.get("start_time") or 0, job.get("end_time") or time.time() * 1000
     since = datetime.fromtimestamp(started / 1000).strftime("%Y-%m-%d %H:%M:%S")
     took = timedelta(seconds=max(0, round((ended - started) / 1000)))
@@ -22,25 +22,26 @@ def row_of(job: Job) -> list[str]:
     return [str(job["submission_id"]), f"{job['status']}{failed}", since, str(took)]
 
 
-def stop(job: Job, dashboard: Dashboard, *, patience_s: float) -> Job:
-    """End a job and wait for its end; one that has ended is left as it is, one that has not started is PENDING still.
+def stop(job: Job, dashboard: Dashboard, *, timeout_s: float) -> Job:
+    """Stop a job and wait for its end; an ended job is returned as it is, one that has not started may stay PENDING.
 
-    Ray hands on its request to a job that waits for room as soon as that starts, not before.
+    To a job that waits for resources Ray delivers the request when it starts.
 
     Raises:
-        ClusterError: it has not ended in time; it gets no second signal.
+        ClusterError: it has not ended within `timeout_s`; no second signal is sent.
     """
     name = str(job["submission_id"])
     if job["status"] in ENDED:
         return job
     dashboard.stop(name)
-    deadline = time.monotonic() + (patience_s if job["status"] == "RUNNING" else min(patience_s, _PENDING_S))
+    deadline = time.monotonic() + (timeout_s if job["status"] == "RUNNING" else min(timeout_s, _PENDING_S))
     while (job := dashboard.job(name))["status"] not in ENDED:
         if time.monotonic() > deadline and job["status"] == "PENDING":
             return job
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"the job {name} was asked to end and has not in {patience_s:g} s: `twostream jobs` shows when it has"
+                f"the job {name} was requested to stop and still runs after {timeout_s:g} s: `twostream jobs` shows "
+                "when it has ended"
             )
         time.sleep(_LOOK_EVERY_S)
     return job

@@ -1,4 +1,4 @@
-"""Output of a job as it comes, across broken connections, until the job has ended; its exit code and last words."""
+"""Log streaming of a job until it ends, with reconnects; its exit code and its final error."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from twostream_ray.runs.submit.dashboard import ENDED, Dashboard, Job, Unreachab
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _GIVE_UP_S = 1_800.0
-"""Of a machine that is awake: the clock stands still while a laptop sleeps."""
+"""Seconds of being awake: the monotonic clock stops while a laptop sleeps."""
 _REMEMBERED = 40
-"""Last lines, among which a job's error is looked for."""
+"""Last lines of output, in which the job's error is searched."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_ERROR = re.compile(r"twostream\b.*: error: (?P<said>.*)")
 STOPPED_CODE = 130
 
 
 class JobLog:
-    """A job's output, printed once however often the connection has to be made again."""
+    """A job's output, each line printed once however often the connection breaks."""
 
-    def __init__(self, dashboard: Dashboard, name: str, *, write: Callable[[str], None], say: Callable[[str], None]):
-        """`write` gets whole lines of the job, `say` sentences about the connection."""
-        self._dashboard, self._name, self._write, self._say = dashboard, name, write, say
+    def __init__(self, dashboard: Dashboard, name: str, *, write: Callable[[str], None], notify: Callable[[str], None]):
+        """`write` gets complete lines of the job, `notify` sentences about the connection."""
+        self._dashboard, self._name, self._write, self._notify = dashboard, name, write, notify
         self._received = 0
         self._unfinished = ""
         self._last: list[str] = []
 
     def follow(self) -> Job:
-        """Print what the job prints until it has ended; gives the job.
+        """Print the job's output until it ends; returns the job.
 
         Raises:
-            ClusterError: the cluster is gone for half an hour, or has lost the job.
-            KeyboardInterrupt: Ctrl-C, which the job does not notice.
+            ClusterError: the cluster was unreachable for half an hour, or has lost the job.
+            KeyboardInterrupt: Ctrl-C; the job continues.
         """
         pause, lost_at = _FIRST_PAUSE_S, None
         while True:
@@ -52,7 +52,7 @@ class JobLog:
                 now = time.monotonic()
                 if self._received > before or lost_at is None:
                     pause, lost_at = _FIRST_PAUSE_S, now
-                    self._say(f"connection lost ({one_line(error)}); the job goes on, trying again")
+                    self._notify(f"connection lost ({one_line(error)}); the job continues, reconnecting")
                 if now - lost_at > _GIVE_UP_S:
                     raise ClusterError(
                         f"{error}; `twostream jobs logs {self._name}` follows the job {self._name} once it does"
@@ -63,15 +63,15 @@ class JobLog:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     @property
-    def last_words(self) -> str:
-        """The error that the job ended with, as far as its output tells: the package's own line, or the last one."""
+    def final_error(self) -> str:
+        """The error that the job ended with, from its output: this package's error line, or else the last line."""
         for line in reversed(self._last):
             if own := _OWN_ERROR.search(line):
                 return own["said"]
         return next((line for line in reversed(self._last) if line.strip()), "")
 
     async def _receive(self) -> None:
-        """Every connection brings the output from its beginning."""
+        """Print what is new: every connection sends the output from its beginning."""
         passed = 0
         async for text in self._dashboard.log(self._name):
             fresh = text[max(self._received - passed, 0) :]
@@ -92,7 +92,7 @@ class JobLog:
 
 
 def exit_code(job: Job) -> int:
-    """The code to end with for a job that has ended: its own, 128 and the signal where one killed it."""
+    """Exit code of an ended job: its own, or 128 plus the signal that killed it."""
     if job["status"] == "SUCCEEDED":
         return 0
     if job["status"] == "STOPPED":

@@ -1,4 +1,4 @@
-"""RayJob manifest of KubeRay 1.7: a cluster for as long as one verb, with the image's code."""
+"""KubeRay 1.7 RayJob manifest: an ephemeral cluster for one verb, which runs the image's code."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from twostream_ray.runs.submit.job_environment import JobEnvironment
 from twostream_ray.runs.submit.settings import SubmitConfig
 
 HEADING = "# RayJob of `twostream submit`: "
-"""Begins the file, and says whose it is."""
+"""First words of the file, by which one that this package wrote is recognised."""
 _LONGEST_NAME = 47
-"""Of a RayJob: KubeRay names its cluster and its services after it."""
+"""Of a RayJob's name: KubeRay derives the names of its cluster and services from it."""
 _CODE = "/home/ray/twostream"
 _SECRETS = ("twostream-mlflow", "twostream-s3")
-"""Of the namespace, by cluster/README.md: the login of MLflow, and keys of S3 where pods have no role of their own."""
-_SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+"""Secrets of the namespace (cluster/README.md): MLflow's login, and S3 keys where pods have no role of their own."""
+_NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
 _CPUS_A_GPU, _MEMORY_GI_A_GPU = 8, 48
 _PRE_RUNNING_S = 1_800
-_KEPT_S, _KEPT_FAILED_S = 60, 900
+_TTL_S, _FAILED_TTL_S = 60, 900
 _IDLE_S = 300
 
 
@@ -36,10 +36,10 @@ def manifest(
 
     Args:
         verb: the verb.
-        arguments: what stands behind it, without files of this machine.
+        arguments: its arguments, which name no file of this machine.
         config: how it is submitted; `image` is set.
-        environment: variables that travel; of secrets only the names are written.
-        run: name of the run, for the job's.
+        environment: variables to send; of secrets only the names are written.
+        run: name of the run, from which the job's is made.
 
     Raises:
         ConfigError: the image has no tag.
@@ -53,8 +53,8 @@ def manifest(
     if config.gpus:
         cpus, memory = _CPUS_A_GPU * config.gpus, _MEMORY_GI_A_GPU * config.gpus
         groups.append(_workers("gpu-workers", container, cpus=cpus, memory_gi=memory, gpus=config.gpus))
-    succeeded = {"jobStatus": "SUCCEEDED", "ttlSeconds": _KEPT_S}
-    failed = {"jobDeploymentStatus": "Failed", "ttlSeconds": _KEPT_FAILED_S}
+    succeeded = {"jobStatus": "SUCCEEDED", "ttlSeconds": _TTL_S}
+    failed = {"jobDeploymentStatus": "Failed", "ttlSeconds": _FAILED_TTL_S}
     values = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -98,12 +98,12 @@ def _secret_of(name: str) -> str:
 
 
 def _container(config: SubmitConfig, environment: JobEnvironment, *, secret: str) -> dict[str, Any]:
-    """What all nodes have in common."""
+    """The part of the container that all nodes share."""
     variables = [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
         if key in environment.secrets
         else {"name": key, "value": value}
-        for key, value in (_SILENT | environment.variables).items()
+        for key, value in (_NO_TELEMETRY | environment.variables).items()
         # The image's code runs, which may be of another commit.
         if key != "TWOSTREAM_GIT_COMMIT"
     ]
@@ -118,7 +118,7 @@ def _container(config: SubmitConfig, environment: JobEnvironment, *, secret: str
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what two parts share in each of them: aliases are hard to edit."""
+    """Writes no YAML aliases, which are hard to edit."""
 
     def ignore_aliases(self, _: Any) -> bool:
         """YAML's hook."""
@@ -126,10 +126,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 def job_name(text: str) -> str:
-    """A name that Kubernetes takes: lower case letters, digits and hyphens, at most 47.
+    """A valid Kubernetes name: lower-case letters, digits and hyphens, at most 47 characters.
 
     Raises:
-        ConfigError: none is left of it.
+        ConfigError: the text has no letter or digit.
     """
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_LONGEST_NAME].rstrip("-")
     if not name:

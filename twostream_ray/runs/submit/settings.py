@@ -1,4 +1,4 @@
-"""Settings of submitted jobs: which cluster, what travels with a job, what it may use."""
+"""Settings of submitted jobs (Ray Jobs, KubeRay): the cluster, what is sent, the resources."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig:
-    """A verb as a job on a Ray cluster; what is no setting of these is one of the verb's."""
+    """A verb as a job on a Ray cluster; all other settings are the verb's."""
 
     verb: str
-    """The verb to run on the cluster, and behind it its settings."""
+    """The verb to run on the cluster, followed by its settings."""
 
     address: str | None = None
-    """The cluster's dashboard, as in http://HOST:8265; by default RAY_API_SERVER_ADDRESS, without that port 8265 of
-    this machine, where `ray dashboard` and `kubectl port-forward` bring a cluster's."""
+    """The cluster's dashboard, as in http://HOST:8265; by default RAY_API_SERVER_ADDRESS, or else port 8265 of this
+    machine, to which `ray dashboard` and `kubectl port-forward` forward a cluster's."""
 
     job: str | None = None
-    """Name of the job on the cluster, which has each only once; by default made of verb, run and time."""
+    """Name of the job, unique on the cluster; by default made of verb, run and time."""
 
     follow: bool = True
     """Print the job's log until it ends, and end with its exit code; otherwise end as soon as it is submitted."""
 
     working_dir: str = "."
-    """Folder whose files travel: those that git tracks or would track, elsewhere all but hidden ones and results. It is
-    where the job's relative paths begin. The package itself travels in any case."""
+    """Folder whose files are uploaded: those that git tracks or would track, outside a repository all but hidden files
+    and results. The job's relative paths are relative to it. This package is uploaded in any case."""
 
     exclude: list[str] = field(default_factory=list)
-    """Files of working_dir that stay here: patterns as the shell has them, of a path or any part of it."""
+    """Files of working_dir not to upload: shell patterns that match a path or any part of it."""
 
     upload_mb: float = 100.0
-    """MB that may travel, packed, more than 0 and up to 500, where Ray itself refuses."""
+    """Most MB to upload, packed; more than 0 and up to 500, Ray's own limit."""
 
     variables: list[str] = field(default_factory=list)
-    """Names of further environment variables that travel, besides addresses and regions of MLflow and S3."""
+    """Names of further environment variables to send, besides addresses and regions of MLflow and S3."""
 
     secrets: list[str] = field(default_factory=list)
-    """Names of environment variables with passwords and keys that travel, for a cluster whose nodes have none of their
-    own. Whoever may ask the cluster for its jobs sees them, and its nodes' logs keep them."""
+    """Names of environment variables with passwords and keys to send, for a cluster whose nodes have none of their own.
+    Anyone who may list the cluster's jobs can see them, and its nodes' logs keep them."""
 
     python: str = "python"
     """The interpreter on the cluster's nodes, by name or path."""
 
     driver_cpus: float = 0.0
-    """CPU cores reserved for the process that the job is; with 0 it runs beside the others on the head."""
+    """CPU cores reserved for the job's own process; with 0 it shares the head with others."""
 
     driver_gpus: float = 0.0
-    """GPUs reserved for the process that the job is, for a verb that computes in it, as `evaluate` does."""
+    """GPUs reserved for the job's own process, for a verb that computes in it, such as `evaluate`."""
 
     gpus: int | None = None
-    """GPUs that the job is to find on the cluster; it is refused where they are not and cannot come. With kuberay they
-    are those of its GPU node."""
+    """GPUs that the cluster must have; the job is refused if it has fewer and no autoscaler can add them. With kuberay:
+    those of its GPU node."""
 
     price: float | None = None
-    """Price of a GPU for an hour, in any currency, from which the cost is estimated."""
+    """Price of a GPU for an hour, in any currency, to estimate the cost."""
 
     other_versions: bool = False
-    """Submit though the cluster has another version of Ray or Python than this machine."""
+    """Submit even if the cluster has another version of Ray or Python than this machine."""
 
     kuberay: str | None = None
-    """File for a RayJob of KubeRay, a cluster for as long as the job; nothing is submitted then."""
+    """File to write a KubeRay RayJob to, an ephemeral cluster for this job; then nothing is submitted."""
 
     image: str | None = None
-    """Image of the RayJob's nodes, built from cluster/Dockerfile: wanted with kuberay. The job runs its code."""
+    """Image of the RayJob's nodes, built from cluster/Dockerfile; required with kuberay. The job runs its code."""
 
     def __post_init__(self) -> None:
         require_within(
@@ -96,8 +96,8 @@ class JobsConfig:
     """Jobs of a Ray cluster."""
 
     action: Literal["list", "logs", "stop", "resume", "why"] = "list"
-    """list: all jobs; logs: a job's output until it ends, and its exit code; stop: end it, what was finished is kept;
-    resume: submit a job that has ended again, which continues its run; why: what a job is waiting for."""
+    """list: all jobs; logs: a job's output until it ends, and its exit code; stop: end it, keeping what is finished;
+    resume: submit an ended job again, which continues its run; why: what a job is waiting for."""
 
     job: str | None = None
     """Name of the job; by default the last one."""

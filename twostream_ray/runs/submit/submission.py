@@ -1,4 +1,4 @@
-"""Submission of a verb as a job (Ray Jobs): checked here, packed, described, started; or its earlier one again."""
+"""Ray Jobs submission of a verb: validated, packaged, described and started; or an earlier job resubmitted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from twostream_ray.settings.recipe_text import read_recipe
 
 _ARGUMENTS, _DRIVER, _FOLDER = "twostream.arguments", "twostream.driver", "twostream.folder"
 _BY, _COMMIT = "twostream.by", "twostream.commit"
-"""Of a job's metadata: what makes it again, for Ray does not give back all that it got, and whose it is."""
+"""Keys of a job's metadata: what is needed to resubmit it, as Ray does not return the whole request, and its owner."""
 _NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 _MODULE = "twostream_ray"
 _MOST_BYTES = 500_000_000
@@ -35,16 +35,16 @@ _MOST_BYTES = 500_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A job as it will be submitted."""
+    """A job ready to be submitted."""
 
     request: dict[str, Any]
-    """Of Ray's REST interface."""
+    """Body of the request to Ray's REST interface."""
     package: Package | None
-    """What is uploaded for it; None where the cluster has it still."""
+    """Package to upload; None if the cluster still has it."""
     environment: JobEnvironment | None
-    """What travels from this shell; None where it is an earlier job's."""
+    """Variables sent from this shell; None if they are an earlier job's."""
     notes: tuple[str, ...] = ()
-    """What a person should know, each a sentence."""
+    """Notes for the user, one sentence each."""
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class Submission:
         return str(self.request["submission_id"])
 
     def lines(self, dashboard: Dashboard, *more: tuple[str, str]) -> list[str]:
-        """What is sent where, and `more`, before it is."""
+        """The submission as text: what will be sent where, and the rows `more`."""
         rows = [("job", f"{self.name}: {self.request['entrypoint']}"), ("dashboard", dashboard.url)]
         if self.package is not None:
             rows.append(
@@ -65,7 +65,7 @@ class Submission:
                 if not name.startswith("RAY_")
             ]
             rows.append(("environment", ", ".join(shown) or "nothing of this shell"))
-            commit = self.environment.variables.get("TWOSTREAM_GIT_COMMIT", "unknown, for this is no repository")
+            commit = self.environment.variables.get("TWOSTREAM_GIT_COMMIT", "unknown, as this is not a git repository")
             rows.append(("commit", commit))
         rows.extend(more)
         width = max(len(name) for name, _ in rows)
@@ -78,18 +78,18 @@ class Submission:
 def prepare(
     verb: str, arguments: Sequence[str], config: SubmitConfig, dashboard: Dashboard, *, run: str = ""
 ) -> Submission:
-    """Everything about a job that can be checked before it is sent.
+    """Validate and package a job without sending it.
 
     Args:
         verb: the verb, of one word or two.
-        arguments: what stands behind it.
+        arguments: its arguments.
         config: how it is submitted.
         dashboard: the cluster.
-        run: name of the run, for the job's.
+        run: name of the run, from which the job's is made.
 
     Raises:
         ConfigError: a variable is not set, the working directory is too large, an argument holds a password.
-        ClusterError: the cluster cannot be reached, wants another token, or has other versions.
+        ClusterError: the cluster cannot be reached, rejects the token, or has other versions.
     """
     refuse_passwords(arguments)
     require_versions(dashboard, other_versions=config.other_versions)
@@ -99,7 +99,7 @@ def prepare(
         variables=config.variables, secrets=config.secrets, is_here=all(_is_own(one.get("node_ip")) for one in nodes)
     )
     package = pack(Path(config.working_dir), exclude=config.exclude, limit_bytes=int(config.upload_mb * 1e6))
-    arguments = with_inline_recipes(arguments, folder=Path(config.working_dir), travelling=package.names)
+    arguments = with_inline_recipes(arguments, folder=Path(config.working_dir), uploaded=package.names)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     driver = {"entrypoint_num_cpus": config.driver_cpus or None, "entrypoint_num_gpus": config.driver_gpus or None}
     name = config.job or "-".join(part for part in (_NAME.sub("-", verb), _NAME.sub("-", run)[:60], stamp) if part)
@@ -122,8 +122,8 @@ def prepare(
     )
 
 
-def with_inline_recipes(arguments: Sequence[str], *, folder: Path, travelling: Collection[str] = ()) -> list[str]:
-    """The arguments with the text of recipes that are files of this machine, but for those that travel with a job.
+def with_inline_recipes(arguments: Sequence[str], *, folder: Path, uploaded: Collection[str] = ()) -> list[str]:
+    """The arguments, with recipe files of this machine replaced by their content, except those that are uploaded.
 
     Raises:
         ConfigError: one cannot be read.
@@ -138,7 +138,7 @@ def with_inline_recipes(arguments: Sequence[str], *, folder: Path, travelling: C
         if value.lstrip().startswith("{") or not path.is_file():
             continue  # settings themselves, or the name of a recipe of the package
         inside = not path.is_absolute() and folder.absolute() == Path.cwd()
-        if inside and path.as_posix().removeprefix("./") in travelling:
+        if inside and path.as_posix().removeprefix("./") in uploaded:
             continue
         text = json.dumps(read_recipe(value).values)
         found[number if equals else number + 1] = f"--config={text}" if equals else text
@@ -146,7 +146,7 @@ def with_inline_recipes(arguments: Sequence[str], *, folder: Path, travelling: C
 
 
 def refuse_lost_results(settings: Any) -> None:
-    """Refuse results in a relative path: it would be in the job's copy of the working directory, gone with the job.
+    """Refuse results in a relative path: it would be in the job's copy of the working directory, which Ray deletes.
 
     Raises:
         ConfigError: a setting names one.
@@ -161,10 +161,10 @@ def refuse_lost_results(settings: Any) -> None:
 
 
 def send(submission: Submission, dashboard: Dashboard) -> str:
-    """Upload what the cluster does not have yet and start the job; gives its name.
+    """Upload the package if the cluster lacks it, start the job, and return its name.
 
     Raises:
-        ConfigError: there is a job of that name.
+        ConfigError: the cluster already has a job of that name.
         ClusterError: the cluster cannot be reached, or refuses it.
     """
     package = submission.package
@@ -174,24 +174,24 @@ def send(submission: Submission, dashboard: Dashboard) -> str:
 
 
 def refuse_passwords(arguments: Sequence[str]) -> None:
-    """Refuse arguments that hold a password: the cluster shows a job's command to all who may ask.
+    """Refuse arguments that contain a password: the cluster shows a job's command to anyone who may list jobs.
 
     Raises:
-        ConfigError: one does.
+        ConfigError: one contains a password.
     """
     for argument in arguments:
         if has_credentials(argument.partition("=")[2] if argument.startswith("--") else argument):
             raise ConfigError(
-                "a setting holds a password, which the cluster would show in the job's command: put it in the "
+                "a setting contains a password, which the cluster would show in the job's command: put it in the "
                 "environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD) and name that in --secrets"
             )
 
 
 def require_versions(dashboard: Dashboard, *, other_versions: bool) -> None:
-    """Refuse a cluster whose Ray or Python is another than this one's, for which the package was not tried.
+    """Refuse a cluster with another version of Ray or Python, with which this package was not tested.
 
     Raises:
-        ClusterError: it is.
+        ClusterError: its versions differ.
     """
     theirs = dashboard.versions()
     ours = {"ray": version("ray"), "python": platform.python_version()}
@@ -203,7 +203,7 @@ def require_versions(dashboard: Dashboard, *, other_versions: bool) -> None:
     if different and not other_versions:
         raise ClusterError(
             f"the Ray cluster {dashboard.url} has other versions ({'; '.join(different)}): build its image from "
-            "cluster/Dockerfile, install this package's versions there, or try by --other_versions"
+            "cluster/Dockerfile, install this package's versions there, or try it with --other_versions"
         )
 
 
@@ -223,18 +223,18 @@ def require_gpus(nodes: Sequence[dict[str, Any]], dashboard: Dashboard, config: 
 
 
 def may_grow(nodes: Sequence[dict[str, Any]], dashboard: Dashboard) -> bool:
-    """Whether an autoscaler is there: it gives nodes the names of their types."""
+    """Whether the cluster has an autoscaler, by the node types that it names."""
     report = dashboard.autoscaler_status().get("autoscalerReport") or {}
-    # Ray's interface rewrites the keys of what it gives, not the values.
+    # Ray's interface rewrites the keys of its JSON, but not the values.
     kinds = (report.get("nodeTypeMapping") or {}).values()
     labelled = any("ray.io/node-group" in (one.get("labels") or {}) for one in nodes)
     return labelled or any(not kind.startswith("node_") for kind in kinds)
 
 
-def again(job: Job, dashboard: Dashboard) -> Submission:
-    """The same job once more, for a run that resumes by its name.
+def resubmission(job: Job, dashboard: Dashboard) -> Submission:
+    """The same job again, for a run that resumes by its name.
 
-    With the files that it had where the cluster still keeps them, otherwise with those of this machine.
+    With the files that it had if the cluster still keeps them, otherwise with those of this machine.
 
     Raises:
         ConfigError: it has not ended, or was not submitted by this package.
@@ -242,10 +242,12 @@ def again(job: Job, dashboard: Dashboard) -> Submission:
     """
     name, metadata = str(job["submission_id"]), job.get("metadata") or {}
     if job["status"] not in ENDED:
-        raise ConfigError(f"the job {name} is {job['status']}, nothing is to be resumed: `twostream jobs logs {name}`")
+        raise ConfigError(
+            f"the job {name} is {job['status']}, so there is nothing to resume: `twostream jobs logs {name}`"
+        )
     if _ARGUMENTS not in metadata:
         raise ConfigError(
-            f"the job {name} was not submitted by `twostream submit`, so its command is not known: submit it again"
+            f"the job {name} was not submitted by `twostream submit`, so its command is unknown: submit it again"
         )
     stamp = time.strftime("%Y%m%d-%H%M%S")
     fresh = f"{re.sub(r'-[0-9]{8}-[0-9]{6}$', '', name)}-{stamp}"
@@ -263,7 +265,7 @@ def again(job: Job, dashboard: Dashboard) -> Submission:
     folder = Path(metadata.get(_FOLDER, "."))
     folder = folder if folder.is_dir() and metadata.get(_BY) == _person() else Path.cwd()
     package = pack(folder, limit_bytes=_MOST_BYTES)
-    note = f"the cluster has forgotten the files of {name}: those of {folder} as they are now go in their stead"
+    note = f"the cluster no longer has the files of {name}: the current ones of {folder} are sent instead"
     request["runtime_env"]["working_dir"] = package.uri
     return Submission(request=request, package=package, environment=None, notes=(note,))
 

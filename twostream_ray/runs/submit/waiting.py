@@ -1,4 +1,4 @@
-"""Why a job is waiting: the resources that it asks for beside those of the cluster, by Ray's state interface."""
+"""Why a job is pending: its resource requests compared with the cluster's nodes, by Ray's state API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ State = Mapping[str, Any]
 
 
 def reasons(job: Job, dashboard: Dashboard) -> list[str]:
-    """Why a job does not go on, a sentence each; where it does, that.
+    """Why a job makes no progress, one sentence each; or that it does.
 
     Raises:
         ClusterError: the cluster cannot be reached.
@@ -41,7 +41,7 @@ def explain(
     grows: bool,
     others: Sequence[Job],
 ) -> list[str]:
-    """The same of what has been asked already: actors and placement groups that wait, nodes, jobs that run."""
+    """`reasons` from data already fetched: pending actors and placement groups, nodes, running jobs."""
     name = str(job["submission_id"])
     if job["status"] in ENDED:
         return [f"the job {name} waits for nothing: it is {job['status']}"]
@@ -53,7 +53,7 @@ def explain(
         if not wanted[0]:
             return [
                 f"the job {name} waits for its runtime environment: the node unpacks its files, which takes seconds; "
-                "longer, runtime_env_setup-*.log on the head says why"
+                "if it takes longer, runtime_env_setup-*.log on the head says why"
             ]
     else:
         number = job.get("job_id")
@@ -89,10 +89,10 @@ def _remedy(
         ]
     if never:
         return [
-            f"its autoscaler has to bring a node with {_described(never[:1])}: `ray status` on the head says how far"
+            f"its autoscaler has to add a node with {_described(never[:1])}: `ray status` on the head shows progress"
         ]
     running = [str(one["submission_id"]) for one in others if one["submission_id"] != name]
-    return [f"other jobs hold it: {', '.join(running)}"] if running else ["other work on the cluster holds it"]
+    return [f"other jobs use it: {', '.join(running)}"] if running else ["other work on the cluster uses it"]
 
 
 def _shown(resources: Mapping[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Working directory of a job as a package of Ray's (a zip by its hash): chosen files, no secrets, within a size."""
+"""Ray runtime_env working_dir package: a content-addressed zip of a folder's files, without secrets, of limited size."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ _SECRET_FILES = (
     *(".env", ".env.*", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", ".netrc", ".pypirc", ".git-credentials"),
     *("auth_token", ".aws", ".ssh", ".ray", ".kube", ".docker", "credentials", "credentials.json"),
 )
-"""Names that hold secrets wherever they stand; .env.example and the like hold none, and nobody misses them in a job."""
+"""Names of secret files in any folder; .env.example and the like hold none, but no job needs them."""
 _RESULTS = ("runs", "mlruns", "mlartifacts", "mlflow.db*", "mlflow.log", "__pycache__", "*.pyc", "node_modules", "venv")
-"""Names that a job never reads: results of earlier runs, and what tools leave behind."""
+"""Names that a job never reads: results of earlier runs, and files that tools leave behind."""
 _MOST_FILES = 50_000
 _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """The files of a job in one zip."""
+    """A job's files as one zip."""
 
     name: str
-    """As Ray names packages, by a hash of the content."""
+    """Ray's name for the package, from a hash of its content."""
     content: bytes
     """The zip; the same files give the same bytes."""
     names: frozenset[str]
-    """Its files."""
+    """Names of the files in it."""
     notes: tuple[str, ...]
-    """What stayed here that somebody may miss, each a sentence."""
+    """Files left out that the job may need, one sentence each."""
 
     @property
     def uri(self) -> str:
-        """As a runtime environment names it."""
+        """URI for a runtime environment."""
         return f"gcs://{self.name}"
 
 
 def pack(folder: Path, *, exclude: Sequence[str] = (), limit_bytes: int) -> Package:
-    """The files of a folder, and this package where it has none of its own.
+    """Zip the files of a folder, and this package if the folder does not contain it.
 
     Raises:
-        ConfigError: it is no folder, cannot be read, or its files are larger than the limit.
+        ConfigError: the folder does not exist, cannot be read, or is larger than the limit.
     """
     folder = folder.absolute()
     if not folder.is_dir():
-        raise ConfigError(f"working_dir wants a folder, {folder} is none: `--working_dir FOLDER`")
+        raise ConfigError(f"working_dir wants a folder, {folder} is not one: `--working_dir FOLDER`")
     listed = _listed_by_git(folder)
     chosen, secret, linked = {}, [], []
     for name in _walked(folder) if listed is None else listed:
@@ -79,9 +79,12 @@ def pack(folder: Path, *, exclude: Sequence[str] = (), limit_bytes: int) -> Pack
     if len(content) > limit_bytes:
         raise ConfigError(_too_large(folder, chosen, f"{_mb(len(content))} packed", limit_bytes))
     notes = [
-        f"{len(names)} {what} stay{'s' * (len(names) == 1)} here: {printable(', '.join(names[:_SHOWN]))}"
+        f"{len(names)} {what} {'is' if len(names) == 1 else 'are'} left out: {printable(', '.join(names[:_SHOWN]))}"
         + (" ..." if len(names) > _SHOWN else "")
-        for names, what in ((secret, "of the files, by their names secrets,"), (linked, "links to other folders"))
+        for names, what in (
+            (secret, "of the files, secrets by their names,"),
+            (linked, "of the links, to other folders,"),
+        )
         if names
     ]
     name = f"_ray_pkg_{hashlib.sha256(content).hexdigest()[:40]}.zip"
@@ -92,7 +95,7 @@ _WAY_OUT = "--working_dir names a smaller folder, --exclude PATTERN leaves files
 
 
 def _listed_by_git(folder: Path) -> list[str] | None:
-    """Files that git tracks or would track, relative to the folder; None where git is not asked."""
+    """Files that git tracks or would track, relative to the folder; None outside a repository."""
     command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         done = subprocess.run(command, capture_output=True, timeout=60, check=False)  # noqa: S603  (fixed arguments)
@@ -107,7 +110,7 @@ def _walked(folder: Path) -> Iterator[str]:
     for directory, folders, files in os.walk(folder):
         folders[:] = sorted(one for one in folders if not one.startswith(".") and not _matches((one,), _RESULTS))
         for name in sorted(files):
-            # A hidden file is nothing that a job reads, but a secret one is to be told of.
+            # A job reads no hidden files, but a secret one is mentioned in the notes.
             if not name.startswith(".") or _matches((name,), _SECRET_FILES):
                 yield (Path(directory) / name).relative_to(folder).as_posix()
 
@@ -134,7 +137,7 @@ def _zipped(files: dict[str, Path]) -> bytes:
                 content, mode = path.read_bytes(), path.stat().st_mode
             except OSError as error:
                 raise ConfigError(f"working_dir: {path} cannot be read ({error.strerror}): --exclude it") from error
-            # One time for all: the same files are the same package, which is uploaded once.
+            # One fixed time: the same files give the same package, which is uploaded once.
             entry = zipfile.ZipInfo(name, date_time=(2020, 1, 1, 0, 0, 0))
             entry.external_attr = (0o100755 if mode & 0o100 else 0o100644) << 16
             archive.writestr(entry, content, compress_type=zipfile.ZIP_DEFLATED)
@@ -142,7 +145,7 @@ def _zipped(files: dict[str, Path]) -> bytes:
 
 
 def _refuse_large(folder: Path, files: dict[str, Path], *, limit_bytes: int) -> None:
-    """Refuse what no packing makes small enough, before it is read."""
+    """Refuse files that no compression makes small enough, before they are read."""
     total = sum(path.stat().st_size for path in files.values())
     if total > limit_bytes:
         raise ConfigError(_too_large(folder, files, _mb(total), limit_bytes))
