@@ -262,7 +262,7 @@ def test_steps_that_are_told_of_together_have_no_rate(monkeypatch: pytest.Monkey
 
 
 def test_a_sentence_breaks_between_words_of_a_terminal_and_nowhere_in_a_file() -> None:
-    text = "memory   about 92.8 MiB a worker: 1.3 MiB of weights and /a/path/that/is/much/longer/than/thirty/columns"
+    text = "memory   about 92.8 MiB per worker: 1.3 MiB of weights and /a/path/that/is/much/longer/than/thirty/columns"
     for is_terminal, wanted in ((False, 1), (True, 4)):
         out = io.StringIO()
         shown = module._PlainConsole(file=out, force_terminal=is_terminal, width=30, soft_wrap=True, highlight=False)

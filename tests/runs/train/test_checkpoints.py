@@ -126,7 +126,7 @@ def test_a_run_whose_snapshot_is_damaged_goes_on_from_its_checkpoints_and_says_s
     (folder / SNAPSHOT).write_bytes(DAMAGE[damage]((folder / SNAPSHOT).read_bytes()))
     assert last_and_best(folder) == ("epoch-0003-step-000002", "epoch-0001")
     (line,) = said(caplog)
-    assert "the run resumes from checkpoint epoch-0003-step-000002, the last that is whole" in line
+    assert "the run resumes from checkpoint epoch-0003-step-000002, the last complete one" in line
     assert "\n" not in line and len(line) < 500
     caplog.clear()
     assert last_and_best(folder) == ("epoch-0003-step-000002", "epoch-0001")
@@ -174,7 +174,7 @@ def test_without_a_whole_checkpoint_a_run_begins_at_its_start_and_says_so(
     for state in folder.glob("*/state.json"):
         state.write_text("{")
     mend_snapshot(str(folder), watched="val_top1")
-    assert "resumes from the start: none is whole" in said(caplog)[-1]
+    assert "resumes from the start: no checkpoint is complete" in said(caplog)[-1]
     result = result_of(str(folder), watched="val_top1")
     assert result is not None and result.checkpoint is None
 

@@ -18,10 +18,14 @@ def use(share: float, *, cpus: int = 8) -> CpuUse:
     [
         ({"decode_at": "worker"}, 0.97, "with their 8 CPUs 97% busy: give each more with workers.cpus_per_worker"),
         ({"decode_at": "device"}, 0.8, "with their 8 CPUs 80% busy: give each more with workers.cpus_per_worker"),
-        ({"decode_at": "stream"}, 0.1, "the tasks that read decode: raise data.read_tasks, or add CPU nodes"),
+        ({"decode_at": "stream"}, 0.1, "the reading tasks also decode: raise data.read_tasks, or add CPU nodes"),
         ({"decode_at": "worker", "decode_processes": 2}, 0.25, "8 CPUs 25% busy: raise data.decode_processes (2)"),
-        ({"decode_at": "worker"}, 0.2, "slowly from s3://b/shards: set data.cache, or raise data.read_tasks"),
-        ({"decode_at": "worker", "cache": "/c"}, 0.2, "slowly from s3://b/shards: raise data.read_tasks, or move"),
+        ({"decode_at": "worker"}, 0.2, "reading from s3://b/shards is slow: set data.cache, or raise data.read_tasks"),
+        (
+            {"decode_at": "worker", "cache": "/c"},
+            0.2,
+            "reading from s3://b/shards is slow: raise data.read_tasks, or move",
+        ),
     ],
 )
 def test_the_remedy_of_waiting_follows_from_what_was_busy(

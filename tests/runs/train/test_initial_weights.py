@@ -98,7 +98,7 @@ def test_heads_of_other_classes_start_anew_which_is_said_in_a_line(
         assert different <= {f"{tower}.fc8.{part}" for tower in ("spatial", "temporal") for part in ("weight", "bias")}
         assert {"spatial.fc8.weight", "temporal.fc8.weight"} <= different
         (line,) = caplog.messages
-        assert "its heads start anew: 3 classes there" in line
+        assert "its heads are initialised anew: 3 classes there" in line
     assert "3 here (x, y, z new)" in line
     _, weights = kept(tmp_path / "turned", source, package("cba"))
     assert not torch.equal(weights["spatial.fc8.weight"], theirs["spatial.fc8.weight"]), "rows would be others' classes"
@@ -116,7 +116,7 @@ def test_another_kind_of_network_is_refused_by_its_settings_and_nothing_is_kept(
     tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     source = trained(tmp_path / "epoch-0001", package())
-    with pytest.raises(ConfigError, match=rf"is another network than the one to train \(model\.{named}.*: give"):
+    with pytest.raises(ConfigError, match=rf"differs from the network to train \(model\.{named}.*: use"):
         kept(tmp_path / "run", source, package(**change))
     assert not (tmp_path / "run").exists()
 
@@ -136,10 +136,10 @@ def test_a_network_of_another_flow_is_refused_unless_it_sees_none(tmp_path: Path
 def test_a_runs_folder_stands_for_the_checkpoint_that_its_report_names(tmp_path: Path) -> None:
     run = tmp_path / "earlier"
     checkpoint = trained(run / "epoch-0002", package())
-    with pytest.raises(StorageError, match=r"init=.*earlier wants a trained network, there is none: give models:/"):
+    with pytest.raises(StorageError, match=r"init=.*earlier wants a trained network, but there is none: give models:/"):
         kept(tmp_path / "run", str(run), package())
     (run / "experiment.json").write_text("{}")
-    with pytest.raises(StorageError, match=r"is the folder of a run that is not finished: name one of its checkpoints"):
+    with pytest.raises(StorageError, match=r"is the folder of an unfinished run: name one of the checkpoints in it"):
         kept(tmp_path / "run", str(run), package())
     (run / "report.json").write_text(json.dumps({"checkpoint": "/elsewhere/earlier/epoch-0002"}))
     initial, _ = kept(tmp_path / "run", str(run), package())
@@ -240,4 +240,4 @@ def test_a_network_that_does_not_fit_is_refused_by_the_command_before_a_cluster_
     command += ["--model.architecture", "late", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db", "--init", source]
     assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"init={source} is another network than the one to train" in line
+    assert f"init={source} differs from the network to train" in line

@@ -12,7 +12,7 @@ from twostream_ray.models.description import training_flops
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings, refuse_dry_run
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.train import plan
-from twostream_ray.runs.train.run import blueprint, train
+from twostream_ray.runs.train.run import build_on_meta_device, train
 from twostream_ray.settings.parser import from_arguments
 
 SETTINGS = [
@@ -39,7 +39,7 @@ def test_a_dry_run_says_what_would_be_trained_and_starts_nothing(
     assert "17 to train (train), 17 to validate (val), 17 to test (test); 1 classes" in said
     assert "3 epochs of 3 steps of 8 clips" in said and "vgg_small and vgg_small" in said
     assert f"sqlite:///{tmp_path}/kept.db, experiment twostream" in said and f"{tmp_path}/runs/looked-at" in said
-    assert "MiB a worker" in said and "starting Ray" not in said
+    assert "MiB per worker" in said and "starting Ray" not in said
     assert re.search(r"time +at least [\d.]+ s: [\d.e-]+ TFLOP at [\d.]+ TFLOP/s", said), said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
 
@@ -61,7 +61,7 @@ def test_a_floor_of_the_time_is_the_arithmetic_of_all_steps_at_the_matrix_rate(
     config = from_arguments(ExperimentConfig, arguments, prog="train")
     shards = open_shards("shards")
     floor = dict(plan.plan_training(config, shards, folder=RunFolder.of(config)).rows)["time"]
-    _, network = blueprint(config, shards)
+    _, network = build_on_meta_device(config, shards)
     flops = training_flops(network, flow_length=2, num_snippets=config.data.sampling.num_snippets, size_px=16)
     assert floor.startswith(f"at least {plan._duration(flops * 17 * 3 / 1e6)}: ")
     assert [plan._duration(seconds) for seconds in (3.14, 600, 9_000, 400_000)] == [
@@ -79,7 +79,7 @@ def test_a_plan_says_how_fast_layers_learn_and_what_the_optimiser_keeps(argument
 
     papers, modern = rows(), rows("--training.optimiser", "adamw", "--training.layer_decay", "0.5")
     assert papers["optimiser"].startswith(
-        "SGD with momentum 0.9, learning rate 0.001, of biases 0.002; weight decay 0.0005 on "
+        "SGD with momentum 0.9, learning rate 0.001, for biases 0.002; weight decay 0.0005 on "
     )
     assert modern["optimiser"].startswith(
         "AdamW, learning rate 0.001, layer decay 0.5, down to 6.3e-05 in the first layers; weight decay 0.0005 on "

@@ -16,7 +16,7 @@ from twostream_ray.errors import WeightsError
 from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.train.preflight import require_weights
-from twostream_ray.runs.train.run import blueprint, require_fitting_weights
+from twostream_ray.runs.train.run import build_on_meta_device, require_fitting_weights
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,11 @@ def weights_file(folder: Path) -> None:
 WRONG: dict[str, tuple[list[str], str]] = {
     "split": (["--data.train_split", "tarin"], "split 'tarin' was wanted"),
     "shards": (["--data.shards", "nowhere"], "shards were wanted at nowhere"),
-    "no weights": (["--model.spatial.weights", "far/away/vgg.safetensors"], "away/vgg.safetensors, which is not there"),
-    "other file": (["--model.spatial.weights", "notes.safetensors"], "is cut, or no file of weights"),
+    "no weights": (
+        ["--model.spatial.weights", "far/away/vgg.safetensors"],
+        "away/vgg.safetensors, which does not exist",
+    ),
+    "other file": (["--model.spatial.weights", "notes.safetensors"], "is truncated or no weights file"),
     "cut weights": (["--model.temporal.weights", "cut.safetensors"], "model.temporal.weights names"),
     "folder": (["--model.temporal.weights", "."], "model.temporal.weights"),
     "address": ([], "RAY_ADDRESS names the Ray cluster 127.0.0.1:1, which does not answer"),
@@ -85,7 +88,7 @@ def test_a_shard_that_is_gone_or_cut_is_named_before_anything_starts(
     assert f"{second.name}, it has {second.stat().st_size:,}: ingest again" in capsys.readouterr().err
     first.unlink()
     assert main(arguments(verb, tmp_path / "shards", tmp_path)) == 2
-    assert f"{first.name}, it is not there (2 of 2 shards are so)" in capsys.readouterr().err
+    assert f"{first.name}, it is missing (so are 2 of 2 shards)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["train", "tune"])
@@ -109,7 +112,9 @@ def test_files_of_weights_are_taken_by_what_they_hold(tmp_path: Path) -> None:
         tower = TowerConfig(backbone="vgg_small", weights=str(tmp_path / name))
         require_weights(ModelConfig(architecture="late", spatial=tower))
     gone = TowerConfig(backbone="vgg_small", weights=str(tmp_path / "gone"))
-    with pytest.raises(WeightsError, match=r"model.temporal.weights names .*/gone, which is not there: check the path"):
+    with pytest.raises(
+        WeightsError, match=r"model.temporal.weights names .*/gone, which does not exist: check the path"
+    ):
         require_weights(ModelConfig(architecture="late", temporal=gone))
     # A tower that is not built has no use for them.
     require_weights(ModelConfig(architecture="late", streams="spatial", temporal=gone))
@@ -127,7 +132,7 @@ def test_weights_of_another_width_are_refused_in_the_driver(shards: Path, tmp_pa
         )
 
     shard_set = open_shards(str(shards))
-    package, _ = blueprint(experiment(4, None), shard_set)
+    package, _ = build_on_meta_device(experiment(4, None), shard_set)
     state = {
         name.removeprefix("spatial."): value for name, value in package.build(pretrained=False).state_dict().items()
     }
@@ -136,7 +141,7 @@ def test_weights_of_another_width_are_refused_in_the_driver(shards: Path, tmp_pa
         tmp_path / "w.safetensors",
     )
     for width in (4, 8):
-        package, _ = blueprint(experiment(width, tmp_path / "w.safetensors"), shard_set)
+        package, _ = build_on_meta_device(experiment(width, tmp_path / "w.safetensors"), shard_set)
         if width == 4:
             require_fitting_weights(package)
         else:

@@ -318,7 +318,7 @@ def test_a_network_gets_a_head_for_each_data_set_of_its_shards(shard_set: ShardS
 def test_crops_too_small_for_the_network_are_refused_before_anything_starts(shard_set: ShardSet, folder: Path) -> None:
     config = experiment(shard_set, folder, name="toosmall")
     small = replace(config, data=replace(config.data, transforms=TransformConfig(crop_px=32)))
-    with pytest.raises(ConfigError, match=r"data.transforms.crop_px=32 does not go through vgg_m_2048"):
+    with pytest.raises(ConfigError, match=r"data.transforms.crop_px=32 does not fit vgg_m_2048"):
         train(small)
 
 

@@ -20,7 +20,7 @@ from twostream_ray.runs.score.publish import FinishedRun, prepare_run
 from twostream_ray.runs.score.staged import stream_config, train_stages
 from twostream_ray.runs.stages import StagesConfig
 from twostream_ray.runs.train.preflight import SPLITS, require_ready
-from twostream_ray.runs.train.run import blueprint
+from twostream_ray.runs.train.run import build_on_meta_device
 
 APPEARANCE, MOTION, FUSED, CLIP3D = "appearance", "motion", "fused", "clip3d"
 """What is trained, as the runs' names end."""
@@ -88,7 +88,7 @@ def prepare(config: AblationConfig) -> ShardSet:
     """
     for one in trainings(config).values():
         shard_set = require_ready(one, splits=SPLITS, folder=RunFolder.of(one))
-        blueprint(one, shard_set)
+        build_on_meta_device(one, shard_set)
         prepare_run(one, shard_set)
     return shard_set
 

@@ -16,7 +16,7 @@ from twostream_ray.runs.cluster.private_cluster import private_folder
 from twostream_ray.runs.doctor.probes import SampleRate, StepRate, WorkerProbe, read_for
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.train.preflight import require_lanes
-from twostream_ray.runs.train.run import blueprint
+from twostream_ray.runs.train.run import build_on_meta_device
 
 _ROOM_S = 60.0
 _STEPS_TOGETHER = 3
@@ -69,7 +69,7 @@ def measure(config: ExperimentConfig, shard_set: ShardSet, *, seconds: float, sa
     """
     import ray
 
-    package, network = blueprint(config, shard_set)
+    package, network = build_on_meta_device(config, shard_set)
     total = ray.cluster_resources()
     gpus = int(total.get("GPU", 0))
     workers = config.workers.most_workers(gpus=gpus)

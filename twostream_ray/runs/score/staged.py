@@ -16,7 +16,7 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.model_package import MODEL_FILES
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.stages import StageConfig, StagesConfig
-from twostream_ray.runs.train.run import TrainReport, blueprint
+from twostream_ray.runs.train.run import TrainReport, build_on_meta_device
 
 Stream = Literal["spatial", "temporal"]
 
@@ -102,4 +102,4 @@ def check_stages(config: ExperimentConfig, shard_set: ShardSet) -> None:
         ConfigError: the settings of a stage fit neither each other, nor the shards, nor the size of the crops.
     """
     for one in (stream_config(config, "spatial"), stream_config(config, "temporal"), config):
-        blueprint(one, shard_set)
+        build_on_meta_device(one, shard_set)

@@ -37,10 +37,15 @@ from twostream_ray.runs.search.settings import TuneConfig
 from twostream_ray.runs.search.space import Space
 from twostream_ray.runs.search.trial import FAILURE, METRICS, assign_resources, describe_error, run_trial
 from twostream_ray.runs.splits import warn_of_shared_clips
-from twostream_ray.runs.train.preflight import require_lasting_storage, require_splits, require_trainable, searched
+from twostream_ray.runs.train.preflight import (
+    require_lasting_storage,
+    require_splits,
+    require_trainable,
+    searched_settings,
+)
 from twostream_ray.runs.train.ray_private import only_ray_variables_in_trials
 from twostream_ray.runs.train.run import package_for, require_fitting_weights
-from twostream_ray.runs.train.worker_group import worker_shares
+from twostream_ray.runs.train.worker_group import worker_bundles
 from twostream_ray.storage import lease
 from twostream_ray.storage.temporary_folders import is_own_folder, own_folder_path, sweep
 
@@ -101,7 +106,7 @@ def _tune(
     if (before := search.read_earlier_report()) is not None:
         return before
     require_trainable(config, shard_set, folder=search.folder)
-    if not any(name.startswith("model.") for name in searched(config)):
+    if not any(name.startswith("model.") for name in searched_settings(config)):
         require_fitting_weights(package_for(config, shard_set))
     search.propose_first()
     search.start()
@@ -158,7 +163,7 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
     share = partial(assign_resources, cpus=cpus, gpus=gpus, trials_at_once=at_once)
     search.gpus_per_trial = float(share(config).workers.most_workers(gpus=gpus)) if gpus else 0.0
     one = share(config)
-    trial = [{"CPU": _TRIAL_CPUS}, *worker_shares(one, cpus=one.workers.cpus_per_worker or 0.0, gpus=gpus)]
+    trial = [{"CPU": _TRIAL_CPUS}, *worker_bundles(one, cpus=one.workers.cpus_per_worker or 0.0, gpus=gpus)]
     require_room(
         [*trial * at_once, {"CPU": READING_CPUS}],
         what=f"{at_once} trials at once with their workers, and reading for them,",

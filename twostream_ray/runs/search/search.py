@@ -23,7 +23,7 @@ from twostream_ray.runs.search.report import BEST_SCORE, STATUS_TAG, SearchRepor
 from twostream_ray.runs.search.settings import TuneConfig, keep_settings
 from twostream_ray.runs.search.space import Space, TrialSettings
 from twostream_ray.runs.search.trial import epochs_so_far, trial_report
-from twostream_ray.runs.train.run import blueprint
+from twostream_ray.runs.train.run import build_on_meta_device
 from twostream_ray.runs.train.worker_group import by_epoch
 
 _STORE_EVERY_S = 5.0
@@ -287,7 +287,7 @@ class Search:
     def _parameters(self, settings: TrialSettings) -> int:
         """Weights of a trial's network; refuses what cannot be trained before anything starts."""
         experiment = self._experiment(settings, 0)
-        _, network = blueprint(experiment, self._shard_set)
+        _, network = build_on_meta_device(experiment, self._shard_set)
         SnippetLoader(
             self._shard_set,
             config=experiment.data,

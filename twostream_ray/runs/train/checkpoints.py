@@ -1,7 +1,7 @@
-"""Recovery of a run's checkpoints: Ray Train's snapshot of them, or, where that is damaged, their own state files.
+"""Checkpoint recovery: rebuilds Ray Train's damaged checkpoint_manager_snapshot.json from the checkpoints' state files.
 
-Ray writes checkpoint_manager_snapshot.json in place with every report: a driver that is killed at that moment leaves a
-part of it, and Ray refuses to resume. The checkpoints beside it are whole, each with its own state.
+Ray rewrites the snapshot in place with every report: a driver that is killed meanwhile leaves a truncated file, from
+which Ray refuses to resume. The checkpoints beside it are intact, each with its own state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from twostream_ray.training.checkpoint import OPTIMISER_FILE, STATE_FILE, parse_
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 _MOST_HEADER_BYTES = 100 << 20
-_ONE = record(
+_CHECKPOINT_RESULT = record(
     {
         "checkpoint_dir_name": {"type": "string", "pattern": rf"^{CHECKPOINT_NAME}\Z"},
         "metrics": {"type": "object", "additionalProperties": {"type": "number"}},
@@ -37,9 +37,9 @@ _ONE = record(
 )
 _SCHEMA = record(
     {
-        "checkpoint_results": list_of(_ONE),
+        "checkpoint_results": list_of(_CHECKPOINT_RESULT),
         "checkpoint_report_indices": list_of(COUNT),
-        "latest_checkpoint_result": {"anyOf": [_ONE, {"type": "null"}]},
+        "latest_checkpoint_result": {"anyOf": [_CHECKPOINT_RESULT, {"type": "null"}]},
         "pending_training_results": list_of({}, at_most=0),
         "pending_validation_specs": list_of({}, at_most=0),
         "current_report_index": COUNT,
@@ -54,24 +54,24 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """A checkpoint that is whole."""
+class SavedCheckpoint:
+    """A complete checkpoint in a run's folder."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     history: list[dict[str, float]]
-    """Metrics of the epochs that were finished."""
+    """Metrics of the finished epochs."""
     step: int
-    """Steps of the next one that were made."""
+    """Finished steps of the next epoch; 0 at the end of an epoch."""
 
     @property
     def progress(self) -> tuple[int, int]:
-        """How far it has come, in epochs and steps."""
+        """Finished epochs, and finished steps of the next one."""
         return len(self.history), self.step
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What was reported with it, as far as Ray needs it to sort."""
+        """The reported metrics, as far as Ray sorts checkpoints by them."""
         if not self.step:
             return self.history[-1] if self.history else {"epoch": -1}
         return {"epoch": len(self.history) - 1 + self.step / (self.step + 1), "step": self.step}
@@ -83,7 +83,7 @@ def epoch_of(checkpoint: str) -> int:
 
 
 def history_of(checkpoint: str) -> list[dict[str, float]]:
-    """The metrics of all epochs that a checkpoint, a directory or s3:// prefix, has behind it.
+    """Metrics of every epoch finished before a checkpoint (a directory or s3:// prefix) was saved.
 
     Raises:
         CheckpointError: its state is damaged.
@@ -95,7 +95,7 @@ def history_of(checkpoint: str) -> list[dict[str, float]]:
 
 
 def result_of(uri: str, *, watched: str) -> ray.train.Result | None:
-    """What Ray knows of the run in a folder; None before its first checkpoint. The best is by the metric `watched`.
+    """Ray Train's result of the run in a folder; None before its first checkpoint. The best is by the metric `watched`.
 
     Raises:
         StorageError: the folder cannot be read or written.
@@ -108,7 +108,7 @@ def result_of(uri: str, *, watched: str) -> ray.train.Result | None:
 
 
 def mend_snapshot(path: str, *, watched: str) -> None:
-    """Have a snapshot that Ray Train can resume from, and say so in a line if it had to be written anew.
+    """Rebuild the snapshot if Ray Train could not resume from it, with one warning that says so.
 
     Raises:
         StorageError: the folder cannot be read or written.
@@ -122,16 +122,18 @@ def mend_snapshot(path: str, *, watched: str) -> None:
         fault = str(error).partition(" was wanted at ")[2] or str(error)
     if fault is None:
         return
-    whole = sorted(_whole(path), key=lambda kept: kept.progress)
-    storage.write_json(uri, _snapshot(whole, watched=watched))
-    from_where = (
-        f"from checkpoint {whole[-1].name}, the last that is whole" if whole else "from the start: none is whole"
+    complete = sorted(_complete_checkpoints(path), key=lambda saved: saved.progress)
+    storage.write_json(uri, _snapshot(complete, watched=watched))
+    start = (
+        f"from checkpoint {complete[-1].name}, the last complete one"
+        if complete
+        else "from the start: no checkpoint is complete"
     )
-    _log.warning("%s: Ray's notes of the checkpoints are damaged (%s); the run resumes %s", path, fault, from_where)
+    _log.warning("%s: Ray Train's checkpoint snapshot is damaged (%s); the run resumes %s", path, fault, start)
 
 
 def _fault_of(uri: str, path: str) -> str | None:
-    """What Ray would stumble over, in words; None if all is well."""
+    """Why Ray could not resume from the snapshot, in words; None if it can."""
     found = parse_json(
         storage.read_bytes(uri, limit_bytes=64 << 20),
         _SCHEMA,
@@ -143,22 +145,22 @@ def _fault_of(uri: str, path: str) -> str | None:
     )
     names = [one["checkpoint_dir_name"] for one in found["checkpoint_results"]]
     if len(names) != len(found["checkpoint_report_indices"]):
-        return "as many reports as checkpoints were wanted"
+        return f"it has {len(names)} checkpoints but {len(found['checkpoint_report_indices'])} report indices"
     latest = found["latest_checkpoint_result"]
     if latest is None:
         return None if not names else "it names no last checkpoint"
     if latest["checkpoint_dir_name"] not in names:
         return "its last checkpoint is not among the others"
-    # Only the last is resumed from; the others are looked at when they are used.
+    # Only the last is resumed from; the others are checked when they are used.
     for name in names:
         if not storage.exists(storage.join(path, name, STATE_FILE)):
             return f"{name} is gone or damaged"
-    _require_whole(path, latest["checkpoint_dir_name"])
+    _require_complete(path, latest["checkpoint_dir_name"])
     return None
 
 
-def _whole(uri: str) -> Iterator[Kept]:
-    """The checkpoints in a run's folder that nothing is missing of."""
+def _complete_checkpoints(uri: str) -> Iterator[SavedCheckpoint]:
+    """The complete checkpoints in a run's folder."""
     if storage.is_s3(uri):
         names = {path.partition("/")[0] for path, _ in storage.list_files(uri)}
     else:
@@ -166,13 +168,13 @@ def _whole(uri: str) -> Iterator[Kept]:
     for name in sorted(names):
         if re.fullmatch(CHECKPOINT_NAME, name):
             try:
-                yield _require_whole(uri, name)
+                yield _require_complete(uri, name)
             except TwoStreamError as error:
                 _log.warning("%s/%s is left out: %s", uri, name, error)
 
 
-def _require_whole(uri: str, name: str) -> Kept:
-    """Read what a checkpoint says of itself, and see that its tensors are there to the last byte.
+def _require_complete(uri: str, name: str) -> SavedCheckpoint:
+    """Read a checkpoint's state, and check that its tensors are complete to the last byte.
 
     Raises:
         CheckpointError, StorageError: something is missing or damaged.
@@ -184,11 +186,11 @@ def _require_whole(uri: str, name: str) -> Kept:
         _require_all_bytes(storage.join(folder, file))
     if not storage.exists(storage.join(folder, MODEL_FILES[1])):
         raise CheckpointError(f"{folder} lacks {MODEL_FILES[1]}")
-    return Kept(name=name, history=state["history"], step=int(state["step"]))
+    return SavedCheckpoint(name=name, history=state["history"], step=int(state["step"]))
 
 
 def _require_all_bytes(uri: str) -> None:
-    """Compare a safetensors file's length with the offsets of tensors in its header; the tensors are not read."""
+    """Compare a safetensors file's length with the tensor offsets in its header; the tensors are not read."""
     system, path = storage.filesystem(uri)
 
     def read() -> tuple[bytes, int]:
@@ -202,29 +204,29 @@ def _require_all_bytes(uri: str) -> None:
     except OSError as error:
         raise StorageError(f"cannot read {uri}: {error.strerror or error}") from error
     if not ends_with_its_tensors(size, header=header):
-        raise CheckpointError(f"{uri} is cut or damaged")
+        raise CheckpointError(f"{uri} is truncated or damaged")
 
 
-def _snapshot(whole: list[Kept], *, watched: str) -> dict[str, Any]:
-    """Ray Train's snapshot of checkpoints that are given in the order of their making."""
+def _snapshot(complete: list[SavedCheckpoint], *, watched: str) -> dict[str, Any]:
+    """Ray Train's snapshot of checkpoints, given oldest first."""
 
-    def score(kept: Kept) -> tuple[float, int]:
-        value = kept.metrics.get(watched)
-        # One within an epoch has no score, and is never the best.
-        return (float("-inf") if value is None or value != value else value), whole.index(kept)
+    def score(saved: SavedCheckpoint) -> tuple[float, int]:
+        value = saved.metrics.get(watched)
+        # A checkpoint within an epoch has no score, and is never the best.
+        return (float("-inf") if value is None or value != value else value), complete.index(saved)
 
-    def entry(kept: Kept) -> dict[str, Any]:
-        return {"version": 0, "checkpoint_dir_name": kept.name, "metrics": kept.metrics}
+    def entry(saved: SavedCheckpoint) -> dict[str, Any]:
+        return {"version": 0, "checkpoint_dir_name": saved.name, "metrics": saved.metrics}
 
-    by_score = sorted(whole, key=score)
+    by_score = sorted(complete, key=score)
     return {
         "ray_version": ray.__version__,
-        "checkpoint_results": [entry(kept) for kept in by_score],
-        "checkpoint_report_indices": [whole.index(kept) for kept in by_score],
-        "latest_checkpoint_result": entry(whole[-1]) if whole else None,
+        "checkpoint_results": [entry(saved) for saved in by_score],
+        "checkpoint_report_indices": [complete.index(saved) for saved in by_score],
+        "latest_checkpoint_result": entry(complete[-1]) if complete else None,
         "pending_training_results": [],
         "pending_validation_specs": [],
-        "current_report_index": len(whole),
+        "current_report_index": len(complete),
         "validated_checkpoint_dir_names": [],
         "timed_out_validation_checkpoint_dir_names": [],
         "failed_validation_checkpoint_dir_names": [],

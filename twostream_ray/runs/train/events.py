@@ -1,6 +1,6 @@
 """Progress events of a training run: what its workers and Ray Train's controller post to the driver's mailbox.
 
-In a light module: the mailbox's process reads events, and would spend seconds on importing torch.
+This module imports no torch: the mailbox's process unpickles events, and importing torch takes seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class WorkersStarting:
     """The cluster has room for the workers; their processes are about to start."""
 
     num_workers: int
-    """At most."""
+    """The most that the group may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,14 +23,14 @@ class WorkersStarted:
 
     num_workers: int
     epoch: int
-    """Epochs that are finished."""
+    """Finished epochs."""
     step: int
-    """Steps of the next epoch that are made."""
+    """Finished steps of the next epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodingChosen:
-    """Where a group of workers has its samples decoded."""
+    """Where the samples of a group of workers are decoded."""
 
     at: str
     """device, worker or stream."""
@@ -39,7 +39,7 @@ class DecodingChosen:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceSettingsChosen:
-    """How a group of workers computes: the settings of training that suit its devices, where they are `auto`."""
+    """How a group of workers computes: the training settings that `auto` resolved to on its devices."""
 
     device: str
     """Name of a worker's device."""
@@ -47,18 +47,18 @@ class DeviceSettingsChosen:
     channels_last: bool
     compile: bool
     notes: tuple[str, ...] = ()
-    """What a person should know of it, each a sentence."""
+    """Notes for the user, one sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepEnded:
-    """All workers have made a step."""
+    """All workers have finished a step."""
 
     epoch: int
-    """Of this step, from 0."""
+    """Epoch of this step, from 0."""
     num_epochs: int
     step: int
-    """Steps of the epoch that are made, this one included."""
+    """Finished steps of the epoch, including this one."""
     num_steps: int
     """Steps of an epoch."""
     loss: float
@@ -67,7 +67,7 @@ class StepEnded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochEnded:
-    """An epoch is trained, validated and in a checkpoint."""
+    """An epoch has been trained, validated and saved as a checkpoint."""
 
     epoch: int
     """From 0."""
@@ -75,39 +75,39 @@ class EpochEnded:
     metrics: Mapping[str, float]
     """By name, as in the run's report; `epoch` is one of them."""
     remedy: str | None = None
-    """Where workers waited for data: a sentence on what would change that."""
+    """The setting to change if workers waited for data, in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkersLost:
-    """Workers died or did not answer; the group starts again from the last checkpoint."""
+    """Workers died or did not answer; the group restarts from the last checkpoint."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochRecorded:
-    """An epoch is in the tracking outbox, to be delivered to MLflow."""
+    """An epoch has been written to the tracking outbox, to be delivered to MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingFailed:
-    """A loss was not finite; starting again would not help."""
+    """A loss was not finite; a restart would not help."""
 
     message: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingStopped:
-    """The run was requested to stop, and what it reached is in a checkpoint."""
+    """The run was requested to stop, and has saved a checkpoint."""
 
 
 ProgressEvent = (
     WorkersStarting | WorkersStarted | DeviceSettingsChosen | DecodingChosen | StepEnded | EpochEnded | WorkersLost
 )
-"""What a person sees of a run."""
+"""Events that are shown to the user."""
 
 Event = ProgressEvent | EpochRecorded | TrainingFailed | TrainingStopped
 
 Progress = Callable[[ProgressEvent], None]
-"""Called with a run's events in their order."""
+"""Called with a run's events in order."""

@@ -1,8 +1,8 @@
-"""Warm start: a run's network begins with another's weights, of which its folder keeps a copy, taken once.
+"""Warm start (transfer learning): a run's network is initialised from another model's weights, copied once.
 
-Below `<storage>/<name>/init/`: the other's model.safetensors and model.json, and init.json, written last. So a run that
-starts again before its first checkpoint begins with the same weights, though an alias may have moved meanwhile, and
-workers need not reach the registry.
+The copy is in `<storage>/<name>/init/`: the source's model.safetensors and model.json, and init.json, written last. So
+a run that restarts before its first checkpoint uses the same weights even if an alias has moved meanwhile, and workers
+need no access to the registry.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WITHOUT_WEIGHTS = {
     *("weights", "dropout", "frozen_through", "freeze_below_fusion", "initialisation", "pool_snippets", "pool_stride"),
     *("num_classes", "head_classes"),
 }
-"""Settings of a model that change neither names nor shapes of its weights, heads apart."""
+"""Model settings that change neither the names nor the shapes of weights, except those of the heads."""
 _SHOWN = 3
 
 _log = logging.getLogger(__name__)
@@ -43,25 +43,25 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """Where a run's network starts."""
+    """The weights that a run's network starts from."""
 
     uri: str
-    """The copy of the other network, in the run's folder."""
+    """The copy in the run's folder."""
     source: str
-    """Whose it is: models:/NAME/VERSION, or the directory or s3:// prefix of a checkpoint."""
+    """What was copied: models:/NAME/VERSION, or the directory or s3:// prefix of a checkpoint."""
     sha256: str
-    """Of its weights."""
+    """Of the weights file."""
     keeps_heads: bool
-    """It has the same classes, so its heads are taken too."""
+    """Whether its heads are used too, as it has the same classes."""
 
     @property
     def lineage(self) -> dict[str, str]:
-        """Tags of the run and of what it trains."""
+        """Tags of the MLflow run and of the trained model."""
         return {"init_from": self.source, "init_sha256": self.sha256}
 
     @contextmanager
     def on_disk(self) -> Iterator[Path]:
-        """A directory of this machine with the copy's files while the block runs."""
+        """A local directory with the copy's files while the block runs."""
         with _on_disk(self.uri) as directory:
             yield directory
 
@@ -69,25 +69,25 @@ class InitialWeights:
 def keep_initial_weights(
     config: ExperimentConfig, folder: RunFolder, *, package: ModelPackage, network: Network
 ) -> InitialWeights | None:
-    """Have the weights that `config.init` names in the run's folder, if it names any; asks for them once.
+    """Copy the weights that `config.init` names into the run's folder, once; None if it names none.
 
-    `package` and `network` are what is trained; the network has no weights yet.
+    `package` and `network` describe the model to train; the network is on the meta device.
 
     Raises:
-        ConfigError: the other network is of another kind, named by its settings.
-        ContractMismatchError: it was trained on flow of another kind.
-        RegistryError, StorageError, CheckpointError: it cannot be had, or is damaged.
+        ConfigError: the source has another architecture; the message names the settings.
+        ContractMismatchError: it was trained on another kind of flow.
+        RegistryError, StorageError, CheckpointError: it cannot be read, or is damaged.
     """
     if config.init is None:
         return None
     uri = storage.join(folder.uri, INIT)
     asked_for = {"wanted": config.init, "network": _fingerprint(package)}
-    # What has a checkpoint needs them no more; before, settings and data may have changed since they were fetched.
+    # Not needed once there is a checkpoint; before that, settings or data may have changed since they were copied.
     if (kept := _kept(uri, asked_for={} if folder.has_learnt() else asked_for)) is not None:
         return kept
     with _source(config.init, config=config.tracking) as (directory, source):
-        theirs = read_package(directory)
-        keeps_heads = _require_fitting(theirs, directory, package=package, network=network, source=source)
+        source_package = read_package(directory)
+        keeps_heads = _require_fitting(source_package, directory, package=package, network=network, source=source)
         with (directory / MODEL_FILES[0]).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         for name in MODEL_FILES:
@@ -95,19 +95,19 @@ def keep_initial_weights(
     initial = InitialWeights(uri=uri, source=source, sha256=sha256, keeps_heads=keeps_heads)
     values = {name: value for name, value in asdict(initial).items() if name != "uri"}
     storage.write_json(storage.join(uri, _RECORD), values | asked_for)
-    heads = "" if keeps_heads else f"; its heads start anew: {_changed_classes(theirs, package)}"
+    heads = "" if keeps_heads else f"; its heads are initialised anew: {_changed_classes(source_package, package)}"
     _log.warning("%s starts from %s%s", folder.what, source, heads)
     return initial
 
 
 def _fingerprint(package: ModelPackage) -> str:
-    """Of all that weights have to fit: the network, its classes and its flow."""
+    """Hash of everything that the weights have to fit: network, classes and flow."""
     values = {"model": asdict(package.model), "classes": package.classes, "flow": package.contract.to_dict()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _kept(uri: str, *, asked_for: dict[str, str]) -> InitialWeights | None:
-    """What an earlier start has put into the run's folder; None if that was asked for something else, or killed."""
+    """The copy of an earlier start; None if that had other settings, or was killed before the copy was complete."""
     where = storage.join(uri, _RECORD)
     if not storage.exists(where):
         return None
@@ -125,7 +125,7 @@ def _kept(uri: str, *, asked_for: dict[str, str]) -> InitialWeights | None:
 
 @contextmanager
 def _source(init: str, *, config: tracking.TrackingConfig) -> Iterator[tuple[Path, str]]:
-    """A directory with the other network's files while the block runs, and its name once and for all."""
+    """A directory with the source's files while the block runs, and its name without an alias."""
     if init.startswith(("models:/", "runs:/")):
         source = init
         if tracking.names_version(init):
@@ -141,7 +141,7 @@ def _source(init: str, *, config: tracking.TrackingConfig) -> Iterator[tuple[Pat
 
 @contextmanager
 def _on_disk(uri: str) -> Iterator[Path]:
-    """A model's directory, or, of an s3:// prefix, a copy of its files that goes at the end."""
+    """A model's directory; for an s3:// prefix a temporary copy of its files."""
     if not storage.is_s3(uri):
         yield Path(uri)
         return
@@ -152,48 +152,53 @@ def _on_disk(uri: str) -> Iterator[Path]:
 
 
 def _checkpoint_of(init: str) -> str:
-    """The checkpoint that a directory or prefix is, or, of a finished run's folder, the one that its report names."""
+    """The checkpoint at a directory or prefix; for a finished run's folder, the one that its report names."""
     if storage.exists(storage.join(init, MODEL_FILES[1])):
         return init
     report = RunFolder(uri=init, what="the run").report
     if not storage.exists(report):
         begun = storage.exists(RunFolder(uri=init, what="the run").settings)
         raise StorageError(
-            f"init={init} is the folder of a run that is not finished: name one of its checkpoints in there"
+            f"init={init} is the folder of an unfinished run: name one of the checkpoints in it"
             if begun
-            else f"init={init} wants a trained network, there is none: give models:/NAME@champion, the folder of a "
+            else f"init={init} wants a trained network, but there is none: give models:/NAME@champion, the folder of a "
             f"finished run, or a checkpoint with {' and '.join(MODEL_FILES)}"
         )
-    way_out = "name the checkpoint in there"
+    way_out = "name one of the checkpoints in the folder"
     values = read_json(report, _REPORT, what="the report of a training run", way_out=way_out, error=CheckpointError)
     return storage.join(init, values["checkpoint"].rpartition("/")[2])
 
 
 def _require_fitting(
-    theirs: ModelPackage, directory: Path, *, package: ModelPackage, network: Network, source: str
+    source_package: ModelPackage, directory: Path, *, package: ModelPackage, network: Network, source: str
 ) -> bool:
-    """Refuse weights of another kind of network or flow; returns whether the heads fit too."""
+    """Refuse weights of another architecture or kind of flow; returns whether the heads fit too."""
     if network.needs_flow:
         require_same_contract(
-            theirs.contract, package.contract, wanted_by=f"the network of init={source}", found_in="the data"
+            source_package.contract, package.contract, wanted_by=f"the network of init={source}", found_in="the data"
         )
-    keeps_heads = (theirs.classes, theirs.model.head_classes) == (package.classes, package.model.head_classes)
+    keeps_heads = (source_package.classes, source_package.model.head_classes) == (
+        package.classes,
+        package.model.head_classes,
+    )
     if fault := difference_to(network, directory, heads=keeps_heads):
-        then, now = dotted(asdict(theirs.model)), dotted(asdict(package.model))
+        then, now = dotted(asdict(source_package.model)), dotted(asdict(package.model))
         keys = [key for key in now if then.get(key) != now[key] and key.rpartition(".")[2] not in _WITHOUT_WEIGHTS]
         settings = ", ".join(f"model.{key} is {then.get(key)} there, {now[key]} here" for key in keys[:_SHOWN])
         raise ConfigError(
-            f"init={source} is another network than the one to train ({f'{settings}; ' if settings else ''}{fault}): "
-            "give the model settings of that one, or start single towers by model.spatial.weights and "
+            f"init={source} differs from the network to train ({f'{settings}; ' if settings else ''}{fault}): "
+            "use its model settings, or initialise single towers with model.spatial.weights and "
             f"model.temporal.weights from its {MODEL_FILES[0]}"
         )
     return keeps_heads
 
 
-def _changed_classes(theirs: ModelPackage, package: ModelPackage) -> str:
+def _changed_classes(source_package: ModelPackage, package: ModelPackage) -> str:
     """How the classes differ, in words."""
-    if set(theirs.classes) == set(package.classes):
-        return "the same classes are in another order or of other data sets"
-    new = [name for name in package.classes if name not in set(theirs.classes)]
+    if set(source_package.classes) == set(package.classes):
+        return "the same classes are in another order or belong to other data sets"
+    new = [name for name in package.classes if name not in set(source_package.classes)]
     shown = ", ".join(new[:_SHOWN]) + (f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else "")
-    return f"{len(theirs.classes)} classes there, {len(package.classes)} here" + (f" ({shown} new)" if new else "")
+    return f"{len(source_package.classes)} classes there, {len(package.classes)} here" + (
+        f" ({shown} new)" if new else ""
+    )

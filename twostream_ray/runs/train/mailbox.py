@@ -1,4 +1,4 @@
-"""Mailbox actor of a training run: workers post progress events, and get what is requested of the run in reply."""
+"""Mailbox actor of a training run: workers post progress events, and get the driver's request in reply."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 from twostream_ray.runs.train.events import Event
 
 Request = Literal["continue", "checkpoint", "stop"]
-"""What is requested of a run: to continue; to save a checkpoint, because a node of it will be taken away; or to save
+"""What is requested of a run: to continue; to save a checkpoint, because one of its nodes is being drained; or to save
 one and stop."""
 
 _DRAIN_POLL_SECONDS = 1.0
-"""How often Ray is asked which nodes will be taken away."""
+"""How often Ray is asked which nodes are draining."""
 
 
 class Mailbox:
-    """An actor beside the driver; in this light module, or its process would spend seconds on importing torch."""
+    """A Ray actor on the driver's node. This module imports no torch, which would take its process seconds."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -26,7 +26,7 @@ class Mailbox:
         self._polled_at = 0.0
 
     def join(self, rank: int, *, world_size: int, node: str) -> None:
-        """Note on which node a worker is."""
+        """Record the node that a worker runs on."""
         kept = {other: on for other, on in self._node_of_rank.items() if other < world_size}
         self._node_of_rank = kept | {rank: node}
 
@@ -47,9 +47,9 @@ class Mailbox:
         return events
 
     def _draining_nodes(self) -> frozenset[str]:
-        """Nodes that will be taken away (a spot instance's notice, a drain), as Ray knows them.
+        """Nodes that Ray is draining, as after a spot instance's notice.
 
-        Ray Train would start an actor to watch for them with every group of workers, which then wait for its imports.
+        Ray Train would start an actor to watch for them with every group of workers, which would wait for its imports.
         """
         from twostream_ray.runs.cluster.ray_private import draining_nodes
 

@@ -1,4 +1,4 @@
-"""Training plan: what a run will train, with which devices, steps and memory; said before Ray starts."""
+"""Training plan (dry run): network, steps, devices, memory and time of a run, known before Ray starts."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from twostream_ray.redaction import redact
 from twostream_ray.runs.cluster.address import cluster_address
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
-from twostream_ray.runs.train.run import blueprint, require_fitting_weights
+from twostream_ray.runs.train.run import build_on_meta_device, require_fitting_weights
 from twostream_ray.training.distributed import resolved
 from twostream_ray.training.matrix_rate import matrix_rate
 from twostream_ray.training.recipe import optimiser_groups
 from twostream_ray.training.settings import TrainingConfig
 
-_MOMENTS = ("nothing of the optimiser's", "momentum", "two moments")
+_MOMENTS = ("no optimiser state", "momentum", "two moments")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What will be trained, in words."""
+    """A training run in words, before it starts."""
 
     rows: tuple[tuple[str, str], ...]
-    """(what, value) each."""
+    """(quantity, value) each."""
     notes: tuple[str, ...]
-    """What a person should know of it, each a sentence."""
+    """Notes for the user, one sentence each."""
 
     def lines(self) -> list[str]:
         """The plan as text."""
@@ -41,14 +41,14 @@ class TrainingPlan:
 
 
 def plan_training(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunFolder) -> TrainingPlan:
-    """Lay out a training, or those of a search over it, without starting anything.
+    """Describe a training run, or the trials of a search over it, without starting anything.
 
     Raises:
-        ConfigError: the settings fit neither each other, nor the shards, nor the size of the crops.
-        WeightsError: files of pretrained weights do not fit the network.
-        ClusterError: RAY_ADDRESS names no cluster that answers.
+        ConfigError: the settings contradict each other, the shards or the crop size.
+        WeightsError: a file of pretrained weights does not fit the network.
+        ClusterError: the cluster that RAY_ADDRESS names does not answer.
     """
-    package, network = blueprint(config, shard_set)
+    package, network = build_on_meta_device(config, shard_set)
     if not folder.has_learnt():
         require_fitting_weights(package)
     model, training, data = config.model, config.training, config.data
@@ -72,7 +72,7 @@ def plan_training(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunF
         ("memory", _memory(config, shard_set, workers=workers, gpus=gpus)),
         (
             "time",
-            "the first epoch tells" if address is not None else _time(config, network, shard_set, workers=workers),
+            "the first epoch will tell" if address is not None else _time(config, network, shard_set, workers=workers),
         ),
         (
             "cluster",
@@ -84,7 +84,7 @@ def plan_training(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunF
 
 
 def _optimiser(network: Network, training: TrainingConfig) -> str:
-    """Rates and decay, as the parameter groups have them."""
+    """Learning rates and weight decay of the parameter groups."""
     groups = optimiser_groups(network, config=training)
     sizes = {id(group): sum(parameter.numel() for parameter in group["params"]) for group in groups}
     decaying = sum(sizes[id(group)] for group in groups if group["weight_decay"])
@@ -92,11 +92,11 @@ def _optimiser(network: Network, training: TrainingConfig) -> str:
     if training.optimiser == "adamw":
         what = f"AdamW, {rate}"
     else:
-        what = f"SGD with momentum {training.momentum:g}, {rate}, of biases {2 * training.learning_rate:g}"
+        what = f"SGD with momentum {training.momentum:g}, {rate}, for biases {2 * training.learning_rate:g}"
     if training.layer_decay is not None:
         lowest = min(group["lr"] for group in groups)
         what += f", layer decay {training.layer_decay:g}, down to {lowest:.2g} in the first layers"
-    return f"{what}; weight decay {training.weight_decay:g} on {decaying:,} of {sum(sizes.values()):,} that learn"
+    return f"{what}; weight decay {training.weight_decay:g} on {decaying:,} of {sum(sizes.values()):,} trainable"
 
 
 def _workers(config: ExperimentConfig, *, workers: int, gpus: int, joined: bool) -> str:
@@ -104,13 +104,13 @@ def _workers(config: ExperimentConfig, *, workers: int, gpus: int, joined: bool)
     shown = f"{many[0]} to {many[1]}" if isinstance(many, tuple) else str(workers)
     if joined:
         return (
-            f"{shown}, on the cluster's devices" if many is not None else "one a GPU of the cluster, or 2 on its CPUs"
+            f"{shown}, on the cluster's devices" if many is not None else "one per GPU of the cluster, or 2 on its CPUs"
         )
     return f"{shown} on {torch.cuda.get_device_name() if gpus else 'CPU'}"
 
 
 def _memory(config: ExperimentConfig, shard_set: ShardSet, *, workers: int, gpus: int) -> str:
-    """Of weights, gradients and moments, and of the activations of the samples that a worker computes at once."""
+    """Memory per worker: weights, gradients and moments, and activations of the samples it computes at once."""
     sampling, training = config.data.sampling, config.training
     size = describe(
         config.model,
@@ -126,14 +126,14 @@ def _memory(config: ExperimentConfig, shard_set: ShardSet, *, workers: int, gpus
     activations = samples * size["activation_bytes"] / (2 if half else 1)
     less = ", less by activation checkpointing" if training.activation_checkpointing else ""
     return (
-        f"about {_bytes(state + activations)} a worker: {_bytes(state)} of weights, gradients and "
+        f"about {_bytes(state + activations)} per worker: {_bytes(state)} of weights, gradients and "
         f"{_MOMENTS[training.num_moments]}, "
-        f"{_bytes(activations)} of activations of {samples} samples{less}"
+        f"{_bytes(activations)} of activations for {samples} samples{less}"
     )
 
 
 def _time(config: ExperimentConfig, network: Network, shard_set: ShardSet, *, workers: int) -> str:
-    """A floor: what the arithmetic of all steps takes at this machine's rate of large matrix products."""
+    """Lower bound: the arithmetic of all steps at this machine's measured rate of large matrix products."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampling, training = config.data.sampling, config.training
     of_sample = training_flops(
@@ -145,11 +145,11 @@ def _time(config: ExperimentConfig, network: Network, shard_set: ShardSet, *, wo
     flops = of_sample * len(shard_set.split(config.data.split_to_train)) * training.epochs
     precision = resolved(training, device).precision
     rate = matrix_rate(device, precision="bfloat16" if precision == "bfloat16" else "float32")
-    # CPU workers share the cores that have been measured together.
+    # CPU workers share the cores, all of which were measured.
     rate *= workers if device.type == "cuda" else 1
     return (
-        f"at least {_duration(flops / rate)}: {flops / 1e12:,.3g} TFLOP at {rate / 1e12:,.2g} TFLOP/s, beside which it "
-        "reads and validates; the first epoch tells"
+        f"at least {_duration(flops / rate)}: {flops / 1e12:,.3g} TFLOP at {rate / 1e12:,.2g} TFLOP/s, plus reading "
+        "and validation; the first epoch will tell"
     )
 
 
@@ -168,6 +168,6 @@ def _notes(*, joined: bool) -> list[str]:
     if joined or torch.version.cuda is None or torch.cuda.is_available():
         return []
     return [
-        f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and sees no GPU, so CPUs train: look at "
-        "nvidia-smi and its driver where there should be one"
+        f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and finds no GPU, so training runs on "
+        "CPUs: if there should be a GPU, check nvidia-smi and the driver"
     ]

@@ -1,6 +1,6 @@
-"""Preflight checks of a training: splits, shards, lanes and weights, found wrong in seconds and not on every worker.
+"""Preflight checks of a training run: splits, shards, lanes and weights are validated before workers start.
 
-In a light module: what it refuses is refused before torch and Ray, which take seconds to import, are needed.
+This module imports neither torch nor Ray, which take seconds, so that a wrong command is refused at once.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _PICKLED = (b"PK\x03\x04", b"\x80")
 
 
 def require_ready(config: ExperimentConfig, *, splits: Sequence[str], folder: RunFolder) -> ShardSet:
-    """Refuse what a training, or a search over it, would stumble over, before anything slow has started.
+    """Refuse what would make a training run, or a search over it, fail, before anything slow starts.
 
-    Returns its shard set.
+    Returns the shard set.
 
     Raises:
-        ConfigError: lanes do not go with the batch or the workers, unless a search looks for either.
-        ShardError: the shards are missing, lack a split of `splits` (settings of `data`), or files of theirs.
-        WeightsError, StorageError: a file of weights cannot be read.
-        ClusterError: the cluster cannot be reached, or none can be started here.
+        ConfigError: data.lanes fits neither the batch nor the workers; not checked if the search varies them.
+        ShardError: the shards are missing, lack a split that `splits` (settings of `data`) name, or lack files.
+        WeightsError, StorageError: a weights file cannot be read.
+        ClusterError: the cluster cannot be reached, or none can be started on this machine.
     """
     shard_set = open_shards(config.data.shards)
     require_splits(config, shard_set, splits)
-    if not searched(config) & {"training.global_batch", "data.lanes"}:
+    if not searched_settings(config) & {"training.global_batch", "data.lanes"}:
         require_lanes(config, workers=fewest_workers(config))
     require_trainable(config, shard_set, folder=folder)
     require_cluster()
@@ -47,7 +47,7 @@ def require_ready(config: ExperimentConfig, *, splits: Sequence[str], folder: Ru
 
 
 def require_trainable(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunFolder) -> None:
-    """Refuse shards and weights that workers could not begin with; a finished run needs neither.
+    """Refuse shards and weights that workers could not start with; a finished run needs neither.
 
     Raises:
         ShardError, WeightsError, StorageError: as `require_ready`.
@@ -56,12 +56,12 @@ def require_trainable(config: ExperimentConfig, shard_set: ShardSet, *, folder: 
         return
     require_shard_files(shard_set)
     weights_are_read = config.init is None and not folder.has_learnt()
-    if weights_are_read and not any(name.endswith(".weights") for name in searched(config)):
+    if weights_are_read and not any(name.endswith(".weights") for name in searched_settings(config)):
         require_weights(config.model)
 
 
-def searched(config: ExperimentConfig) -> set[str]:
-    """Dotted names of the settings that a search looks for: its own settings alone need not make a network."""
+def searched_settings(config: ExperimentConfig) -> set[str]:
+    """Dotted names of the settings that a search varies; their values in `config` need not make a valid network."""
     search = getattr(config, "search", None)
     return set() if search is None else {name.strip() for names in search.space for name in names.split(",")}
 
@@ -80,8 +80,8 @@ def require_splits(config: ExperimentConfig, shard_set: ShardSet, names: Sequenc
     """Refuse settings of `data` that name splits which the shards do not have, before anything slow.
 
     Raises:
-        ShardError: names the split, those that there are, and the options to give; or nothing can be cut from the
-            training split.
+        ShardError: names the split, the existing ones, and the options to give; or nothing can be held out from
+            the training split.
     """
     for name in names:
         if (split := getattr(config.data, name)) is not None:
@@ -93,12 +93,12 @@ def require_splits(config: ExperimentConfig, shard_set: ShardSet, names: Sequenc
 
 
 def fewest_workers(config: ExperimentConfig) -> int:
-    """Workers that a training has in any case: what the settings say, or one where they leave it to the cluster."""
+    """The fewest workers a training can have: as set, or one where the settings leave it to the cluster."""
     return 1 if config.workers.num_workers is None else config.workers.most_workers(gpus=0)
 
 
 def require_lanes(config: ExperimentConfig, *, workers: int) -> None:
-    """Refuse more workers than lanes, and batches that lanes cannot share, before anything starts.
+    """Refuse more workers than lanes, and a batch size that is not a multiple of the lanes.
 
     Raises:
         ConfigError: names both numbers and the settings.
@@ -114,33 +114,33 @@ def require_lanes(config: ExperimentConfig, *, workers: int) -> None:
 
 
 def require_shard_files(shard_set: ShardSet) -> None:
-    """Refuse a shard set without all of its files, each as large as its manifest says; one listing, nothing is read.
+    """Refuse a shard set with missing files, or files of another size than in its manifest; one listing, no reads.
 
     Raises:
         ShardError: names the first file that is missing or of another size.
         StorageError: they cannot be listed.
     """
     uri = storage.join(shard_set.uri, "shards")
-    there = dict(storage.list_files(uri)) if storage.exists(uri) else {}
+    sizes = dict(storage.list_files(uri)) if storage.exists(uri) else {}
     wrong = [
         (name, wanted)
         for name, wanted in zip(shard_set.shard_names, shard_set.shard_bytes, strict=True)
-        if there.get(name) != wanted
+        if sizes.get(name) != wanted
     ]
     if wrong:
         name, wanted = wrong[0]
-        found = f"it has {there[name]:,}" if name in there else "it is not there"
-        others = f" ({len(wrong)} of {len(shard_set.shard_names)} shards are so)" if len(wrong) > 1 else ""
+        found = f"it has {sizes[name]:,}" if name in sizes else "it is missing"
+        others = f" (so are {len(wrong)} of {len(shard_set.shard_names)} shards)" if len(wrong) > 1 else ""
         raise ShardError(
             f"a shard of {wanted:,} bytes was wanted at {storage.join(uri, name)}, {found}{others}: ingest again"
         )
 
 
 def require_weights(model: ModelConfig) -> None:
-    """Refuse files of pretrained weights that are not there, or not what they claim; only their heads are read.
+    """Refuse missing or truncated files of pretrained weights; only their headers are read.
 
     Raises:
-        WeightsError: the file holds neither safetensors nor what torch.save writes, or is cut.
+        WeightsError: the file holds neither safetensors nor what torch.save writes, or is truncated.
         StorageError: it is missing or cannot be read.
     """
     for stream in ("spatial", "temporal"):
@@ -164,16 +164,16 @@ def _require_weights_file(uri: str, *, setting: str) -> None:
     try:
         whole = storage.patiently(read, uri=storage.absolute(uri))
     except FileNotFoundError as error:
-        raise WeightsError(f"{setting} names {uri}, which is not there: check the path") from error
+        raise WeightsError(f"{setting} names {uri}, which does not exist: check the path") from error
     except AccessError as error:
-        raise WeightsError(f"{setting} wants a file that can be read: {error}") from error
+        raise WeightsError(f"{setting} wants a readable file: {error}") from error
     except OSError as error:
         raise WeightsError(
             f"{setting} names {uri}, which cannot be read ({one_line(error)}): check the path"
         ) from error
     if not whole:
         raise WeightsError(
-            f"{setting} names {uri}, which is cut, or no file of weights: name a safetensors file that is whole"
+            f"{setting} names {uri}, which is truncated or no weights file: name a complete safetensors file"
         )
 
 

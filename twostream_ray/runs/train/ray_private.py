@@ -1,7 +1,7 @@
-"""Ray Train's and Ray Tune's private interfaces, all that this package uses; imported only when a training starts.
+"""Private interfaces of Ray Train and Ray Tune that this package uses; imported only when a training starts.
 
-Each is named in tests/runs/train/test_ray_private.py, so that a change of Ray is found there first. Those of Ray itself
-are in `runs.cluster.ray_private`.
+tests/runs/train/test_ray_private.py names each, so that a change in Ray is found there first. Those of Ray Core are in
+`runs.cluster.ray_private`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from twostream_ray.runs.cluster.private_cluster import private_folder
 
 
 def process_group_config(*, timeout_s: float) -> TorchConfig:
-    """Settings of the workers' process group; one that waits longer than `timeout_s` seconds for another gives up.
+    """Settings of the workers' torch process group; a worker waits at most `timeout_s` seconds for another.
 
-    On a private cluster workers meet in a file. Without that PyTorch's store listens on all addresses of the machine.
+    On a private cluster the rendezvous is a file: PyTorch's TCP store would listen on all addresses of the machine.
     """
     folder = private_folder()
     if folder is None:
@@ -36,7 +36,7 @@ def process_group_config(*, timeout_s: float) -> TorchConfig:
 
 @dataclass
 class _FileConfig(TorchConfig):
-    """Ray's own, except that the process group's store is a file."""
+    """Ray's TorchConfig with a file as the process group's store."""
 
     folder: str = ""
 
@@ -49,7 +49,7 @@ class _FileBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
         worker_group.execute(_set_torch_distributed_env_vars)
-        # A group that starts again must not find what the one before it has written.
+        # A restarted group must not find what the one before it wrote.
         path = Path(backend_config.folder) / f"process-group-{uuid.uuid4().hex}"
         begun = [
             worker_group.execute_single_async(
@@ -67,12 +67,12 @@ class _FileBackend(_TorchBackend):
 
 
 class Trainer(TorchTrainer):
-    """Ray's trainer, except for four habits.
+    """Ray's TorchTrainer with four changes.
 
-    Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1. No actor hands out parts of datasets
-    that nobody passed: its process would import Ray Data whenever workers start, beside them. Workers are not asked
-    to leave their process group before they are killed: one that is lost or hangs would be waited for. And what
-    starting again does not mend ends the run at once.
+    Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1. No actor splits datasets, as none are
+    passed: its process would import Ray Data whenever workers start. Workers are not asked to leave their process group
+    before they are killed: Ray would wait for one that is lost or hangs. And an error that a restart would not fix ends
+    the run at once.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -91,9 +91,9 @@ class Trainer(TorchTrainer):
 
 
 class FailurePolicy(DefaultFailurePolicy):
-    """Ray's own, except that a wrong setting or a damaged file is not taken for a lost node.
+    """Ray's default policy, except that a wrong setting or a damaged file is not treated as a lost node.
 
-    Without that a run starts again as often as workers.max_failures allows, and meets the same error each time.
+    Otherwise the run would restart as often as workers.max_failures allows, with the same error each time.
     """
 
     def _is_retryable_error(self, training_failed_error: Any) -> bool:
@@ -102,7 +102,7 @@ class FailurePolicy(DefaultFailurePolicy):
 
 
 class _BackendSetup(BackendSetupCallback):
-    """Makes the process group of the workers; it ends with their processes."""
+    """Creates the workers' process group, and leaves it to end with their processes."""
 
     def before_execution_group_shutdown(self, execution_group: Any) -> None:
         pass
@@ -110,12 +110,12 @@ class _BackendSetup(BackendSetupCallback):
 
 @contextmanager
 def only_ray_variables_in_trials() -> Iterator[None]:
-    """Tune passes only Ray's environment variables to its trials while the block runs.
+    """Have Tune pass only Ray's environment variables to its trials while the block runs.
 
-    Without that it sends the keys of object stores too, in the trials' runtime environment, which Ray writes to its
-    logs in clear.
+    By default it also sends the credentials of object stores, in the trials' runtime environment, which Ray logs in
+    plain text.
     """
-    from ray.tune.execution import class_cache  # here: a training has no use for Tune
+    from ray.tune.execution import class_cache  # imported late: a plain training does not use Tune
 
     names = class_cache.ENV_VARS_TO_PROPAGATE
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if name.startswith("RAY_")}

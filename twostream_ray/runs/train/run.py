@@ -1,4 +1,4 @@
-"""The run `train`: settings checked before anything starts, one MLflow run across restarts, a report at the end."""
+"""Fault-tolerant training run: settings checked first, one MLflow run across all restarts, a report at the end."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ _REPORT_SCHEMA = record(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What a training run left behind."""
+    """Result of a training run."""
 
     name: str
-    """The logical run."""
+    """Name of the run, the same across restarts."""
     checkpoint: str
     """URI of the checkpoint to use: the best on the validation split, or the last without one."""
     history: list[dict[str, float]]
     """Metrics of every epoch."""
     parameters: int
-    """Weights that the network has."""
+    """Number of the network's parameters."""
     seconds: float
-    """Wall time of training, restarts of this call included."""
+    """Wall time of training, including restarts within this call."""
     run: tracking.RunHandle
     """The MLflow run."""
     done_before: bool
-    """The run had been finished by an earlier call; nothing was trained."""
+    """Whether an earlier call had finished the run, so that nothing was trained."""
 
 
 def train(
@@ -84,22 +84,21 @@ def train(
     callbacks: Sequence[UserCallback] = (),
     parent: tracking.RunHandle | None = None,
 ) -> TrainReport:
-    """Train, or resume, the run `config.name`; setting `stop` makes it keep what it has reached and stop.
+    """Train or resume the run `config.name`; setting `stop` makes it save a checkpoint and stop.
 
-    A search hands in what its trials have beside: `callbacks` on Ray Train's controller, called after the run's journal
-    has an epoch, and the MLflow run that this one is nested in, in whose folder the data are written down that all of
-    its trials see.
+    For a search's trials: `callbacks` run on Ray Train's controller after an epoch is in the outbox; `parent` is the
+    search's MLflow run, in which this one is nested and whose folder holds the manifest that all trials use.
 
     Raises:
         KeyboardInterrupt: it was stopped, or Ctrl-C pressed.
-        ConfigError: settings do not go together, or an earlier run of this name had others, or other data.
+        ConfigError: settings contradict each other, or an earlier run of this name had other settings or data.
         StorageError: MLflow's SQLite file cannot be written, or the run's own folder.
         ShardError: the shards are missing or damaged, or lack a split.
         LeaseError: another process trains the run.
         TrainingError: the run failed more often than workers.max_failures allows.
     """
     if config.stages.enabled:
-        raise ConfigError("stages.enabled is three runs: train them by runs.score.publish.train_and_publish")
+        raise ConfigError("stages.enabled makes three runs: train them with runs.score.publish.train_and_publish")
     config = with_absolute_uris(config)
     require_lasting_storage(config)
     refuse_dry_run(config)
@@ -109,10 +108,10 @@ def train(
     folder.refuse_foreign()
     config = folder.keeping_device_settings(config)
     if parent is not None:
-        # The search holds its folder, and has looked at its data.
+        # The search holds the lease of its folder, and has checked its data.
         shard_set = _data_folder(folder, parent).kept_data(shards=config.data.shards)
         if shard_set is None:
-            raise ShardError(f"the data that search {parent.run_uri} began with are not there: choose another --name")
+            raise ShardError(f"search {parent.run_uri} has lost the manifest it started with: choose another --name")
         return _train(config, shard_set, progress, stop, callbacks, parent)
     shard_set = folder.data_of(config.data.shards)
     require_splits(config, shard_set, SPLITS)
@@ -133,7 +132,7 @@ def _train(
     callbacks: Sequence[UserCallback],
     parent: tracking.RunHandle | None,
 ) -> TrainReport:
-    """`train` with the run's folder to itself."""
+    """`train`, holding the lease of the run's folder."""
     folder = RunFolder.of(config)
     if (finished := _finished_before(config, folder)) is not None:
         return finished
@@ -141,14 +140,14 @@ def _train(
     require_lanes(config, workers=fewest_workers(config))
     if parent is None:
         require_trainable(config, shard_set, folder=folder)
-    package, network = blueprint(config, shard_set)
+    package, network = build_on_meta_device(config, shard_set)
     initial = keep_initial_weights(config, folder, package=package, network=network)
     package = replace(package, lineage=package.lineage | ({} if initial is None else initial.lineage))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     handle = _begin(config, shard_set, folder, parameters=parameters, lineage=package.lineage, parent=parent)
     started = time.monotonic()
     try:
-        # Of a training by itself the plan has read them; a trial that cannot start has an MLflow run, which says why.
+        # For a plain run the plan has checked them; a trial needs its MLflow run first, to record why it cannot start.
         if parent is not None and initial is None and not folder.has_learnt():
             require_fitting_weights(package)
         checkpoint, history = train_with_worker_group(
@@ -168,7 +167,7 @@ def _train(
         if isinstance(error, ShardError):
             raise folder.explained(error, shard_set) from error
         raise
-    # Whatever a kill kept from being recorded; what is there already stays as it is.
+    # Adds the epochs that a killed driver did not record; those already recorded are kept.
     tracking.log_history(handle, by_epoch(history))
     handle = tracking.finish_run(handle)
     report = TrainReport(
@@ -180,14 +179,14 @@ def _train(
         run=handle,
         done_before=False,
     )
-    # Without the tracking URI, which may hold a password.
+    # Without the tracking URI, which may contain a password.
     ids = {"experiment_id": handle.experiment_id, "run_id": handle.run_id}
     storage.write_json(folder.report, asdict(report) | {"run": ids})
     return report
 
 
 def _finish_failed(handle: tracking.RunHandle, error: BaseException) -> None:
-    """End the MLflow run with its reason; not for trials: a search says itself how they ended."""
+    """End the MLflow run with the reason; not for trials, whose end the search records."""
     killed = isinstance(error, KeyboardInterrupt | BrokenPipeError)
     tracking.finish_run(handle, "KILLED" if killed else "FAILED", failure="" if killed else failure_of(error))
 
@@ -201,7 +200,7 @@ def _begin(
     lineage: dict[str, str],
     parent: tracking.RunHandle | None,
 ) -> tracking.RunHandle:
-    """Write down the run's settings and data, and open or resume its MLflow run."""
+    """Store the run's settings and manifest, and start or resume its MLflow run."""
     settings = fixed_settings(config)
     anew = folder.is_another(settings, shard_set)
     storage.write_json(folder.settings, settings)
@@ -219,17 +218,17 @@ def _begin(
     )
     log_data(handle, shard_set, splits=used_splits(config.data, shard_set), context="training")
     log_recipe(handle, config, verb="train")
-    # Parameters stay what they were first; the epochs may have become more since.
+    # MLflow's parameters cannot change, but the number of epochs may have grown since.
     tracking.tag_run(handle, {"twostream.training.epochs": str(config.training.epochs)})
     return handle
 
 
 def prepare_initial_weights(config: ExperimentConfig, shard_set: ShardSet) -> None:
-    """Fetch and check the weights that `config.init` names, if any, as `train` would once a cluster has started.
+    """Fetch and check the weights that `config.init` names, if any, before a cluster is started.
 
     Raises:
-        ConfigError, ContractMismatchError: they do not fit, or the run was begun with other settings.
-        RegistryError, StorageError, CheckpointError: they cannot be had, or are damaged.
+        ConfigError, ContractMismatchError: they do not fit, or the run was started with other settings.
+        RegistryError, StorageError, CheckpointError: they cannot be read, or are damaged.
         LeaseError: another process trains the run.
     """
     config = with_absolute_uris(config)
@@ -237,27 +236,27 @@ def prepare_initial_weights(config: ExperimentConfig, shard_set: ShardSet) -> No
     folder.refuse_foreign()
     config = folder.keeping_device_settings(config)
     folder.begun_with(fixed_settings(config))
-    package, network = blueprint(config, shard_set)
+    package, network = build_on_meta_device(config, shard_set)
     with lease.held(folder.uri, work=folder.what, way_out="wait for it or end it, or choose another --name"):
         keep_initial_weights(config, folder, package=package, network=network)
 
 
 def failure_of(error: BaseException) -> str:
-    """Why a run failed, in a line, for its MLflow run."""
+    """Why a run failed, as one line for its MLflow run."""
     own = own_error(error)
     return str(own) if own is not None else f"{type(error).__name__}: {one_line(error, longest=1000)}"
 
 
 def _data_folder(folder: RunFolder, parent: tracking.RunHandle | None) -> RunFolder:
-    """The folder that holds the data which a run began with: its own, or a trial's search's."""
+    """The folder with the manifest that a run started with: its own, or for a trial the search's."""
     return folder if parent is None else replace(folder, uri=parent.run_uri)
 
 
-def blueprint(config: ExperimentConfig, shard_set: ShardSet) -> tuple[ModelPackage, Network]:
-    """What a run will train, without memory behind its weights.
+def build_on_meta_device(config: ExperimentConfig, shard_set: ShardSet) -> tuple[ModelPackage, Network]:
+    """The model to train, its network on the meta device, so without memory for weights.
 
     Raises:
-        ConfigError: the settings fit neither each other, nor the shards, nor the size of the crops.
+        ConfigError: the settings contradict each other, the shards or the crop size.
     """
     package = package_for(config, shard_set)
     with torch.device("meta"):
@@ -267,10 +266,10 @@ def blueprint(config: ExperimentConfig, shard_set: ShardSet) -> tuple[ModelPacka
 
 
 def require_fitting_weights(package: ModelPackage) -> None:
-    """Refuse files of weights that do not fit the network, by copying them to where nothing is kept.
+    """Refuse weights files that do not fit the network, by loading them on the meta device.
 
     Raises:
-        WeightsError, StorageError: they cannot be read, or lack a layer, or have one of another shape.
+        WeightsError, StorageError: they cannot be read, lack a layer, or have one of another shape.
     """
     model = package.model
     spatial, temporal = (
@@ -285,10 +284,10 @@ def require_fitting_weights(package: ModelPackage) -> None:
 
 
 def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:
-    """What the trained model will carry besides its weights.
+    """What the trained model has on disk besides its weights.
 
     Raises:
-        ConfigError: the settings want other heads than the data sets of the shards have classes.
+        ConfigError: model.head_classes differs from the number of classes of the shards' data sets.
     """
     model = config.model
     if shard_set.head_classes and model.head_classes not in ((), shard_set.head_classes):
@@ -313,7 +312,7 @@ def package_for(config: ExperimentConfig, shard_set: ShardSet) -> ModelPackage:
 
 
 def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
-    """Run a sample through the network's shapes, so that what cannot fit fails here and not on every worker."""
+    """Run a sample through the network on the meta device, so that a wrong crop size fails before workers start."""
     sampling, size = config.data.sampling, config.data.transforms.crop_px
     try:
         network.eval()(
@@ -324,21 +323,21 @@ def _refuse_small_crops(network: Network, config: ExperimentConfig) -> None:
         if config.model.architecture == "clip3d" and isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"data.transforms.crop_px={size} does not go through {' and '.join(config.model.backbones)} "
+            f"data.transforms.crop_px={size} does not fit {' and '.join(config.model.backbones)} "
             f"({' '.join(str(error).split())[:300]}): the papers' towers take 224 px, timm's mostly do, vgg_small "
             "takes any size"
         ) from None
 
 
 def _finished_before(config: ExperimentConfig, folder: RunFolder) -> TrainReport | None:
-    """The report of a finished run of this name; refuses a run that was started with other settings.
+    """The report of this run if it is finished; refuses a run that was started with other settings.
 
     Raises:
         ConfigError: they differ, or a file of the run is damaged.
     """
     if not folder.begun_with(fixed_settings(config)) or (report := read_report(folder)) is None:
         return None
-    if _continues(report, config):
+    if _needs_more_epochs(report, config):
         return None
     run = tracking.RunHandle(tracking_uri=config.tracking.resolved_uri(), run_uri=folder.uri, **report.pop("run"))
     # The folder may have been moved since.
@@ -346,14 +345,14 @@ def _finished_before(config: ExperimentConfig, folder: RunFolder) -> TrainReport
     return TrainReport(**report | {"name": config.name, "run": tracking.deliver(run), "done_before": True})
 
 
-def _continues(report: Mapping[str, Any], config: ExperimentConfig) -> bool:
-    """Whether a finished run has been asked for more epochs than it has; not where they would end at once."""
+def _needs_more_epochs(report: Mapping[str, Any], config: ExperimentConfig) -> bool:
+    """Whether a finished run is to train more epochs, and early stopping would not end them at once."""
     history = report["history"]
     return len(history) < config.training.epochs and not lost_patience(history, config=config.training)
 
 
 def _reopen(config: ExperimentConfig, folder: RunFolder) -> None:
-    """Let a finished run that gets more epochs be an unfinished one again, and say what its learning rate does."""
+    """Mark a finished run that gets more epochs as unfinished, and log how its learning rate continues."""
     if (report := read_report(folder)) is None:
         return
     done = len(report["history"])
@@ -366,7 +365,7 @@ def _reopen(config: ExperimentConfig, folder: RunFolder) -> None:
 
 
 def read_report(folder: RunFolder) -> dict[str, Any] | None:
-    """The report of the run in `folder`, in JSON's types; None before its end.
+    """The report of the run in `folder`, as JSON types; None before its end.
 
     Raises:
         ConfigError: it is damaged.

@@ -1,7 +1,7 @@
 """System metrics of a training's machines (CPU, memory, GPU, object store), under the names that MLflow's page shows.
 
 MLflow's own monitor (`mlflow.enable_system_metrics_logging`) watches only its process's machine, counts its own steps,
-and ends for good when the server is away once.
+and stops for good the first time that the server is unreachable.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ _MEGABYTE = 1e6
 
 
 class SystemMetrics:
-    """Looks at this worker's machine and GPU every 2 s, in a thread that ends with the process."""
+    """Samples use of this worker's machine and GPU every 2 s, in a daemon thread."""
 
     def __init__(self) -> None:
         self._gpus = _own_gpus()
         self._lock = threading.Lock()
-        self._seen: dict[str, list[float]] = defaultdict(list)
-        self._look()  # CPU time counts from here
-        self._seen.clear()
-        threading.Thread(target=self._watch, name="system metrics", daemon=True).start()
+        self._samples: dict[str, list[float]] = defaultdict(list)
+        self._sample()  # CPU time counts from here
+        self._samples.clear()
+        threading.Thread(target=self._sample_regularly, name="system metrics", daemon=True).start()
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading, in % and MB (10^6 bytes); GPU metrics only where this worker has a GPU."""
-        self._look()
+        """Means since the last call, in % and MB (10^6 bytes); GPU metrics only where this worker has a GPU."""
+        self._sample()
         with self._lock:
-            means = {f"{_PREFIX}{name}": fmean(values) for name, values in self._seen.items()}
-            self._seen.clear()
+            means = {f"{_PREFIX}{name}": fmean(values) for name, values in self._samples.items()}
+            self._samples.clear()
         return means
 
-    def _watch(self) -> None:
+    def _sample_regularly(self) -> None:
         pause = threading.Event()
         while not pause.wait(_EVERY_S):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         memory = psutil.virtual_memory()
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -56,17 +56,17 @@ class SystemMetrics:
             values |= self._gpus()
         with self._lock:
             for name, value in values.items():
-                self._seen[name].append(float(value))
+                self._samples[name].append(float(value))
 
 
 def mean_of_workers(reports: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Mean over workers of each system metric, of those that report it."""
-    seen = defaultdict(list)
+    samples = defaultdict(list)
     for report in reports:
         for name, value in report.items():
             if name.startswith(_PREFIX):
-                seen[name].append(value)
-    return {name: fmean(values) for name, values in seen.items()}
+                samples[name].append(value)
+    return {name: fmean(values) for name, values in samples.items()}
 
 
 def object_store() -> dict[str, float]:
@@ -95,7 +95,7 @@ def _own_gpus() -> Any:
     except Exception:  # noqa: BLE001  (no metrics are no reason to stop a training)
         return None
 
-    def look() -> dict[str, float]:
+    def sample() -> dict[str, float]:
         try:
             rates = [pynvml.nvmlDeviceGetUtilizationRates(handle) for handle in handles]
             memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
@@ -107,4 +107,4 @@ def _own_gpus() -> Any:
             "gpu_memory_usage_megabytes": fmean(each.used / _MEGABYTE for each in memory),
         }
 
-    return look
+    return sample

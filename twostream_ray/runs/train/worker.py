@@ -1,4 +1,4 @@
-"""Ray Train's training function: a worker's share of each pass, and the checkpoints from which a run resumes."""
+"""Ray Train's train_loop_per_worker: a worker's share of each pass, and the checkpoints from which a run resumes."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ from twostream_ray.training.running_metrics import PassResult
 from twostream_ray.training.step import TrainingStep
 
 _DRAIN_CHECKPOINT_SECONDS = 5.0
-"""Time between checkpoints while a node of the run is about to be taken away."""
+"""Least time between checkpoints while a node of the run is draining."""
 
 
 def train_worker(arguments: dict[str, Any]) -> Network:
     """Train from the last checkpoint, or from the start, to the end; returns this worker's copy of the network.
 
-    `arguments`: config, package, needs_rgb, needs_flow, data_folder (the run folder with manifest and index that the
-    run began with), initial (the weights that it starts from, if not the towers' own), flops_per_sample, and the
-    mailbox that progress is posted to. A run that is requested to stop, or that meets a loss that is not finite, ends
-    early and posts why.
+    `arguments`: config, package, needs_rgb, needs_flow, data_folder (the run folder with the manifest and index that
+    the run started with), initial (the weights to start from, if not the towers' own), flops_per_sample, and the
+    mailbox that progress is posted to. A run that is requested to stop, or has a loss that is not finite, ends early
+    and posts why.
     """
     # The environment that `ray_session` sets in the driver does not reach its workers; Ray Data would start an actor.
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
@@ -108,17 +108,17 @@ def train_worker(arguments: dict[str, Any]) -> Network:
     except _StopRequested:
         worker.post(TrainingStopped(), wait=True)
     except NonFiniteLossError as error:
-        # Ray Train would start again from the last checkpoint, and meet the same loss.
+        # Ray Train would restart from the last checkpoint, and get the same loss.
         worker.post(TrainingFailed(message=_advice(error, shard_set, compiled=worker.compiled)), wait=True)
     return worker.network
 
 
 class _StopRequested(Exception):  # noqa: N818
-    """The driver requests the run to end; the pass is in a checkpoint."""
+    """The driver has requested the run to stop; the pass is saved in a checkpoint."""
 
 
 class _Worker:
-    """The network, its optimiser, and how far they have come."""
+    """A worker's network, optimiser and training progress."""
 
     def __init__(
         self,
@@ -194,11 +194,9 @@ class _Worker:
             self._earlier = PassResult(**result | {"step_losses": tuple(result["step_losses"])})
         now = self._config.training.precision
         if any("val_top1" in epoch and "val_clips" not in epoch for epoch in self._history):
-            self._notes.append(
-                "val_top1 of the epochs before counted each view of a clip, from here on it counts clips"
-            )
+            self._notes.append("val_top1 of earlier epochs counted each view of a clip, from now on it counts clips")
         if (before := state.get("precision", now)) != now:
-            self._notes.append(f"the run was trained in {before} and resumes in {now}: its device is another")
+            self._notes.append(f"the run was trained in {before} and resumes in {now}: its device has changed")
 
     def _post_device_settings(self, device: torch.device) -> None:
         training = self._config.training
@@ -218,7 +216,7 @@ class _Worker:
         return bool(self._config.training.compile)
 
     def data_config(self, *, want_flow: bool) -> DataConfig:
-        """The settings of data, with where this worker's samples are decoded."""
+        """The data settings, with `decode_at` resolved for this worker."""
         device = get_device()
         choice = choose_decode_at(self._config.data, device, want_flow=want_flow)
         if device.type != "cpu" or choice.fell_back:
@@ -227,7 +225,7 @@ class _Worker:
         return self._data
 
     def passes(self) -> Iterator[Pass]:
-        """The passes that are left."""
+        """The remaining passes."""
         data, training = self._config.data, self._config.training
         if lost_patience(self._history, config=training):
             return
@@ -238,7 +236,7 @@ class _Worker:
                 yield Pass(split=data.split_to_validate, epoch=epoch)
 
     def train(self, a_pass: Pass, batches: Iterator[Batch], *, steps: int) -> dict[str, float]:
-        """Train an epoch, or what is left of it; returns the metrics of the whole epoch."""
+        """Train an epoch, or the rest of it; returns the metrics of the whole epoch."""
         config, epoch = self._config, a_pass.epoch
 
         def report(step: int, loss: float) -> None:
@@ -247,7 +245,7 @@ class _Worker:
 
         def save(step: int, result: PassResult) -> None:
             state = {"history": self._history, "step": step, "result": asdict(self._with_earlier(result))}
-            # Not the metrics of an epoch: no checkpoint within one can be the best.
+            # Not an epoch's metrics: a checkpoint within an epoch can never be the best.
             metrics = {"epoch": epoch - 1 + step / steps, "step": step}
             self._save(state, metrics=metrics, name=f"epoch-{epoch:04d}-step-{step:06d}")
             if self._all_stop():
@@ -292,12 +290,12 @@ class _Worker:
     def validate(self, batches: Iterator[Batch]) -> dict[str, float]:
         """Metrics of the validation split."""
         with self._averaged():
-            # In 32 bits, as `evaluate` and whoever loads the model compute: what is kept is chosen by that number.
+            # In float32, as `evaluate` and every user of the model computes: this metric selects the best checkpoint.
             result, _ = score_pass(self.network, batches, device=self._step.device)
         split = str(self._config.data.split_to_validate)
         wanted = len(self._shard_set.split(split))
         if result.clips != wanted:
-            raise TrainingError(f"all {wanted} clips of {split} were to be scored, {result.clips} were")
+            raise TrainingError(f"all {wanted} clips of {split} should be validated, got scores of {result.clips}")
         quarantined = self._shard_set.quarantined.get(split, 0)
         return _metrics("val", result) | {"val_clips": wanted, "val_clips_expected": wanted + quarantined}
 
@@ -307,7 +305,7 @@ class _Worker:
         state = {"history": self._history, "step": 0}
         self._save(state, metrics=metrics | self._system_metrics.read(), name=f"epoch-{int(metrics['epoch']):04d}")
         epoch, epochs = int(metrics["epoch"]), self._config.training.epochs
-        # The first epoch waits for reading to get going.
+        # In the first epoch reading starts up.
         remedy = data_wait_remedy(metrics["data_wait"], self._data, cpus=self._cpu_use) if epoch else None
         self.post(EpochEnded(epoch=epoch, num_epochs=epochs, metrics=metrics, remedy=remedy))
         if self._all_stop() and len(self._history) < self._config.training.epochs:
@@ -315,7 +313,7 @@ class _Worker:
         return lost_patience(self._history, config=self._config.training)
 
     def post(self, event: Event, *, wait: bool = False) -> None:
-        """Post an event from rank 0; `wait` until it is in the mailbox. The reply is read with a later event."""
+        """Post an event from rank 0; `wait` blocks until it is in the mailbox. The reply is read with a later event."""
         if not self._is_rank_zero:
             return
         reply = self._mailbox.post.remote(event)
@@ -324,7 +322,7 @@ class _Worker:
         elif self._reply is None:
             self._reply = reply
         elif ray.wait([self._reply], timeout=0)[0]:
-            # A mailbox that is gone has gone with its driver: no reason to stop, the next driver resumes.
+            # The mailbox dies only with its driver: no reason to stop, the next driver resumes.
             with suppress(ray.exceptions.RayActorError):
                 self._request = ray.get(self._reply)
             self._reply = reply
@@ -356,7 +354,7 @@ class _Worker:
 
 
 def _first_network(package: ModelPackage, initial: InitialWeights | None) -> Network:
-    """The network before its first step: from another's weights, or from those that its towers name."""
+    """The network before its first step, with the weights of `initial` or those that its towers name."""
     if initial is None:
         return package.build(pretrained=True)
     network = package.build(pretrained=False)
@@ -367,7 +365,7 @@ def _first_network(package: ModelPackage, initial: InitialWeights | None) -> Net
 
 @contextmanager
 def _on_disk(checkpoint: ray.train.Checkpoint, *, storage_uri: str) -> Iterator[Path]:
-    """A checkpoint's files on this machine; of s3:// a copy, which Ray's own way would leave if this were killed."""
+    """A checkpoint's files on local disk; for s3:// a copy, which Ray's `as_directory` would leave after a kill."""
     if not storage.is_s3(storage_uri):
         yield Path(checkpoint.path)
         return
@@ -386,7 +384,7 @@ def _advice(error: NonFiniteLossError, shard_set: ShardSet, *, compiled: bool) -
 
 
 def _metrics(prefix: str, result: PassResult) -> dict[str, float]:
-    """Of `train`, top-1 is that of samples as they are drawn; of `val`, that of clips, by the mean of their views."""
+    """Top-1 of `train` counts augmented samples; top-1 of `val` counts clips, by the mean of their views."""
     losses = {f"{prefix}_loss_{tower}": loss for tower, loss in result.losses.items()}
     return {
         f"{prefix}_loss": sum(result.losses.values()),

@@ -1,4 +1,4 @@
-"""Group of data-parallel workers on Ray Train: its resources, its restarts, and the progress that it posts."""
+"""Ray Train worker group (data-parallel): its resources, its restarts, and the progress that it posts."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from twostream_ray.runs.train.system_metrics import mean_of_workers, object_stor
 from twostream_ray.runs.train.worker import train_worker
 
 _RESIZE_INTERVAL_S = 60.0
-"""How often a run with [MIN, MAX] workers looks whether the cluster has room for more."""
+"""How often an elastic run ([MIN, MAX] workers) checks whether the cluster has room for more."""
 _SHRINK_AFTER_S = "30"
-"""How long it waits for lost workers to come back before it resumes with fewer; Ray's own 60 s are for start-up."""
+"""How long it waits for lost workers before it resumes with fewer; Ray's default of 60 s is meant for start-up."""
 
 
 def train_with_worker_group(
@@ -63,13 +63,13 @@ def train_with_worker_group(
 ) -> tuple[str, list[dict[str, float]]]:
     """Train with a group of workers; returns the checkpoint to use and the metrics of every epoch.
 
-    `data_folder` has the manifest and index that the run began with, `initial` the weights, `network` none.
+    `data_folder` has the manifest and index that the run started with, `initial` the weights; `network` has none.
 
     Raises:
         ConfigError: there are more workers than lanes.
         TrainingError: the group failed more often than workers.max_failures allows, or a loss was not finite.
-        KeyboardInterrupt: `stop` was set, and what the run reached is in a checkpoint.
-        BrokenPipeError: whoever read the progress has gone, and what the run reached is in a checkpoint.
+        KeyboardInterrupt: `stop` was set; the run's progress is saved in a checkpoint.
+        BrokenPipeError: the reader of the progress closed it; the run's progress is saved in a checkpoint.
     """
     mend_snapshot(storage.join(storage.absolute(config.storage), config.name), watched=watched_metric(config))
     if isinstance(config.workers.num_workers, tuple):
@@ -112,13 +112,13 @@ def train_with_worker_group(
 
 
 def _mailbox() -> Any:
-    """A mailbox beside the driver: on another node it could be lost."""
+    """A mailbox on the driver's node: on another one it could be lost."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def flops_per_sample(network: Network, config: ExperimentConfig) -> float:
-    """What forward and backward of a training sample take, in floating-point operations."""
+    """Floating-point operations of forward and backward of one training sample."""
     sampling = config.data.sampling
     return training_flops(
         network,
@@ -129,13 +129,13 @@ def flops_per_sample(network: Network, config: ExperimentConfig) -> float:
 
 
 def _scaling(config: ExperimentConfig, *, stop: threading.Event | None) -> ray.train.ScalingConfig:
-    """How many workers, and what each reserves, once the cluster has room for them."""
+    """The number of workers and the resources of each, once the cluster has room for them."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     workers = config.workers.most_workers(gpus=gpus)
     require_lanes(config, workers=workers)
     cpus = config.workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / workers)
     require_room(
-        [*worker_shares(config, cpus=cpus, gpus=gpus), {"CPU": READING_CPUS}],
+        [*worker_bundles(config, cpus=cpus, gpus=gpus), {"CPU": READING_CPUS}],
         what=f"the workers of run {config.name!r}, and reading for them,",
         way_out="lower workers.num_workers or workers.cpus_per_worker, or choose a larger cluster",
         stop=stop,
@@ -150,7 +150,7 @@ def _scaling(config: ExperimentConfig, *, stop: threading.Event | None) -> ray.t
 
 
 def _run_config(config: ExperimentConfig, *, callbacks: Sequence[UserCallback]) -> ray.train.RunConfig:
-    """Where checkpoints are stored, how many, and how often the group starts again."""
+    """Where checkpoints are stored, how many are kept, and how often the group may restart."""
     system, path = storage.filesystem(storage.absolute(config.storage), patient=True)
     return ray.train.RunConfig(
         name=config.name,
@@ -167,29 +167,29 @@ def _run_config(config: ExperimentConfig, *, callbacks: Sequence[UserCallback]) 
 
 
 def _fit(trainer: Trainer, config: ExperimentConfig) -> ray.train.Result:
-    """Run Ray Train to its end; an error of ours that a worker has met is raised as itself."""
+    """Run Ray Train to its end; a TwoStreamError of a worker is raised as itself."""
     try:
         return trainer.fit()
     except Exception as error:
         failures = getattr(error, "worker_failures", {}).values()
-        # What starting again does not mend comes first: the others may only have waited for that worker.
+        # Errors that a restart would not fix come first: the other workers may only have waited for that one.
         found = sorted(filter(None, map(own_error, failures)), key=lambda one: not is_final(one))
         own = next(iter(found), own_error(error))
         raise own or TrainingError(_failure(config, error)) from error
 
 
 @dataclass(slots=True)
-class _End:
-    """How workers say that they ended before the last epoch."""
+class _EarlyEnd:
+    """Why workers ended before the last epoch, and what MLflow is still to be sent."""
 
     failure: str | None = None
     stopped: bool = False
     closed_output: BrokenPipeError | None = None
-    """Whoever read the progress (head, less) has gone: the run stops, with what it has reached in a checkpoint."""
+    """The reader of the progress (head, less) has closed it: the run saves a checkpoint and stops."""
     recorded: threading.Event = field(default_factory=threading.Event)
-    """An epoch waits to be delivered to MLflow."""
+    """Set while an epoch waits to be delivered to MLflow."""
     tags: dict[str, str] = field(default_factory=dict)
-    """What the MLflow run is still to be tagged with."""
+    """Tags that the MLflow run is still to get."""
 
     def raise_early(self, run: str) -> None:
         """Raise what ended the workers before the last epoch, if anything did."""
@@ -204,9 +204,9 @@ class _End:
 @contextmanager
 def _events(
     mailbox: Any, handle: tracking.RunHandle, *, progress: Progress | None, stop: threading.Event | None
-) -> Iterator[_End]:
-    """Read the mailbox while the block runs: progress is passed on, recorded epochs are delivered."""
-    end = _End()
+) -> Iterator[_EarlyEnd]:
+    """Read the mailbox while the block runs: show progress, and deliver recorded epochs to MLflow."""
+    end = _EarlyEnd()
 
     def show(event: ProgressEvent) -> None:
         if progress is None or end.closed_output is not None:
@@ -246,7 +246,7 @@ def _events(
 
 
 def device_tags(event: DeviceSettingsChosen) -> dict[str, str]:
-    """How a run computes, as tags of its MLflow run: parameters stay what they were at first, devices may change."""
+    """How a run computes, as MLflow tags: unlike parameters they can change, as the devices of a resumed run may."""
     return {
         "twostream.device": event.device,
         "twostream.training.precision": event.precision,
@@ -265,19 +265,19 @@ def _checkpoint_and_history(result: ray.train.Result, config: ExperimentConfig) 
 
 
 def watched_metric(config: ExperimentConfig) -> str:
-    """The metric whose highest value marks the checkpoint to use."""
+    """The metric whose highest value selects the checkpoint to use."""
     return "val_top1" if config.data.split_to_validate is not None else "epoch"
 
 
-def worker_shares(config: ExperimentConfig, *, cpus: float, gpus: int) -> list[dict[str, float]]:
-    """What each of the fewest workers that a training starts with reserves, on a cluster with so many GPUs."""
+def worker_bundles(config: ExperimentConfig, *, cpus: float, gpus: int) -> list[dict[str, float]]:
+    """Resource bundles of the fewest workers that a training starts with, one per worker."""
     many = config.workers.num_workers
     least = min(many) if isinstance(many, tuple) else config.workers.most_workers(gpus=gpus)
     return [{"CPU": cpus, **({"GPU": 1.0} if gpus else {})}] * least
 
 
 def by_epoch(history: Sequence[dict[str, float]]) -> dict[int, dict[str, float]]:
-    """The metrics of epochs under their numbers."""
+    """Metrics by epoch number."""
     return {
         int(metrics["epoch"]): {name: value for name, value in metrics.items() if name != "epoch"}
         for metrics in history
@@ -288,15 +288,16 @@ def _failure(config: ExperimentConfig, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = shortened((lines or [repr(error)])[-1], longest=300)
     return (
-        f"run {config.name!r} failed after {config.workers.max_failures} restarts ({reason}); mend the cause and run "
+        f"run {config.name!r} failed after {config.workers.max_failures} restarts ({reason}); fix the cause and run "
         "the same command again to resume from the last checkpoint"
     )
 
 
 class EpochRecorder(UserCallback):
-    """Writes every epoch to the outbox once, from Ray Train's controller; posts which workers were lost.
+    """Ray Train callback that writes every epoch to the outbox once, and posts which workers were lost.
 
-    The driver delivers it to MLflow, which takes seconds to import and may be slow: new workers would wait for it.
+    It runs on Ray Train's controller. The driver delivers to MLflow, which takes seconds to import and may be slow: new
+    workers would wait for it.
     """
 
     def __init__(self, uri: str, mailbox: Any, *, timeout_s: float) -> None:
@@ -316,9 +317,9 @@ class EpochRecorder(UserCallback):
 
 
 def loss_reason(errors: dict[int, Exception], *, timeout_s: float) -> str:
-    """Why a group of workers was lost, in a few words, from the errors by rank.
+    """Why a group of workers was lost, in a few words, from their errors by rank.
 
-    When one worker dies, those that were waiting for it fail too; when one hangs, only they fail.
+    When a worker dies, those waiting for it fail too; when one hangs, only those fail.
     """
     died = sorted(rank for rank, error in errors.items() if "Died" in type(error).__name__ or "died" in str(error))
     if died:
