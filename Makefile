@@ -79,7 +79,7 @@ check: .venv/.installed  ## formatting, lint, types, arrows, cluster files
 	$(BIN)/python cluster/check.py
 
 test-types: .venv/.installed  ## types of jobs and tests; apart, as check is to take less than a minute
-	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores $(LOOSER) jobs tests
+	MYPYPATH=tests:cluster $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores $(LOOSER) jobs tests
 	$(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores cluster/box
 
 reference: .venv/.installed  ## docs/reference.md: every verb and setting

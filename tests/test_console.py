@@ -240,7 +240,7 @@ def test_times_are_named_and_slow_rates_are_seconds_a_step(screen: io.StringIO) 
 def test_lines_of_a_log_have_both_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0.0)
     now = iter([0.0, 0.0, 4.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(now, 4.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now, 4.0))
     bar = Bar("a", unit="steps")
     bar.show(1, 3)
     bar.show(2, 3)

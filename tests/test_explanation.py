@@ -1,6 +1,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,8 +113,9 @@ def test_an_activation_is_the_maps_weighed_by_their_mean_gradients() -> None:
     sample = sample_of(late(streams="spatial"), num_snippets=1)
     assert sample.rgb is not None
     with torch.no_grad():
-        maps = network.spatial(sample.rgb.flatten(0, 1), upto="relu4")
-        weight = network.spatial.fc8.weight
+        tower: Any = network.spatial
+        maps = tower(sample.rgb.flatten(0, 1), upto="relu4")
+        weight = network.get_parameter("spatial.fc8.weight")
         expected = ((weight[1] - weight.mean(0))[:, None, None] * maps[0]).sum(0).clamp(min=0)
     found = class_activations(network, sample, layers={"spatial": "spatial.relu4"}, class_index=1)["spatial"][0]
     size = expected.shape[-1]

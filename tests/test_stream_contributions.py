@@ -109,7 +109,7 @@ def test_contributions_counted_from_other_clips_add_up_exactly(config: ModelConf
 def test_a_stream_that_a_network_ignores_adds_nothing_from_other_clips() -> None:
     network = network_of(late())
     with torch.no_grad():
-        network.temporal.fc8.weight.zero_()
+        network.get_parameter("temporal.fc8.weight").zero_()
     sample, other = sample_for(network), sample_for(network, seed=2)
     found = shapley_contributions(network, sample, [other], class_index=1)
     assert found.by_stream["temporal"] == pytest.approx(0, abs=1e-6) and found.by_stream["spatial"] != 0

@@ -10,7 +10,8 @@ from twostream_ray.data.shards import shard_task
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import ShardPlan, plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import CatalogConfig
-from twostream_ray.runs.ingest import IngestConfig, catalog_of
+from twostream_ray.runs.ingest import catalog_of
+from twostream_ray.runs.settings import IngestConfig
 
 
 def write_shard(plan: ShardPlan, *, out: str, contract: FlowContract, max_frames: int) -> dict[str, Any]:

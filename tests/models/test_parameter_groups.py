@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_weights_of_a_network_of_timm_decay_where_timm_decays_them(name: str) ->
     names = {id(parameter): name for name, parameter in theirs.named_parameters()}
     wanted = {names[id(one)] for group in groups if group["weight_decay"] for one in group["params"]}
     network = built(late(TowerConfig(backbone=f"timm:{name}", dropout=0.0), streams="spatial"))
-    tower = network.get_submodule("spatial")
+    tower: Any = network.get_submodule("spatial")
     own = {id(parameter): name for name, parameter in tower.named_parameters()}
     for layer_decay in (None, 0.5):
         groups = network.parameter_groups(lr=1.0, weight_decay=0.1, bias_lr_factor=1.0, layer_decay=layer_decay)

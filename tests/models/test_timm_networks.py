@@ -1,5 +1,5 @@
 import copy
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ PX = 96
 pytestmark = pytest.mark.usefixtures("seeded")
 
 
-def with_own_weights(name: str, *, num_classes: int) -> tuple[Tower, torch.nn.Module]:
+def with_own_weights(name: str, *, num_classes: int) -> tuple[Tower, Any]:
     """A tower with the weights of timm's own module of the same name."""
     theirs = timm.create_model(name, num_classes=num_classes).eval()
     tower = build_tower(TowerConfig(backbone=f"timm:{name}", dropout=0.0), in_channels=3, num_classes=num_classes)

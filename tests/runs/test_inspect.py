@@ -39,9 +39,12 @@ def test_each_row_says_class_split_frames_and_frame_rate(
     shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        visualize, "contact_sheet", lambda *_, **how: drawn.append(how) or imsave(_[2], np.zeros((2, 2)))
-    )
+
+    def record(clips: Any, views: Any, path: Path, **how: Any) -> None:
+        drawn.append(how)
+        imsave(path, np.zeros((2, 2)))
+
+    monkeypatch.setattr(visualize, "contact_sheet", record)
     inspect(InspectConfig(shards=shard_set.uri, out=str(tmp_path / "a.png"), num_clips=3))
     clip = shard_set.index["clip_id"][5].as_py()
     inspect(InspectConfig(shards=shard_set.uri, out=str(tmp_path / "a.png"), clip=clip))

@@ -17,7 +17,7 @@ from twostream_ray.runs.splits import (
     warn_of_clips_trained_on,
     warn_of_shared_clips,
 )
-from twostream_ray.runs.train.run import SPLITS, require_splits
+from twostream_ray.runs.train.preflight import SPLITS, require_splits
 
 OFFICIAL = [
     ("train1", "train2", "test3"),

@@ -1,7 +1,8 @@
+import time
+
 import pytest
 
 from twostream_ray.data.encoded_clip import EncodedClip
-from twostream_ray.serving import clip_cache
 from twostream_ray.serving.clip_cache import ClipCache
 
 
@@ -26,7 +27,7 @@ def test_what_was_not_used_for_longest_goes_first_and_no_more_than_the_limit_is_
 
 def test_what_was_not_used_for_so_long_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(clip_cache.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     cache = ClipCache(limit_bytes=100, seconds=10)
     cache.put("a", clip(40))
     now[0] = 9

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def picture(uri: str) -> np.ndarray:
     kind, content = uri.split(",")
     assert kind == "data:image/jpeg;base64"
-    return cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR)
+    pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    return pixels
 
 
 def test_reasons_come_with_the_answer_as_shares_seconds_and_pictures_of_both_streams(

@@ -1,7 +1,7 @@
 import http.client
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,5 +110,5 @@ def test_a_job_that_nobody_waits_for_takes_no_turn_at_the_network(service: Runni
     job = jobs.Job(upload=upload, model=model, cancelled=cancelled, clips=service.service.clips)
     with model.network_lock:
         threading.Timer(0.2, cancelled.set).start()
-        with pytest.raises(jobs.CancelledError), job.network():
+        with pytest.raises(CancelledError), job.network():
             pass

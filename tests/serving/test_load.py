@@ -95,7 +95,12 @@ def test_300_requests_of_which_40_are_hostile_while_the_champion_moves_twice(tmp
     ]
     many = [*good, *((name, each.request) for name, each in drawn(kinds))]
     random.Random(1).shuffle(many)
-    options = ("--tracking.uri", registry.config.resolved_uri(), "--limits.receive_seconds", str(2 * SLOW_S))
+    options: tuple[str, ...] = (
+        "--tracking.uri",
+        registry.config.resolved_uri(),
+        "--limits.receive_seconds",
+        str(2 * SLOW_S),
+    )
     options += ("--limits.silence_seconds", str(SLOW_S), "--follow_seconds", "1")
     with running(f"models:/{NAME}@champion", *options, environment={"PLANTED": SECRET}) as service:
 

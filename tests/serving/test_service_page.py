@@ -14,7 +14,7 @@ ROWS = re.findall(r"^\| ((?:\d{3}(?:, )?)+) \| ([^|]+) \| [^|]* \|([^|]*)\|$", P
 
 
 def test_every_refusal_is_in_the_table_with_its_status() -> None:
-    found = {}
+    found: dict[str, int] = {}
     for statuses, kinds, _ in ROWS:
         names = re.findall(r"`(\w+)`", kinds)
         numbers = [int(each) for each in statuses.split(", ")]

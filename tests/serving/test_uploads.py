@@ -171,7 +171,8 @@ def test_only_uris_below_those_allowed_are_read(bounded: RunningService, service
         assert ask(bounded, {"uri": uri}) == (422, "uri_unreadable")
     for name in ("missing.mp4", "large.mp4", ""):
         assert ask(bounded, {"uri": f"{folder}/{name}"}) == (422, "uri_unreadable")
-    for body in ({"uri": 3}, {"url": "x"}, {"uri": "x", "more": 1}, [], None):
+    bodies: list[Any] = [{"uri": 3}, {"url": "x"}, {"uri": "x", "more": 1}, [], None]
+    for body in bodies:
         assert ask(bounded, body) == (400, "bad_parameter")
     assert ask(service, {"uri": "/etc/hostname"}) == (415, "wrong_media")
 

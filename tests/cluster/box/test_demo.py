@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_every_submitted_stage_has_settings_of_its_verb(stage: str) -> None:
     verb, *arguments = demo.submitted_commands("http://127.0.0.1:5000")[stage]
     kind = settings_class(verb)
     assert kind is not None
-    settings = parse(verb, kind, arguments)
+    settings: Any = parse(verb, kind, arguments)
     # Nothing is left in a job's copy of its working directory.
     assert str(getattr(settings, "storage", "s3://")).startswith("s3://")
 

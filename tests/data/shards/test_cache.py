@@ -17,7 +17,6 @@ from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards import cache as shard_cache
 from twostream_ray.data.shards.cache import ShardCache
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.transforms import TransformConfig
@@ -142,7 +141,7 @@ def test_a_disk_without_room_costs_time_alone_and_is_said_once(
     if met == "beforehand":
         monkeypatch.setattr(cache_folder, "LEFT_FREE", 1.0)
     else:
-        monkeypatch.setattr(shard_cache.storage, "copy_to_disk", full)
+        monkeypatch.setattr(storage, "copy_to_disk", full)
     for _ in range(2):
         assert cache.fetch(uri, sha256=sha256, size=1000) is None
     reason = {"beforehand": "GB free, and 100% of", "while it is copied": "its disk is full"}[met]

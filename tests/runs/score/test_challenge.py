@@ -19,10 +19,11 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig, with_absolute_uris
-from twostream_ray.runs.ingest import IngestConfig, ingest
+from twostream_ray.runs.ingest import ingest
 from twostream_ray.runs.score import challenge
 from twostream_ray.runs.score.challenge import require_same_classes
 from twostream_ray.runs.score.publish import Published, prepare_run, train_and_publish
+from twostream_ray.runs.settings import IngestConfig
 from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.settings.parser import from_arguments
 from twostream_ray.tracking import TrackingConfig, find_version, registered_classes

@@ -80,9 +80,9 @@ def test_hits_are_those_of_the_report_whatever_is_averaged(tmp_path: Path) -> No
     logits = random.normal(scale=4, size=(40, 3, 2, 5)).astype(np.float32)
     for average in ("softmax", "logits"):
         write_table(tmp_path / average, logits, protocol=PROTOCOL | {"average": average})
-        found = read_clip_scores(str(tmp_path / average))
-        right = found.predicted() == found.labels
-        assert right.tolist() == top_k_hits(found.judged(), found.labels, k=1).tolist()
+        scores = read_clip_scores(str(tmp_path / average))
+        right = scores.predicted() == scores.labels
+        assert right.tolist() == top_k_hits(scores.judged(), scores.labels, k=1).tolist()
     found = compare(
         CompareConfig(first=str(tmp_path / "softmax"), second=str(tmp_path / "logits"), out=str(tmp_path / "out"))
     )

@@ -100,10 +100,10 @@ def test_another_networks_answers_are_far_from_these_and_broken_ones_infinitely(
     run = open_file(written(tmp_path / "model.pt2", network, package, kind="torch"), kind="torch")
     assert largest_difference(run, network, random_views(network, package))[0] < 1e-6
     with torch.no_grad():
-        other.temporal.fc8.bias += torch.tensor([1e-2, 0, 0, 0, 0])
+        other.get_parameter("temporal.fc8.bias").add_(torch.tensor([1e-2, 0, 0, 0, 0]))
     assert largest_difference(run, other, random_views(network, package))[0] > 1e-4
     with torch.no_grad():
-        other.temporal.fc8.bias[0] = float("nan")
+        other.get_parameter("temporal.fc8.bias")[0] = float("nan")
     assert largest_difference(run, other, random_views(network, package))[0] == float("inf")
 
 
