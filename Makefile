@@ -3,15 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 CLUSTER = $(BIN)/python -m cluster.box $(if $(PORT),--port $(PORT))
 SEARCH_CLIPS := --clips.size_px 48 --clips.test_clips 0
-# Tests hand over settings as strings and dictionaries, and read what may be missing: then they fail, and say so.
-LOOSER := --disable-error-code arg-type --disable-error-code union-attr --disable-error-code index
 # A lane of tests in which no process may start Ray.
 WITHOUT_RAY := PYTHONPATH="$(CURDIR)/tests/without_ray$${PYTHONPATH:+:$$PYTHONPATH}"
 FAST := 'not ray and not server and not slow and not soak'
 # What one of two lanes has; the other has whatever else there is.
 PARTS := $(addprefix tests/, data evaluation models settings storage training visualize)
 
-.PHONY: demo demo-search cluster-up cluster-down cluster-demo test test-clusters test-ray test-others-runs test-others-parts test-fast test-fast-parts test-fast-runs soak check test-types reference format clean
+.PHONY: demo demo-search cluster-up cluster-down cluster-demo test test-clusters test-ray test-others-runs test-others-parts test-fast test-fast-parts test-fast-runs soak check reference format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -71,16 +69,12 @@ test-fast-runs:
 soak: .venv/.installed  ## kills and outages, minutes each
 	$(BIN)/python -m pytest -m soak
 
-check: .venv/.installed  ## formatting, lint, types, arrows, cluster files
+check: .venv/.installed  ## formatting, lint, types (of tests too), arrows, cluster files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python cluster/check.py
-
-test-types: .venv/.installed  ## types of jobs and tests; apart, as check is to take less than a minute
-	MYPYPATH=tests:cluster $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores $(LOOSER) jobs tests
-	$(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores cluster/box
 
 reference: .venv/.installed  ## docs/reference.md: every verb and setting
 	$(BIN)/python -m twostream_ray.verbs.reference > docs/reference.md.new && mv docs/reference.md.new docs/reference.md

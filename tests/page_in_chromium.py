@@ -65,7 +65,7 @@ class ServicePage:
 def opened(browser: Browser, port: int, *, width: int = 1280, scheme: str = "light") -> Iterator[ServicePage]:
     context = browser.new_context(
         viewport={"width": width, "height": 900},
-        color_scheme=scheme,  # type: ignore[arg-type]
+        color_scheme=scheme,
         reduced_motion="reduce",
     )
     found = ServicePage(context.new_page())

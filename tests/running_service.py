@@ -38,7 +38,7 @@ def stored_model(
     tower = TowerConfig(backbone="vgg_small", width=4)
     package = ModelPackage(
         model=ModelConfig(
-            architecture=architecture,  # type: ignore[arg-type]
+            architecture=architecture,
             spatial=tower,
             temporal=tower,
             fusion=FusionConfig(layers=("relu4",), temporal="pool2d"),

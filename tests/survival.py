@@ -70,7 +70,7 @@ def drive(config_file: str, log: str, step_s: str) -> None:
         (Path(log) / "joined").write_text(str(time.time()))
         return context
 
-    ray.init = connected  # type: ignore[assignment]
+    ray.init = connected
     worker_group.train_worker = watched  # type: ignore[attr-defined]
     worker_group._RESIZE_INTERVAL_S = 5.0
     lost: list[str] = []

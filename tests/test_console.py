@@ -100,14 +100,14 @@ def test_a_search_shows_how_long_it_has_run_and_will_and_the_times_go_on_between
     spent = SimpleNamespace(trials=2, epochs=3, hours=21 / 3600)
     display = SearchDisplay("a", trials=4)
     display.show([Record()], spent, None)
-    assert str(display._table().title).endswith("3 epochs, 0:21 elapsed")  # type: ignore[union-attr]
+    assert str(display._table().title).endswith("3 epochs, 0:21 elapsed")
     display.show([Record(history=[0.5])], spent, 3700.0)
-    title = display._table().title  # type: ignore[union-attr]
+    title = display._table().title
     assert title == "a: 2 of 4 trials, 3 epochs, 0:21 elapsed, about 1:01:40 left"
     now[0] += 40
-    assert "1:01 elapsed, about 1:01:00 left" in str(display._table().title)  # type: ignore[union-attr]
+    assert "1:01 elapsed, about 1:01:00 left" in str(display._table().title)
     now[0] += 9999
-    assert str(display._table().title).endswith("about 0:00 left")  # type: ignore[union-attr]
+    assert str(display._table().title).endswith("about 0:00 left")
 
 
 def test_how_a_run_computes_is_said_once_and_again_when_its_device_changes(screen: io.StringIO) -> None:

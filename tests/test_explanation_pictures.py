@@ -8,7 +8,7 @@ def snippet(seconds: float, **more: object) -> ExplainedSnippet:
     activation = np.zeros((6, 8), np.float32)
     activation[2:4, 3:6] = 1
     streams = {"rgb": np.full((6, 8, 3), 90, np.uint8), "flow": np.ones((6, 8, 2), np.float32)} | more
-    return ExplainedSnippet(seconds=seconds, activations={"spatial": activation}, **streams)  # type: ignore[arg-type]
+    return ExplainedSnippet(seconds=seconds, activations={"spatial": activation}, **streams)
 
 
 def test_pictures_are_chosen_evenly_over_different_seconds() -> None:

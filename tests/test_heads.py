@@ -42,7 +42,7 @@ def test_probabilities_are_the_softmax_of_the_logits_of_each_data_set_whatever_a
     values = np.random.default_rng(0).normal(size=(4, 5))
     shares = np.concatenate([softmax(values[:, :3]), softmax(values[:, 3:])], axis=1)
     for averaged, are in ((values, "logits"), (shares, "probabilities")):
-        found = class_scores(averaged, are=are, heads=heads)  # type: ignore[arg-type]
+        found = class_scores(averaged, are=are, heads=heads)
         np.testing.assert_allclose(found.probabilities, shares)
         for head in heads:
             np.testing.assert_allclose(softmax(found.logits[:, head.columns]), shares[:, head.columns])

@@ -37,7 +37,7 @@ def stored_model(folder: Path, *, classes: tuple[str, ...] = CLASSES, architectu
     tower = TowerConfig(backbone="vgg_small", width=4)
     package = ModelPackage(
         model=ModelConfig(
-            architecture=architecture,  # type: ignore[arg-type]
+            architecture=architecture,
             spatial=tower,
             temporal=tower,
             fusion=FusionConfig(layers=("relu4",), temporal="pool2d"),
@@ -154,7 +154,7 @@ def test_predict_takes_a_protocol_and_changes_of_it(tmp_path: Path, video: Path,
 
     def logits(*more: str) -> list[float]:
         assert main([*command, *more]) == 0
-        return json.loads(capsys.readouterr().out)["heads"][0]["logits"]  # type: ignore[no-any-return]
+        return json.loads(capsys.readouterr().out)["heads"][0]["logits"]
 
     assert logits() == logits("--protocol", "validation") == logits("--protocol", "custom")
     assert logits("--protocol", "paper_2014", "--views.times", "2") != logits()

@@ -67,7 +67,7 @@ def test_momentum_and_position_come_back(tmp_path: Path) -> None:
     network = PACKAGE.build(pretrained=False)
     optimiser = build_optimiser(network, config=TrainingConfig())
     outputs = network(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 8, 32, 32))
-    sum(logits.sum() for logits in outputs.values()).backward()  # type: ignore[union-attr]
+    sum(logits.sum() for logits in outputs.values()).backward()
     optimiser.step()
     save_state(tmp_path, optimiser, {"history": [{"epoch": 0, "train_loss": 1.5}], "step": 0})
     fresh = build_optimiser(network, config=TrainingConfig())
@@ -95,7 +95,7 @@ def test_the_step_after_a_resume_is_the_one_without_it_in_either_memory_format(
         torch.manual_seed(seed)
         update.zero_grad()
         outputs = network(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 8, 32, 32))
-        sum(logits.square().sum() for logits in outputs.values()).backward()  # type: ignore[union-attr]
+        sum(logits.square().sum() for logits in outputs.values()).backward()
         update.step()
 
     network, update = started()
@@ -116,7 +116,7 @@ def test_the_state_of_another_optimiser_is_refused(tmp_path: Path) -> None:
     network = PACKAGE.build(pretrained=False)
     sgd, adamw = (build_optimiser(network, config=TrainingConfig(optimiser=one)) for one in ("sgd", "adamw"))
     outputs = network(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 8, 32, 32))
-    sum(logits.sum() for logits in outputs.values()).backward()  # type: ignore[union-attr]
+    sum(logits.sum() for logits in outputs.values()).backward()
     for optimiser, other in ((sgd, adamw), (adamw, sgd)):
         optimiser.step()
         save_state(tmp_path, optimiser, {"history": [], "step": 0})

@@ -58,7 +58,7 @@ def test_layers_and_maps_are_those_that_the_page_names(name: str, layers: str, m
         if len(ends) == 1:
             named += ends
         else:
-            stem, first = re.fullmatch(r"(\D+?)(\d+)", ends[0]).groups()  # type: ignore[union-attr]
+            stem, first = re.fullmatch(r"(\D+?)(\d+)", ends[0]).groups()
             named += [f"{stem}{number}" for number in range(int(first), int(ends[1].removeprefix(stem)) + 1)]
     assert named == list(channels)[:-3]
     at = [layer for layer in named if reductions[layer] == 16]
@@ -92,6 +92,6 @@ def test_values_of_the_recipe_in_the_table_of_settings_are_the_recipes() -> None
 def test_a_model_asks_for_timm_where_a_tower_is_of_timm_alone() -> None:
     own, modern = TowerConfig(backbone="vgg_small"), TowerConfig(backbone="timm:test_convnext")
     late = {"architecture": "late", "spatial": own}
-    assert ModelConfig(**late, temporal=modern).libraries == ("timm",)  # type: ignore[arg-type]
-    assert ModelConfig(**late, temporal=own).libraries == ()  # type: ignore[arg-type]
-    assert ModelConfig(**late, temporal=modern, streams="spatial").libraries == ()  # type: ignore[arg-type]
+    assert ModelConfig(**late, temporal=modern).libraries == ("timm",)
+    assert ModelConfig(**late, temporal=own).libraries == ()
+    assert ModelConfig(**late, temporal=modern, streams="spatial").libraries == ()

@@ -116,7 +116,7 @@ def make_training(folder: Path) -> None:
     optimiser = build_optimiser(network, config=TrainingConfig())
     sum(
         logits.sum() for logits in network(torch.randn(1, 1, 3, 32, 32), torch.randn(1, 1, 4, 32, 32)).values()
-    ).backward()  # type: ignore[union-attr]
+    ).backward()
     optimiser.step()
     save_state(folder, optimiser, {"history": [{"epoch": 0, "train_loss": 1.5}], "step": 0})
 

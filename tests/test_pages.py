@@ -89,5 +89,5 @@ def test_the_figures_of_the_page_on_stages_are_those_that_its_code_prints() -> N
     lines = printed.getvalue().splitlines()
     assert len(lines) == 4
     for line in lines:
-        flops, total, parameters = re.fullmatch(r"([\d.]+) GFLOP, ([\d.]+) EFLOP, ([\d,]+) parameters", line).groups()  # type: ignore[union-attr]
+        flops, total, parameters = re.fullmatch(r"([\d.]+) GFLOP, ([\d.]+) EFLOP, ([\d,]+) parameters", line).groups()
         assert f"| {flops} | {total} EFLOP | {parameters} |" in page, line

@@ -21,7 +21,7 @@ from twostream_ray.view_scorer import ViewScorer
 def main(video: str, backbone: str, protocol: str, megabytes: str) -> None:
     """Two towers of random weights, met in their scores, on one video."""
     torch.set_num_threads(2)
-    tower = TowerConfig(backbone=backbone, width=4 if backbone == "vgg_small" else None)  # type: ignore[arg-type]
+    tower = TowerConfig(backbone=backbone, width=4 if backbone == "vgg_small" else None)
     package = ModelPackage(
         model=ModelConfig(architecture="late", spatial=tower, temporal=tower, num_classes=101),
         classes=tuple(map(str, range(101))),

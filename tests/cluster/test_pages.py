@@ -7,11 +7,11 @@ import copy
 import re
 import shlex
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import botocore.session
+import mlflow
 import pytest
 import yaml
 from pages import ROOT, Block, fenced_blocks
@@ -114,7 +114,7 @@ def test_the_settings_of_mlflows_login_are_those_that_it_reads(tmp_path: Path) -
     subprocess.run(["sh", "-c", written], check=True, env=environment)
     ours, theirs = configparser.ConfigParser(), configparser.ConfigParser()
     ours.read(tmp_path / "basic_auth.ini")
-    installed = Path(find_spec("mlflow").origin).parent
+    installed = Path(mlflow.__file__).parent
     theirs.read(installed / "server/auth/basic_auth.ini")
     assert ours["mlflow"]["database_uri"] == uri
     # Its password comes from the environment, as MLFLOW_AUTH_ADMIN_PASSWORD.

@@ -65,7 +65,7 @@ def synthetic_file(size_px: int, index: int, container: str) -> bytes:
 
 
 def flow_fields(frames: list[NDArray[np.uint8]], algorithm: str) -> bytes:
-    contract = FlowContract(algorithm=algorithm)  # type: ignore[arg-type]
+    contract = FlowContract(algorithm=algorithm)
     compute = flow_function(contract)
     grey = [np.ascontiguousarray(frame[:, :, 1]) for frame in frames]
     fields = [compute(frame, following) for frame, following in pairwise(grey)]

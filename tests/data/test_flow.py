@@ -22,7 +22,7 @@ def textured(height: int = 96, width: int = 128, *, shift: int = 0) -> NDArray[n
 
 @pytest.mark.parametrize("algorithm", ["dis", "dis+tvl1"])
 def test_a_shift_to_the_right_is_positive_x_and_no_y(algorithm: str) -> None:
-    field = flow.flow_function(FlowContract(algorithm=algorithm))(textured(), textured(shift=3))  # type: ignore[arg-type]
+    field = flow.flow_function(FlowContract(algorithm=algorithm))(textured(), textured(shift=3))
     inner = field[16:-16, 16:-16]
     assert np.median(inner[..., 0]) == pytest.approx(3, abs=0.2)
     assert np.median(inner[..., 1]) == pytest.approx(0, abs=0.2)
@@ -56,7 +56,7 @@ def test_legacy_coding_reads_the_papers_linear_images() -> None:
 
 @pytest.mark.parametrize("coding", ["signed127", "legacy255"])
 def test_negation_is_exact(coding: str) -> None:
-    contract = FlowContract(coding=coding)  # type: ignore[arg-type]
+    contract = FlowContract(coding=coding)
     levels = np.arange(1 if coding == "signed127" else 0, 256, dtype=np.uint8)
     back = flow.dequantise(flow.negated(levels, contract), contract)
     np.testing.assert_allclose(back, -flow.dequantise(levels, contract), atol=1e-5)
@@ -188,7 +188,7 @@ def coded(field: NDArray[np.float32]) -> NDArray[np.float32]:
 @pytest.mark.parametrize(("algorithm", "expected"), [("dis", "dis_medium"), ("tvl1", "tvl1_opencv5_default")])
 def test_error_on_middlebury_is_the_published_one(real: Path, algorithm: str, expected: str) -> None:
     frames, truth, known = rubberwhale(real)
-    field = flow.flow_function(FlowContract(algorithm=algorithm))(*frames)  # type: ignore[arg-type]
+    field = flow.flow_function(FlowContract(algorithm=algorithm))(*frames)
     error = np.linalg.norm(field - truth, axis=-1)[known].mean()
     table = json.loads((real / "expected/flow_expected.json").read_text())
     (figures,) = table.values()

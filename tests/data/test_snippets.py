@@ -147,7 +147,7 @@ def test_fields_shared_by_snippets_are_decoded_once(clip: EncodedClip, monkeypat
 
     def counted(content: bytes, **options: object) -> object:
         decoded.append(content)
-        return real(content, **options)  # type: ignore[arg-type]
+        return real(content, **options)
 
     monkeypatch.setattr(flow, "decode_field", counted)
     snippets.flow_snippets(clip, view(8, 10, 12), config=stack(10), contract=CONTRACT)

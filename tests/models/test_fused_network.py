@@ -23,7 +23,7 @@ def fused(spatial: TowerConfig, other: TowerConfig, *layers: str, keep: bool = T
     return ModelConfig(
         spatial=spatial,
         temporal=other,
-        fusion=FusionConfig(layers=layers, **fusion),  # type: ignore[arg-type]
+        fusion=FusionConfig(layers=layers, **fusion),
         keep_temporal_tower=keep,
     )
 

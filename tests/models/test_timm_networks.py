@@ -135,7 +135,7 @@ def test_frames_are_normalised_as_the_network_was_trained() -> None:
 )
 def test_settings_that_do_not_go_are_refused_with_a_way_out(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        build_tower(TowerConfig(**settings), in_channels=3, num_classes=2)  # type: ignore[arg-type]
+        build_tower(TowerConfig(**settings), in_channels=3, num_classes=2)
 
 
 def test_a_network_that_computes_between_its_modules_is_refused() -> None:

@@ -34,7 +34,7 @@ def test_frames_too_small_for_the_tower_are_refused_with_both_sizes() -> None:
 def test_fully_connected_layers_over_larger_maps_are_those_of_every_window(backbone: str) -> None:
     """The papers' dense test: fc6 to fc8 slide over pool5's maps with the weights of the 224 px crop."""
     torch.manual_seed(0)
-    tower = build_tower(TowerConfig(backbone=backbone, width=8), in_channels=3, num_classes=5).eval()  # type: ignore[arg-type]
+    tower = build_tower(TowerConfig(backbone=backbone, width=8), in_channels=3, num_classes=5).eval()
     with torch.no_grad():
         window = tower(torch.zeros(1, 3, 224, 224), upto="pool5").shape[-1]
         maps = tower(torch.randn(2, 3, 256, 342), upto="pool5")

@@ -33,7 +33,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def config(videos: Path, out: Path, **change: object) -> IngestConfig:
-    return IngestConfig(**{"catalog": CatalogConfig(root=str(videos)), "out": str(out), "flow": SMALL} | change)  # type: ignore[arg-type]
+    return IngestConfig(**{"catalog": CatalogConfig(root=str(videos)), "out": str(out), "flow": SMALL} | change)
 
 
 def test_before_the_work_begins_it_is_said_how_much_it_is(videos: Path) -> None:
@@ -218,7 +218,7 @@ def test_shards_labelled_when_numbers_were_ordered_as_texts_keep_their_labels(vi
     shutil.copytree(root / "2", root / "11")
     for change in ({}, {"replace": True}):
         with pytest.raises(RuntimeError, match="1 finished shard will go: labels or splits have changed, for example"):
-            ingest(replace(wanted, **change), announce=say)  # type: ignore[arg-type]
+            ingest(replace(wanted, **change), announce=say)
     assert files(out / "shards") == before
 
 
@@ -440,6 +440,6 @@ def test_videos_and_frames_with_flow_images_are_two_heads_of_one_shard_set(
             stored = fetch_frames(clip.video, range(clip.num_frames), num_frames=clip.num_frames)
             assert np.abs(stored.astype(int) - source).mean() < 4
             assert clip.flow is not None and len(clip.flow) == len(source) - 1
-            levels = np.stack([decode_field(content) for content in clip.flow])  # type: ignore[call-overload]
+            levels = np.stack([decode_field(content) for content in clip.flow])
             assert np.abs(levels.mean(axis=(0, 2, 3)) - [140, 110 + number]).max() < 0.6
     assert ingest(settings).done_before == 12

@@ -257,7 +257,7 @@ def test_a_folder_that_holds_something_else_is_not_begun_in(tmp_path: Path, name
         file.parent.mkdir(parents=True)
         file.write_text("mine")
         with pytest.raises(ConfigError, match=rf"{work} '{work}' wants the folder .* to itself, it holds {name[:4]}"):
-            train(config) if work == "run" else tune(config)  # type: ignore[arg-type]
+            train(config) if work == "run" else tune(config)
         assert [path for path in file.parents[len(Path(name).parts) - 1].rglob("*") if path.is_file()] == [file]
         assert file.read_text() == "mine"
 
@@ -267,7 +267,7 @@ def test_a_second_run_of_the_name_is_refused_naming_the_first(tmp_path: Path) ->
     for work, config in (("run", experiment(tmp_path)), ("search", search(tmp_path))):
         with lease.held(str(tmp_path / "runs" / work), work=f"{work} '{work}'", way_out="wait"):
             with pytest.raises(LeaseError, match=r"which is in use by .* since .*: wait for it or end it, or choose"):
-                train(config) if work == "run" else tune(config)  # type: ignore[arg-type]
+                train(config) if work == "run" else tune(config)
             assert [path.name for path in (tmp_path / "runs" / work).iterdir()] == [lease.FILE]
 
 

@@ -65,7 +65,7 @@ def test_what_refuses_splits_names_all_the_options_to_give_at_once(
     splits: list[tuple[str, ...]], settings: dict[str, str], options: str
 ) -> None:
     shard_set = shard_set_of(*splits)
-    config = ExperimentConfig(name="n", data=DataConfig(shards="shards", **settings))  # type: ignore[arg-type]
+    config = ExperimentConfig(name="n", data=DataConfig(shards="shards", **settings))
     with pytest.raises(ShardError) as met:
         require_splits(config, shard_set, SPLITS)
     assert str(met.value).endswith(f": give {options}")

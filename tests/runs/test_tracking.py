@@ -125,7 +125,7 @@ def test_a_training_whose_server_is_killed_for_a_minute_never_stops_and_is_recor
     journal = tmp_path / "runs/outage/tracking-journal"
     assert sorted(path.name for path in journal.rglob("*") if path.is_file()) == ["mlflow.json", "run.json"]
     assert PASSWORD not in str(runs[0].to_dictionary()) + "".join(capfd.readouterr())
-    session = Path(ray._private.worker._global_node.get_session_dir_path())  # type: ignore[attr-defined]
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
     for folder in (tmp_path / "runs", session / "logs"):
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert files

@@ -122,7 +122,7 @@ def test_the_top1_of_a_split_is_that_of_its_clips_whatever_the_batches_and_howev
     _, of_views = score_pass(network, iter([replace(views, clips=np.arange(30))]), device=DEVICE)
     assert np.mean([of_views[view].argmax() == label for view, label in enumerate(views.labels)]) != whole.top1
     cut = [
-        replace(views, rgb=views.rgb[part], labels=views.labels[part], weights=views.weights[part], clips=clips[part])  # type: ignore[index]
+        replace(views, rgb=views.rgb[part], labels=views.labels[part], weights=views.weights[part], clips=clips[part])
         for part in (slice(0, 8), slice(8, 9), slice(9, 30))
     ]
     monkeypatch.setattr(loop, "_VIEWS_AT_ONCE", 4)

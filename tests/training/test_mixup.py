@@ -65,10 +65,10 @@ def late_network(*, head_classes: tuple[int, ...] = ()) -> Network:
 def step_of(network: Network, **options: object) -> TrainingStep:
     names = ("class_weights", "clip_ids")
     settings = {name: value for name, value in options.items() if name not in names}
-    config = TrainingConfig(learning_rate=0.01, schedule="constant", **settings)  # type: ignore[arg-type]
+    config = TrainingConfig(learning_rate=0.01, schedule="constant", **settings)
     given = {name: options[name] for name in names if name in options}
     optimiser = build_optimiser(network, config=config)
-    return TrainingStep(network, optimiser, config=config, seed=0, device=DEVICE, **given)  # type: ignore[arg-type]
+    return TrainingStep(network, optimiser, config=config, seed=0, device=DEVICE, **given)
 
 
 def mixed_by(monkeypatch: pytest.MonkeyPatch, *, partners: Sequence[int], shares: Sequence[float]) -> None:
@@ -95,10 +95,10 @@ def test_mixing_levels_is_mixing_what_networks_take() -> None:
     batch = noise([0, 1])
     mixture = Mixture(batch=batch, partners=torch.tensor([1, 0]), shares=torch.tensor([0.7, 0.4]))
     rgb, flow = mixture.part(slice(0, 2))[0].streams()
-    own, other = (normalise_rgb(batch.rgb[order]) for order in ([0, 1], [1, 0]))  # type: ignore[index]
+    own, other = (normalise_rgb(batch.rgb[order]) for order in ([0, 1], [1, 0]))
     share = torch.tensor([0.7, 0.4])[:, None, None, None, None]
     torch.testing.assert_close(rgb, share * own + (1 - share) * other, rtol=1e-5, atol=1e-5)
-    own, other = (normalise_flow(batch.flow[order]) for order in ([0, 1], [1, 0]))  # type: ignore[index]
+    own, other = (normalise_flow(batch.flow[order]) for order in ([0, 1], [1, 0]))
     torch.testing.assert_close(flow, share * own + (1 - share) * other, rtol=1e-5, atol=1e-5)
 
 
@@ -143,7 +143,7 @@ def test_a_right_answer_counts_the_share_of_its_label(monkeypatch: pytest.Monkey
     network = late_network()
     for stream in ("spatial", "temporal"):
         classifier = network.get_submodule(f"{stream}.fc8")
-        torch.nn.init.zeros_(classifier.weight)  # type: ignore[arg-type]
+        torch.nn.init.zeros_(classifier.weight)
         classifier.bias.data = torch.tensor([0.0, 9.0, 0.0])  # every answer is class 1
     mixed_by(monkeypatch, partners=[1, 2, 0], shares=[0.75, 0.5, 0.625])
     batch = noise([0, 1, 1], size=224)

@@ -63,7 +63,7 @@ def test_biases_keep_twice_the_rate_and_no_decay_through_the_schedule() -> None:
     optimiser = build_optimiser(network, config=TrainingConfig(learning_rate=0.1, weight_decay=0.01))
     set_learning_rate(optimiser, 0.05)
     by_parameter = {id(p): group for group in optimiser.param_groups for p in group["params"]}
-    bias, weight = network.spatial.conv1.bias, network.spatial.conv1.weight  # type: ignore[union-attr]
+    bias, weight = network.spatial.conv1.bias, network.spatial.conv1.weight
     assert (by_parameter[id(bias)]["lr"], by_parameter[id(bias)]["weight_decay"]) == (pytest.approx(0.1), 0)
     assert (by_parameter[id(weight)]["lr"], by_parameter[id(weight)]["weight_decay"]) == (pytest.approx(0.05), 0.01)
 
@@ -89,7 +89,7 @@ def learnt(network: Network, optimiser: torch.optim.Optimizer, *, steps: int = 3
         torch.manual_seed(seed)
         outputs = network(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 4, 32, 32))
         optimiser.zero_grad()
-        sum(F.cross_entropy(logits, torch.tensor([0, 1])) for logits in outputs.values()).backward()  # type: ignore[union-attr]
+        sum(F.cross_entropy(logits, torch.tensor([0, 1])) for logits in outputs.values()).backward()
         optimiser.step()
     return dict(network.named_parameters())
 
@@ -125,8 +125,8 @@ def test_layers_keep_their_share_of_the_rate_through_the_schedule() -> None:
     set_learning_rate(optimiser, 0.02)
     rate = {id(one): group["lr"] for group in optimiser.param_groups for one in group["params"]}
     tower = network.spatial
-    assert rate[id(tower.fc8.weight)] == pytest.approx(0.02)  # type: ignore[union-attr]
-    assert rate[id(tower.conv1.weight)] == rate[id(tower.bn1.bias)] == pytest.approx(0.02 / 16)  # type: ignore[union-attr]
+    assert rate[id(tower.fc8.weight)] == pytest.approx(0.02)
+    assert rate[id(tower.conv1.weight)] == rate[id(tower.bn1.bias)] == pytest.approx(0.02 / 16)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_frozen_parameters_are_neither_stepped_nor_decayed() -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     optimiser = build_optimiser(network, config=TrainingConfig(learning_rate=0.1, weight_decay=0.1))
     outputs = network(torch.randn(2, 1, 3, 32, 32), torch.randn(2, 1, 4, 32, 32))
-    sum(logits.square().sum() for logits in outputs.values()).backward()  # type: ignore[union-attr]
+    sum(logits.square().sum() for logits in outputs.values()).backward()
     optimiser.step()
     below = tuple(
         f"{stream}.{layer}{n}" for stream in ("spatial", "temporal") for layer in ("conv", "bn") for n in "123"

@@ -28,7 +28,7 @@ DEVICE = torch.device("cpu")
 def two_streams(*, dropout: float = 0.0, backbone: str = "vgg_m_2048", layer: str = "relu5") -> Network:
     """A fused network without batch normalisation, which would depend on how a batch is cut."""
     torch.manual_seed(0)
-    tower = TowerConfig(backbone=backbone, width=4, dropout=dropout)  # type: ignore[arg-type]
+    tower = TowerConfig(backbone=backbone, width=4, dropout=dropout)
     fusion = FusionConfig(method="conv", layers=(layer,), temporal="pool2d")
     return build_network(ModelConfig(spatial=tower, temporal=tower, fusion=fusion), num_classes=3, flow_length=2)
 
@@ -46,7 +46,7 @@ def batch(num_samples: int, *, seed: int = 0, size: int = 224) -> Batch:
 
 
 def step_of(network: Network, *, model: nn.Module | None = None, **settings: object) -> TrainingStep:
-    config = TrainingConfig(**{"learning_rate": 0.01, "schedule": "constant", **settings})  # type: ignore[arg-type]
+    config = TrainingConfig(**{"learning_rate": 0.01, "schedule": "constant", **settings})
     prepared(network, config=config, device=DEVICE)
     return TrainingStep(model or network, build_optimiser(network, config=config), config=config, seed=0, device=DEVICE)
 

@@ -86,7 +86,7 @@ def test_samples_are_bit_for_bit_those_that_are_decoded_one_by_one(  # type: ign
 def test_each_frame_and_each_field_is_decoded_once(name: str, stack: str, monkeypatch: MonkeyPatch) -> None:
     contract = FlowContract(short_side_px=64)
     clip = square(24, contract)
-    config = SamplingConfig(flow_length=4, num_snippets=2, flow_stack=stack)  # type: ignore[arg-type]
+    config = SamplingConfig(flow_length=4, num_snippets=2, flow_stack=stack)
     views = views_of(clip, PROTOCOLS[name], config)
     decoded_fields: Counter[bytes] = Counter()
     real, whole = flow.decode_field, clips.each_frame
@@ -94,10 +94,10 @@ def test_each_frame_and_each_field_is_decoded_once(name: str, stack: str, monkey
 
     def counted(content: bytes, **options: object) -> np.ndarray:
         decoded_fields[bytes(content)] += 1
-        return real(content, **options)  # type: ignore[arg-type]
+        return real(content, **options)
 
     def seen(*arguments: object, **options: object):  # type: ignore[no-untyped-def]
-        for index, frame in whole(*arguments, **options):  # type: ignore[arg-type]
+        for index, frame in whole(*arguments, **options):
             frames.append(index)
             yield index, frame
 
@@ -116,8 +116,8 @@ def test_each_frame_and_each_field_is_decoded_once(name: str, stack: str, monkey
 def test_ten_crops_of_a_mirrored_clip_are_the_ten_crops_mirrored(
     stack: str, coding: str, monkeypatch: MonkeyPatch
 ) -> None:
-    contract = FlowContract(short_side_px=64, coding=coding)  # type: ignore[arg-type]
-    config = SamplingConfig(flow_length=4, num_snippets=1, flow_stack=stack)  # type: ignore[arg-type]
+    contract = FlowContract(short_side_px=64, coding=coding)
+    config = SamplingConfig(flow_length=4, num_snippets=1, flow_stack=stack)
     rng = np.random.default_rng(0)
     fields = {f"{index}".encode(): rng.integers(1, 256, (2, 64, 80), np.uint8) for index in range(8)}
     mirrored = {content: field[:, :, ::-1].copy() for content, field in fields.items()}

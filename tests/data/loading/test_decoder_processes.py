@@ -54,7 +54,7 @@ def config_of(shard_set: ShardSet, **options: object) -> DataConfig:
         lanes=4,
         sampling=SamplingConfig(num_snippets=2, flow_length=4, min_stride_frames=1, max_stride_frames=3, test_times=2),
         transforms=TransformConfig(crop_px=32),
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
 
@@ -95,7 +95,7 @@ def test_a_pass_that_is_broken_off_leaves_no_process(shard_set: ShardSet) -> Non
     for _, batches in (passes := iter(loader_of(shard_set, decode_processes=2))):
         next(batches)
         break
-    passes.close()  # type: ignore[attr-defined]
+    passes.close()
     assert decoders() == []
 
 
@@ -162,7 +162,7 @@ def test_damage_names_clip_row_and_shard(shard_set: ShardSet, options: dict[str,
     read = loader.reader.read_unit
 
     def damaged(unit: object) -> object:
-        block = read(unit)  # type: ignore[arg-type]
+        block = read(unit)
         video = block["video"].to_pylist()
         column = block.schema.get_field_index("video")
         damaged_videos = pa.array([video[0][:40], *video[1:]], pa.large_binary())

@@ -56,7 +56,7 @@ def batches_of(
 ) -> list[tuple[Pass, list[Batch]]]:
     loader = SnippetLoader(
         shard_set,
-        config=replace(data_config(shard_set), decode_at=decode_at),  # type: ignore[arg-type]
+        config=replace(data_config(shard_set), decode_at=decode_at),
         passes=passes or TRAINING,
         global_batch=batch,
         seed=7,
@@ -234,11 +234,11 @@ def test_each_pass_is_planned_once_and_each_view_drawn_once(tiny: ShardSet, monk
 
     def counted_plan(shard_set: ShardSet, a_pass: Pass, **options: int) -> object:
         planned.append(a_pass)
-        return plan_lanes(shard_set, a_pass, **options)  # type: ignore[arg-type]
+        return plan_lanes(shard_set, a_pass, **options)
 
     def counted_draw(*shape: int, clip_id: str, **options: object) -> object:
         drawn.append(clip_id)
-        return training_view(*shape, clip_id=clip_id, **options)  # type: ignore[arg-type]
+        return training_view(*shape, clip_id=clip_id, **options)
 
     monkeypatch.setattr(pipeline, "plan_lanes", counted_plan)
     monkeypatch.setattr(reading, "training_view", counted_draw)

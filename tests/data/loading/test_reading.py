@@ -25,7 +25,7 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 def reader(shard_set: ShardSet, decode_at: str = "worker") -> ShardReader:
     config = DataConfig(
         shards=shard_set.uri,
-        decode_at=decode_at,  # type: ignore[arg-type]
+        decode_at=decode_at,
         sampling=SamplingConfig(num_snippets=2, flow_length=2, min_stride_frames=1, max_stride_frames=2, test_times=3),
         transforms=TransformConfig(crop_px=16),
     )

@@ -30,13 +30,13 @@ def config_of(shard_set: ShardSet, **options: object) -> DataConfig:
         shards=shard_set.uri,
         sampling=SamplingConfig(num_snippets=2, flow_length=4, min_stride_frames=1, max_stride_frames=3, test_times=2),
         transforms=TransformConfig(crop_px=32),
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
 
 def loader_of(shard_set: ShardSet, **options: object) -> TensorLoader:
     given = {"config": config_of(shard_set), "split": "train", "batch": 4, "device": CPU, "seed": 7, "training": True}
-    return TensorLoader(shard_set, **given | options)  # type: ignore[arg-type]
+    return TensorLoader(shard_set, **given | options)
 
 
 def by_clip(batches: Iterator[TensorBatch]) -> dict[str, list[tuple[torch.Tensor, torch.Tensor, int]]]:

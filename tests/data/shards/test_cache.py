@@ -47,7 +47,7 @@ def samples(shard_set: ShardSet, *, passes: int, **cache: object) -> dict[tuple[
         shards=shard_set.uri,
         sampling=SamplingConfig(num_snippets=1, flow_length=2, min_stride_frames=1, max_stride_frames=1),
         transforms=TransformConfig(crop_px=16),
-        **cache,  # type: ignore[arg-type]
+        **cache,
     )
     loader = SnippetLoader(
         shard_set,

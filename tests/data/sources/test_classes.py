@@ -23,7 +23,7 @@ def test_labels_that_are_all_numbers_are_in_the_order_of_numbers(names: list[str
 
 
 def catalog_of(paths: Iterable[str], *, layout: str = "folder", **texts: str) -> Catalog:
-    config = CatalogConfig(layout=layout, root="videos", lists="lists" if texts else None)  # type: ignore[arg-type]
+    config = CatalogConfig(layout=layout, root="videos", lists="lists" if texts else None)
     return read_catalog(
         config,
         list_files=lambda uri: [

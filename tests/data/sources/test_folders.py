@@ -29,7 +29,7 @@ def catalog_of(
             return [(path, len(path)) for path in listing[directory]]
         return [(Path(uri).name, len(text)) for uri, text in texts.items() if str(Path(uri).parent) == directory]
 
-    config = CatalogConfig(root="root", **settings)  # type: ignore[arg-type]
+    config = CatalogConfig(root="root", **settings)
     return read_catalog(config, list_files=list_files, read_bytes=lambda uri: texts[uri].encode())
 
 
@@ -223,7 +223,7 @@ def tree(root: Path, *paths: str) -> Path:
 
 def catalog_on_disk(root: Path, **settings: object) -> Catalog:
     return read_catalog(
-        CatalogConfig(root=str(root), **settings),  # type: ignore[arg-type]
+        CatalogConfig(root=str(root), **settings),
         list_files=storage.list_entries,
         read_bytes=storage.read_bytes,
     )

@@ -24,7 +24,7 @@ def catalog_of(layout: str, paths: Iterable[str], *, lists: str, files: Mapping[
         content = files[uri]
         return content if isinstance(content, bytes) else content.encode()
 
-    config = CatalogConfig(layout=layout, root="videos", lists=lists)  # type: ignore[arg-type]
+    config = CatalogConfig(layout=layout, root="videos", lists=lists)
     return read_catalog(config, list_files=list_files, read_bytes=read_bytes)
 
 
@@ -193,7 +193,7 @@ def test_a_table_without_splits_is_all_one_split() -> None:
         "table",
         ["b/1.mp4", "2.mp4", "3.mp4"],
         lists="t.parquet",
-        files={"t.parquet": as_parquet(dict(TABLE))},  # type: ignore[arg-type]
+        files={"t.parquet": as_parquet(dict(TABLE))},
     )
     assert {clip.splits for clip in catalog.clips} == {("all",)}
     assert {clip.clip_id: clip.class_name for clip in catalog.clips} == {

@@ -183,7 +183,7 @@ def test_splits_that_are_said_are_not_made() -> None:
         table("uri,label,split\n0.mp4,a,train")
     for layout, lists in (("ucf101", "lists"), ("hmdb51", "lists"), ("kinetics", "k.csv"), ("folder", "splits.txt")):
         with pytest.raises(ConfigError, match=r"these say the splits: leave catalog\.split out"):
-            CatalogConfig(layout=layout, root="videos", lists=lists, split=THREE)  # type: ignore[arg-type]
+            CatalogConfig(layout=layout, root="videos", lists=lists, split=THREE)
 
 
 @pytest.mark.parametrize("shares", [(0.7, 0.1, 0.1), (0.5,), (0.25,) * 4, (0.6, 0.6)])

@@ -15,7 +15,7 @@ from twostream_ray.runs.cluster import ray_private
 
 
 def parameters(function: object) -> list[str]:
-    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+    return list(inspect.signature(function).parameters)
 
 
 def test_credentials_can_be_read_again() -> None:

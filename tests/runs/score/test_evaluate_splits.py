@@ -36,7 +36,7 @@ def test_each_split_has_the_model_of_its_place_or_of_its_name() -> None:
 )
 def test_a_model_too_few_or_one_for_all_splits_is_refused(given: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        EvaluateConfig(shards="s", **given)  # type: ignore[arg-type]
+        EvaluateConfig(shards="s", **given)
 
 
 @pytest.mark.soak

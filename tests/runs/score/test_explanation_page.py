@@ -12,7 +12,7 @@ def snippet(seconds: float, *layers: str, **more: object) -> ExplainedSnippet:
     activation = np.zeros((6, 8), np.float32)
     activation[2:4, 3:6] = 1
     streams = {"rgb": np.full((6, 8, 3), 90, np.uint8), "flow": np.ones((6, 8, 2), np.float32)} | more
-    return ExplainedSnippet(seconds=seconds, activations=dict.fromkeys(layers, activation), **streams)  # type: ignore[arg-type]
+    return ExplainedSnippet(seconds=seconds, activations=dict.fromkeys(layers, activation), **streams)
 
 
 def reasons(**more: object) -> Reasons:
@@ -29,9 +29,9 @@ def reasons(**more: object) -> Reasons:
     }
     answer = {"video": "a.mp4", "model": "m", "label": "jump", "best": "jump", "probability": 0.9}
     return Reasons(
-        **{key: more.get(key, value) for key, value in answer.items()},  # type: ignore[arg-type]
+        **{key: more.get(key, value) for key, value in answer.items()},
         duration_seconds=2.0,
-        explanation=Explanation(**{key: more.get(key, value) for key, value in explanation.items()}),  # type: ignore[arg-type]
+        explanation=Explanation(**{key: more.get(key, value) for key, value in explanation.items()}),
     )
 
 

@@ -2,6 +2,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -103,7 +104,9 @@ def test_499_clips_are_499_rows_where_padding_would_make_512(tmp_path: Path) -> 
         hits = table.logits.mean(axis=(1, 2)).argmax(axis=1) == table.labels
         assert len(hits) == len(set(table.clip_ids)) == 499
         assert f"{hits.mean():.2%}" == "60.12%"
-        samplers = [DistributedSampler(range(499), num_replicas=64, rank=rank, shuffle=False) for rank in range(64)]  # type: ignore[arg-type,var-annotated]
+        samplers: list[Any] = [
+            DistributedSampler(range(499), num_replicas=64, rank=rank, shuffle=False) for rank in range(64)
+        ]
         padded = [clip for sampler in samplers for clip in sampler]
         assert len(padded) == 512
         assert hits[padded].mean() == padded_top1

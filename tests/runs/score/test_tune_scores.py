@@ -126,7 +126,7 @@ def test_two_files_are_matched_clip_by_clip_whatever_their_order(streams: dict[s
     )
     labels, spatial, temporal = (streams[name] for name in ("labels", "spatial", "temporal"))
     for of, key in (("logits", "equal weights of logits"), ("softmax", "equal weights of softmax")):
-        fused = late_fusion(spatial, temporal, of=of)  # type: ignore[arg-type]
+        fused = late_fusion(spatial, temporal, of=of)
         assert right(tuned)[key][1] == top_k_hits(fused, labels, k=1).sum()
     fused = late_fusion(spatial / 2, temporal / 2, temporal_weight=0.3)
     (best,) = [one for one in tuned.tried if one.name == "best average of softmax"]
@@ -244,7 +244,7 @@ def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Pa
     tower = TowerConfig(backbone="vgg_small", width=4)
     for stream in ("spatial", "temporal"):
         package = ModelPackage(
-            model=ModelConfig(architecture="late", streams=stream, spatial=tower, temporal=tower),  # type: ignore[arg-type]
+            model=ModelConfig(architecture="late", streams=stream, spatial=tower, temporal=tower),
             classes=shard_set.classes,
             contract=shard_set.contract,
             sampling=SamplingConfig(num_snippets=1, test_times=1),

@@ -84,7 +84,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         stored = {"version": len(calls), "verdict": f"verdict {len(calls)}"}
         uri = RunFolder.of(experiment).published
         storage.write_json(uri, stored | publish._publication_of(experiment, trained.checkpoint))
-        return Published(evaluation=None, name="m", version=len(calls), verdict=f"verdict {len(calls)}")  # type: ignore[arg-type]
+        return Published(evaluation=None, name="m", version=len(calls), verdict=f"verdict {len(calls)}")
 
     monkeypatch.setattr(search_module, "trial_report", report)
     monkeypatch.setattr(search_module, "publish_run", publish_run)
@@ -103,7 +103,7 @@ def ended(config: TuneConfig, shards: ShardSet) -> Search:
             name=name,
             settings={"training.learning_rate": 0.01 / (number + 1)},
             parameters=10,
-            status=status,  # type: ignore[arg-type]
+            status=status,
             reason="by asha after 1 of 30 epochs" if status == "stopped early" else "",
             history=epochs(TRAINED[number])[:told],
         )

@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     network = PACKAGE.build(pretrained=False)
     optimiser = build_optimiser(network, config=TrainingConfig())
-    sum(parameter.sum() for parameter in network.parameters()).backward()  # type: ignore[union-attr]
+    sum(parameter.sum() for parameter in network.parameters()).backward()
     optimiser.step()
     history = [{"epoch": epoch, "val_top1": accuracy} for epoch, accuracy in enumerate(ACCURACIES)]
     states: dict[str, dict[str, Any]] = {

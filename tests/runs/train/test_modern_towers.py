@@ -43,7 +43,7 @@ def experiment(kind: str, shard_set: ShardSet, folder: Path, *, name: str, epoch
         model=ModelConfig(
             spatial=tower,
             temporal=tower,
-            fusion=FusionConfig(layers=(layer,), temporal=temporal, initialisation="identity"),  # type: ignore[arg-type]
+            fusion=FusionConfig(layers=(layer,), temporal=temporal, initialisation="identity"),
         ),
         training=TrainingConfig(
             epochs=epochs,

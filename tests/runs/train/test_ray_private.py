@@ -16,7 +16,7 @@ from twostream_ray.runs.train.ray_private import FailurePolicy, Trainer, only_ra
 
 
 def parameters(function: object) -> list[str]:
-    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+    return list(inspect.signature(function).parameters)
 
 
 def test_a_process_group_can_be_made_from_a_file() -> None:
