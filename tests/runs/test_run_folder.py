@@ -1,219 +1,26 @@
 import json
-import logging
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from begun_runs import begun, experiment, ingested, search, with_checkpoint
 
 from twostream_ray import storage
-from twostream_ray.data.encoded_clip import EncodedClip
-from twostream_ray.data.flow import FlowContract, encode_field
 from twostream_ray.data.loading.settings import DataConfig
-from twostream_ray.data.sampling import SamplingConfig
-from twostream_ray.data.shards.shards import ShardSet, open_shards
-from twostream_ray.data.shards.writer import ShardWriter, plan_shards, write_manifest
-from twostream_ray.data.sources.catalog import Clip
-from twostream_ray.data.transforms import TransformConfig
+from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ConfigError, LeaseError, ShardError, TwoStreamError
-from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig, fixed_settings
 from twostream_ray.runs.run_folder import RunFolder, SearchFolder
 from twostream_ray.runs.search.ray_tune import tune
-from twostream_ray.runs.search.settings import SearchConfig, TuneConfig
+from twostream_ray.runs.search.settings import SearchConfig
 from twostream_ray.runs.train.run import train
 from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.storage import lease
-from twostream_ray.tracking import TrackingConfig
-from twostream_ray.tracking.outbox import Identity, Outbox
 from twostream_ray.training.settings import TrainingConfig
 
-CONTRACT = FlowContract(short_side_px=16)
-TOWER = TowerConfig(backbone="vgg_small", width=4, dropout=0.0)
 Ingest = Callable[..., ShardSet]
-
-
-def ingested(
-    out: Path,
-    *,
-    clips: Sequence[int] = range(4),
-    classes: Sequence[str] = ("a", "b"),
-    splits: Sequence[str] = ("train", "val", "test"),
-    contract: FlowContract = CONTRACT,
-) -> ShardSet:
-    """A small shard set without videos in place of what was there: clip n in a shard of its own, of class n mod K."""
-    shutil.rmtree(out, ignore_errors=True)
-    parts = []
-    for n in clips:
-        clip = Clip(
-            uri=f"{n}.mp4",
-            clip_id=f"{n}.mp4",
-            class_name=classes[n % len(classes)],
-            label=n % len(classes),
-            splits=tuple(splits),
-            size_bytes=n,
-        )
-        (plan,) = plan_shards([clip], contract=contract, rows_per_shard=16)
-        writer = ShardWriter(plan, out=str(out), contract=contract)
-        noise = np.random.default_rng(n).normal(size=(5, 16, 16, 2)).astype(np.float32)
-        fields = [encode_field(field, contract) for field in noise]
-        encoded = EncodedClip(video=b"", flow=fields, num_frames=6, height=16, width=16, fps=25.0)
-        writer.add(clip, encoded, source_sha256="")
-        parts.append(writer.finish())
-    write_manifest(str(out), parts=parts, classes=list(classes), contract=contract)
-    return open_shards(str(out))
-
-
-def experiment(folder: Path, **change: Any) -> ExperimentConfig:
-    return replace(
-        ExperimentConfig(
-            name="run",
-            data=DataConfig(
-                shards=str(folder / "shards"),
-                validation_split="val",
-                sampling=SamplingConfig(num_snippets=1, flow_length=2),
-                transforms=TransformConfig(crop_px=16),
-            ),
-            model=ModelConfig(architecture="late", spatial=TOWER, temporal=TOWER),
-            training=TrainingConfig(epochs=1, global_batch=8),
-            workers=WorkersConfig(num_workers=1),
-            storage=str(folder / "runs"),
-            tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", register=False),
-        ),
-        **change,
-    )
-
-
-def search(folder: Path) -> TuneConfig:
-    one = experiment(folder, name="search")
-    values = {name: getattr(one, name) for name in one.__dataclass_fields__}
-    return TuneConfig(**values, search=SearchConfig(space={"seed": [0, 1]}))
-
-
-def with_checkpoint(run: Path) -> None:
-    """A run's folder as it is after its first epoch, for whoever looks for checkpoints."""
-    (run / "epoch-0000").mkdir(parents=True)
-    (run / "epoch-0000/state.json").write_text("{}")
-
-
-def begun(folder: Path, *, finished: bool = False) -> ExperimentConfig:
-    """A run that has begun, as a killed or a finished driver leaves it."""
-    config, root = experiment(folder), folder / "runs/run"
-    root.mkdir(parents=True)
-    (root / "experiment.json").write_text(json.dumps(fixed_settings(config)))
-    RunFolder.of(config).keep_data(open_shards(config.data.shards))
-    with_checkpoint(root)
-    if finished:
-        report = {"name": "run", "checkpoint": f"{root}/epoch-0000", "history": [{"epoch": 0}], "parameters": 1}
-        report |= {"seconds": 1.0, "run": {"experiment_id": "", "run_id": ""}, "done_before": False}
-        (root / "report.json").write_text(json.dumps(report))
-    return config
-
-
-def begun_search(folder: Path) -> TuneConfig:
-    from twostream_ray.runs.search.search import Search
-
-    config = search(folder)
-    made = Search(config, open_shards(config.data.shards))
-    made.propose_first()
-    made.folder.keep_data(open_shards(config.data.shards))
-    with_checkpoint(folder / "runs/search/search-0000")
-    return config
-
-
-CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "other classes": ({"classes": ("a", "c")}, r"it had 2 classes, has 2 \(b was among them; c is among them\)"),
-    "a class more": ({"classes": ("a", "b", "c"), "clips": range(6)}, r"it had 2 classes, has 3 \(c is among them\)"),
-    "classes in another order": ({"classes": ("b", "a")}, "its classes are in another order"),
-    "another bound of flow": ({"contract": replace(CONTRACT, bound_px=5.0)}, "its flow bound_px was 20.0, is 5.0"),
-    "a clip that is gone": ({"clips": (0, 1, 2)}, r"1 of the 4 shards that it began with are gone"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("what", ["an unfinished run", "a finished run", "a search"])
-def test_a_run_does_not_go_on_with_other_data_and_both_are_named(tmp_path: Path, what: str, change: str) -> None:
-    before = ingested(tmp_path / "shards")
-    config: Any = begun_search(tmp_path) if what == "a search" else begun(tmp_path, finished=what == "a finished run")
-    changed, expected = CHANGES[change]
-    after = ingested(tmp_path / "shards", **changed)
-    with pytest.raises(
-        ConfigError,
-        match=rf"began with manifest {before.hash[:12]} of .*/shards, which holds {after.hash[:12]} by now: "
-        rf"{expected}.*"
-        "choose another --name, or ingest the earlier data again",
-    ):
-        tune(config) if what == "a search" else train(config)
-
-
-def test_a_run_keeps_to_the_clips_that_it_began_with_when_others_are_added(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    before = ingested(tmp_path / "shards")
-    config = begun(tmp_path, finished=True)
-    after = ingested(tmp_path / "shards", clips=range(6))
-    assert train(config).done_before
-    (line,) = [message for message in caplog.messages if "the other clips" in message]
-    assert before.hash[:12] in line and after.hash[:12] in line
-    assert "the other clips are left out, 4 instead of 6; to have them too choose another --name" in line
-    kept = RunFolder.of(config).kept_data(shards=config.data.shards)
-    assert kept is not None and kept.uri == after.uri
-    assert (kept.hash, kept.index, kept.shard_names) == (before.hash, before.index, before.shard_names)
-
-
-def test_the_same_data_ingested_again_are_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ingested(tmp_path / "shards")
-    config = begun(tmp_path, finished=True)
-    ingested(tmp_path / "shards")
-    assert train(config).done_before
-    assert not [line for line in caplog.messages if "manifest" in line]
-
-
-@pytest.mark.parametrize("recorded", ["the same", "another", "none"])
-def test_of_a_run_that_an_earlier_version_began_its_journal_names_the_data(
-    tmp_path: Path, recorded: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    shard_set, folder = ingested(tmp_path / "shards"), RunFolder.of(experiment(tmp_path))
-    tags = {"the same": {"manifest_hash": shard_set.hash}, "another": {"manifest_hash": "0" * 64}, "none": {}}[recorded]
-    identity = Identity(key="0" * 32, run_name="run", experiment="x", start_ms=1, parameters={}, tags=tags)
-    Outbox(run_uri=folder.uri).begin(identity)
-    if recorded == "another":
-        with pytest.raises(ConfigError, match=r"run 'run' began with manifest 000000000000, .* holds .* by now"):
-            folder.data_of(shard_set.uri)
-        return
-    assert folder.data_of(shard_set.uri).hash == shard_set.hash
-    said = [message for message in caplog.messages if "does not say which data it began with" in message]
-    assert len(said) == (recorded == "none")
-
-
-def test_shards_that_were_moved_are_the_same_and_those_of_another_set_are_not(tmp_path: Path) -> None:
-    ingested(tmp_path / "shards")
-    config = begun(tmp_path, finished=True)
-    (tmp_path / "shards").rename(tmp_path / "moved")
-    ingested(tmp_path / "other", clips=range(8, 12))
-    assert train(replace(config, data=replace(config.data, shards=str(tmp_path / "moved")))).done_before
-    with pytest.raises(ConfigError, match="4 of the 4 shards that it began with are gone"):
-        train(replace(config, data=replace(config.data, shards=str(tmp_path / "other"))))
-
-
-def test_an_ingest_while_a_run_begins_is_noticed(tmp_path: Path) -> None:
-    opened = ingested(tmp_path / "shards")
-    ingested(tmp_path / "shards", clips=range(5))
-    with pytest.raises(ShardError, match="an ingest has just written another: run the same command again"):
-        RunFolder.of(experiment(tmp_path)).keep_data(opened)
-    assert not (tmp_path / "runs/run/data").exists()
-
-
-def test_a_shard_that_an_ingest_has_removed_is_distinguished_from_a_damaged_one(tmp_path: Path) -> None:
-    began, folder = ingested(tmp_path / "shards"), RunFolder.of(experiment(tmp_path))
-    error = ShardError("x/shards/1.parquet, row group 0, cannot be read: ingest again")
-    assert folder.explained(error, began) is error
-    ingested(tmp_path / "shards", clips=(0, 1))
-    message = str(folder.explained(error, began))
-    assert message.startswith(f"run 'run' keeps to manifest {began.hash[:12]} of ") and "x/shards/1.parquet" in message
 
 
 def test_every_split_is_looked_for_before_anything_starts_and_the_evaluations_may_be_mended(tmp_path: Path) -> None:
@@ -303,15 +110,6 @@ def test_a_run_whose_folder_was_moved_finds_its_checkpoint(tmp_path: Path) -> No
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = train(replace(config, storage=str(tmp_path / "moved")))
     assert moved.checkpoint == f"{tmp_path}/moved/run/epoch-0000"
-
-
-def test_data_that_were_never_written_down_are_those_that_there_are(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shard_set = ingested(tmp_path / "shards")
-    with caplog.at_level(logging.WARNING):
-        assert RunFolder.of(experiment(tmp_path)).data_of(shard_set.uri).hash == shard_set.hash
-    assert not caplog.messages
 
 
 def test_a_run_of_before_keeps_what_it_wrote_down_in_place_of_auto(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import re
 import struct
 import time
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.model_package import ModelPackage, save_model
 from twostream_ray.models.settings import ModelConfig, TowerConfig
-from twostream_ray.serving.page import HEADERS, page_files
 from twostream_ray.serving.settings import LimitsConfig, ServeConfig
 
 pytestmark = [
@@ -319,29 +317,6 @@ def test_names_from_outside_become_text_and_never_markup(
     assert name in shown.page.inner_text("#bars")
     # As a shell reads it, the name is one word.
     assert f"'@{name}'\\''; rm x.mp4'" in shown.page.inner_text("#curl")
-
-
-def test_files_of_the_page_are_sent_with_a_strict_policy_and_again_only_when_they_have_changed(
-    service: RunningService,
-) -> None:
-    for name in page_files():
-        path = "/" if name == "index.html" else f"/page/{name}"
-        answer = service.get(path)
-        assert answer.status == 200
-        for header, value in HEADERS.items():
-            assert answer.headers[header.lower()] == value
-        again = service.request("GET", path, If_None_Match=answer.headers["etag"])
-        assert (again.status, again.content) == (304, b"")
-    assert "unsafe" not in HEADERS["Content-Security-Policy"] and "http" not in HEADERS["Content-Security-Policy"]
-    assert service.get("/page/__init__.py").status == service.get("/page/../settings.py").status == 404
-
-
-def test_the_page_names_no_address_but_its_own() -> None:
-    for name, content in page_files().items():
-        found = set(re.findall(r"https?://[\w./-]+|(?<=[\"'(])//[\w.]+", content.decode()))
-        assert found <= {"http://www.w3.org/2000/svg"}, name
-    assert "index.html" in page_files()
-    assert {path.name for path in resources.files("twostream_ray.serving.page").iterdir()} > page_files().keys()
 
 
 def test_a_model_of_several_data_sets_shows_one_at_a_time(browser: Browser, tmp_path: Path, video: bytes) -> None:

@@ -1,8 +1,10 @@
 """One SQLite store and one server for all tests of tracking: migrations cost two seconds, a server's start ten."""
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
+from champion_model import Model
 from mlflow_server import MlflowServer
 
 from twostream_ray.tracking import TrackingConfig, delivery
@@ -30,3 +32,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingConfig]
         yield TrackingConfig(uri=server.uri)
     finally:
         server.kill()
+
+
+@pytest.fixture
+def model(tracking: TrackingConfig) -> Model:
+    return Model(tracking, f"model {uuid.uuid4()}")

@@ -8,58 +8,20 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from champion_model import NEW, OLD, Model, promote_just_before
 
 from twostream_ray.cli import main
 from twostream_ray.errors import RegistryError
 from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.settings.parser import from_arguments
 from twostream_ray.tracking import (
-    Measurement,
     TrackingConfig,
-    Verdict,
     find_version,
     promote,
-    record_measurement,
     rollback,
 )
-from twostream_ray.tracking.connection import client_for
 
 pytestmark = pytest.mark.slow
-
-OLD, NEW = "0a" * 32, "1b" * 32
-
-
-class Model:
-    """A registered model whose versions have scores but no files."""
-
-    def __init__(self, config: TrackingConfig, name: str) -> None:
-        self.config, self.name = config, name
-        self.client = client_for(config.resolved_uri())
-        self.client.create_registered_model(name)
-
-    def version(self, top1: float | None, *, manifest: str = OLD, evaluated: int = 300) -> int:
-        made = self.client.create_model_version(self.name, source="s3://nowhere/model", run_id=None)
-        number = int(made.version)
-        if top1 is not None:
-            self.measure(number, top1, manifest=manifest, evaluated=evaluated)
-        return number
-
-    def measure(self, version: int, top1: float, *, manifest: str = OLD, evaluated: int = 300) -> None:
-        measurement = Measurement(
-            manifest_hash=manifest, split="test", num_evaluated=evaluated, num_clips=300, metrics={"top1": top1}
-        )
-        record_measurement(self.name, version, measurement, config=self.config)
-
-    def promote(self, version: int, *, manifest: str = OLD) -> Verdict:
-        return promote(self.name, version, config=self.config, manifest_hash=manifest, split="test")
-
-    def aliases(self) -> dict[str, int]:
-        return {alias: int(number) for alias, number in self.client.get_registered_model(self.name).aliases.items()}
-
-
-@pytest.fixture
-def model(tracking: TrackingConfig) -> Model:
-    return Model(tracking, f"model {uuid.uuid4()}")
 
 
 def test_first_measured_version_is_champion(model: Model) -> None:
@@ -156,7 +118,7 @@ def test_late_writer_does_not_displace_a_better_champion(
 ) -> None:
     model.promote(model.version(0.5))
     other, ours = model.version(top1_of_the_other), model.version(0.8)
-    _promote_just_before(monkeypatch, "set_registered_model_alias", lambda: model.promote(other))
+    promote_just_before(monkeypatch, "set_registered_model_alias", lambda: model.promote(other))
     verdict = model.promote(ours)
     best = other if top1_of_the_other > 0.8 else ours
     assert model.aliases()["champion"] == best == verdict.champion
@@ -167,7 +129,7 @@ def test_two_first_versions_on_different_manifests_leave_the_older(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older, ours = model.version(0.5, manifest=OLD), model.version(0.9, manifest=NEW)
-    _promote_just_before(monkeypatch, "set_registered_model_alias", lambda: model.promote(older, manifest=OLD))
+    promote_just_before(monkeypatch, "set_registered_model_alias", lambda: model.promote(older, manifest=OLD))
     verdict = model.promote(ours, manifest=NEW)
     assert verdict.alias == "challenger"
     assert model.aliases() == {"champion": older, "challenger": ours}
@@ -176,7 +138,7 @@ def test_two_first_versions_on_different_manifests_leave_the_older(
 def test_equals_that_race_leave_the_older(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model.promote(model.version(0.5))
     older, ours = model.version(0.8), model.version(0.8)
-    _promote_just_before(monkeypatch, "set_registered_model_alias", lambda: model.promote(older))
+    promote_just_before(monkeypatch, "set_registered_model_alias", lambda: model.promote(older))
     model.promote(ours)
     assert model.aliases()["champion"] == older
 
@@ -188,23 +150,10 @@ def test_version_that_beats_a_champion_promoted_meanwhile_replaces_it(
     both = model.version(0.6, manifest=OLD)
     model.measure(both, 0.7, manifest=NEW)
     ours = model.version(0.9, manifest=NEW)
-    _promote_just_before(monkeypatch, "set_model_version_tag", lambda: model.promote(both, manifest=OLD))
+    promote_just_before(monkeypatch, "set_model_version_tag", lambda: model.promote(both, manifest=OLD))
     verdict = model.promote(ours, manifest=NEW)
     assert model.aliases() == {"champion": ours}
     assert "beats the version that replaced version 1 meanwhile" in verdict.reason
-
-
-def _promote_just_before(monkeypatch: pytest.MonkeyPatch, method: str, other: object) -> None:
-    from mlflow import MlflowClient
-
-    real = getattr(MlflowClient, method)
-
-    def first_the_other(client: object, *arguments: object) -> object:
-        monkeypatch.undo()
-        other()  # type: ignore[operator]
-        return real(client, *arguments)
-
-    monkeypatch.setattr(MlflowClient, method, first_the_other)
 
 
 PROMOTER = """
@@ -264,100 +213,6 @@ def test_two_jobs_that_promote_at_once_keep_the_better(
         answers = [hear(process) for process in promoters]
         assert model.aliases()["champion"] == better
         assert answers[pair.index(better)] == str(better)
-
-
-# -- rollback
-
-
-def tags(model: Model, version: int) -> dict[str, str]:
-    return dict(model.client.get_model_version(model.name, str(version)).tags)
-
-
-def test_rollback_gives_the_title_back_to_the_champion_before_and_says_so(model: Model) -> None:
-    model.promote(model.version(0.5))
-    model.promote(model.version(0.75))
-    moved = rollback(model.name, config=model.config, because="its test labels were wrong")
-    assert (moved.champion, moved.taken_back) == (1, 2)
-    assert moved.reason == f"version 1 is champion of {model.name}, instead of version 2"
-    assert model.aliases() == {"champion": 1}
-    assert ", to version 1: its test labels were wrong" in tags(model, 2)["rolled_back"]
-    assert "rolled_back" not in tags(model, 1)
-
-
-def test_rolling_back_again_goes_further_back_and_ends_with_a_way_out(model: Model) -> None:
-    for top1 in (0.5, 0.6, 0.4, 0.7):  # version 3 was never champion
-        model.promote(model.version(top1))
-    assert [rollback(model.name, config=model.config).champion for _ in range(2)] == [2, 1]
-    assert model.aliases() == {"champion": 1, "challenger": 3}
-    with pytest.raises(RegistryError, match=r"on record as champion before 1: name one of 1, 2, 3, 4 with --to"):
-        rollback(model.name, config=model.config)
-
-
-def test_what_was_rolled_back_does_not_come_back_with_the_next_promotion(model: Model) -> None:
-    model.promote(model.version(0.5))
-    model.promote(model.version(0.9))  # a moment ago: it would still count as a contender
-    rollback(model.name, config=model.config)
-    verdict = model.promote(model.version(0.7))
-    assert "beats 0.5000 of version 1" in verdict.reason
-    assert model.aliases() == {"champion": 3}
-
-
-def test_what_was_rolled_back_contends_again_once_it_is_promoted_itself(model: Model) -> None:
-    model.promote(model.version(0.5))
-    model.promote(model.version(0.9))
-    rollback(model.name, config=model.config)
-    assert model.promote(2).alias == "champion"
-    assert model.aliases() == {"champion": 2}
-    assert "rolled_back" not in tags(model, 2)
-
-
-def test_any_version_can_be_named_also_one_that_never_was_champion(model: Model) -> None:
-    model.promote(model.version(0.5))
-    model.promote(model.version(0.4))
-    assert model.aliases() == {"champion": 1, "challenger": 2}
-    assert rollback(model.name, config=model.config, to=2).taken_back == 1
-    assert model.aliases() == {"champion": 2}
-    assert rollback(model.name, config=model.config, to=1).champion == 1  # and back: the mark is gone
-    assert "rolled_back" not in tags(model, 1)
-    again = rollback(model.name, config=model.config, to=1)
-    assert (again.taken_back, again.reason) == (None, "version 1 is champion already")
-    with pytest.raises(RegistryError, match="has no version 7 to roll back to, only 1, 2"):
-        rollback(model.name, config=model.config, to=7)
-
-
-def test_a_champion_set_by_hand_can_be_rolled_back_to(model: Model) -> None:
-    model.version(0.5)
-    model.client.set_registered_model_alias(model.name, "champion", "1")
-    model.promote(model.version(0.75))
-    assert rollback(model.name, config=model.config).champion == 1
-
-
-def test_a_promotion_under_way_does_not_undo_a_rollback(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.promote(model.version(0.5))
-    model.promote(model.version(0.9))
-    ours = model.version(0.7)
-    _promote_just_before(monkeypatch, "set_model_version_tag", lambda: rollback(model.name, config=model.config, to=1))
-    verdict = model.promote(ours)  # it had read version 2 as the one to beat
-    assert model.aliases()["champion"] == ours == verdict.champion
-
-
-def test_rollback_of_an_unknown_model_names_the_registry(
-    tracking: TrackingConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["rollback", "--tracking.uri", str(tracking.uri), "--tracking.model_name", "nobody"]
-    assert main(arguments) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "twostream rollback: error: rolling back nobody failed at MLflow sqlite:" in line
-    assert "check tracking.model_name" in line
-
-
-def test_the_command_says_what_moved(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
-    model.promote(model.version(0.5))
-    model.promote(model.version(0.75))
-    where = ["--tracking.uri", model.config.resolved_uri(), "--tracking.model_name", model.name]
-    assert main(["rollback", *where, "--because", "too slow"]) == 0
-    assert f"version 1 is champion of {model.name}, instead of version 2" in capsys.readouterr().out
-    assert "too slow" in tags(model, 2)["rolled_back"]
 
 
 def test_the_commands_that_a_verdict_names_lead_out_as_they_are(
@@ -441,11 +296,3 @@ def test_a_version_nobody_measured_that_claims_to_contend_for_ever_becomes_no_ch
     far = model.version(0.99)
     model.client.set_model_version_tag(model.name, str(far), "contends", json.dumps(claim))
     assert model.promote(model.version(0.5)).champion != far
-
-
-def test_the_reason_of_a_rollback_is_recorded_without_the_secrets_in_it(model: Model) -> None:
-    model.promote(model.version(0.5))
-    model.promote(model.version(0.75))
-    rollback(model.name, config=model.config, because="wrong, see http://ann:hu/sh@host/x")
-    mark = model.client.get_model_version(model.name, "2").tags["rolled_back"]
-    assert mark.endswith("wrong, see http://(hidden)@host/x")

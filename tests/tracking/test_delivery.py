@@ -6,13 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 import pytest
-from mlflow_server import PASSWORD, USER, MlflowServer
+from delivered_runs import history, runs_of
 
 from twostream_ray.cli import main
 from twostream_ray.errors import TrackingError
@@ -38,22 +38,6 @@ NOBODY = "http://ann:hush@127.0.0.1:9"  # the discard port: connections are refu
 
 def start(config: TrackingConfig, folder: Path | str, **more: Any) -> RunHandle:
     return start_run(config, run_name="run", run_uri=str(folder), parameters={"lr": 0.1}, tags={}, **more)
-
-
-def runs_of(config: TrackingConfig) -> list[Any]:
-    client = client_for(config.resolved_uri())
-    experiment = client.get_experiment_by_name(config.experiment)
-    return list(client.search_runs([experiment.experiment_id])) if experiment else []
-
-
-def history(config: TrackingConfig, run_id: str, metric: str) -> list[Any]:
-    return sorted(
-        client_for(config.resolved_uri()).get_metric_history(run_id, metric), key=lambda row: (row.step, row.timestamp)
-    )
-
-
-def files_below(folder: Path) -> str:
-    return "\n".join(f"{path} {path.read_bytes()!r}" for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 @pytest.fixture
@@ -358,58 +342,3 @@ def test_a_journal_lives_on_an_object_store(
     client = client_for(back.resolved_uri())
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
     assert Outbox(run_uri=handle.run_uri).count() == 0
-
-
-def test_a_guarded_server_killed_and_started_again_has_everything_once_and_no_password_is_seen(
-    guarded: MlflowServer,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    by_environment = TrackingConfig(uri=guarded.uri)
-    by_uri = TrackingConfig(uri=f"http://{USER}:{PASSWORD}@127.0.0.1:{guarded.port}")
-    handles = [
-        start_run(
-            config,
-            run_name=name,
-            run_uri=str(tmp_path / name),
-            parameters={"tracking": asdict(config), "server": {"password": PASSWORD}},
-            tags={"token": PASSWORD},
-        )
-        for name, config in {"environment": by_environment, "uri": by_uri}.items()
-    ]
-    outboxes = [Outbox(run_uri=handle.run_uri) for handle in handles]
-    assert all(handle.run_id for handle in handles)
-    logged_ms = {}
-    for step in range(12):
-        if step == 4:
-            guarded.kill()
-        if step == 8:
-            guarded.start()
-            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another")  # refused is as good as away
-        if step == 10:
-            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        if step in (6, 8, 10):
-            delivery._outages.clear()  # the pause is over
-        before = int(time.time() * 1000)
-        for handle in handles:
-            log_metrics(handle, {"loss": 12.0 - step, "top1": step / 12}, step=step)
-        logged_ms[step] = (before, int(time.time() * 1000))
-        waiting = {4: 1, 5: 2, 6: 3, 7: 4, 8: 5, 9: 6}.get(step, 0)
-        assert outboxes[0].count() == waiting
-        assert outboxes[1].count() == (waiting if step < 8 else 0), "its password stood in the URI"
-    for handle, config in zip(handles, (by_environment, by_uri), strict=True):
-        finish_run(handle)
-        for metric in ("loss", "top1"):
-            rows = history(config, handle.run_id, metric)
-            assert [row.step for row in rows] == list(range(12))
-            assert all(logged_ms[row.step][0] <= row.timestamp <= logged_ms[row.step][1] for row in rows)
-    runs = runs_of(by_environment)
-    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
-    stored = "".join(str(run.to_dictionary()) for run in runs)
-    assert "tracking.uri" in stored and "hidden" in stored
-    assert PASSWORD not in stored + files_below(tmp_path) + caplog.text + "".join(capfd.readouterr())
-    assert "401" in caplog.text and "cannot be reached" in caplog.text

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from numpy.typing import NDArray
 from pixels import num_pixels
 from score_tables import PROTOCOL, write_table
+from two_score_files import refused, write_scores
 
 from twostream_ray.cli import main
 from twostream_ray.data.shards.shards import ShardSet
-from twostream_ray.errors import ConfigError, StorageError, TwoStreamError
+from twostream_ray.errors import ConfigError, StorageError
 from twostream_ray.evaluation.late_fusion import late_fusion
 from twostream_ray.evaluation.metrics import top_k_hits
 from twostream_ray.heads import softmax
@@ -23,33 +23,8 @@ from twostream_ray.runs.score.tune_scores import TunedScores, tune_scores
 UCF101 = "scores/ucf101_split1_two_stream_minli.npz"
 
 
-def write(path: Path, scores: NDArray[Any], labels: NDArray[Any], ids: list[str], **more: Any) -> str:
-    np.savez(path, scores=scores, labels=labels, clip_ids=np.asarray(ids), **more)
-    return str(path)
-
-
 def right(tuned: TunedScores) -> dict[str, tuple[str, int]]:
     return {one.name: (str(one.setting), one.num_right) for one in tuned.tried}
-
-
-@pytest.fixture
-def streams(tmp_path: Path) -> dict[str, Any]:
-    """Two files as `evaluate` writes them, of 60 clips of 3 classes, 10 videos each; the second is shuffled."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(3), 20)
-    ids = [f"class{label}/v_{number // 2:02d}_c{number % 2}.avi" for number, label in enumerate(labels)]
-    spatial, temporal = (rng.normal(size=(60, 3)) + 1.2 * np.eye(3)[labels] for _ in range(2))
-    order = rng.permutation(60)
-    return {
-        "labels": labels,
-        "ids": ids,
-        "spatial": spatial,
-        "temporal": temporal,
-        "files": {
-            "spatial": write(tmp_path / "s.npz", spatial, labels, ids, split=np.asarray("val"), num_expected=61),
-            "temporal": write(tmp_path / "t.npz", temporal[order], labels[order], [ids[row] for row in order]),
-        },
-    }
 
 
 # -- the real scores of UCF101
@@ -103,7 +78,7 @@ def test_the_figure_that_an_svm_is_chosen_by_does_not_flatter_it(real: Path, tmp
         at = np.flatnonzero(np.isin(scores["label"], hard) & (groups % 2 == remainder))
         labels, ids = np.searchsorted(hard, scores["label"][at]), list(scores["names"][at])
         stored = {
-            stream: write(tmp_path / f"{part}_{stream}.npz", scores[stream][at][:, hard], labels, ids)
+            stream: write_scores(tmp_path / f"{part}_{stream}.npz", scores[stream][at][:, hard], labels, ids)
             for stream in ("spatial", "temporal")
         }
         files[part], num_clips[part] = StreamScoresConfig(**stored), len(at)
@@ -140,7 +115,9 @@ def test_the_chosen_setting_is_quoted_on_other_clips(
 ) -> None:
     ids = [f"test/{clip}" for clip in streams["ids"]]
     quote = {
-        name: write(tmp_path / f"q{name}.npz", streams[name][::-1], streams["labels"], ids, split=np.asarray("test"))
+        name: write_scores(
+            tmp_path / f"q{name}.npz", streams[name][::-1], streams["labels"], ids, split=np.asarray("test")
+        )
         for name in ("spatial", "temporal")
     }
     arguments = [f"--choose.{name}={file}" for name, file in streams["files"].items()]
@@ -158,7 +135,7 @@ def test_the_chosen_setting_is_quoted_on_other_clips(
 def test_probabilities_are_taken_for_what_they_are(streams: dict[str, Any], tmp_path: Path) -> None:
     """`evaluate` writes the softmax of a single stream: averaging it is averaging softmax, not a softmax of softmax."""
     files = {
-        name: write(
+        name: write_scores(
             tmp_path / f"p{name}.npz", softmax(4 * streams[name]).astype(np.float32), streams["labels"], streams["ids"]
         )
         for name in ("spatial", "temporal")
@@ -176,7 +153,7 @@ def test_each_data_set_of_a_network_for_several_is_judged_by_its_own_classes(tmp
     scores = np.array([[1.0, 2.0, 9.0], [9.0, 0.0, 3.0]])  # two classes of one data set, one of another
     labels, ids = np.array([1, 2]), ["a", "b"]
     files = {
-        name: write(tmp_path / f"{name}.npz", scores, labels, ids, head_classes=np.array([2, 1]))
+        name: write_scores(tmp_path / f"{name}.npz", scores, labels, ids, head_classes=np.array([2, 1]))
         for name in ("spatial", "temporal")
     }
     tuned = tune_scores(TuneScoresConfig(choose=StreamScoresConfig(**files), out=str(tmp_path)))
@@ -226,7 +203,7 @@ def test_a_setting_is_chosen_over_all_data_sets_and_told_on_each_or_chosen_for_o
 def test_files_of_other_data_sets_are_refused(tmp_path: Path) -> None:
     logits, labels, ids = np.zeros((2, 3)), np.array([0, 2]), ["a", "b"]
     files = {
-        name: write(tmp_path / f"{name}.npz", logits, labels, ids, head_classes=np.array(sizes))
+        name: write_scores(tmp_path / f"{name}.npz", logits, labels, ids, head_classes=np.array(sizes))
         for name, sizes in (("spatial", [2, 1]), ("temporal", [1, 2]))
     }
     assert "3 classes of the same data sets, got head_classes [1, 2] in" in refused(ConfigError, **files)
@@ -295,103 +272,6 @@ def test_a_table_that_is_not_whole_is_no_table_to_choose_by(tmp_path: Path) -> N
     write_table(tmp_path / "part", np.zeros((20, 1, 2, 4), np.float32), blocks=[0])
     with pytest.raises(StorageError, match="lacks 4 of 20 clips"):
         read_scores(StreamScoresConfig(both=str(tmp_path / "part")), name="choose")
-
-
-# -- what is refused
-
-
-def refused(kind: type[TwoStreamError], **choose: str) -> str:
-    with pytest.raises(kind) as caught:
-        tune_scores(TuneScoresConfig(choose=StreamScoresConfig(**choose), out="/nowhere"))
-    return str(caught.value)
-
-
-def test_other_clips_other_labels_and_doubled_clips_are_refused(streams: dict[str, Any], tmp_path: Path) -> None:
-    spatial, labels, ids = streams["files"]["spatial"], streams["labels"], streams["ids"]
-    fewer = write(tmp_path / "fewer.npz", streams["temporal"][5:], labels[5:], ids[5:])
-    said = refused(ConfigError, spatial=spatial, temporal=fewer)
-    assert "of 60 and 55 there are 5 only in" in said and "(class0/v_00_c0.avi)" in said
-    assert "evaluate both models on the same split" in said
-    relabelled = write(tmp_path / "labels.npz", streams["temporal"], (labels + 1) % 3, ids)
-    assert "class0/v_00_c0.avi and 59 more clips have different labels" in refused(
-        ConfigError, spatial=spatial, temporal=relabelled
-    )
-    doubled = write(tmp_path / "doubled.npz", streams["temporal"], labels, [*ids[:59], ids[0]])
-    assert "60 rows of 59 clips" in refused(ConfigError, spatial=spatial, temporal=doubled)
-    narrow = write(tmp_path / "narrow.npz", streams["temporal"][:, :2], labels, ids)
-    assert "got spatial (60, 3), temporal (60, 2)" in refused(ConfigError, spatial=spatial, temporal=narrow)
-
-
-def test_scores_of_other_classes_or_of_another_order_of_them_are_refused(
-    streams: dict[str, Any], tmp_path: Path
-) -> None:
-    labels, ids = streams["labels"], streams["ids"]
-
-    def files(part: str, spatial: list[str] | None, temporal: list[str] | None) -> dict[str, str]:
-        keep = np.arange(60) % 2 == (part == "quote")
-        rows = [clip for clip, kept in zip(ids, keep, strict=True) if kept]
-        return {
-            stream: write(
-                tmp_path / f"{part} {stream}.npz",
-                streams[stream][keep],
-                labels[keep],
-                rows,
-                **({} if classes is None else {"classes": np.asarray(classes)}),
-            )
-            for stream, classes in (("spatial", spatial), ("temporal", temporal))
-        }
-
-    ours = ["run", "sit", "walk"]
-    for others in (["run", "walk", "sit"], ["run", "swim", "walk"]):
-        said = refused(ConfigError, **files("choose", ours, others))
-        assert f"the same classes in the same order, but label 1 is 'sit' in the one and {others[1]!r}" in said
-        quote = StreamScoresConfig(**files("quote", others, None))
-        choose = StreamScoresConfig(**files("choose", None, ours))
-        with pytest.raises(
-            ConfigError, match="choose and quote must hold scores of the same classes in the same order"
-        ):
-            tune_scores(TuneScoresConfig(choose=choose, quote=quote, out=str(tmp_path)))
-    assert "must hold the names of its 3 classes, got <U3 (2,)" in refused(
-        ConfigError, **files("choose", ours, ours[:2])
-    )
-    named = StreamScoresConfig(**files("choose", ours, ours))
-    assert tune_scores(TuneScoresConfig(choose=named, out=str(tmp_path / "named"))).notes == ()
-    nameless = StreamScoresConfig(**files("choose", ours, None))
-    (note,) = tune_scores(TuneScoresConfig(choose=nameless, out=str(tmp_path / "nameless"))).notes
-    assert "choose temporal.npz has no names of classes, as earlier versions wrote it" in note
-
-
-@pytest.mark.parametrize(
-    ("labels", "scores", "said"),
-    [
-        (np.array([0, 3]), np.zeros((2, 3)), "must hold labels from 0 to 2, got 0 to 3"),
-        (np.array([-1, 0]), np.zeros((2, 3)), "must hold labels from 0 to 2, got -1 to 0"),
-        (np.array(["a", "b"]), np.zeros((2, 3)), "must hold numbers as labels, got <U1"),
-        (np.array([0, 1]), np.full((2, 3), "x"), "must hold numbers as scores, got <U1"),
-    ],
-)
-def test_values_that_cannot_be_scores_are_refused(
-    tmp_path: Path, labels: NDArray[Any], scores: NDArray[Any], said: str
-) -> None:
-    np.savez(tmp_path / "odd.npz", spatial=scores, temporal=scores, labels=labels)
-    assert said in refused(ConfigError, both=str(tmp_path / "odd.npz"))
-
-
-def test_a_file_that_holds_something_else_is_refused_without_unpickling(tmp_path: Path) -> None:
-    (tmp_path / "text.npz").write_text("no zip")
-    assert "cannot be read" in refused(StorageError, both=str(tmp_path / "text.npz"))
-    np.savez(tmp_path / "pickled.npz", spatial=np.array([{}], dtype=object))
-    assert "cannot be read" in refused(StorageError, both=str(tmp_path / "pickled.npz"))
-    np.savez(tmp_path / "other.npz", joint=np.zeros((2, 2)))
-    said = refused(ConfigError, both=str(tmp_path / "other.npz"))
-    assert "it lacks spatial, temporal, labels and has joint" in said
-    assert "it is not there" in refused(StorageError, both=str(tmp_path / "missing.npz"))
-
-
-def test_clips_to_quote_on_that_were_chosen_on_are_refused(streams: dict[str, Any], tmp_path: Path) -> None:
-    files = StreamScoresConfig(**streams["files"])
-    with pytest.raises(ConfigError, match="must not share clips, 60 of 60 to quote on are in both"):
-        tune_scores(TuneScoresConfig(choose=files, quote=files, out=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
