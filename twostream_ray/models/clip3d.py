@@ -113,7 +113,7 @@ def load_video_weights(network: Clip3dNetwork, *, config: Clip3dConfig, read_byt
         return
     read = read_state(config.weights, backbone=config.network, read_bytes=read_bytes)
     source = {_own_name(name): values for name, values in read.items()}
-    copy_state(network, source, weights=config.weights, backbone=config.network, head="classifier")
+    copy_state(network, source, read=read, weights=config.weights, backbone=config.network, head="classifier")
 
 
 def _own_name(name: str) -> str:

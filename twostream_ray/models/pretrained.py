@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twostream_ray.errors import WeightsError
-from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS
+from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, TIMM
 from twostream_ray.models.settings import VideoNetwork
 from twostream_ray.models.towers import ReadBytes, Tower
 
@@ -33,19 +33,21 @@ def load_weights(tower: Tower, *, weights: str, backbone: str, read_bytes: ReadB
     Raises:
         WeightsError: no weights can be read, one is missing, has another shape or holds what is no finite number.
     """
-    source = _renamed(read_state(weights, backbone=backbone, read_bytes=read_bytes), tower)
+    read = read_state(weights, backbone=backbone, read_bytes=read_bytes)
     first = tower.names[0]
 
     def adapted(name: str, values: Tensor, target: Tensor) -> Tensor:
         return _adapted(values, target, first=name.split(".")[0] == first, stacks=not tower.published)
 
-    copy_state(tower, source, weights=weights, backbone=backbone, head=CLASSIFIER, adapted=adapted)
+    source = _renamed(read, tower)
+    copy_state(tower, source, read=read, weights=weights, backbone=backbone, head=CLASSIFIER, adapted=adapted)
 
 
 def copy_state(
     network: nn.Module,
     source: Mapping[str, Tensor],
     *,
+    read: Mapping[str, Tensor],
     weights: str,
     backbone: str,
     head: str,
@@ -56,6 +58,7 @@ def copy_state(
     Args:
         network: where to.
         source: by the network's names.
+        read: by those of the file, for errors.
         weights: what they are called in errors.
         backbone: what the network is called there.
         head: the part that is the classifier.
@@ -75,15 +78,17 @@ def copy_state(
             continue
         if values is not None:
             values = adapted(name, values, target)
-        if values is None or values.shape != target.shape:
+        is_other = values is not None and values.is_floating_point() != target.is_floating_point()
+        if values is None or values.shape != target.shape or is_other:
             got = "nothing" if values is None else str(tuple(values.shape))
+            got += f" of {str(values.dtype).removeprefix('torch.')}" if values is not None and is_other else ""
             faults.append(f"{name} of shape {tuple(target.shape)}, got {got}")
         elif not torch.isfinite(values).all():
             raise WeightsError(f"{weights}: {name} holds what is no finite number: get the file again")
         else:
             fitting[name] = values
     if faults:
-        raise WeightsError(_misfit(faults, source, weights=weights, backbone=backbone))
+        raise WeightsError(_misfit(faults, read, weights=weights, backbone=backbone))
     for name, values in fitting.items():
         state[name].copy_(values)
 
@@ -134,13 +139,14 @@ def _adapted(values: Tensor, target: Tensor, *, first: bool, stacks: bool) -> Te
     return values
 
 
-def _misfit(faults: Sequence[str], source: Mapping[str, Tensor], *, weights: str, backbone: str) -> str:
+def _misfit(faults: Sequence[str], read: Mapping[str, Tensor], *, weights: str, backbone: str) -> str:
     """What a network wants that a file does not have, names and shapes of both, in one line."""
     more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    held = ", ".join(f"{name[:80]} {tuple(values.shape)}" for name, values in sorted(source.items())[:_SHOWN])
+    held = ", ".join(f"{name[:80]} {tuple(values.shape)}" for name, values in sorted(read.items())[:_SHOWN])
+    publisher = "timm" if backbone.startswith(TIMM) else "torchvision"
     return (
         f"weights={weights} do not fit {backbone}, which wants {'; '.join(faults[:_SHOWN])}{more}; the file has "
-        f"{len(source)} tensors ({held}, ...): name weights of the same backbone and width, in torchvision's names or "
+        f"{len(read)} tensors ({held}, ...): name weights of the same backbone and width, in {publisher}'s names or "
         "in this package's"
     )
 
@@ -195,12 +201,12 @@ def _unpickled(content: bytes, *, weights: str) -> dict[str, Tensor]:
         found: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes of the reader
         raise WeightsError(
-            f"weights={weights} cannot be read as tensors alone ({' '.join(str(error).split())[:200]}): such a file "
-            "may run code when it is loaded; where you trust it, load it and save model.state_dict() by torch.save"
+            f"weights={weights} cannot be read as tensors alone ({_reason(error)}): such a file may run "
+            "code when it is loaded; where you trust it, load it and save model.state_dict() by torch.save"
         ) from error
-    for name in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
+    for _ in WRAPPERS:  # a file may hold a dictionary that holds itself
+        inner = found if isinstance(found, Mapping) else {}
+        found = next((inner[name] for name in WRAPPERS if isinstance(inner.get(name), Mapping)), found)
     state = dict(_tensors(found))
     if not state:
         keys = ", ".join(str(name)[:40] for name in list(found)[:6]) if isinstance(found, Mapping) else type(found)
@@ -209,6 +215,13 @@ def _unpickled(content: bytes, *, weights: str) -> dict[str, Tensor]:
             f"holds {keys or 'nothing'}: save model.state_dict()"
         )
     return state
+
+
+def _reason(error: Exception) -> str:
+    """What torch's reader stumbled over, without its advice to read such a file nevertheless."""
+    whole = " ".join(str(error).split())
+    found = re.search(r"(?:Unsupported global: |unsupported )GLOBAL (\S+)", whole)
+    return f"it wants {found[1]} to be called" if found else whole[:200].partition(". ")[0]
 
 
 def _tensors(found: Any) -> Iterator[tuple[str, Tensor]]:
