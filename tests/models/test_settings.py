@@ -2,6 +2,7 @@ import pytest
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.settings import (
+    Clip3dConfig,
     FusionConfig,
     ModelConfig,
     StfnConfig,
@@ -69,6 +70,8 @@ def test_width_scales_every_layer_but_the_classifier() -> None:
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0"),
         ({"width": 0}, r"width must be at least 1, got 0"),
         ({"backbone": "vgg_m_2048", "weights": "imagenet"}, r"exists for vgg16 and resnet50, not for vgg_m_2048"),
+        ({"weights": "kinetics400"}, r"exists for networks over video \(model.clip3d.weights\), not for vgg16: give"),
+        ({"backbone": "timm:test_vit", "weights": "kinetics400"}, r"not for timm:test_vit: .* or weights=timm"),
         ({"weights": "imagenet", "width": 8}, r"needs the full width, got width=8"),
         ({"frozen_through": "relu9"}, r"no layer of vgg16: 'relu9'; its layers are conv1_1, relu1_1"),
     ],
@@ -82,6 +85,16 @@ def test_bad_tower_settings_are_refused_by_name_and_value(settings: dict, messag
     ("config", "settings", "message"),
     [
         (StResNetConfig, {"injection": "concat"}, r"st_resnet\.injection must be one of add, multiply, got 'concat'"),
+        (
+            Clip3dConfig,
+            {"weights": "imagenet"},
+            r"clip3d\.weights=imagenet exists for networks over images, .*kinetics400",
+        ),
+        (
+            Clip3dConfig,
+            {"weights": "timm"},
+            r"clip3d\.weights=timm exists for networks over images, not for r2plus1d_18",
+        ),
         (StfnConfig, {"num_blocks": 0}, r"stfn\.num_blocks must be at least 1, got 0"),
         (StfnConfig, {"residual_scale": 0.0}, r"stfn\.residual_scale must be in \(0, 1\], got 0\.0"),
     ],

@@ -73,6 +73,11 @@ class TowerConfig:
                     f"drop_path and weights={PUBLISHED_BY_TIMM} go with a backbone {TIMM}NAME, got {self.backbone}: "
                     "leave them out, or choose such a backbone"
                 )
+        if self.weights == "kinetics400":
+            raise ConfigError(
+                f"weights=kinetics400 exists for networks over video (model.clip3d.weights), not for {self.backbone}: "
+                f"give the path or URI of a file{', or weights=' + PUBLISHED_BY_TIMM if self.is_timm else ''}"
+            )
         if self.weights == "imagenet" and self.backbone not in ("vgg16", "resnet50"):
             raise ConfigError(
                 f"weights=imagenet exists for vgg16 and resnet50, not for {self.backbone}: give the path or URI of a "
@@ -172,6 +177,11 @@ class Clip3dConfig:
         require_within(self, "clip3d.", width="[1, 4_096]")
         if self.width is not None and self.network == "mvit_v2_s":
             raise ConfigError(f"clip3d.width is of the residual networks, got {self.width} for mvit_v2_s: leave it out")
+        if self.weights in PUBLISHED_WEIGHTS and self.weights != "kinetics400":
+            raise ConfigError(
+                f"clip3d.weights={self.weights} exists for networks over images, not for {self.network}: give the path "
+                "or URI of a file, or kinetics400"
+            )
         if self.width is not None and self.weights == "kinetics400":
             raise ConfigError(
                 f"clip3d.weights=kinetics400 needs the full width, got clip3d.width={self.width}: leave width out"

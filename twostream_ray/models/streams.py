@@ -17,7 +17,8 @@ from twostream_ray.models.layers import (
 )
 from twostream_ray.models.pretrained import load_weights, widen_first_filters
 from twostream_ray.models.settings import PUBLISHED_BY_TIMM, TowerConfig, layer_channels
-from twostream_ray.models.timm_networks import create_network, cut
+from twostream_ray.models.timm_networks import cut
+from twostream_ray.models.timm_registry import create_network
 from twostream_ray.models.towers import Bottleneck, FullyConnected, ReadBytes, Renormalise, Tower, batch_norm
 
 

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from twostream_ray.errors import ConfigError, WeightsError
-from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS, TIMM
+from twostream_ray.errors import ConfigError, TwoStreamError
+from twostream_ray.models.layers import CLASSIFIER, LAST_POOL, RGB_CHANNELS
+from twostream_ray.models.timm_registry import create_network
 from twostream_ray.models.token_maps import Maps, TokenMaps, grid
 
-_PUBLISHED_CLASSES = 1000
-"""What a network is made for before it gets a classifier of ours; some have none of their own."""
 _PROBED_PX = 224
 """Frames that a chain is found with, where the network wants none of its own."""
 
@@ -55,24 +54,6 @@ class TimmChain:
     """Of the same levels."""
 
 
-def known_name(backbone: str) -> str:
-    """Timm's name in `timm:NAME`, without a tag of weights where there is none.
-
-    Raises:
-        ConfigError: timm is not installed, or knows no such network.
-    """
-    timm = _timm()
-    name = backbone.removeprefix(TIMM)
-    if not timm.is_model(name.split(".")[0]):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:8])
-        raise ConfigError(
-            f"backbone {backbone}: timm {timm.__version__} knows no network {name!r}"
-            + (f"; near it are {near}" if near else "")
-            + "; timm.list_models() names all"
-        )
-    return name
-
-
 @cache
 def layer_table(backbone: str) -> tuple[TimmLayer, ...]:
     """Names, maps and scales of a network's layers, pool5 without; found on torch's meta device.
@@ -81,17 +62,20 @@ def layer_table(backbone: str) -> tuple[TimmLayer, ...]:
         ConfigError: timm does not know the network, or it cannot be cut.
     """
     with torch.device("meta"), torch.no_grad():
-        network = create_network(backbone, in_channels=RGB_CHANNELS, drop_path=0.0).eval()
-        own_px = _input_px(network)
-        chain = cut(network, backbone=backbone)
         try:
-            # A size that every scale divides, so that scales come out whole; some take their own alone.
-            return _rows(chain, px=_PROBED_PX)
-        except Exception:  # noqa: BLE001  (the next attempt says what is wrong)
+            network = create_network(backbone, in_channels=RGB_CHANNELS, drop_path=0.0).eval()
+            own_px = _input_px(network)
+            chain = cut(network, backbone=backbone)
             try:
+                # A size that every scale divides, so that scales come out whole; some take their own alone.
+                return _rows(chain, px=_PROBED_PX)
+            except Exception:  # noqa: BLE001  (the next attempt says what is wrong)
                 return _rows(chain, px=own_px)
-            except Exception as error:  # whatever another kind of network makes of being run in parts
-                raise _uncuttable(backbone, f"run in parts it ends with {error!r}"[:200]) from error
+        except TwoStreamError:
+            raise
+        except Exception as error:  # whatever another kind of network makes of being taken apart
+            why = f"taken apart it ends with {type(error).__name__}: {' '.join(str(error).split())}"
+            raise _uncuttable(backbone, why[:200]) from error
 
 
 def _rows(chain: TimmChain, *, px: int) -> tuple[TimmLayer, ...]:
@@ -105,38 +89,6 @@ def _rows(chain: TimmChain, *, px: int) -> tuple[TimmLayer, ...]:
         rows.append(TimmLayer(name, maps.shape[1], round(px / maps.shape[-2])))
     chain.pool(state)
     return tuple(rows)
-
-
-def create_network(backbone: str, *, in_channels: int, drop_path: float, pretrained: bool = False) -> Any:
-    """Timm's module, initialised by timm from torch's global random numbers, or from its published weights.
-
-    Raises:
-        ConfigError: timm is not installed, does not know the network, or it has no stochastic depth.
-        WeightsError: its published weights can be had neither from the cache nor from the network.
-    """
-    name, timm = known_name(backbone), _timm()
-    settings: dict[str, Any] = {"in_chans": in_channels, "pretrained": pretrained, "num_classes": _PUBLISHED_CLASSES}
-    if drop_path:
-        settings["drop_path_rate"] = drop_path
-    try:
-        try:
-            # Vision transformers take frames of any size with it: their position embedding is resampled.
-            return timm.create_model(name, dynamic_img_size=True, **settings)
-        except TypeError:
-            return timm.create_model(name, **settings)
-    except TypeError as error:
-        if not drop_path:
-            raise
-        raise ConfigError(f"backbone {backbone} takes no drop_path ({error}): leave drop_path at 0") from error
-    except Exception as error:  # the hub's client raises errors of four libraries
-        if not pretrained:
-            raise
-        raise WeightsError(
-            f"weights=timm of {backbone} could be had neither from the cache nor from the network "
-            f"({' '.join(str(error).split())[:200]}): fetch them where there is a network by "
-            f"`python -c \"import timm; timm.create_model('{name}', pretrained=True)\"` and bring the cache's folder "
-            "(HF_HOME), or save that network's state_dict() to a file and give its path or URI as weights"
-        ) from error
 
 
 def cut(network: Any, *, backbone: str) -> TimmChain:
@@ -157,7 +109,8 @@ def cut(network: Any, *, backbone: str) -> TimmChain:
         layers = _transformer_layers(network)
     else:
         layers = _module_chain(network, _names_in_order(backbone))
-    network.reset_classifier(0)
+    # timm's own way to take a classifier off, reset_classifier(0), takes some networks' last norm with it.
+    _replace(network, classifier, nn.Identity())
     pool = _Pool(network, is_transformer=isinstance(network, VisionTransformer), inner=_is_channels_inner(network))
     parts = nn.ModuleDict({**layers, LAST_POOL: pool, CLASSIFIER: classifier}).state_dict(keep_vars=True)
     published = {name: own[id(values)] for name, values in parts.items()}
@@ -227,12 +180,12 @@ class _Pool(nn.Module):
         self.network, self.is_transformer, self.inner = network, is_transformer, inner
 
     def forward(self, state: Maps) -> Tensor:
-        """Pool as timm does."""
+        """What timm does before the classifier, which is an identity here."""
         if self.is_transformer:
             values = _to_tokens(state)
         else:
             values = grid(state).permute(0, 2, 3, 1) if self.inner else grid(state)
-        return self.network.forward_head(values, pre_logits=True)[:, :, None, None]
+        return self.network.forward_head(values)[:, :, None, None]
 
 
 def _to_tokens(state: Maps) -> Tensor:
@@ -282,21 +235,23 @@ def modules_in_order(network: Any, *, backbone: str) -> tuple[str, ...]:
     calls: list[tuple[str, Any, Any]] = []
 
     def record(name: str) -> Any:
-        return lambda _module, inputs, output: calls.append((name, inputs, output))
+        def hook(_module: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> None:
+            calls.append((name, (*inputs, *(one for one in options.values() if one is not None)), output))
+
+        return hook
 
     for name, module in _candidates(network).items():
-        module.register_forward_hook(record(name))
+        module.register_forward_hook(record(name), with_kwargs=True)
     px = _input_px(network)
-    try:
-        with torch.no_grad():
-            result = network.forward_features(torch.empty(1, RGB_CHANNELS, px, px, device="meta"))
-    except Exception as error:
-        raise _uncuttable(backbone, f"its forward_features ended with {error!r}"[:200]) from error
+    with torch.no_grad():
+        frames = torch.empty(1, RGB_CHANNELS, px, px, device="meta")
+        result = network.forward_features(frames)
     if not calls or len({name for name, _, _ in calls}) != len(calls):
         raise _uncuttable(backbone, "its modules do not run once each")
-    for (before, _, output), (name, inputs, _) in pairwise(calls):
+    for (before, _, output), (name, inputs, _) in pairwise([("the frames", (), frames), *calls]):
         if len(inputs) != 1 or inputs[0] is not output:
-            raise _uncuttable(backbone, f"{name} takes something else than what {before} returns")
+            came = "the frames" if output is frames else f"what {before} returns"
+            raise _uncuttable(backbone, f"{name} takes something else than {came}")
     if calls[-1][2] is not result or not isinstance(result, Tensor) or result.dim() != 4:
         raise _uncuttable(backbone, f"it returns no maps behind {calls[-1][0]}")
     return tuple(name for name, _, _ in calls)
@@ -309,9 +264,14 @@ def _module_chain(network: Any, names: tuple[str, ...]) -> dict[str, nn.Module]:
     for position, name in enumerate(names):
         module = network.get_submodule(name)
         layers[name.replace(".", "_")] = _InnerLayer(module, takes_frames=position == 0) if inner else module
-        holder, _, leaf = name.rpartition(".")
-        network.get_submodule(holder)._modules[leaf] = nn.Identity()
+        _replace(network, module, nn.Identity())
     return layers
+
+
+def _replace(network: nn.Module, module: nn.Module, other: nn.Module) -> None:
+    name = next(name for name, one in network.named_modules() if one is module)
+    holder, _, leaf = name.rpartition(".")
+    network.get_submodule(holder)._modules[leaf] = other
 
 
 def _candidates(network: Any) -> dict[str, nn.Module]:
@@ -348,13 +308,3 @@ def _uncuttable(backbone: str, why: str) -> ConfigError:
         f"backbone {backbone} cannot be cut into layers: {why}; ConvNeXt, ResNet, RegNet, EfficientNet, MobileNet, "
         "Swin and plain vision transformers can, among others"
     )
-
-
-def _timm() -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise ConfigError(
-            "a backbone timm:... wants the package timm, which is not installed: pip install 'twostream_ray[timm]'"
-        ) from error
-    return timm

@@ -53,6 +53,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "other file": (["--model.spatial.weights", "notes.safetensors"], "is truncated or no weights file"),
     "cut weights": (["--model.temporal.weights", "cut.safetensors"], "model.temporal.weights names"),
     "folder": (["--model.temporal.weights", "."], "model.temporal.weights"),
+    "none of timm": (
+        ["--model.spatial.backbone", "timm:regnetz_005", "--model.spatial.weights", "timm"],
+        "timm:regnetz_005: timm",
+    ),
     "address": ([], "RAY_ADDRESS names the Ray cluster 127.0.0.1:1, which does not answer"),
 }
 

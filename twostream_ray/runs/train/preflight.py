@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from twostream_ray import storage
 from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.errors import AccessError, ConfigError, ShardError, WeightsError
-from twostream_ray.models.settings import PUBLISHED_WEIGHTS, ModelConfig
+from twostream_ray.models.settings import PUBLISHED_BY_TIMM, PUBLISHED_WEIGHTS, ModelConfig
 from twostream_ray.redaction import one_line
 from twostream_ray.runs.cluster.session import require_cluster
 from twostream_ray.runs.experiment import ExperimentConfig
@@ -140,14 +140,20 @@ def require_weights(model: ModelConfig) -> None:
     """Refuse missing or truncated files of pretrained weights; only their headers are read.
 
     Raises:
-        WeightsError: the file holds neither safetensors nor what torch.save writes, or is truncated.
+        WeightsError: the file holds neither safetensors nor what torch.save writes, or is truncated, or timm has no
+            weights to load.
         StorageError: it is missing or cannot be read.
     """
     for stream in ("spatial", "temporal"):
-        weights = getattr(model, stream).weights
-        is_file = weights not in (None, *PUBLISHED_WEIGHTS)
-        if is_file and model.architecture != "clip3d" and model.streams in ("both", stream):
-            _require_weights_file(str(weights), setting=f"model.{stream}.weights")
+        tower = getattr(model, stream)
+        if model.architecture == "clip3d" or model.streams not in ("both", stream):
+            continue
+        if tower.weights == PUBLISHED_BY_TIMM:
+            from twostream_ray.models.timm_registry import require_published  # only here: it imports torch
+
+            require_published(tower.backbone)
+        elif tower.weights not in (None, *PUBLISHED_WEIGHTS):
+            _require_weights_file(tower.weights, setting=f"model.{stream}.weights")
     if model.architecture == "clip3d" and model.clip3d.weights not in (None, *PUBLISHED_WEIGHTS):
         _require_weights_file(str(model.clip3d.weights), setting="model.clip3d.weights")
 
