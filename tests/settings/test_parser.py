@@ -69,6 +69,20 @@ def test_settings_survive_json() -> None:
     assert from_mapping(ExperimentConfig, asdict(config)) == config
 
 
+def test_what_was_read_or_refused_before_leaves_no_trace() -> None:
+    more = '[{"name": "b", "root": "r"}]'
+    for _ in range(2):
+        assert from_arguments(IngestConfig, [*INGEST, "--more", more, "--flow.bound_px", "9"]).more[0].name == "b"
+        with pytest.raises(ConfigError):
+            from_arguments(IngestConfig, [*INGEST, "--flow.bound_px", "8", "--rows_per_shard", "0"])
+        with pytest.raises(ConfigError):
+            from_arguments(PredictConfig, ["a.avi", "--top_k", "0"], positionals=["videos"])
+        assert from_arguments(PredictConfig, ["a.avi"], positionals=["videos"]) == PredictConfig(videos=["a.avi"])
+        assert from_arguments(IngestConfig, INGEST) == from_mapping(
+            IngestConfig, {"catalog": {"root": "videos"}, "out": "shards"}
+        )
+
+
 def test_every_field_of_every_verb_is_explained() -> None:
     for kind in (IngestConfig, ExperimentConfig, PredictConfig):
         for action in parser_for(kind)._actions:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.redaction import brief
@@ -22,6 +22,7 @@ from twostream_ray.settings.checks import (
     names_of,
     parts_of,
     type_of,
+    types_of,
     unknown_setting,
 )
 from twostream_ray.settings.recipe_text import Recipe, parse_recipe, read_recipe
@@ -192,7 +193,7 @@ def _value_at(values: Any, key: str) -> Any:
 
 def _with_lists_of_one(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a recipe, a single one where a list is wanted as a list."""
-    hints = get_type_hints(kind)
+    hints = types_of(kind)
     changed = dict(values)
     for name, value in values.items():
         hint = hints.get(name)
@@ -207,7 +208,7 @@ def _known_part(
     kind: type, values: Mapping[str, Any], recipe: Recipe, elsewhere: OtherSettings, prefix: str = ""
 ) -> dict[str, Any]:
     """The part of a recipe that a verb knows, and what no verb knows, which is refused then."""
-    hints = get_type_hints(kind)
+    hints = types_of(kind)
     known = {}
     for name, value in values.items():
         key, hint = f"{prefix}.{name}".lstrip("."), hints.get(name)

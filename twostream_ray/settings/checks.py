@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,13 +18,19 @@ _LONGEST_TEXT = 4096
 _LARGEST_WHOLE_NUMBER = 2**63
 
 
+@cache
+def types_of(kind: type) -> Mapping[str, Any]:
+    """The types of a settings class's fields, by their names, in order: read once, as each reading compiles them."""
+    return get_type_hints(kind)
+
+
 def type_of(kind: type, key: str) -> Any:
     """The type of the setting with a dotted name; None where there is none."""
     hint: Any = kind
     for name in key.split("."):
         if not is_dataclass(hint):
             return None
-        hint = get_type_hints(hint).get(name)
+        hint = types_of(hint).get(name)  # type: ignore[arg-type]
     return hint
 
 
@@ -35,7 +42,7 @@ def check_names_and_types(
     Raises:
         ConfigError: names the setting, and the recipe's line.
     """
-    hints = {field.name: hint for field in fields(kind) for hint in [get_type_hints(kind)[field.name]]}
+    hints = {field.name: types_of(kind)[field.name] for field in fields(kind)}
     for name, value in values.items():
         key = f"{prefix}.{name}".lstrip(".")
         if name not in hints:
@@ -91,7 +98,7 @@ def _accepts(kind: type, hint: Any) -> bool:
 
 def listed_in(kind: Any) -> list[type]:
     """Settings classes of which a settings class, or one inside it, holds lists."""
-    hints = list(get_type_hints(kind).values())
+    hints = list(types_of(kind).values())
     listed = [part for hint in hints for part in parts_of(hint) if is_dataclass(part)]
     inner = (one for hint in [*hints, *listed] if is_dataclass(hint) for one in listed_in(hint))
     return [*listed, *inner]  # type: ignore[list-item]
@@ -115,7 +122,7 @@ def _type_name(hint: Any) -> str:
 
 def names_of(kind: type, prefix: str = "") -> Iterator[str]:
     """Dotted names of all settings of a class."""
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in types_of(kind).items():
         key = f"{prefix}.{name}".lstrip(".")
         yield key
         if is_dataclass(hint):

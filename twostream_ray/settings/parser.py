@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import yaml
@@ -66,12 +67,28 @@ def parser_for(
         help="YAML recipe: a file, or the name of one that `twostream recipes` lists. A verb takes the part that it "
         "knows. Options override it wherever they stand, and of what is given twice the last counts.",
     )
-    # The parser finds the class of blocks in a list by its path; a value may name these, which are loaded, no other.
-    set_parsing_settings(import_path_allowlist=[f"{one.__module__}.{one.__qualname__}" for one in listed_in(kind)])
+    _allow_blocks(kind)
     parser.add_class_arguments(kind, skip=set(lists_among(kind, positionals)))
     for action in parser._actions:
         if action.metavar == "CONFIG" and action.dest != "config":
             action.metavar, action.help = "{...}", "Several of these at once, as {name: value, ...}."
+    return parser
+
+
+def _allow_blocks(kind: type) -> None:
+    """Let values name the classes of a list's blocks, by whose paths the parser finds them: these are loaded."""
+    set_parsing_settings(import_path_allowlist=[f"{one.__module__}.{one.__qualname__}" for one in listed_in(kind)])
+
+
+@cache
+def _parser_made_once(kind: type, prog: str, positionals: tuple[str, ...]) -> ArgumentParser:
+    """A parser of settings that are read again and again: to make it takes longer than to parse."""
+    return parser_for(kind, prog=prog, description=kind.__doc__, positionals=positionals)
+
+
+def _known_parser(kind: type, prog: str = "twostream", positionals: Sequence[str] = ()) -> ArgumentParser:
+    parser = _parser_made_once(kind, prog, tuple(positionals))
+    _allow_blocks(kind)
     return parser
 
 
@@ -96,7 +113,7 @@ def from_arguments(
         ConfigError: an unknown key, a bad value, a missing one, or a recipe that cannot be read.
     """
     found = given(kind, arguments, positionals=positionals, elsewhere=elsewhere)
-    parser = parser_for(kind, prog=prog, description=kind.__doc__, positionals=positionals)
+    parser = _known_parser(kind, prog, positionals)
     try:
         # The environment is read nowhere: JSONARGPARSE_DEFAULT_ENV would make settings of it.
         return _instantiated(kind, parser, parser.parse_args(found.arguments, env=False), found.lists)
@@ -112,7 +129,7 @@ def from_mapping(kind: type[Settings], values: Mapping[str, Any], *, complete: b
         ConfigError: an unknown key, a bad value or a missing one.
     """
     check_names_and_types(kind, values, recipe=None, complete=complete)
-    parser = parser_for(kind)
+    parser = _known_parser(kind)
     try:
         return _instantiated(kind, parser, parser.parse_object(dict(values), env=False))
     except ArgumentError as error:
