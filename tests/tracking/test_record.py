@@ -18,6 +18,7 @@ from twostream_ray.tracking import (
     tag_run,
 )
 from twostream_ray.tracking.connection import client_for
+from twostream_ray.tracking.outbox import FOLDER
 from twostream_ray.tracking.record import flat_parameters
 
 
@@ -213,3 +214,28 @@ def test_what_begins_anew_in_a_folder_is_another_run_and_the_failed_one_stays(
         "no weights",
     )
     assert (after.data.params, after.info.status) == ({"epochs": "2"}, "RUNNING")
+
+
+@pytest.mark.parametrize("room_again", [True, False])
+def test_an_outbox_that_takes_no_event_is_told_once_with_how_many_are_missing(
+    tracking: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, room_again: bool
+) -> None:
+    handle = start_run(tracking, run_name="full", run_uri=str(tmp_path), parameters={}, tags={})
+    events = tmp_path / FOLDER / "events"
+    if events.exists():
+        events.rmdir()
+    events.write_text("")  # as little of a folder as one on a full disk
+    for step in range(5):
+        log_metrics(handle, {"loss": 1.0}, step=step)
+    (first,) = caplog.messages
+    assert f"cannot write to {tmp_path}" in first and "so metrics are not recorded" in first
+    if room_again:
+        events.unlink()
+        log_metrics(handle, {"loss": 1.0}, step=5)
+        assert caplog.messages[1:] == [f"{tmp_path}/{FOLDER} can be written again; 5 events are not recorded"]
+        finish_run(handle)
+        assert steps_of(handle, "loss") == [(5, 1.0)]
+    else:
+        finish_run(handle)
+        assert f"6 events of {tmp_path} could not be written and are not recorded" in caplog.messages[1]
+    assert len(caplog.messages) == 2

@@ -15,6 +15,7 @@ import re
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +45,8 @@ _KEY_LENGTH, _PARAMETER_LENGTH, _TAG_LENGTH = 250, 6000, 8000
 _DATA_NAME_LENGTH = 500
 DIGEST_LENGTH = 36
 """Characters of a manifest's hash that are the digest of a data set at MLflow, its limit."""
+_unrecorded: Counter[str] = Counter()
+"""Of each run, by its URI: events that could not be written to its outbox since the last one that could."""
 _NOT_IN_A_KEY = re.compile(r"[^/\w.\- :]")
 
 
@@ -261,6 +264,8 @@ def finish_run(
         line = _cut(redact(" ".join(failure.split())), _TAG_LENGTH)
         _write(handle.run_uri, "tags", {"tags": {FAILURE: line}})
     _write(handle.run_uri, "status", {"status": status})
+    if count := _unrecorded.pop(handle.run_uri, 0):
+        _logger.warning("%d events of %s could not be written and are not recorded", count, handle.run_uri)
     return deliver(handle)
 
 
@@ -281,8 +286,13 @@ def _write(run_uri: str, kind: str, values: Mapping[str, object], *, files: Mapp
     try:
         outbox.append(kind, values, files=files)
     except (StorageError, OSError) as error:
-        _logger.warning("cannot write to %s, so %s are not recorded (%s)", outbox.uri, kind, redact(str(error)))
+        # A full disk refuses every event: the first is told, the others are counted.
+        if not _unrecorded[run_uri]:
+            _logger.warning("cannot write to %s, so %s are not recorded (%s)", outbox.uri, kind, redact(str(error)))
+        _unrecorded[run_uri] += 1
         return False
+    if count := _unrecorded.pop(run_uri, 0):
+        _logger.warning("%s can be written again; %d events are not recorded", outbox.uri, count)
     return True
 
 
