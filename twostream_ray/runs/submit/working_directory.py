@@ -1,4 +1,4 @@
-"""Ray runtime_env working_dir package: a content-addressed zip of a folder's files, without secrets, of limited size."""
+"""Ray runtime_env working_dir package: a content-addressed zip of a folder, without secrets, of limited size."""
 
 from __future__ import annotations
 
