@@ -53,9 +53,11 @@ def _status(addresses: Addresses) -> int:
     if cluster is None:
         _say(f"no cluster is up at port {addresses.port}")
         return 1
+    if not cluster.is_complete:
+        _say("its start was interrupted, or is still on: when it is not, `make cluster-up` begins anew")
     for key, process in cluster.processes.items():
         _say(f"{key:9} {'has ended' if process.has_ended() else 'runs':9} process {process.pid:8}  {process.log}")
-    return 1 if cluster.ended() else 0
+    return 0 if cluster.is_complete and not cluster.ended() else 1
 
 
 def _say(line: str) -> None:

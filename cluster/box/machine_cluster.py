@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "box"
 NODES = 2
 _STATE = "state.json"
+_FIRST_PORT, _LAST_PORT = 1024, 65535
 _LARGEST_STORE = 2**30
 """Bytes of a node's object store, where shared memory has room for it."""
 
@@ -76,6 +77,8 @@ class MachineCluster:
         known |= {"GLOO_SOCKET_IFNAME": "lo", "RAY_worker_niceness": "0"}
         self.ray = RayCluster(folder=folder / "ray", port=port, token=_derived(secret, "ray"), environment=known)
         self.processes: dict[str, ServerProcess] = {}
+        self.is_complete = False
+        """Whether all of it has started: one whose start was killed is neither up nor of any use."""
 
     @property
     def client_environment(self) -> dict[str, str]:
@@ -89,6 +92,7 @@ class MachineCluster:
             ClusterError: one of them did not start.
         """
         folder = self.addresses.folder
+        self.save()
         (folder / "tmp").mkdir()
         if self.database:
             # It may run as a user of its own, who has to reach its folder, and can list nothing here.
@@ -114,6 +118,8 @@ class MachineCluster:
         say(f"Ray           {self.ray.dashboard}, with a token; a head and {NODES} nodes, CPUs of each: {cpus}")
         exports = (f"export {name}={shlex.quote(value)}\n" for name, value in self.client_environment.items())
         self.environment_file.write_text("".join(exports))
+        self.is_complete = True
+        self.save()
 
     @property
     def environment_file(self) -> Path:
@@ -156,7 +162,7 @@ class MachineCluster:
         """Note it in its folder, whole or not at all."""
         state = {
             **{"port": self.addresses.port, "secret": self.secret, "checkout": self.checkout},
-            "postgres": self.database is not None,
+            **{"postgres": self.database is not None, "complete": self.is_complete},
             "processes": {key: asdict(process) for key, process in self.processes.items()},
         }
         written = self.addresses.folder / f"{_STATE}.{os.getpid()}"
@@ -188,6 +194,7 @@ def found(addresses: Addresses) -> MachineCluster | None:
     cluster = MachineCluster(
         addresses, secret=state["secret"], checkout=state["checkout"], with_postgres=state.get("postgres", False)
     )
+    cluster.is_complete = state.get("complete", True)
     cluster.processes = {key: ServerProcess(**fields) for key, fields in state["processes"].items()}
     return cluster
 
@@ -200,6 +207,10 @@ def up(addresses: Addresses, *, say: Say, with_postgres: bool = False) -> Machin
     """
     with _changing(addresses):
         cluster = found(addresses)
+        if cluster and not cluster.is_complete:
+            say("an earlier start was interrupted: what it left is removed")
+            cluster.end()
+            cluster = None
         if cluster and (ended := cluster.ended()) and len(ended) < len(cluster.processes):
             raise ClusterError(
                 f"{ended[0].name} of the cluster at port {addresses.port} has ended; its log: {ended[0].log}; "
@@ -211,9 +222,8 @@ def up(addresses: Addresses, *, say: Say, with_postgres: bool = False) -> Machin
         if cluster:  # the machine has been off
             cluster.end()
         _require_ports(addresses)
-        addresses.folder.mkdir(mode=0o700, exist_ok=True)
+        _make_folder(addresses.folder)
         os.umask(0o077)  # of what it starts, too: secrets are in it
-        _require_own(addresses.folder)
         cluster = MachineCluster(
             addresses, secret=secrets.token_hex(32), checkout=str(ROOT), with_postgres=with_postgres
         )
@@ -256,7 +266,30 @@ def _require_own(folder: Path) -> None:
         raise ClusterError(f"{folder} is another user's: name another port (PORT=...) or folder")
 
 
+def _make_folder(folder: Path) -> None:
+    """Make the folder of a cluster, which will be removed with it: so it is to hold nothing of anybody's."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _require_own(folder)
+        held = [path.name for path in folder.iterdir() if not path.name.startswith(f"{_STATE}.")]
+    except OSError as error:
+        raise ClusterError(
+            f"the cluster wants a folder of its own at {folder}, which cannot be made ({error.strerror}): name another "
+            "one (--folder), below a folder that is there"
+        ) from error
+    if held:
+        raise ClusterError(
+            f"{folder} holds {held[0]} and is no cluster's: `make cluster-down` would remove it with the cluster; name "
+            "a folder that is empty or not there, or remove it"
+        )
+
+
 def _require_ports(addresses: Addresses) -> None:
+    if not _FIRST_PORT <= addresses.port <= _LAST_PORT - PORTS + 1:
+        raise ClusterError(
+            f"the cluster wants a first port from {_FIRST_PORT} to {_LAST_PORT - PORTS + 1}, got {addresses.port}: "
+            "make cluster-up PORT=23000"
+        )
     taken = [port for port in range(addresses.port, addresses.port + PORTS) if not is_free(port)]
     if taken:
         which = ", ".join(map(str, taken))

@@ -45,10 +45,33 @@ def test_no_cluster_is_one_line_for_down_and_for_status(
     assert commanded("status", addresses, capfd) == (1, f"no cluster is up at port {addresses.port}\n")
 
 
-def noted(addresses: Addresses, *processes: ServerProcess) -> MachineCluster:
+@pytest.mark.parametrize("port", [-1, 0, 80, 65530, 70_000])
+def test_a_port_that_is_none_is_refused_in_one_line(
+    port: int, addresses: Addresses, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, printed = commanded("up", Addresses(port=port, folder=addresses.folder), capfd)
+    assert (code, printed.count("\n")) == (2, 1) and "a first port from 1024 to 655" in printed
+
+
+def test_a_folder_that_cannot_be_made_or_holds_something_is_refused_and_left_alone(
+    addresses: Addresses, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, printed = commanded("up", Addresses(port=addresses.port, folder=addresses.folder / "far/away"), capfd)
+    assert (code, printed.count("\n")) == (2, 1) and "cannot be made (No such file or directory)" in printed
+    addresses.folder.mkdir()
+    (addresses.folder / "thesis.tex").touch()
+    for _ in range(2):
+        code, printed = commanded("up", addresses, capfd)
+        assert (code, printed.count("\n")) == (2, 1) and "holds thesis.tex and is no cluster's" in printed
+        assert commanded("down", addresses, capfd)[0] == 0
+    assert [path.name for path in addresses.folder.iterdir()] == ["thesis.tex"]
+
+
+def noted(addresses: Addresses, *processes: ServerProcess, is_complete: bool = True) -> MachineCluster:
     addresses.folder.mkdir(exist_ok=True)
     cluster = MachineCluster(addresses, secret="of this test", checkout="/a/clone")
     cluster.processes = {process.name: process for process in processes}
+    cluster.is_complete = is_complete
     cluster.save()
     return cluster
 
@@ -92,6 +115,37 @@ def test_a_second_start_says_that_it_is_up_and_one_with_a_dead_part_says_which(
         assert commanded("status", addresses, capfd)[0] == 1
     finally:
         commanded("down", addresses, capfd)
+        store.kill()
+
+
+@pytest.mark.parametrize("killed_after", ["its folder", "its note", "its first server"])
+def test_a_start_that_was_killed_is_no_cluster_and_the_next_start_begins_anew(
+    killed_after: str,
+    addresses: Addresses,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    store = waiting("the store", tmp_path)
+    addresses.folder.mkdir()
+    if killed_after != "its folder":
+        (addresses.folder / "tmp").mkdir()
+        noted(addresses, *([store] if killed_after == "its first server" else []), is_complete=False)
+        code, printed = commanded("status", addresses, capfd)
+        assert code == 1 and "its start was interrupted" in printed
+
+    def started(cluster: MachineCluster, _: object) -> None:
+        (cluster.addresses.folder / "tmp").mkdir()
+        cluster.is_complete = True
+        cluster.save()
+
+    monkeypatch.setattr(MachineCluster, "start", started)
+    try:
+        code, printed = commanded("up", addresses, capfd)
+        assert code == 0 and "up after" in printed and "up already" not in printed, printed
+        assert store.has_ended() == (killed_after == "its first server")
+        assert commanded("status", addresses, capfd)[0] == 0
+    finally:
         store.kill()
 
 
