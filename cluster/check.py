@@ -24,9 +24,10 @@ for folder in (HERE, HERE.parent):
         sys.path.insert(0, str(folder))
 
 from checks import schemas as schema_files  # noqa: E402
+from checks.agreement import check_agreement  # noqa: E402
 from checks.documents import Blank, Document, Report, at, blanks, read_json, read_yaml, unmarked_placeholders  # noqa: E402
 from checks.kuberay import LONGEST_NAMES, check_kuberay  # noqa: E402
-from checks.kubernetes import check_addresses, check_kind, check_names, check_workload  # noqa: E402
+from checks.kubernetes import check_kind, check_names, check_workload  # noqa: E402
 from checks.launcher import check_launcher  # noqa: E402
 from checks.pins import (  # noqa: E402
     Pins,
@@ -36,6 +37,7 @@ from checks.pins import (  # noqa: E402
     read_pins,
 )
 from checks.policies import check_buckets, check_policy, check_roles  # noqa: E402
+from checks.rights import check_rights  # noqa: E402
 from checks.skypilot import check_skypilot  # noqa: E402
 
 LAUNCHER = "ray_cluster.yaml"
@@ -64,11 +66,12 @@ def check(root: Path, schemas: dict[str, Any], more: Sequence[str] = ()) -> Chec
     launcher = next(iter(read_yaml(root, LAUNCHER, report)), None) if (root / LAUNCHER).exists() else None
     if launcher is not None:
         check_launcher(launcher, pins, report)
-    _check_manifests(root, [*manifests, *more], schemas, pins, report)
+    known = _check_manifests(root, [*manifests, *more], schemas, pins, report)
     documents = [one for file in policies if (one := read_json(root, file, report)) is not None]
     for document in documents:
         check_policy(document, report)
     check_roles(documents, launcher, report)
+    check_rights(documents, known, launcher, report)
     files = [file for file in (LAUNCHER, *manifests, SKYPILOT) if (root / file).exists()]
     check_buckets(root, documents, files, report)
     if (root / SKYPILOT).exists():
@@ -87,7 +90,9 @@ def check(root: Path, schemas: dict[str, Any], more: Sequence[str] = ()) -> Chec
     return Checked(mistakes=report.mistakes, blanks=found, files=checked, schemas=sorted(schemas))
 
 
-def _check_manifests(root: Path, files: list[str], schemas: dict[str, Any], pins: Pins, report: Report) -> None:
+def _check_manifests(
+    root: Path, files: list[str], schemas: dict[str, Any], pins: Pins, report: Report
+) -> list[Document]:
     documents = [document for file in files for document in read_yaml(root, file, report)]
     known = [document for document in documents if check_kind(document, schemas, report)]
     pod_schema = schema_files.pod_template_of(schemas)
@@ -97,11 +102,12 @@ def _check_manifests(root: Path, files: list[str], schemas: dict[str, Any], pins
         else:
             check_workload(document, pod_schema, pins, report)
     check_names(known, report)
-    check_addresses(known, report)
+    check_agreement(known, report)
     names = [(one.values["kind"], at(one.values, "metadata", "name")) for one in known]
     for number, document in enumerate(known):
         if names[number] in names[:number]:
             report.add(document, ("metadata", "name"), f"a second {' '.join(map(str, names[number]))}")
+    return known
 
 
 def _pages(root: Path) -> Iterator[Path]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from checks.documents import Document, Keys, Report
 
@@ -44,25 +46,54 @@ def check_command(root: Path, document: Document, keys: Keys, command: str, repo
     else:
         report.add(document, keys, f"wants `python jobs/VERB.py ...` or `twostream VERB ...`, got {command!r:.80}")
         return
-    refusal = _refusal(verb, tuple(settings))
-    if refusal:
-        report.add(document, keys, refusal)
+    refusal, config = _parsed(verb, tuple(settings))
+    for text in [refusal] if refusal else [*_lost_places(config), *_missing_libraries(root, config)]:
+        report.add(document, keys, f"{verb}: {text}")
+
+
+_PLACES = ("storage", "out", "shards", "videos", "data.shards", "catalog.root", "catalog.lists")
+"""Settings that name a place which is to be there before or after the machines."""
+
+
+def _lost_places(config: Any) -> Iterator[str]:
+    for name in _PLACES:
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        for place in value if isinstance(value, list | tuple) else [value]:
+            if place is None or "://" in str(place) or str(place).startswith("/"):
+                continue
+            if re.match("[a-z0-9]+:/", str(place)):
+                yield f"{name} is {str(place)!r}, no URI: write s3://BUCKET/PREFIX"
+            else:
+                yield (
+                    f"{name} is {str(place)!r}, a folder of the node's own, which goes with the node: name an s3:// "
+                    "prefix, or an absolute path of a network drive"
+                )
+
+
+def _missing_libraries(root: Path, config: Any) -> Iterator[str]:
+    """Extras of the package that a network wants and that the image lacks."""
+    found = re.search(r"\"\.\[([\w,]+)\]\"", (root / "cluster/Dockerfile").read_text())
+    extras = found[1].split(",") if found else []
+    for library in getattr(getattr(config, "model", None), "libraries", ()):
+        if library == "timm" and library not in extras:
+            yield f'the network is of timm, which the image lacks: install ".[serve,{library}]" in cluster/Dockerfile'
 
 
 @lru_cache(maxsize=64)
-def _refusal(verb: str, settings: tuple[str, ...]) -> str | None:
-    """What the verb's own parser says of its settings; None if it takes them."""
+def _parsed(verb: str, settings: tuple[str, ...]) -> tuple[str | None, Any]:
+    """What the verb's own parser says of its settings, None if it takes them, and what it makes of them."""
     from twostream_ray.errors import TwoStreamError
     from twostream_ray.verbs import commands
 
     kind = commands.settings_class(verb) if verb in commands.VERBS else None
     if kind is None:
-        return f"no verb {verb!r} with settings: `twostream --help` lists them"
+        return "no verb with settings: `twostream --help` lists them", None
     try:
-        commands.parse(verb, kind, settings)
+        return None, commands.parse(verb, kind, settings)
     except TwoStreamError as error:
-        return f"{verb}: {error}"
-    return None
+        return str(error), None
 
 
 def _verb_of(script: Path) -> str:

@@ -104,6 +104,9 @@ def _check_group(document: Document, keys: Keys, group: Any, report: Report, *, 
     elif isinstance(now, int) and isinstance(most, int) and not least <= now <= most:
         text = f"wants minReplicas <= replicas <= maxReplicas, got {least}, {now} and {most}"
         report.add(document, (*keys, "replicas"), text)
+    if not scales and isinstance(most, int) and isinstance(now, int) and now != most:
+        text = f"nothing starts more than {now} pods without enableInTreeAutoscaling: true, got maxReplicas {most}"
+        report.add(document, (*keys, "maxReplicas"), text)
     if group.get("suspend") and scales:
         report.add(document, (*keys, "suspend"), "a group cannot be suspended where the cluster scales itself")
 
@@ -215,8 +218,38 @@ def _check_service(root: Path, document: Document, report: Report) -> None:
     except Exception as error:  # noqa: BLE001  (pydantic's, and what Ray's validators raise)
         report.add(document, keys, f"Ray Serve refuses it: {' '.join(str(error).split()):.300}")
         return
+    _check_replicas(document, config, report)
     for application in at(config, "applications", default=[]):
         path = str(application.get("import_path", ""))
         module = path.partition(":")[0].replace(".", "/")
         if not any((root / one).exists() for one in (f"{module}.py", f"{module}/__init__.py")):
             report.add(document, keys, f"import_path {path!r} names no module of this repository")
+
+
+def _check_replicas(document: Document, config: Any, report: Report) -> None:
+    """The service listens for others, its settings are ones that it has, and the worker pods have room for it."""
+    from twostream_ray.errors import TwoStreamError
+    from twostream_ray.serving.settings import ServeConfig
+    from twostream_ray.settings.parser import from_mapping
+
+    keys: Keys = ("spec", "serveConfigV2")
+    if at(config, "http_options", "host") != "0.0.0.0":  # noqa: S104  (of a pod, whom a service of Kubernetes reaches)
+        report.add(document, keys, f"wants http_options.host 0.0.0.0, got {at(config, 'http_options', 'host')}")
+    port, pods, cpus = at(config, "http_options", "port", default=8000), 0, []
+    for here, group in _groups((), at(document.values, "spec", "rayClusterConfig", default={})):
+        container = at(group, "template", "spec", "containers", 0)
+        if port not in [at(one, "containerPort") for one in at(container, "ports", default=[])]:
+            report.add(document, keys, f"http_options.port {port} is no containerPort of {here[0]}")
+        if here[0] != "headGroupSpec":
+            pods += at(group, "replicas", default=1)
+            cpus.append(amount(at(container, "resources", "limits", "cpu")))
+    for application in at(config, "applications", default=[]):
+        try:
+            replicas = from_mapping(ServeConfig, at(application, "args", default={})).replicas
+        except TwoStreamError as error:
+            report.add(document, keys, f"args: {error}")
+            continue
+        fits = pods * int(min(cpus, default=0) // replicas.cpus)
+        if replicas.number > fits:
+            text = f"wants {replicas.number} replicas of {replicas.cpus:g} CPUs, the worker pods have room for {fits}"
+            report.add(document, keys, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,24 +73,9 @@ def check_names(documents: Sequence[Document], report: Report) -> None:
                 report.add(document, ("spec", "selector"), f"selects the pods of no manifest here: {selector}")
 
 
-def check_addresses(documents: Sequence[Document], report: Report) -> None:
-    """All manifests send what they log to one MLflow server."""
-    found: dict[str, tuple[Document, Keys]] = {}
-    for document in documents:
-        for keys, entry in _entries(document.values):
-            if at(entry, "name") == "MLFLOW_TRACKING_URI" and re.match("https?://", str(at(entry, "value"))):
-                found.setdefault(str(entry["value"]), (document, keys))
-    for uri, (document, keys) in list(found.items())[1:]:
-        report.add(document, keys, f"another MLflow server than in the other manifests: {uri}, {next(iter(found))}")
-
-
 def _found(values: Any, name: str, keys: Keys = ()) -> list[tuple[Keys, Any]]:
     pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     found = []
     for key, value in pairs:
         found += [((*keys, key), value)] if key == name else _found(value, name, (*keys, key))
     return found
-
-
-def _entries(values: Any) -> list[tuple[Keys, Any]]:
-    return [((*keys, number), entry) for keys, env in _found(values, "env") for number, entry in enumerate(env or [])]

@@ -6,6 +6,7 @@ import copy
 import logging
 import re
 import shlex
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ INSTANCE_TYPES |= {"g6.12xlarge": (48, 4), "p5.48xlarge": (192, 8), "p4d.24xlarg
 """vCPUs and GPUs of AWS's instance types, from EC2's own tables; a type that is not here is taken as declared."""
 
 _PROVIDER = {"type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "security_group"}
+_PORTS = {"head": r"--port=(\d+)", "worker": r"--address=\$RAY_HEAD_IP:(\d+)"}
 _NO_SETUP = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 
 
@@ -50,6 +52,9 @@ def check_launcher(document: Document, pins: Pins, report: Report) -> None:
     if not least <= most <= values.get("max_workers", 0):
         text = f"wants at least the workers of all types together, {most}, got {values.get('max_workers')}"
         report.add(document, ("max_workers",), text)
+    if at(values, "auth", "ssh_user") != "ubuntu":
+        text = f"wants ubuntu, the user of AWS's Ubuntu images, got {at(values, 'auth', 'ssh_user')}"
+        report.add(document, ("auth", "ssh_user"), text)
     wrong = check_image(str(at(values, "docker", "image")), pins)
     if wrong:
         report.add(document, ("docker", "image"), wrong)
@@ -100,6 +105,8 @@ def _check_node(document: Document, keys: Keys, node: Any, report: Report, *, is
     for line in errors.generate_report().splitlines() if errors.has_errors() else ():
         # How AWS's client says it lists dozens of names.
         report.add(document, here, f"EC2 refuses it: {line.partition(', must be one of')[0]}")
+    for place, value, known in _unknown_words(config, ec2_model().operation_model("RunInstances").input_shape):
+        report.add(document, (*here, *place), f"EC2 knows no {value!r}: {', '.join(known[:6])}")
     kind = config.get("InstanceType")
     if kind not in ec2_model().shape_for("InstanceType").enum:
         report.add(document, (*here, "InstanceType"), f"AWS has no instance type {kind!r}")
@@ -109,6 +116,10 @@ def _check_node(document: Document, keys: Keys, node: Any, report: Report, *, is
         if at(node, "resources") != wanted:
             text = f"{kind} has {cpus} vCPUs and {gpus} GPUs: wants {wanted}, got {at(node, 'resources')}"
             report.add(document, (*keys, "resources"), text + (" (a head runs no tasks)" if is_head else ""))
+    if re.match(r"[a-z]+\d+g[a-z]*\.", str(kind)):
+        report.add(document, (*here, "InstanceType"), f"{kind} is an ARM machine, image and packages are for x86_64")
+    if "x86_64" not in str(config.get("ImageId")):
+        report.add(document, (*here, "ImageId"), f"wants an image for x86_64, got {config.get('ImageId')}")
     if "nvidia-driver" not in str(config.get("ImageId")):
         text = f"wants AWS's image with the current NVIDIA driver, got {config.get('ImageId')}"
         report.add(document, (*here, "ImageId"), text)
@@ -122,6 +133,18 @@ def _check_node(document: Document, keys: Keys, node: Any, report: Report, *, is
     if not is_head and not 0 <= node.get("min_workers", 0) <= node.get("max_workers", 0):
         text = f"wants 0 <= min_workers <= max_workers, got {node.get('min_workers')} and {node.get('max_workers')}"
         report.add(document, (*keys, "min_workers"), text)
+
+
+def _unknown_words(value: Any, shape: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str, list[str]]]:
+    """Values out of no enumeration of theirs, which AWS's client does not check; instance types are told apart."""
+    if shape.type_name == "structure" and isinstance(value, dict):
+        for name in value.keys() & shape.members.keys():
+            yield from _unknown_words(value[name], shape.members[name], (*keys, name))
+    elif shape.type_name == "list" and isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from _unknown_words(one, shape.member, (*keys, number))
+    elif (enum := getattr(shape, "enum", None)) and value not in enum and keys[-1:] != ("InstanceType",):
+        yield keys, value, list(enum)
 
 
 def _check_environment(document: Document, values: Any, report: Report) -> None:
@@ -150,6 +173,10 @@ def _check_start(document: Document, values: Any, report: Report) -> None:
     if "--dashboard-host=127.0.0.1" not in starts["head"]:
         text = "wants --dashboard-host=127.0.0.1: `ray dashboard` tunnels there"
         report.add(document, ("head_start_ray_commands",), text)
+    ports = [re.search(pattern, " ".join(starts[name])) for name, pattern in _PORTS.items()]
+    if None in ports or len({match[1] for match in ports if match}) > 1:
+        text = "workers want --address=$RAY_HEAD_IP:PORT with the head's --port"
+        report.add(document, ("worker_start_ray_commands",), text)
     if "--autoscaling-config=~/ray_bootstrap_config.yaml" not in starts["head"]:
         text = "wants --autoscaling-config=~/ray_bootstrap_config.yaml, or the head starts no workers"
         report.add(document, ("head_start_ray_commands",), text)

@@ -53,6 +53,10 @@ OURS = {"twostream-ray": "twostream_ray", "twostream-mlflow": "MLflow"}
 """Images that are built here -> whose version their tag is."""
 
 
+IMAGE_NAME = re.compile(r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?")
+"""REGISTRY/PATH:TAG, as Docker takes it."""
+
+
 def image_of(name: str) -> str:
     """An image's name without registry and tag."""
     return name.rpartition("/")[2].partition(":")[0]
@@ -62,6 +66,8 @@ def check_image(name: str, pins: Pins) -> str | None:
     """What is wrong with the name of an image of ours; None if nothing is."""
     tag = name.rpartition("/")[2].partition(":")[2]
     what = OURS.get(image_of(name))
+    if not IMAGE_NAME.fullmatch(name):
+        return f"no name of an image, {name!r}: lower case, and no blanks"
     wanted = pins.mlflow if what == "MLflow" else pins.package
     if what is None:
         return f"wants one of the images that are built here, {' or '.join(OURS)}, got {name!r}"
@@ -87,7 +93,7 @@ def check_dockerfile(root: Path, pins: Pins, report: Report) -> None:
     installs = re.findall(r"pip install ([^&\n]+)", text)
     if len(installs) != 2 or "-c constraints.txt" not in installs[0] or "--no-deps" not in installs[-1]:
         wrong("wants two `pip install`: the dependencies with -c constraints.txt, then the package with --no-deps")
-    if (root / "cluster/rayservice.yaml").exists() and '".[serve]"' not in installs[0]:
+    if (root / "cluster/rayservice.yaml").exists() and not re.search(r'"\.\[(\w+,)*serve(,\w+)*\]"', installs[0]):
         wrong('wants ".[serve]" among the dependencies: rayservice.yaml serves from this image')
     if f"boto3=={pins.botocore}" not in text:
         wrong(f"wants boto3=={pins.botocore}, the version of botocore in constraints.txt: both are released together")

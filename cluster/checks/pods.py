@@ -6,11 +6,15 @@ import re
 from typing import Any
 
 from checks.documents import Document, Keys, Report, at
-from checks.pins import OURS, Pins, check_image, image_of
+from checks.pins import IMAGE_NAME, OURS, Pins, check_image, image_of
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  (where Ray keeps its objects)
 _FACTORS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _FACTORS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+GPU = "nvidia.com/gpu"
+_RESOURCE = re.compile(
+    r"cpu|memory|ephemeral-storage|hugepages-\w+|nvidia\.com/(gpu|mig-[\w.-]+)|vpc\.amazonaws\.com/efa"
+)
 _SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|PRIVATE|ACCESS_KEY|CREDENTIAL")
 SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
 """What a pod that runs our image says to Ray and MLflow."""
@@ -45,6 +49,8 @@ def _check_container(document: Document, keys: Keys, container: Any, pins: Pins,
         wrong = check_image(image, pins)
         if wrong:
             report.add(document, (*keys, "image"), wrong)
+    elif not IMAGE_NAME.fullmatch(image):
+        report.add(document, (*keys, "image"), f"no name of an image, {image!r}: lower case, and no blanks")
     elif not re.search(r":[\w.-]*\d[\w.-]*$|@sha256:", image):
         report.add(document, (*keys, "image"), f"an image without a version, {image!r}: write one")
     seen = set()
@@ -66,7 +72,11 @@ def _check_container(document: Document, keys: Keys, container: Any, pins: Pins,
         if name in limits and amount(quantity) > amount(limits[name]):
             text = f"asks for more {name} ({quantity}) than its limit ({limits[name]})"
             report.add(document, (*keys, "resources", "requests", name), text)
-    gpus = requests.get("nvidia.com/gpu"), limits.get("nvidia.com/gpu")
+    for name in sorted({*requests, *limits}):
+        if not _RESOURCE.fullmatch(name):
+            text = f"no resource that a node of these clusters has: there are cpu, memory, {GPU} and ephemeral-storage"
+            report.add(document, (*keys, "resources"), f"{name}: {text}")
+    gpus = requests.get(GPU), limits.get(GPU)
     if gpus[0] != gpus[1]:
         text = f"wants as many nvidia.com/gpu in requests as in limits, got {gpus[0]} and {gpus[1]}"
         report.add(document, (*keys, "resources"), text)
@@ -96,6 +106,10 @@ def check_ray_pod(document: Document, keys: Keys, template: Any, report: Report)
         if limit is None or asked != limit:
             text = f"wants the same {name} in requests and limits, got {asked} and {limit}: Ray counts on its limit"
             report.add(document, (*here, "resources"), text)
+    borne = [at(one, "key") for one in at(spec, "tolerations", default=[])]
+    if at(container, "resources", "limits", GPU) and not {GPU, None} & set(borne):
+        text = f"wants a toleration of {GPU}: nodes with GPUs are kept for pods that have one"
+        report.add(document, (*keys, "spec", "tolerations"), text)
     settings = {at(one, "name"): at(one, "value") for one in at(container, "env", default=[])}
     for name, value in SILENT.items():
         if settings.get(name) != value:

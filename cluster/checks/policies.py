@@ -52,7 +52,7 @@ def check_policy(document: Document, report: Report) -> None:
 
 
 def _check_actions(document: Document, keys: Keys, statement: Any, report: Report) -> None:
-    actions, resources = _texts(at(statement, "Action")), _texts(at(statement, "Resource"))
+    actions, resources = texts(at(statement, "Action")), texts(at(statement, "Resource"))
     trusts = "Principal" in statement
     for action in actions:
         service, _, name = action.partition(":")
@@ -108,16 +108,16 @@ def check_roles(policies: Sequence[Document], launcher: Document | None, report:
     passed = {
         resource.rpartition("/")[2]
         for document in policies
-        for statement in _texts_of(document)
-        if "iam:PassRole" in _texts(at(statement, "Action"))
-        for resource in _texts(at(statement, "Resource"))
+        for statement in statements_of(document)
+        if "iam:PassRole" in texts(at(statement, "Action"))
+        for resource in texts(at(statement, "Resource"))
     }
     for role in sorted(profiles - passed) if policies else ():
         text = f"no policy lets {role} be passed to instances: `ray up` and the head would be refused"
         report.add(launcher, ("available_node_types",), text)
     region = at(launcher.values, "provider", "region")
     for document in policies:
-        for found in set(re.findall(r"arn:aws:\w+:([a-z]+-[a-z]+-\d):", str(document.values))):
+        for found in set(re.findall(r"arn:aws:\w+:([a-z0-9-]+):", str(document.values))):
             if found != region:
                 report.add(document, (), f"names the region {found}, ray_cluster.yaml {region}")
 
@@ -127,16 +127,18 @@ def check_buckets(root: Path, policies: Sequence[Document], files: Sequence[str]
     granted = {name for one in policies for name in re.findall(r"arn:aws:s3:::([a-z0-9.-]+)", str(one.values))}
     for file in files if granted else ():
         for number, line in enumerate((root / file).read_text().splitlines(), start=1):
-            for bucket in re.findall(r"s3://([a-z0-9.-]+)", line):
+            for bucket in re.findall(r"s3://([^/\s'\"*$]+)", line):
                 if bucket not in granted:
                     text = f"the bucket {bucket} is in no policy, which grant {', '.join(sorted(granted))}"
                     report.add(Document(file=file, values=None, lines={(): number}), (), text)
 
 
-def _texts_of(document: Document) -> Iterator[Any]:
+def statements_of(document: Document) -> Iterator[Any]:
+    """The statements of a policy."""
     statements = at(document.values, "Statement", default=[])
     yield from statements if isinstance(statements, list) else []
 
 
-def _texts(value: Any) -> list[str]:
+def texts(value: Any) -> list[str]:
+    """What a policy gives as a text or a list of them."""
     return value if isinstance(value, list) else [] if value is None else [value]

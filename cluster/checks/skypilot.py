@@ -51,7 +51,11 @@ def check_skypilot(root: Path, document: Document, pins: Pins, report: Report) -
     check_against(Validator(TASK), document, report)
     values = document.values
     image = str(at(values, "resources", "image_id", default=""))
-    wrong = check_image(image, pins) if image.startswith("docker:") else f"wants docker:IMAGE, got {image!r}"
+    wrong = (
+        check_image(image.removeprefix("docker:"), pins)
+        if image.startswith("docker:")
+        else f"wants docker:IMAGE, got {image!r}"
+    )
     if wrong:
         report.add(document, ("resources", "image_id"), wrong)
     settings: dict[str, Any] = at(values, "envs", default={})
@@ -61,6 +65,13 @@ def check_skypilot(root: Path, document: Document, pins: Pins, report: Report) -
     for name in settings:
         if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", name):
             report.add(document, ("envs", name), f"{name} belongs under secrets, which are not shown")
+    for name, value in at(values, "secrets", default={}).items():
+        if value:
+            report.add(document, ("secrets", name), f"{name} stands here in clear: write null, and give it by --secret")
+    for name in ("cpus", "memory"):
+        amount = str(at(values, "resources", name, default="1"))
+        if not re.fullmatch(r"\d+(\.\d+)?(x|GB)?\+?", amount):
+            report.add(document, ("resources", name), f"wants a number, or N+ for at least so many, got {amount!r}")
     script = str(at(values, "run", default=""))
     for command in _commands(script):
         check_command(root, document, ("run",), command, report)

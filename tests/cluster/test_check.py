@@ -26,7 +26,16 @@ from checks import schemas as schema_files  # noqa: E402
 
 TRAIN, STAYS, INGEST = "cluster/rayjob_train.yaml", "cluster/raycluster.yaml", "cluster/rayjob_ingest.yaml"
 LAUNCHER, MLFLOW, SKYPILOT = "ray_cluster.yaml", "cluster/mlflow.yaml", "cluster/skypilot.yaml"
-SERVICE = "cluster/rayservice.yaml"
+SERVICE, EVALUATE = "cluster/rayservice.yaml", "cluster/rayjob_evaluate.yaml"
+ACCOUNTS, TRUST, PODS, PULL = (
+    f"cluster/{name}"
+    for name in (
+        "service_account.yaml",
+        "policies/trust_instances.json",
+        "policies/trust_pods.json",
+        "policies/pull_image.json",
+    )
+)
 HEAD, BUCKET, IMAGE = (f"cluster/{name}" for name in ("policies/head.json", "policies/bucket.json", "Dockerfile"))
 
 Edit = tuple[str, str, str, str]
@@ -95,7 +104,7 @@ MISTAKES: dict[str, Edit] = {
     "fewer workers than GPUs": (TRAIN, "--workers.num_workers 4", "--workers.num_workers 2", "uses 2 GPUs"),
     "an application that is not there": (SERVICE, "runs.serve_replicas:", "runs.serve_replica:", "no module"),
     "a field that Ray Serve has not": (SERVICE, "import_path:", "import_pth:", "Ray Serve refuses it"),
-    "an image that cannot serve": (IMAGE, '".[serve]"', ".", 'wants ".[serve]"'),
+    "an image that cannot serve": (IMAGE, '".[serve,timm]"', '".[timm]"', 'wants ".[serve]"'),
     # Ray's cluster launcher on AWS
     "a key that Ray's schema has not": (LAUNCHER, "max_workers: 20", "max_wokers: 20", "max_wokers"),
     "a head of no type": (LAUNCHER, "head_node_type: head", "head_node_type: headd", "head_node_type"),
@@ -129,8 +138,65 @@ MISTAKES: dict[str, Edit] = {
                                      "  AWS_SECRET_ACCESS_KEY: abc\nsecrets:",
                                      "belongs under secrets"),
     "another bucket's placeholder, unmarked": (MLFLOW, "FILL IN: your bucket", "your bucket", "no FILL IN announces"),
+    # what manifests agree on
+    "a namespace of its own": (TRAIN, "name: twostream-train\n", "name: twostream-train\n  namespace: vision\n",
+                               "the namespace is 'vision' here"),
+    "another region": (TRAIN, "value: us-west-2}", "value: eu-west-1}", "AWS_DEFAULT_REGION is 'eu-west-1' here"),
+    "a cluster that is not there": (EVALUATE, "cluster: twostream}", "cluster: two-stream}", "wants ray.io/cluster: a Ray"),
+    "a database that is not there": (MLFLOW, "@mlflow-postgres:5432", "@mlflow-postgress:5432", "a service 'mlflow-postgress'"),
+    "a port of the database that it has not": (MLFLOW, "@mlflow-postgres:5432", "@mlflow-postgres:5433", "port 5432, not 5433"),
+    "a server that refuses its name": (MLFLOW, "mlflow:5000,mlflow.*:5000,", "", "lists no mlflow:5000"),
+    "an autoscaler that may ask for nothing": (TRAIN, "serviceAccountName: twostream-head", "serviceAccountName: twostream",
+                                               "the head's autoscaler asks Kubernetes for pods"),
+    "a role that is no ARN": (ACCOUNTS, "arn:aws:iam::123456789012:role/twostream-mlflow", "twostream-mlflow",
+                              "wants a role's ARN"),
+    "GPUs that no pod may have": (TRAIN, "key: nvidia.com/gpu,", "key: gpu,", "wants a toleration"),
+    "a resource that is none": (TRAIN, "nvidia.com/gpu: ", "nvidia.com/gpus: ", "nvidia.com/gpus: no resource"),
+    "more pods at most, and nobody to start them": (
+        INGEST, "    enableInTreeAutoscaling: true\n    autoscalerOptions: {version: v2, idleTimeoutSeconds: 300}\n", "",
+        "without enableInTreeAutoscaling"),
+    "a name of an image with a blank": (TRAIN, "twostream-ray:0.1.0", "twostream-ray :0.1.0", "no name of an image"),
+    # places and the service
+    "checkpoints on a pod's disk": (TRAIN, "--storage s3://example-bucket/runs", "--storage runs", "storage is 'runs', a folder"),
+    "checkpoints on a pod's disk by default": (TRAIN, "    --storage s3://example-bucket/runs\n", "", "storage is 'runs'"),
+    "shards on a pod's disk": (INGEST, "--out s3://example-bucket/ucf101", "--out shards", "out is 'shards', a folder"),
+    "a URI with one slash": (INGEST, "--out s3://example-bucket", "--out s3:/example-bucket", "no URI: write s3://BUCKET"),
+    "a bucket in capitals": (INGEST, "--out s3://example-bucket", "--out s3://Example-Bucket", "Example-Bucket is in no"),
+    "a replica larger than its pod": (SERVICE, "number: 2, cpus: 4", "number: 2, cpus: 8", "have room for 0"),
+    "more replicas than fit": (SERVICE, "number: 2, cpus: 4", "number: 4, cpus: 4", "have room for 2"),
+    "a setting that the service has not": (SERVICE, "model: models:/", "modle: models:/", "args: unknown setting"),
+    "a service that listens to itself": (SERVICE, "host: 0.0.0.0", "host: 127.0.0.1", "wants http_options.host 0.0.0.0"),
+    "a service at a port of no pod": (SERVICE, "      port: 8000", "      port: 8080", "is no containerPort of headGroup"),
+    # AWS
+    "a word that EC2 has not": (LAUNCHER, "MarketType: spot", "MarketType: Spot", "EC2 knows no 'Spot'"),
+    "an ARM machine": (LAUNCHER, "m7i.2xlarge", "m7g.2xlarge", "is an ARM machine"),
+    "an image for ARM": (LAUNCHER, "ami/x86_64", "ami/arm64", "wants an image for x86_64"),
+    "a user that the image has not": (LAUNCHER, "ssh_user: ubuntu", "ssh_user: ec2-user", "wants ubuntu"),
+    "workers that knock at another port": (LAUNCHER, "RAY_HEAD_IP:6379", "RAY_HEAD_IP:6380", "with the head's --port"),
+    "another cluster's name": (LAUNCHER, "cluster_name: twostream", "cluster_name: vision", "cluster_name of ray_cluster.yaml"),
+    "a right that is missing": (BUCKET, '"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:Abort', '"s3:GetObject", "s3:Abort',
+                                "does not allow s3:PutObject"),
+    "objects of another bucket": (BUCKET, "example-bucket/*", "example-buckets/*", "lists the bucket example-bucket, but"),
+    "models that nodes may write over": (BUCKET, '"Effect": "Deny"', '"Effect": "Allow"', "only MLflow is to write there"),
+    "artefacts elsewhere": (MLFLOW, "s3://example-bucket/mlflow", "s3://example-bucket/mlruns", "MLflow keeps artefacts there"),
+    "another account": (HEAD, "123456789012:volume", "210987654321:volume", "the AWS account is '210987654321'"),
+    "a misspelt region": (HEAD, "us-west-2:123456789012:subnet", "us-west2:123456789012:subnet", "names the region us-west2"),
+    "an operator that AWS has not": (HEAD, '"StringEquals": {"aws:RequestTag', '"StringEqual": {"aws:RequestTag', "no operator"),
+    "instances of any kind": (HEAD, '"Condition": {"StringEquals": {"aws:RequestTag/ray-cluster-name": "twostream"}}',
+                              '"Condition": {}', "instances of any kind may be started"),
+    "an instance without an image": (HEAD, '"arn:aws:ec2:us-west-2::image/*",', "", "resources of the kinds image too"),
+    "a repository of another image": (PULL, "repository/twostream-ray", "repository/twostream", "wants the repository"),
+    "a role for everybody": (TRUST, '"Service": "ec2.amazonaws.com"', '"AWS": "*"', "wants instances"),
+    "a role for nobody": (TRUST, '"Allow"', '"Deny"', "nobody could take this role"),
+    "a role for every pod": (PODS, '"StringEquals"', '"StringLike"', "every pod of the cluster could"),
+    "a role for an account that is not there": (PODS, "default:twostream-head", "default:twostream-heads", "no manifest makes"),
+    "a secret of SkyPilot in clear": (SKYPILOT, "_PASSWORD: null", "_PASSWORD: hunter2", "stands here in clear"),
+    "CPUs that are no number": (SKYPILOT, "cpus: 32+", "cpus: 32-", "for at least so many"),
 }  # fmt: skip
 """What is wrong -> how it is planted, and a part of the line that refuses it."""
+
+
+ELSEWHERE = ("another cluster's name", "artefacts elsewhere")
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +254,18 @@ def test_a_planted_mistake_is_refused_without_kuberays_schemas(
     edit = MISTAKES[wrong]
     plant(edit)
     mistakes = cluster_check.check(copy, {}).mistakes
-    assert any(edit[3] in mistake and mistake.startswith(edit[0]) for mistake in mistakes), mistakes or "nothing"
+    # What does not agree with another file may be told of that one.
+    own = [one for one in mistakes if one.startswith(edit[0])] if wrong not in ELSEWHERE else mistakes
+    assert any(edit[3] in one for one in own), mistakes or "nothing"
     assert all("\n" not in mistake for mistake in mistakes)
+
+
+def test_a_network_of_timm_wants_an_image_with_timm(copy: Path, plant: Callable[[Edit], None]) -> None:
+    plant((TRAIN, "--config fusion_2016", "--config convnext_fusion", ""))
+    assert cluster_check.check(copy, {}).mistakes == []
+    plant((IMAGE, '".[serve,timm]"', '".[serve]"', ""))
+    (mistake,) = cluster_check.check(copy, {}).mistakes
+    assert mistake.startswith(TRAIN) and "which the image lacks" in mistake
 
 
 def test_a_mistake_names_its_file_line_and_field(copy: Path, plant: Callable[[Edit], None]) -> None:
