@@ -142,46 +142,64 @@ MISTAKES: dict[str, Edit] = {
     "a namespace of its own": (TRAIN, "name: twostream-train\n", "name: twostream-train\n  namespace: vision\n",
                                "the namespace is 'vision' here"),
     "another region": (TRAIN, "value: us-west-2}", "value: eu-west-1}", "AWS_DEFAULT_REGION is 'eu-west-1' here"),
-    "a cluster that is not there": (EVALUATE, "cluster: twostream}", "cluster: two-stream}", "wants ray.io/cluster: a Ray"),
-    "a database that is not there": (MLFLOW, "@mlflow-postgres:5432", "@mlflow-postgress:5432", "a service 'mlflow-postgress'"),
-    "a port of the database that it has not": (MLFLOW, "@mlflow-postgres:5432", "@mlflow-postgres:5433", "port 5432, not 5433"),
+    "a cluster that is not there": (
+        EVALUATE, "cluster: twostream}", "cluster: two-stream}", "wants ray.io/cluster: a Ray"),
+    "a database that is not there": (
+        MLFLOW, "@mlflow-postgres:5432", "@mlflow-postgress:5432", "a service 'mlflow-postgress'"),
+    "a port of the database that it has not": (
+        MLFLOW, "@mlflow-postgres:5432", "@mlflow-postgres:5433", "port 5432, not 5433"),
     "a server that refuses its name": (MLFLOW, "mlflow:5000,mlflow.*:5000,", "", "lists no mlflow:5000"),
-    "an autoscaler that may ask for nothing": (TRAIN, "serviceAccountName: twostream-head", "serviceAccountName: twostream",
+    "an autoscaler that may ask for nothing": (
+        TRAIN, "serviceAccountName: twostream-head", "serviceAccountName: twostream",
                                                "the head's autoscaler asks Kubernetes for pods"),
     "a role that is no ARN": (ACCOUNTS, "arn:aws:iam::123456789012:role/twostream-mlflow", "twostream-mlflow",
                               "wants a role's ARN"),
     "GPUs that no pod may have": (TRAIN, "key: nvidia.com/gpu,", "key: gpu,", "wants a toleration"),
     "a resource that is none": (TRAIN, "nvidia.com/gpu: ", "nvidia.com/gpus: ", "nvidia.com/gpus: no resource"),
     "more pods at most, and nobody to start them": (
-        INGEST, "    enableInTreeAutoscaling: true\n    autoscalerOptions: {version: v2, idleTimeoutSeconds: 300}\n", "",
+        INGEST,
+        "    enableInTreeAutoscaling: true\n    autoscalerOptions: {version: v2, idleTimeoutSeconds: 300}\n", "",
         "without enableInTreeAutoscaling"),
     "a name of an image with a blank": (TRAIN, "twostream-ray:0.1.0", "twostream-ray :0.1.0", "no name of an image"),
     # places and the service
-    "checkpoints on a pod's disk": (TRAIN, "--storage s3://example-bucket/runs", "--storage runs", "storage is 'runs', a folder"),
-    "checkpoints on a pod's disk by default": (TRAIN, "    --storage s3://example-bucket/runs\n", "", "storage is 'runs'"),
+    "checkpoints on a pod's disk": (
+        TRAIN, "--storage s3://example-bucket/runs", "--storage runs", "storage is 'runs', a folder"),
+    "checkpoints on a pod's disk by default": (
+        TRAIN, "    --storage s3://example-bucket/runs\n", "", "storage is 'runs'"),
     "shards on a pod's disk": (INGEST, "--out s3://example-bucket/ucf101", "--out shards", "out is 'shards', a folder"),
-    "a URI with one slash": (INGEST, "--out s3://example-bucket", "--out s3:/example-bucket", "no URI: write s3://BUCKET"),
-    "a bucket in capitals": (INGEST, "--out s3://example-bucket", "--out s3://Example-Bucket", "Example-Bucket is in no"),
+    "a URI with one slash": (
+        INGEST, "--out s3://example-bucket", "--out s3:/example-bucket", "no URI: write s3://BUCKET"),
+    "a bucket in capitals": (
+        INGEST, "--out s3://example-bucket", "--out s3://Example-Bucket", "Example-Bucket is in no"),
     "a replica larger than its pod": (SERVICE, "number: 2, cpus: 4", "number: 2, cpus: 8", "have room for 0"),
     "more replicas than fit": (SERVICE, "number: 2, cpus: 4", "number: 4, cpus: 4", "have room for 2"),
     "a setting that the service has not": (SERVICE, "model: models:/", "modle: models:/", "args: unknown setting"),
-    "a service that listens to itself": (SERVICE, "host: 0.0.0.0", "host: 127.0.0.1", "wants http_options.host 0.0.0.0"),
-    "a service at a port of no pod": (SERVICE, "      port: 8000", "      port: 8080", "is no containerPort of headGroup"),
+    "a service that listens to itself": (
+        SERVICE, "host: 0.0.0.0", "host: 127.0.0.1", "wants http_options.host 0.0.0.0"),
+    "a service at a port of no pod": (
+        SERVICE, "      port: 8000", "      port: 8080", "is no containerPort of headGroup"),
     # AWS
     "a word that EC2 has not": (LAUNCHER, "MarketType: spot", "MarketType: Spot", "EC2 knows no 'Spot'"),
     "an ARM machine": (LAUNCHER, "m7i.2xlarge", "m7g.2xlarge", "is an ARM machine"),
     "an image for ARM": (LAUNCHER, "ami/x86_64", "ami/arm64", "wants an image for x86_64"),
     "a user that the image has not": (LAUNCHER, "ssh_user: ubuntu", "ssh_user: ec2-user", "wants ubuntu"),
     "workers that knock at another port": (LAUNCHER, "RAY_HEAD_IP:6379", "RAY_HEAD_IP:6380", "with the head's --port"),
-    "another cluster's name": (LAUNCHER, "cluster_name: twostream", "cluster_name: vision", "cluster_name of ray_cluster.yaml"),
-    "a right that is missing": (BUCKET, '"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:Abort', '"s3:GetObject", "s3:Abort',
+    "another cluster's name": (
+        LAUNCHER, "cluster_name: twostream", "cluster_name: vision", "cluster_name of ray_cluster.yaml"),
+    "a right that is missing": (
+        BUCKET, '"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:Abort', '"s3:GetObject", "s3:Abort',
                                 "does not allow s3:PutObject"),
-    "objects of another bucket": (BUCKET, "example-bucket/*", "example-buckets/*", "lists the bucket example-bucket, but"),
-    "models that nodes may write over": (BUCKET, '"Effect": "Deny"', '"Effect": "Allow"', "only MLflow is to write there"),
-    "artefacts elsewhere": (MLFLOW, "s3://example-bucket/mlflow", "s3://example-bucket/mlruns", "MLflow keeps artefacts there"),
+    "objects of another bucket": (
+        BUCKET, "example-bucket/*", "example-buckets/*", "lists the bucket example-bucket, but"),
+    "models that nodes may write over": (
+        BUCKET, '"Effect": "Deny"', '"Effect": "Allow"', "only MLflow is to write there"),
+    "artefacts elsewhere": (
+        MLFLOW, "s3://example-bucket/mlflow", "s3://example-bucket/mlruns", "MLflow keeps artefacts there"),
     "another account": (HEAD, "123456789012:volume", "210987654321:volume", "the AWS account is '210987654321'"),
-    "a misspelt region": (HEAD, "us-west-2:123456789012:subnet", "us-west2:123456789012:subnet", "names the region us-west2"),
-    "an operator that AWS has not": (HEAD, '"StringEquals": {"aws:RequestTag', '"StringEqual": {"aws:RequestTag', "no operator"),
+    "a misspelt region": (
+        HEAD, "us-west-2:123456789012:subnet", "us-west2:123456789012:subnet", "names the region us-west2"),
+    "an operator that AWS has not": (
+        HEAD, '"StringEquals": {"aws:RequestTag', '"StringEqual": {"aws:RequestTag', "no operator"),
     "instances of any kind": (HEAD, '"Condition": {"StringEquals": {"aws:RequestTag/ray-cluster-name": "twostream"}}',
                               '"Condition": {}', "instances of any kind may be started"),
     "an instance without an image": (HEAD, '"arn:aws:ec2:us-west-2::image/*",', "", "resources of the kinds image too"),
@@ -189,7 +207,8 @@ MISTAKES: dict[str, Edit] = {
     "a role for everybody": (TRUST, '"Service": "ec2.amazonaws.com"', '"AWS": "*"', "wants instances"),
     "a role for nobody": (TRUST, '"Allow"', '"Deny"', "nobody could take this role"),
     "a role for every pod": (PODS, '"StringEquals"', '"StringLike"', "every pod of the cluster could"),
-    "a role for an account that is not there": (PODS, "default:twostream-head", "default:twostream-heads", "no manifest makes"),
+    "a role for an account that is not there": (
+        PODS, "default:twostream-head", "default:twostream-heads", "no manifest makes"),
     "a secret of SkyPilot in clear": (SKYPILOT, "_PASSWORD: null", "_PASSWORD: hunter2", "stands here in clear"),
     "CPUs that are no number": (SKYPILOT, "cpus: 32+", "cpus: 32-", "for at least so many"),
 }  # fmt: skip

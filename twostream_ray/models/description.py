@@ -55,7 +55,7 @@ def describe(
             network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
     except (RuntimeError, AssertionError) as error:  # timm asserts the size of frames
         raise ConfigError(
-            f"frames of {size_px} px do not go through this network ({error}): use larger ones"
+            f"frames of {size_px} px do not go through this network ({error}): use larger ones, or multiples of patches"
         ) from error
     for hook in hooks:
         hook.remove()
@@ -97,7 +97,7 @@ def training_flops(network: Network, *, flow_length: int, num_snippets: int, siz
             torch.stack([scores.sum() for scores in outputs.values()]).sum().backward()
     except (RuntimeError, AssertionError) as error:  # timm asserts the size of frames
         raise ConfigError(
-            f"frames of {size_px} px do not go through this network ({error}): use larger ones"
+            f"frames of {size_px} px do not go through this network ({error}): use larger ones, or multiples of patches"
         ) from error
     network.zero_grad()
     return float(counter.get_total_flops())
