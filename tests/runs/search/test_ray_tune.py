@@ -113,7 +113,7 @@ def test_a_cluster_without_dashboard_is_refused(
 ) -> None:
     monkeypatch.setattr(tune_module, "_DASHBOARD_PATIENCE_SECONDS", 0.0)
     path = recipe(shard_set, tmp_path, space={"seed": [0, 1]})
-    with pytest.raises(ConfigError, match="tune wants a Ray cluster with its dashboard"):
+    with pytest.raises(ConfigError, match="tune needs a Ray cluster with a dashboard"):
         tune(from_arguments(TuneConfig, ["--config", str(path)]))
     parent, trials = children(tmp_path)
     assert parent.info.status == "FAILED" and not trials
@@ -122,7 +122,7 @@ def test_a_cluster_without_dashboard_is_refused(
 def test_a_space_without_a_network_is_refused_before_a_trial_starts(shard_set: ShardSet, tmp_path: Path) -> None:
     space = {"data.transforms.crop_px": [4, 6], "model.spatial.backbone": ["vgg_m_2048"]}
     path = recipe(shard_set, tmp_path, space=space)
-    with pytest.raises(ConfigError, match="none of 2 combinations makes a network"):
+    with pytest.raises(ConfigError, match="none of 2 combinations is a valid network"):
         tune(from_arguments(TuneConfig, ["--config", str(path)]))
     assert not (tmp_path / "mlflow.db").exists()
     assert not (tmp_path / "runs/search/trials").exists()

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.score import publish
 from twostream_ray.runs.score.publish import Published, kept_publication
 from twostream_ray.runs.search import search as search_module
+from twostream_ray.runs.search.ray_tune import BudgetStopper, ResultRecorder
 from twostream_ray.runs.search.records import TrialRecord
 from twostream_ray.runs.search.report import STATUS_TAG, SearchReport
 from twostream_ray.runs.search.search import Search
@@ -185,3 +187,15 @@ def test_a_run_that_an_earlier_version_published_is_published_again(config: Tune
     assert kept is not None and (kept.version, kept.verdict) == (1, "v")
     trained.checkpoint = "runs/search/epoch-0002"
     assert kept_publication(experiment, trained) is None
+
+
+def test_a_search_whose_output_is_closed_stops_without_blaming_a_trial(config: TuneConfig, shards: ShardSet) -> None:
+    search = Search(config, shards)
+    stopper = BudgetStopper(search, lambda: False)
+    assert not stopper.stop_all()
+
+    def closed(*_: Any) -> None:
+        raise BrokenPipeError
+
+    ResultRecorder(search, closed).on_trial_start(0, [], SimpleNamespace(config={"number": 0}))
+    assert stopper.stop_all() and isinstance(search.closed_output, BrokenPipeError)

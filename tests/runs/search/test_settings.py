@@ -6,7 +6,7 @@ import yaml
 
 from twostream_ray.cli import main
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.search.settings import TuneConfig, keep_settings, settings_from
+from twostream_ray.runs.search.settings import TuneConfig, settings_from, store_settings
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def test_a_search_is_taken_up_by_its_name_with_all_its_settings(recipe: Path, tmp_path: Path) -> None:
     config = settings_from(["--config", str(recipe)])
-    keep_settings(config, folder_uri=f"{config.storage}/which")
+    store_settings(config, folder_uri=f"{config.storage}/which")
     again = settings_from(["--resume", "which", "--storage", config.storage])
     assert isinstance(again, TuneConfig) and again == config
     more = settings_from([f"--storage={config.storage}", "--resume=which", "--search.trials", "30"])
@@ -36,13 +36,13 @@ def test_a_search_is_taken_up_by_its_name_with_all_its_settings(recipe: Path, tm
 
 def test_a_password_of_the_tracking_server_is_not_written_down(recipe: Path, tmp_path: Path) -> None:
     config = settings_from(["--config", str(recipe), "--tracking.uri", "http://me:hush-hush@127.0.0.1:5000"])
-    keep_settings(config, folder_uri=f"{config.storage}/which")
+    store_settings(config, folder_uri=f"{config.storage}/which")
     kept = (tmp_path / "runs/which/settings.json").read_text()
     assert "hush" not in kept and json.loads(kept)["tracking"]["uri"] is None
 
 
 def test_a_search_that_never_began_cannot_be_taken_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="--resume wants the name of a search that was begun"):
+    with pytest.raises(ConfigError, match="--resume wants the name of an earlier search"):
         settings_from(["--resume", "absent", "--storage", str(tmp_path)])
     assert main(["tune", "--resume", "absent", "--storage", str(tmp_path)]) == 2
     assert "check --storage" in capsys.readouterr().err
@@ -53,7 +53,7 @@ def test_damaged_settings_of_a_search_are_named_in_one_line(
     recipe: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings_from(["--config", str(recipe)])
-    keep_settings(config, folder_uri=f"{config.storage}/which")
+    store_settings(config, folder_uri=f"{config.storage}/which")
     (tmp_path / "runs/which/settings.json").write_text(content)
     assert main(["tune", "--resume", "which", "--storage", config.storage]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -130,14 +130,14 @@ def test_a_trial_is_the_recipe_with_what_was_proposed() -> None:
         ({"training.epochs": {"low": 1.5, "high": 3}}, "is a whole number, got the range 1.5 to 3.0"),
         ({"training.learning_rate": {"low": 1, "high": 0.1}}, "wants low < high"),
         ({"training.learning_rate": {"low": 0, "high": 0.1, "log": True}}, "both more than 0 as log is true"),
-        ({"training.schedule": {"low": 0, "high": 1}}, "is 'steps' in the recipe, no number"),
+        ({"training.schedule": {"low": 0, "high": 1}}, "is 'steps' in the recipe, not a number"),
         ({"seed": {"choices": [1], "when": {"sed": [1]}}}, "unknown setting 'sed'; did you mean seed"),
         (
             {
                 "seed": {"choices": [1, 2], "when": {"training.epochs": [1]}},
                 "training.epochs": {"choices": [1, 2], "when": {"seed": [1]}},
             },
-            "the conditions of seed, training.epochs go round in a circle",
+            "the conditions of seed, training.epochs are circular",
         ),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_space_in_which_nothing_goes_together_is_refused_with_the_reason() -> 
     def check(settings: TrialSettings) -> int:
         raise ConfigError("no network")
 
-    with pytest.raises(ConfigError, match="none of 8 combinations makes a network; of the last: no network"):
+    with pytest.raises(ConfigError, match="none of 8 combinations is a valid network; of the last: no network"):
         proposer(FUSIONS, check=check).propose(0)
 
 
@@ -280,7 +280,7 @@ def test_the_sampler_waits_for_nothing_that_a_dimension_settles_itself() -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"searcher": "grid", "objective": "accuracy_and_parameters"}, "goes with search.searcher=tpe, got grid"),
+        ({"searcher": "grid", "objective": "accuracy_and_parameters"}, "needs search.searcher=tpe, got grid"),
         ({"scheduler": "pbt"}, "search.scheduler must be one of asha, median, none, got 'pbt'"),
         ({"trials": 0}, "search.trials must be at least 1, got 0"),
         ({"reduction_factor": 1}, "search.reduction_factor must be at least 2, got 1"),
@@ -295,10 +295,10 @@ def test_impossible_searches_are_refused(change: dict[str, Any], message: str) -
 
 def test_a_search_wants_a_validation_split_of_its_own() -> None:
     search = SearchConfig(space=FUSIONS)
-    with pytest.raises(ConfigError, match=r"data.validation_split must name the split that trials are judged by"):
+    with pytest.raises(ConfigError, match=r"data.validation_split must name the split that trials are compared on"):
         TuneConfig(name="x", data=DataConfig(shards="s"), search=search)
     with pytest.raises(
-        ConfigError, match=r"or --data\.validation_fraction 0\.1, which cuts it from the training split"
+        ConfigError, match=r"or --data\.validation_fraction 0\.1, which holds it out from the training split"
     ):
         TuneConfig(name="x", data=DataConfig(shards="s", train_split="train1"), search=search)
     TuneConfig(name="x", data=DataConfig(shards="s", train_split="train1", validation_fraction=0.1), search=search)

@@ -1,4 +1,4 @@
-"""The best trial of a search as a recipe: best.yaml in the search's folder, and the command that trains it longer."""
+"""Best trial of a search as a recipe: best.yaml in the search's folder, and the command that trains it longer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from twostream_ray.settings.recipe_text import write_recipe
 from twostream_ray.storage.temporary_folders import own_folder_path
 
 _NAME = "best.yaml"
-_LONGER = 2
-"""Times the epochs of the search that the command trains."""
+_LONGER_FACTOR = 2
+"""The command trains this many times the epochs of the search."""
 
 
 def write_best_recipe(
@@ -38,15 +38,15 @@ def write_best_recipe(
     )
     data = experiment.data
     if data.sample_cache is not None and Path(data.sample_cache).parent == own_folder_path():
-        # The trials' shared samples go with the search.
+        # The trials' shared samples are deleted with the search.
         data = replace(data, sample_cache=None)
     try:
         shard_set.split(data.test_split)
     except ShardError:
-        text += f"# The shards have no split {data.test_split}: what is trained is tested on {split}.\n"
+        text += f"# The shards have no split {data.test_split}, so the model is tested on {split}.\n"
         data = replace(data, test_split=split)
     uri = config.tracking.uri
-    # A tracking URI that holds a password is left to the environment.
+    # A tracking URI that contains a password has to come from the environment.
     tracking = replace(config.tracking, uri=None) if uri is not None and redact(uri) != uri else config.tracking
     values = asdict(replace(experiment, data=data, tracking=tracking, storage=config.storage))
     del values["name"]
@@ -58,10 +58,10 @@ def longer_command(best: TrialRecord, experiment: ExperimentConfig, *, folder: S
     """The command that trains the best trial's settings for more epochs, under a name of its own."""
     recipe = shlex.quote(storage.join(folder.uri, _NAME))
     name = shlex.quote(f"{best.name}-longer")
-    epochs = _LONGER * experiment.training.epochs
+    epochs = _LONGER_FACTOR * experiment.training.epochs
     return f"twostream train --config {recipe} --name {name} --training.epochs {epochs}"
 
 
 def has_best_recipe(folder: SearchFolder) -> bool:
-    """Whether the search has left its recipe; one that an earlier version ended has not."""
+    """Whether the search has written its recipe; one finished by an earlier version of this package has not."""
     return storage.exists(storage.join(folder.uri, _NAME))

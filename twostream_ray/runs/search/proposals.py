@@ -1,4 +1,4 @@
-"""Search algorithms: random, grid or Optuna's TPE propose the next trial, leaving out what is invalid or was tried."""
+"""Search algorithms (random, grid, Optuna's TPE) that propose the next trial, without invalid or repeated settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import optuna
 
 _ATTEMPTS = 100
-"""Samples for one trial, before a finite space is enumerated, and any other counts as exhausted."""
+"""Samples drawn for one trial before a finite space is enumerated, and an infinite one counts as exhausted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +25,20 @@ class Proposal:
     """The settings of a new trial."""
 
     settings: TrialSettings
-    """Values of the settings that are searched."""
+    """Values of the searched settings."""
     parameters: int
-    """Weights that its network has."""
+    """Number of the network's parameters."""
 
 
 class Proposer:
-    """Proposes trials; the results that it observes guide the next.
+    """Ask-and-tell interface to the search algorithms: proposes trials, guided by the results that it observes.
 
-    A proposal is a function of seed, number of the trial, and the results observed so far: a resumed search proposes as
-    one that was never interrupted.
+    A proposal is a function of the seed, the number of the trial and the results observed so far: a resumed search
+    proposes the same trials as one that was never interrupted.
     """
 
     def __init__(self, space: Space, *, config: SearchConfig, seed: int, check: Callable[[TrialSettings], int]) -> None:
-        """`check` builds a trial's network without memory and gives its parameters, or raises ConfigError.
+        """`check` builds a trial's network on the meta device and returns its parameters, or raises ConfigError.
 
         Raises:
             ConfigError: a grid over a space with a range.
@@ -49,16 +49,16 @@ class Proposer:
         self._space, self._config, self._seed, self._check = space, config, seed, check
         self._taken: set[str] = set()
         self.refused: dict[str, str] = {}
-        """Signature of settings that do not go together -> why."""
+        """Signature of invalid settings -> why they are."""
         self._asked: dict[int, optuna.trial.Trial] = {}
         self._parameters: dict[int, int] = {}
         self._study: optuna.Study | None = None
 
     def propose(self, number: int) -> Proposal | None:
-        """The settings of trial `number`; None when nothing new is left.
+        """The settings of trial `number`; None when the space is exhausted.
 
         Raises:
-            ConfigError: no combination that was sampled is valid; says what is wrong with the last.
+            ConfigError: no sampled combination is valid; the message says what is wrong with the last.
         """
         for settings in self._candidates(number):
             key = signature(settings)
@@ -76,20 +76,20 @@ class Proposer:
             return Proposal(settings=settings, parameters=parameters)
         if self.refused and len(self.refused) == len(self._taken):
             raise ConfigError(
-                f"search.space: none of {len(self.refused)} combinations makes a network; of the last: "
+                f"search.space: none of {len(self.refused)} combinations is a valid network; of the last: "
                 + list(self.refused.values())[-1]
             )
         return None
 
     def restore(self, number: int, settings: TrialSettings, parameters: int) -> None:
-        """A trial of an earlier call of the same search; `observe` follows if it has ended."""
+        """Add a trial of an earlier call of the same search; call `observe` next if it has ended."""
         self._taken.add(signature(settings))
         self._parameters[number] = parameters
         if self._config.searcher == "tpe":
             self._enqueue(number, settings)
 
     def observe(self, number: int, score: float | None) -> None:
-        """How a trial ended: its best accuracy in [0, 1], or None if it failed."""
+        """Record a trial's result: its best accuracy in [0, 1], or None if it failed."""
         asked = self._asked.pop(number, None)
         if asked is None:
             return
@@ -110,7 +110,7 @@ class Proposer:
             if self._config.searcher == "tpe":
                 yield self._ask(number, attempt)
             else:
-                yield self._space.sample(_at_random(self._generator(number, attempt)))
+                yield self._space.sample(_random_pick(self._generator(number, attempt)))
         if self._space.finite:
             rest = [settings for settings in self._space.grid() if signature(settings) not in self._taken]
             self._generator(number, _ATTEMPTS).shuffle(rest)
@@ -123,7 +123,7 @@ class Proposer:
         return random.Random(f"{self._seed}/{number}/{attempt}")
 
     def _optuna(self) -> optuna.Study:
-        """The study, made when first wanted: importing Optuna takes a second."""
+        """The study, created when first used: importing Optuna takes a second."""
         if self._study is None:
             import optuna
 
@@ -133,11 +133,11 @@ class Proposer:
         return self._study
 
     def _ask(self, number: int, attempt: int) -> TrialSettings:
-        """Let TPE sample, with random numbers of this trial and attempt alone."""
+        """Let TPE sample, with random numbers that depend only on this trial and attempt."""
         from optuna.samplers import TPESampler
 
         study = self._optuna()
-        # A third of a short search to look around; TPE's own ten would leave it no trial to choose.
+        # A third of a short search explores at random: TPE's default of ten would leave it no trial to choose.
         study.sampler = TPESampler(
             seed=self._generator(number, attempt).getrandbits(32),
             n_startup_trials=min(10, max(2, self._config.trials // 3)),
@@ -146,7 +146,7 @@ class Proposer:
         return self._space.sample(lambda dimension: _suggest(trial, dimension))
 
     def _enqueue(self, number: int, settings: TrialSettings) -> None:
-        """Add a trial to TPE's study that it did not sample itself."""
+        """Add a trial to TPE's study that TPE did not sample."""
         wanted = {
             dimension.name: _as_parameter(dimension, settings[dimension.settings[0]])
             for dimension in self._space.dimensions
@@ -156,7 +156,7 @@ class Proposer:
         self._ask(number, _ATTEMPTS)
 
     def _discard(self, number: int, *, valid: bool) -> None:
-        """Close a trial that is not run; TPE avoids invalid combinations as it avoids bad results."""
+        """Close a trial that is not run; TPE avoids invalid combinations like bad results."""
         asked = self._asked.pop(number, None)
         if asked is None:
             return
@@ -178,7 +178,7 @@ def _suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
     return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
 
 
-def _at_random(generator: random.Random) -> Callable[[Dimension], Any]:
+def _random_pick(generator: random.Random) -> Callable[[Dimension], Any]:
     def pick(dimension: Dimension) -> Any:
         low, high = dimension.low, dimension.high
         if dimension.choices:

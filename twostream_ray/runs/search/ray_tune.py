@@ -1,4 +1,4 @@
-"""The run `tune`: Ray Tune over resumable trainings, two or more at a time."""
+"""Hyperparameter search on Ray Tune: concurrent, resumable trials, each a Ray Train run."""
 
 from __future__ import annotations
 
@@ -50,25 +50,25 @@ from twostream_ray.storage import lease
 from twostream_ray.storage.temporary_folders import is_own_folder, own_folder_path, sweep
 
 _TRIAL_CPUS = 0.01
-"""Of a trial's own process, which waits for its training workers."""
+"""CPUs of a trial's own process, which only waits for its training workers."""
 _DASHBOARD_PATIENCE_SECONDS = 60.0
 _LAST_REPORTS_SECONDS = 60.0
 
 _log = logging.getLogger("twostream_ray")
 
 Progress = Callable[[Sequence[TrialRecord], Spent, float | None], None]
-"""Called with all trials, what is spent, and an estimate of the seconds left, whenever something has changed."""
+"""Called after every change with all trials, the budget spent, and the estimated seconds left."""
 
 
 def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchReport:
-    """Search, or resume, the search `config.name`: unfinished trials first, from their checkpoints.
+    """Start or resume the search `config.name`: unfinished trials first, from their checkpoints.
 
     Raises:
-        ConfigError: the space is wrong, an earlier search of this name had other settings, or the Ray cluster has no
+        ConfigError: the space is invalid, an earlier search of this name had other settings, or the Ray cluster has no
             dashboard.
         ShardError: the shards are missing or damaged.
-        LeaseError: another process is at work on the search.
-        TrainingError: no trial has ended an epoch.
+        LeaseError: another process runs the search.
+        TrainingError: no trial has finished an epoch.
         RegistryError: the best model cannot be registered.
     """
     require_cluster()
@@ -92,7 +92,7 @@ def tune(config: TuneConfig, *, progress: Progress | None = None) -> SearchRepor
 
 
 def _finished_before(config: TuneConfig, shard_set: ShardSet) -> SearchReport | None:
-    """The report of a search that has nothing left to do."""
+    """The report of a search that is already finished; None otherwise."""
     if not storage.exists(SearchFolder.of(config).report):
         return None
     return Search(config, shard_set).read_earlier_report()
@@ -101,7 +101,7 @@ def _finished_before(config: TuneConfig, shard_set: ShardSet) -> SearchReport | 
 def _tune(
     config: TuneConfig, shard_set: ShardSet, *, progress: Progress | None, lost: Callable[[], bool]
 ) -> SearchReport:
-    """`tune` with the search's folder to itself, until it has `lost` it."""
+    """`tune`, holding the lease of the search's folder, until it is `lost`."""
     search = Search(config, shard_set)
     if (before := search.read_earlier_report()) is not None:
         return before
@@ -124,7 +124,7 @@ def _tune(
 
 
 def _sharing_samples(config: TuneConfig) -> TuneConfig:
-    """With a folder on each machine for the samples that trials share, if they do."""
+    """Set data.sample_cache to a folder on each machine, if trials are to share decoded samples."""
     data = config.data
     if not config.search.share_samples_gb or data.sample_cache is not None or data.decode_at not in ("auto", "worker"):
         return config
@@ -133,13 +133,13 @@ def _sharing_samples(config: TuneConfig) -> TuneConfig:
 
 
 def _samples_folder(config: TuneConfig) -> str:
-    """Of this search alone, and the same when it is resumed."""
+    """The shared samples' folder: unique to this search, and the same when it is resumed."""
     search = hashlib.sha256(SearchFolder.of(config).uri.encode()).hexdigest()[:12]
     return str(own_folder_path() / f"samples-{search}")
 
 
 def _remove_on_every_node(uri: str) -> None:
-    """Remove a directory of this user, named after a search, on each machine of the cluster."""
+    """Remove this user's directory at `uri` on each machine of the cluster."""
 
     @ray.remote(num_cpus=0)
     def remove() -> None:
@@ -149,12 +149,12 @@ def _remove_on_every_node(uri: str) -> None:
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     on_each = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     begun = [remove.options(scheduling_strategy=strategy).remote() for strategy in on_each]
-    # A machine that is lost meanwhile takes its disk with it.
+    # A machine that is lost meanwhile needs no cleaning.
     ray.wait(begun, num_returns=len(begun), timeout=60)
 
 
 def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool]) -> None:
-    """Train trials until all are done or a budget is spent; the cluster must be there."""
+    """Train trials until all are done or a budget is spent; inside `ray_session`."""
     _require_dashboard()
     config = search.config
     cpus, gpus = ray.cluster_resources().get("CPU", 1.0), int(ray.cluster_resources().get("GPU", 0))
@@ -162,8 +162,8 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
     at_once = config.search.concurrent_trials or max(1, gpus // wanted if gpus else int(cpus))
     share = partial(assign_resources, cpus=cpus, gpus=gpus, trials_at_once=at_once)
     search.gpus_per_trial = float(share(config).workers.most_workers(gpus=gpus)) if gpus else 0.0
-    one = share(config)
-    trial = [{"CPU": _TRIAL_CPUS}, *worker_bundles(one, cpus=one.workers.cpus_per_worker or 0.0, gpus=gpus)]
+    per_trial = share(config)
+    trial = [{"CPU": _TRIAL_CPUS}, *worker_bundles(per_trial, cpus=per_trial.workers.cpus_per_worker or 0.0, gpus=gpus)]
     require_room(
         [*trial * at_once, {"CPU": READING_CPUS}],
         what=f"{at_once} trials at once with their workers, and reading for them,",
@@ -204,13 +204,13 @@ def _run(search: Search, progress: Progress | None, *, lost: Callable[[], bool])
     if search.closed_output is not None:
         raise search.closed_output
     if lost():
-        raise KeyboardInterrupt  # its lease says who has the search now
+        raise KeyboardInterrupt  # the lease names the process that now has the search
     _wait_for_trials_to_end()
     search.pause_unfinished()
 
 
 def _wait_for_trials_to_end() -> None:
-    """Return when no training of this job reports any more: Tune has told stopped trials to end, and goes on."""
+    """Wait until no training of this job reports any more: Tune requests stopped trials to end, and does not wait."""
     from ray.util.state import list_actors
 
     context = ray.get_runtime_context()
@@ -219,8 +219,8 @@ def _wait_for_trials_to_end() -> None:
     while time.monotonic() < deadline:
         try:
             alive = list_actors(context.gcs_address, filters=wanted)
-        except Exception as error:  # noqa: BLE001  (of Ray's dashboard, any)
-            _log.warning("Ray does not say whether trials have ended (%s)", type(error).__name__)
+        except Exception as error:  # noqa: BLE001  (any error of Ray's dashboard)
+            _log.warning("cannot list Ray's actors to see whether trials have ended (%s)", type(error).__name__)
             return
         if not alive:
             return
@@ -238,52 +238,52 @@ def _train_one(
     share: Callable[[ExperimentConfig], ExperimentConfig],
     parent: tracking.RunHandle,
 ) -> None:
-    """What Tune runs in a process of its own for each trial."""
+    """Tune's trainable: per_trial trial, in a process of its own."""
     experiment = space.experiment(json.loads(trial["settings"]), name=trial["name"], storage=uri)
     run_trial(share(experiment), parent=parent)
 
 
 class SearchAlgorithm(Searcher):
-    """Ray Tune's search algorithm: hands out the trials that `Search` proposes."""
+    """Ray Tune search algorithm that suggests the trials that `Search` proposes."""
 
     def __init__(self, search: Search) -> None:
         super().__init__()
         self._search = search
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ARG002
-        """The next trial's settings, or that there is none."""
+        """The next trial's settings, or Searcher.FINISHED."""
         record = self._search.next()
         if record is None:
             return Searcher.FINISHED
-        # The settings as one string: Tune would take dotted names and lists apart.
+        # The settings as per_trial string: Tune would flatten dotted names and lists.
         return {"number": record.number, "name": record.name, "settings": json.dumps(record.settings)}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """`ResultRecorder` sees to it."""
+        """Nothing: `ResultRecorder` records results."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep: a search is resumed from its stored trials."""
+        """Nothing: a search is resumed from its stored trials."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never asked for."""
+        """Nothing: never called."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles what it was given; it never asks for it again."""
+        """Nothing: Tune pickles the algorithm, and never restores it."""
         return {}
 
 
 class BudgetStopper(ray_tune.Stopper):
-    """Stops everything when a budget is spent, or another process has taken the search over."""
+    """Ray Tune stopper that stops all trials when a budget is spent, or another process has taken over the search."""
 
     def __init__(self, search: Search, lost: Callable[[], bool]) -> None:
         self._search, self._lost = search, lost
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
-        """No trial is stopped by itself."""
+        """False: no trial is stopped by itself."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether a budget is spent, or the search is another process's now."""
+        """Whether a budget is spent, the lease is lost, or the output was closed."""
         gone = self._search.closed_output is not None
         return gone or self._lost() or self._search.out_of_budget() is not None
 
@@ -292,7 +292,7 @@ class BudgetStopper(ray_tune.Stopper):
 
 
 class ResultRecorder(ray_tune.Callback):
-    """Ray Tune's callback: stores the results of trials as they come in."""
+    """Ray Tune callback that stores the results of trials as they arrive."""
 
     def __init__(self, search: Search, progress: Progress | None) -> None:
         self._search, self._progress = search, progress
@@ -306,7 +306,7 @@ class ResultRecorder(ray_tune.Callback):
         self._show()
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
-        """Ray Tune's hook: a trial has ended an epoch, or says why it failed."""
+        """Ray Tune's hook: a trial has finished an epoch, or reports why it failed."""
         number, now = trial.config["number"], time.monotonic()
         if FAILURE in result:
             self._failures[number] = result[FAILURE]
@@ -330,19 +330,22 @@ class ResultRecorder(ray_tune.Callback):
         if self._progress is not None:
             self._search.store_time()
             records = list(self._search.trials.records.values())
-            self._progress(records, self._search.spent(), self._search.seconds_left())
+            try:
+                self._progress(records, self._search.spent(), self._search.seconds_left())
+            except BrokenPipeError as error:  # Tune would take it for a failure of the trial
+                self._progress, self._search.closed_output = None, error
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 def _require_dashboard() -> None:
-    """Refuse a cluster on which a stopped trial's workers would never be given back."""
+    """Refuse a cluster without a dashboard, on which a stopped trial's workers would never be released."""
     from ray.util.state import list_nodes
 
-    # Without it Ray would ask the newest cluster of this machine.
+    # Without an address Ray would ask this machine's newest cluster.
     address = ray.get_runtime_context().gcs_address
-    # A cluster that was just started answers before its dashboard does.
+    # A new cluster answers before its dashboard does.
     deadline = time.monotonic() + _DASHBOARD_PATIENCE_SECONDS
     while True:
         try:
@@ -352,21 +355,21 @@ def _require_dashboard() -> None:
                 time.sleep(0.5)
                 continue
             raise ConfigError(
-                "tune wants a Ray cluster with its dashboard, which gives back what a stopped trial held; it does not "
+                "tune needs a Ray cluster with a dashboard, to release the workers of stopped trials, but it does not "
                 f"answer ({type(error).__name__}): start Ray with ray[default] and include_dashboard=True"
             ) from error
         return
 
 
 _TUNE_ENVIRONMENT = {
-    # KeyboardInterrupt it is: stored trials are up to date at any moment.
+    # Ctrl-C raises KeyboardInterrupt: stored trials are up to date at any moment.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # A trial that ends without a word must not end the search.
+    # A trial that ends without a report must not end the search.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Its own snapshots are never read.
+    # Tune's own snapshots are never read.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # Its tables would come between the lines of ours.
+    # Tune's tables would be printed between this package's lines.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 

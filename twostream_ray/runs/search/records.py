@@ -1,4 +1,4 @@
-"""Store of trials, one JSON file each: the state from which a search that was killed at any moment resumes."""
+"""Trial store: one JSON file per trial, from which a search resumes after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ Status = Literal["running", "finished", "stopped early", "failed"]
 
 _STATE_SCHEMA = record({}, {"seconds": {"type": "number", "minimum": 0}})
 _SECONDS_PER_HOUR = 3600
-# A search may resume with more of these.
+# Settings that a resumed search may change.
 _MAY_CHANGE = ("trials", "max_epochs", "max_hours", "max_gpu_hours", "concurrent_trials", "share_samples_gb")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One trial, as far as it has come."""
+    """State of one trial."""
 
     number: int
-    """From 0, in the order of proposal."""
+    """From 0, in order of proposal."""
     name: str
-    """Of its training run."""
+    """Name of its training run."""
     settings: TrialSettings
-    """What was proposed."""
+    """The proposed settings."""
     parameters: int
-    """Weights that its network has."""
+    """Number of the network's parameters."""
     status: Status = "running"
-    """running: it resumes when the search does."""
+    """running: not ended; it resumes when the search does."""
     reason: str = ""
     """Why it failed or was stopped."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every epoch."""
     seconds: float = 0.0
-    """Time that it held its share of the cluster."""
+    """Time for which it held its share of the cluster."""
 
     @property
     def score(self) -> float | None:
-        """Best top-1 on the validation split in [0, 1]; None before the first epoch has ended."""
+        """Best top-1 on the validation split, in [0, 1]; None before the first epoch has ended."""
         return max((metrics["val_top1"] for metrics in self.history), default=None)
 
     @property
     def settings_text(self) -> str:
-        """Its settings in words, by the last part of each name."""
+        """Its settings as text, by the last part of each name."""
 
         def shown(value: Any) -> str:
             if isinstance(value, list):
@@ -64,7 +64,7 @@ class TrialRecord:
         return ", ".join(f"{name.rpartition('.')[2]} {shown(value)}" for name, value in self.settings.items())
 
     def outcome(self) -> dict[str, object]:
-        """The trial as the pictures of a search want it."""
+        """The trial as the plots of a search take it."""
         return {**self.settings, "score": self.score, "parameters": self.parameters, "status": self.status}
 
     def row(self) -> dict[str, object]:
@@ -83,10 +83,10 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What a search has used of its budget."""
+    """The spent budget of a search."""
 
     trials: int
-    """Trials that were begun."""
+    """Started trials."""
     epochs: int
     """Epochs over all trials."""
     hours: float
@@ -95,7 +95,7 @@ class Spent:
     """Hours of GPUs over all trials."""
 
     def over(self, config: SearchConfig) -> str | None:
-        """Which budget is spent, in words, or None; how many trials may be proposed is another question."""
+        """Which budget is spent, in words, or None; the number of trials is checked elsewhere."""
         for used, allowed, unit in (
             (self.epochs, config.max_epochs, "epochs"),
             (self.hours, config.max_hours, "hours"),
@@ -109,26 +109,26 @@ class Spent:
 def seconds_left(
     records: Sequence[TrialRecord], spent: Spent, *, config: SearchConfig, trials: int, epochs: int
 ) -> float | None:
-    """An estimate of how long a search will still run, at the pace so far; None before an epoch has ended.
+    """Estimated seconds that a search will still run at its pace so far; None before an epoch has ended.
 
-    Trials that are ahead are taken to be as long as those that have ended were on average.
+    Trials to come are assumed to be as long as ended ones were on average.
 
     Args:
-        records: trials that have begun.
-        spent: what is used of the budget.
+        records: started trials.
+        spent: the spent budget.
         config: the budget.
-        trials: how many will be run in all, at most.
-        epochs: of a trial that is not stopped, at most.
+        trials: trials to run in all, at most.
+        epochs: epochs of a trial that is not stopped, at most.
     """
     if not spent.epochs or not spent.hours:
         return None
     ended = [len(record.history) for record in records if record.status != "running"]
-    usual = sum(ended) / len(ended) if ended else epochs
+    mean_epochs = sum(ended) / len(ended) if ended else epochs
     running = [len(record.history) for record in records if record.status == "running"]
-    # One that has come further than is usual may be stopped at any epoch.
-    ahead = sum(usual - done if done < usual else max(epochs - done, 0) / 2 for done in running)
-    ahead += max(trials - len(records), 0) * usual
-    hours = ahead * spent.hours / spent.epochs
+    # A trial that is longer than the mean may be stopped at any epoch.
+    epochs_left = sum(mean_epochs - done if done < mean_epochs else max(epochs - done, 0) / 2 for done in running)
+    epochs_left += max(trials - len(records), 0) * mean_epochs
+    hours = epochs_left * spent.hours / spent.epochs
     for used, allowed in (
         (spent.epochs, config.max_epochs),
         (spent.hours, config.max_hours),
@@ -143,17 +143,17 @@ class TrialStore:
     """The records of a search in its folder."""
 
     def __init__(self, config: TuneConfig, *, folder: SearchFolder) -> None:
-        """Open the search in `folder`; it begins there with its first trial.
+        """Open the search in `folder`, which is created with its first trial.
 
         Raises:
-            ConfigError: a search of this name was started with other settings, or a file of it is damaged.
+            ConfigError: a search of this name was started with other settings, or one of its files is damaged.
         """
         self._folder, self._wanted = folder, _fixed(config)
         self.is_another = folder.is_another(self._wanted)
-        """Whether a search of this name, which has learnt nothing, had other settings."""
+        """Whether a search of this name that has trained nothing had other settings."""
         self._begun = folder.begun_with(self._wanted)
         if not self._begun:
-            self._forget_all()
+            self._delete_all()
         state = storage.join(folder.uri, "state.json")
         self._state: dict[str, Any] = {}
         if storage.exists(state):
@@ -168,18 +168,18 @@ class TrialStore:
             self.records[number] = _read_trial(self._file(number), config, number=number, folder_uri=folder.uri)
             number += 1
 
-    def _forget_all(self) -> None:
-        """Remove the records of trials none of which has learnt anything: they would bind what is searched next."""
+    def _delete_all(self) -> None:
+        """Remove the records of trials that have trained nothing: the next search may have other settings."""
         number = 0
         while storage.exists(self._file(number)):
             number += 1
-        # The last first: a kill in between leaves records without a gap.
+        # The last first: a kill in between leaves no gap in the numbers.
         for one in reversed(range(number)):
             storage.delete(self._file(one))
         storage.delete(storage.join(self._folder.uri, "state.json"))
 
     def put(self, trial: TrialRecord) -> None:
-        """Keep a new state of a trial."""
+        """Store a trial's new state."""
         if not self._begun:
             storage.write_json(self._folder.settings, self._wanted)
             self._begun = True
@@ -187,7 +187,7 @@ class TrialStore:
         storage.write_json(self._file(trial.number), asdict(trial))
 
     def end_epoch(self, number: int, metrics: dict[str, float], *, seconds: float) -> bool:
-        """A trial has ended an epoch after `seconds` more; False if that was known (a resumed trial repeats it)."""
+        """Record an epoch that took `seconds`; False if it was known already, as resumed trials report it again."""
         trial = self.records[number]
         fresh = int(metrics["epoch"]) == len(trial.history)
         history = [*trial.history, metrics] if fresh else trial.history
@@ -196,16 +196,16 @@ class TrialStore:
 
     @property
     def seconds(self) -> float:
-        """Time that earlier calls and this one have run."""
+        """Time of all calls together."""
         return float(self._state.get("seconds", 0.0))
 
     def store_seconds(self, seconds: float) -> None:
-        """Keep how long the search has run, over all calls."""
+        """Store how long the search has run, over all calls."""
         self._state["seconds"] = seconds
         storage.write_json(storage.join(self._folder.uri, "state.json"), self._state)
 
     def spent(self, *, gpus_per_trial: float) -> Spent:
-        """What is used of the budget."""
+        """The spent budget."""
         records = self.records.values()
         return Spent(
             trials=len(self.records),
@@ -219,7 +219,7 @@ class TrialStore:
 
 
 def trial_name(search: str, number: int) -> str:
-    """A trial's logical run."""
+    """Name of a trial's training run."""
     return f"{search}-{number:04d}"
 
 
@@ -229,7 +229,7 @@ def _read_trial(uri: str, config: TuneConfig, *, number: int, folder_uri: str) -
     schema = record(
         {
             "number": {"const": number},
-            # It becomes a folder.
+            # It becomes a folder's name.
             "name": {"const": name},
             "settings": record({}, {setting: {} for setting in searched}),
             "parameters": COUNT,
@@ -245,7 +245,7 @@ def _read_trial(uri: str, config: TuneConfig, *, number: int, folder_uri: str) -
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The most accurate trial, the smaller of two equals; None before one has ended an epoch."""
+    """The most accurate trial, the smaller of two equals; None before one has finished an epoch."""
     return next(iter(_ranked(records)), None)
 
 
@@ -279,6 +279,6 @@ def as_list(records: Sequence[TrialRecord], *, most: int = 10) -> str:
 
 
 def _fixed(config: TuneConfig) -> dict[str, Any]:
-    """The settings that a resumed search must share, in JSON's types."""
+    """The settings that a resumed search must share, as JSON types."""
     values = fixed_settings(config)
     return values | {"search": {key: value for key, value in values["search"].items() if key not in _MAY_CHANGE}}

@@ -1,4 +1,4 @@
-"""The report of a search: its result as a value, tables, pictures, and what MLflow's page says of it."""
+"""Report of a search: result, tables and plots, and the description of its MLflow run."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ class SearchReport:
     """The result of a search."""
 
     records: list[TrialRecord]
-    """All trials, in the order of their proposal."""
+    """All trials, in order of proposal."""
     best: TrialRecord
     """The most accurate trial on the validation split."""
     spent: Spent
-    """What it took."""
+    """The spent budget."""
     ended: str
     """Why it ended: all trials were done, or which budget was spent."""
     decoded: int
-    """Clips that were decoded, over all trials and epochs."""
+    """Decoded clips, over all trials and epochs."""
     shown: int
-    """Clips that the trials saw, each once an epoch."""
+    """Clips that the trials were trained and validated on, each counted once per epoch."""
     refused: dict[str, str]
-    """Signature of settings that are no valid combination -> why; by this call alone."""
+    """Signature of invalid settings -> why they are; of this call only."""
     published: Published | None
-    """The best trial's evaluation on the validation split and its version in the registry; None if done before, also
-    by a call that had a smaller budget and the same best trial."""
+    """The best trial's evaluation on the validation split and its registered version; None if an earlier call, even
+    one with a smaller budget, had the same best trial."""
     verdict: str
-    """What became of it in the registry, in a sentence; empty where nothing was registered."""
+    """Result of the comparison with the champion, in a sentence; empty if nothing was registered."""
     model_name: str
-    """The registered model that it became a version of, where any was."""
+    """Name of the registered model."""
     done_before: bool
-    """The search had been finished by an earlier call; nothing was trained."""
+    """Whether an earlier call had finished the search, so that nothing was trained."""
     longer: str
-    """The command that trains the best trial longer; empty of a search that an earlier version ended."""
+    """The command that trains the best trial longer; empty for a search of an earlier version of this package."""
 
 
 def read_report(folder: SearchFolder) -> dict[str, Any] | None:
-    """What the report.json of the search in `folder` holds, in JSON's types; None before its end.
+    """Content of the report.json of the search in `folder`, as JSON types; None before its end.
 
     Raises:
         ConfigError: it is damaged.
@@ -90,9 +90,9 @@ def write_report(
     used_up: bool,
     logarithmic: Mapping[str, bool],
 ) -> None:
-    """Table and pictures into a search's folder and its MLflow run, then the report.json that ends it.
+    """Write tables and plots to a search's folder and MLflow run, then the report.json that marks it as finished.
 
-    `logarithmic` says of settings that were drawn from a range whether that was on a logarithmic scale.
+    `logarithmic` maps settings that were drawn from a range to whether the scale was logarithmic.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -130,7 +130,7 @@ def write_report(
 
 
 def _described(report: SearchReport, *, split: str) -> str:
-    """The search in Markdown, for its page in MLflow."""
+    """Description of the search in Markdown, for its MLflow run."""
     spent = report.spent
     return (
         f"Ended: {report.ended}; {spent.epochs} epochs, {spent.hours:.2f} h, {spent.gpu_hours:.2f} GPU-hours. "
@@ -140,7 +140,7 @@ def _described(report: SearchReport, *, split: str) -> str:
 
 
 def _draw_pictures(records: Sequence[TrialRecord], folder: Path, *, logarithmic: Mapping[str, bool]) -> dict[str, Path]:
-    """Pictures of the trials by name."""
+    """Plots of the trials by name."""
     outcomes = [record.outcome() for record in records]
     pictures = {name: folder / f"{name}.png" for name in ("parallel_coordinates", "importance", "pareto")}
     visualize.parallel_coordinates_picture(outcomes, pictures["parallel_coordinates"], logarithmic=logarithmic)

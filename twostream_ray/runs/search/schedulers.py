@@ -1,4 +1,4 @@
-"""Schedulers of Ray Tune that stop bad trials early, as a resumed search needs them."""
+"""Early-stopping schedulers of Ray Tune (ASHA, median stopping rule) that a resumed search can restore."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twostream_ray.runs.search.trial import EPOCHS_DONE, LAST, SCORE, as_result
 
 
 def scheduler_for(config: SearchConfig, *, epochs: int, past: list[TrialRecord]) -> TrialScheduler:
-    """The scheduler that a search asks for; trials of at most `epochs` are compared with `past` ones too."""
+    """The scheduler of a search whose trials have at most `epochs` epochs, restored with its `past` trials."""
     scheduler: Asha | Median
     if config.scheduler == "none" or config.grace_epochs >= epochs:
         return FIFOScheduler()
@@ -33,7 +33,7 @@ def scheduler_for(config: SearchConfig, *, epochs: int, past: list[TrialRecord])
             metric=SCORE,
             mode="max",
             grace_period=config.grace_epochs,
-            # It would pause trials that it cannot judge yet, and Tune forgets where a paused one was.
+            # It would pause trials that it cannot compare yet, and Tune loses the progress of a paused trial.
             min_time_slice=float("inf"),
         )
     for record in past:
@@ -41,8 +41,8 @@ def scheduler_for(config: SearchConfig, *, epochs: int, past: list[TrialRecord])
     return scheduler
 
 
-class _KeepsTheLastEpoch:
-    """A trial that has ended its last epoch is not stopped any more, but ends by itself, with its report."""
+class _NoStopAfterLastEpoch:
+    """Mixin that does not stop a trial after its last epoch: it ends by itself, with its report."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
@@ -51,27 +51,27 @@ class _KeepsTheLastEpoch:
 
 @dataclass(frozen=True)
 class _FinishedTrial:
-    """A trial of an earlier call, as a scheduler needs it."""
+    """A trial of an earlier call, as far as a scheduler needs it."""
 
     trial_id: str
 
 
-class Asha(_KeepsTheLastEpoch, AsyncHyperBandScheduler):
-    """Asynchronous successive halving."""
+class Asha(_NoStopAfterLastEpoch, AsyncHyperBandScheduler):
+    """Asynchronous successive halving (ASHA)."""
 
     def restore(self, record: TrialRecord) -> None:
-        """Add a finished trial: later ones are compared with it."""
+        """Add a finished trial, with which later ones are compared."""
         past = _FinishedTrial(record.name)
         self.on_trial_add(None, past)
         for result in _results(record):
             AsyncHyperBandScheduler.on_trial_result(self, None, past, result)
 
 
-class Median(_KeepsTheLastEpoch, MedianStoppingRule):
+class Median(_NoStopAfterLastEpoch, MedianStoppingRule):
     """The median stopping rule."""
 
     def restore(self, record: TrialRecord) -> None:
-        """Add a finished trial: later ones are compared with it."""
+        """Add a finished trial, with which later ones are compared."""
         past = _FinishedTrial(record.name)
         for result in _results(record):
             # Not on_trial_result: it decides, and fails on the results of a trial that it would have stopped before.
@@ -79,7 +79,7 @@ class Median(_KeepsTheLastEpoch, MedianStoppingRule):
 
 
 def _results(record: TrialRecord) -> list[dict[str, Any]]:
-    """The results of a trial as Tune had them."""
+    """A trial's results as reported to Tune."""
     best, results = 0.0, []
     for metrics in record.history:
         best = max(best, metrics["val_top1"])

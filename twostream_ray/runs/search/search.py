@@ -1,4 +1,4 @@
-"""State of a hyperparameter search: which trial runs next, results of trials, the best evaluated and registered."""
+"""State of a hyperparameter search: the next trial, the results, and the best model evaluated and registered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twostream_ray.runs.search.best_recipe import has_best_recipe, longer_comman
 from twostream_ray.runs.search.proposals import Proposer
 from twostream_ray.runs.search.records import Spent, TrialRecord, TrialStore, best_of, seconds_left, trial_name
 from twostream_ray.runs.search.report import BEST_SCORE, STATUS_TAG, SearchReport, read_report, write_report
-from twostream_ray.runs.search.settings import TuneConfig, keep_settings
+from twostream_ray.runs.search.settings import TuneConfig, store_settings
 from twostream_ray.runs.search.space import Space, TrialSettings
 from twostream_ray.runs.search.trial import epochs_so_far, trial_report
 from twostream_ray.runs.train.run import build_on_meta_device
@@ -32,7 +32,7 @@ _log = logging.getLogger("twostream_ray")
 
 
 class Search:
-    """A search under way, and its record."""
+    """A running search and its stored state."""
 
     def __init__(self, config: TuneConfig, shard_set: ShardSet) -> None:
         self.config, self._shard_set = config, shard_set
@@ -45,12 +45,12 @@ class Search:
             self._proposer.restore(record.number, record.settings, record.parameters)
             if record.status != "running":
                 self._proposer.observe(record.number, record.score if record.status != "failed" else None)
-        self._used_up = False
+        self._space_exhausted = False
         self.gpus_per_trial = 0.0
-        """What a trial takes of the cluster."""
+        """GPUs that a trial holds."""
         self.closed_output: BrokenPipeError | None = None
-        """Whoever read the progress has gone: the search stops, and resumes with the same command."""
-        self._began = self._noted = time.monotonic()
+        """The reader of the progress has closed it: the search stops, and the same command resumes it."""
+        self._started_at = self._stored_at = time.monotonic()
         self._seconds_before = self.trials.seconds
         self.mlflow_run = tracking.RunHandle(
             tracking_uri=config.tracking.resolved_uri(), run_uri=self.folder.uri, experiment_id="", run_id=""
@@ -60,21 +60,21 @@ class Search:
         """The report of an earlier call, if there is nothing left to do."""
         if (stored := read_report(self.folder)) is None:
             return None
-        self.gpus_per_trial, self._used_up = stored["gpus_per_trial"], stored["used_up"]
+        self.gpus_per_trial, self._space_exhausted = stored["gpus_per_trial"], stored["used_up"]
         if (ended := self._ended()) is None:
             return None
         return self._report(ended, published=None, verdict=stored["verdict"], done_before=True)
 
     def propose_first(self) -> None:
-        """Have a trial to begin with, so that a space without any is refused before anything starts."""
+        """Propose the first trial, so that a space without a valid one is refused before anything starts."""
         if not self._waiting and (first := self.next()) is not None:
             self._waiting.append(first)
 
     def start(self) -> None:
-        """Write down what the search is, and open or resume its MLflow run."""
-        anew = self.trials.is_another or self.folder.kept_hash() not in (None, self._shard_set.hash)
+        """Store the search's settings and manifest, and start or resume its MLflow run."""
+        anew = self.trials.is_another or self.folder.stored_hash() not in (None, self._shard_set.hash)
         self.folder.keep_data(self._shard_set)
-        keep_settings(self.config, folder_uri=self.folder.uri)
+        store_settings(self.config, folder_uri=self.folder.uri)
         self.mlflow_run = tracking.start_run(
             self.config.tracking,
             run_name=self.config.name,
@@ -91,7 +91,7 @@ class Search:
 
     def trials_left(self) -> int:
         """Trials to run at most: those that an earlier call left unfinished, and new ones."""
-        new = 0 if self._used_up else max(0, self.config.search.trials - len(self.trials.records))
+        new = 0 if self._space_exhausted else max(0, self.config.search.trials - len(self.trials.records))
         return len(self._waiting) + new
 
     def next(self) -> TrialRecord | None:
@@ -105,7 +105,7 @@ class Search:
         number = len(self.trials.records)
         proposal = self._proposer.propose(number)
         if proposal is None:
-            self._used_up = True
+            self._space_exhausted = True
             return None
         record = TrialRecord(
             number=number, name=self.trial_name(number), settings=proposal.settings, parameters=proposal.parameters
@@ -114,17 +114,17 @@ class Search:
         return record
 
     def out_of_budget(self) -> str | None:
-        """Which budget is spent, in words."""
-        if time.monotonic() - self._noted > _STORE_EVERY_S:
+        """Which budget is spent, in words; None if none is."""
+        if time.monotonic() - self._stored_at > _STORE_EVERY_S:
             self.store_time()
         return self.spent().over(self.config.search)
 
     def spent(self) -> Spent:
-        """What is used of the budget."""
+        """The spent budget."""
         return self.trials.spent(gpus_per_trial=self.gpus_per_trial)
 
     def seconds_left(self) -> float | None:
-        """An estimate of how long the search will still run; None before an epoch has ended."""
+        """Estimated seconds that the search will still run; None before an epoch has ended."""
         wanted = self.config.search.trials
         if self.space.finite:
             wanted = sum(1 for _ in islice(self.space.grid(), wanted))
@@ -132,17 +132,17 @@ class Search:
             list(self.trials.records.values()),
             self.spent(),
             config=self.config.search,
-            trials=len(self.trials.records) if self._used_up else wanted,
+            trials=len(self.trials.records) if self._space_exhausted else wanted,
             epochs=int(self.space.largest("training.epochs")),
         )
 
     def store_time(self) -> None:
-        """Write down how long the search has run."""
-        self._noted = time.monotonic()
-        self.trials.store_seconds(self._seconds_before + self._noted - self._began)
+        """Store how long the search has run."""
+        self._stored_at = time.monotonic()
+        self.trials.store_seconds(self._seconds_before + self._stored_at - self._started_at)
 
     def end_trial(self, number: int, *, failure: str | None = None) -> None:
-        """A trial is over: trained to its end, stopped by the scheduler, or failed for good."""
+        """Record that a trial ended: finished, stopped by the scheduler, or failed for good."""
         record = self.trials.records[number]
         if failure is not None:
             record = replace(record, status="failed", reason=failure)
@@ -160,16 +160,16 @@ class Search:
         epochs = self._experiment(record.settings, record.number).training.epochs
         return f"by {self.config.search.scheduler} after {len(record.history)} of {epochs} epochs"
 
-    def take_over_epochs(self) -> None:
-        """Have all that trials have trained in the records, and the records' scores in the trials' MLflow runs.
+    def add_unreported_epochs(self) -> None:
+        """Add epochs that trials trained after their last report to Tune, and log their scores to MLflow.
 
-        A trial trains on while Ray Tune decides to stop it: its checkpoints and its MLflow run have those epochs too,
-        and the checkpoint to use may be of one of them. No trial may be running any more.
+        A trial continues to train while Ray Tune decides to stop it: its checkpoints and its MLflow run have those
+        epochs too, and the best checkpoint may be of one of them. Call it when no trial is running any more.
         """
         for record in list(self.trials.records.values()):
             history = self._trained(record)
             if len(history) > len(record.history):
-                # The epochs that Tune has reported stay as they were reported.
+                # Epochs reported to Tune keep their metrics.
                 record = replace(record, history=[*record.history, *history[len(record.history) :]])
                 if record.status == "stopped early":
                     record = replace(record, reason=self._why_stopped(record))
@@ -177,42 +177,44 @@ class Search:
                 self.trials.put(record)
             child = tracking.find_run(self.config.tracking, run_uri=self.folder.trial(record.name).uri)
             if child is not None and record.score is not None:
-                # What is there already stays as it is.
+                # Epochs that MLflow already has are not changed.
                 epochs = by_epoch(record.history)
                 epochs[max(epochs)] |= {BEST_SCORE: record.score}
                 tracking.log_history(child, epochs)
 
     def _trained(self, record: TrialRecord) -> list[dict[str, float]]:
-        """The epochs that a trial's own folder knows of."""
+        """Metrics of the epochs in a trial's own folder."""
         try:
             return epochs_so_far(self._experiment(record.settings, record.number))
         except (CheckpointError, StorageError, ConfigError) as error:
-            _log.warning("of trial %s only the epochs count that Ray Tune was told of: %s", record.name, error)
+            _log.warning(
+                "trial %s: only epochs reported to Ray Tune count, its folder is damaged: %s", record.name, error
+            )
             return []
 
     def pause_unfinished(self) -> None:
-        """Say of the trials that a spent budget has stopped that they can resume."""
+        """Tag the trials that a spent budget has stopped as resumable."""
         self.store_time()
         for record in self._unfinished():
             self.finish_trial_run(record, status="KILLED", words=f"waits for a larger budget: {self._ended()}")
 
     def finish_trial_run(self, record: TrialRecord, *, status: Any, words: str) -> None:
-        """Say in a trial's MLflow run how it ended, which a trial that was stopped cannot do itself."""
+        """Record in a trial's MLflow run how it ended, which a stopped trial cannot do itself."""
         child = tracking.find_run(self.config.tracking, run_uri=self.folder.trial(record.name).uri)
         if child is None:
             return
-        # Tagged again: MLflow may have been away when search and trial began.
+        # Tagged again: MLflow may have been unreachable when search and trial started.
         tracking.tag_run(child, {STATUS_TAG: words} | tracking.parent_tags(self.mlflow_run))
         if status is not None:
             tracking.finish_run(child, status, failure=record.reason if status == "FAILED" else "")
 
     def finish(self) -> SearchReport:
-        """Evaluate the best trial on the validation split, register it, and complete the record.
+        """Evaluate the best trial on the validation split, register it, and write the report.
 
-        A trial that an earlier call has registered, with the same checkpoint, stays as it is.
+        A checkpoint that an earlier call registered is not registered again.
         """
         self.mlflow_run = tracking.deliver(self.mlflow_run)
-        self.take_over_epochs()
+        self.add_unreported_epochs()
         best = self._best()
         experiment = self._experiment(best.settings, best.number)
         experiment = replace(
@@ -239,7 +241,7 @@ class Search:
             run=self.mlflow_run,
             split=str(self.config.data.split_to_validate),
             gpus_per_trial=self.gpus_per_trial,
-            used_up=self._used_up,
+            used_up=self._space_exhausted,
             logarithmic=self.space.logarithmic,
         )
         tracking.finish_run(self.mlflow_run)
@@ -251,20 +253,20 @@ class Search:
             return best
         failed = [record.reason for record in records if record.status == "failed"]
         raise TrainingError(
-            f"{self.folder.what} has no trial that ended an epoch"
+            f"{self.folder.what} has no trial that finished an epoch"
             + (f"; {len(failed)} failed, the last with: {failed[-1]}" if failed else "")
-            + ": mend the cause and run the same command again"
+            + ": fix the cause and run the same command again"
         )
 
     def abort(self, status: Any, *, failure: str = "") -> None:
-        """Close what is open in MLflow, which hears of a failure; the same command resumes from here."""
+        """End the open MLflow runs with a status and the failure; the same command resumes the search."""
         self.store_time()
         for record in self._unfinished():
             self.finish_trial_run(record, status=status, words="interrupted")
         tracking.finish_run(self.mlflow_run, status, failure=failure)
 
     def trial_name(self, number: int) -> str:
-        """The trial's logical run."""
+        """Name of the trial's training run."""
         return trial_name(self.config.name, number)
 
     def _unfinished(self) -> list[TrialRecord]:
@@ -279,13 +281,13 @@ class Search:
         records = self.trials.records
         if len(records) >= self.config.search.trials:
             return f"{len(records)} of {self.config.search.trials} trials"
-        return f"all {len(records)} trials that the space holds" if self._used_up else None
+        return f"all {len(records)} trials that the space holds" if self._space_exhausted else None
 
     def _experiment(self, settings: TrialSettings, number: int) -> ExperimentConfig:
         return self.space.experiment(settings, name=self.trial_name(number), storage=self.folder.uri)
 
     def _parameters(self, settings: TrialSettings) -> int:
-        """Weights of a trial's network; refuses what cannot be trained before anything starts."""
+        """Number of a trial's parameters; raises ConfigError for settings that cannot be trained."""
         experiment = self._experiment(settings, 0)
         _, network = build_on_meta_device(experiment, self._shard_set)
         SnippetLoader(

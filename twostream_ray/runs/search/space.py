@@ -1,4 +1,4 @@
-"""Conditional search space: settings with their choices or ranges, and which of them a network reads together."""
+"""Conditional search space: settings with choices or ranges, some of which apply only for values of others."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.settings.parser import dotted, from_mapping
 
 TrialSettings = dict[str, Any]
-"""Dotted name of a setting -> its value, in JSON's types: what makes one trial differ from another."""
+"""Dotted name of a searched setting -> its value, as JSON types."""
 
-# Trials are compared with each other: they share data, protocol, storage and record.
+# Trials are compared with each other, so they share data, protocol, storage and tracking.
 _NOT_TO_BE_SEARCHED = ("name", "storage", "data.shards", "data.validation_", "tracking.", "workers.")
 _SPLIT = "_split"
 
@@ -37,7 +37,7 @@ _READ_WHEN: dict[str, dict[str, tuple[Any, ...]]] = {
     "model.temporal.": {"model.architecture": _OF_TOWERS},
     "training.momentum": {"training.optimiser": ("sgd",)},
 }
-"""Beginning of a setting's name -> what others must be for a training to read it."""
+"""Prefix of settings -> the values of other settings for which a training uses them."""
 
 
 def _learned_fusion(values: Mapping[str, Any]) -> bool:
@@ -62,32 +62,33 @@ _READ_IF: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], bool]]]
         _two_losses,
     ),
 }
-"""The same where one setting alone does not decide: the settings that count, and what of them must hold."""
+"""Prefix of settings -> the other settings that decide together whether a training uses them, and the condition."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One thing to choose: one setting, or several that take the same value."""
+    """One dimension of a search space: one setting, or several that take the same value."""
 
     name: str
-    """As the recipe writes it: a dotted setting, or several with commas between."""
+    """As in the recipe: a dotted setting, or several with commas between."""
     settings: tuple[str, ...]
     """The dotted settings that take the value."""
     choices: tuple[Any, ...] = ()
-    """Values to choose from, in JSON's types; empty for a range."""
+    """Values to choose from, as JSON types; empty for a range."""
     low: float = 0.0
     """Smallest value of a range."""
     high: float = 0.0
     """Largest value of a range."""
     log: bool = False
-    """Draw the logarithm uniformly."""
+    """Whether the logarithm is drawn uniformly."""
     integer: bool = False
-    """Draw whole numbers: the setting is one."""
+    """Whether integers are drawn."""
     when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-    """(setting, values) that must hold for this one to mean something; otherwise it keeps the recipe's value."""
+    """(setting, values): this dimension is active if every setting has one of its values; otherwise it keeps the
+    recipe's value."""
 
     def depends_on(self) -> set[str]:
-        """Settings that have to be known before this one."""
+        """Settings whose values decide whether this dimension is active."""
         known = {key for key, _ in self.when}
         for setting in self.settings:
             for beginning, wanted in _READ_WHEN.items():
@@ -99,7 +100,7 @@ class Dimension:
         return known - set(self.settings)
 
     def is_active(self, values: Mapping[str, Any]) -> bool:
-        """Whether a network with these settings reads this one."""
+        """Whether a training with these settings uses this one."""
         if any(values[key] not in wanted for key, wanted in self.when):
             return False
         return any(_is_read(setting, values) for setting in self.settings)
@@ -115,22 +116,22 @@ def _is_read(setting: str, values: Mapping[str, Any]) -> bool:
 
 
 class Space:
-    """All that a search chooses from, around the recipe that holds everything else."""
+    """The dimensions of a search, and the recipe with all other settings."""
 
     def __init__(self, written: Mapping[str, Any], *, base: ExperimentConfig) -> None:
         """Read the space as the recipe writes it.
 
         Args:
             written: setting -> a list of choices, or {low, high, log}, or {choices, when}; `when` maps settings to the
-                values that make this one mean something.
-            base: every setting that is not searched, or means nothing in a trial.
+                values for which this one is active.
+            base: the values of settings that are not searched, or not active in a trial.
 
         Raises:
             ConfigError: an unknown setting, one that trials must share, or an entry of another form.
         """
         if not written:
             raise ConfigError("search.space must name at least one setting with its choices, got none")
-        # The fields of an experiment alone: what a search adds to them is no setting of a trial.
+        # Only the fields of an experiment: those that a search adds are not settings of a trial.
         fields = ExperimentConfig.__dataclass_fields__
         self._base: dict[str, Any] = json.loads(
             json.dumps({name: value for name, value in asdict(base).items() if name in fields})
@@ -178,7 +179,7 @@ class Space:
         log = bool(entry.get("log", False))
         now = self.values[settings[0]]
         if isinstance(now, (bool, str, list)):
-            raise ConfigError(f"search.space: {name} is {now!r} in the recipe, no number: write a list of choices")
+            raise ConfigError(f"search.space: {name} is {now!r} in the recipe, not a number: write a list of choices")
         if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0):
             raise ConfigError(
                 f"search.space: {name} wants low < high{', both more than 0 as log is true' if log else ''}, got "
@@ -194,17 +195,17 @@ class Space:
             raise ConfigError(f"search.space: {_unknown(setting, self.values)}")
         if setting.startswith(_NOT_TO_BE_SEARCHED) or setting.endswith(_SPLIT):
             raise ConfigError(
-                f"search.space: {setting} cannot be searched: trials share their data, and the folder they are kept in"
+                f"search.space: {setting} cannot be searched: trials share their data, storage and tracking"
             )
 
     @property
     def finite(self) -> bool:
-        """Whether there is no range among the dimensions."""
+        """Whether no dimension is a range."""
         return all(dimension.choices for dimension in self.dimensions)
 
     @property
     def logarithmic(self) -> dict[str, bool]:
-        """Setting -> whether it is drawn on a logarithmic scale; those of a range alone."""
+        """Setting -> whether its range is logarithmic; only of settings with a range."""
         ranges = [dimension for dimension in self.dimensions if not dimension.choices]
         return {setting: dimension.log for dimension in ranges for setting in dimension.settings}
 
@@ -214,7 +215,7 @@ class Space:
         return max([max(one.choices or (one.high,)) for one in searched], default=self.values[setting])
 
     def sample(self, pick: Callable[[Dimension], Any]) -> TrialSettings:
-        """One value of each dimension that means something beside the others, by asking `pick` in order."""
+        """One value of each active dimension, chosen by `pick` in order."""
         values, settings = dict(self.values), {}
         for dimension in self.dimensions:
             if dimension.is_active(values):
@@ -224,7 +225,7 @@ class Space:
         return settings
 
     def grid(self) -> Iterator[TrialSettings]:
-        """Every point, once, the first dimension slowest; the space must be finite."""
+        """Every point once, the first dimension varying slowest; the space must be finite."""
         yield from self._grid(0, dict(self.values), {})
 
     def _grid(self, position: int, values: dict[str, Any], settings: TrialSettings) -> Iterator[TrialSettings]:
@@ -240,10 +241,10 @@ class Space:
             yield from self._grid(position + 1, values | chosen, settings | chosen)
 
     def experiment(self, settings: TrialSettings, **fixed: Any) -> ExperimentConfig:
-        """The settings of a trial: the recipe's, those proposed, and top-level ones that are `fixed` by the search.
+        """A trial's experiment: the recipe's settings, the proposed ones, and top-level ones `fixed` by the search.
 
         Raises:
-            ConfigError: a value is of the wrong kind, or does not go with another.
+            ConfigError: a value has the wrong type, or contradicts another.
         """
         values = json.loads(json.dumps(self._base)) | fixed
         for setting, value in settings.items():
@@ -256,14 +257,14 @@ class Space:
 
 
 def _in_order(dimensions: list[Dimension]) -> list[Dimension]:
-    """The dimensions as written, but each after those that its meaning depends on."""
+    """The dimensions in topological order: each after those that it depends on, otherwise as written."""
     waiting, ordered = list(dimensions), []
     while waiting:
         open_settings = {setting for dimension in waiting for setting in dimension.settings}
         ready = next((one for one in waiting if not one.depends_on() & open_settings), None)
         if ready is None:
             names = ", ".join(one.name for one in waiting)
-            raise ConfigError(f"search.space: the conditions of {names} go round in a circle: drop one of them")
+            raise ConfigError(f"search.space: the conditions of {names} are circular: remove one of them")
         waiting.remove(ready)
         ordered.append(ready)
     return ordered
@@ -275,5 +276,5 @@ def _unknown(setting: str, known: Mapping[str, Any]) -> str:
 
 
 def signature(settings: TrialSettings) -> str:
-    """The same string for the same settings, whatever their order."""
+    """A string that is the same for the same settings in any order."""
     return json.dumps(settings, sort_keys=True)

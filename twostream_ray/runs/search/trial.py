@@ -1,4 +1,4 @@
-"""One trial of a search: a training run inside Ray Tune, which gets every epoch, also those before a kill."""
+"""Trial of a search: a training run inside a Ray Tune trial, to which every epoch is reported, also after a resume."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from twostream_ray.runs.train.run import TrainReport, read_report, train
 from twostream_ray.runs.train.worker_group import watched_metric
 
 EPOCHS_DONE = "epochs_done"
-"""What Tune's schedulers take for time: 1 after the first epoch, and counting on after a resume."""
+"""Time attribute of Tune's schedulers: 1 after the first epoch, continued after a resume."""
 SCORE = "score"
-"""What Tune's schedulers compare: the best top-1 on the validation split so far, in [0, 1]."""
+"""Metric of Tune's schedulers: the best top-1 on the validation split so far, in [0, 1]."""
 METRICS = "metrics"
-"""The epoch's own metrics within Tune's result."""
+"""The epoch's metrics within a result for Tune."""
 LAST = "last"
 """Whether it was the trial's last epoch."""
 FAILURE = "failure"
-"""What ended the trial; there only if something did."""
+"""Why the trial failed; only in the result of a failed trial."""
 
 
 def run_trial(config: ExperimentConfig, *, parent: tracking.RunHandle) -> None:
     """Train or resume a trial; runs in a Tune trial's process. `parent` is the search's MLflow run."""
-    # A resumed training reports only what is new. Tune fails when a trial reports nothing, and its schedulers would
-    # miss the epochs at which they compare.
+    # A resumed training reports only new epochs. Tune fails when a trial reports nothing, and its schedulers would miss
+    # the epochs at which they compare.
     epochs = config.training.epochs
     best = 0.0
     for metrics in epochs_so_far(config):
@@ -41,15 +41,15 @@ def run_trial(config: ExperimentConfig, *, parent: tracking.RunHandle) -> None:
         tune.report(as_result(metrics, best=best, last=metrics["epoch"] + 1 >= epochs))
     try:
         train(config, callbacks=[ReportToTune(best, epochs=epochs)], parent=parent)
-    except Exception as error:  # noqa: BLE001  (whatever ends one trial must not end the others)
-        # Reported as a result: raised, it would have Tune repeat what Ray Train has repeated already.
+    except Exception as error:  # noqa: BLE001  (no error of a trial may end the others)
+        # Reported as a result: if it were raised, Tune would retry what Ray Train has already retried.
         history = epochs_so_far(config)
         best = max((metrics["val_top1"] for metrics in history), default=0.0)
         tune.report({EPOCHS_DONE: len(history), SCORE: best, LAST: True, FAILURE: describe_error(error)})
 
 
 def describe_error(error: BaseException | None) -> str:
-    """What ended a trial, in one line."""
+    """Why a trial failed, in one line."""
     if error is None:
         return "unknown"
     own = own_error(error)
@@ -63,7 +63,7 @@ def as_result(metrics: dict[str, float], *, best: float, last: bool) -> dict[str
 
 
 class ReportToTune(TuneReportCallback):
-    """Reports epochs to Tune, but no checkpoints within one: they have nothing to compare."""
+    """Reports epochs to Tune, but not checkpoints within an epoch, which have no score."""
 
     def __init__(self, best: float, *, epochs: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class ReportToTune(TuneReportCallback):
 
 
 def epochs_so_far(config: ExperimentConfig) -> list[dict[str, float]]:
-    """Metrics of the epochs that a run's newest checkpoint holds."""
+    """Metrics of the epochs finished before a run's newest checkpoint."""
     folder = RunFolder.of(config)
     if (report := read_report(folder)) is not None:
         return list(report["history"])
@@ -90,16 +90,16 @@ def epochs_so_far(config: ExperimentConfig) -> list[dict[str, float]]:
 
 
 def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
-    """What `train` would have returned for a trial, whether it was finished or stopped early.
+    """The `TrainReport` of a trial, whether it finished or was stopped early.
 
     Raises:
-        TrainingError: the trial's checkpoints are gone.
+        TrainingError: the trial's checkpoints are missing.
     """
     uri = RunFolder.of(config).uri
     result = result_of(uri, watched=watched_metric(config))
     best = None if result is None or not result.best_checkpoints else result.get_best_checkpoint("val_top1", "max")
     if best is None:
-        raise TrainingError(f"the best checkpoint of trial {record.name} was wanted in {uri}, it is gone")
+        raise TrainingError(f"the best checkpoint of trial {record.name} was wanted in {uri}, but it is missing")
     run = tracking.find_run(config.tracking, run_uri=uri)
     return TrainReport(
         name=record.name,
@@ -114,10 +114,10 @@ def trial_report(config: ExperimentConfig, record: TrialRecord) -> TrainReport:
 
 
 def assign_resources(config: ExperimentConfig, *, cpus: float, gpus: int, trials_at_once: int) -> ExperimentConfig:
-    """The experiment with its trial's share of the cluster: half the CPUs go to training, reading needs the rest."""
+    """The experiment with its trial's share of the cluster: half of the CPUs for training, the rest for reading."""
     if config.workers.num_workers is None:
         config = replace(config, workers=replace(config.workers, num_workers=max(1, gpus // trials_at_once)))
     workers = config.workers.most_workers(gpus=gpus)
-    # Each trial's own process takes a little as well.
+    # Each trial's own process needs a little as well.
     share = config.workers.cpus_per_worker or max(0.05, cpus / 2 / workers / trials_at_once - 0.02)
     return replace(config, workers=replace(config.workers, cpus_per_worker=round(share, 3)))
