@@ -107,12 +107,12 @@ def test_torch_built_for_gpus_that_sees_none_warns(arguments: list[str], monkeyp
 
 def test_a_look_binds_a_run_to_nothing_and_no_function_trains_by_it(arguments: list[str]) -> None:
     config = from_arguments(ExperimentConfig, [*arguments, "--dry_run", "true"], prog="train")
-    with pytest.raises(ConfigError, match="dry_run is for"):
+    with pytest.raises(ConfigError, match="dry_run works with"):
         train(config)
-    with pytest.raises(ConfigError, match="dry_run is for"):
+    with pytest.raises(ConfigError, match="dry_run works with"):
         refuse_dry_run(config)
     assert "dry_run" not in fixed_settings(config)
-    assert not RunFolder.of(config).has_learnt()
+    assert not RunFolder.of(config).has_checkpoint()
 
 
 def test_a_search_need_not_make_a_training_of_the_settings_beside_its_space(

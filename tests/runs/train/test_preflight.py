@@ -1,5 +1,7 @@
+import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,21 @@ def test_files_of_weights_are_taken_by_what_they_hold(tmp_path: Path) -> None:
         require_weights(ModelConfig(architecture="late", temporal=gone))
     # A tower that is not built has no use for them.
     require_weights(ModelConfig(architecture="late", streams="spatial", temporal=gone))
+
+
+def test_of_a_file_that_claims_a_header_of_its_whole_length_nothing_is_read_into_memory(tmp_path: Path) -> None:
+    size = 256 << 20
+    with (tmp_path / "w.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", size - 8))
+        file.truncate(size)
+    tower = TowerConfig(backbone="vgg_small", weights=str(tmp_path / "w.safetensors"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError, match="truncated or no weights file"):
+            require_weights(ModelConfig(architecture="late", spatial=tower))
+        assert tracemalloc.get_traced_memory()[1] < size / 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_weights_of_another_width_are_refused_in_the_driver(shards: Path, tmp_path: Path) -> None:

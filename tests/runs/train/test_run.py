@@ -187,7 +187,7 @@ def test_a_finished_run_gets_more_epochs_as_one_that_was_asked_for_them_at_once(
         "training.schedule=constant has it for a run of 2"
     )
     assert train(config).done_before
-    with pytest.raises(ConfigError, match=r"was started with training\.epochs=2, now 1 are wanted: a run may get more"):
+    with pytest.raises(ConfigError, match=r"was started with training\.epochs=2, got 1: a run may get more"):
         train(shorter)
 
 

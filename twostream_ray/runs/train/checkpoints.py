@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,12 @@ from twostream_ray import storage
 from twostream_ray.errors import CheckpointError, StorageError, TwoStreamError
 from twostream_ray.model_package import MODEL_FILES
 from twostream_ray.runs.run_folder import CHECKPOINT_NAME
-from twostream_ray.runs.train.preflight import ends_with_its_tensors
+from twostream_ray.runs.train.preflight import has_all_tensors
 from twostream_ray.storage.json_files import COUNT, list_of, parse_json, record
 from twostream_ray.training.checkpoint import OPTIMISER_FILE, STATE_FILE, parse_state
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
-_MOST_HEADER_BYTES = 100 << 20
 _CHECKPOINT_RESULT = record(
     {
         "checkpoint_dir_name": {"type": "string", "pattern": rf"^{CHECKPOINT_NAME}\Z"},
@@ -193,17 +191,15 @@ def _require_all_bytes(uri: str) -> None:
     """Compare a safetensors file's length with the tensor offsets in its header; the tensors are not read."""
     system, path = storage.filesystem(uri)
 
-    def read() -> tuple[bytes, int]:
+    def read() -> bool:
         with system.open_input_file(path) as file:
-            size = file.size()
-            (length,) = struct.unpack("<Q", file.read(8)) if size >= 8 else (_MOST_HEADER_BYTES + 1,)
-            return (file.read(length) if length <= _MOST_HEADER_BYTES else b""), size
+            return has_all_tensors(file)
 
     try:
-        header, size = storage.patiently(read, uri=uri)
+        complete = storage.patiently(read, uri=uri)
     except OSError as error:
         raise StorageError(f"cannot read {uri}: {error.strerror or error}") from error
-    if not ends_with_its_tensors(size, header=header):
+    if not complete:
         raise CheckpointError(f"{uri} is truncated or damaged")
 
 

@@ -25,12 +25,12 @@ class CpuUse:
 
     def start(self) -> None:
         """Start measuring a pass."""
-        self._begin = (time.monotonic(), _cpu_seconds())
+        self._begin = (time.monotonic(), cpu_seconds())
 
     def stop(self) -> None:
         """End the measurement and set `share`."""
         began, used = self._begin
-        self.share = max(0.0, _cpu_seconds() - used) / max(time.monotonic() - began, 1e-9) / self.cpus
+        self.share = max(0.0, cpu_seconds() - used) / max(time.monotonic() - began, 1e-9) / self.cpus
 
 
 def data_wait_remedy(share: float, data: DataConfig, *, cpus: CpuUse) -> str | None:
@@ -58,8 +58,8 @@ def data_wait_remedy(share: float, data: DataConfig, *, cpus: CpuUse) -> str | N
     return f"{idle}, so reading from {data.shards} is slow: raise data.read_tasks, or move the shards to a faster store"
 
 
-def _cpu_seconds() -> float:
-    """CPU time of this process, of its running children, and of those it has waited for."""
+def cpu_seconds() -> float:
+    """CPU time in seconds of this process, of its running descendants, and of children it has waited for."""
     own = psutil.Process()
     times = own.cpu_times()
     total = times.user + times.system + times.children_user + times.children_system

@@ -83,7 +83,7 @@ def keep_initial_weights(
     uri = storage.join(folder.uri, INIT)
     asked_for = {"wanted": config.init, "network": _fingerprint(package)}
     # Not needed once there is a checkpoint; before that, settings or data may have changed since they were copied.
-    if (kept := _kept(uri, asked_for={} if folder.has_learnt() else asked_for)) is not None:
+    if (kept := _kept(uri, asked_for={} if folder.has_checkpoint() else asked_for)) is not None:
         return kept
     with _source(config.init, config=config.tracking) as (directory, source):
         source_package = read_package(directory)

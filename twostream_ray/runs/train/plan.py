@@ -49,7 +49,7 @@ def plan_training(config: ExperimentConfig, shard_set: ShardSet, *, folder: RunF
         ClusterError: the cluster that RAY_ADDRESS names does not answer.
     """
     package, network = build_on_meta_device(config, shard_set)
-    if not folder.has_learnt():
+    if not folder.has_checkpoint():
         require_fitting_weights(package)
     model, training, data = config.model, config.training, config.data
     loader = SnippetLoader(shard_set, config=data, passes=[], global_batch=training.global_batch)

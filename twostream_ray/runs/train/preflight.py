@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 from twostream_ray import storage
 from twostream_ray.data.shards.shards import ShardSet, open_shards
@@ -22,6 +23,8 @@ from twostream_ray.runs.splits import split_options
 SPLITS = ("train_split", "validation_split", "test_split")
 """Settings of `data` that name splits."""
 
+_MOST_HEADER_BYTES = 100_000_000
+"""Of a safetensors file: the library refuses longer ones."""
 _PICKLED = (b"PK\x03\x04", b"\x80")
 """First bytes of what torch.save writes: a ZIP archive, and earlier a pickle."""
 
@@ -55,7 +58,7 @@ def require_trainable(config: ExperimentConfig, shard_set: ShardSet, *, folder: 
     if storage.exists(folder.report):
         return
     require_shard_files(shard_set)
-    weights_are_read = config.init is None and not folder.has_learnt()
+    weights_are_read = config.init is None and not folder.has_checkpoint()
     if weights_are_read and not any(name.endswith(".weights") for name in searched_settings(config)):
         require_weights(config.model)
 
@@ -161,14 +164,10 @@ def require_weights(model: ModelConfig) -> None:
 def _require_weights_file(uri: str, *, setting: str) -> None:
     def read() -> bool:
         with storage.open_regular(uri) as file:
-            size, begin = file.size(), file.read(8)
-            if any(map(begin.startswith, _PICKLED)):
-                return True
-            (length,) = struct.unpack("<Q", begin) if len(begin) == 8 else (size,)
-            return length <= size - 8 and ends_with_its_tensors(size, header=file.read(length))
+            return file.read_at(4, 0).startswith(_PICKLED) or has_all_tensors(file)
 
     try:
-        whole = storage.patiently(read, uri=storage.absolute(uri))
+        complete = storage.patiently(read, uri=storage.absolute(uri))
     except FileNotFoundError as error:
         raise WeightsError(f"{setting} names {uri}, which does not exist: check the path") from error
     except AccessError as error:
@@ -177,17 +176,24 @@ def _require_weights_file(uri: str, *, setting: str) -> None:
         raise WeightsError(
             f"{setting} names {uri}, which cannot be read ({one_line(error)}): check the path"
         ) from error
-    if not whole:
+    if not complete:
         raise WeightsError(
             f"{setting} names {uri}, which is truncated or no weights file: name a complete safetensors file"
         )
 
 
-def ends_with_its_tensors(size: int, *, header: bytes) -> bool:
-    """Whether the tensors that a safetensors header names end where the file, of `size` bytes, does."""
+def has_all_tensors(file: Any) -> bool:
+    """Whether a safetensors file, open for random access, ends where the tensors that its header names do.
+
+    Only the header is read; one that is longer than safetensors itself accepts is not.
+    """
+    size, begin = file.size(), file.read_at(8, 0)
+    (length,) = struct.unpack("<Q", begin) if len(begin) == 8 else (size,)
+    if length > min(size - 8, _MOST_HEADER_BYTES):
+        return False
     try:
-        tensors = json.loads(header)
+        tensors = json.loads(file.read_at(length, 8))
         end = max((entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"), default=0)
-        return bool(size == 8 + len(header) + end)
+        return bool(size == 8 + length + end)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return False

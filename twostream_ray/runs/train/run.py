@@ -109,7 +109,7 @@ def train(
     config = folder.keeping_device_settings(config)
     if parent is not None:
         # The search holds the lease of its folder, and has checked its data.
-        shard_set = _data_folder(folder, parent).kept_data(shards=config.data.shards)
+        shard_set = _data_folder(folder, parent).stored_data(shards=config.data.shards)
         if shard_set is None:
             raise ShardError(f"search {parent.run_uri} has lost the manifest it started with: choose another --name")
         return _train(config, shard_set, progress, stop, callbacks, parent)
@@ -148,7 +148,7 @@ def _train(
     started = time.monotonic()
     try:
         # For a plain run the plan has checked them; a trial needs its MLflow run first, to record why it cannot start.
-        if parent is not None and initial is None and not folder.has_learnt():
+        if parent is not None and initial is None and not folder.has_checkpoint():
             require_fitting_weights(package)
         checkpoint, history = train_with_worker_group(
             config,

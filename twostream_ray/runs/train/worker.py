@@ -76,7 +76,7 @@ def train_worker(arguments: dict[str, Any]) -> Network:
     config: ExperimentConfig = arguments["config"]
     sweep()
     data_folder: RunFolder = arguments["data_folder"]
-    shard_set = data_folder.kept_data(shards=config.data.shards) or open_shards(config.data.shards)
+    shard_set = data_folder.stored_data(shards=config.data.shards) or open_shards(config.data.shards)
     worker = _Worker(
         config,
         arguments["package"],
