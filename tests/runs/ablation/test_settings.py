@@ -20,8 +20,8 @@ def test_the_table_is_beside_the_runs_unless_a_folder_is_named() -> None:
     [
         (("--model.architecture", "late"), "wants a network that joins both streams, .* got late"),
         (("--model.architecture", "clip3d"), "wants a network that joins both streams, .* got clip3d"),
-        (("--init", "models:/other/1"), "several are compared, got models:/other/1: leave it out"),
-        (("--dry_run", "true"), "this trains: leave it out"),
+        (("--init", "models:/other/1"), "trains several, got models:/other/1: leave it out"),
+        (("--dry_run", "true"), "`twostream tune` only: leave it out"),
     ],
 )
 def test_what_an_ablation_does_not_go_with_is_refused(arguments: tuple[str, ...], message: str) -> None:

@@ -37,7 +37,7 @@ def settings(shards: str, *, width: int = 4, batch: int = 4) -> ExperimentConfig
 def test_every_part_of_a_training_is_measured_by_its_own_workers(cluster: None, tmp_path: Path) -> None:
     shard_set = noise_shards(str(tmp_path), rows=[16, 16], num_fields=6, video=True)
     said: list[str] = []
-    measured = measure(settings(str(tmp_path)), shard_set, seconds=0.1, say=said.append)
+    measured = measure(settings(str(tmp_path)), shard_set, seconds=0.1, report_progress=said.append)
     assert said == ["reading", "decoding", "steps", "all-reduce"]
     rates = (measured.reading.samples_per_second, measured.decoding.samples_per_second, measured.matrix_rate)
     assert measured.workers == 2 and min(rates) > 0 and measured.step.seconds > 0

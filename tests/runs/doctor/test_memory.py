@@ -38,7 +38,7 @@ def config(*, batch: int, **training: object) -> ExperimentConfig:
 
 def test_a_step_that_is_larger_than_its_gpu_is_wrong_before_one_is_taken(shard_set: ShardSet) -> None:
     fits = memory_check(config(batch=32), shard_set, [HEALTHY])
-    assert fits.status == "ok" and "a step of 16 clips a worker" in fits.found
+    assert fits.status == "ok" and "a step of 16 clips per worker" in fits.found
     small = replace(HEALTHY, gpu_bytes=1 << 30)
     wrong = memory_check(config(batch=32), shard_set, [small])
     assert wrong.status == "wrong" and "micro_batches" in wrong.way_out and "1.0 GiB" in wrong.found

@@ -91,9 +91,9 @@ def test_loader_and_steps_are_timed_at_once(shard_set: ShardSet) -> None:
 def test_gradients_are_shared_in_a_process_group(shard_set: ShardSet, group: str) -> None:
     one = probe(shard_set)
     one.step(0.0)
-    one.meet(group)
+    one.join_process_group(group)
     assert one.all_reduce(2) > 0 and one.step_together(2).seconds > 0
-    one.end_group()
+    one.leave_process_group()
 
 
 def test_a_wider_network_takes_more_of_the_processor(shard_set: ShardSet) -> None:

@@ -1,1 +1,1 @@
-"""Ablation of the streams: what motion adds to appearance on somebody's own videos, in one table."""
+"""Ablation of the streams: what motion adds to appearance on a data set, in one table."""

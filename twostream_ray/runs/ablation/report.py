@@ -1,4 +1,4 @@
-"""Report of an ablation of the streams: a table for the terminal, in Markdown, JSON and HTML, and a picture of it."""
+"""Report of a stream ablation: a table for the terminal, in Markdown, JSON and HTML, and a plot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SCHEMA = record({"split": {"type": "string"}, "rows": {"type": "array"}}, other
 
 
 def refuse_foreign(config: AblationConfig) -> None:
-    """Refuse to write over files of somebody else, before anything is trained.
+    """Refuse to overwrite files that another program or another study wrote, before anything is trained.
 
     Raises:
         ConfigError: names the file and the way out.
@@ -31,12 +31,12 @@ def refuse_foreign(config: AblationConfig) -> None:
 
 
 def title(config: AblationConfig, found: Sequence[AblationRow]) -> str:
-    """What the table is of."""
+    """Heading of the table."""
     return f"What motion adds: {found[0].coverage} of split {config.data.test_split}, {config.training.epochs} epochs"
 
 
 def cells(row: AblationRow) -> list[str]:
-    """A row in words, one for each of `COLUMNS`."""
+    """A row as text, one cell for each of `COLUMNS`."""
     paired = row.against_appearance
     return [
         row.network,
@@ -50,19 +50,21 @@ def cells(row: AblationRow) -> list[str]:
 
 
 def sentences(found: Sequence[AblationRow]) -> list[str]:
-    """What the table says, and what it cannot say."""
+    """Conclusions from the table, and their limits, one sentence each."""
     said = [
         verdict(row.against_appearance, first=found[0].network, second=row.network)
         for row in found
         if row.against_appearance is not None
     ]
     if not found[0].intervals.is_trusted:
-        said.append(f"note: {found[0].intervals.num_units} {found[0].intervals.over} are few: this is a rough answer")
+        said.append(
+            f"note: {found[0].intervals.num_units} {found[0].intervals.over} are few, so these intervals are rough"
+        )
     return said
 
 
 def write(config: AblationConfig, found: Sequence[AblationRow]) -> str:
-    """Write the files to the study's folder; gives it.
+    """Write the files to the study's folder and return it.
 
     Raises:
         StorageError: it cannot be written.
@@ -81,7 +83,7 @@ def write(config: AblationConfig, found: Sequence[AblationRow]) -> str:
 
 
 def to_dict(config: AblationConfig, found: Sequence[AblationRow]) -> dict[str, Any]:
-    """The table in JSON's types."""
+    """The table as JSON types."""
     rows = []
     for row in found:
         paired = row.against_appearance
@@ -118,12 +120,12 @@ def markdown(heading: str, found: Sequence[AblationRow]) -> str:
 
 
 def page(heading: str, found: Sequence[AblationRow], *, drawn: Path) -> bytes:
-    """The table as one HTML file, for readers who have never seen the tool."""
+    """The table as one HTML file, for readers who do not know this package."""
     return html_page(
         heading,
         paragraph(
-            "Every network was trained on the same clips with the same budget and shown the same test clips. The "
-            "streams alone see RGB frames, or optical flow; late fusion averages what the two say; fusion joins their "
+            "Every network was trained on the same clips with the same budget and evaluated on the same test clips. "
+            "The streams alone see RGB frames or optical flow; late fusion averages their scores; fusion joins their "
             "feature maps."
         ),
         table(COLUMNS, [cells(row) for row in found]),
@@ -133,12 +135,12 @@ def page(heading: str, found: Sequence[AblationRow], *, drawn: Path) -> bytes:
         element("h2", "Definitions"),
         items(
             [
-                "95 % interval: bootstrap, BCa quantiles of 2,000 draws of clips, or of groups of clips that belong "
-                "together. Intervals that overlap do not say that two networks are equal: all saw the same clips.",
-                "against appearance alone: difference of the two accuracies in points of 100, on the same clips.",
-                "p: McNemar's exact test, two-sided: how likely so uneven a split of the clips that one of the two "
-                "alone gets right is if neither is better. It takes clips for independent.",
-                "one training each: another seed gives another number; repeat with --seed and another --name.",
+                "95 % interval: BCa bootstrap with 2,000 resamples of clips, or of groups of clips that belong "
+                "together. Overlapping intervals do not mean that two networks are equal: all saw the same clips.",
+                "against appearance alone: difference of the two accuracies in percentage points, on the same clips.",
+                "p: McNemar's exact test, two-sided: the probability of at least this imbalance among the clips that "
+                "only one of the two gets right, if neither is better. It assumes independent clips.",
+                "one training each: another seed gives other numbers; repeat with --seed and another --name.",
             ]
         ),
     )

@@ -1,4 +1,4 @@
-"""Ablation study of the streams: one training each, evaluated on the same clips, compared pair by pair."""
+"""Ablation study of the streams: one training each, evaluated on the same clips, with paired comparisons."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from twostream_ray.runs.train.preflight import SPLITS, require_ready
 from twostream_ray.runs.train.run import build_on_meta_device
 
 APPEARANCE, MOTION, FUSED, CLIP3D = "appearance", "motion", "fused", "clip3d"
-"""What is trained, as the runs' names end."""
+"""Suffixes of the runs' names."""
 LATE = "late"
-"""What is made of the first two."""
+"""Late fusion of the first two."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AblationRow:
-    """One network on the test split."""
+    """Result of one network on the test split."""
 
     network: str
-    """What it sees and how it joins it, in words."""
+    """Its streams and fusion, in words."""
     run: str
-    """The run that trained it, or both runs."""
+    """Name of the run that trained it, or of both."""
     parameters: int
-    """Weights that it has."""
+    """Number of its parameters."""
     num_clips: int
     """Clips that it was scored on."""
     num_expected: int
-    """Clips of the split, those in quarantine among them."""
+    """Clips of the split, including quarantined ones."""
     top1: float
     """Accuracy, in [0, 1]."""
     intervals: MetricIntervals
-    """95 % intervals, over groups of clips where the data say which belong together."""
+    """95 % intervals, over groups of clips if the data define groups."""
     against_appearance: PairedComparison | None
-    """Second, against appearance alone, first, clip by clip; None of appearance alone itself."""
+    """Clip by clip, appearance alone first and this network second; None for appearance alone itself."""
 
     @property
     def coverage(self) -> str:
@@ -56,16 +56,16 @@ class AblationRow:
 
 
 def trainings(config: AblationConfig) -> dict[str, ExperimentConfig]:
-    """The runs to train, by what their names end with.
+    """The runs to train, by the suffixes of their names.
 
-    All have the recipe's clips and budget; with stages.enabled the streams alone are those that the fused network
+    All have the recipe's clips and budget; with stages.enabled the single-stream runs are those that the fused network
     starts from.
     """
     values = {one.name: getattr(config, one.name) for one in fields(ExperimentConfig)}
     fused = ExperimentConfig(**(values | {"name": f"{config.name}-{FUSED}"}))
     streams = {APPEARANCE: stream_config(fused, "spatial"), MOTION: stream_config(fused, "temporal")}
     if not config.stages.enabled:
-        streams = {end: replace(one, name=f"{config.name}-{end}") for end, one in streams.items()}
+        streams = {suffix: replace(one, name=f"{config.name}-{suffix}") for suffix, one in streams.items()}
     found = {**streams, FUSED: fused}
     if config.clip3d:
         found[CLIP3D] = replace(
@@ -79,10 +79,10 @@ def trainings(config: AblationConfig) -> dict[str, ExperimentConfig]:
 
 
 def prepare(config: AblationConfig) -> ShardSet:
-    """Refuse networks that the settings cannot give, before the first is trained for hours.
+    """Check all runs before the first is trained for hours.
 
     Raises:
-        ConfigError: settings fit neither each other nor the shards.
+        ConfigError: settings contradict each other or the shards.
         ShardError: the shards are missing, or lack a split.
         WeightsError, StorageError: a file of weights cannot be read.
     """
@@ -96,31 +96,33 @@ def prepare(config: AblationConfig) -> ShardSet:
 def train_all(
     runs: Mapping[str, ExperimentConfig], train_one: Callable[[ExperimentConfig], FinishedRun]
 ) -> dict[str, FinishedRun]:
-    """Train and evaluate one run after the other by `train_one`; those that are finished only answer."""
+    """Train and evaluate the runs one after the other with `train_one`, which returns finished runs at once."""
     trained = {}
-    for end, one in runs.items():
+    for suffix, one in runs.items():
         # Stages under the names of earlier runs are found to be finished.
-        trained[end] = train_stages(one, train_one) if one.stages.enabled else train_one(one)
+        trained[suffix] = train_stages(one, train_one) if one.stages.enabled else train_one(one)
     return trained
 
 
 def table_of(config: AblationConfig, parameters: Mapping[str, int]) -> list[AblationRow]:
-    """The rows, from the evaluations of runs that have ended.
+    """The rows, from the evaluations of finished runs.
 
     Args:
-        config: the study.
-        parameters: of each network, by what its run's name ends with.
+        config: settings of the study.
+        parameters: each network's number of parameters, by the suffix of its run's name.
 
     Raises:
         StorageError: an evaluation is missing or damaged.
-        ConfigError: they are of other clips.
+        ConfigError: they scored different clips.
     """
     runs = trainings(config)
-    scores = {end: read_clip_scores(RunFolder.of(one).evaluation) for end, one in runs.items()}
+    scores = {suffix: read_clip_scores(RunFolder.of(one).evaluation) for suffix, one in runs.items()}
     for one in scores.values():
         require_same_clips(scores[APPEARANCE], one)
     both = f"{runs[APPEARANCE].name} and {runs[MOTION].name}"
-    entries = [(names_of(config.model)[end], one.name, parameters[end], scores[end]) for end, one in runs.items()]
+    entries = [
+        (names_of(config.model)[suffix], one.name, parameters[suffix], scores[suffix]) for suffix, one in runs.items()
+    ]
     late = averaged(scores[APPEARANCE], scores[MOTION])
     total = parameters[APPEARANCE] + parameters[MOTION]
     entries.insert(2, (names_of(config.model)[LATE], both, total, late))
@@ -131,7 +133,7 @@ def table_of(config: AblationConfig, parameters: Mapping[str, int]) -> list[Abla
 
 
 def names_of(model: ModelConfig) -> dict[str, str]:
-    """What is said of each network in the table."""
+    """Descriptions of the networks in the table, by suffix."""
     joined = {
         "fused": f"{model.fusion.method} at {', '.join(model.fusion.layers)}",
         "st_resnet": "motion into residual units",
@@ -147,7 +149,7 @@ def names_of(model: ModelConfig) -> dict[str, str]:
 
 
 def averaged(first: ClipScores, second: ClipScores) -> ClipScores:
-    """Late fusion: the mean of two streams' probabilities of each clip."""
+    """Late fusion: the mean of two streams' probabilities for each clip."""
     mean = late_fusion(first.scores.probabilities, second.scores.probabilities, of="logits")
     with_softmax = replace(first.about, protocol={**first.about.protocol, "average": "softmax"})
     return replace(first, about=with_softmax, scores=ClassScores(logits=mean, probabilities=mean))
@@ -156,7 +158,7 @@ def averaged(first: ClipScores, second: ClipScores) -> ClipScores:
 def _row(network: str, *, run: str, parameters: int, found: ClipScores, appearance: ClipScores) -> AblationRow:
     labels, num_classes = found.labels, len(found.about.classes)
     hits, before = found.predicted() == labels, appearance.predicted() == labels
-    # Groups of one clip each say no more than the clips.
+    # Groups of one clip each add nothing to the clips.
     groups = None if found.groups is None or len(set(found.groups)) == len(labels) else found.groups
     paired = compare_hits(before, hits, labels, num_classes=num_classes, groups=groups)
     return AblationRow(

@@ -1,1 +1,1 @@
-"""Benchmarks: the speed of this package beside the ways people have today, on the same clips in the same run."""
+"""Benchmarks: throughput of this package and of common alternatives, on the same clips in the same run."""

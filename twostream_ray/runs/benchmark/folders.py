@@ -1,4 +1,4 @@
-"""Baselines of the loader's benchmark: original videos or folders of JPEG frames, with flow as folders of JPEGs."""
+"""Baselines of the loader benchmark: original videos or folders of JPEG frames, with flow as folders of JPEGs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Frames = Literal["decord in order", "decord seeking", "jpeg"]
 
 _SEED = 0
 _JPEG_QUALITY = 95
-"""OpenCV's default, which the usual extraction tools leave as it is."""
+"""OpenCV's default, which common extraction tools do not change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderClip:
-    """A clip as folders have it."""
+    """A clip extracted into a folder."""
 
     clip_id: str
     video: str
@@ -37,11 +37,11 @@ class FolderClip:
     """Directory of img_00001.jpg, flow_x_00001.jpg, flow_y_00001.jpg, ..."""
     num_frames: int
     height: int
-    """Of the JPEG frames and fields, px; the original video's frames are resized to it."""
+    """Of the JPEG frames and fields in px, to which frames of the original video are resized."""
     width: int
 
     def view(self, config: DataConfig, *, epoch: int) -> View:
-        """The view that our loader draws of it."""
+        """The view that this package's loader would draw of it."""
         return training_view(
             self.num_frames,
             self.height,
@@ -55,7 +55,7 @@ class FolderClip:
 
 
 def encoded_clips(shard_set: ShardSet) -> Iterator[tuple[str, EncodedClip]]:
-    """Every clip of a shard set's index with both its columns, row group by row group."""
+    """Every clip of a shard set, as (clip id, both streams), row group by row group."""
     shard, row = (shard_set.index[name].to_numpy() for name in ("shard", "row"))
     in_order = np.lexsort((row, shard)).tolist()
     for _, positions in groupby(in_order, key=lambda position: (shard[position], row[position] // ROWS_PER_GROUP)):
@@ -63,7 +63,7 @@ def encoded_clips(shard_set: ShardSet) -> Iterator[tuple[str, EncodedClip]]:
 
 
 def extract(shard_set: ShardSet, *, videos: str, out: Path) -> list[FolderClip]:
-    """Write every clip's frames and fields as JPEG files below `out`, those that are there already excepted."""
+    """Write every clip's frames and fields as JPEG files below `out`; clips extracted earlier are skipped."""
     import cv2
 
     written = []
@@ -93,7 +93,7 @@ def extract(shard_set: ShardSet, *, videos: str, out: Path) -> list[FolderClip]:
 
 
 class FolderDataset:
-    """Samples as a map-style data set of torch: the views that our loader draws, read the way people do today.
+    """Map-style torch Dataset with the views that this package's loader draws, read from folders or videos.
 
     A field that several snippets share is read once.
     """
@@ -110,7 +110,7 @@ class FolderDataset:
         import torch
 
         cv2.setNumThreads(1)
-        # An epoch is a round through the same list: the sampler hands out numbers beyond its end.
+        # The sampler's numbers continue beyond the list's end: the quotient is the epoch.
         epoch, number = divmod(uri, len(self.clips))
         clip, config = self.clips[number], self.config
         view = clip.view(config, epoch=epoch)

@@ -1,4 +1,4 @@
-"""Benchmark of ingest: raw videos into shards, beside bare loops of the same decoding, flow and encoding."""
+"""Benchmark of ingest: raw videos into shards, compared with bare loops of the same decoding, flow and encoding."""
 
 from __future__ import annotations
 
@@ -21,39 +21,45 @@ from twostream_ray.runs.settings import IngestConfig
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSpeed:
-    """Speed of one way of ingesting: the median over rounds."""
+    """Throughput of one way of ingesting: the median over rounds."""
 
     name: str
     clips_per_second: float
     cores: int
-    """Cores it may use."""
+    """CPU cores that it may use."""
 
 
 Progress = Callable[[int, int], None]
-"""Called with (runs done, runs in all)."""
+"""Called with (measurements done, measurements in all)."""
+
+_FEWEST_CLIPS = 8
+"""Between the first one and 80 % of them some have to finish."""
 
 
 def benchmark_ingest(config: BenchmarkIngestConfig, *, progress: Progress | None = None) -> list[IngestSpeed]:
-    """Measure ingest and bare loops on the same clips, in rounds one after the other.
+    """Measure ingest and bare loops on the same clips, one after the other in each round.
 
-    The ingest's rate is that between its first finished clip and four fifths of them, so that neither the start of
-    processes nor the end, at which some cores have no clip left, counts.
+    The rate of ingest is measured from its first finished clip to 80 % of them: neither the start of processes nor the
+    end, when some cores have no clip left, counts.
 
     Raises:
-        CatalogError: folders or lists are not what the layout says.
-        ConfigError: there are fewer clips than cores.
+        CatalogError: folders or lists do not match the layout.
+        ConfigError: there are fewer clips than cores, or than 8.
     """
     cores = config.cores or len(os.sched_getaffinity(0))
     clips = catalog_of(IngestConfig(catalog=config.catalog, out="")).clips
-    if len(clips) < cores:
-        raise ConfigError(f"at least {cores} clips are wanted under {config.catalog.root}, got {len(clips)}")
+    wanted = max(cores, _FEWEST_CLIPS)
+    if len(clips) < wanted:
+        raise ConfigError(
+            f"at least {wanted} clips are wanted under {config.catalog.root}, got {len(clips)}: name a larger root"
+        )
     runs: dict[str, tuple[Callable[[], float], int]] = {
         "bare loop, one process": (lambda: _bare_processes(clips[:: 2 * cores], config.flow, cores=1), 1),
         f"bare loop, {cores} processes": (
             lambda: _bare_processes(clips[:: 2 * cores], config.flow, cores=cores),
             cores,
         ),
-        "ingest": (lambda: _whole(config), cores),
+        "ingest": (lambda: _ingest_rate(config), cores),
     }
     rates: dict[str, list[float]] = {name: [] for name in runs}
     with ray_session():
@@ -76,7 +82,7 @@ def _bare_processes(clips: tuple[Clip, ...], contract: FlowContract, *, cores: i
 
 
 def _bare(clips: tuple[Clip, ...], contract: FlowContract) -> float:
-    """Clips per second of one thread that reads, decodes, computes flow, encodes and proves, and stores nothing."""
+    """Clips per second of one thread that reads, decodes, computes flow, encodes and verifies, but stores nothing."""
     from twostream_ray.data.video.clips import prove_seeking
     from twostream_ray.data.video.prepare import prepare_clip
 
@@ -92,7 +98,7 @@ def _bare(clips: tuple[Clip, ...], contract: FlowContract) -> float:
     return len(clips) / (time.perf_counter() - started)
 
 
-def _whole(config: BenchmarkIngestConfig) -> float:
+def _ingest_rate(config: BenchmarkIngestConfig) -> float:
     seen: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         ingest(

@@ -1,4 +1,4 @@
-"""Benchmark of the loader: few workers beside many cores, decoding each way; a bare loop, what people use today."""
+"""Data loader benchmark: each way of decoding, compared with a bare loop and with torch's DataLoader."""
 
 from __future__ import annotations
 
@@ -32,51 +32,51 @@ from twostream_ray.runs.benchmark.settings import BenchmarkLoaderConfig
 from twostream_ray.runs.cluster.session import ray_session
 
 _MEASURED_SAMPLES, _WARM_UP_SAMPLES = 100, 200
-"""Of each core, at least: seconds of decoding, and what goes by while processes start."""
+"""Least samples per core: those measured, a few seconds of decoding, and those read while processes start."""
 _BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathSpeed:
-    """Speed of one way of reading: the median over rounds."""
+class LoaderSpeed:
+    """Throughput of one way of reading: the median over rounds."""
 
     name: str
     samples_per_second: float
     cores: int
-    """Cores it may use."""
+    """CPU cores that it may use."""
     megabytes_per_sample: float
-    """Bytes that are read for a sample, in 1e6."""
+    """Stored bytes read per sample, in 1e6."""
     opens_per_sample: float
-    """Files opened, or objects asked for, for a sample."""
+    """Files opened, or objects requested, per sample."""
     first_batch_s: float | None
     """Seconds from the start of a later pass to its first batch; None where there are no batches."""
 
     @property
     def megabytes_per_second(self) -> float:
-        """Stored bytes read a second, in 1e6."""
+        """Stored bytes read per second, in 1e6."""
         return self.samples_per_second * self.megabytes_per_sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Timing:
-    """One run of one path."""
+    """One measurement of one way of reading."""
 
     rate: float
     first_batch_s: float | None = None
 
 
 Progress = Callable[[int, int], None]
-"""Called with (runs done, runs in all)."""
+"""Called with (measurements done, measurements in all)."""
 
 
-def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None = None) -> list[PathSpeed]:
-    """Measure every path on the same clips, in rounds one after the other, so that a noisy machine is noisy for all.
+def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None = None) -> list[LoaderSpeed]:
+    """Measure every way of reading on the same clips, one after the other in each round: noise affects all alike.
 
-    A run has passes to warm up, two or more that are measured and, for paths that read ahead, one that is broken off.
+    A measurement has passes to warm up, two or more measured ones and, for ways that prefetch, one that is aborted.
 
     Raises:
         ShardError: the shards are missing or damaged.
-        ConfigError: there are fewer clips than a batch has.
+        ConfigError: there are fewer clips than in a batch.
     """
     whole = open_shards(config.data.shards)
     members = whole.split(config.data.split_to_train)[: config.num_clips]
@@ -107,7 +107,7 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
         _refuse_missing_videos(clips)
         for frames in ("jpeg", "decord in order", "decord seeking"):
             paths[f"torch DataLoader, {frames}"] = (
-                lambda frames=frames: _apart(_folders, clips, data, frames=frames, cores=cores),  # type: ignore[misc]
+                lambda frames=frames: _in_new_process(_torch_loader, clips, data, frames=frames, cores=cores),  # type: ignore[misc]
                 cores,
                 _folder_costs(clips, data, frames=frames),
             )
@@ -119,7 +119,7 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
                 if progress is not None:
                     progress(turn * len(paths) + number + 1, config.rounds * len(paths))
     return [
-        PathSpeed(
+        LoaderSpeed(
             name=name,
             samples_per_second=statistics.median(timing.rate for timing in timings[name]),
             cores=used,
@@ -134,14 +134,14 @@ def benchmark_loader(config: BenchmarkLoaderConfig, *, progress: Progress | None
 def _loader_runs(
     config: BenchmarkLoaderConfig, shard_set: ShardSet, data: DataConfig, *, cores: int, plan: _Plan
 ) -> dict[str, Callable[[], _Timing]]:
-    """Our loader, each way of decoding."""
+    """This package's loader with each value of data.decode_at."""
     ways: tuple[DecodeAt, ...] = ("device", "worker", "stream")
     workers = config.workers
     return {
         f"loader, {workers} worker{'s' * (workers > 1)}, decode_at {way}": partial(
-            _ours,
+            _own_loader,
             shard_set,
-            # Tasks that decode are as many as there are cores; all else is as it is by default in training.
+            # As many decoding tasks as cores; otherwise training's defaults.
             replace(data, decode_at=way, read_tasks=data.read_tasks or (cores // workers if way == "stream" else None)),
             workers=workers,
             cores=cores,
@@ -173,21 +173,21 @@ def _encoded_bytes(shard_set: ShardSet) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Passes of a run."""
+    """Number of passes of a measurement."""
 
     warm_up: int
     measured: int
 
     @classmethod
     def of(cls, clips: int, *, cores: int) -> _Plan:
-        """Enough passes over so many clips for so many cores."""
+        """Enough passes over `clips` for `cores`."""
         warm_up, measured = (math.ceil(samples * cores / clips) for samples in (_WARM_UP_SAMPLES, _MEASURED_SAMPLES))
         return cls(warm_up=warm_up, measured=max(2, measured))
 
 
 @contextmanager
 def _on_cores(cores: int) -> Iterator[None]:
-    """Hold this process, and all that it starts, to so many cores."""
+    """Restrict this process, and all that it starts, to so many cores while the block runs."""
     whole = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(whole)[:cores])
     try:
@@ -197,7 +197,7 @@ def _on_cores(cores: int) -> Iterator[None]:
 
 
 def _bare(shard_set: ShardSet, data: DataConfig, passes: int) -> _Timing:
-    """(c): our own decoding in one thread, without Ray, threads or reading ahead; the shards come from the disk."""
+    """This package's decoding in one thread, without Ray, further threads or prefetching."""
     loader = _loader(shard_set, replace(data, decode_at="stream"), passes=passes + 1)
     started, samples = 0.0, 0
     for unit in loader.units():
@@ -209,11 +209,11 @@ def _bare(shard_set: ShardSet, data: DataConfig, passes: int) -> _Timing:
 
 
 def _bare_processes(shard_set: ShardSet, data: DataConfig, *, cores: int, plan: _Plan) -> _Timing:
-    """As many bare loops at once as there are cores: what the machine itself can do."""
+    """As many bare loops at once as cores: an upper bound for this machine."""
     import ray
 
     task = ray.remote(_bare).options(num_cpus=0)
-    # Each loop reads all clips; together they decode what the others do.
+    # Each loop reads all clips, so fewer passes make the same number of samples.
     passes = max(2, plan.measured // cores)
     timings = ray.get([task.remote(shard_set, data, passes) for _ in range(cores)])
     return _Timing(rate=sum(timing.rate for timing in timings))
@@ -230,7 +230,7 @@ def _loader(shard_set: ShardSet, data: DataConfig, *, passes: int, rank: int = 0
     )
 
 
-def _ours(shard_set: ShardSet, data: DataConfig, *, workers: int, cores: int, plan: _Plan) -> _Timing:
+def _own_loader(shard_set: ShardSet, data: DataConfig, *, workers: int, cores: int, plan: _Plan) -> _Timing:
     import ray
 
     # Half of the cores, as training reserves them: a worker's decoders and reading tasks follow from it.
@@ -248,7 +248,7 @@ def _ours(shard_set: ShardSet, data: DataConfig, *, workers: int, cores: int, pl
 
 
 def _consume(shard_set: ShardSet, data: DataConfig, rank: int, workers: int, plan: _Plan) -> list[dict[str, float]]:
-    """A training worker that does nothing with its batches: when each pass gave its first batch, and ended."""
+    """A training worker that only takes its batches; returns the times of each pass's first batch and end."""
     gpu = torch.device("cuda")
     able = data.decode_at == "device" and torch.cuda.is_available() and engine_fault(gpu) is None
     device = gpu if able else torch.device("cpu")
@@ -267,19 +267,19 @@ def _consume(shard_set: ShardSet, data: DataConfig, rank: int, workers: int, pla
     return times
 
 
-def _apart(run: Callable[..., _Timing], *arguments: object, **options: object) -> _Timing:
-    """Run in a fresh process: torch's DataLoader and Ray do not end well in the same one."""
+def _in_new_process(run: Callable[..., _Timing], *arguments: object, **options: object) -> _Timing:
+    """Run in a new process: torch's DataLoader and Ray do not shut down cleanly in the same one."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(run, *arguments, **options).result()
 
 
-def _folders(clips: list[FolderClip], data: DataConfig, *, frames: Frames, cores: int) -> _Timing:
+def _torch_loader(clips: list[FolderClip], data: DataConfig, *, frames: Frames, cores: int) -> _Timing:
     from torch.utils.data import DataLoader
 
     order = np.random.default_rng(0)
     passes = [(epoch * len(clips) + order.permutation(len(clips))).tolist() for epoch in range(3)]
     dataset: Any = FolderDataset(clips, config=data, frames=frames)
-    # One endless epoch, so that reading ahead does not stop between passes.
+    # One long epoch, so that prefetching does not stop between passes.
     loader: Any = DataLoader(
         dataset,
         batch_size=_BATCH // cores or 1,
@@ -296,7 +296,7 @@ def _folders(clips: list[FolderClip], data: DataConfig, *, frames: Frames, cores
 
 
 def _folder_costs(clips: list[FolderClip], data: DataConfig, *, frames: Frames) -> tuple[float, float]:
-    """Bytes stored a clip, and files opened a sample: frames or video, and both files of every distinct field."""
+    """Stored bytes per clip, and files opened per sample: frames or video, and both files of every distinct field."""
     stored = 0
     for clip in clips:
         stored += sum(path.stat().st_size for path in Path(clip.folder).glob("flow_*.jpg"))
@@ -319,6 +319,6 @@ def _refuse_missing_videos(clips: list[FolderClip]) -> None:
     missing = [clip.video for clip in clips if not Path(clip.video).exists()]
     if missing:
         raise ConfigError(
-            f"the original videos were wanted for comparison, {len(missing)} of {len(clips)} are not there, for "
-            f"example {missing[0]}: set videos to the root that was ingested, or leave it out"
+            f"the comparison needs the original videos, but {len(missing)} of {len(clips)} are missing, for example "
+            f"{missing[0]}: set videos to the root that was ingested, or leave it out"
         )

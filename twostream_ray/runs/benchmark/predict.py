@@ -1,4 +1,4 @@
-"""Benchmark of batch prediction: raw videos into rows of Parquet, beside bare loops of the same work."""
+"""Benchmark of batch prediction: raw videos into Parquet rows, compared with bare loops of the same work."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ from twostream_ray.runs.score.settings import PredictConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSpeed:
-    """Speed of one way of predicting: the median over rounds."""
+    """Throughput of one way of predicting: the median over rounds."""
 
     name: str
     videos_per_second: float
     cores: int
-    """Cores it may use."""
+    """CPU cores that it may use."""
 
 
 Progress = Callable[[int, int], None]
-"""Called with (runs done, runs in all)."""
+"""Called with (measurements done, measurements in all)."""
 
 
 def benchmark_predict(config: BenchmarkPredictConfig, *, progress: Progress | None = None) -> list[PredictSpeed]:
-    """Measure batch prediction and bare loops on the same videos, in rounds one after the other.
+    """Measure batch prediction and bare loops on the same videos, one after the other in each round.
 
-    The job's rate is that between the moment when as many parts are finished as there are actors and four fifths of all
-    videos, so that neither the start of processes nor the end, at which some cores have no video left, counts.
+    The job's rate is measured from when as many parts are finished as there are actors to 80 % of the videos: neither
+    the start of processes nor the end, when some cores have no video left, counts.
 
     Raises:
         CatalogError: folders, globs or tables name no video.
         ConfigError: there are too few videos for the cores.
-        RegistryError, StorageError, CheckpointError: the model cannot be had.
+        RegistryError, StorageError, CheckpointError: the model cannot be loaded.
     """
     cores = config.cores or len(os.sched_getaffinity(0))
     predicted = PredictConfig(videos=config.videos, model=config.model, tracking=config.tracking, num_actors=cores)
     videos = sorted({storage.absolute(uri) for uri in videos_of(predicted).uris})
     if len(videos) < 16 * cores:
-        raise ConfigError(f"at least {16 * cores} videos are wanted for {cores} cores, got {len(videos)}")
+        raise ConfigError(
+            f"at least {16 * cores} videos are wanted for {cores} cores, got {len(videos)}: name more, or lower cores"
+        )
     some = videos[:: 2 * cores]
     rates: dict[str, list[float]] = {}
     with local_model(config.model, config=config.tracking) as directory, ray_session():
@@ -57,7 +59,7 @@ def benchmark_predict(config: BenchmarkPredictConfig, *, progress: Progress | No
         runs: dict[str, tuple[Callable[[], float], int]] = {
             "bare loop, one process": (lambda: _bare_processes(some, directory, cores=1), 1),
             f"bare loop, {cores} processes": (lambda: _bare_processes(some, directory, cores=cores), cores),
-            "predict": (lambda: _whole(predicted), cores),
+            "predict": (lambda: _prediction_rate(predicted), cores),
         }
         for turn in range(config.rounds):
             for number, (name, (run, _)) in enumerate(runs.items()):
@@ -78,7 +80,7 @@ def _bare_processes(videos: list[str], directory: Path, *, cores: int) -> float:
 
 
 def _bare(videos: list[str], directory: str) -> float:
-    """Videos per second of one thread that reads, decodes, computes flow and scores, and stores nothing."""
+    """Videos per second of one thread that reads, decodes, computes flow and scores, but stores nothing."""
     import cv2
     import torch
 
@@ -100,7 +102,7 @@ def _bare(videos: list[str], directory: str) -> float:
     return len(videos) / (time.perf_counter() - started)
 
 
-def _whole(config: PredictConfig) -> float:
+def _prediction_rate(config: PredictConfig) -> float:
     seen: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         predict_many(replace(config, out=folder), progress=lambda done, _: seen.append((time.perf_counter(), done)))

@@ -20,30 +20,30 @@ StepWay = Literal["eager", "channels_last", "compiled", "frozen"]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkLoaderConfig:
-    """Measure how fast shards become batches, beside the ways people read two-stream data today."""
+    """Measure how fast shards become batches, compared with other ways to read two-stream data."""
 
     data: DataConfig
     """Shards, their training split, and how samples are drawn."""
 
     videos: str | None = None
-    """Directory of the videos that were ingested (catalog.root): also measure torch's DataLoader over them and over
-    folders of JPEG files, which are written below `out`."""
+    """Directory of the ingested videos (catalog.root): also measure torch's DataLoader on them and on folders of JPEG
+    files, which are written below `out`."""
 
     out: str = "benchmark"
-    """Directory for those folders; they take about ten times the shards' bytes."""
+    """Directory for those folders, which take about ten times the shards' bytes."""
 
     num_clips: int = 96
-    """Clips of the split that are read, at most."""
+    """Most clips of the split to read."""
 
     rounds: int = 3
-    """Times that every way is measured; medians are shown."""
+    """How often every way is measured; medians are shown."""
 
     workers: int = 1
-    """Training workers that are fed, with the cores shared among them; a GPU node has one for each GPU."""
+    """Training workers to feed, which share the cores; a GPU node has one per GPU."""
 
     cores: int | None = None
-    """CPU cores that every way may use; by default all that this machine has. What runs on a cluster that is there
-    already is not held to them."""
+    """CPU cores that every way may use; by default all of this machine. An existing cluster is not restricted to
+    them."""
 
     def __post_init__(self) -> None:
         require_within(
@@ -53,24 +53,24 @@ class BenchmarkLoaderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkStepConfig:
-    """Measure training steps on random samples: speed, memory, and floating-point operations a second."""
+    """Measure training steps on random samples: speed, memory, and floating-point operations per second."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The network; it begins without pretrained weights."""
+    """The network, without pretrained weights."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """Precision and all else that costs time; layout and compilation are those of each of the ways."""
+    """Precision and other settings that affect speed; layout and compilation are set by each of `ways`."""
 
     ways: tuple[StepWay, ...] | None = None
     """Ways to measure, each in a process of its own: eager (NCHW), channels_last, compiled (and channels_last), frozen
-    (as fast as it goes, learning only above the first fusion layer). By default all on a GPU, eager and frozen on a
-    CPU."""
+    (the fastest of these, training only above the first fusion layer). By default all on a GPU, eager and frozen on
+    a CPU."""
 
     profile: bool = False
-    """Also print the largest kernels of each way, by torch's profiler."""
+    """Also print the slowest kernels of each way, by torch's profiler."""
 
     batch: int = 1
-    """Samples of a step."""
+    """Samples per step."""
 
     num_snippets: int = field(default=5, metadata={RECIPE_KEY: "data.sampling.num_snippets"})
     """T: snippets per sample."""
@@ -85,7 +85,7 @@ class BenchmarkStepConfig:
     """K."""
 
     steps: int = 3
-    """Steps that are measured, after one to warm up; three on a GPU."""
+    """Measured steps, after one to warm up, or three on a GPU."""
 
     def __post_init__(self) -> None:
         if self.ways is not None and (not self.ways or not set(self.ways) <= set(get_args(StepWay))):
@@ -103,7 +103,7 @@ class BenchmarkStepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkIngestConfig:
-    """Measure how fast raw videos become shards, beside bare loops of the same work; keeps nothing."""
+    """Measure how fast raw videos become shards, compared with bare loops of the same work; nothing is kept."""
 
     catalog: CatalogConfig
     """Where the videos and their labels are; 64 clips or more give steady numbers."""
@@ -112,7 +112,7 @@ class BenchmarkIngestConfig:
     """How optical flow is computed and coded."""
 
     rounds: int = 3
-    """Times that everything is measured; medians are shown."""
+    """How often everything is measured; medians are shown."""
 
     cores: int | None = None
     """Bare loops at once; by default as many as this machine has cores."""
@@ -123,28 +123,28 @@ class BenchmarkIngestConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTrainConfig:
-    """Measure training: a bare process group, the same inside Ray Train, and fed from shards, one after the other."""
+    """Measure training in a bare torch process group, in Ray Train, and in Ray Train fed from shards."""
 
     data: DataConfig
     """Shards, their training split, and how samples are drawn."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The network; it begins without pretrained weights."""
+    """The network, without pretrained weights."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """Global batch, precision, layout and all else that costs time."""
+    """Global batch, precision, layout and other settings that affect speed."""
 
     num_workers: int | None = None
-    """Processes that train; by default one per GPU, or 2 where there is none."""
+    """Training processes; by default one per GPU, or 2 without GPUs."""
 
     steps: int = 20
-    """Steps that are measured, after two to warm up."""
+    """Measured steps, after two to warm up."""
 
     rounds: int = 3
-    """Times that every way is measured; medians are shown."""
+    """How often every way is measured; medians are shown."""
 
     memory_batches: int = 2
-    """Different batches that each worker holds in memory for the ways without shards."""
+    """Different batches that each worker keeps in memory for the ways without shards."""
 
     def __post_init__(self) -> None:
         require_within(
@@ -154,7 +154,7 @@ class BenchmarkTrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkPredictConfig:
-    """Measure how fast raw videos become rows of predictions, beside bare loops of the same work; keeps nothing."""
+    """Measure how fast raw videos become predictions, compared with bare loops of the same work; nothing is kept."""
 
     videos: list[str]
     """Videos, folders, globs or tables, as `predict` takes them; 64 videos or more give steady numbers."""
@@ -163,13 +163,13 @@ class BenchmarkPredictConfig:
     """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
 
     rounds: int = 3
-    """Times that everything is measured; medians are shown."""
+    """How often everything is measured; medians are shown."""
 
     cores: int | None = None
     """Actors and bare loops at once; by default as many as this machine has cores."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow, where the model comes from its registry."""
+    """MLflow, for a model from its registry."""
 
     def __post_init__(self) -> None:
         if not self.videos:

@@ -1,4 +1,4 @@
-"""Benchmark of the training step on a batch that lies on its device: the ceiling of every training run."""
+"""Benchmark of the training step on a batch that is on the device: the upper bound of a training run's speed."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ _PROFILED_ROWS = 25
 
 @dataclass(frozen=True, kw_only=True)
 class StepSpeed:
-    """Speed of training steps of one way."""
+    """Speed and memory of training steps of one way."""
 
     way: StepWay
     device: str
     precision: str
     seconds: float
-    """Median of a step."""
+    """Median time of a step."""
     samples_per_second: float
     teraflops_per_second: float
-    """Of forward and backward, a multiply and an add counted as two; less a sample where towers are frozen."""
+    """Of forward and backward, counting a multiply-add as two operations; frozen towers need fewer per sample."""
     matrix_rate_share: float
-    """Of the device's rate of large matrix products in the same precision."""
+    """Share of the device's rate of large matrix products in the same precision."""
     peak_gigabytes: float
-    """Most memory held, in 1e9 bytes: of the GPU, or of the process."""
+    """Peak memory in 1e9 bytes, of the GPU or of the process."""
     loss: float
     """Of the last step."""
     kernels: str
-    """Table of the largest kernels; empty unless it was asked for."""
+    """Table of the slowest kernels; empty unless requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepFailure:
-    """A way that could not be measured, as where its memory does not suffice."""
+    """A way that could not be measured, for example for lack of memory."""
 
     way: StepWay
     reason: str
 
 
 def benchmark_step(config: BenchmarkStepConfig) -> Iterator[StepSpeed | StepFailure]:
-    """Time whole training steps (normalise, forward, backward, update), each way in a process of its own.
+    """Time complete training steps (normalise, forward, backward, update), each way in a process of its own.
 
-    In one process the memory of one way would count in the next one's.
+    In one process the peak memory of a way would include that of the ways before it.
 
     Raises:
-        ConfigError: the settings fit neither each other nor frames of this size.
+        ConfigError: the settings contradict each other or the size of frames.
     """
     on_gpu = torch.cuda.is_available()
     for way in config.ways or default_ways(config.model, on_gpu=on_gpu):
@@ -83,29 +83,29 @@ def benchmark_step(config: BenchmarkStepConfig) -> Iterator[StepSpeed | StepFail
                 speed = pool.submit(_measure, config, way, flops).result()
             except TwoStreamError:
                 raise
-            except Exception as error:  # noqa: BLE001  (out of memory, killed, not compilable: the others may go)
+            except Exception as error:  # noqa: BLE001  (out of memory, killed, not compilable: the other ways may work)
                 yield StepFailure(way=way, reason=" ".join(f"{type(error).__name__}: {error}".split())[:200])
             else:
                 yield speed
 
 
 def default_ways(model: ModelConfig, *, on_gpu: bool) -> tuple[StepWay, ...]:
-    """All ways of a GPU; on a CPU, where layout and compilation are no gain, those that take seconds."""
+    """All ways on a GPU; on a CPU, where layout and compilation gain nothing, eager and frozen."""
     ways: tuple[StepWay, ...] = ("eager", "channels_last", "compiled", "frozen") if on_gpu else ("eager", "frozen")
     return tuple(way for way in ways if way != "frozen" or model.architecture == "fused")
 
 
 def model_of(config: BenchmarkStepConfig, way: StepWay) -> ModelConfig:
-    """The network of a way: frozen, the towers learn above the first fusion layer only.
+    """The network of a way; for `frozen` its towers are trained only above the first fusion layer.
 
     Raises:
-        ConfigError: `frozen` was wanted of a network without fusion layers.
+        ConfigError: `frozen` was requested of a network without fusion layers.
     """
     return replace(config.model, freeze_below_fusion=True) if way == "frozen" else config.model
 
 
 def _measure(config: BenchmarkStepConfig, way: StepWay, flops: float) -> StepSpeed:
-    """One way's numbers; `flops` are those of a sample."""
+    """Measure one way; `flops` is the number of floating-point operations per sample."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     compiles = way == "compiled" or (way == "frozen" and on_gpu and no_compiler(device) is None)
@@ -134,7 +134,7 @@ def _measure(config: BenchmarkStepConfig, way: StepWay, flops: float) -> StepSpe
         torch.cuda.reset_peak_memory_stats()
     times, outcomes = zip(*(timed(warm_up + step) for step in range(config.steps)), strict=True)
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    # Twice, as other processes may have had the cores at one time.
+    # Measured twice, as other processes may have used the cores the first time.
     rates.append(matrix_rate(device, precision=learn.precision))
     seconds = statistics.median(times)
     rate = flops * config.batch / seconds
@@ -153,7 +153,7 @@ def _measure(config: BenchmarkStepConfig, way: StepWay, flops: float) -> StepSpe
 
 
 def random_batch(config: BenchmarkStepConfig) -> Batch:
-    """Noise under random labels."""
+    """A batch of uniform noise with random labels."""
     rng = np.random.default_rng(0)
     shape, size = (config.batch, config.num_snippets), (config.size_px, config.size_px)
     return Batch(
@@ -167,7 +167,7 @@ def random_batch(config: BenchmarkStepConfig) -> Batch:
 
 
 def _kernels(learn: TrainingStep, batch: DeviceBatch) -> str:
-    """The largest kernels of a few steps, by torch's profiler."""
+    """Table of the slowest kernels of a few steps, by torch's profiler."""
     on_gpu = learn.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:

@@ -1,4 +1,4 @@
-"""Benchmark of training: what Ray Train and reading shards cost beside the same steps in a bare process group."""
+"""Training benchmark: overhead of Ray Train and of reading shards over the same steps in a bare process group."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from twostream_ray.training.recipe import build_optimiser
 from twostream_ray.training.settings import Precision
 from twostream_ray.training.step import TrainingStep
 
-_PATIENCE_S = 1800.0
+_TIMEOUT_S = 1800.0
 _WARM_UP = 2
 
 Source = Literal["memory", "shards"]
 Progress = Callable[[int, int], None]
-"""Called with (runs done, runs in all)."""
+"""Called with (measurements done, measurements in all)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpeed:
-    """Speed of one way of training: medians over rounds."""
+    """Throughput of one way of training: medians over rounds."""
 
     name: str
     samples_per_second: float
-    """Of all workers together."""
+    """Sum over workers."""
     step_s: float
-    """Seconds a step, of which:"""
+    """Seconds per step, of which:"""
     data_wait_s: float
     """waiting for a batch,"""
     forward_s: float
@@ -60,31 +60,31 @@ class TrainSpeed:
     backward_s: float
     """backward without other workers,"""
     all_reduce_s: float
-    """what sharing the gradients adds to backward,"""
+    """what exchanging gradients adds to backward,"""
     update_s: float
     """optimiser."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBenchmark:
-    """All ways, and how near the first is to the device's peak."""
+    """Speed of all ways, and the bare loop's floating-point rate compared with the device's."""
 
     speeds: list[TrainSpeed]
     device: str
     teraflops_per_second: float
-    """Of a worker's forward and backward in the bare loop, a multiply and an add counted as two."""
+    """Of a worker's forward and backward in the bare loop, counting a multiply-add as two operations."""
     limit_teraflops_per_second: float
     """Of large matrix products on the same device in the same precision."""
     left_out: str | None
-    """A way that this machine cannot go, and why."""
+    """The way that this machine does not support, and why."""
 
 
 def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None = None) -> TrainBenchmark:
-    """Measure every way in rounds one after the other, so that a noisy machine is noisy for all.
+    """Measure every way, one after the other in each round, so that noise affects all alike.
 
     Raises:
         ShardError: the shards are missing or damaged.
-        ConfigError: global batch, lanes and workers do not go together.
+        ConfigError: global batch, lanes, workers and clips do not fit together.
     """
     shard_set = open_shards(config.data.shards)
     config = replace(config, data=replace(config.data, shards=shard_set.uri))
@@ -109,7 +109,7 @@ def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None =
     with ray_session():
         for turn in range(config.rounds):
             for number, (name, way) in enumerate(ways.items()):
-                taken[name].append(_together(way()))
+                taken[name].append(_over_workers(way()))
                 if progress is not None:
                     progress(turn * len(ways) + number + 1, config.rounds * len(ways))
     speeds = [
@@ -118,15 +118,15 @@ def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None =
     ]
     return TrainBenchmark(
         speeds=speeds,
-        device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU, 1 thread a worker",
+        device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU, 1 thread per worker",
         teraflops_per_second=_flops_per_sample(config) * speeds[0].samples_per_second / workers / 1e12,
         limit_teraflops_per_second=_matrix_rate(config, device) / 1e12,
         left_out=None if fault is None else f"decode_at device was left out: {fault}",
     )
 
 
-def _together(by_worker: list[dict[str, float]]) -> dict[str, float]:
-    """One run's numbers: samples of all workers over the slowest's time, phases as their means."""
+def _over_workers(by_worker: list[dict[str, float]]) -> dict[str, float]:
+    """A measurement over all workers: all samples divided by the slowest worker's time, and mean phases."""
     seconds = max(worker["seconds"] for worker in by_worker)
     phases = ("data_wait_s", "forward_s", "backward_s", "all_reduce_s", "update_s")
     return {
@@ -137,7 +137,7 @@ def _together(by_worker: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _bare(config: BenchmarkTrainConfig, *, workers: int) -> list[dict[str, float]]:
-    """Plain processes in a process group, as torchrun starts them."""
+    """Measure plain processes in a process group, started as by torchrun."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +193,7 @@ def _in_ray(config: BenchmarkTrainConfig, source: Source, *, workers: int) -> li
     results: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
     gpus = torch.cuda.is_available()
     share = {"CPU": ray.cluster_resources()["CPU"] / 2 / workers, **({"GPU": 1.0} if gpus else {})}
-    require_room([share] * workers, what="the workers of the benchmark", way_out="ask for fewer workers")
+    require_room([share] * workers, what="the workers of the benchmark", way_out="lower num_workers")
     with tempfile.TemporaryDirectory() as folder:
         TorchTrainer(
             run,
@@ -203,12 +203,12 @@ def _in_ray(config: BenchmarkTrainConfig, source: Source, *, workers: int) -> li
                 use_gpu=gpus,
                 resources_per_worker=share,
             ),
-            torch_config=process_group_config(timeout_s=_PATIENCE_S),
+            torch_config=process_group_config(timeout_s=_TIMEOUT_S),
             run_config=ray.train.RunConfig(name="benchmark", storage_path=folder),
         ).fit()
     made: list[dict[str, float]] = ray.get(results.take.remote())
     if len(made) != workers:
-        raise TrainingError(f"numbers of {workers} workers were wanted, got {len(made)}: look at Ray's logs")
+        raise TrainingError(f"measurements of {workers} workers were wanted, got {len(made)}: look at Ray's logs")
     return made
 
 
@@ -251,7 +251,7 @@ def _measure(
         batch = next(stream)
         waited += time.perf_counter() - asked
         samples += float(batch.weights.sum())
-        # Phases are timed on the CPU alone, where nothing runs on behind our back.
+        # Phases of measured steps are timed on a CPU only: on a GPU timing them would synchronise.
         (parts if device.type == "cpu" and number >= _WARM_UP else whole)(batch, epoch=0, step=number, num_steps=10**6)
     _wait_for_all(device)
     total = time.perf_counter() - started
@@ -298,12 +298,12 @@ def _batches(
     device: torch.device,
     network_needs: tuple[bool, bool],
 ) -> Iterator[Batch]:
-    """Batches without end; only whole ones, so that every way makes the same steps."""
+    """Endless batches, only full ones, so that every way makes the same steps."""
     shard_set = open_shards(config.data.shards)
     clips = len(shard_set.split(config.data.split_to_train))
     whole_steps = clips // config.training.global_batch
     passes = 1 if source == "memory" else -(-(_WARM_UP + config.steps) // whole_steps)
-    # What is kept in memory is decoded once.
+    # Batches kept in memory are decoded once.
     choice = choose_decode_at(config.data, device, want_flow=network_needs[1])
     loader = SnippetLoader(
         shard_set,

@@ -1,1 +1,1 @@
-"""Preflight diagnosis of a cluster: whether a recipe can train on it, how fast, and what its bottleneck is."""
+"""Cluster diagnostics: whether a recipe can train on a Ray cluster, how fast, and what the bottleneck is."""

@@ -1,6 +1,6 @@
-"""Health checks of a cluster: pure functions from facts about its nodes to what is right, doubtful or wrong with them.
+"""Health checks of a cluster: pure functions from facts about its nodes to checks with a status.
 
-Each finding says what was wanted, what was found, on which node, and the way out.
+Each says what was found, on which node, and how to fix it.
 """
 
 from __future__ import annotations
@@ -13,60 +13,60 @@ from typing import Literal
 from twostream_ray.runs.doctor.facts import PACKAGES, NodeFacts
 
 Status = Literal["ok", "doubtful", "wrong", "unknown"]
-"""wrong: training cannot work; doubtful: it works, but worse or less safely; unknown: nobody could look."""
+"""wrong: training cannot work; doubtful: it works, but worse or less safely; unknown: it could not be checked."""
 
 LEAST_DRIVERS = {12: (525,), 13: (580,)}
-"""CUDA's major version -> the oldest NVIDIA driver that runs all of its minor ones (CUDA compatibility, table 2)."""
+"""CUDA major version -> the oldest NVIDIA driver that runs all of its minor versions (CUDA compatibility, table 2)."""
 
 _LEAST_OPEN_FILES, _GOOD_OPEN_FILES = 256, 4096
 _DOUBTFUL_SKEW_S, _WRONG_SKEW_S = 2.0, 60.0
-"""Leases are renewed within a minute; signatures of S3 hold for 15."""
+"""Leases are renewed within a minute; S3 accepts signatures for 15 minutes."""
 _LEAST_TEMPORARY_BYTES, _GOOD_TEMPORARY_BYTES = 1 << 30, 10 << 30
 _LEAST_SHM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One finding."""
+    """Result of one health check."""
 
     name: str
-    """What was looked at."""
+    """What was checked."""
     status: Status
     found: str
-    """What is there, in words."""
+    """What was found, in words."""
     node: str = ""
-    """Where; empty: it concerns the cluster."""
+    """Host name; empty for a check of the whole cluster."""
     way_out: str = ""
-    """What to do where it is not right."""
+    """How to fix it if it is not ok."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What the training wants of its nodes."""
+    """What the training needs of its nodes."""
 
     python: str
-    """Python's version on the asking machine."""
+    """Python's version on the machine that runs the doctor."""
     versions: dict[str, str]
-    """Of packages there."""
+    """Versions of packages on that machine."""
     shared: bool
-    """Whether the cluster is one that others may reach, not this run's own."""
+    """Whether it is a shared cluster, which others can reach, not this process's private one."""
     cache_bytes: float = 0.0
-    """Largest size of data.cache; 0: there is none."""
+    """Largest size of data.cache; 0 without a cache."""
     decodes_on_gpu: bool = True
-    """Whether flow would be decoded by a GPU that can."""
+    """Whether flow is to be decoded on a GPU that can."""
     compiles: bool = True
-    """Whether the network would be compiled on a GPU."""
+    """Whether the network is to be compiled on a GPU."""
 
 
 def worst(checks: Sequence[Check]) -> int:
-    """The exit code: 0 all right, 1 something is doubtful, 2 something is wrong."""
+    """The exit code: 0 if all is ok, 1 if something is doubtful, 2 if something is wrong."""
     statuses = {check.status for check in checks}
     return 2 if "wrong" in statuses else 1 if "doubtful" in statuses else 0
 
 
 def checks_of_nodes(facts: Sequence[NodeFacts], wanted: Wanted) -> list[Check]:
-    """What each node's facts say, and what they say together."""
-    found = [check for one in facts for look in _OF_A_NODE for check in look(one, wanted)]
+    """Checks of each node, and of all nodes together."""
+    found = [check for one in facts for check_node in _OF_A_NODE for check in check_node(one, wanted)]
     return [*found, *_gpus_together(facts), *_any_node(facts)]
 
 
@@ -105,14 +105,14 @@ def _driver(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:  # noqa: ARG00
                 name="GPU driver",
                 node=facts.node,
                 status="wrong",
-                found=f"Ray counts {facts.ray_gpus} GPUs, NVIDIA's driver does not answer",
+                found=f"Ray counts {facts.ray_gpus} GPUs, but NVIDIA's driver does not answer",
                 way_out="install the driver, and start the container with --gpus all and the capability `utility`",
             )
         return
     if facts.torch_cuda is None:
         status: Status = "wrong" if facts.ray_gpus else "doubtful"
         found = f"driver {facts.driver}, torch {facts.versions.get('torch', '')} is built for CPUs"
-        way_out = "install PyPI's torch, which brings CUDA: the GPUs of this node train nothing"
+        way_out = "install PyPI's torch, which includes CUDA: the GPUs of this node are not used"
     else:
         newest, wants = facts.driver_cuda or (0, 0), tuple(map(int, facts.torch_cuda.split(".")[:2]))
         status = "ok" if newest[0] >= wants[0] else "wrong"
@@ -132,15 +132,15 @@ def _gpus(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:  # noqa: ARG001
     status: Status = "wrong" if fault or facts.ray_gpus > len(facts.gpus) else "ok" if counted else "doubtful"
     if status == "ok" and facts.accelerator is None:
         status = "unknown"
-        kinds += ", all in use: not looked at"
+        kinds += ", all in use: not checked"
     yield Check(
         name="GPUs",
         node=facts.node,
         status=status,
         found=f"{kinds}{'' if counted else f', Ray counts {facts.ray_gpus}'}{f': {fault}' if fault else ''}",
-        way_out="start Ray with --num-gpus, or see to the GPU (nvidia-smi, dmesg)"
+        way_out="start Ray with --num-gpus, or check the GPU (nvidia-smi, dmesg)"
         if status != "unknown"
-        else "ask again when they are free",
+        else "run the doctor again when they are free",
     )
 
 
@@ -148,7 +148,7 @@ def _video(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:
     if not facts.gpus:
         return
     fault = None if facts.accelerator is None else facts.accelerator.jpeg_fault
-    engines = f"JPEG on the GPU: {'not looked at' if facts.accelerator is None else fault or 'works'}"
+    engines = f"JPEG on the GPU: {'not checked' if facts.accelerator is None else fault or 'works'}"
     library = "the driver's video decoder can be loaded" if facts.video_library else "no libnvcuvid.so.1"
     yield Check(
         name="video capability",
@@ -161,7 +161,7 @@ def _video(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:
         if facts.video_library
         else "doubtful",
         found=f"{library}; {engines}",
-        way_out="set NVIDIA_DRIVER_CAPABILITIES=compute,utility,video in the image: CPUs decode flow until then",
+        way_out="set NVIDIA_DRIVER_CAPABILITIES=compute,utility,video in the image: until then CPUs decode flow",
     )
 
 
@@ -187,7 +187,7 @@ def _shared_memory(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:  # noqa
         node=facts.node,
         status="doubtful" if small or facts.shm_bytes < _LEAST_SHM_BYTES else "ok",
         found=f"{gib(facts.shm_bytes)}, Ray's object store {gib(facts.object_store_bytes)}",
-        way_out="raise it (docker --shm-size, in Kubernetes an emptyDir with medium Memory): Ray's store is on disk",
+        way_out="raise it (docker --shm-size, in Kubernetes an emptyDir with medium Memory), or Ray's store is on disk",
     )
 
 
@@ -200,8 +200,8 @@ def _limits(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:  # noqa: ARG00
         name="open files",
         node=facts.node,
         status=status,
-        found="unlimited" if files is None else f"{files:,} a process",
-        way_out="`ulimit -n 65536` before Ray starts on the node: it opens a socket for every process it talks to",
+        found="unlimited" if files is None else f"{files:,} per process",
+        way_out="run `ulimit -n 65536` before Ray starts on the node: it opens a socket for every process it talks to",
     )
 
 
@@ -212,7 +212,7 @@ def _disks(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:
         node=facts.node,
         status="wrong" if free < _LEAST_TEMPORARY_BYTES else "doubtful" if free < _GOOD_TEMPORARY_BYTES else "ok",
         found=f"{gib(free)} free",
-        way_out="make room, or let TMPDIR name a larger disk: checkpoints are written there first, and Ray spills",
+        way_out="make room, or set TMPDIR to a larger disk: checkpoints are written there first, and Ray spills there",
     )
     if facts.cache_free_bytes is not None and wanted.cache_bytes:
         fits = facts.cache_free_bytes >= wanted.cache_bytes
@@ -221,7 +221,7 @@ def _disks(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:
             node=facts.node,
             status="ok" if fits else "doubtful",
             found=f"{gib(facts.cache_free_bytes)} free, it may take {gib(wanted.cache_bytes)}",
-            way_out="lower data.cache_gb, or name a larger disk: a full one ends the training",
+            way_out="lower data.cache_gb, or choose a larger disk: what does not fit is read from the store each epoch",
         )
 
 
@@ -231,8 +231,8 @@ def _clock(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:  # noqa: ARG001
         name="clock",
         node=facts.node,
         status="wrong" if surely > _WRONG_SKEW_S else "doubtful" if surely > _DOUBTFUL_SKEW_S else "ok",
-        found=f"{facts.clock_skew_s:+.3f} s (to {facts.clock_error_s:.3f} s) beside this machine's",
-        way_out="run chrony or ntpd on the node: leases and S3's signatures go by the time",
+        found=f"{facts.clock_skew_s:+.3f} s (to {facts.clock_error_s:.3f} s) from this machine's",
+        way_out="run chrony or ntpd on the node: leases and S3's signatures depend on the time",
     )
 
 
@@ -248,20 +248,22 @@ def _store(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:  # noqa: ARG001
         node=facts.node,
         status="wrong" if store.fault else "ok",
         found=store.fault or rate,
-        way_out="see that this node reaches data.shards: mounts, AWS_ENDPOINT_URL, credentials, security groups",
+        way_out="make data.shards reachable from this node: mounts, AWS_ENDPOINT_URL, credentials, security groups",
     )
 
 
 def _storage(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:  # noqa: ARG001
     if facts.storage_fault is None and facts.sees_storage is None:
         return
-    found = facts.storage_fault or ("can be written" if facts.sees_storage else "is another directory there, or none")
+    found = facts.storage_fault or (
+        "can be written" if facts.sees_storage else "does not see the file that this machine wrote"
+    )
     yield Check(
         name="storage",
         node=facts.node,
         status="ok" if facts.storage_fault is None and facts.sees_storage else "wrong",
         found=found,
-        way_out="let --storage name s3://BUCKET/PREFIX or a directory that all nodes share, with the right to write",
+        way_out="set --storage to s3://BUCKET/PREFIX or to a directory that all nodes share and may write",
     )
 
 
@@ -273,7 +275,7 @@ def _token(facts: NodeFacts, wanted: Wanted) -> Iterator[Check]:
         node=facts.node,
         status="ok" if facts.auth_mode == "token" else "doubtful",
         found=f"RAY_AUTH_MODE={facts.auth_mode}" if facts.auth_mode else "RAY_AUTH_MODE is not set",
-        way_out="start Ray with RAY_AUTH_MODE=token: whoever reaches its ports can run code on the cluster",
+        way_out="start Ray with RAY_AUTH_MODE=token: anyone who reaches its ports can run code on the cluster",
     )
 
 
@@ -286,7 +288,7 @@ def _gpus_together(facts: Sequence[NodeFacts]) -> Iterator[Check]:
         name="NCCL",
         status="ok" if len(nccl) == 1 and None not in nccl else "wrong",
         found=", ".join(sorted(str(version or "missing") for version in nccl)),
-        way_out="give all GPU nodes one image: workers with other versions of NCCL wait for each other for ever",
+        way_out="give all GPU nodes one image: workers with different versions of NCCL wait for each other forever",
     )
     devices = Counter(name for one in facts for name in one.gpus)
     if len(devices) > 1:
@@ -300,11 +302,11 @@ def _gpus_together(facts: Sequence[NodeFacts]) -> Iterator[Check]:
 
 def _any_node(facts: Sequence[NodeFacts]) -> Iterator[Check]:
     if not facts:
-        yield Check(name="nodes", status="wrong", found="the cluster has none", way_out="start Ray on some")
+        yield Check(name="nodes", status="wrong", found="the cluster has none", way_out="start Ray on a node")
 
 
 def gib(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes as text, as in "1.5 GiB"."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 

@@ -1,4 +1,4 @@
-"""Diagnosis of a cluster for one training: every check, and with shards its memory, its speed and its bottleneck."""
+"""Cluster diagnosis for one training: all health checks and, given shards, memory, speed and bottleneck."""
 
 from __future__ import annotations
 
@@ -36,60 +36,60 @@ if TYPE_CHECKING:
     from twostream_ray.runs.doctor.stages import Prediction
 
 Progress = Callable[[str], None]
-"""Called with what is looked at now."""
+"""Called with the name of the part that is checked next."""
 
-_MARK = ".doctor-mark"
+_PROBE_FILE = ".doctor-mark"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What was found."""
+    """Results of all checks and measurements."""
 
     checks: list[Check] = field(default_factory=list)
     nodes: list[NodeFacts] = field(default_factory=list)
     measured: Measured | None = None
-    """None where speed was not asked for, or could not be measured."""
+    """None if speed was not requested, or could not be measured."""
     prediction: Prediction | None = None
 
 
 def diagnose(config: DoctorConfig, *, progress: Progress | None = None) -> Diagnosis:
-    """Look at the settings, at MLflow, and at every node of the cluster; what is wrong is a check, no error.
+    """Check the settings, MLflow and every node of the cluster; a fault is a `Check`, not an exception.
 
     Raises:
-        ClusterError: there is no cluster at the address, or none can be started here.
+        ClusterError: there is no cluster at the address, or none can be started on this machine.
     """
-    say = progress or (lambda _: None)
-    say("settings and shards")
+    report_progress = progress or (lambda _: None)
+    report_progress("settings and shards")
     checks: list[Check] = []
     if config.data.shards:
         config = with_absolute_uris(config)
     shard_set = _shard_set(config, checks)
-    say("MLflow")
+    report_progress("MLflow")
     checks.append(_mlflow(config))
     address = {} if config.address is None else {"RAY_ADDRESS": config.address}
-    with environment(address), _quiet(), ray_session():
-        say("nodes")
-        nodes = _look_at_nodes(config, shard_set, checks)
+    with environment(address), _without_retry_warnings(), ray_session():
+        report_progress("nodes")
+        nodes = _check_nodes(config, shard_set, checks)
         if shard_set is None:
             return Diagnosis(checks=checks, nodes=nodes)
-        say("memory")
+        report_progress("memory")
         checks.append(memory_check(config, shard_set, nodes))
         if not config.speed or worst(checks) == 2:
             return Diagnosis(checks=checks, nodes=nodes)
-        return _with_speed(config, shard_set, Diagnosis(checks=checks, nodes=nodes), say)
+        return _with_speed(config, shard_set, Diagnosis(checks=checks, nodes=nodes), report_progress)
 
 
-def _with_speed(config: DoctorConfig, shard_set: ShardSet, found: Diagnosis, say: Progress) -> Diagnosis:
+def _with_speed(config: DoctorConfig, shard_set: ShardSet, found: Diagnosis, report_progress: Progress) -> Diagnosis:
     from twostream_ray.runs.doctor.measurement import measure
     from twostream_ray.runs.doctor.stages import predict
 
     try:
-        measured = measure(config, shard_set, seconds=config.probe_seconds, say=say)
+        measured = measure(config, shard_set, seconds=config.probe_seconds, report_progress=report_progress)
     except Exception as error:
         own = own_error(error)
         if own is None and not type(error).__module__.startswith("ray."):
             raise
-        # A worker that has died or run out of memory would do so in the training.
+        # A worker that died or ran out of memory would do so in the training too.
         status: Status = "unknown" if isinstance(own, ClusterError) else "wrong"
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         found.checks.append(Check(name="speed", status=status, found=str(own) if own else redact(one_line(last))))
@@ -107,8 +107,8 @@ def _with_speed(config: DoctorConfig, shard_set: ShardSet, found: Diagnosis, say
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the lines about stores that are tried again: the check says what became of it."""
+def _without_retry_warnings() -> Iterator[None]:
+    """Silence warnings about retries of a store: the check reports the result."""
     log = logging.getLogger("twostream_ray.storage")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -119,12 +119,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _shard_set(config: DoctorConfig, checks: list[Check]) -> ShardSet | None:
-    """The shards, if there are any and they are whole; everything wrong with the settings becomes a check."""
+    """The shard set if it and the settings are valid; adds their checks."""
     if not config.data.shards:
         return None
     shard_set: ShardSet | None = None
 
-    def opened() -> str:
+    def open_shard_set() -> str:
         nonlocal shard_set
         shard_set = open_shards(config.data.shards)
         require_splits(config, shard_set, SPLITS)
@@ -132,19 +132,19 @@ def _shard_set(config: DoctorConfig, checks: list[Check]) -> ShardSet | None:
         size = sum(shard_set.shard_bytes) / 1e9
         return f"{len(shard_set.index):,} clips in {len(shard_set.shard_names):,} shards, {size:,.2f} GB"
 
-    def settled() -> str:
+    def check_settings() -> str:
         require_lanes(config, workers=fewest_workers(config))
         require_weights(config.model)
         return f"batches of {config.training.global_batch} clips over {config.data.lanes} lanes"
 
-    checks += [_checked("shard set", opened), _checked("settings", settled)]
+    checks += [_check("shard set", open_shard_set), _check("settings", check_settings)]
     return None if any(check.status == "wrong" for check in checks) else shard_set
 
 
-def _checked(name: str, look: Callable[[], str]) -> Check:
-    """What `look` found, or the error that it met, whose message says the way out."""
+def _check(name: str, inspect: Callable[[], str]) -> Check:
+    """A check with what `inspect` returns, or with the message of the error that it raises."""
     try:
-        return Check(name=name, status="ok", found=look())
+        return Check(name=name, status="ok", found=inspect())
     except TwoStreamError as error:
         return Check(name=name, status="wrong", found=str(error))
     except OSError as error:
@@ -157,23 +157,23 @@ def _mlflow(config: DoctorConfig) -> Check:
         config.tracking.require_usable()
         seconds = tracking.answer_seconds(config.tracking)
     except TwoStreamError as error:
-        # Training goes on without it: what is logged is kept, and delivered later.
+        # Training continues without it: what is logged is kept in the outbox, and delivered later.
         return Check(
             name="MLflow",
             status="doubtful",
             found=str(error),
-            way_out="see to the server; a training goes on without it, and `twostream track replay` delivers later",
+            way_out="check the server; training continues without it, and `twostream track replay` delivers later",
         )
     waited = "a file" if seconds is None else f"answers in {1000 * seconds:,.0f} ms"
     return Check(name="MLflow", status="ok", found=f"{uri}, {waited}")
 
 
-def _look_at_nodes(config: DoctorConfig, shard_set: ShardSet | None, checks: list[Check]) -> list[NodeFacts]:
+def _check_nodes(config: DoctorConfig, shard_set: ShardSet | None, checks: list[Check]) -> list[NodeFacts]:
     largest = ""
     if shard_set is not None and shard_set.shard_names:
         largest = shard_set.shard_names[shard_set.shard_bytes.index(max(shard_set.shard_bytes))]
     root = storage.absolute(config.storage)
-    with _marked(root) if config.data.shards else nullcontext(None) as mark:
+    with _probe_file(root) if config.data.shards else nullcontext(None) as mark:
         questions = Questions(
             shards=config.data.shards,
             shard=largest,
@@ -183,10 +183,10 @@ def _look_at_nodes(config: DoctorConfig, shard_set: ShardSet | None, checks: lis
         )
         nodes, silent = facts_of_nodes(questions)
     if isinstance(mark, TwoStreamError):
-        way_out = "let --storage name a place that can be written"
+        way_out = "set --storage to a directory or prefix that can be written"
         checks.append(Check(name="storage", status="wrong", found=str(mark), way_out=way_out))
     checks += [
-        Check(name="node", node=name, status="wrong", found="does not answer", way_out="see to it, or take it away")
+        Check(name="node", node=name, status="wrong", found="does not answer", way_out="restart or remove it")
         for name in silent
     ]
     wanted = Wanted(
@@ -202,9 +202,9 @@ def _look_at_nodes(config: DoctorConfig, shard_set: ShardSet | None, checks: lis
 
 
 @contextmanager
-def _marked(root: str) -> Iterator[str | TwoStreamError]:
-    """A file where checkpoints go, for the nodes to find; or why there can be none. Nothing is left behind."""
-    path = storage.join(root, _MARK)
+def _probe_file(root: str) -> Iterator[str | TwoStreamError]:
+    """A file beside the checkpoints for the nodes to look for, deleted at the end; or why it cannot be written."""
+    path = storage.join(root, _PROBE_FILE)
     made = [one for one in (Path(root), *Path(root).parents) if not one.exists()] if not storage.is_s3(root) else []
     try:
         storage.write_bytes(path, b"written by `twostream doctor`, which removes it")
@@ -217,5 +217,5 @@ def _marked(root: str) -> Iterator[str | TwoStreamError]:
         with suppress(TwoStreamError):
             storage.delete(path)
         for folder in made:
-            with suppress(OSError):  # somebody has put something there
+            with suppress(OSError):  # another process has put a file there
                 folder.rmdir()

@@ -1,6 +1,6 @@
-"""Facts about a node: versions, drivers, limits, disks and its way to the store, gathered by a process on it.
+"""Facts about a Ray node: versions, drivers, limits, disks and access to the store, gathered by a process on it.
 
-Nothing is judged here, and nothing raises: what cannot be found out is None, or a fault in words.
+They are judged elsewhere (`checks`), and nothing raises: what cannot be found out is None, or a fault in words.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ from twostream_ray.errors import TwoStreamError
 from twostream_ray.redaction import one_line, redact
 
 PACKAGES = ("twostream_ray", "ray", "torch", "pyarrow", "av", "opencv-contrib-python-headless")
-"""Whose versions must be the same everywhere, by their names as distributions."""
+"""Distributions whose versions must be the same on all nodes."""
 
 _READ_BYTES = 32 << 20
-"""Of a shard, to measure a store's rate."""
+"""Bytes of a shard that are read to measure a store's rate."""
 _SHM = Path("/dev/shm")  # noqa: S108
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFacts:
-    """A node's way to the shards."""
+    """A node's access to the shards."""
 
     uri: str
     fault: str | None = None
-    """Why it cannot read there."""
+    """Why it cannot read them."""
     first_byte_s: float | None = None
     """Seconds from a request to its first byte."""
     bytes_per_second: float | None = None
-    """Of one large request."""
+    """Rate of one large request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """What a process on a node found out."""
+    """What a process found out about its node."""
 
     node: str
     """Its host name."""
     python: str
     versions: Mapping[str, str]
-    """Of `PACKAGES` that are installed."""
+    """Versions of the installed ones of `PACKAGES`."""
     torch_cuda: str | None = None
-    """CUDA that torch is built for."""
+    """CUDA version that torch is built for."""
     driver: str | None = None
-    """NVIDIA's driver; None where there is none."""
+    """Version of NVIDIA's driver; None without one."""
     driver_cuda: tuple[int, int] | None = None
-    """The newest CUDA that it runs."""
+    """The newest CUDA version that it supports."""
     gpus: tuple[str, ...] = ()
     """Names of the GPUs that the driver lists."""
     gpu_bytes: int | None = None
@@ -69,41 +69,41 @@ class NodeFacts:
     video_library: bool | None = None
     """Whether the driver's video decoder can be loaded, as with the container capability `video`; None without GPUs."""
     cpus: int = 1
-    """That a process may run on."""
+    """CPUs that a process may run on."""
     ray_cpus: float = 1.0
-    """That Ray counts on the node."""
+    """CPUs that Ray counts on the node."""
     memory_bytes: int = 0
     shm_bytes: int | None = None
-    """Size of /dev/shm; None where there is none."""
+    """Size of /dev/shm; None without one."""
     object_store_bytes: int = 0
-    """Of Ray's object store on the node."""
+    """Size of Ray's object store on the node."""
     open_files: int | None = None
-    """Limit of a process; None: unlimited."""
+    """Limit of a process; None if unlimited."""
     temporary_free_bytes: int = 0
-    """Left on the disk of temporary files."""
+    """Free on the disk of temporary files."""
     cache_free_bytes: int | None = None
-    """Left on the disk of data.cache; None where there is no cache."""
+    """Free on the disk of data.cache; None without a cache."""
     auth_mode: str = ""
-    """RAY_AUTH_MODE of its processes."""
+    """RAY_AUTH_MODE of the node's processes."""
     clock_skew_s: float = 0.0
-    """Its clock less this machine's."""
+    """The node's clock minus that of the machine that runs the doctor."""
     clock_error_s: float = 0.0
-    """How far off that may be: half the time that the question took."""
+    """Bound of the error of `clock_skew_s`: half the round-trip time."""
     store: StoreFacts | None = None
     storage_fault: str | None = None
-    """Why it cannot write where checkpoints go."""
+    """Why it cannot write checkpoints."""
     sees_storage: bool | None = None
-    """Whether a file that this machine wrote there is seen; None where nobody looked."""
+    """Whether it sees the probe file among the checkpoints; None if not checked."""
     accelerator: AcceleratorFacts | None = None
-    """What a process that holds a GPU of the node found; None where nobody could look."""
+    """What a process that holds a GPU of the node found; None if no GPU was free."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AcceleratorFacts:
-    """What torch finds on a GPU."""
+    """What torch can do on a GPU."""
 
     device: str
-    """Its name."""
+    """Name of the GPU."""
     fault: str | None = None
     """Why torch cannot compute on it."""
     nccl: str | None = None
@@ -116,24 +116,24 @@ class AcceleratorFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What a node is asked about."""
+    """What a node is asked to find out."""
 
     shards: str = ""
-    """Shard set to read from; empty: none."""
+    """URI of the shard set to read from; empty for none."""
     shard: str = ""
-    """A file of it that is large."""
+    """Name of a large shard of it."""
     storage: str | None = None
-    """Where checkpoints go; None: not looked at."""
+    """URI of the checkpoints; None if not to be checked."""
     mark: str = ""
-    """A file there that the asking machine has written."""
+    """URI of a probe file there that the doctor has written."""
     cache: str | None = None
     """Directory of data.cache."""
     resources: Mapping[str, float] = field(default_factory=dict)
-    """What Ray counts on the node."""
+    """Ray's resources of the node."""
 
 
 def node_facts(questions: Questions) -> NodeFacts:
-    """Everything about the node that this process runs on, but the clock and its GPUs' own view."""
+    """All facts about this process's node except the clock and what torch can do on its GPUs."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     resources = questions.resources
     driver, driver_cuda, gpus, gpu_bytes = _driver()
@@ -165,7 +165,7 @@ def node_facts(questions: Questions) -> NodeFacts:
 
 
 def versions() -> dict[str, str]:
-    """Versions of those of `PACKAGES` that are installed here."""
+    """Versions of the installed ones of `PACKAGES`."""
     found = {}
     for name in PACKAGES:
         try:
@@ -176,7 +176,7 @@ def versions() -> dict[str, str]:
 
 
 def accelerator_facts() -> AcceleratorFacts | None:
-    """What torch finds on the GPU that this process holds; None where it holds none."""
+    """What torch can do on the GPU that this process holds; None without one."""
     import torch
 
     if not os.environ.get("CUDA_VISIBLE_DEVICES") and not torch.cuda.is_available():
@@ -206,7 +206,7 @@ def _torch_cuda() -> str | None:
 
 
 def _driver() -> tuple[str | None, tuple[int, int] | None, tuple[str, ...], int | None]:
-    """Version, newest CUDA, GPUs' names and the smallest one's memory, by NVIDIA's management library."""
+    """Driver version, newest CUDA, names of the GPUs and memory of the smallest (bytes), from NVML."""
     import pynvml
 
     try:
@@ -235,9 +235,9 @@ def _video_library() -> bool:
 
 
 def _free_bytes(path: Path) -> int:
-    """Left on the disk where a directory is or would be."""
-    there = next(one for one in (path, *path.parents) if one.is_dir())
-    return shutil.disk_usage(there).free
+    """Free on the disk of a directory that may not exist yet."""
+    existing = next(one for one in (path, *path.parents) if one.is_dir())
+    return shutil.disk_usage(existing).free
 
 
 def _store(questions: Questions) -> StoreFacts:
@@ -254,12 +254,12 @@ def _store(questions: Questions) -> StoreFacts:
             seconds = time.perf_counter() - started
     except (TwoStreamError, OSError) as error:
         return StoreFacts(uri=uri, fault=redact(one_line(error)))
-    # What goes before a large request's first byte is counted apart.
+    # A large request's latency is counted separately.
     return StoreFacts(uri=uri, first_byte_s=first, bytes_per_second=got / max(seconds - first, 0.1 * seconds, 1e-9))
 
 
 def _storage(questions: Questions) -> tuple[str | None, bool | None]:
-    """Why checkpoints cannot be written here, and whether the asking machine's file is seen."""
+    """Why checkpoints cannot be written on this node, and whether it sees the doctor's probe file."""
     if questions.storage is None:
         return None, None
     mine = storage.join(questions.storage, f".doctor-{socket.gethostname()}-{os.getpid()}")

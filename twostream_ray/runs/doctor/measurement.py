@@ -1,4 +1,4 @@
-"""Measurement of a training's parts on a cluster: a worker's resources are taken once, and each part runs on them."""
+"""Throughput measurement of the stages of a training on a cluster, each by itself, with the training's resources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STEPS_TOGETHER = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The parts of a training, each by itself; rates are of all workers together."""
+    """Throughput of each stage by itself; rates are sums over all workers."""
 
     workers: int
     cpus: float
@@ -34,37 +34,39 @@ class Measured:
     global_batch: int
     device: str
     matrix_rate: float
-    """Of one worker's device, floating-point operations a second."""
+    """Floating-point operations per second of one worker's device in large matrix products."""
     reading: SampleRate
-    """By all tasks that read together."""
+    """Of all reading tasks together."""
     read_tasks: int
     stored_bytes: float
-    """Of a clip in the shards, both streams."""
+    """Mean bytes of a clip in the shards, both streams."""
     decoding: SampleRate
     decode_at: str
     decoders: int
-    """Processes or threads that decode, of all workers."""
+    """Decoding processes or threads of all workers."""
     transfer_bytes: float
-    """From host to device, a second, one worker; 0 where nothing is copied."""
+    """Bytes per second from host to device, one worker; 0 where nothing is copied."""
     sample_bytes: float
-    """Of a decoded sample."""
+    """Bytes of a decoded sample."""
     step: StepRate
-    """Of the slowest worker, without the others."""
+    """Of the slowest worker, without exchanging gradients."""
     together: StepRate | None
-    """The same with gradients shared; None for one worker."""
+    """The same with gradients exchanged; None for one worker."""
     all_reduce_s: float
-    """Sharing all gradients by itself; 0 for one worker."""
+    """Seconds of an all-reduce of all gradients; 0 for one worker."""
     gradient_bytes: float
     whole_rate: float = 0.0
-    """Samples a second of all workers' loaders and steps at once; 0 where a GPU steps, or nobody measured it."""
+    """Samples per second of all workers' loaders and steps at once; 0 with GPUs, or if not measured."""
 
 
-def measure(config: ExperimentConfig, shard_set: ShardSet, *, seconds: float, say: Callable[[str], None]) -> Measured:
-    """Measure every part with as many workers as the training would have; inside `ray_session`.
+def measure(
+    config: ExperimentConfig, shard_set: ShardSet, *, seconds: float, report_progress: Callable[[str], None]
+) -> Measured:
+    """Measure every stage with as many workers as the training would have; inside `ray_session`.
 
     Raises:
         ClusterError: the workers' resources are not free.
-        ConfigError: the settings make no network.
+        ConfigError: the settings make no valid network.
         ShardError, DecodeError: the shards are damaged.
     """
     import ray
@@ -78,21 +80,21 @@ def measure(config: ExperimentConfig, shard_set: ShardSet, *, seconds: float, sa
     share = {"CPU": cpus, **({"GPU": 1.0} if gpus else {})}
     needs = (network.needs_rgb, network.needs_flow)
     with _probes(config, package, shard_set, share=share, workers=workers, needs=needs) as probes:
-        say("reading")
+        report_progress("reading")
         plans = ray.get([probe.plan.remote() for probe in probes])
         reading, tasks = _read(ray, plans, seconds=seconds, decodes=False)
-        say("decoding")
+        report_progress("decoding")
         decoded = ray.get([probe.decode.remote(seconds) for probe in probes])
         if None in decoded:
             decoding, decoders = _read(ray, plans, seconds=seconds, decodes=True)
         else:
-            decoding, decoders = _added(decoded), sum(processes or 2 for *_, processes, _ in plans)
-        say("steps")
+            decoding, decoders = _sum_of(decoded), sum(processes or 2 for *_, processes, _ in plans)
+        report_progress("steps")
         device, rate = ray.get(probes[0].device.remote())
         step = _slowest(ray.get([probe.step.remote(seconds) for probe in probes]))
         whole = 0.0 if gpus else sum(ray.get([probe.pipeline.remote(seconds) for probe in probes]))
         transfer = min(ray.get([probe.transfer.remote(seconds) for probe in probes]))
-        say("all-reduce")
+        report_progress("all-reduce")
         together, all_reduce = _together(ray, probes) if workers > 1 else (None, 0.0)
     crop, sampling = config.data.transforms.crop_px, config.data.sampling
     channels = 3 * needs[0] + 2 * sampling.flow_length * needs[1]
@@ -124,7 +126,7 @@ def measure(config: ExperimentConfig, shard_set: ShardSet, *, seconds: float, sa
 def _probes(
     config: ExperimentConfig, package: Any, shard_set: ShardSet, *, share: dict[str, float], workers: int, needs: Any
 ) -> Iterator[list[Any]]:
-    """Actors with the workers' resources, placed as Ray Train would place them."""
+    """Actors with the workers' resources, placed as by Ray Train."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -133,8 +135,8 @@ def _probes(
     try:
         if not group.wait(_ROOM_S):
             raise ClusterError(
-                f"room for {workers} workers of {share} was wanted to measure speed, it is not free: ask again when "
-                "the cluster is, or leave it out with --speed false"
+                f"measuring speed needs room for {workers} workers of {share}, which is not free: run the doctor again "
+                "when the cluster is idle, or leave speed out with --speed false"
             )
         actor = ray.remote(WorkerProbe)
         for rank in range(workers):
@@ -152,18 +154,18 @@ def _probes(
 
 
 def _read(ray: Any, plans: list[Any], *, seconds: float, decodes: bool) -> tuple[SampleRate, int]:
-    """All workers' reading tasks at once, each over its own units."""
+    """All workers' reading tasks at once, each on its own units."""
     read = ray.remote(read_for).options(num_cpus=READING_CPUS)
     started = []
     for reader, units, tasks, _, _ in plans:
         shared = ray.put(reader)
         tasks = min(tasks, len(units))
         started += [read.remote(shared, units[number::tasks], seconds, decodes=decodes) for number in range(tasks)]
-    return _added(ray.get(started)), len(started)
+    return _sum_of(ray.get(started)), len(started)
 
 
-def _added(rates: list[SampleRate]) -> SampleRate:
-    """What several do together."""
+def _sum_of(rates: list[SampleRate]) -> SampleRate:
+    """The rate of several tasks together."""
     return SampleRate(
         samples_per_second=sum(rate.samples_per_second for rate in rates),
         cpu_seconds=statistics.mean(rate.cpu_seconds for rate in rates),
@@ -178,12 +180,12 @@ def _slowest(rates: list[StepRate]) -> StepRate:
 
 
 def _together(ray: Any, probes: list[Any]) -> tuple[StepRate, float]:
-    """Steps that share gradients, and sharing them by itself."""
+    """Steps that exchange gradients, and the seconds of an all-reduce by itself."""
     folder = private_folder()
     shared = folder is None
     init = ray.get(probes[0].free_address.remote()) if shared else f"file://{folder}/doctor-{uuid4().hex}"
-    ray.get([probe.meet.remote(init) for probe in probes])
+    ray.get([probe.join_process_group.remote(init) for probe in probes])
     all_reduce = max(ray.get([probe.all_reduce.remote(_STEPS_TOGETHER) for probe in probes]))
     together = _slowest(ray.get([probe.step_together.remote(_STEPS_TOGETHER) for probe in probes]))
-    ray.get([probe.end_group.remote() for probe in probes])
+    ray.get([probe.leave_process_group.remote() for probe in probes])
     return together, all_reduce

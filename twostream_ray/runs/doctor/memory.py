@@ -1,4 +1,4 @@
-"""Whether a training's step fits its devices' memory: judged by fake tensors, before a device is taken."""
+"""Memory check of a training step: its peak, by torch's fake tensors, against the devices' memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.training.settings import TrainingConfig
 
 PROCESS_BYTES = 1 << 30
-"""Of a worker's process beside its step: Python, torch and the batches read ahead; on a CPU."""
+"""Of a worker's process on a CPU, besides its step: Python, torch and prefetched batches."""
 
 _TIGHT = 0.92
-"""Share of a device's memory from which fragments of the allocator may be what is missing."""
+"""Share of a device's memory above which fragmentation of the allocator may exceed it."""
 
 
 def memory_check(config: ExperimentConfig, shard_set: ShardSet, nodes: Sequence[NodeFacts]) -> Check:
-    """What a worker's step takes of its device, or of its node's memory where CPUs train."""
+    """Compare a worker's step with the memory of its device, or of its node where CPUs train."""
     gpus = sum(node.ray_gpus for node in nodes)
     workers = config.workers.most_workers(gpus=gpus)
     try:
@@ -41,7 +41,7 @@ def memory_check(config: ExperimentConfig, shard_set: ShardSet, nodes: Sequence[
     return Check(
         name="memory",
         status=status,
-        found=f"a step of {math.ceil(batch / workers)} clips a worker takes {gib(need)} of {of}",
+        found=f"a step of {math.ceil(batch / workers)} clips per worker takes {gib(need)} of {of}",
         way_out=f"set training.micro_batches to {enough} or training.activation_checkpointing to true: the same "
         "gradients with less memory",
     )
@@ -65,7 +65,7 @@ def _worker_bytes(config: ExperimentConfig, shard_set: ShardSet, *, workers: int
 
 
 def _without_auto(training: TrainingConfig, *, on_gpu: bool) -> TrainingConfig:
-    """What `auto` comes to on a device that this machine need not have; every GPU that is sold has bfloat16."""
+    """What `auto` resolves to on the cluster's devices, not on this machine's; current GPUs have bfloat16."""
     precision = ("bfloat16" if on_gpu else "float32") if training.precision == "auto" else training.precision
     layout = on_gpu if training.channels_last == "auto" else training.channels_last
     return replace(training, precision=precision, channels_last=layout, compile=False)

@@ -1,4 +1,4 @@
-"""Actors on the nodes of a Ray cluster that gather facts, one a node, and the difference between their clocks."""
+"""Ray actors, one per node, that gather facts and measure clock skew."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 from twostream_ray.runs.doctor.facts import AcceleratorFacts, NodeFacts, Questions, accelerator_facts, node_facts
 
-_PATIENCE_S = 180.0
-"""For a store that is away is asked for a minute before it is given up."""
-_GPU_PATIENCE_S = 60.0
+_TIMEOUT_S = 180.0
+"""More than the minute for which an unreachable store is retried."""
+_GPU_TIMEOUT_S = 60.0
 _CLOCK_QUESTIONS = 5
 
 
 class NodeProbe:
-    """Answers for one node; an actor, so that the second question is answered at once."""
+    """Answers for one node; an actor, so that the clock is read without waiting for a process to start."""
 
     def facts(self, questions: Questions) -> NodeFacts:
-        """Everything but the clock and the GPUs' own view."""
+        """All facts except the clock and what torch can do on the GPUs."""
         return node_facts(questions)
 
     def clock(self) -> float:
-        """The time there, s since 1970."""
+        """The node's time, in seconds since 1970."""
         return time.time()
 
 
 def facts_of_nodes(questions: Questions) -> tuple[list[NodeFacts], list[str]]:
-    """Facts of every node that is alive, and the names of those that did not answer; inside `ray_session`."""
+    """Facts of every living node, and the names of those that did not answer; inside `ray_session`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -45,7 +45,7 @@ def facts_of_nodes(questions: Questions) -> tuple[list[NodeFacts], list[str]]:
         node["NodeID"]: actors[node["NodeID"]].facts.remote(replace(questions, resources=node["Resources"]))
         for node in alive
     }
-    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_PATIENCE_S)
+    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_TIMEOUT_S)
     found, silent = list[NodeFacts](), list[str]()
     for node in alive:
         key = node["NodeID"]
@@ -65,11 +65,11 @@ def facts_of_nodes(questions: Questions) -> tuple[list[NodeFacts], list[str]]:
 
 
 def _skew(ray: Any, actor: Any) -> tuple[float, float]:
-    """A node's clock less this one's, and how far off that may be: by the quickest answer (Cristian 1989)."""
+    """A node's clock minus this one's, and the error bound, both in seconds, by the fastest answer (Cristian 1989)."""
     answers = []
     for _ in range(_CLOCK_QUESTIONS):
         asked = time.time()
-        there = ray.get(actor.clock.remote(), timeout=_PATIENCE_S)
+        there = ray.get(actor.clock.remote(), timeout=_TIMEOUT_S)
         answered = time.time()
         answers.append(((answered - asked) / 2, there - (asked + answered) / 2))
     error, skew = min(answers)
@@ -77,7 +77,7 @@ def _skew(ray: Any, actor: Any) -> tuple[float, float]:
 
 
 def _accelerators(nodes: list[Mapping[str, Any]]) -> Any:
-    """Start a task that holds a GPU on every node with some; gives a function from a node's id to what it found."""
+    """Start a task with a GPU on every node that has one; returns a function from a node's id to the task's result."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -89,7 +89,7 @@ def _accelerators(nodes: list[Mapping[str, Any]]) -> Any:
         for node in nodes
         if node["Resources"].get("GPU", 0) >= 1
     }
-    ends = time.monotonic() + _GPU_PATIENCE_S
+    ends = time.monotonic() + _GPU_TIMEOUT_S
 
     def found(node: str) -> AcceleratorFacts | None:
         if node not in asked:

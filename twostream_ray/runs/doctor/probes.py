@@ -1,6 +1,6 @@
-"""Speed probes: the parts of a training measured one at a time, by as many workers as it would have, on their devices.
+"""Throughput probes: the stages of a training measured one at a time, by as many workers, on their devices.
 
-Each part is the training's own code: its reading tasks, its pool of decoders, its step, its process group.
+Each stage is the training's own code: its reading tasks, its pool of decoders, its step, its process group.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from twostream_ray.model_package import ModelPackage
 from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
 from twostream_ray.runs.benchmark.step import random_batch
 from twostream_ray.runs.experiment import ExperimentConfig
+from twostream_ray.runs.train.data_wait import cpu_seconds
 from twostream_ray.training.distributed import distributed, prepared, resolved
 from twostream_ray.training.matrix_rate import matrix_rate
 from twostream_ray.training.recipe import build_optimiser
@@ -41,39 +42,39 @@ from twostream_ray.training.step import TrainingStep
 
 _DECODED_ROWS = 64
 _UNITS_READ = 512
-_PATIENCE_S = 300.0
+_TIMEOUT_S = 300.0
 _THREADS_WITHOUT_PROCESSES = 2
 _FIRST_BYTES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRate:
-    """Steps of one worker's share of a batch."""
+    """Time of a step on one worker's share of a batch."""
 
     seconds: float
-    """Median of a step."""
+    """Median."""
     cpu_seconds: float
     """CPU time that the process spent on it."""
     backward_seconds: float
-    """Of which backward; 0 where nobody measured it."""
+    """Of which backward; 0 if not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRate:
-    """Samples a second of a part that works on its own."""
+    """Throughput of a stage by itself."""
 
     samples_per_second: float
     cpu_seconds: float
-    """Of all processes, for a sample."""
+    """CPU time of all processes per sample."""
     bytes_per_sample: float = 0.0
     first_byte_s: float = 0.0
-    """Seconds until a request's first byte; of reading alone."""
+    """Seconds until a request's first byte; only of reading."""
     clips_per_request: float = 0.0
-    """Clips that a unit of reading has."""
+    """Clips in a unit of reading."""
 
 
 class WorkerProbe:
-    """One worker of the training that is asked about, with its network; an actor with a worker's resources."""
+    """One worker of the training with its network; an actor with a worker's resources."""
 
     def __init__(
         self,
@@ -113,18 +114,18 @@ class WorkerProbe:
         )
 
     def plan(self) -> tuple[ShardReader, list[Unit], int, int, str]:
-        """What reads for this worker, what it reads first, how many tasks and decoders it has, where they decode."""
+        """Reader, first units, number of reading tasks and of decoders, and `decode_at` of this worker."""
         units = list(islice(self._loader.units(), _UNITS_READ))
         return self._loader.reader, units, self._loader.read_tasks(), self._loader.decode_processes(), self.decoding
 
     def device(self) -> tuple[str, float]:
-        """The device's name, and its floating-point operations a second in large matrix products."""
+        """The device's name, and its floating-point operations per second in large matrix products."""
         precision: Precision = "bfloat16" if self._config.training.precision == "bfloat16" else "float32"
         cuda = self._device.type == "cuda"
         return torch.cuda.get_device_name() if cuda else "CPU", matrix_rate(self._device, precision=precision)
 
     def step(self, seconds: float) -> StepRate:
-        """Steps of this worker alone, on random samples that lie on its device."""
+        """Time steps of this worker alone, on random samples that are on its device."""
         network = prepared(self._package.build(pretrained=False), config=self._config.training, device=self._device)
         network.train()
         self._network, self._optimiser = network, build_optimiser(network, config=self._config.training)
@@ -132,9 +133,9 @@ class WorkerProbe:
         return self._timed_steps(network, seconds)
 
     def pipeline(self, seconds: float) -> float:
-        """Samples a second of loader and steps at once, read in this process; 0 where tasks that read decode.
+        """Samples per second of loader and steps at once, read in this process; 0 if reading tasks decode.
 
-        What no part has by itself: decoders and steps that wait for each other's cores, batches put together.
+        It includes what no stage has by itself: decoders and steps competing for cores, and collating batches.
         """
         if self.decoding == "stream":
             return 0.0
@@ -156,30 +157,30 @@ class WorkerProbe:
         return done / (time.perf_counter() - counted_from) if done else 0.0
 
     def free_address(self) -> str:
-        """Where the process group's store may listen, on the first worker's node."""
+        """A free TCP address for the process group's store, on the first worker's node."""
         import ray
 
         with socket.socket() as asked:
             asked.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{asked.getsockname()[1]}"
 
-    def meet(self, init_method: str) -> None:
+    def join_process_group(self, init_method: str) -> None:
         """Join the process group."""
         dist.init_process_group(
             "nccl" if self._device.type == "cuda" else "gloo",
             init_method=init_method,
             rank=self._rank,
             world_size=self._world_size,
-            timeout=timedelta(seconds=_PATIENCE_S),
+            timeout=timedelta(seconds=_TIMEOUT_S),
         )
 
     def step_together(self, count: int) -> StepRate:
-        """So many steps, the same number on each worker, that share gradients."""
+        """Time `count` steps, the same number on each worker, that exchange gradients."""
         model = distributed(self._network, config=self._config.training, device=self._device)
         return self._timed_steps(model.train(), 0.0, count=count)
 
     def all_reduce(self, count: int) -> float:
-        """Seconds that sharing all gradients takes while nothing is computed; in DistributedDataParallel's buckets."""
+        """Seconds of an all-reduce of all gradients in DistributedDataParallel's buckets, while nothing is computed."""
         half = self._config.training.compress_gradients
         number = 2 if half else 4
         left = sum(one.numel() for one in self._network.parameters() if one.requires_grad)
@@ -199,26 +200,26 @@ class WorkerProbe:
         share()
         return statistics.median(share() for _ in range(count))
 
-    def end_group(self) -> None:
+    def leave_process_group(self) -> None:
         """Leave the process group."""
         dist.destroy_process_group()
 
     def transfer(self, seconds: float) -> float:
-        """Bytes a second from this process's memory to its device's; 0 on a CPU, where nothing is copied."""
+        """Bytes per second from host memory to the device; 0 on a CPU, where nothing is copied."""
         if self._device.type == "cpu":
             return 0.0
         host = torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True)
-        there = torch.empty_like(host, device=self._device)
+        device_buffer = torch.empty_like(host, device=self._device)
         self._synchronise()
         ends, copies, started = time.perf_counter() + min(seconds, 1.0), 0, time.perf_counter()
         while time.perf_counter() < ends:
-            there.copy_(host, non_blocking=True)
+            device_buffer.copy_(host, non_blocking=True)
             self._synchronise()
             copies += 1
         return copies * host.nbytes / (time.perf_counter() - started)
 
     def decode(self, seconds: float) -> SampleRate | None:
-        """The worker's decoders on clips that are in memory; None where tasks that read decode."""
+        """Throughput of the worker's decoders on clips in memory; None if reading tasks decode."""
         if self.decoding == "stream":
             return None
         rows: list[Row] = []
@@ -243,11 +244,11 @@ class WorkerProbe:
 
             with ThreadPoolExecutor(at_once) as threads:
                 list(threads.map(decode, rows[: 2 * at_once]))
-                before, started, done = _cpu_seconds(), time.perf_counter(), 0
+                before, started, done = cpu_seconds(), time.perf_counter(), 0
                 while not done or time.perf_counter() - started < seconds:
                     list(threads.map(decode, rows))
                     done += len(rows)
-                spent, used = time.perf_counter() - started, _cpu_seconds() - before
+                spent, used = time.perf_counter() - started, cpu_seconds() - before
         finally:
             pool.close()
         return SampleRate(samples_per_second=done / spent, cpu_seconds=used / done)
@@ -305,7 +306,7 @@ class WorkerProbe:
 
 
 def read_for(reader: ShardReader, units: Sequence[Unit], seconds: float, *, decodes: bool) -> SampleRate:
-    """What one task that reads does, over units as they come; the first warms up."""
+    """Throughput of one reading task over `units`; the first warms up."""
     work: Callable[[Unit], Iterator[Any]] = (
         reader.decode_unit if decodes else lambda unit: iter([reader.read_unit(unit)])
     )
@@ -340,18 +341,3 @@ def _first_byte(reader: ShardReader, unit: Unit) -> float:
             file.read_at(1, number)
             taken.append(time.perf_counter() - began)
     return min(taken)
-
-
-def _cpu_seconds() -> float:
-    """CPU time of this process and of all its children that live."""
-    import psutil
-
-    own = psutil.Process()
-    total = 0.0
-    for process in (own, *own.children(recursive=True)):
-        try:
-            spent = process.cpu_times()
-        except psutil.Error:  # it has just ended
-            continue
-        total += spent.user + spent.system
-    return total

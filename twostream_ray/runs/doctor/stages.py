@@ -1,4 +1,4 @@
-"""Bottleneck analysis of a training's pipeline: the capacity of each stage, and the rate that the slowest allows.
+"""Bottleneck analysis of a training's pipeline: the capacity of each stage, and the rate that the slowest one allows.
 
 Stages overlap, so the slowest one sets the rate. On CPUs they share cores, whose time adds up.
 """
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from twostream_ray.runs.doctor.measurement import Measured
 
 REQUESTS_PER_UNIT = 4
-"""Of a store for one row group, one after the other: the file's size, its footer, the footer's rest, the columns."""
+"""Sequential requests to a store per row group: the file's size, its footer, the rest of the footer, the columns."""
 
 _CORES = "cores"
 _FAST_READING = 2.0
-"""Times the rate of the whole, from which on one reader does not hold it up."""
+"""A reader this many times faster than the whole pipeline does not slow it down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +24,21 @@ class Stage:
 
     name: str
     capacity: float
-    """Samples a second that it could do by itself."""
+    """Samples per second of the stage by itself."""
     needs: float
-    """What the predicted rate asks of it, in `unit`."""
+    """What the predicted rate needs of it, in `unit`."""
     has: float
     unit: str
 
     @property
     def use(self) -> float:
-        """Share of what it has that is needed."""
+        """Utilisation: the share of `has` that is needed."""
         return self.needs / self.has if self.has and math.isfinite(self.has) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a training will be like."""
+    """Predicted speed and cost of a training."""
 
     stages: list[Stage]
     bottleneck: str
@@ -46,21 +46,21 @@ class Prediction:
     hours_per_epoch: float
     cost_per_epoch: float | None
     cores_per_device: int
-    """CPU cores that keep one worker's device busy."""
+    """CPU cores needed to keep one worker's device busy."""
     hiding_batch: int | None
-    """Global batch whose backward pass hides the all-reduce; None for one worker."""
+    """Smallest global batch whose backward pass hides the all-reduce; None for one worker."""
     sentence: str
 
 
 def predict(
     measured: Measured, *, clips: int, validation_views: int, price: float | None, is_s3: bool = False
 ) -> Prediction:
-    """The rate of all stages together, for an epoch of so many clips and the views that validate it."""
+    """Predict the rate of all stages together, for an epoch of `clips` and its `validation_views`."""
     one = measured
     step, reading, decoding = one.step, one.reading, one.decoding
     batch = one.global_batch
     latency = REQUESTS_PER_UNIT * reading.first_byte_s / max(reading.clips_per_request, 1e-9) if is_s3 else 0.0
-    # A task's time for a sample is what the requests wait for, and the rest.
+    # A task's time per sample consists of the requests' latency and the rest.
     whole = one.read_tasks / reading.samples_per_second
     latency = min(latency, 0.99 * whole)
     with_gradients = one.together or step
@@ -114,9 +114,9 @@ def predict(
 
 
 def _of_cores(one: Measured, *, cpu_seconds: float) -> float:
-    """Samples a second that the cores allow: what fits into their time, or what loader and steps at once have had.
+    """Samples per second that the cores allow: by CPU time, or as measured with loader and steps at once.
 
-    Stages wait for each other's cores. A store that is slow to that measurement's one reader says less.
+    Stages compete for cores. The measurement counts only if its single reader did not slow it down.
     """
     fits = one.cpus / cpu_seconds
     one_reader = one.reading.samples_per_second / one.read_tasks
@@ -125,7 +125,7 @@ def _of_cores(one: Measured, *, cpu_seconds: float) -> float:
 
 
 def _bottleneck(limits: dict[str, float], capacities: dict[str, float], rate: float, *, costs: dict[str, float]) -> str:
-    """The stage to mend: where cores are short, the one that spends most of their time."""
+    """The stage to speed up: if cores are the limit, the one that uses most of their time."""
     names = {"decode": "decoding", "copy": "host to device"}
     slowest = next(name for name, limit in limits.items() if limit <= rate)
     if slowest == "read":
@@ -162,7 +162,7 @@ def _stages(one: Measured, capacities: dict[str, float], rate: float) -> list[St
 
 
 def _hiding_batch(one: Measured) -> int:
-    """Backward grows with the batch, the gradients do not."""
+    """The time of backward grows with the batch, the size of the gradients does not."""
     share = one.global_batch / one.workers
     backward_of_sample = one.step.backward_seconds / share
     return one.workers * max(1, math.ceil(one.all_reduce_s / max(backward_of_sample, 1e-9) - 1e-9))
@@ -180,5 +180,5 @@ def _sentence(made: Prediction, one: Measured) -> str:
         )
     return (
         f"the bottleneck is {made.bottleneck}: {made.samples_per_second:,.2f} samples/s, so an epoch takes "
-        f"{made.hours_per_epoch:,.3g} h{cost}; a {device} wants {made.cores_per_device} CPU cores beside it{hiding}"
+        f"{made.hours_per_epoch:,.3g} h{cost}; a {device} needs {made.cores_per_device} CPU cores{hiding}"
     )
