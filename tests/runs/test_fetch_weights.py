@@ -105,7 +105,7 @@ def test_weights_are_fetched_to_an_object_store_and_read_from_there(site: Site, 
             TowerConfig(width=1, weights=fetched.uri), in_channels=3, num_classes=5, read_bytes=storage.read_bytes
         )
         storage.write_bytes(fetched.uri, b"somebody else's")
-        with pytest.raises(StorageError, match="holds another file"):
+        with pytest.raises(StorageError, match="is another file"):
             fetch_weights(config)
         assert storage.read_bytes(fetched.uri) == b"somebody else's"
 
@@ -113,9 +113,7 @@ def test_weights_are_fetched_to_an_object_store_and_read_from_there(site: Site, 
 def test_another_file_under_the_name_is_never_written_over(site: Site, tmp_path: Path) -> None:
     path = tmp_path / site.name
     path.write_bytes(b"mine")
-    with pytest.raises(
-        StorageError, match=r"holds another file \(sha256 .*\), which is not written over: name another"
-    ):
+    with pytest.raises(StorageError, match=r"is another file \(sha256 .*\), which is not overwritten: name another"):
         fetch_weights(FetchConfig(backbone="vgg16", to=str(tmp_path)))
     assert (path.read_bytes(), site.asked) == (b"mine", 0)
 
@@ -125,7 +123,7 @@ def test_bytes_that_are_not_the_published_ones_or_not_all_are_refused_and_nothin
 ) -> None:
     config = FetchConfig(backbone="vgg16", to=str(tmp_path / "weights"))
     site.content = bytes(len(site.content))
-    with pytest.raises(WeightsError, match=r"sent bytes of sha256 \w{16}\.\.\., \w{8}\.\.\. was wanted"):
+    with pytest.raises(WeightsError, match=r"sent a file of sha256 \w{16}\.\.\., \w{8}\.\.\. was wanted"):
         fetch_weights(config)
     site.content = narrow_vgg16()[:1000]
     with pytest.raises(WeightsError, match=r"could not be downloaded \(.* after 1,000 of [\d,]+ bytes\)"):
@@ -142,7 +140,8 @@ def test_without_a_network_one_line_names_the_way_out(
         (line,) = capsys.readouterr().err.splitlines()
         assert f"vgg16's weights at {below}/{site.name} could not be downloaded" in line
         assert (
-            f"run the same command where there is a network, or bring the file there and copy it to {tmp_path}" in line
+            f"run the same command on a machine with network access, or download the file and copy it to {tmp_path}"
+            in line
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -32,7 +32,7 @@ def test_before_the_work_begins_it_is_said_how_much_it_is(videos: Path) -> None:
     said = estimate(catalog_of(wanted).clips, wanted)
     # 76 clips of 16 frames
     assert re.fullmatch(
-        r"76 clips to ingest: about 1,216 frames, \d+ MB of shards, 0\.\d min on \d+ cores \(5 clips looked at\)", said
+        r"76 clips to ingest: about 1,216 frames, \d+ MB of shards, 0\.\d min on \d+ cores \(5 clips sampled\)", said
     )
 
 

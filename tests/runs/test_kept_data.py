@@ -30,7 +30,7 @@ def test_a_run_does_not_go_on_with_other_data_and_both_are_named(tmp_path: Path,
     after = ingested(tmp_path / "shards", **changed)
     with pytest.raises(
         ConfigError,
-        match=rf"began with manifest {before.hash[:12]} of .*/shards, which holds {after.hash[:12]} by now: "
+        match=rf"began with manifest {before.hash[:12]} of .*/shards, which now has {after.hash[:12]}: "
         rf"{expected}.*"
         "choose another --name, or ingest the earlier data again",
     ):
@@ -44,10 +44,10 @@ def test_a_run_keeps_to_the_clips_that_it_began_with_when_others_are_added(
     config = begun(tmp_path, finished=True)
     after = ingested(tmp_path / "shards", clips=range(6))
     assert train(config).done_before
-    (line,) = [message for message in caplog.messages if "the other clips" in message]
+    (line,) = [message for message in caplog.messages if "the added clips" in message]
     assert before.hash[:12] in line and after.hash[:12] in line
-    assert "the other clips are left out, 4 instead of 6; to have them too choose another --name" in line
-    kept = RunFolder.of(config).kept_data(shards=config.data.shards)
+    assert "the added clips are left out, 4 instead of 6 are used; to use them too choose another --name" in line
+    kept = RunFolder.of(config).stored_data(shards=config.data.shards)
     assert kept is not None and kept.uri == after.uri
     assert (kept.hash, kept.index, kept.shard_names) == (before.hash, before.index, before.shard_names)
 
@@ -69,11 +69,11 @@ def test_of_a_run_that_an_earlier_version_began_its_journal_names_the_data(
     identity = Identity(key="0" * 32, run_name="run", experiment="x", start_ms=1, parameters={}, tags=tags)
     Outbox(run_uri=folder.uri).begin(identity)
     if recorded == "another":
-        with pytest.raises(ConfigError, match=r"run 'run' began with manifest 000000000000, .* holds .* by now"):
+        with pytest.raises(ConfigError, match=r"run 'run' began with manifest 000000000000, .* now has "):
             folder.data_of(shard_set.uri)
         return
     assert folder.data_of(shard_set.uri).hash == shard_set.hash
-    said = [message for message in caplog.messages if "does not say which data it began with" in message]
+    said = [message for message in caplog.messages if "has no record of the data it started with" in message]
     assert len(said) == (recorded == "none")
 
 
@@ -101,7 +101,7 @@ def test_a_shard_that_an_ingest_has_removed_is_distinguished_from_a_damaged_one(
     assert folder.explained(error, began) is error
     ingested(tmp_path / "shards", clips=(0, 1))
     message = str(folder.explained(error, began))
-    assert message.startswith(f"run 'run' keeps to manifest {began.hash[:12]} of ") and "x/shards/1.parquet" in message
+    assert message.startswith(f"run 'run' uses manifest {began.hash[:12]} of ") and "x/shards/1.parquet" in message
 
 
 def test_data_that_were_never_written_down_are_those_that_there_are(

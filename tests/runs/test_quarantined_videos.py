@@ -65,7 +65,7 @@ def test_videos_that_a_table_names_and_that_are_not_there_are_quarantined_and_co
         report = ingest(wanted)
         assert (report.clips, report.quarantined, report.missing) == (good, 2, 2)
         assert report.reasons == {"MissingError": 2}
-        assert "2 videos quarantined (2 of them listed and not there)" in report.sentence()
+        assert "2 videos quarantined (2 of them listed but missing)" in report.sentence()
         with (out / "quarantine.csv").open() as file:
             table = {row["uri"]: row["reason"] for row in csv.DictReader(file)}
         assert len(table) == 2 and all("gone" in uri and "it is not there" in why for uri, why in table.items())
@@ -82,13 +82,11 @@ def test_too_many_missing_videos_are_refused_before_the_work_begins_and_in_the_t
 ) -> None:
     catalog = table_of(some_videos, tmp_path, missing=3)
     num_listed = len(list(some_videos.rglob("*.*"))) + 3
-    said = (
-        rf"3 of {num_listed} videos could not be used, at most 5.0% may: they are listed and not there, as .*gone0.mp4"
-    )
-    with pytest.raises(TooManyBadVideosError, match=said + r".*quarantine.csv; .* by --max_bad_fraction 0\.\d+"):
+    said = rf"3 of {num_listed} videos could not be used, at most 5.0% may: they are listed but missing, as .*gone0.mp4"
+    with pytest.raises(TooManyBadVideosError, match=said + r".*quarantine.csv; .* with --max_bad_fraction 0\.\d+"):
         ingest(config(some_videos, tmp_path / "out", catalog=catalog))
     assert (tmp_path / "out/quarantine.csv").read_text().count("it is not there") == 3
     assert not (tmp_path / "out/manifest.json").exists()
     options = ["--catalog.layout", "table", "--catalog.root", catalog.root, "--catalog.lists", str(catalog.lists)]
     assert main(["ingest", *options, "--out", str(tmp_path / "out")]) == 2
-    assert "listed and not there" in capsys.readouterr().err
+    assert "listed but missing" in capsys.readouterr().err

@@ -63,7 +63,9 @@ def test_a_folder_that_holds_something_else_is_not_begun_in(tmp_path: Path, name
         file = tmp_path / "runs" / work / name
         file.parent.mkdir(parents=True)
         file.write_text("mine")
-        with pytest.raises(ConfigError, match=rf"{work} '{work}' wants the folder .* to itself, it holds {name[:4]}"):
+        with pytest.raises(
+            ConfigError, match=rf"{work} '{work}' needs the folder .* for itself, but it has {name[:4]}"
+        ):
             train(config) if work == "run" else tune(config)
         assert [path for path in file.parents[len(Path(name).parts) - 1].rglob("*") if path.is_file()] == [file]
         assert file.read_text() == "mine"
@@ -139,7 +141,7 @@ def test_a_run_may_get_more_epochs_but_not_fewer_and_a_search_neither(tmp_path: 
         storage.write_json(folder.settings, asked(epochs))
         storage.write_bytes(folder.checkpoint("epoch-0000/state.json"), b"{}")
     assert run.begun_with(asked(epochs + 5))
-    with pytest.raises(ConfigError, match=rf"epochs={epochs}, now {epochs - 1} are wanted: a run may get more epochs"):
+    with pytest.raises(ConfigError, match=rf"epochs={epochs}, got {epochs - 1}: a run may get more epochs"):
         run.begun_with(asked(epochs - 1))
     with pytest.raises(ConfigError, match=rf"started with training\.epochs={epochs}, now"):
         search.begun_with(asked(epochs + 5))
@@ -175,7 +177,7 @@ def test_a_finished_run_that_gets_more_epochs_is_an_unfinished_one_again(
         "run 'run' was finished with 2 epochs and is trained to 4: the learning rate goes on at 0.001"
     )
     assert train(epochs(4)).done_before and asked == [2, 4]
-    with pytest.raises(ConfigError, match=r"training\.epochs=4, now 2 are wanted: a run may get more epochs under"):
+    with pytest.raises(ConfigError, match=r"training\.epochs=4, got 2: a run may get more epochs under"):
         train(epochs(2))
 
     # More epochs would end at once where the run had lost its patience.
@@ -200,13 +202,13 @@ def test_what_has_learnt_nothing_binds_its_name_to_nothing(tmp_path: Path) -> No
     folder.keep_data(first)
     other = replace(config, training=TrainingConfig(epochs=1, global_batch=8, momentum=0.5))
     now = ingested(tmp_path / "shards", classes=("a", "b", "c"), clips=range(6))
-    assert not folder.has_learnt() and not folder.begun_with(fixed_settings(other))
+    assert not folder.has_checkpoint() and not folder.begun_with(fixed_settings(other))
     assert folder.data_of(config.data.shards).hash == now.hash
     assert folder.is_another(fixed_settings(other), first) and folder.is_another(fixed_settings(config), now)
     assert not folder.is_another(fixed_settings(config), first)
     folder.keep_data(now)
     assert not folder.is_another(fixed_settings(config), now)
-    kept = folder.kept_data(shards=config.data.shards)
+    kept = folder.stored_data(shards=config.data.shards)
     assert kept is not None and kept.hash == now.hash
     with_checkpoint(tmp_path / "runs/run")
     with pytest.raises(

@@ -26,7 +26,7 @@ def test_a_recipe_holds_no_secret_and_says_what_is_left_out(tmp_path: Path, monk
     config = ExperimentConfig(name="run", data=data, tracking=TrackingConfig(uri="http://bob:x/cret@host:5000"))
     text = recipe_of(config, verb="train")
     assert not [secret for secret in ("x/cret", "hush", "bob") if secret in text]
-    assert "# tracking.uri is left out, as it holds a secret\n" in text
+    assert "# tracking.uri is left out, as it contains a secret\n" in text
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     given = ["--config", str(path), "--data.shards", data.shards]

@@ -96,7 +96,7 @@ def test_a_port_that_is_taken_is_one_line_that_names_it(tmp_path: Path, capsys: 
         assert main(["serve", "--model", str(tmp_path), "--port", str(port)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"port {port} of 127.0.0.1 is taken by another process: choose another with --port" in said
+    assert f"port {port} of 127.0.0.1 is in use by another process: choose another with --port" in said
 
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "no.such.host.invalid"])
@@ -114,7 +114,5 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.Ca
 
 def test_without_the_extra_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_NEEDED", {"no_such_module": "no-such-module"})
-    with pytest.raises(
-        ConfigError, match=r"no-such-module, which is not installed: pip install 'twostream_ray\[serve\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"no-such-module, not installed: pip install 'twostream_ray\[serve\]'"):
         serve.require_extra()

@@ -68,7 +68,7 @@ def test_an_unknown_setting_of_a_serve_config_is_refused() -> None:
 def test_replicas_want_a_port_to_be_named() -> None:
     from twostream_ray.runs.serve_replicas import serve_replicas
 
-    with pytest.raises(ConfigError, match="port must be a number from 1 on"):
+    with pytest.raises(ConfigError, match="port must be at least 1"):
         serve_replicas(ServeConfig(port=0, replicas=ReplicasConfig(number=2)))
 
 

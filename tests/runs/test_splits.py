@@ -98,16 +98,14 @@ def test_choosing_by_the_test_split_is_said_and_so_is_training_on_it(caplog: pyt
     shard_set = shard_set_of(*OFFICIAL)
     assert said(DataConfig(**official), shard_set, caplog) == []
     (words,) = said(DataConfig(**official, validation_split="test1"), shard_set, caplog)
-    assert words.startswith("1 of the 1 clips of test1 are in test1 too: the checkpoint is chosen by them, so that")
+    assert words.startswith("1 of the 1 clips of test1 are in test1 too: the checkpoint is chosen by them, so")
     assert words.endswith(
         "--data.validation_split null --data.validation_fraction 0.1 validates on clips of the training split"
     )
     (words,) = said(DataConfig(**official | {"test_split": "test2"}), shard_set, caplog)
-    assert words.startswith(
-        "1 of the 1 clips of test2 are in train1 too: they are trained on, so that accuracy on them"
-    )
+    assert words.startswith("1 of the 1 clips of test2 are in train1 too: they are trained on, so accuracy on them")
     (words,) = said(DataConfig(**official, validation_split="test2"), shard_set, caplog)
-    assert words.startswith("1 of the 1 clips of test2 are in train1 too: they are trained on, so that they choose")
+    assert words.startswith("1 of the 1 clips of test2 are in train1 too: they are trained on, so they select")
 
 
 def test_a_part_that_validates_shares_no_clip_with_the_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -133,5 +131,5 @@ def test_an_evaluation_on_clips_of_the_training_says_so(caplog: pytest.LogCaptur
         assert not caplog.messages
         warn_of_clips_trained_on("train", shard_set, "val", model="m")
     assert caplog.messages == [
-        "m was trained on 2 of the 2 clips of val (they are in train): accuracy on them says nothing of new clips"
+        "m was trained on 2 of the 2 clips of val (they are in train): accuracy on them does not generalise"
     ]

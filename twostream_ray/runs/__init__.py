@@ -1,1 +1,1 @@
-"""Everything that occupies a cluster, one verb a file; importing this package loads nothing heavy."""
+"""Workloads of the verbs on a Ray cluster (or without one); importing this package imports nothing heavy."""

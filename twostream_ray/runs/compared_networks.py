@@ -1,4 +1,4 @@
-"""Networks that the papers' findings are shown with, and their budgets: the papers' kind of towers, and modern ones."""
+"""Networks and training budgets of the papers' comparisons on synthetic videos, with VGG-like and modern towers."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _ADAMW = TrainingConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Networks that are trained on the same videos with the same budget."""
+    """Networks to train on the same videos with the same budget."""
 
     clips: SyntheticConfig
     """The videos."""
     sampling: SamplingConfig
-    """What a sample shows of a clip."""
+    """How snippets are sampled from a clip."""
     training: TrainingConfig
     """The budget."""
     networks: dict[str, ModelConfig]
-    """The contestants, by what is said of them in the table."""
+    """Networks by their names in the table."""
 
 
 def comparisons(towers: Towers = "papers") -> dict[Group, Comparison]:
-    """What is compared on which videos."""
+    """The comparisons by group of videos."""
     return _papers() if towers == "papers" else _modern()
 
 
@@ -101,7 +101,7 @@ def _papers() -> dict[Group, Comparison]:
 
 
 def _modern() -> dict[Group, Comparison]:
-    """A small ConvNeXt and a small vision transformer, late against fused: the findings are no matter of VGG."""
+    """A small ConvNeXt and a small vision transformer, late against fused: the findings do not depend on VGG."""
     kinds = {
         "ConvNeXt": (TowerConfig(backbone="timm:test_convnext", dropout=0.0), "stages_1", "stages_2"),
         "ViT": (TowerConfig(backbone="timm:test_vit", dropout=0.0), "blocks_2", "blocks_3"),

@@ -1,4 +1,4 @@
-"""The whole journey on synthetic videos: four networks of one budget, one table, the fused one in the registry."""
+"""End-to-end demo on synthetic videos: ingest, train and evaluate four networks, and register the fused one."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class DemoRow:
     """One network of the demo's table."""
 
     network: str
-    """Which streams, how joined."""
+    """spatial, temporal, late or fused."""
     trained: TrainReport
-    """Its training."""
+    """Report of its training."""
     published: Published
     """Its evaluation on the test split."""
 
 
 def variants(model: ModelConfig) -> dict[str, ModelConfig]:
-    """The recipe's network, and the three it is compared with: each stream alone, and both with scores averaged."""
+    """The recipe's network, and three to compare it with: each stream alone, and late fusion."""
     return {
         "spatial": replace(model, architecture="late", streams="spatial"),
         "temporal": replace(model, architecture="late", streams="temporal"),
@@ -44,7 +44,7 @@ def variants(model: ModelConfig) -> dict[str, ModelConfig]:
 def prepare(
     clips: SyntheticConfig, *, shards: str, progress: Callable[[int, int, int], None] | None = None
 ) -> tuple[Path, IngestReport]:
-    """Write moving-shapes videos beside the shards' folder and ingest them; returns the videos' directory."""
+    """Write synthetic videos beside the shards' folder and ingest them; returns the videos' directory and a report."""
     videos = Path(storage.absolute(shards)).parent / "videos"
     synthesize(clips, videos)
     report = ingest(

@@ -1,4 +1,4 @@
-"""What a network is made of and what a training sample costs; needs neither data nor Ray."""
+"""Model summary: parts, parameters, FLOPs and memory per training sample, without data or Ray."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from twostream_ray.training.settings import Optimiser, TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeConfig:
-    """Parts, sizes and costs of a network for one training sample; builds nothing and takes seconds."""
+    """Shows parts, sizes and costs of a network for one training sample, in seconds and without allocating it."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
 
     num_classes: int = 101
-    """K, where the model's own settings leave it to the data."""
+    """K, if the model's settings do not set it."""
 
     flow_length: int = field(default=10, metadata={RECIPE_KEY: "data.sampling.flow_length"})
     """L: flow fields per snippet."""
@@ -31,10 +31,10 @@ class DescribeConfig:
     """Height and width of the network's input in px."""
 
     optimiser: Optimiser = field(default="sgd", metadata={RECIPE_KEY: "training.optimiser"})
-    """Whose parameter groups are said."""
+    """Optimiser whose parameter groups are shown."""
 
     layer_decay: float | None = field(default=None, metadata={RECIPE_KEY: "training.layer_decay"})
-    """Layer-wise learning rate decay of these groups."""
+    """Layer-wise learning rate decay of the parameter groups."""
 
     format: Literal["text", "json"] = "text"
     """text: tables; json: one JSON object, for programs (--json for short)."""
@@ -51,12 +51,12 @@ class DescribeConfig:
 
 
 def describe(config: DescribeConfig) -> dict[str, Any]:
-    """Sizes and costs as `models.description.describe` gives them, in JSON's types.
+    """Sizes and costs from `models.description.describe`, as JSON types.
 
     Raises:
-        ConfigError: the settings fit neither each other nor frames of this size.
+        ConfigError: the settings contradict each other or the size of frames.
     """
-    # It loads torch, which refused settings and --help do without.
+    # Imported late: it imports torch, which --help and refused settings do not need.
     from twostream_ray.models import description
 
     return description.describe(

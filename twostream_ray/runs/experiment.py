@@ -1,4 +1,4 @@
-"""The settings of every verb, composed from the parts' own."""
+"""Experiment settings, composed of those of data, model, training, workers and tracking; which a resume may change."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from twostream_ray.settings.parser import with_missing
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.settings import CHOSEN_BY_DEVICE, TrainingConfig
 
-# They change neither samples nor their order.
-_OF_THE_MACHINE = (
+# Settings of `data` that change neither samples nor their order.
+_MACHINE_SETTINGS = (
     "read_tasks",
     "decode_processes",
     "decode_at",
@@ -32,15 +32,15 @@ _OF_THE_MACHINE = (
 )
 
 
-_OF_THE_CALL = ("workers", "tracking", "storage", "dry_run", "stages")
+_CALL_SETTINGS = ("workers", "tracking", "storage", "dry_run", "stages")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """Shards -> a trained, evaluated and registered network."""
+    """Trains, evaluates and registers a network from shards."""
 
     name: str
-    """Name of the logical run: running the same name again resumes it."""
+    """Name of the run: the same name again resumes it."""
 
     data: DataConfig
     """Shards, splits and how samples are drawn."""
@@ -52,38 +52,38 @@ class ExperimentConfig:
     """Optimisation."""
 
     workers: WorkersConfig = field(default_factory=WorkersConfig)
-    """The cluster's share."""
+    """Worker processes on the cluster."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
 
     init: str | None = None
-    """Trained network whose weights this one starts from, its heads too where the classes are the same:
-    models:/NAME@champion, the folder of a finished run, or a checkpoint. None: from the towers' own weights."""
+    """Trained network to initialise from, including its heads if the classes are the same: models:/NAME@champion, the
+    folder of a finished run, or a checkpoint. By default from the towers' own weights."""
 
     stages: StagesConfig = field(default_factory=StagesConfig)
     """Training of each stream alone before the fused network."""
 
     storage: str = "runs"
-    """Directory or s3:// prefix of checkpoints and reports, in a folder per run; on a cluster all nodes must see it."""
+    """Directory or s3:// prefix of checkpoints and reports, with a folder per run; on a cluster shared by all nodes."""
 
     seed: int = 0
-    """Fixes initial weights, order and every draw."""
+    """Seed of initial weights, sample order and all random draws."""
 
     dry_run: bool = False
-    """Check everything, say what would be trained, and end before Ray starts; of `train` and `tune`."""
+    """Check everything, print what would be trained, and end before Ray starts; for `train` and `tune`."""
 
     def __post_init__(self) -> None:
         require_name(self.name, setting="name")
         require_within(self, seed="[0, 9_223_372_036_854_775_807]")
         if self.stages.enabled and self.model.architecture in ("late", "clip3d"):
             raise ConfigError(
-                "stages.enabled trains each stream alone and then the network that fuses them: it wants "
+                "stages.enabled trains each stream alone and then the network that fuses them, so it wants "
                 f"model.architecture fused, st_resnet or stfn, got {self.model.architecture}"
             )
         if self.stages.enabled and self.init is not None:
             raise ConfigError(
-                f"stages.enabled starts the network from its streams, init from {self.init}: leave one of them out"
+                f"stages.enabled initialises the network from its streams, init from {self.init}: leave one of them out"
             )
         if self.training.mixup_alpha is not None and self.training.global_batch < 2 * self.data.lanes:
             raise ConfigError(
@@ -93,19 +93,19 @@ class ExperimentConfig:
             )
         if self.training.patience_epochs is not None and self.data.split_to_validate is None:
             raise ConfigError(
-                "training.patience_epochs wants a split to watch: set data.validation_split, or "
-                "data.validation_fraction, or leave patience out"
+                "training.patience_epochs (early stopping) needs a validation split: set data.validation_split or "
+                "data.validation_fraction, or leave it out"
             )
 
 
 def refuse_dry_run(config: ExperimentConfig) -> None:
-    """Refuse to work where only a look was wanted.
+    """Refuse dry_run in verbs that do not support it.
 
     Raises:
-        ConfigError: dry_run is set.
+        ConfigError: it is set.
     """
     if config.dry_run:
-        raise ConfigError("dry_run is for `twostream train` and `twostream tune`, this trains: leave it out")
+        raise ConfigError("dry_run works with `twostream train` and `twostream tune` only: leave it out")
 
 
 _Experiment = TypeVar("_Experiment", bound=ExperimentConfig)
@@ -113,7 +113,7 @@ _Weighted = TypeVar("_Weighted", TowerConfig, Clip3dConfig)
 
 
 def with_absolute_uris(config: _Experiment) -> _Experiment:
-    """The same settings for processes that run in other directories than this one."""
+    """The settings with absolute paths, for processes with other working directories."""
 
     def weights_of(one: _Weighted) -> _Weighted:
         named = one.weights not in (None, *PUBLISHED_WEIGHTS)
@@ -144,7 +144,7 @@ def with_absolute_uris(config: _Experiment) -> _Experiment:
 
 
 def keeping_device_settings(config: _Experiment, before: Mapping[str, Any]) -> _Experiment:
-    """The same settings with what a run wrote down `before` in place of `auto`: it resumes as it began."""
+    """The settings with `auto` replaced by what a run stored `before`, so that it resumes as it started."""
     training = before.get("training")
     written = training if isinstance(training, Mapping) else {}
     kept = {
@@ -157,7 +157,7 @@ def keeping_device_settings(config: _Experiment, before: Mapping[str, Any]) -> _
 
 @cache
 def _defaults() -> dict[str, dict[str, Any]]:
-    """Settings that have defaults, by block, in JSON's types."""
+    """Default settings by block, as JSON types."""
     blocks = {
         "data": asdict(DataConfig(shards="-")),
         "model": asdict(ModelConfig()),
@@ -167,17 +167,17 @@ def _defaults() -> dict[str, dict[str, Any]]:
 
 
 def fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """The settings that a resumed run must share, in JSON's types.
+    """The settings that a resumed run must share, as JSON types.
 
-    Where it runs, who hears of it and what it is evaluated on when it is trained may change.
+    Workers, tracking, storage and the split to evaluate on may change.
     """
     return without_free_settings(json.loads(json.dumps(asdict(config))))
 
 
 def without_free_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run without those that a resumed one may have otherwise.
+    """The settings of a run without those that may change on a resume.
 
-    Earlier versions wrote down more of these, and lack settings that came later, whose defaults are what they did.
+    Earlier versions stored more of these, and lack later settings, whose defaults are what those versions did.
     """
     values = values | {
         block: with_missing(values[block], defaults)
@@ -185,9 +185,9 @@ def without_free_settings(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(values.get(block), dict)
     }
     data = values.get("data", {})
-    fixed = {name: value for name, value in values.items() if name not in _OF_THE_CALL}
-    # Which data they are is asked of their manifest.
-    free = {*_OF_THE_MACHINE, "test_split", "shards"}
+    fixed = {name: value for name, value in values.items() if name not in _CALL_SETTINGS}
+    # The data is identified by its manifest.
+    free = {*_MACHINE_SETTINGS, "test_split", "shards"}
     if data.get("validation_fraction") is None:
         free.add("validation_seed")
     return fixed | {"data": {name: value for name, value in data.items() if name not in free}}

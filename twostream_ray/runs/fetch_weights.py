@@ -1,4 +1,4 @@
-"""Download of torchvision's pretrained weights (ImageNet, Kinetics-400): once, checked, to where all nodes read."""
+"""Download of torchvision's pretrained weights (ImageNet, Kinetics-400), verified by sha256, to shared storage."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ PUBLISHED = ("vgg16", "resnet50", *get_args(VideoNetwork))
 
 _PART_BYTES = 1 << 20
 _SILENCE_S = 30.0
-"""How long a server may send nothing."""
+"""Read timeout: how long a server may send nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchConfig:
-    """Download pretrained weights once to where every node reads them, checked against their published sha256.
+    """Download pretrained weights to shared storage, verified against their published sha256.
 
-    For instance `twostream weights fetch vgg16 --to s3://bucket/weights`. A file that is there already is checked and
-    left; another one under its name is never written over.
+    For instance `twostream weights fetch vgg16 --to s3://bucket/weights`. An existing file is verified and kept; a
+    different file of the same name is never overwritten.
     """
 
     backbone: str
-    """Whose weights: vgg16 or resnet50, as torchvision trained them on ImageNet; or a network of model.clip3d, on
-    Kinetics-400."""
+    """Network: vgg16 or resnet50, trained on ImageNet by torchvision; or a network of model.clip3d, on Kinetics-400."""
 
     to: str
     """Directory or s3:// prefix for the file."""
@@ -43,37 +42,37 @@ class FetchConfig:
             raise ConfigError(f"weights are published for {', '.join(PUBLISHED)}, got {self.backbone!r}")
 
     def parts(self) -> tuple[str, ...]:
-        """The parts of a model that may start from them."""
+        """The parts of a model that can use them."""
         return ("clip3d",) if self.backbone in get_args(VideoNetwork) else ("spatial", "temporal")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchedWeights:
-    """A file of weights that every node can read."""
+    """A weights file in shared storage."""
 
     uri: str
-    """What to give as model.spatial.weights, or as model.clip3d.weights."""
+    """URI to set as model.spatial.weights, model.temporal.weights or model.clip3d.weights."""
     num_bytes: int
-    """Its size."""
+    """Size of the file."""
     was_there: bool
-    """It was there already."""
+    """Whether it existed already."""
 
 
 def fetch_weights(
     config: FetchConfig, *, progress: Callable[[int, int], object] = lambda _done, _total: None
 ) -> FetchedWeights:
-    """Have the weights of a backbone in `config.to`; `progress` is called with the bytes that came and those wanted.
+    """Download the weights of a backbone to `config.to`; `progress` is called with (bytes received, bytes in all).
 
     Raises:
-        WeightsError: they cannot be downloaded, or other bytes came.
-        StorageError: another file has the name, or it cannot be written.
+        WeightsError: they cannot be downloaded, or have another sha256.
+        StorageError: another file has the name, or the file cannot be written.
     """
     # torch takes seconds to import.
     from twostream_ray.models.pretrained import published_weights
 
     url, sha256 = published_weights(config.backbone)
     target = storage.join(storage.absolute(config.to), url.rpartition("/")[2])
-    if (size := _there(target, sha256)) is not None:
+    if (size := _existing_size(target, sha256)) is not None:
         return FetchedWeights(uri=target, num_bytes=size, was_there=True)
     storage.require_writable(target)
     with temporary_folder() as scratch:
@@ -83,21 +82,21 @@ def fetch_weights(
         except (OSError, http.client.HTTPException) as error:
             raise WeightsError(
                 f"{config.backbone}'s weights at {url} could not be downloaded ({' '.join(str(error).split())[:200]}): "
-                f"run the same command where there is a network, or bring the file there and copy it to {target}"
+                f"run the same command on a machine with network access, or download the file and copy it to {target}"
             ) from error
         if not received.startswith(sha256):
             raise WeightsError(
-                f"{url} sent bytes of sha256 {received[:16]}..., {sha256}... was wanted: run the same command again; "
-                "if that changes nothing, something between here and there answers in its place"
+                f"{url} sent a file of sha256 {received[:16]}..., {sha256}... was wanted: run the same command again; "
+                "if the error persists, check the proxy"
             )
-        # Somebody may have put a file there meanwhile.
-        if (size := _there(target, sha256)) is None:
+        # Another process may have written it meanwhile.
+        if (size := _existing_size(target, sha256)) is None:
             storage.write_file(target, file)
         return FetchedWeights(uri=target, num_bytes=file.stat().st_size, was_there=size is not None)
 
 
-def _there(target: str, sha256: str) -> int | None:
-    """Bytes of the file that is there already; None if there is none.
+def _existing_size(target: str, sha256: str) -> int | None:
+    """Size of the file at `target`; None if there is none.
 
     Raises:
         StorageError: it is another file.
@@ -109,17 +108,17 @@ def _there(target: str, sha256: str) -> int | None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if not found.startswith(sha256):
             raise StorageError(
-                f"{target} holds another file (sha256 {found[:16]}..., {sha256}... was wanted), which is not written "
-                "over: name another directory as --to, or move it away"
+                f"{target} is another file (sha256 {found[:16]}..., {sha256}... was wanted), which is not overwritten: "
+                "name another directory with --to, or move it away"
             )
         return path.stat().st_size
 
 
 def _download(url: str, path: Path, *, progress: Callable[[int, int], object]) -> str:
-    """Download into a new file; returns the sha256 of what came.
+    """Download into a new file; returns its sha256.
 
     Raises:
-        OSError, http.client.HTTPException: it could not be had, or not whole.
+        OSError, http.client.HTTPException: the download failed or was incomplete.
     """
     digest, done = hashlib.sha256(), 0
     with urllib.request.urlopen(url, timeout=_SILENCE_S) as answer, path.open("xb") as file:  # noqa: S310 - torchvision's

@@ -1,4 +1,4 @@
-"""The papers' findings on synthetic videos: many networks of one budget, several seeds each, mean and spread."""
+"""Reproduction of the papers' comparisons on synthetic videos: many networks, several seeds each, mean and spread."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ class ComparisonRow:
     """A network's accuracy over seeds."""
 
     group: Group
-    """Which videos."""
+    """Group of videos."""
     network: str
-    """What is said of it in the table."""
+    """Name of the network in the table."""
     parameters: int
-    """Weights that it has."""
+    """Number of the network's parameters."""
     top1: tuple[float, ...]
-    """Accuracy on the held-back test split, one for each seed, in [0, 1]."""
+    """Accuracy on the test split for each seed, in [0, 1]."""
     clips: str
-    """Clips that each accuracy is made of: n of N."""
+    """Scored clips, as in "n of N clips"."""
     interval: Interval | None = None
-    """95 % interval of the mean over seeds, by the bootstrap over test clips, each with what all seeds make of it; none
-    where an earlier version has kept a seed's accuracy alone."""
+    """95 % interval of the mean over seeds, by bootstrap over test clips, each with the predictions of all seeds; None
+    if an earlier version stored only a seed's accuracy."""
 
     def sentence(self) -> str:
         """Mean and spread (sample standard deviation) in percent."""
@@ -75,7 +75,7 @@ Progress = Callable[[int, int], None]
 
 
 def prepare(config: FindingsConfig, comparison: Comparison, *, progress: Callable[[int, int], None]) -> str:
-    """Write a comparison's videos and shards below `config.out`, or find them there; returns the shards' URI."""
+    """Write a comparison's videos and shards below `config.out` unless they exist; returns the shards' URI."""
     shards = storage.join(storage.absolute(config.out), comparison.clips.group, "shards")
     demo.prepare(comparison.clips, shards=shards, progress=lambda done, _, total: progress(done, total))
     return shards
@@ -86,11 +86,11 @@ def findings(
 ) -> list[ComparisonRow]:
     """Train every network of every comparison with every seed, as many at a time as there are CPUs.
 
-    A training's result is kept below `config.out`: the same call resumes an interrupted one. Each training is one
-    process with one thread, so a result depends on its seed alone.
+    Results are stored below `config.out`, so that the same call resumes an interrupted one. Each training is one
+    process with one thread, so a result depends only on its seed.
 
     Raises:
-        ConfigError: files of somebody else would be written over, or a kept result is damaged.
+        ConfigError: files that this verb did not write would be overwritten, or a stored result is damaged.
         TrainingError: not every clip of the test split was scored.
         ShardError, StorageError: the shards cannot be read.
     """
@@ -124,7 +124,7 @@ def findings(
 
 
 def _interval(shard_set: ShardSet, results: Sequence[Mapping[str, Any]]) -> Interval | None:
-    """Of a network's mean accuracy over its seeds, with other test clips."""
+    """Interval of a network's mean accuracy over its seeds, by resampling test clips."""
     if any("wrong" not in result for result in results):
         return None
     members = shard_set.split("test")
@@ -146,7 +146,7 @@ def _results(
     folder: Path,
     progress: Progress | None,
 ) -> dict[tuple[Group, str, int], dict[str, Any]]:
-    """Results by (group, network, seed): those that `folder` has from earlier calls, the others by Ray's tasks."""
+    """Results by (group, network, seed): from `folder` if an earlier call stored them, otherwise from Ray tasks."""
     import ray
 
     results: dict[tuple[Group, str, int], dict[str, Any]] = {}
@@ -182,7 +182,7 @@ def _results(
 
 
 def _kept(uri: str) -> dict[str, Any] | None:
-    """The result of an earlier call; None if there is none.
+    """The stored result of an earlier call; None if there is none.
 
     Raises:
         ConfigError: the file is damaged.
@@ -194,7 +194,7 @@ def _kept(uri: str) -> dict[str, Any] | None:
             uri,
             _RESULT_SCHEMA,
             what="the result of a training",
-            way_out="delete it and run the same command again, which trains it anew",
+            way_out="delete it and run the same command again, which trains it again",
             error=ConfigError,
             metrics=True,
         )
@@ -202,7 +202,7 @@ def _kept(uri: str) -> dict[str, Any] | None:
 
 
 def write(config: FindingsConfig, found: list[ComparisonRow]) -> str:
-    """Write table (findings.md) and picture (findings.png) below `config.out`; gives the directory."""
+    """Write table (findings.md) and plot (findings.png) below `config.out`; returns the directory."""
     out = Path(storage.absolute(config.out))
     lines = [f"{_TABLE_BEGINS} 95 % interval | clips | parameters |", "|---|---|---|---|---|---|"]
     lines += [
@@ -223,7 +223,7 @@ def write(config: FindingsConfig, found: list[ComparisonRow]) -> str:
 
 
 def _experiment(group: Group, network: str, seed: int, *, shards: str, towers: Towers) -> dict[str, Any]:
-    """All that a result depends on, in JSON's types."""
+    """All that a result depends on, as JSON types."""
     comparison = comparisons(towers)[group]
     settings = {
         "manifest_hash": open_shards(shards).hash,
@@ -244,7 +244,7 @@ def _loader(
         config=DataConfig(
             shards=shard_set.uri,
             sampling=comparison.sampling,
-            # Left and right are classes.
+            # Left and right are different classes.
             transforms=TransformConfig(crop_px=SIZE_PX, size_jitter=0.0, flip=False),
             decode_processes=0,
         ),
@@ -258,7 +258,7 @@ def _loader(
 
 
 def _train_one(group: Group, network_name: str, seed: int, shards: str, towers: Towers = "papers") -> dict[str, Any]:
-    """Train one network of a comparison and score the test split, in this process alone."""
+    """Train one network of a comparison and score the test split in this process."""
     import torch
 
     from twostream_ray.evaluation.metrics import top_k_hits
@@ -290,7 +290,7 @@ def _train_one(group: Group, network_name: str, seed: int, shards: str, towers: 
             _, scores = score_pass(network, batches, device=device)
     members = shard_set.split("test")
     if set(scores) != set(members.tolist()):
-        raise TrainingError(f"all {len(members)} test clips of {group} were to be scored, got {len(scores)}")
+        raise TrainingError(f"all {len(members)} test clips of {group} should be scored, got {len(scores)}")
     labels, found = shard_set.labels[members], np.stack([scores[int(clip)] for clip in members])
     report = report_on(
         found,

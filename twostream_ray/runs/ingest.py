@@ -1,4 +1,4 @@
-"""Labelled raw videos into shards with optical flow, by Ray tasks that prepare a clip each."""
+"""Ingest (ETL): labelled raw videos into shards with optical flow, by Ray tasks that prepare a clip each."""
 
 from __future__ import annotations
 
@@ -40,33 +40,33 @@ _SHOWN_MISSING = 3
 
 @dataclass(frozen=True, kw_only=True)
 class IngestReport:
-    """What an ingest found and wrote."""
+    """Result of an ingest."""
 
     clips: int
     """Clips in the shards."""
     frames: int
     """Frames in the shards."""
     hours: float
-    """Length of the clips in the shards."""
+    """Total duration of the clips in the shards."""
     megabytes: float
     """Size of all shards in 1e6 bytes."""
     quarantined: int
-    """Videos that could not be used, those that are missing among them."""
+    """Quarantined videos, including missing ones."""
     missing: int
-    """Videos that a list or table names and that are not there."""
+    """Missing videos that a list or table names."""
     reasons: dict[str, int]
-    """Bad videos by kind of error."""
+    """Number of bad videos by kind of error."""
     done_before: int
     """Videos that an earlier run had finished."""
     seconds: float
     """Wall time of this run."""
     notes: list[str] = field(default_factory=list)
-    """What the catalog had to say, and what is to be known about videos that were used."""
+    """Notes on the catalog and on videos that were used, one sentence each."""
 
     def sentence(self) -> str:
         """The report in one sentence."""
         new = self.clips + self.quarantined - self.missing - self.done_before
-        missing = f" ({self.missing} of them listed and not there)" if self.missing else ""
+        missing = f" ({self.missing} of them listed but missing)" if self.missing else ""
         return (
             f"{self.clips} clips, {self.frames} frames, {self.hours:.2f} h, {self.megabytes:.1f} MB in shards; "
             f"{self.quarantined} videos quarantined{missing}; {new} done now in {self.seconds:.0f} s"
@@ -82,18 +82,18 @@ Progress = Callable[[int, int, int], None]
 def ingest(
     config: IngestConfig, *, progress: Progress | None = None, announce: Callable[[str], None] | None = None
 ) -> IngestReport:
-    """Bring the shard set at `config.out` up to date with the catalog; finished shards are not written again.
+    """Update the shard set at `config.out` to match the catalog; finished shards are not written again.
 
-    `announce` is called before the work begins with sentences: what is to be done, how long it takes, how large it is.
+    `announce` is called with sentences before the work starts: what is to be done, how long it takes, how large it is.
 
     Raises:
-        CatalogError: folders or lists are not what the layout says.
-        ConfigError: `out` is not apart from what is ingested, or holds what must not be lost (see `replace`).
-        ShardError: what earlier ingests wrote there is damaged.
+        CatalogError: folders or lists do not match the layout.
+        ConfigError: `out` overlaps the videos, or has shards that would be lost (see `replace`).
+        ShardError: shards of an earlier ingest are damaged.
         StorageError: a directory or prefix cannot be read or written.
         TooManyBadVideosError: more videos are bad than max_bad_fraction allows; shards and quarantine table are kept,
-            also those of before.
-        LeaseError: another ingest is at work there.
+            including earlier ones.
+        LeaseError: another ingest writes to `out`.
     """
     started = time.monotonic()
     catalog = catalog_of(config)
@@ -144,18 +144,18 @@ def _ingest(
     if report.quarantined > config.max_bad_fraction * num_listed:
         raise TooManyBadVideosError(
             f"{report.quarantined} of {num_listed} videos could not be used, at most "
-            f"{config.max_bad_fraction:.1%} may: see {storage.join(out, 'quarantine.csv')}, mend them or raise "
+            f"{config.max_bad_fraction:.1%} may: see {storage.join(out, 'quarantine.csv')}, repair them or raise "
             "max_bad_fraction and run again (finished shards are kept)"
         )
-    # Last, for a root that went away in the middle of it must not take the shards of before with it.
+    # Last, as a root that becomes unreachable meanwhile must not cost the earlier shards.
     report.notes.extend(delete_stale(before, written=parts))
     return report
 
 
 def _refuse_too_many_missing(config: IngestConfig, catalog: Catalog, *, out: str) -> None:
-    """Raise TooManyBadVideosError where so many listed videos are not there that nothing else need be looked at.
+    """Raise TooManyBadVideosError if the missing videos alone exceed max_bad_fraction.
 
-    A set that is only to be has its quarantine table then; that of a finished one stays as it is.
+    A new set then gets its quarantine table; that of a finished set is not changed.
     """
     missing, num_listed = catalog.missing, len(catalog.clips) + len(catalog.missing)
     if len(missing) <= config.max_bad_fraction * num_listed:
@@ -166,13 +166,14 @@ def _refuse_too_many_missing(config: IngestConfig, catalog: Catalog, *, out: str
         where = f"; all are in {storage.join(out, 'quarantine.csv')}"
     raise TooManyBadVideosError(
         f"{len(missing)} of {num_listed} videos could not be used, at most {config.max_bad_fraction:.1%} may: they are "
-        f"listed and not there, as {', '.join(clip.uri for clip in missing[:_SHOWN_MISSING])}{where}; mend the list or "
-        f"catalog.root, or ingest what is there by --max_bad_fraction {_next_percent(len(missing) / num_listed)}"
+        f"listed but missing, as {', '.join(clip.uri for clip in missing[:_SHOWN_MISSING])}{where}; correct the list "
+        "or catalog.root, or ingest the existing ones with --max_bad_fraction "
+        f"{_next_percent(len(missing) / num_listed)}"
     )
 
 
 def _next_percent(fraction: float) -> float:
-    """A fraction rounded up, with room for some videos that are there and bad."""
+    """A fraction rounded up to percent, with room for some bad videos."""
     return min(1.0, (int(fraction * 100) + 2) / 100)
 
 
@@ -196,7 +197,7 @@ def _report(parts: Sequence[dict[str, Any]], catalog: Catalog, *, done_before: i
 
 
 def _labelled_as(before: Standing, catalog: Catalog, config: IngestConfig) -> Catalog | None:
-    """The catalog in the order of classes of finished shards that were made when numbers were ordered as texts."""
+    """The catalog with the class order of finished shards, if an earlier version made them with lexicographic order."""
     identities = [
         entry["identity"]
         for record in [*before.kept, *(one.record for one in before.stale)]
@@ -218,10 +219,10 @@ def _labelled_as(before: Standing, catalog: Catalog, config: IngestConfig) -> Ca
 
 
 def refuse_overlap(config: IngestConfig, catalog: Catalog) -> None:
-    """Shards must not be among videos and lists: their folders would be taken for classes, or classes for shards.
+    """Refuse an `out` among videos and lists: its folders would be read as classes, or classes as shards.
 
     Raises:
-        ConfigError: `out` is, holds or is in a folder that is read, by whatever name, or a folder of clips is in it.
+        ConfigError: `out` is, contains or is inside a folder that is read, also through links.
     """
     out = config.out
     own = (out, storage.join(out, "shards"), storage.join(out, "parts"))
@@ -230,7 +231,7 @@ def refuse_overlap(config: IngestConfig, catalog: Catalog) -> None:
             path = getattr(one, name)
             if path is not None and (storage.contains(out, path) or any(storage.contains(path, x) for x in own)):
                 raise ConfigError(
-                    f"out must be separate from catalog.{name}, got {out} and {path}, of which one holds the other: "
+                    f"out must be separate from catalog.{name}, got {out} and {path}, of which one contains the other: "
                     "choose another --out, beside it"
                 )
     # Links below a root may lead anywhere.
@@ -252,13 +253,13 @@ def _notes_of(parts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def catalog_of(config: IngestConfig) -> Catalog:
-    """The clips of all data sets that are to be ingested, at absolute URIs: tasks run in other directories.
+    """The clips of all data sets to ingest, with absolute URIs, as tasks have other working directories.
 
     Raises:
-        CatalogError: folders or lists are not what the layout says.
+        CatalogError: folders or lists do not match the layout.
         StorageError: a directory or prefix cannot be read.
     """
-    catalogs = [_placed(catalog) for catalog in (config.catalog, *config.more)]
+    catalogs = [_with_absolute_uris(catalog) for catalog in (config.catalog, *config.more)]
     return read_catalogs(
         catalogs,
         list_files=storage.list_entries,
@@ -267,9 +268,9 @@ def catalog_of(config: IngestConfig) -> Catalog:
 
 
 def estimate(clips: Sequence[Clip], config: IngestConfig) -> str:
-    """What ingesting these clips takes, in a sentence: the first frames of a few of them are ingested to see.
+    """Estimated time and size of ingesting these clips, in a sentence, from the first frames of a few of them.
 
-    Time is that of this machine's cores; a cluster divides it by its own.
+    The time is for this machine's cores.
     """
     from twostream_ray.data.video.isolation import probe_apart
 
@@ -282,25 +283,25 @@ def estimate(clips: Sequence[Clip], config: IngestConfig) -> str:
                 cost = probe_apart(source, config.flow, name=clip.clip_id, max_frames=config.max_frames)
             costs.append((clip, cost))
     if not costs:
-        return f"{len(clips)} clips to ingest; the first ones looked at cannot be decoded, so nothing can be estimated"
+        return f"{len(clips)} clips to ingest; no estimate, as none of the sampled ones can be decoded"
     cores = len(os.sched_getaffinity(0))
     frames = sum(cost.frames for _, cost in costs) / len(costs) * len(clips)
     seconds = frames * statistics.median(cost.seconds_per_frame for _, cost in costs) / cores
     size = frames * statistics.median(cost.bytes_per_frame for _, cost in costs)
     return (
         f"{len(clips)} clips to ingest: about {frames:,.0f} frames, {size / 1e6:,.0f} MB of shards, "
-        f"{seconds / 60:,.1f} min on {cores} cores ({len(costs)} clips looked at)"
+        f"{seconds / 60:,.1f} min on {cores} cores ({len(costs)} clips sampled)"
     )
 
 
-def _placed(catalog: CatalogConfig) -> CatalogConfig:
+def _with_absolute_uris(catalog: CatalogConfig) -> CatalogConfig:
     lists = catalog.lists and storage.absolute(catalog.lists)
     flow_images = catalog.flow_images and storage.absolute(catalog.flow_images)
     return replace(catalog, root=storage.absolute(catalog.root), lists=lists, flow_images=flow_images)
 
 
 def _rows_per_shard(config: IngestConfig, num_clips: int) -> int:
-    """Whole row groups; a set of few clips has many small shards rather than one, of which a kill would leave none."""
+    """A multiple of a row group; a small set gets several small shards, so that a kill does not lose all of it."""
     groups = max(1, num_clips // (_SHARDS_WANTED * ROWS_PER_GROUP))
     return min(config.rows_per_shard, groups * ROWS_PER_GROUP)
 

@@ -1,8 +1,8 @@
 """Ray tasks of ingest: one prepares a clip, one writes a shard as soon as its clips are prepared.
 
-Work is given out clip by clip, so that a set of few shards keeps every core busy, and a large one to its end. Which
-clips make up which shard is the plan's matter: a shard's bytes do not depend on who prepared what. Prepared clips wait
-in Ray's object store, and no more shards are begun than are needed to have clips for every core.
+Work is scheduled clip by clip, so that few shards keep every core busy, and many do so to the end. The plan decides
+which clips make up a shard, so its bytes do not depend on the schedule. Prepared clips wait in Ray's object store, and
+no more shards are started than needed to keep every core busy.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from twostream_ray.data.sources.catalog import Clip
 from twostream_ray.runs.cluster.resources import require_room
 
 _CLIPS_PER_CORE = 2
-"""One is prepared, the next one waits for the core."""
+"""One clip is being prepared, the next one is queued."""
 _HELD_CLIPS_PER_CORE = 8
-"""So many, and two shards more, may wait for the others of their shards: slow clips keep theirs from being written."""
+"""Prepared clips per core that may wait for other clips of their shards, besides those of two shards."""
 _LOOK_EVERY_S = 1.0
 
 
 class Schedule:
-    """Which clip is to be prepared next: shard after shard in the order of their plans, few of them begun at once."""
+    """Scheduler of clips: shard after shard in the order of their plans, with a bounded number of started shards."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        """`sizes` has the number of clips of each shard, in the order in which they are to be begun."""
+        """`sizes` has the number of clips of each shard, in the order in which they are to be started."""
         self._largest = max(sizes)
         self._waiting = deque((shard, clip) for shard, size in enumerate(sizes) for clip in range(size))
         self._missing = dict(enumerate(sizes))
         self._begun: set[int] = set()
         self._at_work = 0
         self.done = 0
-        """Clips that are prepared."""
+        """Number of prepared clips."""
 
     def next_clip(self, *, cores: int) -> tuple[int, int] | None:
-        """Shard and clip to hand to one of `cores` now; None while enough are at work, or when all are given out."""
+        """(shard, clip) to start now on one of `cores`; None while enough are running, or when all are started."""
         if not self._waiting or self._at_work >= _CLIPS_PER_CORE * cores:
             return None
         shard, clip = self._waiting[0]
@@ -55,14 +55,14 @@ class Schedule:
         return shard, clip
 
     def note_prepared(self, shard: int) -> bool:
-        """One of a shard's clips is prepared; True if it was the last one, so that the shard can be written."""
+        """Record that a clip is prepared; returns whether it was its shard's last one, so that it can be written."""
         self._at_work -= 1
         self.done += 1
         self._missing[shard] -= 1
         return self._missing[shard] == 0
 
     def note_written(self, shard: int) -> None:
-        """A shard is written and holds nothing any more."""
+        """Record that a shard is written, so that its clips need no memory any more."""
         self._begun.remove(shard)
 
 
@@ -76,7 +76,7 @@ def write_shards(
 ) -> list[dict[str, Any]]:
     """Prepare all clips on all cores of the Ray cluster and write their shards; returns the shards' records.
 
-    `progress` is called with (videos done, videos bad). When a task fails, or on Ctrl-C, the others are called off.
+    `progress` is called with (videos done, videos bad). When a task fails, or on Ctrl-C, the others are cancelled.
 
     Raises:
         ClusterError: no node has room for a task.
@@ -87,52 +87,54 @@ def write_shards(
     memory = task_memory(max_frames)
     way_out = "lower max_frames, or choose a larger cluster"
     require_room([{"CPU": 1.0, "memory": float(memory)}], what="a task of ingest", way_out=way_out)
-    # A worker that dies is nobody's fault: what it was at is done again, as often as need be.
+    # A lost worker is not the clip's fault, so its task is retried without limit.
     options: dict[str, Any] = {"num_cpus": 1, "memory": memory, "max_retries": -1}
     prepare = ray.remote(_prepare).options(num_returns=2, **options)
     write = ray.remote(_write).options(**options)
     schedule = Schedule([len(plan.clips) for plan in plans])
-    held: dict[int, list[Any]] = {}  # shard -> references to its clips in their order, as far as they are given out
+    prepared_of: dict[int, list[Any]] = {}  # shard -> references to its started clips, in order
     preparing: dict[Any, int] = {}
     writing: dict[Any, int] = {}
     records: list[dict[str, Any]] = []
-    bad, cores, looked_at = 0, 0, -math.inf
+    bad, cores, polled_at = 0, 0, -math.inf
     try:
         while len(records) < len(plans):
-            if time.monotonic() > looked_at + _LOOK_EVERY_S:
-                cores, looked_at = _cores(ray), time.monotonic()
+            if time.monotonic() > polled_at + _LOOK_EVERY_S:
+                cores, polled_at = _cores(ray), time.monotonic()
             while (chosen := schedule.next_clip(cores=cores)) is not None:
                 shard, clip = chosen
                 is_bad, prepared = prepare.remote(plans[shard].clips[clip], contract, max_frames)
-                held.setdefault(shard, []).append(prepared)
+                prepared_of.setdefault(shard, []).append(prepared)
                 preparing[is_bad] = shard
             for reference in _ended(ray, [*writing, *preparing]):
                 if reference in preparing:
                     bad += ray.get(reference)
                     shard = preparing.pop(reference)
                     if schedule.note_prepared(shard):
-                        # Inside a tuple, so that the task takes the clips one at a time and not all before it begins.
-                        writing[write.remote(plans[shard], tuple(held[shard]), out, contract, max_frames)] = shard
+                        # Inside a tuple, so that the task fetches the clips one at a time and not all at its start.
+                        writing[write.remote(plans[shard], tuple(prepared_of[shard]), out, contract, max_frames)] = (
+                            shard
+                        )
                 else:
                     records.append(json.loads(ray.get(reference)))
                     shard = writing.pop(reference)
-                    del held[shard]
+                    del prepared_of[shard]
                     schedule.note_written(shard)
             progress(schedule.done, bad)
     finally:
         for reference in (*writing, *preparing):
-            with suppress(Exception):  # a cluster that has died has called them off itself
+            with suppress(Exception):  # on a dead cluster they are dead
                 ray.cancel(reference)
     return records
 
 
 def _cores(ray: Any) -> int:
-    """Cores that the cluster has now: nodes come and go."""
+    """Cores of the cluster now: nodes may be added and removed."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _ended(ray: Any, references: list[Any]) -> list[Any]:
-    """Tasks that have ended, after a moment if none has yet: a look at all of them costs more than one task."""
+    """References of ended tasks; waits for a moment if there is none, as polling all of them is expensive."""
     first, rest = ray.wait(references, timeout=_LOOK_EVERY_S)
     if not first or not rest:
         return list(first)

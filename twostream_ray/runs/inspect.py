@@ -1,4 +1,4 @@
-"""What is in a shard set: counts, classes, flow contract, a contact sheet; and whether every byte of it is right."""
+"""Inspection of a shard set: counts, classes, flow contract and a contact sheet; optionally verifies every byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LONGEST_NAME = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What there is."""
+    """Content of a shard set."""
 
     shard_set: ShardSet
     """The set, with its index and contract."""
@@ -39,23 +39,23 @@ class Inspection:
     picture: str
     """Path or URI of the contact sheet."""
     pictured: tuple[str, ...]
-    """The clips it shows."""
+    """Names of the clips that it shows."""
     second_opinion: str | None = None
-    """With `verify`, whether frames were compared with a second decoder's, in a sentence."""
+    """With `verify`: result of the comparison with a second decoder, in a sentence."""
 
     @property
     def contract(self) -> FlowContract:
-        """How the flow was made."""
+        """The flow contract."""
         return self.shard_set.contract
 
 
 def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | None = None) -> Inspection:
-    """Look at a shard set, draw some of its clips, and with `verify` read and check every byte and what decord decodes.
+    """Summarise a shard set, draw some of its clips, and with `verify` check every byte and compare decoded frames.
 
     Raises:
-        ConfigError: the picture would be written over a file of another origin.
+        ConfigError: the picture would overwrite a file that this verb did not write.
         StorageError: the picture cannot be written.
-        ShardError: there is no such set, a clip is not in it, or a shard is damaged; names shard and row.
+        ShardError: the set or clip does not exist, or a shard is damaged; names shard and row.
     """
     refuse_foreign_picture(Path(storage.absolute(config.out)), verb="inspect")
     storage.require_writable(config.out)  # before minutes of verifying
@@ -67,7 +67,8 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
         if positions == [-1]:
             (first,) = shard_set.clip_ids([0])
             raise ShardError(
-                f"clip {config.clip!r} was wanted of {config.shards}, it is not one of its {len(index)}: {first}, ..."
+                f"clip {config.clip!r} was wanted of {config.shards}, but it is not one of its {len(index)} clips: "
+                f"name one of {first}, ..."
             )
     second_opinion = _verify(shard_set, progress=progress) if config.verify else None
     with temporary_folder() as folder:
@@ -87,7 +88,7 @@ def inspect(config: InspectConfig, *, progress: Callable[[int, int], None] | Non
 
 
 def _verify(shard_set: ShardSet, *, progress: Callable[[int, int], None] | None) -> str:
-    """Check every byte and, where a second decoder is installed, what it makes of them; says whether it is."""
+    """Check every byte and, if decord is installed, compare its frames; returns the result in a sentence."""
     if not second_decoder.is_installed():
         verify_shards(shard_set, progress=progress)
         return "decord is not installed: frames were not compared with a second decoder's"
@@ -97,7 +98,7 @@ def _verify(shard_set: ShardSet, *, progress: Callable[[int, int], None] | None)
 
 
 def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:
-    """A row of frames over their flow for each clip, under what it is; one clip alone gets several."""
+    """Draw a row of frames above their flow for each clip, with a heading; several rows for a single clip."""
     frames, fields, captions, headings = [], [], [], []
     shown = 4 * _MOST_FRAMES if len(positions) == 1 else _MOST_FRAMES
     for position in positions:
@@ -115,7 +116,7 @@ def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:
         np.stack([frame[:height, :width] for frame in frames]),
         motion,
         path,
-        # A few pixels of wild flow must not make all others pale.
+        # A quantile, as a few outliers must not make all other pixels pale.
         max_px=max(1.0, round(float(np.quantile(np.linalg.norm(motion, axis=-1), 0.98)), 1)),
         captions=captions,
         headings=headings,
@@ -124,7 +125,7 @@ def _draw(shard_set: ShardSet, positions: list[int], path: Path) -> None:
 
 
 def _heading(shard_set: ShardSet, position: int, clip_id: str, clip: EncodedClip) -> str:
-    """What a clip is: "v_Run_g01.avi   class Run   split train1, train2   120 frames, 25 fps, 320 x 240"."""
+    """As in "v_Run_g01.avi   class Run   splits train1, train2   120 frames, 25 fps, 320 x 240 px"."""
     name = clip_id.rpartition("/")[2]
     name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
     splits = shard_set.index["splits"][position].as_py()

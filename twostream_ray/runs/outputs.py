@@ -1,4 +1,4 @@
-"""Files that a verb writes where the user says: only such as it has written itself are written over."""
+"""Overwrite protection: a verb overwrites only files that it has written itself."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ _MARK = b"Software\0twostream_ray"
 _LIMIT_BYTES = 1 << 30
 _MARKED_BYTES = 1 << 16
 _HEADER_BYTES = 33
-"""Of a PNG: its signature and the chunk IHDR, behind which others may stand."""
+"""Signature and IHDR chunk of a PNG, after which other chunks may follow."""
 
 
 def refuse_foreign_files(
     out: str, names: Sequence[str], *, verb: str, schema: Any = None, begins: bytes | None = None
 ) -> None:
-    """Refuse to write `names` over files of somebody else.
+    """Refuse to overwrite `names` unless the verb has written them.
 
-    The first of them is written first, and says whose they are: it is JSON of a `schema`, or a text that `begins` so.
+    The first of them, which is written first, identifies them: it is JSON of `schema`, or a text that starts with
+    `begins`.
 
     Raises:
         ConfigError: names the file and the way out.
     """
-    there = [name for name in names if storage.exists(storage.join(out, name))]
-    if not there:
+    existing = [name for name in names if storage.exists(storage.join(out, name))]
+    if not existing:
         return
     try:
         content = storage.read_bytes(storage.join(out, names[0]), limit_bytes=_LIMIT_BYTES)
         if begins is None:
             parse_json(content, schema, where=out, what="", way_out="", error=ConfigError, metrics=True)
-        ours = begins is None or content.startswith(begins)
+        is_own = begins is None or content.startswith(begins)
     except TwoStreamError:
-        ours = False
-    if not ours:
-        _refuse(storage.join(out, there[0]), verb=verb)
+        is_own = False
+    if not is_own:
+        _refuse(storage.join(out, existing[0]), verb=verb)
 
 
 def refuse_foreign_picture(uri: Path, *, verb: str) -> None:
-    """Refuse to write over a picture that `marked` has not made.
+    """Refuse to overwrite a picture without the mark of `marked`.
 
     Raises:
         ConfigError: names the file and the way out.
@@ -52,15 +53,15 @@ def refuse_foreign_picture(uri: Path, *, verb: str) -> None:
     if not uri.is_symlink() and not uri.exists():
         return
     try:
-        ours = _MARK in storage.read_bytes(str(uri), limit_bytes=_LIMIT_BYTES)[:1000]
+        is_own = _MARK in storage.read_bytes(str(uri), limit_bytes=_LIMIT_BYTES)[:1000]
     except TwoStreamError:
-        ours = False
-    if not ours:
+        is_own = False
+    if not is_own:
         _refuse(str(uri), verb=verb)
 
 
 def refuse_unmarked_file(uri: str, *, mark: str, verb: str, option: str = "video") -> None:
-    """Refuse to write over a file that has not this mark near its end, where our own videos and models have it.
+    """Refuse to overwrite a file without this mark near its end, where this package's videos and models have it.
 
     Raises:
         ConfigError: names the file and the way out.
@@ -71,15 +72,15 @@ def refuse_unmarked_file(uri: str, *, mark: str, verb: str, option: str = "video
     try:
         with storage.open_regular(location) as file:
             file.seek(max(0, file.size() - _MARKED_BYTES))
-            ours = mark.encode() in file.read(_MARKED_BYTES)
+            is_own = mark.encode() in file.read(_MARKED_BYTES)
     except (TwoStreamError, OSError):
-        ours = False
-    if not ours:
+        is_own = False
+    if not is_own:
         _refuse(uri, verb=verb, option=option)
 
 
 def marked(picture: bytes) -> bytes:
-    """A PNG that says what has made it."""
+    """The PNG with a text chunk that identifies this package."""
     chunk = b"tEXt" + _MARK
     text_chunk = struct.pack(">I", len(_MARK)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     return picture[:_HEADER_BYTES] + text_chunk + picture[_HEADER_BYTES:]

@@ -1,4 +1,4 @@
-"""Delivering to MLflow what runs logged while it was away."""
+"""Replay of tracking outboxes: delivers to MLflow what runs logged while it was unreachable."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from twostream_ray.tracking import TrackingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Deliver to MLflow what was logged while it was away; running it twice leaves nothing twice."""
+    """Deliver to MLflow what was logged while it was unreachable; idempotent."""
 
     runs: list[str] = field(default_factory=list)
-    """Directories or s3:// prefixes of runs, as runs/NAME; none: every run below `storage`."""
+    """Directories or s3:// prefixes of runs, as runs/NAME; by default every run below `storage`."""
 
     storage: str = "runs"
     """Directory or s3:// prefix of all runs."""
@@ -23,10 +23,10 @@ class ReplayConfig:
 
 
 def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:
-    """Deliver the journals of the runs that are named, or of all below `config.storage`.
+    """Deliver the outboxes of the named runs, or of all below `config.storage`.
 
     Raises:
-        OutboxError: some have no journal, or a damaged one; all others are delivered.
+        OutboxError: some have no outbox, or a damaged one; all others are delivered.
         TrackingError: MLflow does not answer; runs before it are delivered.
         StorageError: a run's folder cannot be read.
     """
@@ -35,7 +35,7 @@ def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:
         uris = tracking.list_outboxes(storage.absolute(config.storage))
         if not uris:
             raise TrackingError(
-                f"no run below {config.storage} has a tracking journal: name a run's directory, or set --storage"
+                f"no run below {config.storage} has a tracking outbox: name a run's directory, or set --storage"
             )
     bad: list[OutboxError] = []
     for uri in uris:
@@ -44,5 +44,5 @@ def replay(config: ReplayConfig) -> Iterator[tracking.Delivery]:
         except OutboxError as error:
             bad.append(error)
     if bad:
-        more = f" (and {len(bad) - 1} runs more)" if len(bad) > 1 else ""
+        more = f" (and {len(bad) - 1} more runs)" if len(bad) > 1 else ""
         raise OutboxError(f"{bad[0]}{more}")

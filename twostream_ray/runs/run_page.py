@@ -1,4 +1,4 @@
-"""A run's page in MLflow: its data set as a logged input, the recipe that `--config` takes back, and a description."""
+"""MLflow page of a run: its data set as a logged input, its settings as a recipe for `--config`, and a description."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from twostream_ray.settings.recipe_text import write_recipe
 from twostream_ray.storage.temporary_folders import temporary_folder
 
 RECIPE = "recipe.yaml"
-"""The artefact that a verb's `--config` takes."""
+"""Artefact with a run's settings, for a verb's `--config`."""
 
 
 def log_data(
@@ -29,7 +29,7 @@ def log_data(
     splits: Sequence[str],
     context: Literal["training", "evaluation"],
 ) -> None:
-    """Record the shards as an input of a run, with the clips of the splits that it uses; never raises for MLflow."""
+    """Log the shards as a run's input, with the clips of the splits that it uses; never raises for MLflow."""
     clips = {split: len(shard_set.split(split)) for split in splits}
     profile = {
         "num_rows": len(shard_set.index),
@@ -50,7 +50,7 @@ def log_data(
 
 
 def used_splits(data: DataConfig, shard_set: ShardSet) -> list[str]:
-    """The splits, or parts of one, that a training looks at; a search has no need of a test split."""
+    """The splits that a training uses, as far as they exist; a search needs no test split."""
     names = [data.split_to_train, data.split_to_validate, data.test_split]
     found = []
     for name in dict.fromkeys(name for name in names if name is not None):
@@ -61,7 +61,7 @@ def used_splits(data: DataConfig, shard_set: ShardSet) -> list[str]:
 
 
 def log_recipe(handle: tracking.RunHandle, config: object, *, verb: str) -> None:
-    """Store the settings of a run, a dataclass, with it as a recipe; never raises for an MLflow that is away."""
+    """Log the settings of a run, a dataclass, as a recipe; never raises if MLflow is unreachable."""
     with temporary_folder() as scratch:
         path = Path(scratch, RECIPE)
         path.write_text(recipe_of(config, verb=verb), encoding="utf-8")
@@ -69,11 +69,11 @@ def log_recipe(handle: tracking.RunHandle, config: object, *, verb: str) -> None
 
 
 def recipe_of(config: Any, *, verb: str) -> str:
-    """The settings in YAML, as the verb's `--config` reads them; what holds a secret is left out, and said."""
+    """The settings as YAML for the verb's `--config`; settings with a secret are replaced by a comment."""
     left_out: list[str] = []
     values = _without_secrets(json.loads(json.dumps(asdict(config))), "", left_out)
     lines = [f"# twostream {verb} --config {RECIPE} --name ANOTHER_NAME"]
-    lines += [f"# {name} is left out, as it holds a secret" for name in left_out]
+    lines += [f"# {name} is left out, as it contains a secret" for name in left_out]
     return "\n".join([*lines, write_recipe(values)])
 
 
@@ -95,7 +95,7 @@ def network_summary(config: ExperimentConfig, *, parameters: int) -> str:
     """The network in a sentence."""
     model = config.model
     if model.architecture == "clip3d":
-        body = "RGB frames alone, no flow"
+        body = "RGB frames only, no flow"
     elif model.streams != "both":
         body = f"{model.streams} stream alone"
     elif model.architecture == "fused":
@@ -114,12 +114,12 @@ def data_summary(shard_set: ShardSet) -> str:
 
 
 def description(config: ExperimentConfig, shard_set: ShardSet, *, parameters: int, results: Sequence[str] = ()) -> str:
-    """Markdown of a training for its page: what it trains and on what, and, once there are some, `results`."""
+    """Markdown description of a training for MLflow: `results`, network and data."""
     clips = ", ".join(f"{split} {len(shard_set.split(split)):,}" for split in used_splits(config.data, shard_set))
     paragraphs = [
         *results,
         f"**Network.** {network_summary(config, parameters=parameters)}.",
         f"**Data.** {data_summary(shard_set)}; clips: {clips}; shards {redact(shard_set.uri)}.",
-        f"**Again.** `twostream train --config {RECIPE} --name ANOTHER_NAME`, with the artefact of this name.",
+        f"**Reproduce.** `twostream train --config {RECIPE} --name ANOTHER_NAME`, with the artefact of this name.",
     ]
     return "\n\n".join(paragraphs)

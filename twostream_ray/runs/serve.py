@@ -1,4 +1,4 @@
-"""A trained model as a service: fetch it, listen, answer until Ctrl-C or SIGTERM."""
+"""HTTP server of a trained model (uvicorn): loads the model, listens, and serves until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "pyth
 
 
 def serve(config: ServeConfig, *, announce: Callable[[str], object] = lambda _: None) -> int:
-    """Answer requests until a signal comes; what has begun is answered. Gives 0, or 1 where some were cut off.
+    """Serve until a signal, then finish running requests; returns 0, or 1 if some were cut off.
 
     Args:
-        config: which model, where to listen, what to refuse.
-        announce: called with a line once requests are taken.
+        config: model, address and limits.
+        announce: called with a line once requests are accepted.
 
     Raises:
-        ConfigError: the extra `serve` is not installed, or the address cannot be listened at.
-        RegistryError, StorageError, CheckpointError: the model cannot be had, and `wait` is not set.
+        ConfigError: the extra `serve` is not installed, or the address cannot be used.
+        RegistryError, StorageError, CheckpointError: the model cannot be loaded, and `wait` is not set.
     """
     require_extra()
     listener = listening_socket(config.host, config.port)
@@ -58,7 +58,7 @@ def serve(config: ServeConfig, *, announce: Callable[[str], object] = lambda _: 
         )
         announce(_announcement(listener, service.current.loaded))
         try:
-            # uvicorn raises the signals again that it has dealt with.
+            # uvicorn raises handled signals again.
             with suppress(KeyboardInterrupt):
                 server.run(sockets=[listener])
         finally:
@@ -67,23 +67,21 @@ def serve(config: ServeConfig, *, announce: Callable[[str], object] = lambda _: 
 
 
 def require_extra() -> None:
-    """Refuse where what the service is made of is not installed.
+    """Refuse if packages of the extra `serve` are not installed.
 
     Raises:
-        ConfigError: names it and the way out.
+        ConfigError: names them and how to install them.
     """
     missing = [name for module, name in _NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise ConfigError(
-            f"serve wants {', '.join(missing)}, which is not installed: pip install 'twostream_ray[serve]'"
-        )
+        raise ConfigError(f"serve needs {', '.join(missing)}, not installed: pip install 'twostream_ray[serve]'")
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket that is bound, not yet listening.
+    """A socket that listens at an address.
 
     Raises:
-        ConfigError: the address is none of this machine's, or the port is taken or not to be had.
+        ConfigError: the address is not of this machine, or the port is in use or not permitted.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -95,15 +93,15 @@ def listening_socket(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        # It tells a port that another listens at from one that is free, which bind() with this option does not.
+        # listen() fails if another process listens at the port, which bind() with this option does not.
         bound.listen(128)
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
-                f"port {port} of {host} is taken by another process: choose another with --port, or --port 0"
+                f"port {port} of {host} is in use by another process: choose another with --port, or --port 0"
             ) from error
-        raise ConfigError(f"port {port} of {host} cannot be listened at ({reason(error)}): choose another") from error
+        raise ConfigError(f"cannot listen at port {port} of {host} ({reason(error)}): choose another") from error
     return bound
 
 

@@ -1,4 +1,4 @@
-"""Ray Serve deployment of the service: its application in several replicas, behind Ray's HTTP proxies."""
+"""Ray Serve deployment of the service: several replicas of its application behind Ray's HTTP proxies."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from twostream_ray.serving.settings import ServeConfig
 from twostream_ray.settings.parser import from_mapping
 
 NAME = "two-stream"
-"""Of the Serve application and its one deployment."""
+"""Name of the Serve application and its only deployment."""
 _OTHER_REQUESTS = 64
-"""Requests beside those for predictions that a replica takes at a time: pages, samples, health, bodies on their way."""
+"""Concurrent requests of a replica besides predictions: pages, samples, health, bodies being received."""
 _RETRY_S = 5
-"""Of Retry-After where Ray's proxy refuses."""
+"""Retry-After of responses with which Ray's proxy refuses requests."""
 _STARTS = 3
-"""How often a replica is started that fails before it is ready."""
+"""How often a replica that fails before it is ready is started."""
 
 
 def build_application(args: dict[str, Any]) -> Any:
-    """Serve's application builder, the `import_path` of a Serve config: settings of `twostream serve` as its `args`.
+    """Application builder for the `import_path` of a Serve config, with settings of `twostream serve` as its `args`.
 
     Raises:
-        ConfigError: there is no such setting, or a value is out of its bounds.
+        ConfigError: a setting is unknown or out of bounds.
     """
     return bound_deployment(from_mapping(ServeConfig, args))
 
 
 def bound_deployment(config: ServeConfig) -> Any:
-    """The deployment: `replicas.number` processes, each with the whole application and a model of its own."""
+    """The deployment: `replicas.number` processes, each with the application and a model of its own."""
     from ray import serve
 
     on_replica = replica_config(config)
 
     def build() -> Any:
-        # Runs on the replica: Serve takes functions for factories, and runs the application's lifespan.
+        # Called on the replica: Serve calls functions as factories, and runs the application's lifespan.
         from twostream_ray.serving.application import Service, create_application
 
         service = Service(on_replica)
         if not on_replica.wait:
-            # Before Serve sends it anything.
+            # Before Serve sends it requests.
             service.current.load()
         return create_application(on_replica, service=service)
 
@@ -55,16 +55,16 @@ def bound_deployment(config: ServeConfig) -> Any:
 
 
 def replica_config(config: ServeConfig) -> ServeConfig:
-    """Settings of one replica: as many decoders as it has CPUs, where no number of them was set."""
+    """Settings of one replica; by default as many decoders as it has CPUs."""
     decoders = max(1, int(config.replicas.cpus)) if config.decoders is None else config.decoders
     return replace(config, decoders=decoders)
 
 
 def deployment_options(config: ServeConfig) -> dict[str, Any]:
-    """What Serve is told of the deployment.
+    """Options of the Serve deployment.
 
-    A replica refuses for itself what its own queue has no room for, with the reason as JSON. So a request goes to a
-    replica at once: one that waits in a proxy has its body read into that proxy's memory, whatever its size.
+    A replica itself refuses requests for which its queue has no room, with the reason as JSON. So requests are sent to
+    a replica at once: for one that waits in a proxy, the body is read into the proxy's memory, whatever its size.
     """
     limits, replicas = config.limits, config.replicas
     ongoing = limits.queue + limits.receiving + _OTHER_REQUESTS
@@ -82,19 +82,19 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
 
 
 def serve_replicas(config: ServeConfig, *, announce: Callable[[str], object] = lambda _: None) -> int:
-    """Answer by replicas until a signal comes; what has begun is answered. Gives 0.
+    """Serve with replicas until a signal, then finish running requests; returns 0.
 
     Args:
-        config: which model, where to listen, what to refuse, how many replicas.
-        announce: called with a line once requests are taken.
+        config: model, address, limits and replicas.
+        announce: called with a line once requests are accepted.
 
     Raises:
-        ConfigError: the extra `serve` is not installed, or there is no port to listen at.
-        ClusterError: see `served_by_replicas`.
+        ConfigError: the extra `serve` is not installed, or the port is 0.
+        ClusterError: as `served_by_replicas`.
     """
     require_extra()
     if config.port == 0:
-        raise ConfigError("port must be a number from 1 on where there are replicas, got 0: every node's proxy has it")
+        raise ConfigError("port must be at least 1 with replicas, got 0: every node's proxy listens at it")
     with served_by_replicas(config) as url:
         announce(f"{config.replicas.number} replicas with {config.model} answer at {url}; Ctrl-C ends them")
         with suppress(KeyboardInterrupt):
@@ -104,9 +104,9 @@ def serve_replicas(config: ServeConfig, *, announce: Callable[[str], object] = l
 
 @contextmanager
 def served_by_replicas(config: ServeConfig) -> Iterator[str]:
-    """Replicas on the cluster that RAY_ADDRESS names, or on one of this machine, while the block runs; gives the URL.
+    """Run replicas on the cluster that RAY_ADDRESS names, or on a private one, while the block runs; yields the URL.
 
-    On a shared cluster Serve itself stays when the block ends, for the applications of others.
+    On a shared cluster Serve itself keeps running after the block, for other applications.
 
     Raises:
         ClusterError: the cluster cannot be reached or has no room, the port is taken, or no replica started.
@@ -118,12 +118,12 @@ def served_by_replicas(config: ServeConfig) -> Iterator[str]:
 
         is_private = private_folder() is not None
         if is_private:
-            # Ray would start its proxy again and again where somebody else listens.
+            # Ray would restart its proxy forever if another process listens at the port.
             listening_socket(config.host, config.port).close()
         require_room(
             [_resources(config)] * config.replicas.number,
             what="replicas of the service",
-            way_out="let replicas.number, replicas.cpus or replicas.gpus be smaller",
+            way_out="lower replicas.number, replicas.cpus or replicas.gpus",
         )
         serve.start(
             proxy_location="HeadOnly" if is_private else "EveryNode",
@@ -146,7 +146,7 @@ def _run(serve: Any, config: ServeConfig) -> None:
         status = serve.status().applications.get(NAME)
         said = " ".join(str(status.message if status else error).split())
         raise ClusterError(
-            f"{config.replicas.number} replicas were wanted, they did not start: {said[-600:]}"
+            f"{config.replicas.number} replicas were wanted, but they did not start: {said[-600:]}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Which splits a training takes from a shard set: the options to give where it lacks one, and leaks between splits."""
+"""Split checks: options to give if a shard set lacks a split, and leakage (clips in several splits)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.errors import ShardError
 
 _ROLES = {"train_split": "train", "validation_split": "val", "test_split": "test"}
-"""Setting of `data` -> how the splits that it names begin."""
+"""Setting of `data` -> prefix of the splits that it names."""
 _NUMBER = re.compile(r"\d*\Z")
 
 _log = logging.getLogger(__name__)
 
 
 def split_options(data: DataConfig, shard_set: ShardSet) -> str:
-    """The options that name splits which the shards have, in place of all that do not, as a way out of an error."""
+    """Options with existing splits for all settings that name missing ones, to end an error message with."""
     known = shard_set.split_names
     if set(known) <= {"all"}:
         return "ingest again with --catalog.split '[0.7, 0.15, 0.15]' (train, val, test)"
@@ -42,32 +42,30 @@ def split_options(data: DataConfig, shard_set: ShardSet) -> str:
 
 
 def evaluation_option(split: str, shard_set: ShardSet) -> str:
-    """The option that names a split which the shards have, in place of `split`, as a way out of an error."""
+    """The option with an existing split instead of `split`, to end an error message with."""
     known = shard_set.split_names
     role = next((role for role in _ROLES.values() if split.startswith(role)), split)
     return f"give --split {next((one for one in known if one.startswith(role)), 'SPLIT')}"
 
 
 def warn_of_shared_clips(data: DataConfig, shard_set: ShardSet) -> None:
-    """Say in the log which clips a network is tested on although it, or its checkpoint, was chosen by them."""
+    """Warn of leakage: clips that a network is tested on although it was trained or its checkpoint chosen on them."""
     split = data.split_to_validate
     tested = shard_set.split_names if split is None else [*shard_set.split_names, split]
     consequences = {
-        data.split_to_train: "they are trained on, so that accuracy on them says nothing of new clips",
+        data.split_to_train: "they are trained on, so accuracy on them does not generalise",
         **({} if split is None else {split: _chosen_by(data)}),
     }
     if data.test_split in tested:
         _warn(shard_set, data.test_split, consequences)
     if split is not None:
-        _warn(
-            shard_set, split, {data.split_to_train: "they are trained on, so that they choose the checkpoint that fits"}
-        )
+        _warn(shard_set, split, {data.split_to_train: "they are trained on, so they select an overfitted checkpoint"})
 
 
 def count_clips_trained_on(train_split: str | None, shard_set: ShardSet, split: str) -> int:
-    """Clips of a split that a model whose training split this was has learnt from; 0 where that is not known.
+    """Number of clips of a split that are in a model's training split; 0 if that is unknown.
 
-    By what the shards have in it now: a clip that was added since counts as if it had been there.
+    By the current shards: a clip that was added to the training split since counts too.
 
     Raises:
         ShardError: the shards have no such `split`.
@@ -83,14 +81,14 @@ def count_clips_trained_on(train_split: str | None, shard_set: ShardSet, split: 
 
 
 def warn_of_clips_trained_on(train_split: str | None, shard_set: ShardSet, split: str, *, model: str) -> None:
-    """Say in the log how many clips of a split a model has learnt from, by the training split that it names.
+    """Warn how many clips of a split a model was trained on, by the training split that it names.
 
     Raises:
         ShardError: the shards have no such `split`.
     """
     if shared := count_clips_trained_on(train_split, shard_set, split):
         _log.warning(
-            "%s was trained on %d of the %d clips of %s (they are in %s): accuracy on them says nothing of new clips",
+            "%s was trained on %d of the %d clips of %s (they are in %s): accuracy on them does not generalise",
             *(model, shared, len(shard_set.split(split)), split, train_split),
         )
 
@@ -101,7 +99,7 @@ def _chosen_by(data: DataConfig) -> str:
         if data.validation_fraction is not None
         else ("; --data.validation_split null --data.validation_fraction 0.1 validates on clips of the training split")
     )
-    return f"the checkpoint is chosen by them, so that accuracy on them is no figure to quote{way_out}"
+    return f"the checkpoint is chosen by them, so accuracy on them is not a number to quote{way_out}"
 
 
 def _warn(shard_set: ShardSet, split: str, consequences: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Settings of training in stages: each stream alone, then the network that fuses them (Feichtenhofer et al. 2016)."""
+"""Settings of staged training: each stream alone, then the network that fuses them (Feichtenhofer et al. 2016)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from twostream_ray.settings.bounds import require_within
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What one stream's own training has otherwise than that of the fused network."""
+    """Settings of one stream's training that differ from the fused network's."""
 
     epochs: int | None = None
-    """Passes over the training split; None: training.epochs."""
+    """Passes over the training split; by default training.epochs."""
 
     learning_rate: float | None = None
-    """Highest learning rate; None: training.learning_rate."""
+    """Highest learning rate; by default training.learning_rate."""
 
     step_epochs: tuple[int, ...] | None = None
-    """Epochs at which the schedule `steps` divides the learning rate by 10; None: training.step_epochs."""
+    """Epochs at which the schedule `steps` divides the learning rate by 10; by default training.step_epochs."""
 
     num_snippets: int | None = None
-    """Snippets of a sample; None: data.sampling.num_snippets. Without fusion over time one is enough."""
+    """Snippets of a sample; by default data.sampling.num_snippets. Without fusion over time one is enough."""
 
     def __post_init__(self) -> None:
         require_within(
@@ -36,11 +36,11 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StagesConfig:
-    """Three runs after each other: NAME-spatial, NAME-temporal, and NAME, which starts from both."""
+    """Three runs one after the other: NAME-spatial, NAME-temporal, and NAME, initialised from both."""
 
     enabled: bool = False
-    """Train each stream alone first. The fused network, which alone is registered, starts from both; with
-    model.freeze_below_fusion it learns above the fusion only. Finished stages are skipped."""
+    """Train each stream alone first. The fused network is initialised from both and is the only one registered; with
+    model.freeze_below_fusion it is trained only above the fusion. Finished stages are skipped."""
 
     spatial: StageConfig = field(default_factory=StageConfig)
     """The spatial stream alone."""

@@ -1,4 +1,4 @@
-"""Settings of the worker processes that train and score: how many, their checkpoints and restarts."""
+"""Settings of worker processes that train and score: number, resources, checkpoints and restarts."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from twostream_ray.settings.bounds import require_within
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig:
-    """The processes that train, each with its share of every batch."""
+    """Data-parallel training processes, each with its share of every batch."""
 
     num_workers: int | tuple[int, int] | None = None
-    """Data-parallel workers; by default one per GPU of the cluster, or 2 where there is none. [MIN, MAX]: as many as
-    the cluster has room for, while it grows and shrinks; the samples of a step stay the same."""
+    """Data-parallel workers; by default one per GPU of the cluster, or 2 without GPUs. [MIN, MAX] (elastic): as many
+    as the cluster has room for, while it grows and shrinks; the samples of a step stay the same."""
 
     cpus_per_worker: float | None = None
-    """CPUs a worker reserves; by default its share of half the cluster's CPUs: reading needs the rest."""
+    """CPUs that a worker reserves; by default its share of half the cluster's CPUs, as reading needs the rest."""
 
     max_failures: int = 3
     """Restarts from the last checkpoint after a worker or node is lost, before the run fails."""
 
     checkpoint_every_steps: int | None = None
-    """Steps from one checkpoint to the next within an epoch; by default there is one at the end of each epoch."""
+    """Steps between checkpoints within an epoch; by default there is only one at the end of each epoch."""
 
     keep_checkpoints: int = 2
-    """The best on the validation split (without one the newest) that are kept, besides the last."""
+    """Checkpoints to keep besides the last: the best on the validation split, or without one the newest."""
 
     timeout_s: float = 600.0
-    """Seconds that workers wait for one that has stopped answering before they start again from the last checkpoint;
-    more than a step, the compilation before the first and a validation pass take."""
+    """Seconds that workers wait for one that does not answer before they restart from the last checkpoint; must exceed
+    a step, the compilation before the first step, and a validation pass."""
 
     def __post_init__(self) -> None:
         require_within(

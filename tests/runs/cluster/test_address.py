@@ -85,7 +85,7 @@ def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.Monkey
 def test_another_service_is_not_taken_for_ray(answers: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     with port_that(answers) as port:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-        with pytest.raises(ClusterError, match=r"what answers at .* is something else: Ray's port"):
+        with pytest.raises(ClusterError, match=r"but something else answers at .*: Ray's port"):
             cluster_address()
 
 
@@ -117,7 +117,7 @@ def test_a_cluster_that_wants_a_token_says_so_in_a_line(cluster: None) -> None:
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert re.match(
-        r"twostream_ray.errors.ClusterError: the Ray cluster 127.0.0.1:\d+ wants a token: set RAY_AUTH_MODE", last
+        r"twostream_ray.errors.ClusterError: the Ray cluster 127.0.0.1:\d+ requires a token: set RAY_AUTH_MODE", last
     )
 
 

@@ -160,5 +160,5 @@ def test_a_temporary_folder_that_will_not_do_is_named(monkeypatch: pytest.Monkey
     folder = tmp_path / ("x" * 80)
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(ClusterError, match=r"at most 2\d characters; .*xxx has \d+, .*let RAY_TMPDIR name one"):
+    with pytest.raises(ClusterError, match=r"at most 2\d characters; .*xxx has \d+, .*set RAY_TMPDIR to one"):
         short_folder()

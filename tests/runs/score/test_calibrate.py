@@ -24,7 +24,7 @@ def test_a_temperature_of_validation_clips_calibrates_others(tmp_path: Path) -> 
     write_overconfident(tmp_path / "val", seed=0, split="val")
     write_overconfident(tmp_path / "test", seed=1)
     judged = read_clip_scores(str(tmp_path / "test"))
-    with pytest.raises(ConfigError, match=r"must not have clips that are judged, .* has 400 of the 400"):
+    with pytest.raises(ConfigError, match=r"must have none of the evaluated clips, .* has 400 of the 400"):
         fitted_temperature(str(tmp_path / "val"), judged)
     judged.positions[:] += 400  # the helper's tables begin at 0
     fitted = fitted_temperature(str(tmp_path / "val"), judged)
@@ -39,10 +39,10 @@ def test_a_temperature_of_validation_clips_calibrates_others(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model_sha256": "0f" * 32}, "is of another model: evaluate this model there first"),
+        ({"model_sha256": "0f" * 32}, "is of another model: evaluate this model on a validation split first"),
         ({"manifest_hash": "0c" * 32}, "is of another manifest"),
         ({"protocol": {"name": "fast", "average": "logits"}}, "is of another protocol"),
-        ({"split": "test"}, "calibrate_on must be of another split than test, which is judged"),
+        ({"split": "test"}, "calibrate_on must be of another split than the evaluated one, test"),
     ],
 )
 def test_an_evaluation_of_something_else_is_refused_before_anything_is_scored(
@@ -60,5 +60,5 @@ def test_the_evaluation_to_fit_on_is_not_written_over(tmp_path: Path) -> None:
     write_overconfident(tmp_path / "test", seed=1)
     about = read_clip_scores(str(tmp_path / "test")).about
     require_calibrates(str(tmp_path / "val"), about, out=str(tmp_path / "test"))
-    with pytest.raises(ConfigError, match="would be written over: choose another --out"):
+    with pytest.raises(ConfigError, match="would be overwritten: choose another --out"):
         require_calibrates(str(tmp_path / "val"), about, out=str(tmp_path / "val"))

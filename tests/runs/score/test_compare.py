@@ -82,11 +82,11 @@ def test_hits_are_those_of_the_report_whatever_is_averaged(tmp_path: Path) -> No
         write_table(tmp_path / average, logits, protocol=PROTOCOL | {"average": average})
         scores = read_clip_scores(str(tmp_path / average))
         right = scores.predicted() == scores.labels
-        assert right.tolist() == top_k_hits(scores.judged(), scores.labels, k=1).tolist()
+        assert right.tolist() == top_k_hits(scores.ranked_by(), scores.labels, k=1).tolist()
     found = compare(
         CompareConfig(first=str(tmp_path / "softmax"), second=str(tmp_path / "logits"), out=str(tmp_path / "out"))
     )
-    assert "the protocols differ: part of the difference may be theirs" in found.to_text()
+    assert "the protocols differ, which may cause part of the difference" in found.to_text()
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_hits_are_those_of_the_report_whatever_is_averaged(tmp_path: Path) -> No
         ({"manifest_hash": "0c" * 32}, "split test of manifest 0c0c0c0c0c0c .* evaluate both models on the same split"),
         (
             {"clip_ids": [f"other{clip}" for clip in range(40)]},
-            "other clips, labels or classes: one of them is damaged",
+            "different clips, labels or classes: one of them is damaged",
         ),
-        ({"labels": [0] * 40}, "other clips, labels or classes"),
+        ({"labels": [0] * 40}, "different clips, labels or classes"),
     ],
 )
 def test_evaluations_of_other_clips_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -135,7 +135,7 @@ def test_an_evaluation_is_found_by_its_folder_its_run_or_the_runs_name(
     write_table(tmp_path / "runs/first/evaluation", logits_of(16, num_right=8))
     for name in ("runs/first/evaluation", "runs/first/evaluation/scores", "runs/first", "first"):
         assert len(read_clip_scores(find_table(name)).labels) == 16
-    with pytest.raises(StorageError, match="a table of scores was wanted at second"):
+    with pytest.raises(StorageError, match="a score table was wanted at second"):
         read_clip_scores(find_table("second"))
 
 

@@ -53,11 +53,11 @@ def test_a_page_says_why_and_shows_where_by_every_layer(
     text = shown(page.read_bytes())
     for heading in ("Why this is", "Appearance or motion", "Which seconds matter", "Where it looked: motion"):
         assert heading in text
-    assert "By integrated gradients; they add up to the whole but for" in text
+    assert "By integrated gradients; they add up to the difference except for" in text
     assert parsed(page.read_bytes()).tags.count("img") == 3 * 2 * 2  # layers, moments, frame and motion
     assert explain(folder, page, "--layers", "[fused]", "--label", "left") == 0  # over its own page
     text = shown(page.read_bytes())
-    assert "Where it looked once both streams are joined" in text and "Where it looked: motion" not in text
+    assert "Where it looked after the fusion of both streams" in text and "Where it looked: motion" not in text
 
 
 def test_a_video_shows_the_same_pictures_and_is_written_over(folder: Path, tmp_path: Path) -> None:

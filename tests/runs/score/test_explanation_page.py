@@ -49,21 +49,23 @@ def test_a_page_says_shares_seconds_and_which_layer_there_is_not() -> None:
 def test_a_network_without_maps_is_explained_on_a_page_and_not_in_a_video() -> None:
     blind = reasons(snippets=(snippet(0.2),), missing={"spatial": "mvit_v2_s computes tokens, no maps"})
     assert "Not shown: mvit_v2_s computes tokens, no maps." in shown(explanation_page(blind, moments=8))
-    with pytest.raises(ConfigError, match=r"nothing \(spatial: mvit_v2_s computes tokens, no maps\): name an \.html"):
+    with pytest.raises(
+        ConfigError, match=r"there are none \(spatial: mvit_v2_s computes tokens, no maps\): name an \.html"
+    ):
         explanation_video(blind, mark="mark")
 
 
 def test_a_class_that_a_video_does_not_get_is_said() -> None:
     found = reasons(label="run", probability=0.1)
-    assert "What speaks for run" in shown(explanation_page(found, moments=8))
-    assert found.sentence() == "a.mp4: run 0.100 (it is taken for jump), of 75% appearance and 25% motion"
+    assert "Evidence for run" in shown(explanation_page(found, moments=8))
+    assert found.sentence() == "a.mp4: run 0.100 (predicted: jump), of 75% appearance and 25% motion"
 
 
 def test_shares_that_do_not_add_up_are_called_rough() -> None:
     streams = StreamContributions(
         logit=2.0, baseline=0.0, by_stream={"spatial": 1.0}, method="integrated gradients", gap=0.5
     )
-    assert "take the shares as rough ones" in shown(explanation_page(reasons(streams=streams), moments=8))
+    assert "so the shares are rough" in shown(explanation_page(reasons(streams=streams), moments=8))
 
 
 def test_one_stream_alone_is_shown_without_the_other() -> None:

@@ -91,7 +91,7 @@ def test_a_torch_program_takes_any_number_of_views_and_names_no_file_of_this_mac
     out = tmp_path / "model.pt2"
     assert export(folder, out, "--format", "torch") == 0
     said = capsys.readouterr().out
-    assert "on 2 views of 1 video its answers differ from torch's by at most" in said and "(allowed: 1e-04)" in said
+    assert "on 2 views of 1 video its outputs differ from torch's by at most" in said and "(allowed: 1e-04)" in said
     extra = {"twostream.json": ""}
     program = torch.export.load(out, extra_files=extra).module()
     assert '"averages": "probabilities"' in extra["twostream.json"]

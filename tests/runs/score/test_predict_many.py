@@ -42,7 +42,7 @@ def test_a_folder_becomes_a_row_for_each_video_with_the_scores_of_predict(
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines()[0] == "10 of 10 videos are done already"
     assert main([*command[:-1], "2"]) == 2
-    assert "holds predictions made with top_k = 1, now it is 2" in capsys.readouterr().err
+    assert "has predictions made with top_k = 1, now it is 2" in capsys.readouterr().err
 
 
 def test_videos_that_come_later_are_added_and_finished_parts_are_not_written_again(
@@ -85,7 +85,7 @@ def test_a_long_video_has_a_row_for_each_window_in_the_table_as_in_print(
 
 
 def test_windows_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ConfigError, match="window_seconds goes with every_seconds"):
+    with pytest.raises(ConfigError, match="window_seconds needs every_seconds"):
         PredictConfig(videos=["a"], window_seconds=1.0)
     with pytest.raises(ConfigError, match="at most 32 windows may overlap"):
         PredictConfig(videos=["a"], every_seconds=0.1, window_seconds=4.0)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from twostream_ray.errors import ConfigError
-from twostream_ray.runs.score.prediction_job import Standing, identity_of, open_job
+from twostream_ray.runs.score.prediction_job import JobState, identity_of, open_job
 
 
 def identity(**settings: Any) -> dict[str, Any]:
@@ -18,13 +18,13 @@ def identity(**settings: Any) -> dict[str, Any]:
     )
 
 
-def opened(out: Path, videos: list[str], *, replace: bool = False, **settings: Any) -> Standing:
+def opened(out: Path, videos: list[str], *, replace: bool = False, **settings: Any) -> JobState:
     return open_job(str(out), identity(**settings), videos, replace=replace, num_actors=8)
 
 
-def finish(out: Path, standing: Standing, *names: int) -> None:
+def finish(out: Path, state: JobState, *names: int) -> None:
     for number in names:
-        (out / standing.parts[number].name).write_bytes(b"rows")
+        (out / state.parts[number].name).write_bytes(b"rows")
 
 
 def test_a_job_taken_up_again_has_the_same_parts_less_those_that_are_finished(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_a_job_taken_up_again_has_the_same_parts_less_those_that_are_finished(tm
 
 
 def test_a_part_has_at_most_16_videos(tmp_path: Path) -> None:
-    standing = opened(tmp_path, [f"/{number:05}.mp4" for number in range(5000)])
-    assert {len(part.uris) for part in standing.parts} == {16, 5000 % 16}
+    state = opened(tmp_path, [f"/{number:05}.mp4" for number in range(5000)])
+    assert {len(part.uris) for part in state.parts} == {16, 5000 % 16}
 
 
 def test_videos_that_come_later_are_added_and_none_is_taken_away(tmp_path: Path) -> None:
@@ -52,9 +52,7 @@ def test_videos_that_come_later_are_added_and_none_is_taken_away(tmp_path: Path)
 
 def test_predictions_of_another_model_or_setting_are_refused_unless_they_are_to_be_replaced(tmp_path: Path) -> None:
     finish(tmp_path, opened(tmp_path, ["/a.mp4", "/b.mp4"]), 0, 1)
-    with pytest.raises(
-        ConfigError, match="holds predictions made with top_k = 5, now it is 6: choose another --out, or"
-    ):
+    with pytest.raises(ConfigError, match="has predictions made with top_k = 5, now it is 6: choose another --out, or"):
         opened(tmp_path, ["/a.mp4"], top_k=6)
     with pytest.raises(ConfigError, match="made with the model models:/a@champion = 0a0a"):
         opened(tmp_path, ["/a.mp4"], sha256="0b" * 32)
@@ -67,7 +65,7 @@ def test_predictions_of_another_model_or_setting_are_refused_unless_they_are_to_
 def test_files_of_somebody_else_are_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "part-00000-00000.parquet").write_bytes(b"theirs")
     for replace in (False, True):
-        with pytest.raises(ConfigError, match=r"there is part-00000-00000\.parquet, which it did not write"):
+        with pytest.raises(ConfigError, match=r"has part-00000-00000\.parquet, which it did not write"):
             opened(tmp_path, ["/a.mp4"], replace=replace)
     assert [path.name for path in tmp_path.iterdir()] == ["part-00000-00000.parquet"]
 

@@ -63,7 +63,7 @@ def test_scores_of_other_classes_or_of_another_order_of_them_are_refused(
     assert tune_scores(TuneScoresConfig(choose=named, out=str(tmp_path / "named"))).notes == ()
     nameless = StreamScoresConfig(**files("choose", ours, None))
     (note,) = tune_scores(TuneScoresConfig(choose=nameless, out=str(tmp_path / "nameless"))).notes
-    assert "choose temporal.npz has no names of classes, as earlier versions wrote it" in note
+    assert "choose temporal.npz has no names of classes, as it is of an earlier version" in note
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,5 @@ def test_a_file_that_holds_something_else_is_refused_without_unpickling(tmp_path
 
 def test_clips_to_quote_on_that_were_chosen_on_are_refused(streams: dict[str, Any], tmp_path: Path) -> None:
     files = StreamScoresConfig(**streams["files"])
-    with pytest.raises(ConfigError, match="must not share clips, 60 of 60 to quote on are in both"):
+    with pytest.raises(ConfigError, match="must not share clips, 60 of the 60 of quote are in both"):
         tune_scores(TuneScoresConfig(choose=files, quote=files, out=str(tmp_path)))

@@ -159,7 +159,7 @@ def test_parts_that_other_code_has_scored_are_kept_and_that_is_said(
     about = write_table(tmp_path, LOGITS, blocks=[1])
     with caplog.at_level(logging.WARNING):
         assert begin_table(str(tmp_path), replace(about, commit="1f1f"), blocks=BLOCKS) == {1}
-    assert "1 of 3 parts of" in caplog.text and "code of commit 0d0d has scored" in caplog.text
+    assert "1 of 3 parts of" in caplog.text and "scored by code of commit 0d0d" in caplog.text
     assert read_table_record(tmp_path).commit == "0d0d"
 
 
@@ -173,7 +173,7 @@ def read_table_record(out: Path) -> TableRecord:
 def test_a_table_that_is_not_whole_is_refused_with_the_command_that_finishes_it(tmp_path: Path) -> None:
     write_table(tmp_path, LOGITS, blocks=[0])
     said = (
-        rf"{tmp_path}/scores lacks 24 of 40 clips: its evaluation has not ended; `twostream evaluate --model "
+        rf"{tmp_path}/scores lacks 24 of 40 clips, as its evaluation is unfinished: `twostream evaluate --model "
         rf"models:/two-stream/1 --shards shards --split test --out {tmp_path}` scores them and keeps the others"
     )
     with pytest.raises(StorageError, match=said):
@@ -195,7 +195,7 @@ def test_a_part_that_is_damaged_doubled_or_of_another_table_is_named(tmp_path: P
         "it belongs to another table": parts(tmp_path / "other")[1].read_bytes(),
         "is in two parts": first.read_bytes(),
         r"damaged \(": whole[: len(whole) // 2],
-        "they are damaged": b"",
+        "it is damaged": b"",
     }
     for said, content in damages.items():
         second.write_bytes(content)
@@ -247,7 +247,7 @@ def test_a_record_whose_hash_is_not_its_own_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path, LOGITS)
     path = tmp_path / "scores/table.json"
     path.write_text(path.read_text().replace('"split": "test"', '"split": "val"'))
-    with pytest.raises(StorageError, match="its parts contradict each other: delete its folder and evaluate again"):
+    with pytest.raises(StorageError, match="its record contradicts itself: delete its folder and evaluate again"):
         read_table(str(tmp_path))
 
 

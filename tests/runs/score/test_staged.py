@@ -78,11 +78,11 @@ def test_what_stages_do_not_go_with_is_refused(config: ExperimentConfig) -> None
     data, stages = DataConfig(shards="s", validation_split="val"), StagesConfig(enabled=True)
     with pytest.raises(ConfigError, match=r"wants model\.architecture fused, st_resnet or stfn, got late"):
         ExperimentConfig(name="n", data=data, model=ModelConfig(architecture="late"), stages=stages)
-    with pytest.raises(ConfigError, match="starts the network from its streams, init from other: leave one"):
+    with pytest.raises(ConfigError, match="initialises the network from its streams, init from other: leave one"):
         replace(config, init="other")
-    with pytest.raises(ConfigError, match=r"stages\.enabled goes with train, not with tune"):
+    with pytest.raises(ConfigError, match=r"stages\.enabled works with train, not with tune"):
         TuneConfig(name="n", data=data, stages=stages, search=SearchConfig(space={"seed": [0, 1]}))
-    with pytest.raises(ConfigError, match=r"stages\.enabled is three runs"):
+    with pytest.raises(ConfigError, match=r"stages\.enabled makes three runs"):
         train(config)
     with pytest.raises(ConfigError, match="stages' epochs must be at least 1"):
         StageConfig(epochs=0)

@@ -58,8 +58,8 @@ def test_choosing_and_quoting_on_the_same_real_clips_is_said_to_be_no_accuracy_t
     assert main(["tune-scores", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "201 settings in" in printed and "chosen: logits, temporal weight 0.24" in printed
-    assert "not an accuracy to quote: the setting was chosen on the 3783 clips that it is judged by" in printed
-    assert "choosing on the test split flatters" in printed
+    assert "not an accuracy to quote: the setting was chosen on the same 3783 clips" in printed
+    assert "choosing on the test split overestimates accuracy" in printed
     stored = json.loads((tmp_path / "fusion.json").read_text())
     assert stored["chosen"]["num_right"] == 3421
     assert stored["chosen"]["setting"]["temporal_weight"] == 0.24
@@ -146,7 +146,7 @@ def test_probabilities_are_taken_for_what_they_are(streams: dict[str, Any], tmp_
     assert right(tuned)["equal weights of softmax"][1] == top_k_hits(fused, streams["labels"], k=1).sum()
     fused = late_fusion(streams["spatial"], streams["temporal"], of="logits")
     assert right(tuned)["equal weights of logits"][1] == top_k_hits(fused, streams["labels"], k=1).sum()
-    assert "choose: the spatial scores are probabilities; their logarithms are taken as logits" in tuned.notes
+    assert "choose: the spatial scores are probabilities; their logarithms are used as logits" in tuned.notes
 
 
 def test_each_data_set_of_a_network_for_several_is_judged_by_its_own_classes(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_stream_of_a_network_without_its_tower_is_the_whole_network(tmp_path: 
     of_views = softmax(logits.reshape(-1, 4)).reshape(logits.shape).mean(axis=(1, 2))
     np.testing.assert_allclose(softmax(read.spatial), of_views, atol=1e-6)
     np.testing.assert_allclose(read.temporal, logits[:, :, 0].mean(axis=1), atol=1e-6)
-    with pytest.raises(ConfigError, match="must hold scores of a spatial and a temporal tower, it lacks spatial"):
+    with pytest.raises(ConfigError, match="must have scores of a spatial and a temporal tower, it lacks spatial"):
         read_scores(StreamScoresConfig(both=str(tmp_path / "fused")), name="choose")
 
 
@@ -281,7 +281,7 @@ def test_a_table_that_is_not_whole_is_no_table_to_choose_by(tmp_path: Path) -> N
         (["--choose.spatial", "a.npz"], "scores are wanted as spatial and temporal, or as both, got spatial a.npz"),
         (["--choose.both", "a.npz", "--weight_step", "0"], "weight_step must be in [0.0001, 1], got 0.0"),
         (["--choose.both", "a.npz", "--temperatures", "[0]"], "temperatures must be more than 0, got [0.0]"),
-        (["--choose.both", "a.npz", "--svm_penalties", "[1]"], "svm_penalties want quote.spatial and quote.temporal"),
+        (["--choose.both", "a.npz", "--svm_penalties", "[1]"], "svm_penalties need quote.spatial and quote.temporal"),
         (["--choose.both", "a.npz", "--of", "[]"], "of must name logits, softmax or both"),
     ],
 )

@@ -69,7 +69,7 @@ def test_mistakes_are_ranked_by_how_sure_the_model_is_of_another_class(evaluated
     scores = read_clip_scores(str(evaluated[0] / "evaluation"))
     found = find_mistakes(scores)
     assert [mistake.clip_id for mistake in found] == [scores.clip_ids[3], scores.clip_ids[1]]
-    assert all(mistake.taken_for == (mistake.label + 1) % 4 for mistake in found)
+    assert all(mistake.predicted == (mistake.label + 1) % 4 for mistake in found)
     surest = np.exp(3) / (np.exp(3) + 3)
     assert found[0].probability == pytest.approx(surest) and found[0].label_probability == pytest.approx(
         (1 - surest) / 3
@@ -82,17 +82,17 @@ def test_the_page_explains_label_and_answer_of_each_mistake(
 ) -> None:
     page = tmp_path / "mistakes.html"
     assert explain(evaluated, page, "--split", "test") == 0
-    assert "2 of 4 clips of split test are taken for another class" in capsys.readouterr().out
+    assert "2 of 4 clips of split test are predicted as another class" in capsys.readouterr().out
     text = shown(page.read_bytes())
     scores = read_clip_scores(str(evaluated[0] / "evaluation"))
     for mistake in find_mistakes(scores):
-        label, answer = (scores.about.classes[index] for index in (mistake.label, mistake.taken_for))
+        label, answer = (scores.about.classes[index] for index in (mistake.label, mistake.predicted))
         for said in (
             mistake.clip_id,
             f"Labelled {label}",
-            f"taken for {answer}",
-            f"What speaks for the label, {label}",
-            f"What speaks for the answer, {answer}",
+            f"predicted {answer}",
+            f"Evidence for the label, {label}",
+            f"Evidence for the prediction, {answer}",
         ):
             assert said in text
     assert scores.clip_ids[0] not in text
@@ -110,19 +110,19 @@ def test_a_videos_shares_are_counted_from_clips_of_the_shards_that_are_named(
     given = [str(video), "--model", str(folder / "model"), "--out", str(page), "--moments", "1"]
     assert main(["explain", *given, "--shards", str(folder / "shards")]) == 0
     text = shown(page.read_bytes())
-    assert "On other clips the class has, on the average, a relative logit of" in text
-    assert "Counted from other clips (Shapley values of the streams): these numbers add up exactly." in text
+    assert "On other clips the class has, on average, a relative logit of" in text
+    assert "Shapley values of the streams, with other clips as the baseline: these numbers add up exactly." in text
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--split", "val"], "mistakes of split val were wanted"),
-        (["--label", "up"], "label and answer both: no --label"),
-        (["--out", "mistakes.mp4"], "the worst mistakes go on a page"),
+        (["--label", "up"], "give --out NAME.html and no --label"),
+        (["--out", "mistakes.mp4"], "the worst mistakes are written to a page"),
         (["--worst", "0"], "worst"),
         (["--video", "clip.mp4"], "one video, or --worst N"),
-        (["--scores", "none"], "a table of scores was wanted at none"),
+        (["--scores", "none"], "a score table was wanted at none"),
     ],
 )
 def test_what_is_no_evaluation_of_this_kind_is_refused_in_words(
@@ -136,7 +136,7 @@ def test_what_is_no_evaluation_of_this_kind_is_refused_in_words(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"model_sha256": "0b" * 32}, "a model with weights 0b0b0b0b0b0b was wanted"),
+        ({"model_sha256": "0b" * 32}, "the model with weights 0b0b0b0b0b0b was wanted"),
         ({"manifest_hash": "0c" * 32}, "shards of manifest 0c0c0c0c0c0c were wanted"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Private Ray cluster of one run on this machine: a token, loopback alone, a folder and process sessions of its own."""
+"""Private Ray cluster of one run on this machine: token authentication, loopback only, own folder and sessions."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from twostream_ray.storage.locks import locked
 
 _PREFIX = "ts-"
 _OWNED = "owned"
-"""File of a cluster's folder whose lock its driver holds for as long as it lives."""
+"""File in a cluster's folder whose lock its driver holds while it lives."""
 _SOCKET_PATH = 107
-"""Bytes that the path of a socket may have."""
+"""Most bytes of a Unix socket's path."""
 _LONGEST_SOCKET = len(f"/{_PREFIX}12345678/r/session_2026-01-01_00-00-00_000000_{2**22}/sockets/plasma_store")
 _OPEN_FILES = 256
 _ADDRESS_SPACE = 8 * 2**30
-"""Bytes that a process maps at most, beside the object store."""
+"""Most bytes that a process maps, besides the object store."""
 
 _FOLDER = "TWOSTREAM_PRIVATE_CLUSTER"
-"""Environment variable of a private cluster's processes and its driver: its folder."""
+"""Environment variable of a private cluster's processes and its driver, with its folder."""
 
 _TOKEN = secrets.token_hex(32)
-"""Of all clusters of this process: Ray keeps the first one it has read."""
+"""Token of all clusters of this process: Ray caches the first one that it reads."""
 
 
 @contextmanager
 def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) -> Iterator[None]:
-    """A cluster that ends with the block. It has a dashboard where a port is given for one.
+    """Start a cluster that ends with the block, with a dashboard if a port for it is given.
 
-    Only processes with its token may talk to it, only from this machine. Processes of its own sessions, they get no
-    signal that is meant for this process and those of its group.
+    Only processes with its token can connect to it, and only from this machine. Its processes are in sessions of their
+    own, so that signals to this process group do not reach them.
 
     Raises:
-        ClusterError: a limit of this shell or the temporary folder does not let Ray start, or a process of it died.
+        ClusterError: Ray cannot start with this shell's limits or temporary folder, or one of its processes died.
         KeyboardInterrupt: Ray got SIGTERM.
     """
     import ray
@@ -66,8 +66,8 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
             except BaseException as error:
                 keep = isinstance(error, Exception)
                 if keep:
-                    # Ray's logs in it say more; the next start removes it, with who writes to them. This process has
-                    # them open as long as it lives, so it holds the lock as long.
+                    # The folder is kept for Ray's logs; the next start removes it, and ends processes that write to
+                    # it. This process has the logs open, so it keeps the lock for as long as it lives.
                     os.dup(owned.fileno())
                 _stop(ray, folder, keep=keep)
                 raise
@@ -77,7 +77,7 @@ def private_cluster(settings: Mapping[str, str], *, dashboard_port: int | None) 
 
 
 def private_folder() -> Path | None:
-    """The folder of the private cluster that this process works on, or None: the cluster is a shared one."""
+    """The folder of the private cluster that this process is connected to; None on a shared cluster."""
     from twostream_ray.runs.cluster.ray_private import own_node
 
     node, folder = own_node(), os.environ.get(_FOLDER)
@@ -88,10 +88,10 @@ def private_folder() -> Path | None:
 
 @contextmanager
 def authenticated() -> Iterator[None]:
-    """The token in the environment of this process, of which processes that start meanwhile get a copy."""
+    """Set the token in this process's environment while the block runs; processes started meanwhile inherit it."""
     from twostream_ray.runs.cluster.ray_private import read_environment_again
 
-    # On loopback, as on systems where Ray starts no clusters of several machines.
+    # Ray then listens on loopback only, as on systems where it supports no clusters of several machines.
     with environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
         read_environment_again()
         yield
@@ -106,23 +106,23 @@ def _start(ray: Any, folder: Path, dashboard_port: int | None) -> None:
             ray.init(
                 address="local",
                 logging_level=logging.WARNING,
-                # Every worker line would come prefixed into the middle of our progress; they stay in Ray's logs.
+                # Workers' output would be mixed into the progress bars; it is in Ray's logs.
                 log_to_driver=False,
                 include_dashboard=dashboard_port is not None,
                 dashboard_port=dashboard_port,
-                # Ray opens this one to everybody, and not the one around it.
+                # Ray makes this folder accessible to everybody, but not its parent.
                 _temp_dir=str(folder / "r"),
             )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
-            f"Ray did not start on this machine ({reason}): its logs are in {folder} until the next start; end what "
-            "uses up memory or processes here, or let RAY_ADDRESS name a cluster"
+            f"Ray did not start on this machine ({reason}): its logs are in {folder} until the next start; free "
+            "memory or processes on this machine, or set RAY_ADDRESS to a cluster"
         ) from error
 
 
 def _is_worth_printing(lines: list[str]) -> bool:
-    """Not the page of log about Ray's own end, nor any line of what ends while this process is stopping."""
+    """False for the log that Ray prints when it is terminated, and for any line while this process is stopping."""
     return not is_stopping() and not any("Raylet is terminated" in line for line in lines)
 
 
@@ -134,7 +134,7 @@ def _stop(ray: Any, folder: Path, *, keep: bool) -> None:
 
 
 def require_limits() -> None:
-    """Refuse limits of this shell under which Ray's processes would die one by one.
+    """Refuse resource limits of this shell under which Ray's processes would die.
 
     Raises:
         ClusterError: `ulimit -n`, `-v` or `-f` is too low.
@@ -154,16 +154,16 @@ def require_limits() -> None:
         if granted != resource.RLIM_INFINITY and granted < least:
             raise ClusterError(
                 f"a Ray cluster on this machine wants at least {-(-least // unit)} {what}, `ulimit {flag}` allows "
-                f"{granted // unit}: raise it (`ulimit {flag} unlimited`, or in the job's settings), or let "
-                "RAY_ADDRESS name a cluster"
+                f"{granted // unit}: raise it (`ulimit {flag} unlimited`, or in the job's settings), or set "
+                "RAY_ADDRESS to a cluster"
             )
 
 
 def short_folder() -> Path:
-    """The temporary folder, or /tmp where its path is too long for the sockets that Ray makes below.
+    """The temporary folder, or /tmp if its path is too long for the sockets that Ray creates in it.
 
     Raises:
-        ClusterError: neither will do.
+        ClusterError: neither can be used.
     """
     named = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
     longest = _SOCKET_PATH - _LONGEST_SOCKET
@@ -171,15 +171,15 @@ def short_folder() -> Path:
         if len(os.fsencode(path)) <= longest and os.access(path, os.W_OK | os.X_OK):
             return path
     raise ClusterError(
-        f"Ray's sockets want a temporary folder that can be written to, whose path has at most {longest} characters; "
-        f"{named} has {len(str(named))}, and /tmp cannot be written to: let RAY_TMPDIR name one"
+        f"Ray's sockets need a writable temporary folder whose path has at most {longest} characters; {named} has "
+        f"{len(str(named))}, and /tmp cannot be written: set RAY_TMPDIR to one"
     )
 
 
 def remove_abandoned(base: Path) -> None:
-    """End what runs that were killed have left below a temporary folder: Ray's processes, and then its files.
+    """Remove what killed runs left in a temporary folder: Ray's processes and files.
 
-    Only folders of this user's whose driver is dead: it had held a lock, which goes with its process.
+    Only folders of this user whose driver is dead, which is known from the lock that it held.
     """
     for folder in base.glob(f"{_PREFIX}*"):
         with suppress(OSError):
@@ -193,7 +193,7 @@ def remove_abandoned(base: Path) -> None:
 
 
 def end_processes(folder: Path) -> None:
-    """Kill the processes of this user that write to files below a folder, as all of Ray's do to their logs."""
+    """Kill this user's processes that write to files below a folder, as all of Ray's processes do to their logs."""
     deadline = time.monotonic() + 5
     while (writers := _writers(folder)) and time.monotonic() < deadline:
         for pid in writers:
@@ -206,7 +206,7 @@ def _writers(folder: Path) -> list[int]:
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and int(process.name) != os.getpid():
-            # Others' processes, and those that have ended meanwhile.
+            # Other users' processes, and those that have ended meanwhile.
             with suppress(OSError):
                 if process.stat().st_uid == os.getuid() and _writes_below(process, folder):
                     found.append(int(process.name))
@@ -226,7 +226,7 @@ def _writes_below(process: Path, folder: Path) -> bool:
 
 @contextmanager
 def environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for as long as the block runs."""
+    """Set environment variables while the block runs."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:

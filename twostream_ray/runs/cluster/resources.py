@@ -1,4 +1,4 @@
-"""Admission of a run's resources: refused where the cluster can never have them, waited for where it may grow."""
+"""Admission control: resource requests that a cluster can never satisfy are refused; an autoscaler is waited for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Resources = Mapping[str, float]
 
 
 def require_room(wanted: Sequence[Resources], *, what: str, way_out: str, stop: threading.Event | None = None) -> None:
-    """Return when all that is wanted together, each on one node, fits the cluster; `stop` ends a wait for nodes.
+    """Return when all bundles, each on one node, fit into the cluster; setting `stop` ends a wait for nodes.
 
     Raises:
-        ClusterError: it does not fit, and no autoscaler is there that could bring nodes.
+        ClusterError: they do not fit, and there is no autoscaler that could add nodes.
         KeyboardInterrupt: `stop` was set.
     """
     import ray
@@ -36,7 +36,7 @@ def require_room(wanted: Sequence[Resources], *, what: str, way_out: str, stop: 
 
 
 def fits(wanted: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
-    """Whether nodes of these sizes can hold all of these at once; first fit, the largest first."""
+    """Whether nodes of these sizes can hold all bundles at once; first-fit decreasing bin packing."""
     left = [dict(node) for node in nodes]
     for one in sorted(wanted, key=lambda one: sorted(one.values(), reverse=True), reverse=True):
         for node in left:
@@ -50,7 +50,7 @@ def fits(wanted: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
 
 
 def describe_resources(many: Sequence[Resources], *, free: bool = False) -> str:
-    """As in "12 x (1 CPU, 1 GPU) and 1 x (0.1 CPU)"; of nodes, what is not wanted of them as well."""
+    """Text such as "12 x (1 CPU, 1 GPU) and 1 x (0.1 CPU)"; `free` also names CPUs and GPUs that are 0."""
     names = ("CPU", "GPU", "memory")
     kinds = Counter(
         ", ".join(_amount(name, one.get(name, 0.0)) for name in names if one.get(name) or (free and name != "memory"))
@@ -79,7 +79,7 @@ def _may_grow() -> bool:
 
 
 def _wait(ray: Any, wanted: Sequence[Resources], *, what: str, stop: threading.Event | None) -> None:
-    """Ask for the room as one placement group, which an autoscaler sees, until it is there; then give it back."""
+    """Wait for a placement group of the bundles, which an autoscaler sees, then remove it."""
     group = ray.util.placement_group([dict(one) for one in wanted], strategy="PACK")
     begun = last_line_at = time.monotonic()
     try:

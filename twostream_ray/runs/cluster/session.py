@@ -1,4 +1,4 @@
-"""Ray session of a run: the cluster that RAY_ADDRESS names is joined, or one started on this machine for the run."""
+"""Ray session of a run (ray.init): joins the cluster that RAY_ADDRESS names, or starts a private one for the run."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _log = logging.getLogger(__name__)
 
 _CONNECT_S = 2.0
 _NOWHERE = "http://127.0.0.1:9"
-"""An address that refuses at once."""
+"""An address that refuses connections at once."""
 
 
 @contextmanager
 def ray_session(*, dashboard: bool = False) -> Iterator[None]:
-    """Connect to the cluster named by RAY_ADDRESS (set inside a submitted job), or start a local one and stop it again.
+    """Connect to the cluster named by RAY_ADDRESS (set inside a submitted job), or start a private one for the block.
 
-    A connection that is already there is used and left alone. A local cluster has a `dashboard` if one is wanted.
-    SIGTERM interrupts the block as Ctrl-C does.
+    An existing connection is used and left open. `dashboard` starts one with a private cluster. SIGTERM interrupts the
+    block as Ctrl-C does.
 
     Raises:
-        ClusterError: the cluster cannot be reached, or none can be started here.
+        ClusterError: the cluster cannot be reached, or none can be started on this machine.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
@@ -44,13 +44,14 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     address = cluster_address()
     if address is None and (other := cluster_of_this_machine()) is not None:
         _log.warning(
-            "note: RAY_ADDRESS=%s would join the Ray cluster of this machine; without it one is started", other
+            "note: RAY_ADDRESS=%s would join the Ray cluster of this machine; without it a private one starts",
+            other,
         )
     port = _free_port() if dashboard and address is None else None
     cluster = private_cluster(_private_settings(port), dashboard_port=port) if address is None else _joined(address)
-    # Our own progress bars say what Ray Data's lines would.
+    # Progress bars replace Ray Data's log.
     with _sigterm_kept(), cluster, environment({"RAY_DATA_LOG_LEVEL": "CRITICAL"}):
-        # The import configures it.
+        # Importing it sets the log level that is changed next.
         import ray.data  # noqa: F401
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -60,10 +61,10 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
 
 
 def require_cluster() -> None:
-    """Refuse what `ray_session` would refuse, before anything slow has started.
+    """Raise what `ray_session` would raise, before anything slow starts.
 
     Raises:
-        ClusterError: the cluster cannot be reached, or none can be started here.
+        ClusterError: the cluster cannot be reached, or none can be started on this machine.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
@@ -74,7 +75,7 @@ def require_cluster() -> None:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """What SIGTERM did before, once the block has ended: Ray takes the signal for itself."""
+    """Restore the SIGTERM handler after the block, as Ray replaces it."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -99,11 +100,11 @@ def _joined(address: str) -> Iterator[None]:
         except (ConnectionError, RuntimeError, ray.exceptions.RpcError, ray.exceptions.AuthenticationError) as error:
             if isinstance(error, ray.exceptions.AuthenticationError) or "Unauthenticated" in str(error):
                 raise ClusterError(
-                    f"the Ray cluster {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
+                    f"the Ray cluster {address} requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
                     "RAY_AUTH_TOKEN) to the cluster's own"
                 ) from error
             raise ClusterError(
-                f"a Ray cluster was wanted at RAY_ADDRESS={address}, it cannot be joined "
+                f"a Ray cluster was wanted at RAY_ADDRESS={address}, but it cannot be joined "
                 f"({' '.join(str(error).split())[:300]}): start one with this version of Ray and Python, name its "
                 "HOST:PORT, or unset RAY_ADDRESS to run on this machine alone"
             ) from error
@@ -114,7 +115,7 @@ def _joined(address: str) -> Iterator[None]:
 
 
 def _loopback_settings(address: str) -> dict[str, str]:
-    """What lets Ray join a cluster that listens on loopback alone: it would look for it at this machine's address."""
+    """Settings to join a cluster that listens on loopback only, which Ray would poll for at this machine's address."""
     from twostream_ray.runs.cluster.ray_private import node_address
 
     host, _, port = address.rpartition(":")
@@ -128,47 +129,47 @@ def _loopback_settings(address: str) -> dict[str, str]:
 
 
 def _cluster_settings() -> dict[str, str]:
-    """What Ray reads from the environment of a run on a shared cluster."""
+    """Environment variables for Ray on a shared cluster."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray Train looks every 2 s by default, and waits as long again before it replaces workers that were lost.
+        # Ray Train's default is 2 s, and it waits as long again before it replaces lost workers.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        # The mailbox of a training asks Ray itself.
+        # The mailbox of a training polls Ray for draining nodes itself.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
     return _unless_set(settings)
 
 
 def _private_settings(dashboard_port: int | None) -> dict[str, str]:
-    """What Ray reads from the environment on a private cluster."""
+    """Environment variables for Ray on a private cluster."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # All of a run's processes may start at once; Ray would warn of them line by line.
+        # All of a run's processes may start at once, of which Ray would warn line by line.
         "RAY_worker_maximum_startup_concurrency": "8",
         # Keep idle processes: re-importing costs each pass over the data seconds.
         "RAY_num_workers_soft_limit": "16",
         "RAY_idle_worker_killing_time_threshold_ms": "600000",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        # No node of it can be taken away with notice.
+        # A private cluster's only node is never drained.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
-    # A private cluster has no dashboard (a dozen processes). Ray Train's clean-up actor asks for one all the same:
-    # refused at once, it ends with the training; left to search, it holds up the end of every training for 12 s.
-    # Where there is a dashboard, the actor must ask this one: left to search, it takes the newest cluster of the
-    # machine, does not find its training there, and takes that training's resources away.
+    # A private cluster has no dashboard (a dozen processes), but Ray Train's clean-up actor connects to one: if that is
+    # refused at once, the actor ends with the training; if it has to search, every training ends 12 s later. If there
+    # is a dashboard, the actor must use this one: otherwise it asks the machine's newest cluster, does not find its
+    # training there, and releases that training's resources.
     api = _NOWHERE if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}"
-    # Workers meet on loopback, as all of Ray does here, whatever the shell says for clusters.
-    meet = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    return _unless_set(settings) | meet | {"RAY_API_SERVER_ADDRESS": api}
+    # Workers connect on loopback, as all of Ray does here, whatever the shell sets for clusters.
+    interfaces = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return _unless_set(settings) | interfaces | {"RAY_API_SERVER_ADDRESS": api}
 
 
 def _unless_set(settings: Mapping[str, str]) -> dict[str, str]:
-    """The settings, except where the environment has others already."""
+    """The settings, or the environment's values where they are set."""
     return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
 def _free_port() -> int:
-    """A port of this machine that nobody listens on, outside 10002 to 19999, which Ray gives to its processes."""
+    """A free port of this machine outside 10002 to 19999, which Ray assigns to its processes."""
     while True:
         with socket.socket() as asked:
             asked.bind(("127.0.0.1", 0))
@@ -181,7 +182,7 @@ def _free_port() -> int:
 def stop_on_sigterm() -> Iterator[threading.Event]:
     """An event that the first SIGTERM (a spot instance's notice, a stopped job) sets; the second one interrupts.
 
-    Inside `ray_session`, which would take the signal for itself; in the main thread.
+    Use it inside `ray_session`, which replaces the handler, and in the main thread.
     """
     event = threading.Event()
 
@@ -199,13 +200,13 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None]:
-    """Call `look` again and again from a thread while the block runs, and once more when it ends well.
+def polled(poll: Callable[[], object], *, every_seconds: float) -> Iterator[None]:
+    """Call `poll` repeatedly from a thread while the block runs, and once more when it ends without an error.
 
-    Not any more once Ray has failed it: the block fails with it as well. Nor once what it prints is read by nobody.
+    Polling stops after an error of Ray, which fails the block too, and when the output is closed.
 
     Raises:
-        BrokenPipeError: whoever read the output (head, less) has gone; raised when the block has ended.
+        BrokenPipeError: the reader of the output (head, less) has closed it; raised after the block.
     """
     from ray.exceptions import RayError
 
@@ -216,7 +217,7 @@ def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None
         try:
             with suppress(RayError):
                 while not ended.wait(every_seconds):
-                    look()
+                    poll()
         except BrokenPipeError as error:
             closed.append(error)
 
@@ -229,4 +230,4 @@ def polled(look: Callable[[], object], *, every_seconds: float) -> Iterator[None
         thread.join(timeout=5)
     if closed:
         raise closed[0]
-    look()
+    poll()

@@ -1,4 +1,4 @@
-"""Watchdog over Ray's own processes: without them Ray waits for minutes, or aborts the driver without a word."""
+"""Watchdog of Ray's processes: when one dies, the driver ends at once with an error that says so."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from typing import Any
 from twostream_ray.errors import ClusterError
 
 _LOOK_EVERY_S = 0.25
-_PATIENCE_S = 15.0
-"""How long the driver may take to leave what it was doing; something in it may wait for Ray for ever."""
+_EXIT_TIMEOUT_S = 15.0
+"""How long the driver may take to end after the interrupt; it may be waiting for Ray forever."""
 _VITAL = ("gcs_server", "raylet")
-_TOLD_TO_STOP = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+_SIGTERM_CODES = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
 _SETTLE_S = 0.5
-"""Where all processes of a job get SIGTERM, one may end for want of another before that one has ended."""
+"""If all processes of a job get SIGTERM, one may end because another is ending, before that one has ended."""
 
 _stop_noted = threading.Event()
 
 
 def note_stop() -> None:
-    """Remember that this process got SIGTERM: whatever ends of Ray from now on got it as well."""
+    """Record that this process got SIGTERM: Ray's processes that end from now on got it too."""
     _stop_noted.set()
 
 
 def is_stopping() -> bool:
-    """Whether this process got SIGTERM while the present cluster is there."""
+    """Whether this process got SIGTERM since the current cluster started."""
     return _stop_noted.is_set()
 
 
 @contextmanager
 def watched(node: Any, *, folder: str, end: Callable[[], None]) -> Iterator[None]:
-    """Interrupt the block when a process of Ray's `node` that the cluster cannot do without ends.
+    """Interrupt the block when a vital process of Ray's `node` ends.
 
-    A block that is not left in time ends with this process, after `end`. Ray's logs are in `folder`.
+    If the block does not end in time, this process ends after calling `end`. Ray's logs are in `folder`.
 
     Raises:
         ClusterError: such a process has died.
-        KeyboardInterrupt: it got SIGTERM, as this process may have as well.
+        KeyboardInterrupt: it got SIGTERM, as this process may have too.
     """
     done, interrupted = threading.Event(), threading.Event()
     _stop_noted.clear()
@@ -53,9 +53,9 @@ def watched(node: Any, *, folder: str, end: Callable[[], None]) -> Iterator[None
             done.wait(_SETTLE_S)
             lost = _lost(node, folder)
             interrupted.set()
-            # Raised in the main thread, whatever it is waiting for.
+            # Interrupts the main thread, whatever it is waiting for.
             signal.pthread_kill(main, signal.SIGINT)
-            if not done.wait(_PATIENCE_S):
+            if not done.wait(_EXIT_TIMEOUT_S):
                 print(f"twostream: error: {lost}", file=sys.stderr, flush=True)  # noqa: T201
                 end()
                 os._exit(130 if isinstance(lost, KeyboardInterrupt) else 2)
@@ -81,9 +81,9 @@ def _lost(node: Any, folder: str) -> ClusterError | KeyboardInterrupt | None:
         return None
     if _stop_noted.is_set():
         return KeyboardInterrupt()
-    # What was killed comes before what ended for want of it.
-    name, code = min(ended, key=lambda one: (one[1] >= 0 or one[1] in _TOLD_TO_STOP, one[1] not in _TOLD_TO_STOP))
-    if code in _TOLD_TO_STOP:
+    # A killed process is named rather than one that ended because of it.
+    name, code = min(ended, key=lambda one: (one[1] >= 0 or one[1] in _SIGTERM_CODES, one[1] not in _SIGTERM_CODES))
+    if code in _SIGTERM_CODES:
         return KeyboardInterrupt()
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return ClusterError(

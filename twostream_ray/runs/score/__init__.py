@@ -1,1 +1,1 @@
-"""Scoring with trained models: evaluation, publication, prediction, tuning of late fusion."""
+"""Inference and evaluation with trained models: evaluate, predict, publish, explain, export, tune late fusion."""

@@ -1,7 +1,7 @@
-"""Champion against challenger on new data: the champion is scored on the split that its challenger was scored on.
+"""Champion-challenger comparison: the champion is also scored on the split that the challenger was scored on.
 
-A measurement counts on one split of one manifest, so whatever is added to the data would leave a champion that nothing
-can be compared with.
+A measurement belongs to one split of one manifest, so without this no new model could be compared with the champion
+once clips are added to the data.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _SHOWN = 4
 _log = logging.getLogger(__name__)
 
 
-def compete(
+def promote_against_champion(
     config: EvaluateConfig, shard_set: ShardSet, *, name: str, version: int, run: tracking.RunHandle
 ) -> tracking.Verdict:
-    """Promote a version that was measured on a split; a champion that was not is scored on it first.
+    """Promote a version that was measured on a split; the champion is first scored on it if it was not.
 
-    What keeps the champion from being scored there, as classes or flow of another kind, is in the verdict.
+    If the champion cannot be scored there, as with other classes or another kind of flow, the verdict says why.
 
     Args:
-        config: shards, split and workers; the model that it names is not asked for.
-        shard_set: the shards, open.
-        name: of the registered model.
-        version: the one that is to be promoted.
-        run: the MLflow run that made it, under which the champion's evaluation is shown.
+        config: shards, split and workers; its `model` is not used.
+        shard_set: the opened shards.
+        name: name of the registered model.
+        version: the version to promote.
+        run: the MLflow run that trained it, in which the champion's evaluation is nested.
 
     Raises:
         RegistryError: MLflow does not answer.
@@ -51,7 +51,7 @@ def compete(
     if champion not in (None, version):
         try:
             _measure(config, shard_set, name=name, version=champion, run=run)
-        except TwoStreamError as error:  # whatever the champion is, the new version has been trained
+        except TwoStreamError as error:  # a fault of the champion must not lose the new version
             obstacle = str(error)
     return with_significance(
         tracking.promote(name, version, config=config.tracking, shards=shard_set.uri, obstacle=obstacle, **data)
@@ -59,13 +59,13 @@ def compete(
 
 
 def _measure(config: EvaluateConfig, shard_set: ShardSet, *, name: str, version: int, run: tracking.RunHandle) -> None:
-    """Score a registered version on a split, and record that with it.
+    """Score a registered version on a split, and tag the version with the measurement.
 
     Raises:
         ConfigError: it was trained on clips of the split.
     """
     model = f"models:/{name}/{version}"
-    _log.warning("%s, champion, was never scored on split %s of these data: it is scored now", model, config.split)
+    _log.warning("champion %s was never scored on split %s of these data: scoring it now", model, config.split)
     config = EvaluateConfig(
         model=model,
         shards=config.shards,
@@ -83,19 +83,23 @@ def _measure(config: EvaluateConfig, shard_set: ShardSet, *, name: str, version:
 
 
 def _refuse_trained_on(lineage: Mapping[str, str], shard_set: ShardSet, *, model: str, split: str) -> None:
-    """Raise ConfigError where a model knows clips of a split from its training, as of a part that was cut off later."""
+    """Refuse a model that was trained on clips of a split, as of a part that was held out later.
+
+    Raises:
+        ConfigError: names how many.
+    """
     train_split = lineage.get(tracking.TRAIN_SPLIT)
     if shared := count_clips_trained_on(train_split, shard_set, split):
         raise ConfigError(
             f"{model} was trained on {shared} of the {len(shard_set.split(split))} clips of {split} (they are in "
-            f"{train_split}), so its score there says nothing of new clips: compare on a split that neither has seen"
+            f"{train_split}), so its score does not generalise: compare on a split that neither was trained on"
         )
 
 
 def require_same_classes(config: ExperimentConfig, shard_set: ShardSet) -> None:
     """Refuse, before hours of training, a registered model that has other classes than the shards.
 
-    A registry that is away or has no such model refuses nothing.
+    Passes if the registry cannot be reached or has no such model.
 
     Raises:
         ConfigError: names both, and the way out.
@@ -106,14 +110,13 @@ def require_same_classes(config: ExperimentConfig, shard_set: ShardSet) -> None:
     try:
         classes = tracking.registered_classes(name, config=config.tracking)
     except TwoStreamError as error:
-        _log.debug("the classes of %s are not known: %s", name, error)
+        _log.debug("the classes of %s are unknown: %s", name, error)
         return
     if classes is None or classes == shard_set.classes:
         return
     raise ConfigError(
-        f"the registered model {name} has {_listed(classes)}, {shard_set.uri} has {_listed(shard_set.classes)}: other "
-        "classes are another model, choose another --tracking.model_name, or leave it out with --tracking.register "
-        "false"
+        f"the registered model {name} has {_listed(classes)}, {shard_set.uri} has {_listed(shard_set.classes)}: choose "
+        "another --tracking.model_name for other classes, or do not register it with --tracking.register false"
     )
 
 

@@ -1,4 +1,4 @@
-"""Clips' scores out of a score table: its views and towers averaged as its protocol says, part by part."""
+"""Clip scores from a score table: views and towers averaged as the protocol says, one part of the table at a time."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ from twostream_ray.runs.score.score_table import has_table, iter_parts, read_rec
 from twostream_ray.runs.score.table_record import TableRecord
 
 _EVALUATION = "evaluation"
-"""Folder of a run that has its evaluation."""
+"""Subfolder of a run with its evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipScores:
-    """One score a class for each clip of a table, in the order of the shard set's index."""
+    """One score per class for each clip of a table, in the order of the shard set's index."""
 
     uri: str
     """Folder of the table."""
     about: TableRecord
-    """What the table says of itself."""
+    """The table's record."""
     positions: NDArray[np.int64]
     """(n,) position of each clip in the shard set's index, ascending."""
     clip_ids: tuple[str, ...]
-    """n names of clips."""
+    """(n,) names of the clips."""
     labels: NDArray[np.int64]
     """(n,) true classes, in [0, K)."""
     groups: tuple[str, ...] | None
-    """The source of each clip, its own name where nothing says; None where no clip has one."""
+    """(n,) group of each clip, its own name if it has none; None if no clip has a group."""
     scores: ClassScores
     """(n, K) each, averaged over views and towers."""
 
-    def judged(self) -> NDArray[np.float64]:
-        """(n, K): what is averaged, by which clips are judged; classes of other data sets rank last."""
+    def ranked_by(self) -> NDArray[np.float64]:
+        """(n, K) values by which classes are ranked, logits or probabilities; classes of other data sets rank last."""
         is_softmax = self.about.protocol["average"] == "softmax"
         values = self.scores.probabilities if is_softmax else self.scores.logits
         sizes = [head.stop - head.start for head in self.about.heads]
         return own_head_first(values, self.labels, head_classes=sizes) if len(sizes) > 1 else values
 
     def predicted(self) -> NDArray[np.int64]:
-        """(n,) the best class of each clip, of those of its own data set."""
-        return predicted_classes(self.judged())
+        """(n,) the best class of each clip among those of its data set."""
+        return predicted_classes(self.ranked_by())
 
 
 def find_table(name: str, *, runs: str = "runs") -> str:
-    """Where the evaluation is that somebody names: its folder, the folder of a run, or a run's name below `runs`.
+    """The evaluation that `name` refers to: its folder, the folder of a run, or a run's name below `runs`.
 
-    Gives `name` itself where there is none, so that reading it says what was wanted there.
+    Returns `name` itself if there is none, so that reading it raises an error that names it.
     """
     candidates = (name, storage.join(name, _EVALUATION), storage.join(runs, name, _EVALUATION))
     return next((uri for uri in candidates if has_table(uri)), name)
 
 
 def read_clip_scores(uri: str) -> ClipScores:
-    """The scores of a whole table's clips; a table of many views need not fit into memory.
+    """The scores of all clips of a table; a table of many views need not fit into memory.
 
     Args:
         uri: the output of `evaluate`, or its folder of scores.
 
     Raises:
-        StorageError: there is none, it is damaged, of another version, or not whole.
-        TrainingError: it cannot be aggregated.
+        StorageError: the table is missing, damaged, of another version, or incomplete.
+        TrainingError: its scores cannot be averaged.
     """
     folder, about = read_record(uri)
     parts = []

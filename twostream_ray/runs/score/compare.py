@@ -1,6 +1,6 @@
-"""Paired comparison of two evaluations by their cached scores: McNemar, paired bootstrap, classes and clips.
+"""Paired comparison of two evaluations by their cached scores: McNemar's test, paired bootstrap, classes and clips.
 
-Both must be of the same clips: the same manifest and split. No network is run.
+Both must have scored the same clips: the same manifest and split. No network is run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiscordantClip:
-    """A clip that one of two models alone gets right."""
+    """A clip that only one of two models gets right."""
 
     position: int
     """Position in the shard set's index."""
@@ -43,42 +43,42 @@ class DiscordantClip:
     name: str
     """Its class."""
     first: str
-    """The class that the first model takes it for."""
+    """The first model's prediction."""
     second: str
-    """The class that the second model takes it for."""
+    """The second model's prediction."""
     first_probability: float
-    """Of its class by the first model, in [0, 1]."""
+    """The first model's probability of its class, in [0, 1]."""
     second_probability: float
-    """Of its class by the second model, in [0, 1]."""
+    """The second model's probability of its class, in [0, 1]."""
 
     @property
     def gain(self) -> float:
-        """How much more the second model gives to its class, in [-1, 1]."""
+        """The second model's probability of its class minus the first's, in [-1, 1]."""
         return self.second_probability - self.first_probability
 
     @property
     def second_is_right(self) -> bool:
-        """Whether it is the second model that gets it right."""
+        """Whether the second model gets it right."""
         return self.second == self.name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """A second evaluation against a first one."""
+    """Result of comparing a second evaluation with a first one."""
 
     first: ClipScores
     """The first evaluation."""
     second: ClipScores
     """The second."""
     paired: PairedComparison
-    """What the clips say, second less first."""
+    """Paired statistics, second minus first."""
     discordant: tuple[DiscordantClip, ...]
-    """Clips that one of the two alone gets right, most different probabilities first."""
+    """Clips that only one of the two gets right, largest difference of probabilities first."""
     notes: tuple[str, ...]
-    """What is to be known of the comparison, in sentences."""
+    """Notes for the reader, one sentence each."""
 
     def shown(self, num_clips: int) -> tuple[DiscordantClip, ...]:
-        """The clips that differ most: as many that the second gets right as that the first does, where there are."""
+        """The clips that differ most, half of them right by either model as far as there are enough."""
         of_second = [clip for clip in self.discordant if clip.second_is_right]
         of_first = [clip for clip in self.discordant if not clip.second_is_right]
         half = max(num_clips // 2, num_clips - len(of_first))
@@ -86,11 +86,11 @@ class Comparison:
         return (*chosen, *of_first[: num_clips - len(chosen)])
 
     def coverage(self) -> str:
-        """The clips that are compared: "3783 of 3783 clips"."""
+        """The compared clips, as in "3783 of 3783 clips"."""
         return f"{self.paired.num_clips} of {self.first.about.num_expected} clips"
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison in JSON's types."""
+        """The comparison as JSON types."""
         paired, classes = self.paired, self.first.about.classes
         rows = [
             {
@@ -129,7 +129,7 @@ class Comparison:
         }
 
     def to_text(self) -> str:
-        """The comparison in lines."""
+        """The comparison as text."""
         paired = self.paired
         metrics = [
             f"{letter}  top-1 {top1:.2%}   mean class {mean_class:.2%}   {redact(one.about.model)}"
@@ -162,11 +162,11 @@ class Comparison:
 
 
 def compare(config: CompareConfig) -> Comparison:
-    """Compare two evaluations, write compare.json and compare.html to `config.out`.
+    """Compare two evaluations, and write compare.json and compare.html to `config.out`.
 
     Raises:
-        ConfigError: they are of other clips, or somebody else's files are in `config.out`.
-        StorageError: a table of scores is missing, damaged or not whole, or `config.out` cannot be written.
+        ConfigError: they scored different clips, or `config.out` has files that this verb did not write.
+        StorageError: a score table is missing, damaged or incomplete, or `config.out` cannot be written.
     """
     from twostream_ray.runs.score.compare_page import compare_page
 
@@ -183,10 +183,10 @@ def compare(config: CompareConfig) -> Comparison:
 
 
 def compare_scores(first: ClipScores, second: ClipScores) -> Comparison:
-    """Compare the scores of the same clips by two models.
+    """Compare two models' scores of the same clips.
 
     Raises:
-        ConfigError: they are of other clips.
+        ConfigError: they scored different clips.
     """
     require_same_clips(first, second)
     predicted = [one.predicted() for one in (first, second)]
@@ -200,11 +200,11 @@ def compare_scores(first: ClipScores, second: ClipScores) -> Comparison:
     notes = []
     if first.about.protocol != second.about.protocol:
         notes.append(
-            "the protocols differ: part of the difference may be theirs (A "
+            "the protocols differ, which may cause part of the difference (A "
             f"{first.about.protocol['name']}, B {second.about.protocol['name']})"
         )
     if first.about.identity == second.about.identity:
-        notes.append("both are scores of the same model under the same protocol")
+        notes.append("both evaluations are of the same model and protocol")
     return Comparison(
         first=first,
         second=second,
@@ -226,28 +226,29 @@ def compare_scores(first: ClipScores, second: ClipScores) -> Comparison:
 
 
 def require_same_clips(first: ClipScores, second: ClipScores) -> None:
-    """Refuse two evaluations that are of other clips, or of the same ones with other labels.
+    """Refuse two evaluations of different clips, or of the same clips with different labels.
 
     Raises:
         ConfigError: names what differs.
     """
-    ours, theirs = first.about, second.about
-    if (ours.manifest_hash, ours.split) != (theirs.manifest_hash, theirs.split):
+    about_first, about_second = first.about, second.about
+    if (about_first.manifest_hash, about_first.split) != (about_second.manifest_hash, about_second.split):
         raise ConfigError(
-            f"wanted two evaluations of the same clips, got split {ours.split} of manifest {ours.manifest_hash[:12]} "
-            f"in {redact(first.uri)} and split {theirs.split} of manifest {theirs.manifest_hash[:12]} in "
-            f"{redact(second.uri)}: evaluate both models on the same split of the same shards"
+            f"wanted two evaluations of the same clips, got split {about_first.split} of manifest "
+            f"{about_first.manifest_hash[:12]} in {redact(first.uri)} and split {about_second.split} of manifest "
+            f"{about_second.manifest_hash[:12]} in {redact(second.uri)}: evaluate both models on the same split of the "
+            "same shards"
         )
-    same = ours.classes == theirs.classes and np.array_equal(first.labels, second.labels)
-    if not same or first.clip_ids != second.clip_ids or ours.head_classes != theirs.head_classes:
+    same = about_first.classes == about_second.classes and np.array_equal(first.labels, second.labels)
+    if not same or first.clip_ids != second.clip_ids or about_first.head_classes != about_second.head_classes:
         raise ConfigError(
-            f"{redact(first.uri)} and {redact(second.uri)} say that they are of the same manifest and split, but have "
-            "other clips, labels or classes: one of them is damaged, evaluate again"
+            f"{redact(first.uri)} and {redact(second.uri)} name the same manifest and split, but have different clips, "
+            "labels or classes: one of them is damaged, evaluate again"
         )
 
 
 def verdict(paired: PairedComparison, *, first: str = "A", second: str = "B") -> str:
-    """The difference with its intervals and p, in a sentence; `first` and `second` are what the models are called.
+    """The difference with its intervals and p, in a sentence; `first` and `second` are names for the models.
 
     As in "B - A: +6.82 points of top-1, 95% interval [+5.9, +7.8] over clips; McNemar's exact p 3e-29, of 496
     discordant clips".
@@ -281,10 +282,10 @@ def _named(one: ClipScores, *, top1: float, mean_class: float) -> dict[str, Any]
 def _thumbnails(
     found: Comparison, shown: Sequence[DiscordantClip], *, shards: str, wanted: bool, folder: Path
 ) -> dict[int, Path]:
-    """The middle frame of each clip, by its position; {} where the shards are not at hand.
+    """The middle frame of each clip, by its position; {} if the shards cannot be read.
 
     Raises:
-        ConfigError: the shards that the user names are of another manifest.
+        ConfigError: the shards named by the user are of another manifest.
     """
     from twostream_ray import visualize
     from twostream_ray.data.shards.shards import open_shards, read_clips

@@ -1,4 +1,4 @@
-"""Page of a comparison: one HTML file for readers who have never seen the tool."""
+"""HTML report of a paired comparison, for readers who do not know this package."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostream_ray.evaluation.paired import PairedComparison
-from twostream_ray.runs.score.html_page import Markup, element, figures, html_page, items, paragraph, picture, table
+from twostream_ray.runs.score.html_page import (
+    Markup,
+    element,
+    html_page,
+    items,
+    number_cards,
+    paragraph,
+    picture,
+    table,
+)
 
 if TYPE_CHECKING:
     from twostream_ray.runs.score.compare import Comparison, DiscordantClip
 
-_SURE = 0.05
-"""Of p, by convention."""
+_SIGNIFICANT_P = 0.05
+"""Significance level, by convention."""
 
 
 def compare_page(found: Comparison, shown: Sequence[DiscordantClip], *, pictures: Mapping[int, Path]) -> bytes:
@@ -28,15 +37,15 @@ def compare_page(found: Comparison, shown: Sequence[DiscordantClip], *, pictures
     return html_page(
         f"Model B against model A on split {about.split}",
         paragraph(
-            f"Both models were shown the same {found.coverage()}. Those that both get right, or both wrong, say "
-            f"nothing of which one is better; {paired.only_first + paired.only_second} clips do."
+            f"Both models scored the same {found.coverage()}. Clips that both get right, or both wrong, do not show "
+            f"which one is better; {paired.only_first + paired.only_second} discordant clips do."
         ),
-        figures(
+        number_cards(
             [
-                ("B - A, top-1", f"{100 * paired.difference:+.2f}", "points of 100"),
+                ("B - A, top-1", f"{100 * paired.difference:+.2f}", "percentage points"),
                 ("only A is right", str(paired.only_first), "clips"),
                 ("only B is right", str(paired.only_second), "clips"),
-                ("McNemar's exact p", f"{paired.mcnemar_p:.2g}", "of so uneven a split by chance"),
+                ("McNemar's exact p", f"{paired.mcnemar_p:.2g}", "of this imbalance by chance"),
             ]
         ),
         paragraph(_meaning(paired)),
@@ -57,28 +66,28 @@ def compare_page(found: Comparison, shown: Sequence[DiscordantClip], *, pictures
         element("h2", "Definitions"),
         items(
             [
-                "discordant clips: those that one of the two alone gets right.",
-                "McNemar's exact p: how likely so uneven a split of the discordant clips is if neither model is "
-                "better, as of a fair coin; two-sided. It takes clips for independent.",
-                "95 % interval of the difference: paired bootstrap, BCa quantiles of 2,000 draws of clips, or groups, "
-                "with both models' answers on each.",
-                "mean class: mean of the accuracies of the classes that have a clip here.",
+                "discordant clips: those that only one of the two gets right.",
+                "McNemar's exact p: the probability of at least this imbalance among the discordant clips if neither "
+                "model is better, as with a fair coin; two-sided. It assumes independent clips.",
+                "95 % interval of the difference: paired BCa bootstrap with 2,000 resamples of clips, or groups, with "
+                "both models' predictions on each.",
+                "mean class: mean of the accuracies of the classes that have a clip in this split.",
             ]
         ),
     )
 
 
 def _meaning(paired: PairedComparison) -> str:
-    """What the numbers say together."""
+    """Conclusion from the interval and p, in a sentence."""
     decisive = paired.over_groups or paired.over_clips
     low, high = decisive.top1
     units = "clips" if paired.over_groups is None else f"{decisive.num_units} groups of clips"
-    few = "" if decisive.is_trusted else f" But {decisive.num_units} are few, so take this as a rough answer."
+    few = "" if decisive.is_trusted else f" But {decisive.num_units} are few, so this is only a rough answer."
     if low > 0 or high < 0:
         better, worse = ("B", "A") if low > 0 else ("A", "B")
-        doubt = "" if paired.mcnemar_p < _SURE else " McNemar's test alone would not say so."
-        return f"{better} is better than {worse}: the interval of the difference over {units} leaves out 0.{doubt}{few}"
-    return f"These clips do not say which one is better: the interval of the difference over {units} holds 0.{few}"
+        doubt = "" if paired.mcnemar_p < _SIGNIFICANT_P else " McNemar's test alone would not show it."
+        return f"{better} is better than {worse}: the interval of the difference over {units} excludes 0.{doubt}{few}"
+    return f"These clips do not show which one is better: the interval of the difference over {units} includes 0.{few}"
 
 
 def _intervals(paired: PairedComparison) -> list[Markup]:
@@ -88,11 +97,9 @@ def _intervals(paired: PairedComparison) -> list[Markup]:
             ends = (f"[{100 * low:+.2f}, {100 * high:+.2f}]" for low, high in (one.top1, one.mean_class))
             rows.append((f"{one.num_units} {'clips' if one.over == 'clips' else 'groups of clips'}", *ends))
     return [
-        element("h2", "How sure the difference is"),
-        paragraph(
-            "95 % intervals of B - A in points of 100. Clips of one person, scene or source go together in groups."
-        ),
-        table(("another draw of", "top-1", "mean class"), rows),
+        element("h2", "Uncertainty of the difference"),
+        paragraph("95 % intervals of B - A in percentage points. Clips of one person, scene or source form a group."),
+        table(("resampled", "top-1", "mean class"), rows),
     ]
 
 
@@ -101,7 +108,7 @@ def _classes(found: Comparison) -> list[Markup]:
     rows = sorted(found.paired.classes, key=lambda row: (-abs(row.difference), row.label))
     return [
         element("h2", "By class"),
-        paragraph("Largest differences first; a click on a column sorts by it."),
+        paragraph("Largest differences first; click a column to sort by it."),
         table(
             ("class", "clips", "A right", "B right", "B - A"),
             [
@@ -135,12 +142,12 @@ def _clips(found: Comparison, shown: Sequence[DiscordantClip], *, pictures: Mapp
             f"{clip.second} ({clip.second_probability:.0%})",
         ]
         rows.append(cells)
-    columns = ("clip", "class", "A says (gives the class)", "B says (gives the class)")
+    columns = ("clip", "class", "A predicts (p of the class)", "B predicts (p of the class)")
     return [
         element("h2", "Clips on which they differ most"),
         paragraph(
-            f"{len(shown)} of {len(found.discordant)} discordant clips, by how differently probable the two find the "
-            "true class; compare.json has all of them."
+            f"{len(shown)} of {len(found.discordant)} discordant clips, by the difference of the two probabilities of "
+            "the true class; compare.json lists all of them."
         ),
         table(columns if not pictures else ("middle frame", *columns), rows),
     ]

@@ -1,4 +1,4 @@
-"""Exact evaluation: every clip of a split scored once; score table, report and confusion matrix written to a folder."""
+"""Evaluation of a split: every clip is scored exactly once; score table, report and confusion matrix are written."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from twostream_ray.runs.score.clip_scores import ClipScores
     from twostream_ray.runs.score.table_record import TableRecord
 
-_NO_NAME_OF_A_METRIC = r"[^\w.\-]"
-"""What MLflow refuses in a metric's name, and the slash, behind which the metric is named."""
-_SCORES_OF_BEFORE = "scores.npz"
-"""What earlier versions wrote in place of the score table."""
-_FILES = (REPORT, _SCORES_OF_BEFORE, CONFUSION, RESULTS)
+_INVALID_IN_METRIC_NAMES = r"[^\w.\-]"
+"""What MLflow refuses in a metric's name, and the slash, which here separates data set and metric."""
+_OLD_SCORES = "scores.npz"
+"""File that earlier versions wrote instead of the score table."""
+_FILES = (REPORT, _OLD_SCORES, CONFUSION, RESULTS)
 _REPORT_SCHEMA = record(
     {"top1": {"type": "number"}, "split": {"type": "string"}, "manifest_hash": {"type": "string"}}, others=True
 )
@@ -59,10 +59,10 @@ class Evaluation:
     report: Report
     """Accuracies and confusion."""
     logits: NDArray[np.float32]
-    """(n, K) logits of each clip, in the order of the shard set's index; their softmax over the classes of each data
-    set are the probabilities."""
+    """(n, K) logits of each clip, in the order of the shard set's index; the probabilities are their softmax over the
+    classes of each data set."""
     probabilities: NDArray[np.float32]
-    """(n, K) probabilities, in [0, 1]; those of each data set add up to 1."""
+    """(n, K) probabilities, in [0, 1]; those of each data set sum to 1."""
     labels: NDArray[np.int64]
     """(n,) true classes."""
     clip_ids: tuple[str, ...]
@@ -74,30 +74,30 @@ class Evaluation:
     package: ModelPackage
     """The model's settings."""
     about: TableRecord
-    """What the score table says of itself."""
+    """The score table's record."""
     protocol: Protocol = VALIDATION
     """Which views of a clip were scored."""
     uri: str = ""
-    """Where it was written; empty: nowhere."""
+    """Where it was written; empty if nowhere."""
     fitted: FittedTemperature | None = None
-    """A temperature fitted on validation clips, where one was wanted."""
+    """A temperature fitted on validation clips, if one was requested."""
     model: str = ""
     """The model as it was named: models:/NAME/VERSION, or a directory or s3:// prefix."""
 
     @property
     def table(self) -> str:
-        """sha256 that names the score table: data, split, protocol and model."""
+        """sha256 that identifies the score table by data, split, protocol and model."""
         return self.about.identity
 
     def metrics(self) -> dict[str, float]:
-        """top1 and mean_class_accuracy, and top5 where there are enough classes; in [0, 1]."""
+        """top1 and mean_class_accuracy, and top5 if there are enough classes; in [0, 1]."""
         metrics = {"top1": self.report.top1, "mean_class_accuracy": self.report.mean_class}
         return metrics if self.report.top5 is None else metrics | {"top5": self.report.top5}
 
     def metrics_by_head(self) -> dict[str, float]:
-        """The same metrics of each data set, and how many clips they are of, as NAME/top1; {} where there is one."""
+        """The same metrics of each data set and its numbers of clips, as NAME/top1; {} if there is only one."""
         found = {
-            f"{re.sub(_NO_NAME_OF_A_METRIC, '_', head.name)}/{name}": value
+            f"{re.sub(_INVALID_IN_METRIC_NAMES, '_', head.name)}/{name}": value
             for head in self.report.heads
             for name, value in (
                 ("top1", head.top1),
@@ -110,7 +110,7 @@ class Evaluation:
         return {name: float(value) for name, value in found.items() if value is not None}
 
     def predicted(self) -> NDArray[np.int64]:
-        """(n,) the best class of each clip, of those of its own data set."""
+        """(n,) the best class of each clip among those of its data set."""
         best = np.full(len(self.labels), -1, np.int64)
         for head in self.package.heads:
             mine = (self.labels >= head.start) & (self.labels < head.stop)
@@ -118,7 +118,7 @@ class Evaluation:
         return best
 
     def measurement(self) -> tracking.Measurement:
-        """The metrics on n of N clips of the split, as a registered version is tagged with them."""
+        """The metrics on n of N clips of the split, for the tags of a registered version."""
         return tracking.Measurement(
             manifest_hash=self.manifest_hash,
             split=self.split,
@@ -131,24 +131,22 @@ class Evaluation:
 
 
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Evaluation:
-    """Score a split and write the table of scores, report.json, confusion.png and results.html to `config.out`.
+    """Score a split and write the score table, report.json, confusion.png and results.html to `config.out`.
 
-    What an interrupted call has scored of the same is kept.
-
-    A registered version is tagged with the metrics, and MLflow has a run of its own for the evaluation, unless
-    `config.record` is False.
+    Scores of an interrupted call with the same settings are kept. A registered version is tagged with the metrics, and
+    the evaluation gets an MLflow run of its own, unless `config.record` is False.
 
     Raises:
-        LeaseError: another process writes there.
+        LeaseError: another process writes to `config.out`.
         ContractMismatchError: the shards' flow is of another kind than the model's.
-        ConfigError: the shards' classes are not the model's, or somebody else's files are there.
-        ShardError, RegistryError, StorageError, CheckpointError: data or model cannot be had.
+        ConfigError: the shards' classes are not the model's, or `config.out` has files that this verb did not write.
+        ShardError, RegistryError, StorageError, CheckpointError: data or model cannot be read.
     """
     sweep()
     shard_set = open_shards(config.shards)
     require_shard_files(shard_set)
     if tracking.names_version(config.model):
-        # An alias may move while clips are scored: what is loaded is what is tagged.
+        # An alias may move while clips are scored: the loaded version has to be the tagged one.
         name, version = tracking.find_version(config.model, config=config.tracking)
         config = replace(config, model=f"models:/{name}/{version}")
     with (
@@ -180,8 +178,8 @@ def reserve_output(config: EvaluateConfig, shard_set: ShardSet) -> Iterator[None
     """Hold the lease of `config.out` while the block runs, after all checks that need neither model nor cluster.
 
     Raises:
-        LeaseError: another process writes there.
-        ConfigError: somebody else's files are there.
+        LeaseError: another process writes to `config.out`.
+        ConfigError: it has files that this verb did not write.
         ShardError: the shards have no such split.
         ClusterError: the cluster cannot be reached.
     """
@@ -189,7 +187,7 @@ def reserve_output(config: EvaluateConfig, shard_set: ShardSet) -> Iterator[None
         shard_set.split(config.split)
     except ShardError as error:
         raise ShardError(f"{error}: {evaluation_option(config.split, shard_set)}") from None
-    # It loads Arrow.
+    # Imported late, as it imports Arrow.
     from twostream_ray.runs.score.score_table import refuse_foreign_table
 
     refuse_foreign_files(storage.absolute(config.out), _FILES, schema=_REPORT_SCHEMA, verb="evaluate")
@@ -202,15 +200,15 @@ def reserve_output(config: EvaluateConfig, shard_set: ShardSet) -> Iterator[None
 def score_split(
     config: EvaluateConfig, shard_set: ShardSet, *, directory: Path, progress: Progress | None = None
 ) -> Evaluation:
-    """Score `config.split` of a shard set by the model in `directory`, in a table of scores below `config.out`.
+    """Score `config.split` of a shard set with the model in `directory`, into a score table below `config.out`.
 
     Raises:
         ContractMismatchError: the shards' flow is of another kind than the model's.
         ConfigError: the shards' classes are not the model's, or its network cannot score the protocol's samples.
-        TrainingError: scores are no finite numbers.
-        ShardError, StorageError, CheckpointError: data or model cannot be read, or `config.out` not be written.
+        TrainingError: scores are not finite.
+        ShardError, StorageError, CheckpointError: data or model cannot be read, or `config.out` cannot be written.
     """
-    # They load torch and Ray, which refused settings and --help do without.
+    # Imported late: they import torch and Ray, which --help and refused settings do not need.
     from twostream_ray.model_package import MODEL_FILES, check_model
     from twostream_ray.runs.score.calibrate import fitted_temperature, require_calibrates
     from twostream_ray.runs.score.clip_scores import read_clip_scores
@@ -262,7 +260,7 @@ def _require_same_data(config: EvaluateConfig, package: ModelPackage, shard_set:
     )
     if package.classes != shard_set.classes:
         raise ConfigError(
-            f"model {config.model} knows {len(package.classes)} classes ({', '.join(package.classes[:4])} ...), "
+            f"model {config.model} has {len(package.classes)} classes ({', '.join(package.classes[:4])} ...), "
             f"{config.shards} has {len(shard_set.classes)} ({', '.join(shard_set.classes[:4])} ...): choose shards "
             "of the same classes"
         )
@@ -282,7 +280,7 @@ def _report(clips: ClipScores, *, expected_by_head: Sequence[int | None]) -> Rep
 
 
 def _command(config: EvaluateConfig) -> str:
-    """What makes the same table of scores, but for --out."""
+    """The command that makes the same score table, without --out."""
     words = ["twostream", "evaluate", "--model", config.model, "--shards", config.shards, "--split", config.split]
     if config.protocol != VALIDATION.name:
         words += ["--protocol", config.protocol]
@@ -293,7 +291,7 @@ def _command(config: EvaluateConfig) -> str:
 
 
 def _expected_by_head(shard_set: ShardSet, split: str, *, heads: Sequence[Head]) -> list[int | None]:
-    """Clips of each data set in the split, those in quarantine among them; None where nobody has counted these."""
+    """Clips of each data set in the split, including quarantined ones; None where these were not counted."""
     labels = shard_set.labels[shard_set.split(split)]
     evaluated = [int(((labels >= head.start) & (labels < head.stop)).sum()) for head in heads]
     if not shard_set.quarantined.get(split, 0):
@@ -321,7 +319,7 @@ def write_evaluation(evaluation: Evaluation, *, out: str, files: Path) -> None:
         values["fitted_temperature"] = evaluation.fitted.to_dict()
     for folder in (out, str(files)):
         storage.write_json(storage.join(folder, REPORT), values)
-    storage.delete(storage.join(out, _SCORES_OF_BEFORE))  # of another evaluation, which it would be taken for
+    storage.delete(storage.join(out, _OLD_SCORES))  # it is of another evaluation
     picture = files / CONFUSION
     report = evaluation.report
     visualize.confusion_picture(
@@ -361,5 +359,5 @@ def _page(evaluation: Evaluation, *, confusion: Path, files: Path) -> bytes:
 
 
 def _short_name(model: str) -> str:
-    """A model in a picture's words: run and checkpoint of a path, a registered version as it is."""
+    """A model's name for a plot's title: run and checkpoint of a path; a registered version as it is."""
     return model if model.startswith("models:/") else "/".join(model.rstrip("/").split("/")[-2:])

@@ -1,6 +1,6 @@
-"""Several splits of a data set, each evaluated by the model trained on its counterpart: the mean over splits, and ±.
+"""Evaluation over several splits (mean ± standard deviation), each with the model trained on its training split.
 
-UCF101 and HMDB51 have three; papers quote the mean of their accuracies.
+UCF101 and HMDB51 have three splits; papers report the mean of their accuracies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twostream_ray.runs.score.settings import EvaluateConfig
 from twostream_ray.storage.json_files import record
 
 SPLITS = "splits.json"
-"""File of the output that has the metrics of each split, and those over all."""
+"""File with the metrics of each split, and over all splits."""
 
 _SCHEMA = record({"splits": {"type": "array"}, "mean": {"type": "object"}, "protocol": {"type": "object"}}, others=True)
 
@@ -30,17 +30,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class SplitsReport:
-    """The metrics of each split, and over them."""
+    """Metrics of each split, their mean and standard deviation."""
 
     splits: tuple[Evaluation, ...]
-    """Each split's evaluation, in the order asked for."""
+    """Each split's evaluation, in the requested order."""
     mean: dict[str, float]
     """Mean over splits of each metric that all of them have, in [0, 1]."""
     deviation: dict[str, float]
-    """Standard deviation over splits, with one degree of freedom less than there are splits; {} of one split."""
+    """Sample standard deviation over splits (ddof 1); {} for one split."""
 
     def rows(self) -> list[list[str]]:
-        """A row for each split and one over all: name, top-1, mean class, top-5, n of N, model."""
+        """Table rows, one for each split and one over all: name, top-1, mean class, top-5, n of N, model."""
         names = ("top1", "mean_class_accuracy", "top5")
         found = [(one.split, one.metrics(), one.report.coverage, one.model) for one in self.splits]
         rows = [
@@ -57,15 +57,16 @@ class SplitsReport:
 
 
 def evaluate_splits(config: EvaluateConfig, *, progress: Progress | None = None) -> SplitsReport:
-    """Evaluate each split of `config.splits` into a folder of its name below `config.out`, and write splits.json there.
+    """Evaluate each split of `config.splits` into a folder of its name below `config.out`, and write splits.json.
 
-    What is finished is kept, so the same command resumes.
+    Finished splits are kept, so the same command resumes.
 
     Raises:
-        ConfigError: the same network is given for several splits, or files of somebody else are there.
+        ConfigError: the same network is given for several splits, or `config.out` has files that this verb did not
+            write.
         TwoStreamError: as `evaluate`.
     """
-    # It loads Arrow.
+    # Imported late, as it imports Arrow.
     from twostream_ray.runs.score.score_table import read_record
 
     out = storage.absolute(config.out)
@@ -83,9 +84,9 @@ def evaluate_splits(config: EvaluateConfig, *, progress: Progress | None = None)
             weights = read_record(one.out)[1].model_sha256
             if weights in split_of and not config.one_model:
                 raise ConfigError(
-                    "each split wants the model trained on its counterpart, the weights of "
-                    f"{evaluation.model} are those of split {split_of[weights]} too: name a model each, or --one_model "
-                    "true for one that was trained on none of their clips"
+                    "each split wants the model trained on its training split, but "
+                    f"{evaluation.model} has the same weights as the model of split {split_of[weights]}: name one "
+                    "model per split, or --one_model true for one that was trained on none of their clips"
                 )
             split_of[weights] = one.split
             found.append(evaluation)

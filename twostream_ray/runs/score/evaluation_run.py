@@ -1,4 +1,4 @@
-"""An evaluation in MLflow: metrics, report, tables of classes and clips, confusion matrix; in a run of its own."""
+"""MLflow run of an evaluation: metrics, report, tables of classes and clips, confusion matrix."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 REPORT, CONFUSION = "report.json", "confusion.png"
 """Files that an evaluation writes."""
 RUNS = "tracking"
-"""Folder below an evaluation's output for the journals of its MLflow runs."""
+"""Folder below an evaluation's output for the outboxes of its MLflow runs."""
 
 
 def log_evaluation(handle: tracking.RunHandle, evaluation: Evaluation, *, step: int, files: Path) -> None:
-    """Put an evaluation into an MLflow run: report.json, page, tables and picture, which come from the folder `files`.
+    """Log an evaluation to an MLflow run: metrics, and report.json, page, tables and plot from the folder `files`.
 
-    Never raises for an MLflow that is away.
+    Does not raise if MLflow is unreachable.
     """
     found = evaluation.metrics() | evaluation.metrics_by_head()
     metrics = {f"{evaluation.split}_{name}": value for name, value in found.items()}
@@ -71,14 +71,14 @@ def log_evaluation_run(
     files: Path,
     parent: tracking.RunHandle | None = None,
 ) -> None:
-    """Make an MLflow run of an evaluation; while MLflow is away it waits below `config.out`, as training's do.
+    """Create an MLflow run for an evaluation; while MLflow is unreachable it stays in an outbox below `config.out`.
 
     Args:
-        config: what was evaluated.
+        config: settings of the evaluation.
         evaluation: its result.
         shard_set: the data.
-        files: a folder with its report.json and picture.
-        parent: the run that MLflow's page shows it under.
+        files: a folder with its report.json, page and plot.
+        parent: the run in which it is nested.
 
     Raises:
         StorageError: `config.out` cannot be written.

@@ -1,4 +1,4 @@
-"""Why a model takes videos for classes: one of them, as a page or a video; or an evaluation's worst mistakes."""
+"""Explanations of predictions (Grad-CAM, stream contributions, occlusion): of a video, or of the worst mistakes."""
 
 from __future__ import annotations
 
@@ -22,89 +22,91 @@ _MOMENTS_OF_A_MISTAKE = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
-    """Why a trained model takes a video for a class: where it looked, in which stream, and when."""
+    """Explains why a model predicts a class for a video: where it looked, in which stream, and when."""
 
     video: str | None = None
-    """Path or URI of one video; None where `worst` is given."""
+    """Path or URI of one video; None if `worst` is given."""
 
     model: str = "models:/two-stream@champion"
     """models:/NAME@champion, models:/NAME/VERSION, runs:/ID/model, or a directory with model.safetensors."""
 
     out: str = "explanation.html"
-    """File to write. .html: a page with pictures, shares of the streams and seconds, which needs nothing else; .mp4:
-    the pictures one after the other, two a second."""
+    """File to write. .html: a self-contained page with pictures, shares of the streams and seconds; .mp4: the pictures
+    one after the other, two per second."""
 
     label: str | None = None
-    """Class to explain, such as the right one where the model is wrong; by default the best class."""
+    """Class to explain, such as the true one where the model is wrong; by default the predicted class."""
 
     head: str | None = None
-    """Name of the one data set to answer for, of a model that was trained on several; by default the first."""
+    """Name of the data set to predict for, of a model that was trained on several; by default the first."""
 
     layers: list[str] = field(default_factory=list)
-    """Where activations are looked at: spatial and temporal, the last maps of either tower, and fused, the last maps
-    behind the fusion; by default all that the network has."""
+    """Layers whose activations are shown: spatial and temporal, the last maps of either tower, and fused, the last maps
+    after the fusion; by default all that the network has."""
 
     worst: int | None = None
-    """In place of a video, explain so many clips of an evaluation, 1..1000: those where the model is surest of another
-    class than the label's, which is often wrong there. Both classes are explained."""
+    """Instead of a video, explain this many clips of an evaluation, 1..1000: those where the model is most confident of
+    another class than the label, which is often a wrong label. Both classes are explained."""
 
     scores: str = "evaluation"
-    """Where the `worst` are looked for: folder or s3:// prefix that `evaluate` wrote, folder of a run, or a run's name
-    below runs/. The model must be the one that was evaluated."""
+    """Evaluation to take the `worst` from: folder or s3:// prefix that `evaluate` wrote, folder of a run, or a run's
+    name below runs/. The model must be the evaluated one."""
 
     shards: str | None = None
-    """The shards that the `worst` are in; by default where they were when they were evaluated. Of a video: shards
-    whose clips the streams' shares are counted from; by default from mean RGB and no motion, which is cheaper."""
+    """The shards of the `worst`; by default where they were when they were evaluated. For a video: shards whose clips
+    are the baseline of the streams' shares; by default mean RGB and no motion, which is cheaper."""
 
     split: str | None = None
-    """The split that the `scores` must be of, by default any; of a video, that of the `shards`, by default train."""
+    """The split of the `scores`, by default any; for a video, the split of the `shards`, by default train."""
 
     moments: int | None = None
-    """Snippets to draw on the page, 1..1000. Of a video by default 8, evenly chosen among those of the views; of each
-    class of the `worst` 1, that without which the class's logit falls most."""
+    """Snippets to draw on the page, 1..1000. For a video by default 8, evenly spaced among those of the views; for each
+    class of the `worst` 1, the one without which the class's logit falls most."""
 
     protocol: str = "validation"
-    """Which views of the video are explained, one of those of `predict`."""
+    """Protocol, as of `predict`, whose views of the video are explained."""
 
     views: ViewsConfig = field(default_factory=ViewsConfig)
-    """What is changed of the protocol."""
+    """Changes to the protocol."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow, where the model comes from its registry."""
+    """MLflow, for a model from its registry."""
 
     def __post_init__(self) -> None:
         require_within(self, moments="[1, 1_000]", worst="[1, 1_000]")
         if (self.video is None) == (self.worst is None):
             raise ConfigError("explain wants one video, or --worst N to explain the worst mistakes of an evaluation")
         if self.worst is not None and (self.label is not None or not self.is_page):
-            raise ConfigError("the worst mistakes go on a page (--out NAME.html), label and answer both: no --label")
+            raise ConfigError(
+                "the worst mistakes are written to a page that explains label and prediction: give --out NAME.html and "
+                "no --label"
+            )
         if not self.out.lower().endswith((".html", ".mp4")):
             raise ConfigError(f"out must end in .html (a page) or .mp4 (a video), got {redact(self.out)}")
         resolve_protocol(self.protocol, self.views)
 
     @property
     def is_page(self) -> bool:
-        """Whether a page is written, and no video."""
+        """Whether a page is written, not a video."""
         return self.out.lower().endswith(".html")
 
 
 def explain(config: ExplainConfig, *, progress: Callable[[int, int], object] = lambda _done, _total: None) -> str:
-    """Write the page or video; gives the answer and its reasons in a sentence.
+    """Write the page or video; returns the prediction and its reasons in a sentence.
 
-    `progress` gets the clips done and to do, where there are several.
+    `progress` is called with (clips done, clips in all) if there are several.
 
     Raises:
-        RegistryError, StorageError, CheckpointError: the model cannot be had, or the video or page not be read or
-            written.
-        VideoError: the video cannot be decoded whole.
-        ConfigError: there is no such class, data set or layer, or the file is somebody else's.
+        RegistryError, StorageError, CheckpointError: the model or video cannot be read, or the file not be written.
+        VideoError: the video cannot be decoded completely.
+        ConfigError: there is no such class, data set or layer, or the file exists and was not written by this verb.
     """
     location = storage.absolute(config.out)
     _refuse_foreign_file(config, location)
     storage.require_writable(config.out)
     if config.worst is not None:
         return _explain_worst(config, location, progress=progress)
-    # They load torch, which refused settings and --help do without.
+    # Imported late: they import torch, which --help and refused settings do not need.
     from twostream_ray.data.video.isolation import prepare_in_subprocess
     from twostream_ray.explanation import Explainer
     from twostream_ray.heads import choose_heads
@@ -123,7 +125,7 @@ def explain(config: ExplainConfig, *, progress: Callable[[int, int], object] = l
     names = head.classes_of(package.classes)
     if config.label is not None and config.label not in names:
         raise ConfigError(f"label must be a class of the model, got {config.label!r}: it has {', '.join(names)}")
-    assert config.video is not None  # noqa: S101  (the settings have looked)
+    assert config.video is not None  # noqa: S101  (checked by the settings)
     clip = prepare_in_subprocess(
         storage.read_bytes(storage.absolute(config.video)), package.contract, name=config.video
     )
@@ -165,6 +167,6 @@ def _explain_worst(config: ExplainConfig, location: str, *, progress: Callable[[
     found = explain_mistakes(config, progress=progress)
     storage.write_bytes(location, worst_page(found, moments=config.moments or _MOMENTS_OF_A_MISTAKE))
     return (
-        f"{found.num_mistakes} of {len(found.scores.labels)} clips of split {found.scores.about.split} are taken for "
-        f"another class than their label says; the {len(found.worst)} surest are explained"
+        f"{found.num_mistakes} of {len(found.scores.labels)} clips of split {found.scores.about.split} are predicted "
+        f"as another class than their label; the {len(found.worst)} most confident are explained"
     )

@@ -1,6 +1,6 @@
-"""A network as one file that other programs run: ONNX, or a program of torch.export; and its parity with torch.
+"""ONNX and torch.export files of a network, and their parity with torch.
 
-The file takes views as uint8, as shards hold them, and normalises them itself.
+The exported network takes views as uint8, as they are stored in shards, and normalises them itself.
 
 Axes: N views, T snippets, S towers, K classes.
 """
@@ -36,34 +36,34 @@ from twostream_ray.storage.temporary_folders import temporary_folder
 
 Format = Literal["onnx", "torch"]
 Frames = tuple[NDArray[np.uint8], ...]
-"""RGB (N, T, 3, H, W) and flow (N, T, 2L, H, W), or the one of them that a network needs."""
+"""RGB (N, T, 3, H, W) and flow (N, T, 2L, H, W), or only the one that a network needs."""
 Run = Callable[[Frames], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Views -> logits (N, S, K) and scores (N, K)."""
 
 SETTINGS = "twostream"
-"""The metadata's key in an ONNX file; in a torch program the file below extra/, with .json behind it."""
+"""Key of the metadata in an ONNX file; in a torch program the file extra/twostream.json."""
 MARK = {"onnx": "made by twostream_ray export", "torch": f"extra/{SETTINGS}.json"}
-"""What stands near the end of a file that `export` has written."""
+"""Text near the end of a file that `export` has written, by which it is recognised."""
 OUTPUTS = ("logits", "scores")
 
 _FORMAT = 1
 _VIEWS = "views"
 _TRACED_VIEWS = 2
-"""One would be taken for a constant."""
+"""torch.export would take a size of 1 for a constant."""
 _COMPARED_VIEWS = 3
 _ONNX_BYTES = (2 << 30) - (64 << 20)
-"""Of weights: protobuf ends at 2 GiB, and the graph wants some of it."""
+"""Most bytes of weights: protobuf's limit is 2 GiB, and the graph needs some of it."""
 
 
-class _FromLevels(nn.Module):
-    """A network from levels 0..255 to the logits of its towers and the scores that are averaged over views."""
+class _WithNormalisation(nn.Module):
+    """A network with normalisation in front: uint8 levels 0..255 -> towers' logits and the scores to average."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, *frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, S, K) and scores (N, K)."""
+        """Returns logits (N, S, K) and scores (N, K)."""
         left = list(frames)
         rgb = normalise_rgb(left.pop(0)) if self.network.needs_rgb else None
         flow = normalise_flow(left.pop(0)) if self.network.needs_flow else None
@@ -72,7 +72,7 @@ class _FromLevels(nn.Module):
 
 
 def describe_file(network: Network, package: ModelPackage, *, towers: Sequence[str], weights_sha256: str) -> str:
-    """What a runner needs besides the file, as JSON: classes, what is averaged, flow contract, sampling, crop."""
+    """Metadata that a program needs to run the file, as JSON: classes, averaging, flow contract, sampling, crop."""
     shapes = _shapes(network, package)
     values = {
         "format": _FORMAT,
@@ -98,7 +98,7 @@ _HOLDS = {"rgb": "levels 0..255, R G B", "flow": "displacements coded by the con
 
 
 def _shapes(network: Network, package: ModelPackage) -> dict[str, tuple[int, int, int, int]]:
-    """Of a view's inputs, by name."""
+    """Shapes of a view's inputs, by name."""
     sampling, size = package.sampling, package.transforms.crop_px
     channels = {"rgb": 3, "flow": 2 * sampling.flow_length}
     needed = {"rgb": network.needs_rgb, "flow": network.needs_flow}
@@ -109,14 +109,14 @@ def write_file(path: Path, network: Network, package: ModelPackage, *, kind: For
     """Write a network in evaluation mode, for any number of views at a time.
 
     Args:
-        path: where to; its folder is there.
-        network: of the package, on the CPU.
-        package: whose sampling and crop say the shape of a view.
+        path: the file; its folder exists.
+        network: the package's network, on the CPU.
+        package: its sampling and crop determine the shape of a view.
         kind: onnx or torch.
-        settings: JSON that the file carries.
+        settings: JSON metadata to store in the file.
 
     Raises:
-        ConfigError: its weights do not go into an ONNX file.
+        ConfigError: its weights are too large for an ONNX file.
         OSError: the file cannot be written.
     """
     num_bytes = sum(tensor.nbytes for tensor in network.state_dict().values())
@@ -130,16 +130,16 @@ def write_file(path: Path, network: Network, package: ModelPackage, *, kind: For
     axis = torch.export.Dim(_VIEWS, min=1)
     with torch.no_grad():
         program = torch.export.export(
-            _FromLevels(network).eval(), views, dynamic_shapes=(tuple({0: axis} for _ in views),)
+            _WithNormalisation(network).eval(), views, dynamic_shapes=(tuple({0: axis} for _ in views),)
         )
-    # They name files of this machine.
+    # Stack traces name files of this machine.
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
     if kind == "onnx":
         _write_onnx(path, program, inputs=list(shapes), settings=settings)
     else:
-        # Else the file has a pickle of them.
+        # Otherwise the file would contain a pickle of them.
         program.example_inputs = None
         torch.export.save(program, path, extra_files={f"{SETTINGS}.json": settings})
 
@@ -159,7 +159,7 @@ def _write_onnx(path: Path, program: Any, *, inputs: list[str], settings: str) -
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-    # Shapes of what is inside follow from the inputs'.
+    # Inner shapes follow from the inputs'.
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = _VIEWS
@@ -171,7 +171,7 @@ def _write_onnx(path: Path, program: Any, *, inputs: list[str], settings: str) -
 
 
 def open_file(path: Path, *, kind: Format) -> Run:
-    """The file as other programs run it: by onnxruntime on the CPU, or by torch without this package's networks."""
+    """Load the file as other programs do: with onnxruntime on the CPU, or with torch without this package."""
     if kind == "onnx":
         import onnxruntime
 
@@ -196,7 +196,7 @@ def _run_of(module: nn.Module) -> Run:
 
 
 def views_of(clip: EncodedClip, network: Network, package: ModelPackage) -> Iterator[Frames]:
-    """The views of a clip that validation scores, one alone and then up to three at a time, of all at least three.
+    """A clip's views of the validation protocol: first one, then batches of up to three, at least three in all.
 
     Raises:
         DecodeError: the clip is damaged.
@@ -227,12 +227,12 @@ def views_of(clip: EncodedClip, network: Network, package: ModelPackage) -> Iter
 
 
 def largest_difference(run: Run, network: Network, views: Iterator[Frames]) -> tuple[float, int]:
-    """How far a file's answers are from the network's in torch, and the number of views.
+    """Largest difference between a file's outputs and the network's in torch, and the number of views.
 
-    Of all logits and scores; of logits above 1 as a share of the largest, as rounding grows with them. Infinite where
-    either is no finite number.
+    Over all logits and scores; relative to the largest if that is above 1, as rounding errors grow with it. Infinite if
+    an output is not finite.
     """
-    wanted_of = _run_of(_FromLevels(network).eval())
+    wanted_of = _run_of(_WithNormalisation(network).eval())
     largest, count = 0.0, 0
     for frames in views:
         count += len(frames[0])
@@ -245,11 +245,11 @@ def largest_difference(run: Run, network: Network, views: Iterator[Frames]) -> t
 
 
 def clips_of(videos: Sequence[str], contract: FlowContract) -> Iterator[EncodedClip]:
-    """Videos as a model wants them; a synthetic one where none is named.
+    """Encoded clips of the videos; of a synthetic one if none is named.
 
     Raises:
         StorageError: one cannot be read.
-        VideoError: one cannot be decoded whole.
+        VideoError: one cannot be decoded completely.
     """
     for video in videos:
         content = storage.read_bytes(storage.absolute(video))

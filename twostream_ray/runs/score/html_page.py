@@ -1,6 +1,6 @@
-"""One self-contained HTML file: styles, pictures and the sorting of tables inside, so that it opens without a server.
+"""Self-contained HTML report: styles, pictures and table sorting are inlined, so that it opens without a server.
 
-Names of classes and clips come from elsewhere: every text is escaped here, and nothing else writes markup.
+Names of classes and clips are untrusted: every text is escaped here, and no other module writes markup.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ document.querySelectorAll("table.sortable").forEach(function (table) {
 
 
 class Markup(str):
-    """Text that is HTML already; every other text is escaped."""
+    """Text that is already HTML; all other text is escaped."""
 
     __slots__ = ()
 
 
 def escaped(text: str) -> Markup:
-    """A text as HTML that shows it, without secrets and control characters."""
+    """A text escaped for HTML, without secrets and control characters."""
     return Markup(text if isinstance(text, Markup) else html.escape(redact(printable(text)), quote=True))
 
 
 def element(name: str, *content: str, **attributes: str) -> Markup:
-    """An element around texts and elements; `class_` is its class."""
+    """An HTML element with texts and elements as content; `class_` is its class."""
     given = "".join(f' {key.rstrip("_")}="{escaped(value)}"' for key, value in attributes.items())
     return Markup(f"<{name}{given}>{''.join(map(escaped, content))}</{name}>")
 
@@ -82,12 +82,12 @@ def paragraph(*content: str, quiet: bool = False) -> Markup:
 
 
 def items(lines: Iterable[str]) -> Markup:
-    """A list."""
+    """An unordered list."""
     return element("ul", *(element("li", line) for line in lines))
 
 
-def figures(shown: Iterable[tuple[str, str, str]]) -> Markup:
-    """Large numbers side by side: (name, number, what is said below it)."""
+def number_cards(shown: Iterable[tuple[str, str, str]]) -> Markup:
+    """Cards with large numbers side by side: (name, number, text below it)."""
     cards = (
         element("li", element("span", name), element("b", value), element("span", more)) for name, value, more in shown
     )
@@ -97,7 +97,7 @@ def figures(shown: Iterable[tuple[str, str, str]]) -> Markup:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str | tuple[str, float]]], *, sortable: bool = False
 ) -> Markup:
-    """A table; a cell is a text, or a text with the number that it is sorted by."""
+    """A table; a cell is a text, or a text and the number by which it is sorted."""
     body, numbers = [], set()
     for row in rows:
         cells = []
@@ -119,13 +119,13 @@ def table(
 
 
 def picture(path: Path, *, shows: str) -> Markup:
-    """A PNG, within the page; `shows` is for those who do not see it."""
+    """An inlined PNG; `shows` is its alternative text."""
     content = base64.b64encode(path.read_bytes()).decode("ascii")
     return Markup(f'<p><img alt="{escaped(shows)}" src="data:image/png;base64,{content}"></p>')
 
 
 def pictures(shown: Iterable[tuple[bytes, str]]) -> Markup:
-    """PNGs side by side, as many as the page is wide: (content, what it shows)."""
+    """Inlined PNGs in a grid: (content, caption)."""
     figures = []
     for content, caption in shown:
         inside = base64.b64encode(content).decode("ascii")
@@ -135,7 +135,7 @@ def pictures(shown: Iterable[tuple[bytes, str]]) -> Markup:
 
 
 def bars(rows: Iterable[tuple[str, float, str]]) -> Markup:
-    """Horizontal bars to one scale: (name, length, what is said behind it); negative ones are grey."""
+    """Horizontal bar chart: (name, length, text after the bar); negative bars are grey."""
     rows = list(rows)
     longest = max((abs(length) for _, length, _ in rows), default=0.0) or 1.0
     return Markup(
@@ -153,7 +153,7 @@ def bars(rows: Iterable[tuple[str, float, str]]) -> Markup:
 
 
 def html_page(title: str, *content: str) -> bytes:
-    """The whole file, UTF-8."""
+    """The complete file, in UTF-8."""
     body = "\n".join(map(escaped, content))
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     text = (

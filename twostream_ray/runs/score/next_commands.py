@@ -1,4 +1,4 @@
-"""Commands that come after a training: where its results are, and lines to paste into the same shell."""
+"""Summary of a finished training: where its results are, and the next commands to paste into the same shell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twostream_ray.tracking.settings import SERVERS
 
 
 def summary(config: ExperimentConfig, trained: TrainReport, published: Published) -> list[str]:
-    """Lines on a run that has ended: model, pictures, MLflow's page, and the commands that come next."""
+    """Text lines about a finished run: model, plots, MLflow page, and the next commands."""
     model = trained.checkpoint
     if published.version is not None:
         model = f"models:/{published.name}/{published.version}"
@@ -35,7 +35,7 @@ def summary(config: ExperimentConfig, trained: TrainReport, published: Published
 
 
 def mlflow_page(tracking: TrackingConfig, trained: TrainReport) -> str:
-    """Where a browser shows the run: the server's page, or the command that serves a database."""
+    """Where to see the run in a browser: the server's page, or the command that serves a database."""
     uri = redact(tracking.resolved_uri())
     page = f"#/experiments/{trained.run.experiment_id}/runs/{trained.run.run_id}"
     if uri.startswith(SERVERS):

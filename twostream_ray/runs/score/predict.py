@@ -1,4 +1,4 @@
-"""A trained model on raw videos: fetch it, then classify each file."""
+"""Inference on raw videos with a trained model: load the model, then classify each file, or windows of it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 def predict(config: PredictConfig) -> Iterator[Prediction]:
-    """Classify videos one after the other; one that cannot be used gives a prediction with an error.
+    """Classify videos one after the other; for a bad video the prediction has an error.
 
     Raises:
-        RegistryError, StorageError, CheckpointError: the model cannot be had.
+        RegistryError, StorageError, CheckpointError: the model cannot be loaded.
         CatalogError: a folder, glob or table names no video.
-        ConfigError: it was not trained on the data set that config.head names, or its network cannot score the
+        ConfigError: the model was not trained on the data set that config.head names, or cannot score the
             protocol's samples.
     """
     with local_model(config.model, config=config.tracking) as directory:
-        # It loads torch, which refused settings and --help do without.
+        # Imported late: it imports torch, which --help and refused settings do not need.
         from twostream_ray.inference import Classifier
 
         classifier = Classifier.load(directory, protocol=resolve_protocol(config.protocol, config.views))
@@ -41,56 +41,56 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
 
 
 def predict_windows(config: PredictConfig) -> Iterator[PredictionRow]:
-    """Classify the windows of videos, as they come; one that cannot be used, or not whole, gives a row that says so.
+    """Classify windows of videos as they are decoded; a video with a fault gets a row with the fault.
 
     Raises:
         As `predict`.
     """
-    assert config.windows is not None  # noqa: S101  (the verb asks for them)
+    assert config.windows is not None  # noqa: S101  (checked by the verb)
     with local_model(config.model, config=config.tracking) as directory:
         from twostream_ray.inference import Classifier
-        from twostream_ray.runs.score.predict_video import Answers, window_rows
+        from twostream_ray.runs.score.predict_video import RowScorer, window_rows
 
         classifier = Classifier.load(directory, protocol=resolve_protocol(config.protocol, config.views))
     heads = choose_heads(classifier.heads, config.head, of="the model")
-    answers = Answers(classifier=classifier, heads=heads, top_k=config.top_k)
+    scorer = RowScorer(classifier=classifier, heads=heads, top_k=config.top_k)
     every, length = config.windows
     for video in videos_of(config).uris:
-        yield from window_rows(video, answers, every_seconds=every, window_seconds=length)
+        yield from window_rows(video, scorer, every_seconds=every, window_seconds=length)
 
 
-def require_drawable(config: PredictConfig) -> str:
-    """The one video that `config.video` is to be drawn of, before anything slow has started.
+def require_annotatable(config: PredictConfig) -> str:
+    """The video to annotate as `config.video`, checked before anything slow starts.
 
     Raises:
         CatalogError, StorageError: as `videos_of`.
-        ConfigError: there are several, or `config.video` is a file that was not drawn by us.
+        ConfigError: there are several, or `config.video` exists and was not written by this verb.
     """
     from twostream_ray.data.video.captions import MARK
 
-    assert config.video is not None  # noqa: S101  (the verb asks for it)
+    assert config.video is not None  # noqa: S101  (checked by the verb)
     uris = videos_of(config).uris
     if len(uris) != 1:
-        raise ConfigError(f"video is drawn of one video, got {len(uris)}: name one")
+        raise ConfigError(f"--video annotates one video, got {len(uris)}: name one")
     if storage.contains(config.video, uris[0]):
-        raise ConfigError(f"video must be another file than the one that is read, got {config.video}")
+        raise ConfigError(f"video must be another file than the one to read, got {config.video}")
     refuse_unmarked_file(config.video, mark=MARK, verb="predict")
     storage.require_writable(config.video)
     return uris[0]
 
 
 def draw(config: PredictConfig, rows: Sequence[PredictionRow]) -> int:
-    """Write the video of these rows to `config.video`, with their classes drawn in; gives the number of frames.
+    """Write the video of these rows to `config.video`, annotated with their classes; returns the number of frames.
 
     Raises:
-        ConfigError: the rows answer for several data sets.
+        ConfigError: the rows have predictions for several data sets.
         VideoError: the video cannot be decoded to its end.
         StorageError: `config.video` cannot be written.
     """
     from twostream_ray.data.video.captions import Caption
     from twostream_ray.data.video.isolation import caption_in_subprocess
 
-    assert config.video is not None  # noqa: S101  (the verb asks for it)
+    assert config.video is not None  # noqa: S101  (checked by the verb)
     captions = []
     for row in rows:
         if row.start_seconds is None or row.end_seconds is None:
@@ -107,11 +107,11 @@ def draw(config: PredictConfig, rows: Sequence[PredictionRow]) -> int:
 
 
 def videos_of(config: PredictConfig) -> VideoFiles:
-    """The videos that are named, as they are named.
+    """The videos that the settings name.
 
     Raises:
         CatalogError: a folder, glob or table names no video.
-        StorageError: one cannot be read.
+        StorageError: a folder or table cannot be read.
     """
 
     def kind_of(uri: str) -> Literal["folder", "file"] | None:
@@ -139,11 +139,11 @@ def _kind_in_store(uri: str) -> Literal["folder", "file"] | None:
 
 
 def pull(config: PullConfig) -> Path:
-    """Download a registered model's files, once they have been looked at; gives the directory.
+    """Download a registered model's files after checking them; returns the directory.
 
     Raises:
         RegistryError: the registry has no such model, or cannot be reached.
-        CheckpointError: what it has is no model.
+        CheckpointError: its files are not a model.
         StorageError: the directory cannot be written, or has files under these names that were not pulled.
     """
     from twostream_ray.model_package import check_model

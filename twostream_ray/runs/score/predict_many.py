@@ -1,8 +1,8 @@
-"""Batch inference over a bucket: a Ray Data job that scores raw videos in an actor pool and writes Parquet, resumable.
+"""Batch inference over a bucket: a resumable Ray Data job that scores raw videos in an actor pool and writes Parquet.
 
-An item is a part of at most 16 videos (`prediction_job`): an actor writes it whole, and what is written is not done
-again. On CPUs an actor reads, decodes, computes flow and scores, one for each core, so that nothing waits for another;
-on GPUs CPU tasks prepare parts and one actor for each GPU scores them. Only counts come back to the driver.
+An item is a part of at most 16 videos (`prediction_job`): an actor writes it atomically, and a written part is not
+repeated. On CPUs each core has an actor that reads, decodes, computes flow and scores; on GPUs CPU tasks prepare parts
+and one actor per GPU scores them. Only counts are sent back to the driver.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from twostream_ray.runs.cluster.session import ray_session, require_cluster
 from twostream_ray.runs.score import prediction_job
 from twostream_ray.runs.score.predict import videos_of
 from twostream_ray.runs.score.predict_tasks import PartScorer, Work, prepare_part
-from twostream_ray.runs.score.prediction_job import Part, Standing
+from twostream_ray.runs.score.prediction_job import JobState, Part
 from twostream_ray.runs.score.settings import PredictConfig
 from twostream_ray.storage import lease
 from twostream_ray.storage.temporary_folders import sweep
 
 _ACTORS_OF_A_CLUSTER = 64
-"""So many are taken to be there where nobody has said."""
+"""Assumed number of actors on a cluster if it is not set."""
 _MOST_ITEMS = 8192
-"""Blocks of a Ray data set; larger jobs have several parts in one, which costs nothing but their place in the queue."""
+"""Most blocks of the Ray dataset; larger jobs have several parts in a block."""
 
 Progress = Callable[[int, int], None]
-"""Called with (videos done, videos in all), those of earlier runs among both."""
+"""Called with (videos done, videos in all), both including those of earlier runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """What a batch prediction has done."""
+    """Result of a batch prediction."""
 
     out: str
     """Where the Parquet files are."""
     videos: int
-    """In `out`, all of them."""
+    """All videos in `out`."""
     done_before: int
     """Videos that earlier runs had finished."""
     statuses: dict[str, int]
-    """Status -> rows that this run has written."""
+    """Status -> number of rows that this run wrote."""
     seconds: float
     """Wall time of this run's job."""
 
@@ -66,24 +66,24 @@ class BatchReport:
         return "; ".join(filter(None, [f"{self.videos} videos in {self.out}", rate, before]))
 
     def next_commands(self) -> list[str]:
-        """How the rows are read."""
+        """Commands that read the rows."""
         return [f"python -c 'import pandas; print(pandas.read_parquet({json.dumps(self.out)}))'"]
 
 
 def predict_many(
     config: PredictConfig, *, progress: Progress | None = None, announce: Callable[[str], None] | None = None
 ) -> BatchReport:
-    """Bring the predictions at `config.out` up to date with the videos that are named; finished parts are kept.
+    """Predict the named videos that have no row at `config.out` yet; finished parts are kept.
 
     Raises:
         CatalogError: a folder, glob or table names no video.
-        RegistryError, CheckpointError: the model cannot be had.
+        RegistryError, CheckpointError: the model cannot be loaded.
         ConfigError: `out` holds other files, or predictions of another model or with other settings.
         StorageError: a store does not answer, or `out` cannot be written.
         ClusterError: the Ray cluster cannot be reached, or has too little room.
-        LeaseError: another prediction is at work there.
+        LeaseError: another prediction writes to `out`.
     """
-    assert config.out is not None  # noqa: S101  (the verb asks for it)
+    assert config.out is not None  # noqa: S101  (checked by the verb)
     out = storage.absolute(config.out)
     say = announce or (lambda _: None)
     found = videos_of(config)
@@ -98,12 +98,12 @@ def predict_many(
     identity = _identity(config, package, files)
     way_out = "wait for it, or choose another --out"
     with lease.held(storage.join(out, prediction_job.FOLDER), work="predict", way_out=way_out):
-        standing = prediction_job.open_job(
+        state = prediction_job.open_job(
             out, identity, videos, replace=config.replace, num_actors=_actors_expected(config)
         )
-        before = standing.num_videos(finished=True)
+        before = state.num_videos(finished=True)
         if before:
-            say(f"{before} of {standing.num_videos()} videos are done already")
+            say(f"{before} of {state.num_videos()} videos are done already")
         metadata = identity | {"heads": [[head.name, head.stop - head.start] for head in heads]}
         metadata["classes"] = [name for head in heads for name in head.classes_of(package.classes)]
         work = Work(
@@ -119,10 +119,10 @@ def predict_many(
             threads=1,
         )
         started = time.monotonic()
-        statuses = _run(config, standing, work, files=files, progress=progress)
+        statuses = _run(config, state, work, files=files, progress=progress)
     return BatchReport(
         out=out,
-        videos=standing.num_videos(),
+        videos=state.num_videos(),
         done_before=before,
         statuses=statuses,
         seconds=time.monotonic() - started,
@@ -130,9 +130,8 @@ def predict_many(
 
 
 def _actors_expected(config: PredictConfig) -> int:
-    """How many actors there will be, as far as can be said before a cluster is joined."""
-    here = len(os.sched_getaffinity(0)) if cluster_address() is None else _ACTORS_OF_A_CLUSTER
-    return config.num_actors or here
+    """Estimated number of actors, before a cluster is joined."""
+    return config.num_actors or (len(os.sched_getaffinity(0)) if cluster_address() is None else _ACTORS_OF_A_CLUSTER)
 
 
 def _identity(config: PredictConfig, package: ModelPackage, files: dict[str, bytes]) -> dict[str, Any]:
@@ -149,15 +148,15 @@ def _identity(config: PredictConfig, package: ModelPackage, files: dict[str, byt
 
 
 def _run(
-    config: PredictConfig, standing: Standing, work: Work, *, files: dict[str, bytes], progress: Progress | None
+    config: PredictConfig, state: JobState, work: Work, *, files: dict[str, bytes], progress: Progress | None
 ) -> dict[str, int]:
-    """Status -> rows, of the parts that were open."""
-    parts, total = standing.open_parts, standing.num_videos()
+    """Do the unfinished parts; returns status -> number of rows."""
+    parts, total = state.open_parts, state.num_videos()
     statuses: Counter[str] = Counter()
     if not parts:
         return {}
     require_cluster()
-    done = standing.num_videos(finished=True)
+    done = state.num_videos(finished=True)
     with ray_session():
         import ray
 
@@ -177,18 +176,18 @@ def _run(
 
 
 def _results(parts: Sequence[Part], work: Work, *, num_actors: int | None) -> Iterator[dict[str, Any]]:
-    """What came of each part, as they end."""
+    """The counts of each part, as parts finish."""
     import ray
     import ray.data
 
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
     share = {"GPU": 1.0, "CPU": 1.0} if gpus else {"CPU": 1.0}
-    require_room([share], what="an actor that scores", way_out="choose a cluster with a CPU or GPU")
+    require_room([share], what="an actor that scores videos", way_out="choose a cluster with a CPU or GPU")
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"name": part.name, "uris": json.dumps(part.uris)} for part in parts]
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_ITEMS))
-    # Windows come one after the other while a video is decoded: there the actor has the CPU as well.
+    # Windows are scored while their video is decoded, so the actor has the CPU too.
     staged = gpus > 0 and work.windows is None
     if staged:
         dataset = dataset.map_batches(prepare_part, fn_kwargs={"work": work}, batch_size=1, num_cpus=1)

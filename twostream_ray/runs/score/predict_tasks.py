@@ -1,4 +1,4 @@
-"""Ray Data's user functions of batch prediction: a task that prepares a part, an actor that scores and writes."""
+"""Ray Data UDFs of batch prediction: a task that prepares a part, and an actor that scores and writes it."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from twostream_ray import storage
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.protocols import Protocol
 from twostream_ray.heads import choose_heads
-from twostream_ray.runs.score.predict_video import Answers, PreparedVideo, prepare_video, window_rows
+from twostream_ray.runs.score.predict_video import PreparedVideo, RowScorer, prepare_video, window_rows
 from twostream_ray.runs.score.prediction_table import PredictionRow, encode_rows
 from twostream_ray.storage.temporary_folders import temporary_folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is the same for all parts."""
+    """Settings that are the same for all parts."""
 
     files: Any
     """Reference to the model's files in Ray's object store: name -> bytes."""
     out: str
     """Where the parts are written."""
     metadata: dict[str, Any]
-    """Of each Parquet file."""
+    """Metadata of each Parquet file."""
     contract: FlowContract
-    """The model's."""
+    """The model's flow contract."""
     protocol: Protocol
     """Which views of a video are scored."""
     top_k: int
-    """Best classes of each data set."""
+    """Number of best classes for each data set."""
     head: str | None
-    """The one data set to answer for."""
+    """Name of the data set to predict for; None for all."""
     max_frames: int
-    """Of a whole video."""
+    """Most frames of a video that is predicted as a whole."""
     windows: tuple[float, float] | None
-    """Seconds from one window to the next, and of each; None for whole videos."""
+    """(seconds between starts of windows, seconds of a window); None to predict videos as a whole."""
     threads: int
-    """Of the network on a CPU."""
+    """torch's threads on a CPU."""
 
     def prepare(self, uri: str) -> PreparedVideo:
-        """Read, decode and compute flow."""
+        """Read and decode a video and compute its flow."""
         return prepare_video(uri, contract=self.contract, max_frames=self.max_frames)
 
 
@@ -58,10 +58,10 @@ def prepare_part(batch: dict[str, Any], *, work: Work) -> dict[str, Any]:
 
 
 class PartScorer:
-    """An actor that loads the model once, and writes a part's rows when all are there."""
+    """A Ray Data actor that loads the model once, and writes each part's rows as one file."""
 
     def __init__(self, work: Work) -> None:
-        """Load the model, onto the GPU where the actor has one."""
+        """Load the model, onto the GPU if the actor has one."""
         import ray
         import torch
 
@@ -74,10 +74,10 @@ class PartScorer:
             device = "cuda" if ray.get_gpu_ids() else "cpu"
             classifier = Classifier.load(folder, device=device, protocol=work.protocol)
         heads = choose_heads(classifier.heads, work.head, of="the model")
-        self._work, self._answers = work, Answers(classifier=classifier, heads=heads, top_k=work.top_k)
+        self._work, self._scorer = work, RowScorer(classifier=classifier, heads=heads, top_k=work.top_k)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score and write one part; gives its counts as JSON: videos, and rows by their status."""
+        """Score and write one part; returns its counts as JSON: videos, and rows by status."""
         rows: list[PredictionRow] = []
         videos = 0
         for of_a_video in self._rows(batch):
@@ -92,11 +92,11 @@ class PartScorer:
         """The rows of each video of a part."""
         work = self._work
         if "prepared" in batch:
-            yield from map(self._answers.rows, batch["prepared"][0])
+            yield from map(self._scorer.rows, batch["prepared"][0])
             return
         for uri in json.loads(batch["uris"][0]):
             if work.windows is not None:
                 every, length = work.windows
-                yield window_rows(uri, self._answers, every_seconds=every, window_seconds=length)
+                yield window_rows(uri, self._scorer, every_seconds=every, window_seconds=length)
             else:
-                yield self._answers.rows(work.prepare(uri))
+                yield self._scorer.rows(work.prepare(uri))

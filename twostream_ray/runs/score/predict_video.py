@@ -1,4 +1,4 @@
-"""One video of a batch prediction: read, prepared and scored into rows; what is wrong with it is a row's status."""
+"""Prediction rows of a video: it is read, prepared and scored; a fault of the video becomes the status of its row."""
 
 from __future__ import annotations
 
@@ -34,38 +34,38 @@ _STATUS: tuple[tuple[type[TwoStreamError], Status], ...] = (
     (AccessError, "unreadable"),
     (CheckpointError, "no_finite_score"),
 )
-"""The first kind that an error is of."""
+"""Error class -> status; the first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedVideo:
-    """A video ready for the network, or the row that says why it cannot be."""
+    """A video ready for the network, or the row with the reason why it is not."""
 
     uri: str
-    """Absolute."""
+    """Absolute URI of the video."""
     clip: EncodedClip | None
-    """Both streams; None where there is a row already."""
+    """Both streams; None for a bad video."""
     row: PredictionRow | None
-    """Of a video that cannot be used."""
+    """The row of a bad video."""
     seconds: float
-    """What reading, decoding and flow have taken."""
+    """Wall time of reading, decoding and flow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answers:
-    """A model and what is asked of it."""
+class RowScorer:
+    """Scores prepared videos with a model."""
 
     classifier: Classifier
-    """It holds the flow contract too."""
+    """The model, with its flow contract."""
     heads: Sequence[Head]
-    """Data sets to answer for."""
+    """Data sets to predict for."""
     top_k: int
-    """Best classes of each."""
+    """Number of best classes for each."""
 
     def rows(self, prepared: PreparedVideo) -> Iterator[PredictionRow]:
-        """The row of a whole video."""
+        """The row of a video that is predicted as a whole, or of a window."""
         if prepared.clip is None:
-            assert prepared.row is not None  # noqa: S101  (the one or the other)
+            assert prepared.row is not None  # noqa: S101  (either is set)
             yield prepared.row
             return
         started = time.perf_counter()
@@ -86,13 +86,13 @@ class Answers:
         )
 
 
-def window_rows(uri: str, answers: Answers, *, every_seconds: float, window_seconds: float) -> Iterator[PredictionRow]:
-    """A row for each window of a video, as it comes; where the video breaks off a last row says so.
+def window_rows(uri: str, scorer: RowScorer, *, every_seconds: float, window_seconds: float) -> Iterator[PredictionRow]:
+    """A row for each window of a video, while it is decoded; if decoding fails, a last row with the error.
 
     Raises:
         StorageError: a store fails or does not answer, which is no fault of the video.
     """
-    classifier = answers.classifier
+    classifier = scorer.classifier
     started = time.perf_counter()
     try:
         with (
@@ -109,7 +109,7 @@ def window_rows(uri: str, answers: Answers, *, every_seconds: float, window_seco
         ):
             for window in windows:
                 prepared = PreparedVideo(uri=uri, clip=window.clip, row=None, seconds=time.perf_counter() - started)
-                for row in answers.rows(prepared):
+                for row in scorer.rows(prepared):
                     start = window.start_frame / window.clip.fps
                     end = (window.start_frame + window.clip.num_frames) / window.clip.fps
                     yield replace(row, start_seconds=start, end_seconds=end)
@@ -119,7 +119,7 @@ def window_rows(uri: str, answers: Answers, *, every_seconds: float, window_seco
 
 
 def prepare_video(uri: str, *, contract: FlowContract, max_frames: int) -> PreparedVideo:
-    """Read, decode and compute flow; a bad video gives a row with a status.
+    """Read and decode a video and compute its flow; a bad video becomes a row with a status.
 
     Raises:
         StorageError: a store fails or does not answer, which is no fault of the video.
@@ -135,6 +135,6 @@ def prepare_video(uri: str, *, contract: FlowContract, max_frames: int) -> Prepa
 
 
 def bad_row(uri: str, error: TwoStreamError, *, seconds: float) -> PredictionRow:
-    """The row of a video that has no answer."""
+    """The row of a video without a prediction."""
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
     return PredictionRow(uri=uri, status=status, error=str(error), taken_seconds=seconds)

@@ -1,10 +1,10 @@
-"""Manifest of a batch prediction: what its rows depend on, and which videos make up which part file.
+"""Manifest of a batch prediction: what its rows depend on, and which videos belong to which part file.
 
-Below OUT stand the parts, `part-LIST-NUMBER.parquet`, and in `OUT/_job/`, which readers of Parquet folders pass over:
+OUT contains the parts, `part-LIST-NUMBER.parquet`, and `OUT/_job/`, which readers of Parquet folders ignore:
 
-- `job.json`: the job's identity. Another one is refused, for one folder holds rows of one kind.
-- `list-00000.json`, ...: videos in order, never changed once written. A list is cut into parts of `block` videos, and
-  a part is written whole or not at all: what is there is finished. Videos that come later make another list.
+- `job.json`: the job's identity. Another one is refused, as all rows of a folder have one model and settings.
+- `list-00000.json`, ...: videos in order, never changed once written. A list is cut into parts of `block` videos, and a
+  part is written atomically: an existing one is finished. Videos that are added later make another list.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from twostream_ray.storage.json_files import COUNT, SHA256, WORD, list_of, read_
 from twostream_ray.storage.local_files import LeftOut
 
 FOLDER = "_job"
-"""Below OUT: the job's own files."""
+"""Folder below OUT with the job's own files."""
 
 _FORMAT = 1
 _MOST_PER_PART = 16
 _PARTS_PER_ACTOR = 8
-"""Few videos make small parts, so that all cores have some to the end and a kill costs little. Each takes 0.05 s of Ray
-Data's driver."""
+"""Few videos make small parts, so that all cores are busy to the end and a kill loses little. Each part takes Ray
+Data's driver 0.05 s."""
 _MOST_PER_LIST = 65_536
 _PART = re.compile(r"part-(\d{5})-(\d{5})\.parquet", re.ASCII)
 _JOB, _LIST = "job.json", re.compile(r"list-(\d{5})\.json", re.ASCII)
@@ -57,27 +57,27 @@ class Part:
     """Videos whose rows are one Parquet file."""
 
     name: str
-    """Of the file below OUT."""
+    """Name of the file below OUT."""
     uris: tuple[str, ...]
     """1 to 16 videos."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
-    """What an OUT holds of a job."""
+class JobState:
+    """State of a job at OUT."""
 
     parts: tuple[Part, ...]
-    """All, in the order of the lists."""
+    """All parts, in the order of the lists."""
     finished: frozenset[str]
-    """Names of the parts that are there."""
+    """Names of the finished parts."""
 
     @property
     def open_parts(self) -> tuple[Part, ...]:
-        """What is still to be done."""
+        """Unfinished parts."""
         return tuple(part for part in self.parts if part.name not in self.finished)
 
     def num_videos(self, *, finished: bool = False) -> int:
-        """Videos of all parts, or of the finished ones."""
+        """Number of videos of all parts, or of the finished ones."""
         return sum(len(part.uris) for part in self.parts if not finished or part.name in self.finished)
 
 
@@ -90,7 +90,7 @@ def identity_of(
     flow_contract: str,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """What a job's rows depend on beside its videos; `settings` are options that change rows."""
+    """What a job's rows depend on besides its videos; `settings` are options that change rows."""
     return {
         "format": _FORMAT,
         "model": model,
@@ -102,16 +102,14 @@ def identity_of(
     }
 
 
-def open_job(out: str, identity: dict[str, Any], videos: Sequence[str], *, replace: bool, num_actors: int) -> Standing:
-    """Begin a job at `out` or take up the one that is there; videos that it does not have yet are added.
-
-    Their parts are small enough for `num_actors` to be busy together.
+def open_job(out: str, identity: dict[str, Any], videos: Sequence[str], *, replace: bool, num_actors: int) -> JobState:
+    """Start a job at `out` or resume the one there; new videos are added, in parts small enough for `num_actors`.
 
     Call it while holding the folder's lease.
 
     Raises:
-        ConfigError: `out` holds files of somebody else, or rows of another model or of other settings and `replace`
-            is not given; or the job's own files are damaged.
+        ConfigError: `out` has files that predict did not write, or rows of another model or other settings and
+            `replace` is not given; or the job's own files are damaged.
         StorageError: `out` cannot be read or written.
     """
     job = storage.join(out, FOLDER, _JOB)
@@ -132,7 +130,7 @@ def open_job(out: str, identity: dict[str, Any], videos: Sequence[str], *, repla
         *_add(out, [uri for uri in videos if uri not in known], first=_next_list(files), actors=num_actors),
     ]
     names = {part.name for part in parts}
-    return Standing(parts=tuple(parts), finished=frozenset(names.intersection(files)))
+    return JobState(parts=tuple(parts), finished=frozenset(names.intersection(files)))
 
 
 def _files(out: str) -> list[str]:
@@ -145,8 +143,8 @@ def _refuse_foreign(files: Sequence[str], *, out: str) -> None:
     for name in files:
         if not name.startswith((".", "_")):
             raise ConfigError(
-                f"predict wants a folder for its Parquet files alone, in {out} there is {name}, which it did not "
-                "write: choose another --out"
+                f"predict needs a folder for its Parquet files only, but {out} has {name}, which it did not write: "
+                "choose another --out"
             )
 
 
@@ -165,7 +163,7 @@ def _is_same(job: str, identity: dict[str, Any]) -> bool:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first thing that differs; by which name a model was called does not matter."""
+    """(name, before, now) of the first difference; names of the same model may differ."""
     for key in ("model_sha256", "flow_contract", "classes", "head_classes"):
         if before[key] != now[key]:
             name = f"the model {before['model']}" if key == "model_sha256" else key
@@ -181,13 +179,13 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], *, out: str) -> N
     if (found := _difference(before, now)) is not None:
         name, was, wanted = found
         raise ConfigError(
-            f"{out} holds predictions made with {name} = {str(was)[:100]}, now it is {str(wanted)[:100]}: choose "
-            "another --out, or give --replace to do all of them again"
+            f"{out} has predictions made with {name} = {str(was)[:100]}, now it is {str(wanted)[:100]}: choose another "
+            "--out, or give --replace to predict all of them again"
         )
 
 
 def _clear(out: str, files: Sequence[str]) -> None:
-    """Delete a job's parts and lists; the record of what they were goes last, so that a kill leaves it."""
+    """Delete a job's parts and then its lists: after a kill no part is left without its list."""
     own = [name for name in files if _PART.fullmatch(name)]
     own += [name for name in files if name.startswith(f"{FOLDER}/") and _LIST.fullmatch(name[len(FOLDER) + 1 :])]
     for name in own:
@@ -218,7 +216,7 @@ def _parts(out: str, files: Sequence[str]) -> list[Part]:
 
 
 def _add(out: str, videos: Sequence[str], *, first: int, actors: int) -> list[Part]:
-    """Store new videos as lists, each written whole."""
+    """Store new videos as lists, each written atomically."""
     block = max(1, min(_MOST_PER_PART, len(videos) // (_PARTS_PER_ACTOR * actors)))
     parts: list[Part] = []
     for number in range(math.ceil(len(videos) / _MOST_PER_LIST)):

@@ -1,7 +1,7 @@
-"""Parquet table of batch predictions: a row for each video, or for each window of one, good or bad.
+"""Parquet schema of batch predictions: a row for each video, or for each window of one, including bad videos.
 
-Axes: K classes, those of all heads that were asked for, one head after the other. Classes, heads, model and settings
-are once in the file's metadata, key `twostream_predictions`, a JSON object.
+Axes: K classes, those of all requested heads, one head after the other. Classes, heads, model and settings are in the
+file's metadata, a JSON object under the key `twostream_predictions`.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
     from twostream_ray.inference import HeadPrediction
 
 METADATA_KEY = b"twostream_predictions"
-"""In the schema's metadata of each file."""
+"""Key in the schema metadata of each file."""
 
 Status = Literal["ok", "undecodable", "too_short", "too_long", "missing", "unreadable", "no_finite_score"]
-"""What became of a video: scored; damaged; fewer than two frames; longer than max_frames; not there; no regular file,
-too large or denied; the network's answer is no number."""
+"""Status of a video, in this order: scored; damaged; fewer than two frames; longer than max_frames; missing; not a
+regular file, too large or access denied; scores that are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionRow:
-    """What the model says about a video, or about a window of it."""
+    """Prediction for a video, or for a window of it."""
 
     uri: str
-    """Of the video, absolute."""
+    """Absolute URI of the video."""
     status: Status
-    """"ok", or why there is no answer."""
+    """"ok", or why there is no prediction."""
     error: str | None = None
-    """What went wrong, in a sentence."""
+    """The error, in a sentence."""
     heads: tuple[HeadPrediction, ...] = ()
-    """The answer of each data set; () where the status is not ok."""
+    """The prediction for each data set; () if the status is not ok."""
     start_seconds: float | None = None
-    """Where the row's part of the video begins."""
+    """Start of the window in the video."""
     end_seconds: float | None = None
-    """Where it ends: behind its last frame."""
+    """End of the window, after its last frame."""
     frames: int | None = None
-    """Frames of that part."""
+    """Number of frames of the window."""
     taken_seconds: float
     """Wall time of reading, decoding, flow and network."""
 
 
 def encode_rows(rows: Sequence[PredictionRow], *, metadata: dict[str, Any]) -> bytes:
-    """A Parquet file of rows in their order."""
+    """The rows as a Parquet file, in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

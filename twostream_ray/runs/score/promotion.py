@@ -1,4 +1,4 @@
-"""Promotion of registered versions: which one is champion."""
+"""Promotion of a registered model version to champion (MLflow alias)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from twostream_ray.runs.score.significance import with_significance
 
 
 def promote(config: PromoteConfig) -> str:
-    """Compare a version with the present champion as after training, and set the aliases; the verdict in a sentence.
+    """Compare a version with the champion as after training, and set the aliases; returns the verdict in a sentence.
 
     Raises:
         RegistryError: there is no such version, it has no measurement or several, or MLflow does not answer.

@@ -1,4 +1,4 @@
-"""Publication of trained runs: metrics and pictures to MLflow, a registered version, its promotion to champion."""
+"""Publication of a trained run: metrics and plots to MLflow, a registered model version, its promotion to champion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twostream_ray.redaction import redact
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.run_folder import RunFolder
 from twostream_ray.runs.run_page import data_summary, description, network_summary
-from twostream_ray.runs.score.challenge import compete, require_same_classes
+from twostream_ray.runs.score.challenge import promote_against_champion, require_same_classes
 from twostream_ray.runs.score.evaluate import Evaluation, reserve_output, score_split, write_evaluation
 from twostream_ray.runs.score.evaluation_run import log_evaluation
 from twostream_ray.runs.score.serving_files import SERVED, serving_files
@@ -46,37 +46,37 @@ class Published:
     """A run's evaluation in MLflow, and its version in the registry."""
 
     evaluation: Evaluation
-    """The test split."""
+    """Evaluation on the test split."""
     name: str | None
-    """Name of the registered model; None where nothing was registered."""
+    """Name of the registered model; None if nothing was registered."""
     version: int | None
-    """Version of the registered model; None where nothing was registered."""
+    """Version of the registered model; None if nothing was registered."""
     verdict: str | None
     """Whether it became champion, and why, in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """A run that is trained, evaluated and, by its settings, registered."""
+    """A run that is trained, evaluated and, depending on its settings, registered."""
 
     trained: TrainReport
     """Its training."""
     published: Published | None
-    """Its evaluation; None where an earlier call has evaluated it."""
+    """Its evaluation; None if an earlier call evaluated it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeptPublication:
-    """What an earlier call has made of a run."""
+    """Registration of a run by an earlier call."""
 
     version: int | None
     verdict: str | None
 
 
 def published_before(config: ExperimentConfig) -> bool:
-    """Whether `publish_run` has ended for this run and split.
+    """Whether `publish_run` has finished for this run and split.
 
-    A registry that was away may have kept it from ending, and another split may have been named since.
+    An unreachable registry may have kept it from finishing, and the split may have been changed since.
 
     Raises:
         ConfigError: its record is damaged.
@@ -86,7 +86,7 @@ def published_before(config: ExperimentConfig) -> bool:
 
 
 def kept_publication(config: ExperimentConfig, trained: TrainReport) -> KeptPublication | None:
-    """What `publish_run` has made of the same checkpoint, split and registry; None where it is still to be done.
+    """The result of an earlier `publish_run` of the same checkpoint, split and registry; None without one.
 
     Raises:
         ConfigError: its record is damaged.
@@ -99,7 +99,7 @@ def kept_publication(config: ExperimentConfig, trained: TrainReport) -> KeptPubl
 
 
 def _publication_of(config: ExperimentConfig, checkpoint: str) -> dict[str, str]:
-    """What a publication is of, and where."""
+    """Key of a publication: split, checkpoint and registry."""
     tracking_uri, name = redact(config.tracking.resolved_uri()), config.tracking.registered_name()
     return {
         "split": config.data.test_split,
@@ -115,20 +115,20 @@ def _read_publication(config: ExperimentConfig) -> dict[str, Any] | None:
     stored = read_json(
         uri,
         _PUBLISHED_SCHEMA,
-        what="what became of a run in the registry",
-        way_out="delete it and run the same command again, which evaluates once more",
+        what="the record of a run's registration",
+        way_out="delete it and run the same command again, which evaluates again",
         error=ConfigError,
     )
     return dict(stored)
 
 
 def prepare_run(config: ExperimentConfig, shard_set: ShardSet) -> None:
-    """Refuse networks that cannot be trained, before a cluster is started; fetch what `init` names.
+    """Refuse networks that cannot be trained, before a cluster is started; fetch the weights that `init` names.
 
     Raises:
-        ConfigError, ContractMismatchError, ShardError: settings fit neither each other nor the shards nor `init`.
-        RegistryError, StorageError, CheckpointError: the network that `init` names cannot be had.
-        LeaseError: another process is at work on the run.
+        ConfigError, ContractMismatchError, ShardError: settings contradict each other, the shards or `init`.
+        RegistryError, StorageError, CheckpointError: the network that `init` names cannot be read.
+        LeaseError: another process trains the run.
     """
     if not published_before(config):
         require_same_classes(config, shard_set)
@@ -146,21 +146,21 @@ def train_and_publish(
     when_trained: Callable[[], object] = lambda: None,
     evaluate_again: bool = False,
 ) -> FinishedRun:
-    """Train the run `config.name`, or resume it; evaluate it on its test split, log and register the model.
+    """Train or resume the run `config.name`, evaluate it on its test split, log it and register the model.
 
     Args:
         config: the experiment.
         progress: called with the events of training.
-        stop: set, it ends training at what it has reached.
+        stop: when set, training saves a checkpoint and stops.
         when_trained: called between training and evaluation, for instance to close a progress bar.
-        evaluate_again: evaluate a run that an earlier call has trained and published; by default it stays as it is.
+        evaluate_again: evaluate a run again that an earlier call has trained and published.
 
     Raises:
         KeyboardInterrupt: it was stopped, or Ctrl-C pressed.
-        ConfigError: settings do not go together, or an earlier run of this name had others, or other data.
+        ConfigError: settings contradict each other, or an earlier run of this name had other settings or data.
         TrainingError: the run failed more often than workers.max_failures allows.
-        ShardError, StorageError, CheckpointError: data or checkpoint cannot be had.
-        LeaseError: another process is at work on the run.
+        ShardError, StorageError, CheckpointError: data or checkpoint cannot be read.
+        LeaseError: another process trains or evaluates the run.
         RegistryError: the model cannot be registered.
     """
     if config.stages.enabled:
@@ -179,14 +179,14 @@ def train_and_publish(
 
 
 def publish_run(config: ExperimentConfig, trained: TrainReport, *, shard_set: ShardSet | None = None) -> Published:
-    """Evaluate a finished run on its test split, put metrics and pictures into its MLflow run, register the model.
+    """Evaluate a finished run on its test split, log metrics and plots to its MLflow run, and register the model.
 
-    `shard_set` is given where the run's own folder does not say which data it began with: that of a trial.
+    `shard_set` has to be given for a trial, whose folder does not hold the manifest it started with.
 
     Raises:
         RegistryError: the model cannot be registered.
-        ShardError, StorageError, CheckpointError: data or checkpoint cannot be had.
-        LeaseError: another process is at work on the run.
+        ShardError, StorageError, CheckpointError: data or checkpoint cannot be read.
+        LeaseError: another process trains or evaluates the run.
     """
     folder = RunFolder.of(config)
     shard_set = shard_set or folder.data_of(config.data.shards)
@@ -238,7 +238,7 @@ def _publish_run(
 
 
 def _log_curves(trained: TrainReport, *, uri: str, folder: Path) -> None:
-    """Learning curves into the MLflow run and into `uri`."""
+    """Write learning curves to the MLflow run and to `uri`."""
     curves = folder / "curves.png"
     visualize.curves_picture(trained.history, curves, title=trained.name, kept_epoch=epoch_of(trained.checkpoint))
     storage.write_bytes(storage.join(uri, curves.name), curves.read_bytes())
@@ -246,7 +246,7 @@ def _log_curves(trained: TrainReport, *, uri: str, folder: Path) -> None:
 
 
 def _describe(config: ExperimentConfig, trained: TrainReport, shard_set: ShardSet, published: Published) -> None:
-    """Results, network and data on the run's page in MLflow."""
+    """Write results, network and data into the description of the MLflow run."""
     report, name = published.evaluation.report, published.name
     results = [
         f"**Result.** Top-1 {report.top1:.2%} and mean class {report.mean_class:.2%} on split "
@@ -288,7 +288,7 @@ def _register(
         limits=asdict(VideoLimits()),
         libraries=package.model.libraries,
     )
-    verdict = compete(evaluation_config, shard_set, name=name, version=version, run=trained.run)
+    verdict = promote_against_champion(evaluation_config, shard_set, name=name, version=version, run=trained.run)
     return Published(evaluation=evaluation, name=name, version=version, verdict=verdict.reason)
 
 
@@ -302,5 +302,5 @@ def _protocol(package: ModelPackage) -> str:
 
 
 def _of_heads(evaluation: Evaluation) -> str:
-    """The metrics of each data set, in sentences to follow others; "" where there is one."""
+    """The metrics of each data set, to be appended to a sentence; "" if there is only one data set."""
     return "".join(f"; of {head.name}: {head.to_text().replace('   ', ', ')}" for head in evaluation.report.heads)

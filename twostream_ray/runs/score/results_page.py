@@ -1,4 +1,4 @@
-"""Results page of an evaluation: one HTML file for readers who have never seen the tool."""
+"""HTML report of an evaluation, for readers who do not know this package."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from twostream_ray.runs.score.html_page import (
     Markup,
     element,
     escaped,
-    figures,
     html_page,
     items,
+    number_cards,
     paragraph,
     picture,
     table,
@@ -34,40 +34,40 @@ _MOST_MISTAKES = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mistake:
-    """A clip that is taken for another class."""
+    """A misclassified clip."""
 
     clip_id: str
     """Name of the clip."""
     name: str
     """Its class."""
     taken_for: str
-    """The class it was taken for."""
+    """The predicted class."""
     probability: float
-    """Of that class, in [0, 1]."""
+    """Of the predicted class, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredOn:
-    """What was measured, in words that need no tool."""
+    """What was evaluated: model, data, protocol and code."""
 
     model: str
-    """The model as it was named."""
+    """The model, as named by the user."""
     shards: str
-    """Where the data are."""
+    """URI of the shards."""
     manifest_hash: str
     """sha256 of the data's manifest."""
     split: str
-    """The split that was scored."""
+    """The scored split."""
     protocol: str
-    """What was shown of a clip and averaged, in a sentence."""
+    """Which views of a clip were scored and how they were averaged, in a sentence."""
     command: str
-    """What measures it again."""
+    """The command that repeats the evaluation."""
     commit: str | None
     """Git commit of the code; None outside a repository."""
     quarantined: Sequence[Mapping[str, str]]
-    """clip_id, uri and reason of the split's clips that could not be used, where that is known."""
+    """clip_id, uri and reason of the split's quarantined clips, as far as known."""
     calibrated: str = ""
-    """What a temperature that was fitted on validation clips does, in a sentence; empty where none was."""
+    """Effect of a temperature fitted on validation clips, in a sentence; empty without one."""
 
 
 def confident_mistakes(
@@ -79,7 +79,7 @@ def confident_mistakes(
     classes: Sequence[str],
     num_mistakes: int = _MOST_MISTAKES,
 ) -> list[Mistake]:
-    """The wrong clips whose predicted class has the highest probability; (N, K), (N,), (N,), N names."""
+    """Misclassified clips with the highest probability of the predicted class; takes (N, K), (N,), (N,), N names."""
     wrong = np.flatnonzero(predicted != labels)
     sure = probabilities[wrong, predicted[wrong]]
     order = wrong[np.argsort(-sure, kind="stable")][:num_mistakes]
@@ -101,10 +101,10 @@ def results_page(
 
     Args:
         report: the metrics.
-        measured: what they are of.
+        measured: what was evaluated.
         mistakes: the most confident ones.
-        confusion: a picture of the confusion matrix.
-        files: a folder for pictures on the way.
+        confusion: a PNG of the confusion matrix.
+        files: a scratch folder for plots.
     """
     return html_page(
         f"Results on split {measured.split}",
@@ -112,7 +112,7 @@ def results_page(
         *_intervals(report),
         *_data_sets(report),
         *_classes(report, files=files),
-        element("h2", "What is taken for what"),
+        element("h2", "Confusions"),
         picture(confusion, shows="confusion matrix: true classes in rows, predicted classes in columns"),
         paragraph("The most frequent mistakes:") if report.most_confused() else paragraph("There is no mistake."),
         items(pair.sentence() for pair in report.most_confused()),
@@ -120,31 +120,31 @@ def results_page(
         *_calibration(report, measured, files=files),
         *_quarantine(report, measured),
         *_definitions(report),
-        element("h2", "How to measure it again"),
+        element("h2", "How to repeat this evaluation"),
         element("pre", measured.command),
         paragraph(
             f"Data manifest {measured.manifest_hash[:12]}, code commit {measured.commit or 'unknown'}. The scores of "
-            "every view of every clip are in the folder scores beside this page: other averages and comparisons are "
-            "computed from them, without a network.",
+            "every view of every clip are in the folder scores beside this page: other averages and comparisons can be "
+            "computed from them without running a network.",
             quiet=True,
         ),
     )
 
 
 def _overview(report: Report, measured: MeasuredOn) -> list[Markup]:
-    shown = [("top-1", report.top1, "clips whose best class is right")]
+    shown = [("top-1", report.top1, "clips whose best class is the true one")]
     if report.top5 is not None:
         shown.append(("top-5", report.top5, "clips with the true class among the 5 best"))
     shown.append(("mean class", report.mean_class, "mean of the classes' accuracies"))
     cards = [(name, f"{value:.2%}", what) for name, value, what in shown]
     if report.reliability is not None:
-        cards.append(("calibration error", f"{report.reliability.ece:.2%}", "how far probabilities are off"))
+        cards.append(("calibration error", f"{report.reliability.ece:.2%}", "mean error of probabilities"))
     return [
         paragraph(
-            f"A network that names the action in a video was shown {report.coverage} of split {measured.split}, on "
-            "which it should not have been trained, and this is how often it was right."
+            f"Accuracy of a network that recognises the action in a video, on {report.coverage} of split "
+            f"{measured.split}, on which it should not have been trained."
         ),
-        figures(cards),
+        number_cards(cards),
         table(
             ("what", "which"),
             [
@@ -169,25 +169,25 @@ def _intervals(report: Report) -> list[Markup]:
         rows.append((f"{one.num_units} {what}", *("-" if end is None else end.to_text() for end in ends)))
         notes.append(_meaning(one))
     return [
-        element("h2", "How sure these numbers are"),
+        element("h2", "Uncertainty of these numbers"),
         paragraph(
-            "95 % intervals in percent: of 100 such test sets, about 95 would give intervals that hold the truth."
+            "95 % intervals in percent: for about 95 of 100 such test sets the interval would contain the true value."
         ),
-        table(("another draw of", "top-1", "top-5", "mean class"), rows),
+        table(("resampled", "top-1", "top-5", "mean class"), rows),
         items(notes),
     ]
 
 
 def _meaning(one: MetricIntervals) -> str:
-    few = "" if one.is_trusted else f" {one.num_units} are few for this: take it as a rough one."
+    few = "" if one.is_trusted else f" {one.num_units} are few, so this interval is rough."
     if one.over == "clips":
         return (
-            "Over clips: how far the number would move with other clips like these, if each clip were independent of "
-            f"the others.{few}"
+            "Over clips: how much the number would vary with other clips like these, if clips were independent of each "
+            f"other.{few}"
         )
     return (
-        "Over groups: clips of one person, scene or source are right or wrong together, so whole groups are drawn. "
-        f"Where this interval is wider it is the honest one.{few}"
+        "Over groups: clips of one person, scene or source tend to be right or wrong together, so whole groups are "
+        f"resampled. If this interval is wider, it is the one to trust.{few}"
     )
 
 
@@ -200,7 +200,7 @@ def _data_sets(report: Report) -> list[Markup]:
 
 def _classes(report: Report, *, files: Path) -> list[Markup]:
     rows = report.per_class()
-    there = [row for row in rows if row.num_clips]
+    present = [row for row in rows if row.num_clips]
     path = files / "classes.png"
     visualize.class_accuracies_picture(
         np.array([row.num_correct for row in rows]),
@@ -209,17 +209,17 @@ def _classes(report: Report, *, files: Path) -> list[Markup]:
         report.classes,
         path,
     )
-    weakest = sorted(there, key=lambda row: row.num_correct / row.num_clips)
-    absent = len(rows) - len(there)
+    weakest = sorted(present, key=lambda row: row.num_correct / row.num_clips)
+    absent = len(rows) - len(present)
     return [
         element("h2", "By class"),
         paragraph(
-            "Weakest first; a click on a column sorts by it. Intervals are of this class's clips alone, taken for "
-            "independent (Wilson)."
+            "Weakest first; click a column to sort by it. Intervals (Wilson) are of this class's clips only, which are "
+            "assumed to be independent."
             + (f" {absent} of {len(rows)} classes have no clip in this split and are left out." if absent else "")
         ),
         table(
-            ("class", "right", "clips", "accuracy", "95 % interval", "most often taken for"),
+            ("class", "right", "clips", "accuracy", "95 % interval", "most often predicted as"),
             [
                 (
                     row.name,
@@ -243,11 +243,11 @@ def _mistakes(mistakes: Sequence[Mistake]) -> list[Markup]:
     return [
         element("h2", "The most confident mistakes"),
         paragraph(
-            "Wrong clips that the network was surest of. They are worth watching: some of them turn out to be labelled "
-            "wrongly."
+            "Misclassified clips with the highest probability of the predicted class. They are worth watching: some "
+            "may have a wrong label."
         ),
         table(
-            ("clip", "class", "taken for", "probability"),
+            ("clip", "class", "predicted", "probability"),
             [(one.clip_id, one.name, one.taken_for, (f"{one.probability:.1%}", one.probability)) for one in mistakes],
         ),
     ]
@@ -269,10 +269,10 @@ def _calibration(report: Report, measured: MeasuredOn, *, files: Path) -> list[M
         path,
     )
     return [
-        element("h2", "Whether its probabilities can be believed"),
+        element("h2", "Calibration of the probabilities"),
         paragraph(
             "Clips by the probability of their best class. Where bars reach the dashed line, a class given 80 % is "
-            "right in 80 of 100 clips; below it the network is too sure, above it not sure enough. The expected "
+            "right in 80 of 100 clips; below it the network is overconfident, above it underconfident. The expected "
             f"calibration error, {report.reliability.ece:.2%}, is the mean distance (orange) over all clips."
         ),
         picture(path, shows="reliability diagram: share of right clips by the probability of the best class"),
@@ -288,10 +288,10 @@ def _quarantine(report: Report, measured: MeasuredOn) -> list[Markup]:
     shown = named[:_MOST_QUARANTINED]
     rest = missing - len(shown)
     content = [
-        element("h2", "Clips that could not be used"),
+        element("h2", "Quarantined clips"),
         paragraph(
             f"{missing} of the split's {report.n_expected} clips are in quarantine: they could not be decoded or were "
-            "refused. Every number here is of the other clips alone; if all of these were wrong, top-1 would be "
+            "refused. All numbers here are of the other clips; if the quarantined ones were all wrong, top-1 would be "
             f"{report.top1 * report.n_evaluated / report.n_expected:.2%}."
         ),
     ]
@@ -308,13 +308,13 @@ def _definitions(report: Report) -> list[Markup]:
     terms = {
         "top-1": "share of clips whose best class is the true one",
         "top-5": "share of clips whose true class is among the 5 best",
-        "mean class": f"{report.mean_class_definition()}; it weighs rare classes like frequent ones",
-        "95 % interval": "bootstrap: BCa quantiles of 2,000 draws of clips, or groups, with replacement",
+        "mean class": f"{report.mean_class_definition()}; it weights rare classes like frequent ones",
+        "95 % interval": "BCa bootstrap with 2,000 resamples of clips, or groups, with replacement",
         "expected calibration error": (
             "mean over clips of |share right - mean probability| of their bin, of 15 bins of equal width (Guo et al. "
             "2017)"
         ),
-        "n of N clips": "n were scored, each once; N are in the split, those in quarantine among them",
+        "n of N clips": "n were scored, each once; N are in the split, including quarantined ones",
     }
     return [
         element("h2", "Definitions"),

@@ -1,4 +1,4 @@
-"""Two streams' cached scores of the same clips, as tables or .npz: read, matched clip by clip, made logits."""
+"""Cached scores of two streams, from score tables or .npz files, matched clip by clip and converted to logits."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _STREAMS: tuple[Stream, Stream] = ("spatial", "temporal")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgedOn:
-    """The clips of a metric."""
+class ScoredClips:
+    """The clips that a metric was computed on."""
 
     num_clips: int
-    """n: clips that have scores."""
+    """n: scored clips."""
     num_expected: int
-    """N: clips of the split, those in quarantine among them."""
+    """N: clips of the split, including quarantined ones."""
     split: str | None
-    """Its name, where the files have it."""
+    """Name of the split; None if the files do not have it."""
     files: tuple[str, ...]
-    """Where the scores come from."""
+    """Files with the scores."""
 
     def __str__(self) -> str:
         of = "" if self.split is None else f" of split {self.split}"
@@ -55,33 +55,35 @@ class StreamScores:
     labels: NDArray[np.int64]
     """(N,) true classes, in [0, K)."""
     clip_ids: NDArray[np.str_] | None
-    """(N,) names of the clips, where the file has them."""
+    """(N,) names of the clips; None if the file does not have them."""
     classes: tuple[str, ...] | None
-    """(K,) names of the classes, where a file has them."""
+    """(K,) names of the classes; None if no file has them."""
     split: str | None
-    """Its name, where the files have it."""
+    """Name of the split; None if the files do not have it."""
     num_expected: int
-    """Clips of the split, those in quarantine among them."""
+    """Clips of the split, including quarantined ones."""
     files: tuple[str, ...]
-    """Where they were read."""
+    """Files with the scores."""
     notes: tuple[str, ...]
-    """What was done with them, in sentences."""
+    """Notes on how the files were read, one sentence each."""
     heads: tuple[Head, ...]
-    """The data sets; a clip is judged by the classes of its own."""
+    """The data sets; a clip is classified among the classes of its own."""
     expected_by_head: tuple[int, ...] | None
-    """num_expected of each data set, where the files have it."""
+    """num_expected of each data set; None if the files do not have it."""
     _fused: dict[tuple[str, float | None], NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
-    def judged_on(self) -> JudgedOn:
-        """Which clips a metric of these scores is of."""
-        return JudgedOn(num_clips=len(self.labels), num_expected=self.num_expected, split=self.split, files=self.files)
+    def scored_clips(self) -> ScoredClips:
+        """The clips of these scores."""
+        return ScoredClips(
+            num_clips=len(self.labels), num_expected=self.num_expected, split=self.split, files=self.files
+        )
 
-    def fused_as(
+    def fusion_inputs(
         self, of: Literal["logits", "softmax"], temperatures: tuple[float, float]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What is fused of the spatial and the temporal stream: its logits, or the softmax of logits / temperature.
+        """Inputs of the fusion, (N, K) for either stream: logits, or the softmax of logits / temperature.
 
-        Where there are several data sets, the softmax is over the classes of each, and those of others rank last.
+        With several data sets, the softmax is over the classes of each, and classes of other data sets rank last.
         """
         fused = []
         for stream, temperature in zip(("spatial", "temporal"), temperatures, strict=True):
@@ -97,13 +99,13 @@ class StreamScores:
         return fused[0], fused[1]
 
     def own_classes_first(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores (N, K) of these clips in which the classes of other data sets rank last."""
+        """Scores (N, K) of these clips, changed so that classes of other data sets rank last."""
         if len(self.heads) == 1:
             return scores
         return own_head_first(scores, self.labels, head_classes=[head.stop - head.start for head in self.heads])
 
     def rows_of(self, head: Head) -> NDArray[np.int64]:
-        """Rows of the clips of a data set."""
+        """Rows of a data set's clips."""
         return np.flatnonzero((self.labels >= head.start) & (self.labels < head.stop))
 
     def _own_classes(self) -> NDArray[np.bool_]:
@@ -113,10 +115,10 @@ class StreamScores:
         return own
 
     def of_head(self, name: str | None, *, where: str) -> StreamScores:
-        """The clips and classes of one data set; all of them where no name is given.
+        """The clips and classes of one data set; all of them if `name` is None.
 
         Raises:
-            ConfigError: there is no such data set, or no clip of it.
+            ConfigError: there is no such data set, or it has no clip here.
         """
         if name is None:
             return self
@@ -126,7 +128,7 @@ class StreamScores:
             raise ConfigError(f"{where} has no clip of data set {name!r}: choose another split or head")
         known = self.expected_by_head
         return replace(
-            self.part(rows),
+            self.subset(rows),
             spatial=self.spatial[rows, head.columns],
             temporal=self.temporal[rows, head.columns],
             labels=self.labels[rows] - head.start,
@@ -136,8 +138,8 @@ class StreamScores:
             heads=(Head(name="", start=0, stop=head.stop - head.start),),
         )
 
-    def part(self, rows: NDArray[np.int64]) -> StreamScores:
-        """The scores of some clips, by their rows."""
+    def subset(self, rows: NDArray[np.int64]) -> StreamScores:
+        """The scores of the clips in `rows`."""
         return replace(
             self,
             spatial=self.spatial[rows],
@@ -149,25 +151,25 @@ class StreamScores:
 
 
 def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
-    """The two streams' scores as logits, in the same order of clips.
+    """Read the two streams' scores as logits, in the same order of clips.
 
     Raises:
-        ConfigError: the streams' clips, labels or classes differ, or a file lacks some of them.
-        StorageError: a file cannot be read, is no such .npz, or a table of scores is damaged or not whole.
+        ConfigError: the streams' clips, labels or classes differ, or a file lacks one of these arrays.
+        StorageError: a file cannot be read, is not an .npz, or a score table is damaged or incomplete.
     """
     if config.both is not None:
         table = other = _load(config.both, streams=_STREAMS)
-        _demand(table, ("spatial", "temporal", ("labels", "label")), file=config.both, name=f"{name}.both")
+        _require_arrays(table, ("spatial", "temporal", ("labels", "label")), file=config.both, name=f"{name}.both")
         spatial, temporal = table["spatial"], table["temporal"]
         labels, clip_ids = table["labels" if "labels" in table else "label"], _first(table, "clip_ids", "names")
         files: tuple[str, ...] = (config.both,)
     else:
-        assert config.spatial is not None and config.temporal is not None  # noqa: S101  (its settings say so)
+        assert config.spatial is not None and config.temporal is not None  # noqa: S101  (checked by the settings)
         files = (config.spatial, config.temporal)
         table, other = (_load(file, streams=(stream,)) for file, stream in zip(files, _STREAMS, strict=True))
         for file, one, stream in zip(files, (table, other), _STREAMS, strict=True):
-            _demand(one, (("logits", "scores"), "labels", "clip_ids"), file=file, name=f"{name}.{stream}")
-        order = _matching(table["clip_ids"], other["clip_ids"], files=files)
+            _require_arrays(one, (("logits", "scores"), "labels", "clip_ids"), file=file, name=f"{name}.{stream}")
+        order = _matching_rows(table["clip_ids"], other["clip_ids"], files=files)
         # Earlier versions wrote `scores`, which were logits or probabilities.
         spatial, temporal = (one["logits" if "logits" in one else "scores"] for one in (table, other))
         temporal = temporal[order]
@@ -185,7 +187,7 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
     named = {file: _class_names(one, file=file, num_classes=spatial.shape[1]) for file, one in tables.items()}
     _refuse_other_classes(named)
     notes = [
-        f"{name}: {file} has no names of classes, as earlier versions wrote it: it may be of other classes"
+        f"{name}: {file} has no names of classes, as it is of an earlier version: its classes may be others"
         for file, classes in named.items()
         if classes is None
     ]
@@ -194,7 +196,7 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
         streams[stream] = scores.astype(np.float64)
         if "logits" not in one and _are_probabilities(streams[stream], num_heads=len(head_classes)):
             streams[stream] = logits_from(scores)
-            notes.append(f"{name}: the {stream} scores are probabilities; their logarithms are taken as logits")
+            notes.append(f"{name}: the {stream} scores are probabilities; their logarithms are used as logits")
     split, expected, by_head = (_first(table, key) for key in ("split", "num_expected", "num_expected_by_head"))
     classes = next((classes for classes in named.values() if classes is not None), None)
     heads = heads_of(classes or [""] * spatial.shape[1], head_classes)
@@ -214,14 +216,18 @@ def read_scores(config: StreamScoresConfig, *, name: str) -> StreamScores:
 
 
 def refuse_overlap(choose: StreamScores, quote: StreamScores) -> None:
-    """Raise ConfigError unless the two have no clip in common, and the same number of classes."""
+    """Refuse scores that have clips in common, or different classes.
+
+    Raises:
+        ConfigError: they do, or a file has no clip_ids.
+    """
     if choose.clip_ids is None or quote.clip_ids is None:
-        raise ConfigError("choose and quote want clip_ids in their files, so that no clip can be in both")
+        raise ConfigError("choose and quote need clip_ids in their files, to check that no clip is in both")
     common = np.intersect1d(choose.clip_ids, quote.clip_ids)
     if common.size:
         raise ConfigError(
-            f"choose and quote must not share clips, {common.size} of {len(quote.labels)} to quote on are in both "
-            f"({common[0]}): a setting is chosen on one split and quoted on another"
+            f"choose and quote must not share clips, {common.size} of the {len(quote.labels)} of quote are in both "
+            f"({common[0]}): choose the setting on one split and quote its accuracy on another"
         )
     if choose.spatial.shape[1] != quote.spatial.shape[1]:
         raise ConfigError(
@@ -238,7 +244,7 @@ def refuse_overlap(choose: StreamScores, quote: StreamScores) -> None:
 def _refuse_other_labels(
     spatial: NDArray[Any], temporal: NDArray[Any], *, clip_ids: NDArray[Any], files: Sequence[str]
 ) -> None:
-    """Raise ConfigError where two files give the same clips different labels."""
+    """Raise ConfigError if two files have different labels for the same clips."""
     wrong = np.flatnonzero(spatial != temporal)
     if wrong.size:
         raise ConfigError(
@@ -248,7 +254,7 @@ def _refuse_other_labels(
 
 
 def _head_classes(tables: Mapping[str, dict[str, NDArray[Any]]], *, num_classes: int) -> list[int]:
-    """Classes of each data set, which files that say it must agree on; earlier versions did not write it."""
+    """Number of classes of each data set; files must agree on it, but those of earlier versions lack it."""
     said = {
         file: one["head_classes"].tolist() or [num_classes] for file, one in tables.items() if "head_classes" in one
     }
@@ -262,7 +268,7 @@ def _head_classes(tables: Mapping[str, dict[str, NDArray[Any]]], *, num_classes:
 
 
 def _class_names(table: dict[str, NDArray[Any]], *, file: str, num_classes: int) -> tuple[str, ...] | None:
-    """The names of the K classes that a file's scores are of; None where it has none."""
+    """Names of the K classes of a file's scores; None if it has none."""
     classes = _first(table, "classes")
     if classes is None:
         return None
@@ -275,7 +281,7 @@ def _class_names(table: dict[str, NDArray[Any]], *, file: str, num_classes: int)
 
 
 def _refuse_other_classes(named: Mapping[str, tuple[str, ...] | None]) -> None:
-    """Raise ConfigError where two lists of classes have other names or another order."""
+    """Raise ConfigError if lists of classes differ in names or order."""
     known = [(where, classes) for where, classes in named.items() if classes is not None]
     for (first, ours), (second, theirs) in itertools.pairwise(known):
         for label, (one, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -287,7 +293,7 @@ def _refuse_other_classes(named: Mapping[str, tuple[str, ...] | None]) -> None:
 
 
 def _refuse_odd_values(spatial: NDArray[Any], temporal: NDArray[Any], labels: NDArray[Any], *, where: str) -> None:
-    """Raise ConfigError unless scores are numbers and labels count classes."""
+    """Raise ConfigError unless scores are numbers and labels are class indices."""
     for one, kinds, what in ((spatial, "fiu", "scores"), (temporal, "fiu", "scores"), (labels, "iu", "labels")):
         if one.dtype.kind not in kinds:
             raise ConfigError(f"{where} must hold numbers as {what}, got {one.dtype}: evaluate the model again")
@@ -299,7 +305,7 @@ def _refuse_odd_values(spatial: NDArray[Any], temporal: NDArray[Any], labels: ND
 
 
 def _load(file: str, *, streams: Sequence[Stream]) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz; of a table of scores the same, as `logits` of the one stream or by the names of both."""
+    """The arrays of an .npz, or the same from a score table: `logits` of one stream, or both under their names."""
     if not file.endswith(".npz") and has_table(file):
         return _load_table(file, streams=streams)
     content = storage.read_bytes(storage.absolute(file))
@@ -314,13 +320,13 @@ def _load(file: str, *, streams: Sequence[Stream]) -> dict[str, NDArray[Any]]:
 
 
 def _load_table(uri: str, *, streams: Sequence[Stream]) -> dict[str, NDArray[Any]]:
-    """A stream is the tower of its name; of a network without such a tower, where one stream is wanted, all of it."""
+    """A stream is the tower of its name; if the network has no such tower, a single stream is the whole network."""
     folder, about = read_record(uri)
     if len(streams) > 1 and (missing := [stream for stream in streams if stream not in about.towers]):
         raise ConfigError(
-            f"{uri} must hold scores of a spatial and a temporal tower, it lacks {', '.join(missing)} and has "
-            f"{', '.join(about.towers)}: evaluate a late network of both, or give those of two evaluations as spatial "
-            "and temporal"
+            f"{uri} must have scores of a spatial and a temporal tower, it lacks {', '.join(missing)} and has "
+            f"{', '.join(about.towers)}: evaluate a late network of both, or give two evaluations as spatial and "
+            "temporal"
         )
     chosen = {stream: [about.towers.index(stream)] if stream in about.towers else slice(None) for stream in streams}
     parts = [
@@ -349,7 +355,9 @@ def _load_table(uri: str, *, streams: Sequence[Stream]) -> dict[str, NDArray[Any
     return arrays
 
 
-def _demand(table: dict[str, NDArray[Any]], keys: Sequence[str | tuple[str, ...]], *, file: str, name: str) -> None:
+def _require_arrays(
+    table: dict[str, NDArray[Any]], keys: Sequence[str | tuple[str, ...]], *, file: str, name: str
+) -> None:
     wanted = [(key,) if isinstance(key, str) else key for key in keys]
     missing = [names[0] for names in wanted if not any(one in table for one in names)]
     if missing:
@@ -364,7 +372,7 @@ def _first(table: dict[str, NDArray[Any]], *names: str) -> NDArray[Any] | None:
     return next((table[name] for name in names if name in table), None)
 
 
-def _matching(spatial: NDArray[Any], temporal: NDArray[Any], *, files: Sequence[str]) -> NDArray[np.int64]:
+def _matching_rows(spatial: NDArray[Any], temporal: NDArray[Any], *, files: Sequence[str]) -> NDArray[np.int64]:
     """Rows of the temporal file in the order of the spatial one."""
     ours, theirs = ({str(clip): row for row, clip in enumerate(ids)} for ids in (spatial, temporal))
     for ids, rows, file in ((spatial, ours, files[0]), (temporal, theirs, files[1])):
@@ -382,5 +390,5 @@ def _matching(spatial: NDArray[Any], temporal: NDArray[Any], *, files: Sequence[
 
 
 def _are_probabilities(scores: NDArray[np.float64], *, num_heads: int) -> bool:
-    """Whether each head's row adds up to 1: `evaluate` averages the softmax of a single stream and of late fusion."""
+    """Whether scores sum to 1 per head: `evaluate` averages the softmax of a single stream and of late fusion."""
     return bool((scores >= 0).all() and np.abs(scores.sum(axis=1) - num_heads).max() < 1e-3 * num_heads)

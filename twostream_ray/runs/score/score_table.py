@@ -1,10 +1,10 @@
-"""Score table: the logits of every view of every clip by every tower, as one Parquet data set of an evaluation.
+"""Score table: cached logits of every view of every clip by every tower, as a Parquet dataset of an evaluation.
 
-    OUT/scores/table.json          what was scored: data, model, protocol, classes, clips expected and in quarantine
+    OUT/scores/table.json          record: data, model, protocol, classes, expected and quarantined clips
     OUT/scores/part-00000.parquet  a row per (clip, view, tower) of the clips of one block
 
-A block is part of a row group of the shards, fixed by manifest and split alone. Its part is written whole or not at
-all, and says which table it belongs to: so parts that are there are finished, whoever wrote them and how often.
+A block is part of a row group of the shards, determined by manifest and split alone. Its part is written atomically and
+names the table it belongs to, so an existing part is finished, whichever process wrote it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from twostream_ray.redaction import one_line
 from twostream_ray.runs.score.table_record import TableRecord, parse_record
 
 FOLDER, TABLE = "scores", "table.json"
-"""Below an evaluation's output, and in that folder."""
+"""Folder below an evaluation's output, and the record's file in it."""
 
 _PART = re.compile(r"part-(\d{5,9})\.parquet")
 _ABOUT = b"twostream_ray"
@@ -60,25 +60,25 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreTable(TableRecord):
-    """Scores of clips with what the table says of itself; a whole table has all n clips, one of its parts fewer."""
+    """Scores of clips and the table's record; a complete table has all n clips, a part of it fewer."""
 
     uri: str
     """Folder of the table."""
     positions: NDArray[np.int64]
-    """(n,) position of each clip in the shard set's index, ascending in a whole table."""
+    """(n,) position of each clip in the shard set's index, ascending in a complete table."""
     clip_ids: NDArray[np.str_]
     """(n,) names of the clips."""
     labels: NDArray[np.int64]
     """(n,) true classes, in [0, K)."""
     groups: NDArray[np.str_] | None
-    """(n,) the source that each clip was cut from, its own name where nothing says; None where no clip has one."""
+    """(n,) group of each clip (the video it was cut from), its own name if it has none; None if no clip has one."""
     logits: NDArray[np.float32] = field(repr=False)
     """(n, V, S, K)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipLogits:
-    """One clip's rows."""
+    """Logits of one clip."""
 
     position: int
     """Position in the shard set's index."""
@@ -87,7 +87,7 @@ class ClipLogits:
     label: int
     """True class, in [0, K)."""
     group: str | None
-    """The source that the clip was cut from; None where nothing says."""
+    """Group of the clip (the video it was cut from); None if unknown."""
     logits: NDArray[np.float32]
     """(V, S, K)."""
 
@@ -98,7 +98,7 @@ def part_name(block: int) -> str:
 
 
 def encode_part(about: TableRecord, clips: Sequence[ClipLogits]) -> bytes:
-    """A part as Parquet: a row per (clip, view, tower), in this order; the same bytes for the same scores."""
+    """A part as Parquet: a row per (clip, view, tower), in this order; deterministic bytes."""
     shape = (len(about.views), len(about.towers), len(about.classes))
     for clip in clips:
         if clip.logits.shape != shape:
@@ -108,7 +108,7 @@ def encode_part(about: TableRecord, clips: Sequence[ClipLogits]) -> bytes:
         name: [getattr(clip, of) for clip in clips for _ in range(rows)]
         for name, of in (("clip", "position"), ("clip_id", "clip_id"), ("label", "label"), ("group", "group"))
     }
-    columns |= {name: of_a_clip * len(clips) for name, of_a_clip in _of_a_clip(about).items()}
+    columns |= {name: of_a_clip * len(clips) for name, of_a_clip in _columns_of_a_clip(about).items()}
     arrays = [pa.array(columns[name], _SCHEMA.field(name).type) for name in _SCHEMA.names[:-1]]
     ends = np.arange(len(clips) * rows + 1, dtype=np.int32) * shape[2]
     values = np.concatenate([clip.logits.reshape(-1) for clip in clips]).astype(np.float32)
@@ -122,17 +122,17 @@ def encode_part(about: TableRecord, clips: Sequence[ClipLogits]) -> bytes:
 
 
 def begin_table(out: str, about: TableRecord, *, blocks: Sequence[Sequence[int]]) -> frozenset[int]:
-    """Begin or resume the table below `out`; gives the numbers of the blocks whose parts are finished.
+    """Start or resume the table below `out`; returns the numbers of the finished blocks.
 
-    Parts of the same identity are kept, whole ones alone; a table of another identity is replaced.
+    Complete parts of the same identity are kept; a table of another identity is replaced.
 
     Args:
         out: the evaluation's output.
-        about: what the table is to say of itself.
+        about: the table's record.
         blocks: positions of each block's clips, ascending.
 
     Raises:
-        ConfigError: files of somebody else are there.
+        ConfigError: the folder has files that `evaluate` did not write.
         StorageError: `out` cannot be read or written.
     """
     folder = storage.join(storage.absolute(out), FOLDER)
@@ -145,58 +145,58 @@ def begin_table(out: str, about: TableRecord, *, blocks: Sequence[Sequence[int]]
         kept = {block for block, clips in zip(there, found, strict=True) if clips == list(blocks[block])}
         if kept and before.commit != about.commit:
             _log.warning(
-                "%d of %d parts of %s are kept, which code of commit %s has scored: delete the folder to have all "
-                "scored by this one (%s)",
+                "%d of %d parts of %s are kept, which were scored by code of commit %s: delete the folder to have all "
+                "scored by the current one (%s)",
                 *(len(kept), len(blocks), folder, before.commit, about.commit),
             )
     for block, name in parts.items():
         if block not in kept:
             storage.delete(storage.join(folder, name))
-    # Behind the deletion: parts without a record of theirs, or beside another's, would be nobody's.
+    # After the deletion: parts without their record, or beside another one, could not be attributed to a table.
     if not kept or before is None:
         storage.write_json(storage.join(folder, TABLE), about.to_dict())
     return frozenset(kept)
 
 
 def refuse_foreign_table(out: str, *, verb: str) -> None:
-    """Refuse to write a table over files of somebody else.
+    """Refuse to write a table over files that `verb` did not write.
 
     Raises:
         ConfigError: names the file and the way out.
     """
     folder = storage.join(storage.absolute(out), FOLDER)
     if _own_record(folder, verb=verb) is None and (parts := _parts_in(folder)):
-        raise _foreign(storage.join(folder, min(parts.values())), verb=verb)
+        raise _foreign_file(storage.join(folder, min(parts.values())), verb=verb)
 
 
 def read_record(uri: str) -> tuple[str, TableRecord]:
-    """The folder of a table, and what it says of itself; `uri` is that folder or the output of the evaluation.
+    """The folder and the record of a table; `uri` is that folder or the output of the evaluation.
 
     Raises:
-        StorageError: there is none, or it is damaged or of another version.
+        StorageError: the table is missing, damaged or of another version.
     """
     path = storage.absolute(uri)
     folders = [storage.join(path, FOLDER), path]
     folder = next((one for one in folders if storage.exists(storage.join(one, TABLE))), None)
     if folder is None:
         raise StorageError(
-            f"a table of scores was wanted at {uri}, there is no {FOLDER}/{TABLE}: give the folder that `twostream "
+            f"a score table was wanted at {uri}, but there is no {FOLDER}/{TABLE}: give the folder that `twostream "
             "evaluate --out` wrote"
         )
     return folder, parse_record(storage.read_bytes(storage.join(folder, TABLE)), where=storage.join(folder, TABLE))
 
 
 def has_table(uri: str) -> bool:
-    """Whether an evaluation's output, or the folder itself, has a score table."""
+    """Whether `uri` is a score table's folder or an evaluation's output with one."""
     path = storage.absolute(uri)
     return any(storage.exists(storage.join(one, TABLE)) for one in (storage.join(path, FOLDER), path))
 
 
 def iter_parts(uri: str) -> Iterator[ScoreTable]:
-    """The parts of a whole table one after the other, so that a table larger than memory can be gone through.
+    """Iterate over the parts of a complete table, which may be larger than memory.
 
     Raises:
-        StorageError: there is none, it is damaged, of another version, or not whole.
+        StorageError: the table is missing, damaged, of another version, or incomplete.
     """
     folder, about = read_record(uri)
     parts = _parts_in(folder)
@@ -219,14 +219,14 @@ def iter_parts(uri: str) -> Iterator[ScoreTable]:
 
 
 def read_table(uri: str) -> ScoreTable:
-    """A whole table, clips in the order of the shard set's index.
+    """Read a complete table, clips in the order of the shard set's index.
 
     Args:
         uri: the output of `evaluate`, or its folder scores.
 
     Raises:
-        StorageError: there is none, it is damaged, of another version, or not whole: names how many clips are missing,
-            and the command that scores them.
+        StorageError: the table is missing, damaged, of another version, or incomplete: names the number of missing
+            clips and the command that scores them.
     """
     return _joined(list(iter_parts(uri)))
 
@@ -246,7 +246,7 @@ def _joined(parts: Sequence[ScoreTable]) -> ScoreTable:
 
 
 def _parts_in(folder: str) -> dict[int, str]:
-    """Block -> file name of the parts that are there."""
+    """Block -> file name of the existing parts."""
     if not storage.exists(folder):
         return {}
     named = ((name, _PART.fullmatch(name)) for name, _ in storage.list_files(folder))
@@ -254,10 +254,10 @@ def _parts_in(folder: str) -> dict[int, str]:
 
 
 def _own_record(folder: str, *, verb: str = "evaluate") -> TableRecord | None:
-    """The record of a table that is there; None where there is none.
+    """The record of the table in `folder`; None without one.
 
     Raises:
-        ConfigError: what is there in its place is somebody else's.
+        ConfigError: a file that `verb` did not write is in its place.
     """
     uri = storage.join(folder, TABLE)
     if not storage.exists(uri):
@@ -265,10 +265,10 @@ def _own_record(folder: str, *, verb: str = "evaluate") -> TableRecord | None:
     try:
         return parse_record(storage.read_bytes(uri), where=uri)
     except StorageError as error:
-        raise _foreign(uri, verb=verb) from error
+        raise _foreign_file(uri, verb=verb) from error
 
 
-def _foreign(uri: str, *, verb: str) -> ConfigError:
+def _foreign_file(uri: str, *, verb: str) -> ConfigError:
     return ConfigError(
         f"{verb} wants to write {uri}, where there is a file that it did not write (or an earlier version did): move "
         "it away, or choose another --out"
@@ -276,7 +276,7 @@ def _foreign(uri: str, *, verb: str) -> ConfigError:
 
 
 def _clips_of(path: str, about: TableRecord) -> list[int] | None:
-    """Positions of a finished part's clips; None where it is damaged or another table's."""
+    """Positions of a part's clips; None if it is damaged or belongs to another table."""
     content = storage.read_bytes(path, limit_bytes=_LIMIT_BYTES)
     try:
         return sorted(_parse_part(content, about, path=path, uri=path).positions.tolist())
@@ -305,18 +305,20 @@ def _parse_part(content: bytes, about: TableRecord, *, path: str, uri: str) -> S
 
 
 def _checked_part(table: pa.Table, about: TableRecord, *, path: str, uri: str) -> ScoreTable:
-    """A part's rows as arrays: each view of each of its clips by each tower once, in order."""
+    """A part's rows as arrays, after checking that it has each (clip, view, tower) once, in order."""
     shape = (len(about.views), len(about.towers), len(about.classes))
     rows = shape[0] * shape[1]
     count, rest = divmod(table.num_rows, rows)
     if not count or rest or any(table[name].null_count for name in _SCHEMA.names if name != "group"):
-        raise _damaged(path, f"it has {table.num_rows} rows of {rows} a clip, or empty values")
+        raise _damaged(path, f"it has {table.num_rows} rows, not a multiple of {rows} per clip, or empty values")
     columns = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in _SCHEMA.names[:-1]}
     of_clips = {name: columns[name].reshape(count, rows) for name in ("clip", "clip_id", "label", "group")}
     lists = table["logits"].combine_chunks()
     values = lists.flatten()
     labels = of_clips["label"][:, 0].astype(np.int64)
-    wrong = {name: not np.array_equal(columns[name], np.tile(of, count)) for name, of in _of_a_clip(about).items()}
+    wrong = {
+        name: not np.array_equal(columns[name], np.tile(of, count)) for name, of in _columns_of_a_clip(about).items()
+    }
     wrong |= {name: bool((column != column[:, :1]).any()) for name, column in of_clips.items()}
     wrong["label"] |= bool((labels < 0).any() or (labels >= shape[2]).any())
     wrong["logits"] = values.null_count > 0 or set(np.diff(lists.offsets.to_numpy()).tolist()) != {shape[2]}
@@ -336,8 +338,8 @@ def _checked_part(table: pa.Table, about: TableRecord, *, path: str, uri: str) -
     )
 
 
-def _of_a_clip(about: TableRecord) -> dict[str, list[Any]]:
-    """The columns that are the same for every clip: view, time, crop, mirrored and tower of each of its rows."""
+def _columns_of_a_clip(about: TableRecord) -> dict[str, list[Any]]:
+    """The columns that are the same for every clip: view, time, crop, mirrored and tower."""
     numbered = [(number, view) for number, view in enumerate(about.views) for _ in about.towers]
     return {
         "view": [number for number, _ in numbered],
@@ -350,19 +352,19 @@ def _incomplete(folder: str, about: TableRecord, parts: Mapping[int, str]) -> St
     read = _in_threads(lambda name: _read_part(storage.join(folder, name), about, uri=folder), list(parts.values()))
     missing = about.num_clips - sum(len(part.positions) for part in read)
     return StorageError(
-        f"{folder} lacks {missing} of {about.num_clips} clips: its evaluation has not ended; `{about.command} --out "
+        f"{folder} lacks {missing} of {about.num_clips} clips, as its evaluation is unfinished: `{about.command} --out "
         f"{shlex.quote(folder.removesuffix('/' + FOLDER))}` scores them and keeps the others"
     )
 
 
 def _damaged(path: str, fault: str) -> StorageError:
     return StorageError(
-        f"scores of `twostream evaluate` were wanted at {path}, they are damaged ({fault}): delete it and run the same "
-        "evaluation again, which keeps the other parts"
+        f"scores of `twostream evaluate` were wanted at {path}, but it is damaged ({fault}): delete it and run the "
+        "same evaluation again, which keeps the other parts"
     )
 
 
 def _in_threads(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
-    """What comes of each, in order; most of the time is a store's answer."""
+    """Map `work` over items in threads, in order: most of the time is spent waiting for a store."""
     with ThreadPoolExecutor(_READERS) as threads:
         return list(threads.map(work, items))

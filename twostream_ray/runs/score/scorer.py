@@ -1,7 +1,7 @@
-"""Distributed inference on a split, exactly once: blocks of clips to a pool of Ray actors, each as one whole part.
+"""Distributed exactly-once inference on a split: a pool of Ray actors scores blocks of clips, each written atomically.
 
-Which clips make up a block depends on manifest and split alone, so the table is the same for any number of workers. A
-block whose worker dies is handed out again; one whose part is finished is not.
+Blocks are determined by manifest and split alone, so the table is the same for any number of workers. A block whose
+worker dies is rescheduled; a finished one is not.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from twostream_ray.tracking.lineage import git_commit
 from twostream_ray.view_scorer import ViewScorer
 
 _SMALL_SPLIT, _SMALL_BLOCK = 512, 4
-"""A split of fewer clips is cut into blocks of so many, or some workers would wait for the last ones."""
+"""A split of fewer clips than the first is cut into blocks of the second, so that all workers have some to the end."""
 _RETRIES = 5
-"""Of a block whose worker died: more often it is the block that kills it."""
+"""Retries of a block whose worker died; after that the block is assumed to kill it."""
 _LOOK_EVERY_S = 1.0
 
 Progress = Callable[[int, int], None]
@@ -47,24 +47,24 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringJob:
-    """What a worker needs to know of all blocks, but for the weights."""
+    """What a worker needs to score blocks, except for the model."""
 
     shard_set: ShardSet
     """The data."""
     protocol: Protocol
     """Which views are scored."""
     about: TableRecord
-    """What each part says of its table."""
+    """The table's record, stored in each part."""
     blocks: tuple[tuple[int, ...], ...]
     """Positions of each block's clips."""
     out: str
-    """The evaluation's output, to which workers write where it is an object store."""
+    """The evaluation's output; workers write to it directly if it is an object store."""
     threads: int
-    """Threads of a worker."""
+    """torch's threads in a worker."""
 
 
 def plan_blocks(shard_set: ShardSet, split: str) -> tuple[tuple[int, ...], ...]:
-    """Index positions of each block's clips: at most 16 of one row group, 4 of a split of fewer than 512 clips.
+    """Index positions of each block's clips: at most 16 of one row group, or 4 for a split of fewer than 512 clips.
 
     Raises:
         ShardError: the set has no such split.
@@ -94,22 +94,22 @@ def describe_table(
     command: str,
     num_expected_by_head: Sequence[int | None] = (),
 ) -> TableRecord:
-    """What the table of a model's scores on a split says of itself.
+    """The record of the table of a model's scores on a split.
 
     Args:
         package: the model's settings.
         shard_set: the data.
         weights: content of model.safetensors.
         split: the split.
-        protocol: which views.
-        model: the model as it was named.
+        protocol: which views to score.
+        model: the model, as named by the user.
         command: what makes the table, without --out.
-        num_expected_by_head: clips of each data set in the split, those in quarantine among them; None where nobody has
-            counted these.
+        num_expected_by_head: clips of each data set in the split, including quarantined ones; None where these were
+            not counted.
 
     Raises:
         ConfigError: the network cannot score samples of this protocol.
-        StorageError: the table of videos in quarantine cannot be read.
+        StorageError: the quarantine table cannot be read.
     """
     with torch.device("meta"):
         scorer = ViewScorer(package.build(pretrained=False), package, protocol=protocol, device="meta")
@@ -148,14 +148,15 @@ def score_blocks(
     workers: WorkersConfig,
     progress: Progress | None = None,
 ) -> None:
-    """Score all clips of a table that have no scores yet; `directory` holds the model, `out` gets the table.
+    """Score all clips of a table at `out` that have no scores yet, with the model in `directory`.
 
-    Interrupted, it leaves the finished parts, and the same call scores the others.
+    After an interruption the finished parts are kept, and the same call scores the others.
 
     Raises:
-        ClusterError: the cluster has too little room, or workers died at one block again and again.
-        ConfigError: files of somebody else are at `out`.
-        ShardError, DecodeError, StorageError, CheckpointError: data or model cannot be read, or `out` not be written.
+        ClusterError: the cluster has too little room, or workers died repeatedly while scoring one block.
+        ConfigError: `out` has files that `evaluate` did not write.
+        ShardError, DecodeError, StorageError, CheckpointError: data or model cannot be read, or `out` cannot be
+            written.
     """
     blocks = plan_blocks(shard_set, about.split)
     finished = begin_table(out, about, blocks=blocks)
@@ -181,7 +182,7 @@ def score_blocks(
 
 
 def _scored(job: ScoringJob, directory: Path, waiting: Sequence[int], *, workers: WorkersConfig) -> Generator[int]:
-    """Have blocks scored and their parts written; yields how many clips a finished one had."""
+    """Score blocks and write their parts; yields the number of clips of each finished block."""
     import ray
 
     gpus, cores = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
@@ -189,7 +190,7 @@ def _scored(job: ScoringJob, directory: Path, waiting: Sequence[int], *, workers
     cpus = workers.cpus_per_worker or max(0.1, ray.cluster_resources().get("CPU", 1) / 2 / wanted)
     share = {"CPU": cpus, **({"GPU": 1.0} if gpus else {})}
     require_room(
-        [share], what="a worker that scores", way_out="lower workers.cpus_per_worker, or choose a larger cluster"
+        [share], what="a worker that scores clips", way_out="lower workers.cpus_per_worker, or choose a larger cluster"
     )
     options = {"num_cpus": cpus, "num_gpus": int(bool(gpus)), "max_restarts": -1, "max_task_retries": _RETRIES}
     actor = ray.remote(BlockScorer).options(**options, scheduling_strategy="SPREAD")
@@ -199,14 +200,14 @@ def _scored(job: ScoringJob, directory: Path, waiting: Sequence[int], *, workers
     ]
     queue = deque(waiting)
     actors = [actor.remote() for _ in range(min(wanted, len(waiting)))]
-    # One that the cluster has no room for is never ready, and gets no block.
+    # An actor for which the cluster has no room is never ready, and gets no block.
     ready: dict[Any, Any] = {one.load.options(max_task_retries=0).remote(shared): one for one in actors}
     pending: dict[Any, tuple[Any, int]] = {}
     try:
         while queue or pending:
             for reference in ray.wait([*pending, *ready], timeout=_LOOK_EVERY_S)[0]:
                 if reference in ready:
-                    with suppress(ray.exceptions.RayActorError):  # it starts again, and loads with its first block
+                    with suppress(ray.exceptions.RayActorError):  # restarted, it loads with its first block
                         ray.get(reference)
                     free = ready.pop(reference)
                 else:
@@ -219,7 +220,7 @@ def _scored(job: ScoringJob, directory: Path, waiting: Sequence[int], *, workers
                     pending[free.score.remote(shared, block)] = (free, block)
     finally:
         for one in actors:
-            with suppress(Exception):  # a cluster that has died has ended them itself
+            with suppress(Exception):  # on a dead cluster they are dead
                 ray.kill(one)
 
 
@@ -241,16 +242,16 @@ def _part_uri(out: str, block: int) -> str:
 
 
 class BlockScorer:
-    """A worker that scores blocks, as a Ray actor; restarted, it loads the model again."""
+    """Ray actor that scores blocks; after a restart it loads the model again."""
 
     def __init__(self) -> None:
         self._loaded: tuple[ScoringJob, ViewScorer, Network] | None = None
 
     def load(self, shared: Sequence[Any]) -> None:
-        """Load the model, once; `shared` has references to the job and to the model's files.
+        """Load the model once; `shared` has references to the job and to the model's files.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: the model is damaged.
         """
         self._load(shared)
 
@@ -271,7 +272,7 @@ class BlockScorer:
         return self._loaded
 
     def score(self, shared: Sequence[Any], block: int) -> bytes:
-        """Score a block; an object store gets its part from here, a disk, which is the driver's, from the driver.
+        """Score a block; writes its part to an object store, or returns it for the driver to write to its disk.
 
         Raises:
             ShardError, DecodeError, StorageError: as `score_clips`.
@@ -288,11 +289,11 @@ class BlockScorer:
 def score_clips(
     scorer: ViewScorer, shard_set: ShardSet, positions: Sequence[int], *, want_rgb: bool = True, want_flow: bool = True
 ) -> list[ClipLogits]:
-    """Rows of the clips of one row group, by their positions in the index.
+    """Score clips of one row group, by their positions in the index.
 
     Raises:
-        ShardError: the shard is missing, damaged or another one.
-        DecodeError: a clip is damaged; names it with shard and row.
+        ShardError: the shard is missing, damaged, or not that of the manifest.
+        DecodeError: a clip is damaged; the message names it with shard and row.
     """
     ids, labels = shard_set.clip_ids(positions), shard_set.labels[list(positions)].tolist()
     groups = shard_set.groups(positions)
@@ -306,7 +307,7 @@ def score_clips(
             position=position,
             clip_id=clip_id,
             label=label,
-            group=None if group == clip_id else group,  # a clip without a group is its own
+            group=None if group == clip_id else group,  # a clip without a group is its own group
             logits=logits,
         )
         for position, clip_id, label, group, logits in zip(positions, ids, labels, groups, scores, strict=True)
@@ -320,7 +321,7 @@ def _located(
     positions: Sequence[int],
     clips: Sequence[tuple[str, EncodedClip]],
 ) -> DecodeError:
-    """The error with the name of the clip that it is about, and where that is stored."""
+    """The error with the name, shard and row of the damaged clip."""
     for position, (_, clip) in zip(positions, clips, strict=True):
         try:
             scorer.score(clip)

@@ -1,4 +1,4 @@
-"""Transitive closure of imports: the modules of this package that a registered model must carry to be served."""
+"""Code of a registered model (MLflow models-from-code): the transitive closure of the entry file's imports."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import twostream_ray
 _PACKAGE = Path(twostream_ray.__file__).resolve().parent
 
 SERVED = _PACKAGE / "served.py"
-"""The entry of a registered model: the file that MLflow runs."""
+"""Entry file of a registered model, which MLflow runs."""
 
 
 def serving_files(entry: Path = SERVED) -> dict[str, Path]:
-    """The modules that `entry` imports, at once or in a function, with all that these import.
+    """The modules of this package that `entry` imports, directly or transitively, at module level or in functions.
 
-    Imports are read from the syntax tree, so nothing is loaded, and those under `if TYPE_CHECKING` do not count.
+    Imports are read from the syntax tree without importing; those under `if TYPE_CHECKING` do not count.
 
     Args:
-        entry: a file of Python code; it is itself in the result only where a module imports it.
+        entry: a Python file; it is in the result only if a module imports it.
 
     Returns:
-        File by its path relative to the folder that holds the package, such as `twostream_ray/inference.py`, sorted.
+        Files by their path relative to the package's parent folder, such as `twostream_ray/inference.py`, sorted.
     """
     found: dict[str, Path] = {}
     waiting = [entry]
@@ -37,19 +37,19 @@ def serving_files(entry: Path = SERVED) -> dict[str, Path]:
 
 
 def _imported_files(file: Path) -> Iterator[Path]:
-    """Files of this package that an import of `file` runs, the __init__.py of packages on the way among them."""
+    """Files of this package that `file` imports, including the __init__.py of parent packages."""
     for name in _imported_names(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
         parts = name.split(".")
         if parts[0] != _PACKAGE.name:
             continue
         for length in range(1, len(parts) + 1):
             stem = _PACKAGE.parent.joinpath(*parts[:length])
-            # The last part may be no module: what `from package import name` takes out of one is often a class.
+            # The last part need not be a module: `from package import name` may import a class.
             yield from (path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file())
 
 
 def _imported_names(node: ast.AST) -> Iterator[str]:
-    """Dotted names that the imports below `node` may mean; the package itself has no relative imports."""
+    """Dotted names that the imports below `node` may refer to; this package has no relative imports."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module:

@@ -1,4 +1,4 @@
-"""How surely a challenger differs from the champion: a paired test beside a promotion's verdict, which stays."""
+"""Significance of a promotion: McNemar's test of challenger against champion, added to the verdict as information."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _log = logging.getLogger(__name__)
 
 
 def with_significance(verdict: tracking.Verdict) -> tracking.Verdict:
-    """The verdict whose reason also says McNemar's p and the difference's intervals, where both tables are at hand.
+    """Add McNemar's p and the intervals of the difference to the verdict's reason, if both score tables can be read.
 
-    The rule of promotion is the higher metric; this says how much that means.
+    The higher metric decides the promotion; this only tells how significant the difference is.
     """
     if verdict.rival is None or verdict.measured is None or verdict.rival_measured is None:
         return verdict
     if not (verdict.measured.scores and verdict.rival_measured.scores):
         return verdict
-    # It loads Arrow.
+    # Imported late, as it imports Arrow.
     from twostream_ray.runs.score import compare
 
     try:
@@ -38,18 +38,18 @@ def with_significance(verdict: tracking.Verdict) -> tracking.Verdict:
 
 
 def _scores_of(measured: tracking.Measurement) -> ClipScores:
-    """The scores that were measured.
+    """The clip scores of a measurement.
 
     Raises:
-        ConfigError: another table is there by now.
-        StorageError: there is none, or it is damaged.
+        ConfigError: the table has been replaced by another.
+        StorageError: it is missing or damaged.
     """
     from twostream_ray.runs.score.clip_scores import read_clip_scores
 
     found = read_clip_scores(measured.scores)
     if found.about.identity != measured.score_table:
         raise ConfigError(
-            f"the table of scores {measured.score_table[:12]} was wanted at {redact(measured.scores)}, "
-            f"{found.about.identity[:12]} is there: evaluate the version again"
+            f"the score table {measured.score_table[:12]} was wanted at {redact(measured.scores)}, got "
+            f"{found.about.identity[:12]}: evaluate the version again"
         )
     return found

@@ -1,7 +1,7 @@
-"""Training in stages: a run for each stream alone, then one that fuses both and starts from their weights.
+"""Staged training: a run for each stream alone, then one of the fused network, initialised from their weights.
 
-Each stage is an ordinary run in a folder of its own, which its name finds again: what is finished is skipped, what was
-killed resumes from its last checkpoint.
+Each stage is an ordinary run with its own name and folder: finished ones are skipped, killed ones resume from their
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _log = logging.getLogger(__name__)
 
 
 class Trained(Protocol):
-    """A run that was trained, by this call or an earlier one."""
+    """Anything with the report of a training."""
 
     @property
     def trained(self) -> TrainReport:
-        """Its training."""
+        """The report of its training."""
 
 
 _Run = TypeVar("_Run", bound=Trained)
 
 
 def train_stages(config: ExperimentConfig, train_one: Callable[[ExperimentConfig], _Run]) -> _Run:
-    """Train the stages of `config` by `train_one` after each other; returns the last, the fused network's run."""
+    """Train the stages of `config` one after the other with `train_one`; returns the fused network's run."""
     weights: dict[Stream, str] = {}
     streams: tuple[Stream, ...] = ("spatial", "temporal")
     for number, stream in enumerate(streams, start=1):
@@ -47,7 +47,7 @@ def train_stages(config: ExperimentConfig, train_one: Callable[[ExperimentConfig
 
 
 def stream_config(config: ExperimentConfig, stream: Stream) -> ExperimentConfig:
-    """The run that trains one stream alone: its tower with its own classifier, evaluated, but not registered."""
+    """Settings of the run that trains one stream alone: its tower with its own classifier, not registered."""
     stage: StageConfig = getattr(config.stages, stream)
     training, sampling = config.training, config.data.sampling
     return replace(
@@ -70,7 +70,7 @@ def stream_config(config: ExperimentConfig, stream: Stream) -> ExperimentConfig:
 
 
 def stage_lines(config: ExperimentConfig) -> list[str]:
-    """What the first two stages train, a line each, and that the third is what follows."""
+    """Lines that describe the first two stages and introduce the third."""
     streams = [stream_config(config, stream) for stream in ("spatial", "temporal")]
     return [
         *(
@@ -82,7 +82,7 @@ def stage_lines(config: ExperimentConfig) -> list[str]:
 
 
 def fused_config(config: ExperimentConfig, *, spatial: str, temporal: str) -> ExperimentConfig:
-    """The run that trains the fused network from the streams' weights, files of state dicts."""
+    """Settings of the run that trains the fused network, initialised from the streams' weights files."""
     model = config.model
     return replace(
         config,
@@ -96,10 +96,10 @@ def fused_config(config: ExperimentConfig, *, spatial: str, temporal: str) -> Ex
 
 
 def check_stages(config: ExperimentConfig, shard_set: ShardSet) -> None:
-    """Refuse a network of any stage that the settings cannot give, before the first stage takes its hours.
+    """Check the networks of all stages before the first one is trained for hours.
 
     Raises:
-        ConfigError: the settings of a stage fit neither each other, nor the shards, nor the size of the crops.
+        ConfigError: a stage's settings contradict each other, the shards or the crop size.
     """
     for one in (stream_config(config, "spatial"), stream_config(config, "temporal"), config):
         build_on_meta_device(one, shard_set)

@@ -1,4 +1,4 @@
-"""Record of a score table, as JSON: which data, model and protocol its scores are of, and the hash of these."""
+"""Record of a score table, as JSON: the data, model and protocol of its scores, and a hash of these."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _TABLE = record(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TableRecord:
-    """What a score table says of itself, in table.json and in the metadata of each of its parts.
+    """Metadata of a score table, stored in table.json and in each of its parts.
 
     Axes: n clips, V views, S towers, K classes.
     """
@@ -64,41 +64,41 @@ class TableRecord:
     manifest_hash: str
     """sha256 of the data's manifest."""
     split: str
-    """The split that was scored."""
+    """The scored split."""
     protocol: Mapping[str, Any]
-    """All fields of the test-time protocol, None where the model's own count; `average` is softmax or logits."""
+    """All fields of the test-time protocol, None where the model's settings apply; `average` is softmax or logits."""
     model_sha256: str
     """sha256 of model.safetensors."""
     settings_sha256: str
     """sha256 of the model's network, sampling, crops, classes and flow contract, as JSON."""
     shards: str
-    """Where the shards were."""
+    """URI of the shards."""
     model: str
-    """The model as it was named."""
+    """The model, as named by the user."""
     commit: str | None
     """Git commit of the code; None outside a repository."""
     classes: tuple[str, ...]
     """K class names."""
     head_classes: tuple[int, ...]
-    """Classes of each data set; () is one data set."""
+    """Number of classes of each data set; () for a single data set."""
     towers: tuple[str, ...]
-    """S names of what gives logits."""
+    """S names of the towers that have logits."""
     views: tuple[ViewKey, ...]
     """V views of each clip."""
     num_clips: int
-    """n: clips of the split that have scores once the table is whole."""
+    """n: clips in the complete table."""
     num_blocks: int
-    """Parts of the whole table."""
+    """Parts of the complete table."""
     num_expected: int
-    """N: clips of the split, those in quarantine among them."""
+    """N: clips of the split, including quarantined ones."""
     num_expected_by_head: tuple[int, ...] | None
-    """N of each data set; None where there is one, or an earlier ingest did not count each one's quarantine."""
+    """N of each data set; None for a single one, or if the ingest did not count quarantined clips by data set."""
     quarantined: tuple[Mapping[str, str], ...]
-    """clip_id, uri and reason of each clip of the split in quarantine; () where an earlier ingest did not say whose."""
+    """clip_id, uri and reason of each quarantined clip of the split; () if the ingest did not record the splits."""
     flow_contract_hash: str
-    """Of the flow that the network was given."""
+    """Hash of the model's flow contract."""
     command: str
-    """What makes this table, without its --out."""
+    """The command that makes this table, without --out."""
 
     @property
     def identity(self) -> str:
@@ -113,13 +113,13 @@ class TableRecord:
         return heads_of(self.classes, self.head_classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types."""
+        """The record as JSON types."""
         values = {one.name: getattr(self, one.name) for one in fields(TableRecord)}
         return {"format": FORMAT, "identity": self.identity, **json.loads(json.dumps(values))}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TableRecord:
-        """From checked values in JSON's types."""
+        """The record from validated JSON types."""
         found = {one.name: values[one.name] for one in fields(TableRecord)}
         for name in ("classes", "head_classes", "towers", "quarantined", "num_expected_by_head"):
             found[name] = None if found[name] is None else tuple(found[name])
@@ -127,21 +127,21 @@ class TableRecord:
 
 
 def settings_hash(package: Any) -> str:
-    """sha256 of a model package's settings, all that its scores depend on beside the weights."""
+    """sha256 of a model package's settings: all that its scores depend on besides the weights."""
     values = asdict(package)
     del values["lineage"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def parse_record(content: bytes, *, where: str) -> TableRecord:
-    """A record from the bytes of table.json.
+    """Parse the bytes of table.json.
 
     Raises:
-        StorageError: it is none, of another version, or its parts contradict each other.
+        StorageError: it is not a record, of another version, or contradicts itself.
     """
     terms: dict[str, Any] = {
         "where": where,
-        "what": "a table of scores",
+        "what": "a score table",
         "way_out": "delete its folder and evaluate again",
         "error": StorageError,
     }
@@ -155,6 +155,6 @@ def parse_record(content: bytes, *, where: str) -> TableRecord:
     sizes = about.head_classes
     if about.identity != values["identity"] or (sizes and sum(sizes) != len(about.classes)):
         raise StorageError(
-            f"a table of scores was wanted at {where}, its parts contradict each other: {terms['way_out']}"
+            f"a score table was wanted at {where}, but its record contradicts itself: {terms['way_out']}"
         )
     return about

@@ -1,4 +1,4 @@
-"""The best late fusion of two streams' cached scores: weights, temperatures, softmax or logits, linear SVM.
+"""Late fusion search on two streams' cached scores: weights, temperatures, softmax or logits, linear SVM.
 
 Simonyan and Zisserman 2014, sec. 2: averaging and a linear SVM on stacked L2-normalised softmax scores.
 """
@@ -20,7 +20,7 @@ from twostream_ray import storage, visualize
 from twostream_ray.evaluation.late_fusion import late_fusion, late_fusion_hits, svm_fusion
 from twostream_ray.evaluation.metrics import top_k_hits
 from twostream_ray.runs.outputs import refuse_foreign_files
-from twostream_ray.runs.score.score_files import JudgedOn, StreamScores, read_scores, refuse_overlap
+from twostream_ray.runs.score.score_files import ScoredClips, StreamScores, read_scores, refuse_overlap
 from twostream_ray.runs.score.settings import TuneScoresConfig
 from twostream_ray.storage.json_files import record
 from twostream_ray.storage.temporary_folders import temporary_folder
@@ -42,9 +42,9 @@ class FusionSetting:
     of: Literal["logits", "softmax"]
     """What is fused; softmax is of logits / temperature."""
     temporal_weight: float | None
-    """Of the weighted mean, in [0, 1]; the spatial stream has the rest."""
+    """Weight of the temporal stream, in [0, 1]; the spatial stream has the rest. None for an SVM."""
     temperatures: tuple[float, float]
-    """Of the spatial and the temporal stream's softmax."""
+    """Temperatures of the spatial and the temporal stream's softmax."""
     penalty: float | None = None
     """C of the SVM."""
 
@@ -59,16 +59,16 @@ class FusionSetting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TriedSetting:
-    """A setting, and how many clips it gets right."""
+    """A setting, and the number of clips that it gets right."""
 
     name: str
-    """What it is among the others: spatial alone, best of logits, ..."""
+    """Its role: spatial alone, best average of logits, ..."""
     setting: FusionSetting
     """How the streams are fused."""
     num_right: int
-    """Of the clips it is chosen on; of an SVM by cross-validation."""
+    """Right ones of the clips it is chosen on; for an SVM by cross-validation."""
     num_right_quoted: int | None
-    """Of the clips to quote on; None where there are none."""
+    """Right ones of the clips to quote on; None without such clips."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,16 +78,16 @@ class HeadHits:
     name: str
     """Name of the data set."""
     num_right: int
-    """Of the clips it is chosen on; of an SVM by cross-validation."""
+    """Right ones of the clips it is chosen on; for an SVM by cross-validation."""
     num_clips: int
-    """These clips."""
+    """Clips it is chosen on."""
     num_right_quoted: int | None
-    """Of the clips to quote on; None where there are none."""
+    """Right ones of the clips to quote on; None without such clips."""
     num_clips_quoted: int | None
-    """Those clips."""
+    """Clips to quote on; None without such clips."""
 
     def sentence(self) -> str:
-        """Both in words."""
+        """The numbers in a sentence."""
         quoted = (
             "" if self.num_clips_quoted is None else f", {self.num_right_quoted} of {self.num_clips_quoted} to quote"
         )
@@ -96,45 +96,45 @@ class HeadHits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TunedScores:
-    """What the search found."""
+    """Result of the search."""
 
     tried: tuple[TriedSetting, ...]
     """Each stream alone, equal weights, and the best of each kind, simplest first."""
     chosen: TriedSetting
-    """The one that gets most of the clips to choose on right; the simplest of equals."""
-    chosen_on: JudgedOn
-    """The clips that it was chosen on."""
-    quoted_on: JudgedOn | None
-    """The clips that its accuracy may be quoted on; None where none were given."""
+    """The setting with most right clips among those to choose on; the simplest of equals."""
+    chosen_on: ScoredClips
+    """The clips to choose on."""
+    quoted_on: ScoredClips | None
+    """The clips to quote on; None if none were given."""
     num_settings: int
-    """Settings that were tried."""
+    """Number of tried settings."""
     seconds: float
-    """It took, without reading the files."""
+    """Wall time without reading the files."""
     notes: tuple[str, ...]
-    """What was done with the files, in sentences."""
+    """Notes on how the files were read, one sentence each."""
     heads: tuple[HeadHits, ...] = ()
-    """The chosen setting on each data set, where there are several."""
+    """The chosen setting on each data set, if there are several."""
 
     def verdict(self) -> str:
-        """The accuracy to quote, or that there is none, in a sentence."""
+        """The accuracy to quote, or why there is none, in a sentence."""
         if self.quoted_on is None:
             return (
-                f"not an accuracy to quote: the setting was chosen on the {self.chosen_on} that it is judged by, and "
-                "choosing on the test split flatters; choose on a validation split and give the test split as quote"
+                f"not an accuracy to quote: the setting was chosen on the same {self.chosen_on}, and choosing on the "
+                "test split overestimates accuracy; choose on a validation split and give the test split as quote"
             )
         right = self.chosen.num_right_quoted or 0
         return (
             f"to quote: top-1 {right / self.quoted_on.num_clips:.2%}, {right} of {self.quoted_on}; "
-            f"the setting was chosen on {self.chosen_on}, none of which is among them"
+            f"the setting was chosen on {self.chosen_on}, which have no clip in common with these"
         )
 
 
 def tune_scores(config: TuneScoresConfig, *, progress: Progress | None = None) -> TunedScores:
-    """Try every setting, write fusion.json and fusion.png to `config.out`.
+    """Try every setting, and write fusion.json and fusion.png to `config.out`.
 
     Raises:
         ConfigError: the streams' clips, labels or classes differ, or clips to choose and to quote on overlap.
-        StorageError: a file cannot be read or is no such .npz.
+        StorageError: a file cannot be read or is not an .npz.
         TrainingError: scores are not finite, or an SVM lacks clips of a class.
     """
     refuse_foreign_files(storage.absolute(config.out), _FILES, schema=_SCHEMA, verb="tune-scores")
@@ -150,8 +150,8 @@ def tune_scores(config: TuneScoresConfig, *, progress: Progress | None = None) -
     tuned = TunedScores(
         tried=tuple(found),
         chosen=chosen,
-        chosen_on=choose.judged_on(),
-        quoted_on=quote.judged_on() if quote is not None else None,
+        chosen_on=choose.scored_clips(),
+        quoted_on=quote.scored_clips() if quote is not None else None,
         num_settings=num_settings,
         seconds=time.perf_counter() - started,
         notes=tuple(note for scores in (choose, quote) if scores is not None for note in scores.notes),
@@ -164,7 +164,7 @@ def tune_scores(config: TuneScoresConfig, *, progress: Progress | None = None) -
 def _search(
     config: TuneScoresConfig, choose: StreamScores, quote: StreamScores | None, *, progress: Progress | None
 ) -> tuple[list[TriedSetting], int]:
-    """The settings worth showing, simplest first, and how many were tried."""
+    """The settings to report, simplest first, and how many were tried."""
     weights = _weights(config)
     kinds = list(_kinds(config))
     total = len(kinds) * len(weights) + len(config.of) * len(config.svm_penalties)
@@ -183,7 +183,7 @@ def _search(
     best: dict[str, tuple[int, FusionSetting]] = {}
     for done, kind in enumerate(kinds, start=1):
         hits = _hits(kind, choose, weights)
-        # Of equally good weights the one that is nearest to equal ones.
+        # Of equally good weights the one nearest to 0.5.
         index = min(range(len(weights)), key=lambda at: (-hits[at], abs(weights[at] - 0.5)))
         if kind.of not in best or hits[index] > best[kind.of][0]:
             setting = _average(kind.of, float(weights[index]), kind.temperatures)
@@ -203,14 +203,14 @@ def _search(
 
 
 def _weights(config: TuneScoresConfig) -> NDArray[np.float64]:
-    """0, step, ... and 1, at which the last step may be shorter."""
+    """0, step, 2 step, ... and 1; the last step may be shorter."""
     steps = np.arange(0, 1, config.weight_step)
     return np.unique(np.round(np.append(steps, 1.0), 10))
 
 
 def _kinds(config: TuneScoresConfig) -> Iterator[FusionSetting]:
-    """Each way of averaging, without its weight."""
-    if "logits" in config.of:  # a temperature of logits would be nothing but another weight
+    """Each kind of average, without its weight."""
+    if "logits" in config.of:  # a temperature of logits would only be another weight
         yield _average("logits", None)
     if "softmax" in config.of:
         temperatures = sorted(set(config.temperatures), key=lambda value: abs(np.log(value)))
@@ -226,12 +226,14 @@ def _average(
 
 
 def _hits(setting: FusionSetting, scores: StreamScores, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Clips that are right at each temporal weight."""
-    return late_fusion_hits(*scores.fused_as(setting.of, setting.temperatures), scores.labels, temporal_weights=weights)
+    """Number of right clips at each temporal weight."""
+    return late_fusion_hits(
+        *scores.fusion_inputs(setting.of, setting.temperatures), scores.labels, temporal_weights=weights
+    )
 
 
 def _on_heads(setting: FusionSetting, choose: StreamScores, quote: StreamScores | None) -> tuple[HeadHits, ...]:
-    """How a setting does on each data set."""
+    """Right clips of a setting on each data set."""
     chosen_on = _right_in_folds(setting, choose) if setting.method == "svm" else _right(setting, choose)
     quoted_on = None if quote is None else _right(setting, quote, fit=choose)
     return tuple(
@@ -247,21 +249,21 @@ def _on_heads(setting: FusionSetting, choose: StreamScores, quote: StreamScores 
 
 
 def _num_right(setting: FusionSetting, scores: StreamScores, *, fit: StreamScores | None = None) -> int:
-    """How many clips a setting gets right."""
+    """Number of clips that a setting gets right."""
     return int(_right(setting, scores, fit=fit).sum())
 
 
 def _right(setting: FusionSetting, scores: StreamScores, *, fit: StreamScores | None = None) -> NDArray[np.bool_]:
-    """Which clips a setting gets right, each by the classes of its data set, (N,); an SVM is fitted to others."""
+    """(N,) whether a setting gets each clip right, among the classes of its data set; an SVM is fitted to `fit`."""
     if setting.method == "average":
         assert setting.temporal_weight is not None  # noqa: S101  (an average has one)
-        streams = scores.fused_as(setting.of, setting.temperatures)
+        streams = scores.fusion_inputs(setting.of, setting.temperatures)
         fused = late_fusion(*streams, temporal_weight=setting.temporal_weight, of="logits")  # as they are
         return top_k_hits(fused, scores.labels, k=1)
     assert fit is not None and setting.penalty is not None  # noqa: S101  (an SVM comes from svm_penalties)
     values = svm_fusion(
-        scores.fused_as(setting.of, setting.temperatures),
-        fit_scores=fit.fused_as(setting.of, setting.temperatures),
+        scores.fusion_inputs(setting.of, setting.temperatures),
+        fit_scores=fit.fusion_inputs(setting.of, setting.temperatures),
         fit_labels=fit.labels,
         penalty=setting.penalty,
         of="logits",  # as they are
@@ -270,30 +272,30 @@ def _right(setting: FusionSetting, scores: StreamScores, *, fit: StreamScores | 
 
 
 def _right_in_folds(setting: FusionSetting, scores: StreamScores) -> NDArray[np.bool_]:
-    """Clips that SVMs get right which were fitted to the others, and to none that was cut from the same video."""
+    """(N,) whether each clip is right under cross-validation, with clips of one video in the same fold."""
     right = np.zeros(len(scores.labels), dtype=np.bool_)
     for learnt, held_out in _folds(scores):
-        right[held_out] = _right(setting, scores.part(held_out), fit=scores.part(learnt))
+        right[held_out] = _right(setting, scores.subset(held_out), fit=scores.subset(learnt))
     return right
 
 
 def _folds(scores: StreamScores) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows to learn from and rows to judge; clips whose names differ in the last number alone are never parted.
+    """Group k-fold: (training rows, test rows); clips whose names differ only in the last number stay together.
 
-    UCF101, HMDB51 and Kinetics name the clips of one video so (v_X_g01_c01, v_X_g01_c02). An SVM knows them again: on
-    UCF101's scores it seemed to be right on 99 % of the clips in mixed folds, and was on 82 % of other groups'. Where
-    a class has but one such group, each half of its clips in the order of their names is judged by the other.
+    UCF101, HMDB51 and Kinetics name the clips of one video like this (v_X_g01_c01, v_X_g01_c02). An SVM recognises
+    them: on UCF101's scores it got 99 % of the clips right in mixed folds, but 82 % of clips of other groups. If a
+    class has only one group, its clips are split into two halves in the order of their names.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    assert scores.clip_ids is not None  # noqa: S101  (svm_penalties want quote, which wants names)
+    assert scores.clip_ids is not None  # noqa: S101  (svm_penalties need quote, which needs names)
     stems = [str(clip).rpartition("/")[2].partition(".")[0] for clip in scores.clip_ids]
     groups = np.array(
         [f"{label} {stem.rstrip('0123456789')}" for label, stem in zip(scores.labels, stems, strict=True)]
     )
     fewest = min(len(np.unique(groups[scores.labels == label])) for label in np.unique(scores.labels))
     with warnings.catch_warnings():
-        # A class with fewer clips than folds: svm_fusion says what is missing.
+        # A class with fewer clips than folds: svm_fusion raises an error that says what is missing.
         warnings.filterwarnings("ignore", message="The least populated class")
         if fewest > 1:
             folds = StratifiedGroupKFold(min(_MOST_FOLDS, fewest))

@@ -1,7 +1,7 @@
-"""Worst mistakes of an evaluation, explained: where a model is surest and wrong, the label is often the mistake.
+"""Label error detection: an evaluation's most confident mistakes, explained; often their label is wrong.
 
-Clips are ranked by the normalised margin (Northcutt, Jiang and Chuang 2021): the probability of the label less the
-largest of another class.
+Clips are ranked by the normalised margin (Northcutt, Jiang and Chuang 2021): the probability of the label minus the
+largest one of another class.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ _REFERENCES = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mistake:
-    """A clip that a model takes for another class than its label says."""
+    """A clip that a model predicts as another class than its label."""
 
     position: int
     """Position in the shard set's index."""
     clip_id: str
     """Name of the clip."""
     label: int
-    """The class that its label says, in [0, K)."""
-    taken_for: int
-    """The class that the model chooses, of the same data set."""
+    """Class of its label, in [0, K)."""
+    predicted: int
+    """The predicted class, of the same data set."""
     label_probability: float
     """Of the label, in [0, 1]."""
     probability: float
-    """Of the class that the model chooses."""
+    """Of the predicted class, in [0, 1]."""
 
     @property
     def margin(self) -> float:
-        """How much less probable the label is, in [-1, 0]: -1 where the model is sure of the other class."""
+        """Probability of the label minus that of the predicted class, in [-1, 0]."""
         return self.label_probability - self.probability
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExplainedMistake:
-    """A mistake with what speaks for either class."""
+    """A mistake with an explanation of either class."""
 
     mistake: Mistake
     """The clip."""
     frame: NDArray[np.uint8]
     """(H, W, 3) RGB: its middle frame."""
     for_label: Explanation
-    """What speaks for the label."""
+    """Explanation of the label."""
     for_answer: Explanation
-    """What speaks for the class that the model chooses."""
+    """Explanation of the predicted class."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,22 +75,22 @@ class ExplainedMistakes:
     scores: ClipScores
     """The evaluation."""
     model: str
-    """As it was named."""
+    """The model, as named by the user."""
     num_mistakes: int
-    """Of all clips that were scored."""
+    """Number of mistakes among all scored clips."""
     worst: tuple[ExplainedMistake, ...]
-    """Smallest margin first."""
+    """The explained ones, smallest margin first."""
 
 
 def find_mistakes(scores: ClipScores) -> list[Mistake]:
-    """All mistakes, smallest margin first; of equal ones the first clip."""
+    """All mistakes, smallest margin first, then in the order of clips."""
     predicted, rows = scores.predicted(), np.flatnonzero(scores.predicted() != scores.labels)
     found = [
         Mistake(
             position=int(scores.positions[row]),
             clip_id=scores.clip_ids[row],
             label=int(scores.labels[row]),
-            taken_for=int(predicted[row]),
+            predicted=int(predicted[row]),
             label_probability=float(scores.scores.probabilities[row, scores.labels[row]]),
             probability=float(scores.scores.probabilities[row, predicted[row]]),
         )
@@ -100,14 +100,14 @@ def find_mistakes(scores: ClipScores) -> list[Mistake]:
 
 
 def explain_mistakes(config: ExplainConfig, *, progress: Callable[[int, int], object]) -> ExplainedMistakes:
-    """Explain label and answer of the worst mistakes; `progress` gets the clips done and to do.
+    """Explain label and prediction of the worst mistakes; `progress` is called with (clips done, clips in all).
 
     Raises:
-        RegistryError, CheckpointError: the model cannot be had.
+        RegistryError, CheckpointError: the model cannot be loaded.
         StorageError, ShardError: scores or shards cannot be read.
-        ConfigError: scores, shards and model are not of each other, there is no mistake, or a layer is not there.
+        ConfigError: scores, shards and model do not belong together, there is no mistake, or no such layer.
     """
-    assert config.worst is not None  # noqa: S101  (the settings have looked)
+    assert config.worst is not None  # noqa: S101  (checked by the settings)
     scores = read_clip_scores(find_table(config.scores))
     if config.split not in (None, scores.about.split):
         raise ConfigError(
@@ -132,7 +132,7 @@ def explain_mistakes(config: ExplainConfig, *, progress: Callable[[int, int], ob
     worst = []
     for number, mistake in enumerate(chosen):
         progress(number, len(chosen))
-        # Frames also for networks without them: the reader wants to see the clip.
+        # RGB even for networks that do not use it: the page shows a frame.
         (_, clip), *_ = read_clips(shard_set, [mistake.position], want_rgb=True, want_flow=network.needs_flow)
         (frame,) = fetch_frames(clip.video or b"", [clip.num_frames // 2], num_frames=clip.num_frames)
         worst.append(
@@ -140,7 +140,7 @@ def explain_mistakes(config: ExplainConfig, *, progress: Callable[[int, int], ob
                 mistake=mistake,
                 frame=frame,
                 for_label=explainer.explain(clip, class_index=mistake.label),
-                for_answer=explainer.explain(clip, class_index=mistake.taken_for),
+                for_answer=explainer.explain(clip, class_index=mistake.predicted),
             )
         )
     progress(len(chosen), len(chosen))
@@ -148,11 +148,11 @@ def explain_mistakes(config: ExplainConfig, *, progress: Callable[[int, int], ob
 
 
 def references_of(config: ExplainConfig, network: Network, package: ModelPackage) -> list[EncodedClip]:
-    """Clips of the shards that are named, from which a video's contributions are counted; [] where none are.
+    """Clips of `config.shards` as the baseline of a video's stream contributions; [] if no shards are named.
 
     Raises:
-        ContractMismatchError: their flow is of another kind than the model's.
-        ShardError: they have no such split, or are damaged.
+        ContractMismatchError: the shards' flow is of another kind than the model's.
+        ShardError: the shards have no such split, or are damaged.
     """
     if config.shards is None:
         return []
@@ -164,7 +164,7 @@ def references_of(config: ExplainConfig, network: Network, package: ModelPackage
 
 
 def reference_clips(shard_set: ShardSet, split: str, *, want_flow: bool) -> list[EncodedClip]:
-    """Clips that stand for the others in a split: 16, evenly over its index.
+    """Baseline clips of a split: at most 16, evenly spaced in its index.
 
     Raises:
         ShardError: the shards have no such split, or are damaged.
@@ -182,8 +182,8 @@ def _shards_of(scores: ClipScores, uri: str) -> ShardSet:
     shard_set = open_shards(uri)
     if shard_set.hash != scores.about.manifest_hash:
         raise ConfigError(
-            f"shards of manifest {scores.about.manifest_hash[:12]} were wanted, which {redact(scores.uri)} has scores "
-            f"of, {redact(uri)} has {shard_set.hash[:12]}: name those that were evaluated, or evaluate these"
+            f"shards of manifest {scores.about.manifest_hash[:12]} were wanted, whose scores {redact(scores.uri)} has, "
+            f"{redact(uri)} has {shard_set.hash[:12]}: name the evaluated shards, or evaluate these"
         )
     return shard_set
 
@@ -194,8 +194,8 @@ def _model_of(scores: ClipScores, config: ExplainConfig) -> tuple[Network, Model
             found = hashlib.file_digest(weights, "sha256").hexdigest()
         if found != scores.about.model_sha256:
             raise ConfigError(
-                f"a model with weights {scores.about.model_sha256[:12]} was wanted, which {redact(scores.uri)} has "
-                f"scores of ({redact(scores.about.model)}), {redact(config.model)} has {found[:12]}: name that model, "
-                "or evaluate this one"
+                f"the model with weights {scores.about.model_sha256[:12]} was wanted, whose scores "
+                f"{redact(scores.uri)} has ({redact(scores.about.model)}), {redact(config.model)} has {found[:12]}: "
+                "name the evaluated model, or evaluate this one"
             )
         return load_model(Path(directory))

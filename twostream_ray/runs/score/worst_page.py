@@ -1,4 +1,4 @@
-"""Page of an evaluation's worst mistakes: what speaks for the label and what for the answer, clip by clip."""
+"""HTML report of an evaluation's worst mistakes: explanations of label and prediction, clip by clip."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from twostream_ray.runs.score.html_page import Markup, bars, element, html_page,
 from twostream_ray.runs.score.worst_mistakes import ExplainedMistake, ExplainedMistakes
 
 _PICTURED = {"spatial": ("frame",), "temporal": ("motion",), "fused": ("frame", "motion")}
-"""What a layer's activation is drawn over: what its stream sees."""
+"""The pictures that a layer's activation is drawn over: its stream's input."""
 
 
 def worst_page(found: ExplainedMistakes, *, moments: int) -> bytes:
-    """The page, with pictures of at most so many snippets for each class of a clip."""
+    """The page, with pictures of at most `moments` snippets for each class of a clip."""
     about, classes = found.scores.about, found.scores.about.classes
     rows = [
         (
             one.mistake.clip_id,
             classes[one.mistake.label],
             (f"{one.mistake.label_probability:.1%}", one.mistake.label_probability),
-            classes[one.mistake.taken_for],
+            classes[one.mistake.predicted],
             (f"{one.mistake.probability:.1%}", one.mistake.probability),
         )
         for one in found.worst
@@ -31,22 +31,22 @@ def worst_page(found: ExplainedMistakes, *, moments: int) -> bytes:
     return html_page(
         f"Worst mistakes on split {about.split}",
         paragraph(
-            f"{found.num_mistakes} of {len(found.scores.labels)} clips are taken for another class than their label "
-            f"says; here are the {len(found.worst)} where {found.model} is surest of it. Look at them one by one: "
-            "where the picture shows what the model says, the label is wrong."
+            f"{found.num_mistakes} of {len(found.scores.labels)} clips are predicted as another class than their "
+            f"label; these are the {len(found.worst)} where {found.model} is most confident. Look at them one by one: "
+            "if a picture shows the predicted class, the label is wrong."
         ),
-        table(("clip", "label", "gets", "taken for", "gets"), rows),
+        table(("clip", "label", "probability", "predicted", "probability"), rows),
         *[markup for one in found.worst for markup in _clip(one, classes, moments=moments)],
         element("h2", "Definitions"),
         items(
             [
-                "Order: the label's probability less that of the class it is taken for, smallest first.",
+                "Order: the label's probability minus that of the predicted class, smallest first.",
                 f"Probabilities are those of the evaluation, by protocol {about.protocol['name']}.",
-                "Streams: what appearance and motion add to the class's relative logit (its logit, mean over the "
-                "towers, less the mean logit of all classes), from other clips of the split to this one (Shapley "
+                "Streams: what appearance and motion add to the class's relative logit (its logit, averaged over the "
+                "towers, minus the mean logit of all classes), with other clips of the split as the baseline (Shapley "
                 "values).",
                 "Pictures: at the seconds without which the relative logit falls most; bright where a layer's maps "
-                "speak for the class (Grad-CAM), the line is at half of the largest activation in the same view.",
+                "support the class (Grad-CAM), the line is at half of the largest activation in the same view.",
             ]
         ),
     )
@@ -54,15 +54,15 @@ def worst_page(found: ExplainedMistakes, *, moments: int) -> bytes:
 
 def _clip(one: ExplainedMistake, classes: Sequence[str], *, moments: int) -> list[Markup]:
     mistake = one.mistake
-    label, answer = classes[mistake.label], classes[mistake.taken_for]
+    label, answer = classes[mistake.label], classes[mistake.predicted]
     return [
         element("h2", mistake.clip_id),
         paragraph(
-            f"Labelled {label} ({mistake.label_probability:.1%}), taken for {answer} ({mistake.probability:.1%})."
+            f"Labelled {label} ({mistake.label_probability:.1%}), predicted {answer} ({mistake.probability:.1%})."
         ),
         pictures([(visualize.png(one.frame), "middle frame")]),
-        *_reasons(f"What speaks for the label, {label}", one.for_label, moments=moments),
-        *_reasons(f"What speaks for the answer, {answer}", one.for_answer, moments=moments),
+        *_reasons(f"Evidence for the label, {label}", one.for_label, moments=moments),
+        *_reasons(f"Evidence for the prediction, {answer}", one.for_answer, moments=moments),
     ]
 
 
@@ -79,19 +79,19 @@ def _reasons(title: str, found: Explanation, *, moments: int) -> list[Markup]:
     ]
     return [
         element("h3", title),
-        paragraph(f"Relative logit {streams.baseline:+.2f} before, {streams.logit:+.2f} with this video."),
+        paragraph(f"Relative logit {streams.baseline:+.2f} on other clips, {streams.logit:+.2f} with this video."),
         bars((STREAMS[name], value, f"{value:+.2f}") for name, value in streams.by_stream.items()),
         *(
             []
             if streams.is_complete
-            else [paragraph(f"They add up but for {streams.gap:.2%}: rough ones.", quiet=True)]
+            else [paragraph(f"They add up except for {streams.gap:.2%}, so they are rough.", quiet=True)]
         ),
         pictures(shown),
     ]
 
 
 def most_important(found: Explanation, count: int) -> list[ExplainedSnippet]:
-    """At most so many snippets of different seconds, those without which the relative logit falls most, by time."""
+    """At most `count` snippets of different seconds, those without which the relative logit falls most, by time."""
     falls = dict(zip(found.seconds, found.falls, strict=True))
     each = {snippet.seconds: snippet for snippet in found.snippets}
     best = sorted(each, key=lambda second: -falls[second])[:count]
