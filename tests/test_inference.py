@@ -198,7 +198,7 @@ def test_predict_draws_its_classes_into_one_video_and_overwrites_its_own_files_a
     assert "where there is a file that it did not write" in capsys.readouterr().err
     assert drawn.read_bytes() == b"theirs"
     assert main([*command[:-1], str(video)]) == 2
-    assert "video must be another file than the one that is read" in capsys.readouterr().err
+    assert "video must be another file than the one to read" in capsys.readouterr().err
 
 
 def test_a_video_beyond_the_limits_is_refused_with_the_way_out_and_spoils_no_other(tmp_path: Path, video: Path) -> None:

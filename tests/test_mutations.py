@@ -32,7 +32,7 @@ from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.inspect import inspect
 from twostream_ray.runs.run_folder import SearchFolder
 from twostream_ray.runs.search.records import TrialRecord, TrialStore, as_csv, as_list, best_of
-from twostream_ray.runs.search.settings import SearchConfig, TuneConfig, keep_settings, settings_from
+from twostream_ray.runs.search.settings import SearchConfig, TuneConfig, settings_from, store_settings
 from twostream_ray.runs.settings import InspectConfig
 from twostream_ray.settings.parser import from_arguments
 from twostream_ray.tracking.outbox import Identity, Outbox
@@ -127,7 +127,7 @@ def make_recipe(folder: Path) -> None:
 
 
 def make_search(folder: Path) -> None:
-    keep_settings(SEARCH, folder_uri=str(folder / "search"))
+    store_settings(SEARCH, folder_uri=str(folder / "search"))
     journal = TrialStore(SEARCH, folder=SearchFolder(uri=str(folder / "search"), what="search"))
     for number in range(2):
         history = [{"epoch": 0, "val_top1": 0.5, "train_loss": 1.0}]

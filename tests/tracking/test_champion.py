@@ -72,7 +72,7 @@ def test_scores_on_fewer_clips_are_not_compared(model: Model) -> None:
 
 def test_promoting_again_changes_nothing(model: Model) -> None:
     model.promote(model.version(0.5))
-    assert model.promote(1).reason == "version 1 is champion: it was so before"
+    assert model.promote(1).reason == "version 1 is champion: it already was"
     assert model.aliases() == {"champion": 1}
 
 
@@ -247,7 +247,7 @@ def test_an_obstacle_is_in_the_verdict_with_the_command_that_decides_all_the_sam
         model.name, version, config=model.config, manifest_hash=NEW, split="test", obstacle="it wants another flow"
     )
     assert "version 1, champion, cannot be measured on split test" in verdict.reason
-    assert "it wants another flow; to make this one champion all the same:" in verdict.reason
+    assert "it wants another flow; to make this one champion anyway:" in verdict.reason
     (command,) = re.findall(r"`(.*?)`", verdict.reason)
     assert main(shlex.split(command)[1:]) == 0
     assert model.aliases() == {"champion": version}

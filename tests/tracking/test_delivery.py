@@ -185,7 +185,7 @@ def test_an_absent_server_is_reported_once_and_holds_up_no_epoch(
     assert waits == [3, 9, 21, 45, 93, 153], "after 15, 30, 60, 120, 240, 300, 300 s"
     assert spent < 2
     messages = [record.getMessage() for record in caplog.records if "cannot be reached" in record.getMessage()]
-    assert len(messages) == 1 and f"waits in {tmp_path}/tracking-journal; training continues" in messages[0]
+    assert len(messages) == 1 and f"events are kept in {tmp_path}/tracking-journal; training continues" in messages[0]
     assert "hush" not in caplog.text
     assert Outbox(run_uri=str(tmp_path)).count() == 200
 
@@ -218,7 +218,7 @@ def test_what_mlflow_itself_refuses_is_set_aside_and_holds_up_nothing(
     assert [row.step for row in history(tracking, handle.run_id, "loss")] == [0, 1]
     (refused,) = (tmp_path / "tracking-journal" / "refused").iterdir()
     assert json.loads(refused.read_text())["values"] == {"rows": [["a\nkey", 0, 1.0]]}
-    assert "MLflow refused an event" in caplog.text
+    assert "MLflow rejected an event" in caplog.text
     assert outbox.count() == 0
 
 
@@ -299,7 +299,7 @@ def test_replay_on_the_command_line_finds_all_runs_and_says_what_it_did(
     monkeypatch.chdir(tmp_path)
     assert main(["track", "replay", "one", "--tracking.uri", NOBODY]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "127.0.0.1:9 did not take the journal" in line and "2 events wait" in line and "hush" not in line
+    assert "127.0.0.1:9 did not accept the outbox" in line and "2 events are pending" in line and "hush" not in line
     assert main(["track", "replay", "--storage", ".", "--tracking.uri", back.resolved_uri()]) == 0
     printed = capsys.readouterr().out
     assert (

@@ -85,7 +85,9 @@ def test_a_file_of_the_users_is_never_written_over(there: str, name: str, entry:
     before = {
         path: path.readlink() if path.is_symlink() else path.is_file() and path.read_text() for path in out.iterdir()
     }
-    with pytest.raises(StorageError, match=rf"{name} was not pulled .*: name another directory, or move it away"):
+    with pytest.raises(
+        StorageError, match=rf"{name} was not written by `twostream pull`.*: name another directory, or move it away"
+    ):
         pull(entry.register(**model(2)), out, config=entry.config)
     after = {
         path: path.readlink() if path.is_symlink() else path.is_file() and path.read_text() for path in out.iterdir()

@@ -140,7 +140,8 @@ def test_registering_without_a_server_says_where_the_model_is(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = TrackingConfig(uri="http://u:hush@127.0.0.1:9")
     with pytest.raises(
-        RegistryError, match=r"127\.0\.0\.1:9 has been away .* its checkpoint is kept: run the same command again"
+        RegistryError,
+        match=r"127\.0\.0\.1:9 has been unreachable .* the checkpoint is kept: run the same command again",
     ) as caught:
         registered(away, package, name="away")
     assert "hush" not in str(caught.value) + caplog.text

@@ -31,7 +31,7 @@ def test_rolling_back_again_goes_further_back_and_ends_with_a_way_out(model: Mod
         model.promote(model.version(top1))
     assert [rollback(model.name, config=model.config).champion for _ in range(2)] == [2, 1]
     assert model.aliases() == {"champion": 1, "challenger": 3}
-    with pytest.raises(RegistryError, match=r"on record as champion before 1: name one of 1, 2, 3, 4 with --to"):
+    with pytest.raises(RegistryError, match=r"is recorded before 1: name one of 1, 2, 3, 4 with --to"):
         rollback(model.name, config=model.config)
 
 

@@ -135,7 +135,9 @@ def test_a_database_that_cannot_be_written_is_refused_at_once_with_the_way_out(w
     before = sorted(tmp_path.rglob("*"))
     config = TrackingConfig(uri=f"sqlite:///{path}")
     began = time.monotonic()
-    with pytest.raises(StorageError, match=r"can be written at .*, it cannot \(.*let --tracking\.uri .* another file"):
+    with pytest.raises(
+        StorageError, match=r"MLflow's database .* cannot be written \(.*set --tracking\.uri .* another file"
+    ):
         config.require_usable()
     with pytest.raises(StorageError):
         client_for(config.resolved_uri())
@@ -230,5 +232,5 @@ def test_a_database_of_others_can_be_read_but_a_run_is_not_recorded_there(tmp_pa
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 4, done.stderr
-    assert "can be written at" in lines[0] and "let --tracking.uri" in lines[0]
+    assert "cannot be written" in lines[0] and "set --tracking.uri" in lines[0]
     assert lines[1:] == ["True", "True", "True"]

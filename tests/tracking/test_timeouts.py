@@ -13,6 +13,7 @@ import pytest
 
 from twostream_ray.errors import RegistryError, TrackingError
 from twostream_ray.tracking import (
+    RunHandle,
     TrackingConfig,
     delivery,
     finish_run,
@@ -132,7 +133,7 @@ def test_a_half_dead_server_holds_up_no_training_and_what_is_logged_waits(
             log_metrics(handle, {"loss": 1.0}, step=step)
         logged = time.monotonic()
         with pytest.raises(
-            TrackingError, match=r"did not take the journal|is just being delivered|something else answers"
+            TrackingError, match=r"did not accept the outbox|is delivering the outbox|something else answers"
         ):
             replay(str(tmp_path / "run"), config=config)
     assert started - began < 4, "1 s, and the machine's own"
@@ -179,10 +180,19 @@ def test_a_registry_that_does_not_get_on_is_given_up_in_one_line(what: str, monk
     def ask(*, config: TrackingConfig) -> object:
         return client_for(config.resolved_uri()).get_registered_model("two-stream")
 
+    @with_deadline(1.0)
+    def ask_by_handle(handle: RunHandle) -> object:
+        return client_for(handle.tracking_uri).get_registered_model("two-stream")
+
     with serving(HALF_DEAD[what]) as uri:
         began = time.monotonic()
-        with pytest.raises(RegistryError, match=r"it did not \(no end within 1 s\): look at the server"):
+        with pytest.raises(RegistryError, match=r"but did not \(no end within 1 s\): check the server"):
             ask(config=TrackingConfig(uri=uri))
         assert time.monotonic() - began < 4
+        with_password = uri.replace("http://", "http://me:pass-word-1@")
+        handle = RunHandle(tracking_uri=with_password, run_uri="runs/x", experiment_id="", run_id="")
+        with pytest.raises(RegistryError, match=r"MLflow at http://.*@127\.0\.0\.1:\d+ should answer") as refused:
+            ask_by_handle(handle)
+        assert "pass-word-1" not in str(refused.value)
     for function in (promote, rollback, record_measurement, register):
         assert hasattr(function, "__wrapped__"), f"{function.__name__} has a limit"

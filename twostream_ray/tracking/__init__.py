@@ -1,4 +1,4 @@
-"""Tracking: runs, metrics, artefacts, model registry; the only package that uses MLflow, loaded at the first call."""
+"""Experiment tracking and model registry; the only package that uses MLflow, which is imported at the first call."""
 
 from twostream_ray.tracking.champion import Rollback, Verdict, promote, rollback
 from twostream_ray.tracking.comparison import (

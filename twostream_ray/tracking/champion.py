@@ -1,10 +1,9 @@
-"""Champion and challenger: promotion and rollback of a registered model's aliases, safe with concurrent jobs.
+"""Champion-challenger promotion and rollback of a registered model's MLflow aliases, safe with concurrent jobs.
 
-`champion` moves only to a version that beats the present one. MLflow's aliases are last write wins, with no
-compare-and-set. So each job first declares its version a candidate (a tag), then computes the best of all recent
-candidates, sets the alias to it, and reads again until the alias is what it should be. The last writer has read all
-declarations made before; a later declarer has read what was written. So the better version stays, on SQLite as on a
-server.
+`champion` moves only to a version that beats the current one. MLflow's aliases are last-write-wins, without
+compare-and-set. So each job first declares its version a candidate (a tag), then determines the best of all recent
+candidates, sets the alias to it, and reads again until the alias is right. The last writer has read all earlier
+declarations, and a later declarer has read what was written, so the better version stays, on SQLite as on a server.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _CONCURRENT_SECONDS = 600.0
-"""Candidates declared this long before another may still be writing; older ones are done, and a champion that a person
-has set by hand since then stays."""
+"""Jobs of candidates declared this recently may still be writing; older ones are done, so that a champion set by hand
+since then stays."""
 _MOST_ROUNDS = 20
 _CHECK = "check tracking.model_name and tracking.uri"
 _TAG_LENGTH = 5000
@@ -54,19 +53,19 @@ class Verdict:
     """Result of a promotion."""
 
     version: int
-    """The version that was to be promoted."""
+    """The version to be promoted."""
     alias: str
-    """Its alias now: champion or challenger."""
+    """Its new alias: champion or challenger."""
     champion: int
-    """The version that is champion now."""
+    """The current champion."""
     reason: str
-    """Why, in a sentence with the numbers."""
+    """The reason, in a sentence with the metrics."""
     rival: int | None = None
-    """The version that it was compared with; None where there was none to compare with."""
+    """The version that it was compared with; None if it was not compared."""
     measured: Measurement | None = None
-    """By what it was compared."""
+    """Measurement of the version in the comparison."""
     rival_measured: Measurement | None = None
-    """And its rival."""
+    """Measurement of the rival in the comparison."""
 
 
 @with_deadline(ANSWER_S)
@@ -81,22 +80,22 @@ def promote(
     shards: str | None = None,
     obstacle: str = "",
 ) -> Verdict:
-    """Make a version `champion` if it beats the present one on the same manifest and split, otherwise `challenger`.
+    """Make a version `champion` if it beats the current one on the same manifest and split, otherwise `challenger`.
 
-    It beats it if its metric is higher and both scored equally many clips of equally many. The first measured version
-    of a model is champion. A champion that was never measured on this manifest stays: `twostream evaluate` measures it
-    there, `twostream promote` compares again. Of versions promoted at once the best becomes champion, the oldest of
-    equals.
+    It beats it if its metric is higher and both were scored on the same numbers of clips. The first measured version of
+    a model is champion. A champion that was never measured on this manifest stays: measure it there with `twostream
+    evaluate`, then compare again with `twostream promote`. Of versions promoted concurrently the best becomes champion,
+    the oldest of equals.
 
     Args:
-        name: of the registered model.
-        version: the one to promote; it has a measurement.
+        name: name of the registered model.
+        version: the version to promote; it has a measurement.
         config: the registry.
-        manifest_hash: of the data to compare on.
-        split: of it.
-        metric: higher is better.
-        shards: where the data are, for the commands that the verdict names.
-        obstacle: why the present champion cannot be measured on them, for the verdict; empty if nobody has tried.
+        manifest_hash: manifest of the data to compare on.
+        split: split of the data.
+        metric: name of the metric; higher is better.
+        shards: URI of the data, for commands in the verdict.
+        obstacle: why the current champion cannot be measured on the data, for the verdict; empty if not tried.
 
     Raises:
         RegistryError: there is no such version or measurement, or MLflow does not answer.
@@ -133,28 +132,28 @@ class Rollback:
     """Result of a rollback."""
 
     champion: int
-    """The version that is champion now."""
+    """The current champion."""
     taken_back: int | None
-    """The version that was; None where nothing moved or the model had no champion."""
+    """The previous champion; None if nothing changed or the model had none."""
     reason: str
     """What happened, in a sentence."""
 
 
 @with_deadline(ANSWER_S)
 def rollback(name: str, *, config: TrackingConfig, to: int | None = None, because: str = "") -> Rollback:
-    """Put `champion` back to the version that was so before, or to a named one; rolling back again goes further back.
+    """Set `champion` back to the previous champion, or to a named version; rolling back again goes further back.
 
-    The version that was champion is tagged `rolled_back` with time, user and why: no later promotion brings it back,
-    unless it is promoted itself, or rolled back to.
+    The replaced version is tagged `rolled_back` with time, user and reason: it becomes champion again only if it is
+    itself promoted, or rolled back to.
 
     Args:
-        name: of the registered model.
+        name: name of the registered model.
         config: the registry.
-        to: the version to make champion; none: the one that was so before.
-        because: why, for the record.
+        to: the version to make champion; by default the previous champion.
+        because: the reason, stored in the tag.
 
     Raises:
-        RegistryError: there is no such model or version, no earlier champion is on record, or MLflow does not answer.
+        RegistryError: there is no such model or version, no earlier champion is recorded, or MLflow does not answer.
     """
     uri = config.resolved_uri()
     wanted = f"rolling back {name}" + (f" to version {to}" if to else "")
@@ -167,12 +166,11 @@ def rollback(name: str, *, config: TrackingConfig, to: int | None = None, becaus
         target = to or before.champion_before()
         if target is None:
             raise RegistryError(
-                f"no version of {name} is on record as champion before {before.champion or 'now'}: name one of {known} "
-                "with --to"
+                f"no champion of {name} is recorded before {before.champion or 'now'}: name one of {known} with --to"
             )
         if target == before.champion:
             return Rollback(champion=target, taken_back=None, reason=f"version {target} is champion already")
-        # First the tag, then the alias: a promotion that reads in between leaves the version that is tagged alone.
+        # First the tag, then the alias: a promotion that reads in between ignores the tagged version.
         if before.champion is not None:
             when = datetime.now(UTC).isoformat(timespec="seconds")
             why = f": {because}" if because else ""
@@ -197,14 +195,14 @@ def _set_best_candidate(
         seen = read_registered_model(client, name)
         best = incumbent if incumbent in seen.tags else None
         if best is not None and seen.is_rolled_back(best):
-            best = seen.champion  # a person rolled back meanwhile: what they chose is to be beaten
+            best = seen.champion  # rolled back meanwhile: the version rolled back to has to be beaten
         for candidate in seen.candidates(since=now - _CONCURRENT_SECONDS, now=now):
             if best is None or _beats(seen, candidate.version, best, candidate.criterion):
                 best = candidate.version
         if best is None or best == seen.champion:
             return seen
         _set_champion(client, name, best, seen=seen)
-    raise RegistryError(f"champion of {name} kept moving while {_MOST_ROUNDS} rounds were tried: `{again}` later")
+    raise RegistryError(f"the champion of {name} changed in each of {_MOST_ROUNDS} attempts: run `{again}` later")
 
 
 def _beats(seen: RegisteredModel, challenger: int, champion: int, criterion: Criterion) -> bool:
@@ -239,13 +237,13 @@ def _verdict(
     if rival is None:
         why = "the model had none"
     elif rival == version:
-        why = "it was so before"
+        why = "it already was"
     elif alias == CHAMPION and theirs is None:
         why = f"it beats the version that replaced version {rival} meanwhile, {where}"
     elif theirs is None and hints.obstacle:
         why = f"version {rival}, champion, cannot be measured on {where}: {hints.obstacle}"
         force = rollback_command(hints.name, version, config=hints.config)
-        why += f"; to make this one champion all the same: `{force}`"
+        why += f"; to make this one champion anyway: `{force}`"
     elif theirs is None:
         why = (
             f"version {rival}, champion, was never measured on {where}: `{hints.measure(rival)}`, then `{hints.again}`"
@@ -288,7 +286,7 @@ def _set_champion(client: MlflowClient, name: str, version: int, *, seen: Regist
     """Set the alias `champion`, and tag the version with the time."""
     now = datetime.now(UTC)
     if seen.champion is not None and CHAMPION_SINCE_TAG not in seen.tags.get(seen.champion, {CHAMPION_SINCE_TAG: ""}):
-        # A person set it by hand: since when is not known, but it was so before this one.
+        # It was set by hand at an unknown time, but before this one.
         _set_tag(client, name, seen.champion, CHAMPION_SINCE_TAG, _timestamp(now - timedelta(seconds=1)))
     _set_alias(client, name, CHAMPION, version)
     _set_tag(client, name, version, CHAMPION_SINCE_TAG, _timestamp(now))
@@ -317,5 +315,5 @@ def _set_tag(client: MlflowClient, name: str, version: int, key: str, value: str
 def _retry_once(write: Callable[[], object]) -> None:
     from mlflow.exceptions import MlflowException
 
-    # Two jobs that write a row that was not there both insert it, and MLflow refuses the second. Now it is there.
+    # If two jobs write a new row at once, both insert it and MLflow refuses the second; the row exists on a retry.
     Retrying(retry=retry_if_exception_type(MlflowException), stop=stop_after_attempt(2), reraise=True)(write)

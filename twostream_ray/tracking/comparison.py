@@ -1,4 +1,4 @@
-"""Registered versions by name or alias, and the measurement by which one is compared with the champion."""
+"""Lookup of registered versions by name or alias, and of the measurement to compare one with the champion by."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def names_version(model_uri: str) -> bool:
 
 @with_deadline(ANSWER_S)
 def find_version(model_uri: str, *, config: TrackingConfig) -> tuple[str, int]:
-    """Name and version of models:/NAME/VERSION or models:/NAME@ALIAS, as the registry has it now.
+    """Resolve models:/NAME/VERSION or models:/NAME@ALIAS to name and version.
 
     Raises:
         RegistryError: the URI is of another form, there is no such version, or MLflow does not answer.
@@ -42,7 +42,7 @@ def find_version(model_uri: str, *, config: TrackingConfig) -> tuple[str, int]:
 
 @with_deadline(ANSWER_S)
 def version_card(name: str, version: int, *, config: TrackingConfig) -> str | None:
-    """The model card of a version, Markdown; None where it has none.
+    """The model card of a version, Markdown; None if it has none.
 
     Raises:
         RegistryError: there is no such version, or MLflow does not answer.
@@ -57,14 +57,14 @@ def version_card(name: str, version: int, *, config: TrackingConfig) -> str | No
 def comparable_measurement(
     name: str, version: int, *, config: TrackingConfig, split: str | None = None, manifest: str = ""
 ) -> Measurement:
-    """The one measurement of a version to compare it with the champion by; of several, the one that both have.
+    """The measurement of a version to compare it with the champion by; of several, the one that both have.
 
     Args:
-        name: of the registered model.
-        version: the one that is to be promoted.
+        name: name of the registered model.
+        version: the version to be promoted.
         config: the registry.
         split: only measurements of this split.
-        manifest: only measurements whose manifest's hash begins so.
+        manifest: only measurements whose manifest's hash starts with this.
 
     Raises:
         RegistryError: there is no such version, it has no such measurement or several, or MLflow does not answer.
@@ -88,7 +88,7 @@ def comparable_measurement(
             f"{name} version {version} has no measurement"
             + (f" on split {split}" if split else "")
             + (f" of manifest {manifest}" if manifest else "")
-            + f": `{command}` first, where SHARDS are those to compare on"
+            + f": run `{command}` first, with the shards to compare on as SHARDS"
         )
     if len(own) > 1:
         ways = ", or ".join(f"--split {found.split} --manifest {found.manifest_hash[:12]}" for found in own)
@@ -98,7 +98,7 @@ def comparable_measurement(
 
 @with_deadline(ANSWER_S)
 def unmeasured_champion(name: str, *, config: TrackingConfig, manifest_hash: str, split: str) -> int | None:
-    """The present champion if it was never measured on this split of this manifest; None if it was, or there is none.
+    """The champion if it was never measured on this split of this manifest; None if it was, or there is none.
 
     Raises:
         RegistryError: there is no such model, or MLflow does not answer.
@@ -116,7 +116,7 @@ def unmeasured_champion(name: str, *, config: TrackingConfig, manifest_hash: str
 
 @with_deadline(ANSWER_S)
 def newest_version(name: str, *, config: TrackingConfig) -> int:
-    """The version of a registered model that was made last.
+    """The newest version of a registered model.
 
     Raises:
         RegistryError: there is no such model, it has no version, or MLflow does not answer.
@@ -132,7 +132,7 @@ def newest_version(name: str, *, config: TrackingConfig) -> int:
 
 @with_deadline(ANSWER_S)
 def logged_shards(name: str, version: int, *, config: TrackingConfig, manifest_hash: str) -> str | None:
-    """Where the shards of a manifest are, as the run that made a version says; None where it says nothing of them.
+    """URI of a manifest's shards, from the inputs of the run that made a version; None if it has no such input.
 
     Raises:
         RegistryError: there is no such version, or MLflow does not answer.

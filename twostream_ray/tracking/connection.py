@@ -1,4 +1,4 @@
-"""Connection to MLflow: tracking URI, client, timeouts, and errors of a server that is away."""
+"""MLflow client: tracking URI, timeouts, deadlines, and errors of an unreachable server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 ANSWER_S = 120.0
-"""How long a server may take for what moves no large files."""
+"""Deadline of calls without large files."""
 
 _FIRST_ANSWER_S = 30.0
 _DATABASE_ATTEMPTS = 3
@@ -36,16 +36,16 @@ _DATABASE_ATTEMPTS = 3
 _timeouts_lock = threading.Lock()
 _active_timeouts: list[dict[str, str]] = []
 _original_timeouts: dict[str, str | None] = {}
-"""Settings of MLflow's client that several threads want, and those that the environment had before."""
+"""MLflow client settings of concurrent blocks, and the environment's values before them."""
 
 
 def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
     """A client of tracking and registry at this (resolved) URI; telemetry off.
 
     Raises:
-        StorageError: a SQLite file cannot be written, or not be read where the client only `reads`.
-        ConfigError: a database wants a driver that is not installed, or its URL is none.
-        Exception: any of MLflow's, if a database cannot be opened; a server is not asked yet.
+        StorageError: a SQLite file cannot be written, or with `reads_only` cannot be read.
+        ConfigError: a database needs a driver that is not installed, or its URL is invalid.
+        Exception: any of MLflow's, if a database cannot be opened; a server is not contacted yet.
     """
     if sqlite.is_sqlite(uri):
         path = sqlite.path_of(uri)
@@ -70,7 +70,7 @@ def client_for(uri: str, *, reads_only: bool = False) -> MlflowClient:
 
 @contextlib.contextmanager
 def loading_mlflow() -> Iterator[None]:
-    """Run a block in which modules of MLflow are first used: warnings of 3.17 about its own code are silenced.
+    """Silence warnings of MLflow 3.17 about its own code while its modules are first imported.
 
     SQLAlchemy 2.1 deprecates what its tables use, and its pyfunc module warns of its own type hints.
     """
@@ -87,7 +87,7 @@ def load_mlflow() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # At the end of a run MLflow prints links to it, user and password of the tracking URI included.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # A uv.lock in the working directory is not the model's: its requirements are pinned from what is installed.
+    # A uv.lock in the working directory is not the model's: requirements are pinned to the installed versions.
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     import mlflow  # noqa: F401
 
@@ -98,7 +98,7 @@ def load_mlflow() -> None:
 
 @functools.cache
 def _migrate_once(uri: str) -> None:
-    """Make the tables of a new SQLite file; one process at a time, as MLflow's migrations are not safe in parallel."""
+    """Create the tables of a new SQLite file, one process at a time: MLflow's migrations are not concurrency-safe."""
     from mlflow import MlflowClient
 
     sqlite.path_of(uri).parent.mkdir(parents=True, exist_ok=True)
@@ -108,10 +108,10 @@ def _migrate_once(uri: str) -> None:
 
 @contextlib.contextmanager
 def short_timeouts(*, repeat: bool = True, request_s: int = 20) -> Iterator[None]:
-    """Run a block with timeouts of seconds: MLflow's own are 4 minutes, at 120 s a request, for a server that is down.
+    """Set timeouts of seconds while the block runs: MLflow's defaults are 4 minutes, at 120 s per request.
 
-    Settings that the environment already has stay, except that no request is repeated where `repeat` is False. Blocks
-    of several threads may overlap: the youngest one's settings hold, and the last to end puts everything back.
+    Values that the environment already has are kept, except that requests are not repeated if `repeat` is False. Blocks
+    of several threads may overlap: the newest one's settings apply, and the last to end restores the environment.
     """
     mine = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s)}
     with _timeouts_lock:
@@ -136,10 +136,10 @@ def short_timeouts(*, repeat: bool = True, request_s: int = 20) -> Iterator[None
 
 
 def answer_seconds(config: TrackingConfig) -> float | None:
-    """Seconds that a tracking server takes to list an experiment; None for a file, which there need not be yet.
+    """Seconds that a tracking server takes to list an experiment; None for a SQLite file, which need not exist yet.
 
     Raises:
-        RegistryError: it does not answer, or not as MLflow does, or refuses these credentials.
+        RegistryError: it does not answer, is not MLflow, or refuses the credentials.
         StorageError, ConfigError: as `client_for`.
     """
     uri = config.resolved_uri()
@@ -152,13 +152,13 @@ def answer_seconds(config: TrackingConfig) -> float | None:
         client.search_experiments(max_results=1)
         return time.perf_counter() - started
 
-    way_out = "see that the server runs and is reached from here, and MLFLOW_TRACKING_USERNAME and _PASSWORD"
+    way_out = "check that the server runs and can be reached, and MLFLOW_TRACKING_USERNAME and _PASSWORD"
     with registry_errors(uri, wanted="an answer", way_out=way_out), short_timeouts(repeat=False):
         return call_with_deadline(ask, limit_s=_FIRST_ANSWER_S, grace_s=0)
 
 
 def with_deadline(limit_s: float) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
-    """Decorator: give up a function that asks a server after `limit_s`; it takes a `config`, or a run's handle first.
+    """Decorator with a deadline for a function that takes a TrackingConfig as `config`, or a RunHandle first.
 
     Raises:
         RegistryError: the function did not end in time.
@@ -168,16 +168,18 @@ def with_deadline(limit_s: float) -> Callable[[Callable[_Parameters, _Result]], 
         @functools.wraps(function)
         def call(*given: _Parameters.args, **named: _Parameters.kwargs) -> _Result:
             config, first = named.get("config"), given[0] if given else None
-            uri = config.resolved_uri() if isinstance(config, TrackingConfig) else str(getattr(first, "uri", ""))
-            if sqlite.is_sqlite(uri):  # a file: it answers or fails
+            uri = (
+                config.resolved_uri() if isinstance(config, TrackingConfig) else str(getattr(first, "tracking_uri", ""))
+            )
+            if sqlite.is_sqlite(uri):  # a file needs no deadline
                 return function(*given, **named)
             load_mlflow()
             try:
                 return call_with_deadline(lambda _: function(*given, **named), limit_s=limit_s, grace_s=0)
             except TimeoutError as error:
                 raise RegistryError(
-                    f"MLflow at {uri} was wanted to answer, it did not ({error}): look at the server, then run "
-                    "the same command again"
+                    f"MLflow at {redact(uri)} should answer, but did not ({error}): check the server, then run the "
+                    "same command again"
                 ) from error
 
         return call
@@ -187,10 +189,10 @@ def with_deadline(limit_s: float) -> Callable[[Callable[_Parameters, _Result]], 
 
 @contextlib.contextmanager
 def registry_errors(uri: str, *, wanted: str, way_out: str) -> Iterator[None]:
-    """Run a block in which MLflow must answer.
+    """Raise errors of MLflow within the block as RegistryError.
 
     Raises:
-        RegistryError: it did not; names the URI, what was wanted and the way out.
+        RegistryError: names the URI, what was wanted and the way out.
     """
     load_mlflow()
     from mlflow.exceptions import MlflowException

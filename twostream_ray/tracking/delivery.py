@@ -1,4 +1,4 @@
-"""Delivery of a run's outbox to MLflow: in order, exactly once, within a deadline, retried while it is away."""
+"""Outbox delivery to MLflow: in order, exactly once, with deadlines and exponential backoff while it is unreachable."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 KEY_TAG = "twostream.run_key"
-"""Tag of a run's key, by which a run is found that was made at MLflow while the answer was lost."""
+"""Tag with a run's idempotency key, by which a run is found that was created although the response was lost."""
 
 _logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 300.0
 _REQUEST_S, _PATIENT_REQUEST_S = 10, 60
-"""How long a server may be silent."""
+"""Read timeouts of requests."""
 _LIMIT_S = 10.0
-"""How long a training waits for a server at its start, or at an epoch."""
+"""Deadline of a delivery at the start of a training, or at an epoch."""
 _EVENT_LIMIT_S, _PATIENT_EVENT_LIMIT_S = 60.0, 120.0
-"""How long a server may take for one event, behind a training and in a replay."""
+"""Deadlines for one event, after a training and in a replay."""
 _GRACE_S = 10.0
-"""How much longer an abandoned delivery may take before it is stopped."""
+"""How much longer an abandoned delivery may run before its thread is stopped."""
 _MOST_AT_ONCE = 100
-"""Events that a running training sends in one go, so that a long outbox does not hold it up."""
+"""Most events that a running training sends at once, so that a long outbox does not delay it."""
 _PATIENCE_S = 30.0
-"""How long the end of a run waits for another process that is just delivering the same outbox."""
+"""How long the end of a run waits for another process that is delivering the same outbox."""
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")
-"""Error codes that no retry mends."""
+"""Error codes that a retry cannot fix."""
 # MLflow's limits (mlflow.utils.validation); a batch above its own is refused whole.
 _PARAMETERS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
 
@@ -56,35 +56,35 @@ class _Outage:
 
 
 _outages: dict[str, _Outage] = {}
-"""Of each URI that failed last time: until it is tried again, events stay in the outbox."""
+"""Unreachable URIs: until the next attempt, events stay in the outbox."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """What was sent from one run's outbox."""
+    """Result of delivering one run's outbox."""
 
     run_uri: str
     """The run."""
     run_id: str
-    """Its id at MLflow."""
+    """The run's id in MLflow."""
     metrics: int
-    """Values of metrics; those that MLflow had already are not counted."""
+    """Delivered metric values, without those that MLflow already had."""
     files: int
-    """Files."""
+    """Delivered files."""
     statuses: int
-    """Beginnings and ends of the run."""
+    """Delivered starts and ends of the run."""
     refused: int
-    """Events that MLflow turned down, now in the outbox's folder `refused`."""
+    """Events that MLflow rejected, now in the outbox's folder `refused`."""
 
     def sentence(self) -> str:
-        """The counts in a sentence, for people."""
+        """The counts in a sentence."""
         counts = {"metric values": self.metrics, "files": self.files, "statuses": self.statuses}
         delivered = ", ".join(f"{what} {count}" for what, count in counts.items() if count) or "nothing was waiting"
         return f"{self.run_uri}: {delivered}" + (f"; refused {self.refused}" if self.refused else "")
 
 
 def deliver_if_due(outbox: Outbox, uri: str) -> None:
-    """Send what waits, in at most some seconds; while MLflow is away only now and then. Never raises."""
+    """Deliver pending events within seconds; with backoff while MLflow is unreachable. Never raises."""
     outage = _outages.get(uri)
     if outage and time.monotonic() < outage.again_at:
         return
@@ -100,9 +100,9 @@ def deliver_if_due(outbox: Outbox, uri: str) -> None:
 
 
 def deliver_now(outbox: Outbox, uri: str, *, patient: bool) -> bool:
-    """Send what waits, however recently MLflow was away; returns whether all has arrived. Never raises.
+    """Deliver pending events without regard to backoff; returns whether all were delivered. Never raises.
 
-    Takes some seconds at most, before a training; a `patient` one, behind it, as long as MLflow makes progress.
+    Takes at most some seconds (before a training), or with `patient` as long as there is progress (after it).
     """
     wait_s, limit_s = (_PATIENCE_S, _EVENT_LIMIT_S) if patient else (0, _LIMIT_S)
     try:
@@ -117,7 +117,7 @@ def deliver_now(outbox: Outbox, uri: str, *, patient: bool) -> bool:
             _outages.pop(uri, None)
     if delivered is None and patient:
         _logger.warning(
-            "what MLflow at %s has not heard of this run waits: `twostream track replay %s%s` delivers it",
+            "part of this run is not yet in MLflow at %s: `twostream track replay %s%s` delivers it",
             redact(uri),
             shlex.quote(redact(outbox.run_uri)),
             TrackingConfig(uri=uri).uri_option(),
@@ -126,11 +126,11 @@ def deliver_now(outbox: Outbox, uri: str, *, patient: bool) -> bool:
 
 
 def replay(run_uri: str, *, config: TrackingConfig) -> Delivery:
-    """Deliver the outbox of a run; idempotent, also after a kill in its midst.
+    """Deliver the outbox of a run; idempotent, even after a kill.
 
     Raises:
-        OutboxError: there is no outbox, or it does not say which run it is of.
-        TrackingError: MLflow does not answer, or another process is just delivering it.
+        OutboxError: there is no outbox, or it has no identity of a run.
+        TrackingError: MLflow does not answer, or another process is delivering it.
         StorageError: the run's directory cannot be read.
     """
     outbox, uri = Outbox(run_uri=run_uri), config.resolved_uri()
@@ -142,14 +142,12 @@ def replay(run_uri: str, *, config: TrackingConfig) -> Delivery:
         raise
     except Exception as error:
         raise TrackingError(
-            f"MLflow at {redact(uri)} did not take the journal of {run_uri}, {outbox.count()} events wait "
+            f"MLflow at {redact(uri)} did not accept the outbox of {run_uri}, {outbox.count()} events are pending "
             f"({first_line(error)}): check tracking.uri and MLFLOW_TRACKING_USERNAME and _PASSWORD, then "
             "replay again"
         ) from error
     if delivered is None:
-        raise TrackingError(
-            f"the journal of {run_uri} is just being delivered by another process: wait, then replay again"
-        )
+        raise TrackingError(f"another process is delivering the outbox of {run_uri}: wait, then replay again")
     return delivered
 
 
@@ -163,7 +161,7 @@ def _attempt(
     most: int | None = None,
     limit_per_event: bool = True,
 ) -> Delivery | None:
-    """Deliver, unless another process is at it for more than `wait_s`: then None.
+    """Deliver; None if another process is still delivering after `wait_s`.
 
     Raises:
         TimeoutError: a server took more than `limit_s`, for one event if `limit_per_event`, otherwise in all.
@@ -175,9 +173,9 @@ def _attempt(
             report = progressed if limit_per_event else lambda: None
             return _deliver(outbox, uri, request_s=request_s, most=most, progressed=report) if acquired else None
 
-    if sqlite.is_sqlite(uri):  # a file: it answers or fails
+    if sqlite.is_sqlite(uri):  # a file needs no deadline
         return work(lambda: None)
-    load_mlflow()  # takes seconds, which are not the server's
+    load_mlflow()  # its seconds do not count for the server's deadline
     return call_with_deadline(work, limit_s=wait_s + limit_s, grace_s=_GRACE_S)
 
 
@@ -191,7 +189,7 @@ def _note_outage(outbox: Outbox, uri: str, error: Exception) -> None:
         _logger.warning("nothing is recorded at MLflow now; training continues (%s)", error)
     else:
         _logger.warning(
-            "MLflow at %s cannot be reached, so what is logged waits in %s; training continues (%s)",
+            "MLflow at %s cannot be reached, so events are kept in %s; training continues (%s)",
             redact(uri),
             outbox.uri,
             first_line(error),
@@ -203,9 +201,11 @@ def _deliver(
 ) -> Delivery:
     identity = outbox.identity()
     if identity is None:
-        raise OutboxError(f"a run's directory with a tracking journal was wanted, {outbox.run_uri} has none")
-    # No request is repeated by MLflow's client: one whose answer was lost may have been obeyed, and making a run
-    # cannot be distinguished from making it again.
+        raise OutboxError(
+            f"a run's directory with a tracking outbox was wanted, {outbox.run_uri} has none: check the path"
+        )
+    # MLflow's client must not repeat requests: one whose response was lost may have been executed, and creating a run
+    # is not idempotent.
     with short_timeouts(repeat=False, request_s=request_s):
         client = client_for(uri)
         run = _run_of(identity, outbox, client, uri)
@@ -252,7 +252,7 @@ def _deliver(
 
 
 def _send_or_refuse(outbox: Outbox, events: Sequence[Event], send: Callable[[Sequence[Event]], None]) -> int:
-    """Send events and remove them from the outbox; those that MLflow refuses are set aside, and counted."""
+    """Send events and remove them from the outbox; rejected ones are moved to `refused`, and counted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -264,7 +264,7 @@ def _send_or_refuse(outbox: Outbox, events: Sequence[Event], send: Callable[[Seq
             return sum(_send_or_refuse(outbox, [event], send) for event in events)
         reason = first_line(error)
         outbox.refuse(events[0], reason=reason)
-        refusal = "MLflow refused" if isinstance(error, MlflowException) else "there is no sending"
+        refusal = "MLflow rejected" if isinstance(error, MlflowException) else "cannot send"
         _logger.warning("%s an event, now in %s/refused (%s)", refusal, outbox.uri, reason)
         return 1
     for event in events:
@@ -273,7 +273,7 @@ def _send_or_refuse(outbox: Outbox, events: Sequence[Event], send: Callable[[Seq
 
 
 def _run_of(identity: Identity, outbox: Outbox, client: MlflowClient, uri: str) -> Run:
-    """The run at this MLflow, made if it is not there; one that a person has deleted is made anew."""
+    """The run in this MLflow, created if it does not exist or was deleted."""
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
@@ -297,17 +297,17 @@ def _run_of(identity: Identity, outbox: Outbox, client: MlflowClient, uri: str) 
         )
     if not run.info.run_id:
         raise TrackingError(
-            f"MLflow was wanted at {uri}, something else answers there (a run has no id): check tracking.uri"
+            f"MLflow was wanted at {redact(uri)}, but something else answers (a run has no id): check tracking.uri"
         )
     rows = [Param(name, value) for name, value in identity.parameters.items()]
-    for first in range(0, len(rows), _PARAMETERS_PER_BATCH):  # twice the same is no error
+    for first in range(0, len(rows), _PARAMETERS_PER_BATCH):  # logging the same again is no error
         client.log_batch(run.info.run_id, params=rows[first : first + _PARAMETERS_PER_BATCH])
     outbox.write_ids(experiment_id=experiment_id, run_id=run.info.run_id)
     return run
 
 
 def _ids(outbox: Outbox) -> tuple[str, str] | None:
-    """The ids in the outbox; damaged ones are set aside, as the run is found by its key as well."""
+    """The ids in the outbox; a damaged file is moved to `refused`, as the run can also be found by its key."""
     try:
         return outbox.ids()
     except OutboxError as error:
@@ -317,11 +317,11 @@ def _ids(outbox: Outbox) -> tuple[str, str] | None:
 
 
 def _send_metrics(client: MlflowClient, run: Run, events: Sequence[Event]) -> int:
-    """Log what the run does not have yet; of two values for a step the first stays. Returns the number of values."""
+    """Log values that the run does not have yet; the first value of a step stays. Returns the number of values."""
     from mlflow.entities import Metric
 
-    # The newest step of each metric came with the run and nearly always answers; a history is asked for only for
-    # steps that are not new.
+    # The run has the newest step of each metric, which nearly always suffices; a history is read only for steps that
+    # are not newer.
     newest = {metric.key: metric.step for metric in run.data.to_proto().metrics}
     rows = [(key, step, float(value), event.time_ms) for event in events for key, step, value in event.values["rows"]]
     known: dict[str, set[int]] = {key: set() for key, *_ in rows}
@@ -340,13 +340,13 @@ def _send_metrics(client: MlflowClient, run: Run, events: Sequence[Event]) -> in
 def _send_files(client: MlflowClient, run_id: str, outbox: Outbox, event: Event) -> int:
     with temporary_folder() as scratch:
         count = outbox.fetch_files(event, Path(scratch))
-        if count:  # else a delivery was killed before it could forget the event
+        if count:  # otherwise a delivery was killed before it could remove the event
             client.log_artifacts(run_id, scratch, event.values["folder"])
     return count
 
 
 def _send_tags(client: MlflowClient, run: Run, event: Event) -> None:
-    """Set tags; one without a value is taken away."""
+    """Set tags; those without a value are deleted."""
     for name, value in event.values["tags"].items():
         if value:
             client.set_tag(run.info.run_id, name, value)
@@ -355,7 +355,7 @@ def _send_tags(client: MlflowClient, run: Run, event: Event) -> None:
 
 
 def _send_data(client: MlflowClient, run_id: str, event: Event) -> None:
-    """Log a data set as the run's input; one that it has already stays as it is."""
+    """Log a data set as the run's input; an existing one is not changed."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 

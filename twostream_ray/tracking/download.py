@@ -1,4 +1,4 @@
-"""Download of a registered model into a plain folder: exactly the files that make a model, by name and size."""
+"""Download of a registered model into a plain folder: only the model's files, checked by name and size."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RECORD = "pulled.json"
-"""Beside the files of a model that was downloaded: their hashes, so that no other file is taken for one of them."""
+"""File beside a downloaded model with the hashes of its files, so that no other file is overwritten."""
 
 _FOLDER = "artifacts"
-"""Where MLflow puts the files of a model that it logs."""
+"""Folder of a logged model's files in MLflow."""
 _LIMITS_BYTES = dict(zip(PACKAGE_FILES, (64 << 30, 64 << 20), strict=True))
 _LOOK_S = 10.0
-"""How long a training waits, at its start, for a registry that says which classes a model has."""
+"""How long a training waits at its start for the registry to return a model's classes."""
 _CLASSES_SCHEMA = json_files.record({"classes": json_files.list_of(json_files.WORD)}, others=True)
 _RECORD_SCHEMA = json_files.record(
     {
@@ -53,15 +53,15 @@ def pull(
 
     Args:
         model_uri: models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID.
-        destination: made if missing; files that an earlier `pull` put there are replaced once all of the new are here
-            and have passed the check, all others stay as they are.
+        destination: created if missing; files of an earlier `pull` are replaced once all new ones are downloaded and
+            checked, other files are kept.
         config: the registry.
-        check: called with a folder of the new files; raises if they are no model.
+        check: called with a folder of the new files; raises if they are not a model.
 
     Raises:
-        RegistryError: no such model, it is not one of ours, or MLflow does not answer.
-        StorageError: the registry is a SQLite file that is not there or cannot be read; or the destination has files
-            of these names that were not pulled, or cannot be written.
+        RegistryError: there is no such model, it is not of this package, or MLflow does not answer.
+        StorageError: the registry is a SQLite file that is missing or cannot be read; or the destination has files of
+            these names that were not pulled, or cannot be written.
     """
     uri = config.resolved_uri()
     wanted = f"downloading {model_uri}"
@@ -82,8 +82,8 @@ def pull(
             check(new)
             hashes = {name: _sha256(new / name) for name in PACKAGE_FILES}
             for name, sha256 in hashes.items():
-                _require_ours(destination / name, {*known.get(name, []), sha256})
-            # Before the files, so that what a kill leaves there is known.
+                _require_own(destination / name, {*known.get(name, []), sha256})
+            # Written before the files, so that those left by a kill are known.
             storage.write_json(
                 str(destination / RECORD),
                 {
@@ -98,11 +98,11 @@ def pull(
 
 @with_deadline(_LOOK_S)
 def registered_classes(name: str, *, config: TrackingConfig) -> tuple[str, ...] | None:
-    """The classes of a registered model, those of its champion, else of its newest version; None where it has neither.
+    """The classes of a registered model's champion, or else of its newest version; None without either.
 
     Raises:
-        RegistryError: MLflow does not answer at once, or the version's files are not there or none of ours.
-        StorageError: the registry is a SQLite file that is not there or cannot be read.
+        RegistryError: MLflow does not answer at once, or the version's files are missing or not of this package.
+        StorageError: the registry is a SQLite file that is missing or cannot be read.
     """
     uri = config.resolved_uri()
     way_out = "check tracking.uri and tracking.model_name"
@@ -135,7 +135,7 @@ def registered_classes(name: str, *, config: TrackingConfig) -> tuple[str, ...] 
 
 @with_deadline(ANSWER_S)
 def _repository_of(model_uri: str, *, config: TrackingConfig) -> Any:
-    """MLflow's artifact repository of a model's files, once they are checked."""
+    """MLflow's artifact repository of a model, after checking its files."""
     uri = config.resolved_uri()
     location = _location(client_for(uri, reads_only=True), model_uri)
     with loading_mlflow():
@@ -147,10 +147,10 @@ def _repository_of(model_uri: str, *, config: TrackingConfig) -> Any:
 
 
 def _pulled_before(destination: Path) -> dict[str, list[str]]:
-    """Which files of a model this package has put into a folder: name -> sha256 of each.
+    """Files that earlier pulls wrote into a folder: name -> sha256 of each.
 
     Raises:
-        StorageError: the destination is no folder, or has a file of a model that is not known.
+        StorageError: the destination is not a folder, or has a model's file that was not pulled.
     """
     if destination.exists() and not destination.is_dir():
         raise StorageError(
@@ -168,17 +168,17 @@ def _pulled_before(destination: Path) -> dict[str, list[str]]:
         )["files"]
     for name in PACKAGE_FILES:
         if known.get(name) or (destination / name).is_symlink() or (destination / name).is_dir():
-            _require_ours(destination / name, set(known.get(name, [])))
+            _require_own(destination / name, set(known.get(name, [])))
     return known
 
 
-def _require_ours(path: Path, known: set[str]) -> None:
-    """Refuse to write over a file that was not pulled, or was changed since."""
+def _require_own(path: Path, known: set[str]) -> None:
+    """Refuse to overwrite a file that was not pulled, or was changed since."""
     if not (path.exists() or path.is_symlink()):
         return
     if path.is_symlink() or not path.is_file() or _sha256(path) not in known:
         raise StorageError(
-            f"{path} was not pulled by this tool, or was changed since: name another directory, or move it away"
+            f"{path} was not written by `twostream pull`, or was changed since: name another directory, or move it away"
         )
 
 
@@ -188,7 +188,7 @@ def _sha256(path: Path) -> str:
 
 
 def _require_files(repository: Any, location: str, *, model_uri: str) -> None:
-    """Refuse a model that lacks one of our files, or has something else under its name, before it is downloaded.
+    """Refuse a model whose files are missing, too large or not regular files, before the download.
 
     Raises:
         RegistryError: names what is missing or too large.
@@ -219,13 +219,13 @@ def _require_files(repository: Any, location: str, *, model_uri: str) -> None:
 def _require_file(path: Path, *, name: str, where: str) -> None:
     if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMITS_BYTES[name]:
         raise RegistryError(
-            f"{name} of {where} was wanted as a file of at most {_LIMITS_BYTES[name]} bytes, it is none: name a model "
-            "that `twostream train` registered"
+            f"{name} of {where} must be a file of at most {_LIMITS_BYTES[name]} bytes, but is not: name a model that "
+            "`twostream train` registered"
         )
 
 
 def _location(client: MlflowClient, model_uri: str) -> str:
-    """URI of a model's files. MLflow resolves such URIs too, but only at its one global tracking URI."""
+    """URI of a model's files; MLflow's own resolution uses its global tracking URI."""
     if match := re.fullmatch(r"models:/(?P<model_id>m-[0-9a-f]{32})/?", model_uri):
         return str(client.get_logged_model(match["model_id"]).artifact_location)
     if match := re.fullmatch(r"models:/(?P<name>[^/@]+)@(?P<alias>[\w-]+)/?", model_uri):

@@ -22,12 +22,12 @@ def lineage_tags(
     """Tags of a run or model: data manifest, flow contract, git commit ("... dirty" if files differ), Ray job.
 
     Args:
-        manifest_hash: of the shards that were used.
-        flow_contract_hash: of the flow that the network sees.
-        ray_job_id: none: of the job that this process belongs to, if any.
-        train_split: that a model was trained on.
+        manifest_hash: manifest of the shards that were used.
+        flow_contract_hash: contract of the network's flow input.
+        ray_job_id: by default that of this process's job, if any.
+        train_split: the split that a model was trained on.
 
-    What is unknown is left out.
+    Unknown values are left out.
     """
     tags = {
         MANIFEST: manifest_hash,
@@ -40,14 +40,14 @@ def lineage_tags(
 
 
 def git_commit() -> str | None:
-    """Commit of the code, "<hash>" or "<hash> dirty"; none outside a repository.
+    """Commit of the code, "<hash>" or "<hash> dirty"; None outside a repository.
 
-    TWOSTREAM_GIT_COMMIT goes first: a node image or a job's working directory carries no .git.
+    TWOSTREAM_GIT_COMMIT takes precedence, as a node image or a job's working directory has no .git.
     """
     if commit := os.environ.get("TWOSTREAM_GIT_COMMIT"):
         return commit
     here = Path(__file__).resolve()
-    # An installed package may be inside another repository (.venv): only a tracked file is part of its own.
+    # An installed package may be inside another repository (.venv), to which its untracked files do not belong.
     tracked = _git("ls-files", "--error-unmatch", here.name, folder=here.parent)
     folder = here.parent if tracked else Path.cwd()
     commit = _git("rev-parse", "HEAD", folder=folder)
@@ -73,7 +73,7 @@ def _git(*arguments: str, folder: Path) -> str:
 
 
 def _job_of_this_process() -> str | None:
-    """Ray's submission id in a driver started by `ray job submit`, otherwise the job id that its workers see."""
+    """Ray's submission id in a driver started by `ray job submit`, otherwise the job id that workers have."""
     try:
         submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         submission_id = submitted["metadata"]["job_submission_id"]

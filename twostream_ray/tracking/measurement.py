@@ -1,4 +1,4 @@
-"""Metrics of a registered version on n of N clips of one split of one data manifest, as tags."""
+"""Measurement: metrics of a registered version on n of N clips of one split of one data manifest, stored as tags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from twostream_ray.tracking.settings import TrackingConfig
 _logger = logging.getLogger(__name__)
 _PREFIX = "measured."
 _LONGEST_URI = 1000
-"""In a tag, which MLflow ends at 5000 characters."""
+"""Longest URI in a tag, which MLflow limits to 5000 characters."""
 _SCHEMA = json_files.record(
     {
         "manifest_hash": json_files.WORD,
@@ -33,22 +33,22 @@ _SCHEMA = json_files.record(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """A model's scores on one split."""
+    """A model's metrics on one split."""
 
     manifest_hash: str
-    """Hash of the data manifest that was evaluated."""
+    """Hash of the evaluated data's manifest."""
     split: str
     """Split of it, such as test."""
     num_evaluated: int
-    """n: clips that were scored, at least 1."""
+    """n: scored clips, at least 1."""
     num_clips: int
-    """N: clips of the split; the others could not be used."""
+    """N: clips of the split, including quarantined ones."""
     metrics: Mapping[str, float]
     """Finite values by name, higher is better: top1 and mean_class_accuracy, in [0, 1]."""
     scores: str = ""
-    """Where the evaluation's table of scores was written; empty where nobody said, as earlier versions did."""
+    """URI of the evaluation's score table; empty if unknown, as from earlier versions of this package."""
     score_table: str = ""
-    """sha256 that names that table, for another one may be there by now."""
+    """sha256 that identifies the table, as another one may have replaced it."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_evaluated <= self.num_clips:
@@ -61,11 +61,11 @@ class Measurement:
                 raise RegistryError(f"{name} of split {self.split} must be finite, got {value}: do not register this")
 
     def n_of_n(self) -> str:
-        """How many clips the scores rest on: "298 of 300"."""
+        """Numbers of clips, as in "298 of 300"."""
         return f"{self.num_evaluated} of {self.num_clips}"
 
     def tags(self) -> dict[str, str]:
-        """Tags of a version: one that programs read, and `test.top1` = "0.9333 (298 of 300 clips, manifest ...)"."""
+        """Tags of a version: a JSON one for programs, and `test.top1` = "0.9333 (298 of 300 clips, manifest ...)"."""
         whole = {
             "manifest_hash": self.manifest_hash,
             "split": self.split,
@@ -87,15 +87,15 @@ def measurement_key(manifest_hash: str, split: str) -> str:
 
 
 def measurements_in(tags: Mapping[str, str]) -> list[Measurement]:
-    """All measurements in a version's tags, by split and manifest; a tag that is not one of ours is skipped."""
+    """All measurements in a version's tags, ordered by split and manifest; invalid tags are skipped."""
     found = {key: _parsed(tags, key) for key in sorted(tags) if key.startswith(_PREFIX)}
     return [ours for key, ours in found.items() if ours and key == measurement_key(ours.manifest_hash, ours.split)]
 
 
 def measurement_from(tags: Mapping[str, str], *, manifest_hash: str, split: str) -> Measurement | None:
-    """The measurement on this split of this manifest in a version's tags; none if it was not measured there.
+    """The measurement on this split of this manifest in a version's tags; None if it was not measured there.
 
-    A tag that is not one of ours, as any user may set it, is skipped with a warning.
+    An invalid tag, as any user may set it, is skipped with a warning.
     """
     key = measurement_key(manifest_hash, split)
     found = _parsed(tags, key) if key in tags else None
@@ -103,7 +103,7 @@ def measurement_from(tags: Mapping[str, str], *, manifest_hash: str, split: str)
 
 
 def evaluate_command(name: str, version: int, *, split: str, shards: str | None, config: TrackingConfig) -> str:
-    """The command that measures a version on a split and records that; SHARDS stands for a shard set nobody named."""
+    """The command that measures a version on a split; SHARDS stands for an unknown shard set."""
     model = shlex.quote(f"models:/{name}/{version}")
     data = f"--shards {shlex.quote(redact(shards or 'SHARDS'))} --split {shlex.quote(split)}"
     return f"twostream evaluate --model {model} {data}{config.uri_option()}"
@@ -116,19 +116,19 @@ def promote_command(name: str, version: int, *, manifest_hash: str, split: str, 
 
 
 def rollback_command(name: str, version: int, *, config: TrackingConfig) -> str:
-    """The command that makes a version champion whatever it scored."""
+    """The command that makes a version champion regardless of its metrics."""
     return f"twostream rollback --to {version} --tracking.model_name {shlex.quote(name)}{config.uri_option()}"
 
 
 def _parsed(tags: Mapping[str, str], key: str) -> Measurement | None:
-    """The measurement in a tag; None, and a warning, for a tag that any other wrote."""
+    """The measurement in a tag; None, with a warning, for an invalid one."""
     try:
         stored = json_files.parse_json(
             tags[key],
             _SCHEMA,
             where=f"tag {key} of a model's version",
             what="a measurement",
-            way_out="it is skipped; `twostream evaluate` of models:/NAME/VERSION on the same data writes it anew",
+            way_out="it is skipped; `twostream evaluate` of models:/NAME/VERSION on the same data writes it again",
             error=RegistryError,
         )
         return Measurement(**stored)

@@ -1,4 +1,4 @@
-"""Model card (Mitchell et al. 2019) of a registered version: its description in the registry."""
+"""Model card (Mitchell et al. 2019) of a registered version, used as its description in the registry."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def model_card(
     flow_contract: Mapping[str, object],
     lineage: Mapping[str, str],
 ) -> str:
-    """Markdown of one screen.
+    """The model card as Markdown, about one screen.
 
     Args:
-        name: of the registered model.
+        name: name of the registered model.
         summary: the network in a sentence.
-        measurement: its scores.
+        measurement: its metrics.
         protocol: how they were computed: views, crops, averaging.
-        classes: in the order of the network's outputs.
-        flow_contract: the settings of the flow that the network takes.
-        lineage: tags as from `lineage_tags`.
+        classes: class names in the order of the network's outputs.
+        flow_contract: settings of the network's flow input.
+        lineage: tags from `lineage_tags`.
     """
     scores = [f"{metric.replace('_', ' ')} {value:.2%}" for metric, value in measurement.metrics.items()]
     more = f" … {len(classes)} in all" if len(classes) > _MOST_CLASSES else ""

@@ -1,15 +1,15 @@
-"""Transactional outbox of a run: events for MLflow are written beside its checkpoints first, and removed once sent.
+"""Transactional outbox of a run: events for MLflow are first written beside its checkpoints, and removed once sent.
 
-Below `<run>/tracking-journal/`, on disk or s3://:
+`<run>/tracking-journal/`, on disk or s3://, contains:
 
-    run.json                 identity of the run: key, name, experiment, start, parameters, tags; written once, stays
-    mlflow.json              its ids at MLflow, once it has been made there
+    run.json                 identity of the run: key, name, experiment, start, parameters, tags; written once
+    mlflow.json              its ids in MLflow, once it has been created there
     events/ORDER.json        one event each: metrics, files or a status, with the time when it was logged
     files/ORDER/...          the files of that event
-    refused/ORDER.json       events that MLflow itself turned down, and damaged files; kept to be looked at
+    refused/ORDER.json       events that MLflow rejected, and damaged files; kept for inspection
 
-One object for each event, under a name of its own: object stores cannot append, and driver and controller both write.
-Files are validated where they are read; names of other forms are not ours and are left alone.
+Each event is an object with a name of its own, as object stores cannot append, and driver and controller both write.
+Files are validated when they are read; files with other names are ignored.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _EVENT_SCHEMA = json_files.record(
 )
 _VALUES_SCHEMAS = {
     "metrics": json_files.record({"rows": json_files.list_of(_ROW, at_most=1_000_000)}),
-    # No folder above, and none from the root.
+    # A relative path inside the folder.
     "files": json_files.record(
         {"folder": {"type": ["string", "null"], "pattern": r"^(?!/)(?!(.*/)?\.\.?(/|\Z))[^\\\x00-\x1f]{1,500}\Z"}}
     ),
@@ -95,20 +95,20 @@ _writer = uuid.uuid4().hex[:8]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """A logical run, the same across all its restarts."""
+    """Identity of a run, the same across all its restarts."""
 
     key: str
-    """One of a kind; a tag of the run at MLflow, by which it is found again."""
+    """Unique key, a tag of the run in MLflow by which it is found."""
     run_name: str
-    """The name people know it by."""
+    """Name of the run."""
     experiment: str
     """Name of the MLflow experiment."""
     start_ms: int
     """When it was first started, in ms since 1970."""
     parameters: dict[str, str]
-    """As MLflow takes them: flat, secrets hidden."""
+    """Parameters for MLflow: flattened, secrets hidden."""
     tags: dict[str, str]
-    """Likewise."""
+    """Tags for MLflow, secrets hidden."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +130,8 @@ class Event:
 class Outbox:
     """The outbox of a run.
 
-    Every method raises StorageError if its folder cannot be read or written, and OutboxError if what it reads there is
-    damaged or not one of ours.
+    Every method raises StorageError if its folder cannot be read or written, and OutboxError if a file that it reads is
+    damaged.
     """
 
     run_uri: str
@@ -144,7 +144,7 @@ class Outbox:
 
     def identity(self) -> Identity | None:
         """Identity of the run; None before its first start."""
-        found = self._read(_RUN, _RUN_SCHEMA, way_out=f"move {_RUN} away to begin a new run at MLflow")
+        found = self._read(_RUN, _RUN_SCHEMA, way_out=f"move {_RUN} away to start a new run in MLflow")
         return None if found is None else Identity(**found)
 
     def begin(self, identity: Identity) -> None:
@@ -152,22 +152,22 @@ class Outbox:
         self._write(_RUN, asdict(identity))
 
     def ids(self) -> tuple[str, str] | None:
-        """(experiment id, run id) at MLflow; None as long as the run was not made there."""
+        """(experiment id, run id) in MLflow; None until the run has been created there."""
         found = self._read(_IDS, _IDS_SCHEMA, way_out="remove it; the run is found again by its key")
         return None if found is None else (found["experiment_id"], found["run_id"])
 
     def forget_ids(self, *, reason: str) -> None:
-        """Set ids that cannot be read aside."""
+        """Move an unreadable file of ids to `refused`."""
         self._set_file_aside(_IDS, name=f"{_next()}.mlflow.json", reason=reason)
 
     def write_ids(self, *, experiment_id: str, run_id: str) -> None:
-        """Write the ids at MLflow."""
+        """Write the ids in MLflow."""
         self._write(_IDS, {"experiment_id": experiment_id, "run_id": run_id})
 
     def forget(self) -> int:
-        """Remove identity, ids and events, for another run to begin here; returns how many events were not sent.
+        """Remove identity, ids and events, so that another run can start here; returns the number of unsent events.
 
-        The identity goes last: a kill in between leaves the run as it was.
+        The identity is removed last: after a kill in between the run is still the same.
         """
         events, _ = self.pending()
         for event in events:
@@ -189,10 +189,7 @@ class Outbox:
         self._write(f"events/{order}.json", {"kind": kind, "time_ms": int(time.time() * 1000), "values": values})
 
     def pending(self, *, most: int | None = None) -> tuple[list[Event], list[str]]:
-        """Events that are not delivered yet, in order, at most that many; and a sentence for each damaged one.
-
-        Damaged events are now in `refused`.
-        """
+        """Undelivered events in order, at most `most`; and a sentence for each damaged one, now moved to `refused`."""
         events, damaged = [], []
         for order in self._orders()[:most]:
             name = f"events/{order}.json"
@@ -218,7 +215,7 @@ class Outbox:
         return events, damaged
 
     def count(self) -> int:
-        """How many events have not been delivered."""
+        """Number of undelivered events."""
         return len(self._orders())
 
     def fetch_files(self, event: Event, folder: Path) -> int:
@@ -232,7 +229,7 @@ class Outbox:
         return len(paths)
 
     def remove(self, event: Event) -> None:
-        """Remove an event that has arrived; its files first, the event itself last."""
+        """Remove a delivered event: its files first, the event itself last."""
         if event.kind == "files":
             uri = storage.join(self.uri, "files", event.order)
             for path in self._files_of(event):
@@ -240,7 +237,7 @@ class Outbox:
         storage.delete(storage.join(self.uri, f"events/{event.order}.json"))
 
     def refuse(self, event: Event, *, reason: str) -> None:
-        """Move an event that MLflow refuses to `refused`, where it blocks no others."""
+        """Move an event that MLflow rejected to `refused`, where it does not block others."""
         self._write(f"{_REFUSED}/{event.order}.json", asdict(event) | {"reason": reason})
         storage.delete(storage.join(self.uri, f"events/{event.order}.json"))
 
@@ -270,16 +267,16 @@ class Outbox:
         try:
             return dict(
                 json_files.read_json(
-                    uri, schema, what="a file of a tracking journal", way_out=way_out, error=OutboxError
+                    uri, schema, what="a file of a tracking outbox", way_out=way_out, error=OutboxError
                 )
             )
         except AccessError as error:
             if not storage.exists(uri):  # another process has just removed it
                 return None
-            raise OutboxError(f"a file of a tracking journal was wanted at {uri} ({error}): {way_out}") from error
+            raise OutboxError(f"a file of a tracking outbox was wanted at {uri} ({error}): {way_out}") from error
 
     def _set_file_aside(self, path: str, *, name: str, reason: str) -> None:
-        """Keep a file that cannot be read, as it is, and beside it why."""
+        """Move a damaged file to `refused` unchanged, with the reason beside it."""
         uri = storage.join(self.uri, path)
         try:
             content = storage.read_bytes(uri, limit_bytes=json_files.LIMIT_BYTES)
@@ -307,7 +304,7 @@ def list_outboxes(uri: str) -> list[str]:
 
 def _files_below(uri: str) -> list[str]:
     def went_away(error: BaseException) -> bool:
-        """Whether it was a file of the folder that went away while it was listed."""
+        """Whether a file of the folder was removed while it was listed."""
         return isinstance(error, AccessError) and storage.exists(uri)
 
     retrying = Retrying(retry=retry_if_exception(went_away), stop=stop_after_attempt(_MOST_LISTINGS), reraise=True)
@@ -315,7 +312,7 @@ def _files_below(uri: str) -> list[str]:
         found = retrying(lambda: list(storage.list_files(uri)))
     except AccessError:
         return []
-    # A file that is just being written has a dot before its name.
+    # Names of files being written start with a dot.
     return [path for path, _ in found if not Path(path).name.startswith(".")]
 
 

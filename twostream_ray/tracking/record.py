@@ -1,6 +1,6 @@
-"""Experiment tracking: one MLflow run per training across restarts, with parameters, metrics and files; never raises.
+"""Experiment logging: one MLflow run per training across restarts, with parameters, metrics and files; never raises.
 
-Events go into the run's outbox first (outbox.py), and from there to MLflow when MLflow answers
+Events are first written to the run's outbox (outbox.py), and from there delivered to MLflow when it answers
 (delivery.py).
 """
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUN_TAG = "twostream.run"
-"""Tag that holds a run's logical name."""
+"""Tag with a run's name."""
 FAILURE = "failure"
-"""Tag that says why a run failed."""
+"""Tag with the reason why a run failed."""
 DESCRIPTION = "mlflow.note.content"
 """Tag whose Markdown MLflow's page shows as a run's description."""
 
@@ -44,24 +44,24 @@ _logger = logging.getLogger(__name__)
 _KEY_LENGTH, _PARAMETER_LENGTH, _TAG_LENGTH = 250, 6000, 8000
 _DATA_NAME_LENGTH = 500
 DIGEST_LENGTH = 36
-"""Characters of a manifest's hash that are the digest of a data set at MLflow, its limit."""
+"""Characters of a manifest's hash used as the digest of a data set, MLflow's limit."""
 _unrecorded: Counter[str] = Counter()
-"""Of each run, by its URI: events that could not be written to its outbox since the last one that could."""
+"""Events of each run, by its URI, that could not be written to its outbox since the last one that could."""
 _NOT_IN_A_KEY = re.compile(r"[^/\w.\- :]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunHandle:
-    """Picklable reference to an MLflow run: made by the driver, sent to any process that reports."""
+    """Picklable reference to an MLflow run, created by the driver and sent to processes that log."""
 
     tracking_uri: str = field(repr=False)
-    """Tracking URI, in full; not shown, as it may hold a password."""
+    """Resolved tracking URI; not in the repr, as it may contain a password."""
     run_uri: str
     """The run's directory or s3:// prefix, where its checkpoints are; its outbox is `tracking-journal` below."""
     experiment_id: str
-    """Id of the experiment; empty if MLflow has been away ever since the start."""
+    """Id of the experiment; empty if MLflow has been unreachable since the start."""
     run_id: str
-    """Id of the run; empty if MLflow has been away ever since the start: the outbox collects events without it."""
+    """Id of the run; empty if MLflow has been unreachable since the start: the outbox collects events without it."""
 
 
 def start_run(
@@ -74,24 +74,23 @@ def start_run(
     parent: RunHandle | None = None,
     anew: bool = False,
 ) -> RunHandle:
-    """Start the run of this directory, or resume it if it was started there before; from the driver, before training.
+    """Start the run of a directory, or resume it if it was started there before; in the driver, before training.
 
     Args:
-        config: where MLflow is.
-        run_name: the name people know it by.
-        run_uri: the run's directory or s3:// prefix; the outbox there says whether it was started before.
-        parameters: nested settings; recorded under dotted keys, secrets hidden, long values cut. Those of the first
-            start stay.
-        tags: lineage and all else that is to be searched for. Those of the first start stay.
-        parent: the run that MLflow's page shows this one under, once it has been made there.
-        anew: what was started there before had other settings and has learnt nothing: it stays as it ended, and this
-            one becomes another run.
+        config: the tracking server.
+        run_name: name of the run.
+        run_uri: the run's directory or s3:// prefix, whose outbox tells whether it was started before.
+        parameters: nested settings; logged under dotted keys, secrets hidden, long values cut. Those of the first start
+            are kept.
+        tags: lineage and other searchable tags. Those of the first start are kept.
+        parent: the run in which this one is nested, once it exists in MLflow.
+        anew: start a new MLflow run although one was started in this directory, with other settings and no checkpoint.
 
-    Never raises for an MLflow that is away: the run is made there once it answers, with the time of this start.
+    Does not raise if MLflow is unreachable: the run is created once it answers, with the time of this start.
 
     Raises:
         StorageError: the directory cannot be written.
-        OutboxError: the outbox there does not say which run it is of.
+        OutboxError: the outbox has no valid identity of a run.
     """
     outbox = Outbox(run_uri=run_uri)
     if anew and outbox.identity() is not None:
@@ -99,7 +98,7 @@ def start_run(
     if outbox.identity() is None:
         shown = _run_tags(run_name, tags) | parent_tags(parent)
         if parent is not None:
-            # A trial's process was started by Ray, and is called so.
+            # A trial's process is started by Ray, so sys.argv[0] is Ray's.
             shown["mlflow.source.name"] = "twostream tune"
         outbox.begin(
             Identity(
@@ -120,14 +119,14 @@ def start_run(
 
 
 def _close(outbox: Outbox, tracking_uri: str) -> None:
-    """Send what waits in the outbox of a run that ended, and make room for another run's."""
+    """Deliver the outbox of a run that ended, and clear it for a new run."""
     deliver_now(outbox, tracking_uri, patient=False)
     if left := outbox.forget():
-        _logger.warning("%s: MLflow is away, so %d events of the run that failed there are lost", outbox.uri, left)
+        _logger.warning("%s: MLflow is unreachable, so %d events of the earlier, failed run are lost", outbox.uri, left)
 
 
 def find_run(config: TrackingConfig, *, run_uri: str) -> RunHandle | None:
-    """The run that was started in a directory, or None, also where its outbox is damaged; asks no server.
+    """The run that was started in a directory; None without one, or if its outbox is damaged. Asks no server.
 
     Raises:
         StorageError: the directory cannot be read.
@@ -144,18 +143,18 @@ def find_run(config: TrackingConfig, *, run_uri: str) -> RunHandle | None:
 
 
 def parent_tags(parent: RunHandle | None) -> dict[str, str]:
-    """The tag by which MLflow's page shows a run under another; nothing as long as that has not been made."""
+    """The tag that nests a run in `parent`; {} as long as that does not exist in MLflow."""
     return {"mlflow.parentRunId": parent.run_id} if parent is not None and parent.run_id else {}
 
 
 def tag_run(handle: RunHandle, tags: Mapping[str, str]) -> None:
-    """Set tags of a run, after its start; never raises for an MLflow that is away."""
+    """Set tags of a started run; never raises if MLflow is unreachable."""
     shown = {_key(name): _cut(redact(value), _TAG_LENGTH) for name, value in tags.items()}
     _log(handle, "tags", {"tags": shown})
 
 
 def deliver(handle: RunHandle) -> RunHandle:
-    """Send what waits in the run's outbox, and warn if MLflow is away; returns the handle with the run's ids.
+    """Deliver the run's outbox, with a warning if MLflow is unreachable; returns the handle with the run's ids.
 
     Never raises.
     """
@@ -172,21 +171,21 @@ def _delivered(handle: RunHandle, *, patient: bool) -> RunHandle:
 
 
 def log_metrics(handle: RunHandle, metrics: Mapping[str, float], *, step: int) -> None:
-    """Record metrics at a step (the epoch); what a run before a crash recorded at this step stays as it is.
+    """Log metrics at a step (the epoch); values that were logged at this step before a crash are kept.
 
-    Never raises, and takes seconds at most: while MLflow is away the outbox alone is written.
+    Never raises, and takes seconds at most: while MLflow is unreachable only the outbox is written.
     """
     log_history(handle, {step: metrics})
 
 
 def log_history(handle: RunHandle, history: Mapping[int, Mapping[str, float]]) -> None:
-    """Record the metrics of many steps at once; otherwise as `log_metrics`."""
+    """Log the metrics of many steps at once; otherwise as `log_metrics`."""
     if write_history(handle.run_uri, history):
         send(handle)
 
 
 def write_history(run_uri: str, history: Mapping[int, Mapping[str, float]]) -> bool:
-    """Only write metrics to a run's outbox, for `send` to deliver from another process: this one need not load MLflow.
+    """Write metrics to a run's outbox, for `send` to deliver from another process, without importing MLflow.
 
     Returns whether there is something to send; never raises.
     """
@@ -195,7 +194,7 @@ def write_history(run_uri: str, history: Mapping[int, Mapping[str, float]]) -> b
 
 
 def send(handle: RunHandle) -> None:
-    """Send what waits in the run's outbox, unless MLflow was away a moment ago.
+    """Deliver the run's outbox, unless MLflow was unreachable a moment ago.
 
     Never raises, and takes seconds at most.
     """
@@ -203,7 +202,7 @@ def send(handle: RunHandle) -> None:
 
 
 def log_artifacts(handle: RunHandle, paths: Sequence[Path], *, folder: str | None = None) -> None:
-    """Store files or whole directories with the run, in `folder`; never raises for an MLflow that is away."""
+    """Log files or directories, into `folder` of the run's artefacts; never raises if MLflow is unreachable."""
     files = {}
     for path in paths:
         below = [inner for inner in path.rglob("*") if inner.is_file()] if path.is_dir() else [path]
@@ -212,7 +211,7 @@ def log_artifacts(handle: RunHandle, paths: Sequence[Path], *, folder: str | Non
 
 
 def log_pictures(handle: RunHandle, pictures: Mapping[str, Path | Figure]) -> None:
-    """Store pictures by name, files or matplotlib figures, where the run's page shows them: `pictures/NAME.png`."""
+    """Log pictures by name, files or Matplotlib figures, as artefacts `pictures/NAME.png`."""
     with temporary_folder() as scratch:
         files = {}
         for name, picture in pictures.items():
@@ -233,15 +232,15 @@ def log_data(
     profile: Mapping[str, object],
     context: Literal["training", "evaluation"],
 ) -> None:
-    """Record a data set as an input of the run; never raises for an MLflow that is away.
+    """Log a data set as an input of the run; never raises if MLflow is unreachable.
 
     Args:
         handle: the run.
-        name: of the data set.
-        manifest_hash: of the shards; the digest on the run's page is its beginning, as MLflow's has 36 characters.
-        source: where the shards are.
+        name: name of the data set.
+        manifest_hash: hash of the shards' manifest; its first 36 characters are MLflow's digest.
+        source: URI of the shards.
         profile: counts, shown on the run's page.
-        context: what they were used for.
+        context: what the data was used for.
     """
     values = {
         "name": _cut(redact(name), _DATA_NAME_LENGTH),
@@ -256,9 +255,9 @@ def log_data(
 def finish_run(
     handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", *, failure: str = ""
 ) -> RunHandle:
-    """Close the run (`start_run` resumes it) and send what waits in its outbox, as `deliver` does.
+    """End the run (`start_run` resumes it) and deliver its outbox, as `deliver` does.
 
-    The tag `failure` says why it failed, in a line without secrets; a run that is resumed loses it.
+    `failure` is stored as a tag: why it failed, in a line without secrets; resuming the run removes it.
     """
     if failure:
         line = _cut(redact(" ".join(failure.split())), _TAG_LENGTH)
@@ -281,12 +280,12 @@ def _log(
 
 
 def _write(run_uri: str, kind: str, values: Mapping[str, object], *, files: Mapping[str, Path] | None = None) -> bool:
-    """Append to the outbox of a run; returns whether that went well."""
+    """Append to the outbox of a run; returns whether it succeeded."""
     outbox = Outbox(run_uri=run_uri)
     try:
         outbox.append(kind, values, files=files)
     except (StorageError, OSError) as error:
-        # A full disk refuses every event: the first is told, the others are counted.
+        # A full disk refuses every event: the first is logged, the others are counted.
         if not _unrecorded[run_uri]:
             _logger.warning("cannot write to %s, so %s are not recorded (%s)", outbox.uri, kind, redact(str(error)))
         _unrecorded[run_uri] += 1
@@ -323,7 +322,7 @@ def _flatten(value: object, name: str, into: dict[str, str]) -> None:
 
 
 def _key(name: str) -> str:
-    """A name that MLflow takes: its alphabet, no path tricks, at most 250 characters and still one of a kind."""
+    """A valid and unique MLflow key: its alphabet, no path components such as .., at most 250 characters."""
     key = _NOT_IN_A_KEY.sub("_", name).strip("/ ") or "_"
     key = re.sub(r"/{2,}", "/", key)
     key = "/".join("_" if part in {".", ".."} else part for part in key.split("/"))
@@ -337,7 +336,7 @@ def _cut(value: str, length: int) -> str:
 
 
 def _run_tags(run_name: str, tags: Mapping[str, str]) -> dict[str, str]:
-    """The caller's tags, and those by which MLflow's page shows user, source and version."""
+    """The caller's tags, and MLflow's own tags for user, source and version."""
     shown = {"mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0] or "python").name, **tags}
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         shown["mlflow.user"] = getpass.getuser()

@@ -1,4 +1,4 @@
-"""A registered model at one moment: the tags of its versions, its champion, and the candidates for that."""
+"""Snapshot of a registered model: the tags of its versions, its champion, and the candidates for champion."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _logger = logging.getLogger(__name__)
 CANDIDATE_TAG = "contends"
 """Tag of a version: when it was declared a candidate, and on which criterion."""
 CHAMPION_SINCE_TAG = "champion_since"
-"""Tag of a version: when it last became champion, by which a rollback finds the one before."""
+"""Tag of a version: when it last became champion, by which a rollback finds the previous one."""
 ROLLED_BACK_TAG = "rolled_back"
-"""Tag of a version that a person took back: it is no candidate until it is promoted, or rolled back to, again."""
+"""Tag of a version that was rolled back: it is no candidate until it is promoted, or rolled back to, again."""
 _CLOCKS_DIFFER_SECONDS = 600.0
-"""By how much the clock of another job may be ahead."""
+"""How much the clock of another job may be ahead."""
 _TOLERATED = timedelta(seconds=_CLOCKS_DIFFER_SECONDS)
 _DECLARATION = json_files.record(
     {
@@ -39,7 +39,7 @@ _DECLARATION = json_files.record(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Criterion:
-    """What two versions are compared by."""
+    """Data and metric by which two versions are compared."""
 
     manifest_hash: str
     split: str
@@ -48,35 +48,35 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A version that was declared to compete for `champion`."""
+    """A version that was declared a candidate for `champion`."""
 
     version: int
     criterion: Criterion
     declared: float
-    """Seconds since the epoch, by the clock of its job."""
+    """When, in seconds since 1970 by the clock of its job."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegisteredModel:
-    """One reading of a registered model."""
+    """A registered model as read at one moment."""
 
     tags: Mapping[int, Mapping[str, str]]
-    """Of each version."""
+    """Tags by version."""
     champion: int | None
 
     def measurement(self, version: int, criterion: Criterion) -> Measurement | None:
-        """What a version scored by this criterion; None if it was not measured so."""
+        """The measurement of a version by this criterion; None if it has none."""
         found = measurement_from(
             self.tags.get(version, {}), manifest_hash=criterion.manifest_hash, split=criterion.split
         )
         return found if found and criterion.metric in found.metrics else None
 
     def is_rolled_back(self, version: int) -> bool:
-        """Whether a person took the version back."""
+        """Whether the version was rolled back."""
         return ROLLED_BACK_TAG in self.tags[version]
 
     def champion_before(self) -> int | None:
-        """The version that was champion last, of those that are not now and were not taken back."""
+        """The previous champion, without versions that were rolled back."""
         since = {
             version: moment
             for version, tags in self.tags.items()
@@ -85,9 +85,9 @@ class RegisteredModel:
         return max(since, key=lambda version: (since[version], version), default=None)
 
     def candidates(self, *, since: float, now: float) -> list[Candidate]:
-        """Those declared since then on a criterion that they were measured on, oldest version first.
+        """Candidates declared since `since` by a criterion that they were measured on, oldest version first.
 
-        Times are seconds since the epoch.
+        Times are seconds since 1970.
         """
         found = []
         for version, tags in sorted(self.tags.items()):
@@ -99,14 +99,14 @@ class RegisteredModel:
                     _DECLARATION,
                     where=f"tag {CANDIDATE_TAG} of version {version}",
                     what="a declaration of a candidate",
-                    way_out="the version is no candidate; promoting it writes the tag anew",
+                    way_out="the version is no candidate; promoting it writes the tag again",
                     error=RegistryError,
                 )
             except RegistryError as error:  # any user may set a tag
                 _logger.warning("%s", error)
                 continue
             candidate = Candidate(version=version, criterion=Criterion(**stored["terms"]), declared=stored["declared"])
-            # One from the future would stay a candidate for ever.
+            # One from the future would stay a candidate forever.
             recent = since <= candidate.declared <= now + _CLOCKS_DIFFER_SECONDS
             if recent and self.measurement(version, candidate.criterion) is not None:
                 found.append(candidate)
@@ -126,7 +126,7 @@ def read_registered_model(client: MlflowClient, name: str) -> RegisteredModel:
 
 
 def champion_since(tags: Mapping[str, str]) -> datetime | None:
-    """Since when a version was champion last, by its tag; None without one, or with one that nobody here wrote."""
+    """When a version last became champion, from its tag; None if it is missing or invalid."""
     try:
         moment = datetime.fromisoformat(tags.get(CHAMPION_SINCE_TAG, ""))
     except ValueError:

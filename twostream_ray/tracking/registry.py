@@ -1,4 +1,4 @@
-"""The model registry: a version that takes raw video and carries its lineage; and back to a plain folder."""
+"""Model registration in MLflow: a pyfunc version (models from code) that takes raw video, with lineage and metrics."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 PACKAGE_FILES = ("model.safetensors", "model.json")
-"""The files that make a model; `inference.Classifier` builds the network from a folder that has them."""
+"""Files of a model, from which `inference.Classifier` builds the network."""
 
 _UPLOAD_S = 1800.0
-"""How long a server may take to be given a model's files."""
+"""Deadline of the upload of a model's files."""
 _TAG_LENGTH = 5000
 """MLflow's limit for a tag of a version."""
 _ARTIFACTS = dict(zip(("weights", "settings"), PACKAGE_FILES, strict=True))
-# What `twostream_ray.inference` and `served` import, and what it takes to read URIs: not Ray, not the training.
+# Imports of `twostream_ray.inference` and `served`, and of reading URIs; without Ray and training.
 _SERVING = (
     "mlflow",
     "torch",
@@ -65,29 +65,29 @@ def register(
     limits: Mapping[str, object] | None = None,
     libraries: Sequence[str] = (),
 ) -> int:
-    """Log the model with its run and register a version of it; returns the version's number.
+    """Log the model to its run and register a version of it; returns the version's number.
 
-    The version is code and data, nothing pickled: the entry and the code given, model.safetensors, model.json, exact
-    requirements. It loads where the package is not installed.
+    The version is code and data without pickles: the entry and the given code, model.safetensors, model.json and exact
+    requirements. It can be loaded where this package is not installed.
 
     Args:
         handle: the run that trained it.
         package: folder with model.safetensors and model.json.
         entry: the file that MLflow runs to load the model ("models from code").
         code: files that the entry imports, by their path relative to the folder that imports are resolved from.
-        name: of the registered model, made if missing.
-        measurement: what it scored; `promote` compares by it.
-        protocol: how it was measured, a tag and in the model card.
+        name: name of the registered model, which is created if missing.
+        measurement: its metrics, which `promote` compares.
+        protocol: how it was measured, for a tag and the model card.
         summary: the network in a sentence, for the model card.
-        classes: in the order of the network's outputs.
-        data: what it was trained on in a line, a tag.
-        flow_contract: settings of the flow that the network sees, for the model card.
-        lineage: tags as from `lineage_tags`.
-        limits: what a video may have, which whoever loads the model may set otherwise (`model_config`).
-        libraries: distributions that the network takes beside what every model does.
+        classes: class names in the order of the network's outputs.
+        data: its training data in a line, for a tag.
+        flow_contract: settings of the network's flow input, for the model card.
+        lineage: tags from `lineage_tags`.
+        limits: limits of videos, which can be changed when the model is loaded (`model_config`).
+        libraries: distributions that the network needs besides those of every model.
 
     Raises:
-        RegistryError: the folder is not a model, the run was not recorded, or MLflow does not answer.
+        RegistryError: the folder is not a model, the run is not in MLflow, or MLflow does not answer.
     """
     _require_model(package)
     handle = _require_run(handle, name=name)
@@ -105,7 +105,7 @@ def register(
     with registry_errors(
         handle.tracking_uri,
         wanted=f"registering {name}",
-        way_out="the run keeps its checkpoint: run the same command again once MLflow is back, which registers it",
+        way_out="the checkpoint is kept: run the same command again once MLflow answers, which registers it",
     ):
         client = client_for(handle.tracking_uri)
         logged = _log_model(
@@ -123,7 +123,7 @@ def register(
 
 @with_deadline(ANSWER_S)
 def record_measurement(name: str, version: int, measurement: Measurement, *, config: TrackingConfig) -> None:
-    """Tag a version with what it scored, for instance a champion that was evaluated on new data.
+    """Tag a version with a measurement, for instance a champion that was evaluated on new data.
 
     Raises:
         RegistryError: there is no such version, or MLflow does not answer.
@@ -136,15 +136,15 @@ def record_measurement(name: str, version: int, measurement: Measurement, *, con
 
 
 def serving_requirements(libraries: Sequence[str] = ()) -> list[str]:
-    """Exact pip requirements of a registered model, from what is installed here.
+    """Exact pip requirements of a registered model, from the installed versions.
 
     Args:
-        libraries: distributions that its network takes beside what every model does.
+        libraries: distributions that its network needs besides those of every model.
     """
     pinned = []
     for distribution in (*_SERVING, *libraries):
         version = importlib.metadata.version(distribution.partition("[")[0])
-        # A local build such as 2.13.0+cpu is on no index.
+        # No index has a local version such as 2.13.0+cpu.
         pinned.append(f"{distribution}=={version.partition('+')[0]}")
     return pinned
 
@@ -154,19 +154,20 @@ def _require_model(package: Path) -> None:
     missing = [file for file in PACKAGE_FILES if not (package / file).is_file()]
     if missing:
         raise RegistryError(
-            f"a model wants {' and '.join(PACKAGE_FILES)} in {package}, missing {', '.join(missing)}: "
+            f"a model needs {' and '.join(PACKAGE_FILES)} in {package}, missing {', '.join(missing)}: "
             "name a checkpoint of `twostream train`, or a directory that `twostream pull` wrote"
         )
 
 
 def _require_run(handle: RunHandle, *, name: str) -> RunHandle:
-    """The handle of a run that MLflow has; raises RegistryError where it has none."""
+    """The handle with the run's ids; raises RegistryError if the run is not in MLflow."""
     if not handle.run_id:
-        handle = deliver(handle)  # MLflow was away when the run began, and may be back
+        handle = deliver(handle)  # MLflow was unreachable at the start, and may answer now
     if not handle.run_id:
         raise RegistryError(
-            f"no run to register {name} with: MLflow at {redact(handle.tracking_uri)} has been away since training "
-            "started; its checkpoint is kept: run the same command again once MLflow is back, which registers it"
+            f"no run to register {name} with: MLflow at {redact(handle.tracking_uri)} has been unreachable since "
+            "training started; the checkpoint is kept: run the same command again once MLflow answers, which registers "
+            "it"
         )
     return handle
 
@@ -182,14 +183,14 @@ def _log_model(
     limits: Mapping[str, object],
     requirements: list[str],
 ) -> tuple[str, str]:
-    """Log the model with the run, without MLflow's global state; returns its id and the URI of its files."""
+    """Log the model to the run without MLflow's global state; returns its id and the URI of its files."""
     with loading_mlflow():
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
         from mlflow.pyfunc import save_model
 
     logged = client.create_logged_model(handle.experiment_id, name=name, source_run_id=handle.run_id)
-    status = "FAILED"  # of a model whose files are not whole; lists leave it out
+    status = "FAILED"  # of a model with incomplete files, which is not listed
     try:
         with temporary_folder() as scratch, warnings.catch_warnings():
             copied = Path(scratch, "code")
@@ -197,12 +198,12 @@ def _log_model(
                 (copied / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copied / relative)
             path = Path(scratch, "model")
-            # MLflow asks for an input example; ours would be a whole video.
+            # MLflow warns if there is no input example, which would be a video.
             warnings.filterwarnings("ignore", message=".*An input example was not provided")
             save_model(
                 path,
                 python_model=str(entry),
-                # URIs, as MLflow decodes what it is given here.
+                # URIs, as MLflow decodes these strings.
                 artifacts={role: (package / file).absolute().as_uri() for role, file in _ARTIFACTS.items()},
                 code_paths=[str(top) for top in sorted(copied.iterdir())],
                 pip_requirements=requirements,
@@ -228,8 +229,7 @@ def _signature() -> ModelSignature:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array, Object, Property
 
-    # A nameless binary column: MLflow passes paths through it untouched when called in Python, and takes only base64
-    # over HTTP.
+    # An unnamed binary column: in Python MLflow passes paths through it unchanged, over HTTP it accepts only base64.
     head = Object(
         [
             Property("name", DataType.string),

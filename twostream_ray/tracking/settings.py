@@ -1,7 +1,7 @@
 """Settings of tracking: MLflow's tracking URI, experiment, and registered model.
 
-Apart from `connection`: the settings parser executes the TYPE_CHECKING blocks of a settings class's module, which would
-import MLflow, a second, whenever a command line is read.
+Separate from `connection`, as the settings parser executes the TYPE_CHECKING blocks of a settings class's module, which
+would import MLflow, taking a second, whenever a command line is parsed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ SERVERS = ("http", "https")
 """Schemes of a tracking server."""
 
 AUTO = "auto"
-"""Of a setting: chosen by the data."""
+"""Value of a setting that is chosen by the data."""
 UNNAMED_MODEL = "two-stream"
-"""The registered model of data sets without a name."""
+"""Registered model of data sets without a name."""
 UNNAMED_DATA = "unnamed"
-"""A data set without a name, as an input of a run."""
+"""Name of a data set without a name, as an input of a run."""
 _LONGEST_MODEL_NAME = 200
 """MLflow's limit is 256 characters."""
 
@@ -36,17 +36,17 @@ _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where runs and models are recorded."""
+    """MLflow tracking server, experiment and registered model."""
 
     uri: str | None = None
-    """MLflow's tracking URI; none: MLFLOW_TRACKING_URI if set, otherwise SQLite, mlflow.db in the working directory."""
+    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else SQLite in mlflow.db in the working directory."""
     experiment: str = "twostream"
-    """Name of the MLflow experiment that runs are filed under; made if missing."""
+    """Name of the MLflow experiment of the runs, which is created if missing."""
     model_name: str = AUTO
-    """Name of the registered model: letters, digits, _ . - and blanks; auto: the data set's, which `catalog.name` gave
-    it at ingest, and two-stream where it has none."""
+    """Name of the registered model: letters, digits, _ . - and spaces; auto: the data set's name (`catalog.name` of
+    `ingest`), or two-stream without one."""
     register: bool = True
-    """Whether a finished training registers a version and competes for `champion`."""
+    """Whether a finished training registers a version, and promotes it if it beats the champion."""
 
     def __post_init__(self) -> None:
         if not self.experiment.strip() or not self.experiment.isprintable() or len(self.experiment) > 500:
@@ -61,25 +61,25 @@ class TrackingConfig:
         self.resolved_uri()
 
     def registered_name(self, data_set: str = "") -> str:
-        """Name of the registered model that is trained on a data set of this name; empty is one without."""
+        """Name of the registered model for a data set; "" is a data set without a name."""
         if self.model_name != AUTO:
             return self.model_name
         return re.sub(r"[^\w.\- ]", "_", data_set)[:_LONGEST_MODEL_NAME].strip() or UNNAMED_MODEL
 
     def uri_option(self) -> str:
-        """The option by which a command finds this MLflow, after a blank; empty where it finds it by default.
+        """The command-line option for this MLflow, after a space; empty if it is the default.
 
-        Empty too where the URI holds a password, which is not shown: MLFLOW_TRACKING_URI may hold it.
+        Also empty if the URI contains a password, which is not shown and belongs in MLFLOW_TRACKING_URI.
         """
         uri = self.resolved_uri()
         found = uri == TrackingConfig().resolved_uri() or redact(uri) != uri
         return "" if found else f" --tracking.uri {shlex.quote(uri)}"
 
     def resolved_uri(self) -> str:
-        """The URI in full: no default, environment or working directory is left to resolve elsewhere.
+        """The absolute URI, independent of defaults, environment and working directory.
 
         Raises:
-            ConfigError: MLflow has no store of this kind, or it is no URI.
+            ConfigError: it is not a URI, or of a kind that MLflow does not support.
         """
         uri = (self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
         if not uri:
@@ -98,16 +98,16 @@ class TrackingConfig:
         return uri
 
     def artifact_location(self) -> str | None:
-        """Where a new experiment keeps its files: beside a SQLite file; None leaves it to the server."""
+        """Artefact location of a new experiment: beside a SQLite file; None leaves it to the server."""
         uri = self.resolved_uri()
         return sqlite.path_of(uri).with_name("mlartifacts").as_uri() if sqlite.is_sqlite(uri) else None
 
     def require_usable(self) -> None:
-        """Refuse what no retry mends, before anything slow starts; a server that is away is not refused.
+        """Refuse settings that a retry cannot fix, before anything slow starts; an unreachable server is not refused.
 
         Raises:
-            StorageError: a SQLite file cannot be written, or the user's own temporary folder cannot be had.
-            ConfigError: a database wants a driver that is not installed, or its URL is none.
+            StorageError: a SQLite file cannot be written, or the user's temporary folder cannot be created.
+            ConfigError: a database needs a driver that is not installed, or its URL is invalid.
         """
         uri = self.resolved_uri()
         own_folder()
@@ -118,7 +118,7 @@ class TrackingConfig:
 
 
 def is_database(uri: str) -> bool:
-    """True for a database that MLflow opens itself, SQLite among them."""
+    """Whether it is a database that MLflow opens itself, such as SQLite."""
     return uri.partition("://")[0].partition("+")[0] in _DATABASES
 
 

@@ -1,7 +1,6 @@
-"""SQLite as MLflow's backend store: paths to SQLAlchemy's URLs and back, and checks that a file can be opened.
+"""SQLite as MLflow's backend store: conversion between paths and SQLAlchemy URLs, and checks of the file.
 
-MLflow would try 10 times, for 100 s and more, to open a file that may not be opened: no retry mends that, so it is
-checked first.
+MLflow would retry 10 times, for 100 s and more, to open a file without permission; so it is checked first.
 """
 
 from __future__ import annotations
@@ -17,29 +16,29 @@ from twostream_ray.errors import ConfigError, StorageError
 from twostream_ray.storage.uploaded import refuse_uploaded
 
 _PLAIN = "sqlite:///"
-# For SQLAlchemy the same as the plain one. MLflow makes the folder of a plain URL without decoding it.
+# Equivalent for SQLAlchemy, but MLflow creates the folder of a plain URL without decoding it.
 _QUOTED = "sqlite+pysqlite:///"
 _OPTIONS = re.compile(
     r"\?((?:timeout|isolation_level|detect_types|check_same_thread|cached_statements)=[^&/?]*(?:&\w+=[^&/?]*)*)\Z"
 )
 _TO_QUOTE = "%?#"
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
-_WAY_OUT = "let --tracking.uri (or MLFLOW_TRACKING_URI) name another file, as sqlite:////DIRECTORY/mlflow.db"
+_WAY_OUT = "set --tracking.uri (or MLFLOW_TRACKING_URI) to another file, as sqlite:////DIRECTORY/mlflow.db"
 _JOBS_ENVIRONMENT = '{"env_vars": {"MLFLOW_TRACKING_URI": "http://HOST:5000"}}'
 _JOBS_WAY_OUT = (
-    "set --tracking.uri to http(s)://HOST or to a file that all nodes see, or submit it by `twostream submit`, which "
+    "set --tracking.uri to http(s)://HOST or to a file on shared storage, or submit it with `twostream submit`, which "
     f"sends MLFLOW_TRACKING_URI along (`ray job submit` does by --runtime-env-json '{_JOBS_ENVIRONMENT}')"
 )
 _LOCK_TIMEOUT_S = 2.0
 
 
 def is_sqlite(uri: str) -> bool:
-    """Whether a tracking URI is of a SQLite file."""
+    """Whether a tracking URI names a SQLite file."""
     return uri.partition("://")[0] in ("sqlite", "sqlite+pysqlite")
 
 
 def uri_of(path: Path) -> str:
-    """The URL that SQLAlchemy opens this absolute path by, of any characters."""
+    """SQLAlchemy's URL of an absolute path with any characters."""
     text = str(path)
     if not set(text) & set(_TO_QUOTE):
         return f"{_PLAIN}{text}"
@@ -76,13 +75,13 @@ def _parts(uri: str) -> tuple[Path, str]:
             "or relative to the working directory"
         )
     literal, decoded = Path(text[1:]).absolute(), Path(unquote(text[1:])).absolute()
-    # People paste paths behind sqlite:///; a directory that is there as it was written is what they mean.
+    # A path may have been pasted after sqlite:///: an existing directory of the literal name is meant.
     pasted = scheme == "sqlite" and _ESCAPE.search(text) and literal.parent.is_dir() and not decoded.parent.is_dir()
     return (literal if pasted else decoded), options
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a file that cannot be made, or is there and is no SQLite database that can be written.
+    """Refuse a file that cannot be created, or is not a writable SQLite database.
 
     Raises:
         StorageError: with the reason and the way out.
@@ -93,9 +92,9 @@ def require_writable(path: Path) -> None:
         if target.exists():
             _open(path, "BEGIN IMMEDIATE", to="written")
         folder = target.parent
-        while not folder.exists():  # MLflow's store is made with the folders above it
+        while not folder.exists():  # MLflow creates missing parent folders
             folder = folder.parent
-        # The folder of its rollback journal while it is written; this file has no name, so nothing stays.
+        # SQLite writes its rollback journal into this folder; the temporary file has no name, so nothing is left.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -103,7 +102,7 @@ def require_writable(path: Path) -> None:
 
 
 def require_readable(path: Path) -> None:
-    """Refuse a file that is not there or is no SQLite database.
+    """Refuse a file that does not exist or is not a SQLite database.
 
     Raises:
         StorageError: with the reason and the way out.
@@ -132,4 +131,4 @@ def _open(path: Path, statement: str, *, to: str) -> None:
 
 
 def _refused(path: Path, to: str, reason: str) -> StorageError:
-    return StorageError(f"MLflow wants a database that can be {to} at {path}, it cannot ({reason}): {_WAY_OUT}")
+    return StorageError(f"MLflow's database {path} cannot be {to} ({reason}): {_WAY_OUT}")

@@ -1,4 +1,4 @@
-"""Deadlines for calls of MLflow's client: its own timeouts are per read, so a server that drips never meets one."""
+"""Deadlines for calls of MLflow's client, whose own timeouts are per read, so that a slow sender never hits them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _BETWEEN_STOPS_S = 1.0
 
 
 class _OverdueError(Exception):
-    """Raised in a thread whose result nobody waits for any more."""
+    """Raised in an abandoned thread."""
 
 
 def call_with_deadline(work: Callable[[Callable[[], None]], _Result], *, limit_s: float, grace_s: float) -> _Result:
-    """Call `work` in a thread of its own and return its result; it is handed a function to report progress with.
+    """Call `work` in a thread of its own and return its result; its argument is a function to report progress with.
 
     Raises:
         TimeoutError: there was no progress for `limit_s` seconds. After `grace_s` more the thread is stopped.
@@ -36,7 +36,7 @@ def call_with_deadline(work: Callable[[Callable[[], None]], _Result], *, limit_s
         except BaseException as error:  # noqa: BLE001  (raised again below)
             errors.append(error)
 
-    # A daemon: no server keeps the process from ending.
+    # A daemon thread, so that no server keeps the process from ending.
     thread = threading.Thread(target=run, name="mlflow", daemon=True)
     thread.start()
     while thread.is_alive():
@@ -50,7 +50,7 @@ def call_with_deadline(work: Callable[[Callable[[], None]], _Result], *, limit_s
 
 
 def _stop(thread: threading.Thread, grace_s: float) -> None:
-    """Raise an exception in a thread until it ends; it is seen between two reads of a socket."""
+    """Raise an exception in a thread until it ends; it takes effect between two reads of a socket."""
     thread.join(grace_s)
     while thread.is_alive():
         assert thread.ident is not None  # noqa: S101  (it was started)

@@ -156,11 +156,11 @@ def _predict_windows(config: PredictConfig) -> int:
     import json
     from dataclasses import asdict
 
-    from twostream_ray.runs.score.predict import draw, predict_windows, require_drawable
+    from twostream_ray.runs.score.predict import draw, predict_windows, require_annotatable
 
     rows: list[PredictionRow] = []
     if config.video is not None:
-        require_drawable(config)
+        require_annotatable(config)
     failed = False
     for row in predict_windows(config):
         failed |= row.error is not None
