@@ -40,7 +40,7 @@ def test_only_what_champions_are_compared_by_is_recorded() -> None:
     version = "models:/two-stream/7"
     for settings in ({"protocol": "fast"}, {"views": ViewsConfig(times=9)}):
         assert not EvaluateConfig(model=version, shards="shards", **settings).is_recorded()
-        with pytest.raises(ConfigError, match=r"measured under protocol validation, got (fast|validation \(changed\))"):
+        with pytest.raises(ConfigError, match=r"which are of protocol validation, got (fast|validation \(changed\))"):
             EvaluateConfig(model=version, shards="shards", record=True, **settings)
     with pytest.raises(ConfigError, match="protocol must be one of validation, fast"):
         EvaluateConfig(model="directory", shards="shards", protocol="paper")

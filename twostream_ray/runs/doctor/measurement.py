@@ -66,7 +66,7 @@ def measure(
 
     Raises:
         ClusterError: the workers' resources are not free.
-        ConfigError: the settings make no valid network.
+        ConfigError: the settings are invalid.
         ShardError, DecodeError: the shards are damaged.
     """
     import ray
@@ -77,8 +77,7 @@ def measure(
     workers = config.workers.most_workers(gpus=gpus)
     require_lanes(config, workers=workers)
     cpus = config.workers.cpus_per_worker or max(0.1, total.get("CPU", 1) / 2 / workers)
-    share = {"CPU": cpus, **({"GPU": 1.0} if gpus else {})}
-    needs = (network.needs_rgb, network.needs_flow)
+    share, needs = {"CPU": cpus} | ({"GPU": 1.0} if gpus else {}), (network.needs_rgb, network.needs_flow)
     with _probes(config, package, shard_set, share=share, workers=workers, needs=needs) as probes:
         report_progress("reading")
         plans = ray.get([probe.plan.remote() for probe in probes])
