@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 CLUSTER = $(BIN)/python -m cluster.box $(if $(PORT),--port $(PORT))
 SEARCH_CLIPS := --clips.size_px 48 --clips.test_clips 0
-# A lane of tests in which no process may start Ray.
-WITHOUT_RAY := PYTHONPATH="$(CURDIR)/tests/without_ray$${PYTHONPATH:+:$$PYTHONPATH}"
+# A lane of tests in which no process may start Ray. Two lanes have two cores: more threads of torch wait for each other.
+WITHOUT_RAY := OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/tests/without_ray$${PYTHONPATH:+:$$PYTHONPATH}"
 FAST := 'not ray and not server and not slow and not soak'
 # What one of two lanes has; the other has whatever else there is.
 PARTS := $(addprefix tests/, data evaluation models settings storage training visualize)

@@ -22,32 +22,40 @@ def test_imports_point_down() -> None:
 
 
 @pytest.mark.parametrize(
-    "modules",
+    ("modules", "command"),
     [
-        {
-            "twostream_ray": {*HEAVY, "numpy", "rich", "yaml", "jsonargparse"},
-            "twostream_ray.cli": {"ray", "torch", "mlflow", "jsonargparse", "numpy", "rich"},
-            "twostream_ray.data": {"numpy"},
-            "twostream_ray.runs": {"ray", "numpy"},
-            "twostream_ray.models.settings": {*HEAVY, "numpy"},
-            "twostream_ray.data.protocols": {*HEAVY, "numpy"},
-            "twostream_ray.training.settings": {*HEAVY, "numpy"},
-            "twostream_ray.runs.score.settings": {*HEAVY, "numpy"},
-            "twostream_ray.api": HEAVY,
-            "twostream_ray.runs.experiment": HEAVY,
-            "twostream_ray.data.snippets": {"ray", "mlflow", "torch", "pyarrow", "av"},
-            "twostream_ray.data.loading.decode_cpu": {"ray", "mlflow", "torch", "pyarrow"},
-            "twostream_ray.data.video.prepare": {"ray", "mlflow", "torch", "pyarrow"},
-            "twostream_ray.tracking": {"mlflow", "torch"},
-        },
-        {
-            "twostream_ray.models.build": {"ray", "mlflow", "pyarrow", "av", "cv2"},
-            "twostream_ray.inference": {"ray", "mlflow"},
-        },
+        (
+            {
+                "twostream_ray": {*HEAVY, "numpy", "rich", "yaml", "jsonargparse"},
+                "twostream_ray.cli": {"ray", "torch", "mlflow", "jsonargparse", "numpy", "rich"},
+                "twostream_ray.data": {"numpy"},
+                "twostream_ray.runs": {"ray", "numpy"},
+                "twostream_ray.models.settings": {*HEAVY, "numpy"},
+                "twostream_ray.data.protocols": {*HEAVY, "numpy"},
+                "twostream_ray.training.settings": {*HEAVY, "numpy"},
+                "twostream_ray.runs.score.settings": {*HEAVY, "numpy"},
+                "twostream_ray.api": HEAVY,
+                "twostream_ray.runs.experiment": HEAVY,
+                "twostream_ray.data.snippets": {"ray", "mlflow", "torch", "pyarrow", "av"},
+                "twostream_ray.data.loading.decode_cpu": {"ray", "mlflow", "torch", "pyarrow"},
+                "twostream_ray.data.video.prepare": {"ray", "mlflow", "torch", "pyarrow"},
+                "twostream_ray.tracking": {"mlflow", "torch"},
+            },
+            ["recipes"],
+        ),
+        (
+            {
+                "twostream_ray.models.build": {"ray", "mlflow", "pyarrow", "av", "cv2"},
+                "twostream_ray.inference": {"ray", "mlflow"},
+            },
+            ["describe", "--config", "own_videos_cpu"],
+        ),
     ],
     ids=["without torch", "with torch"],
 )
-def test_light_modules_load_nothing_heavy(modules: dict[str, set[str]]) -> None:
+def test_light_modules_and_commands_of_them_load_nothing_heavy(
+    modules: dict[str, set[str]], command: list[str]
+) -> None:
     """Imported one after the other, the lightest first: none has loaded what those after it may not load."""
     code = (
         "import importlib, sys\n"
@@ -55,6 +63,9 @@ def test_light_modules_load_nothing_heavy(modules: dict[str, set[str]]) -> None:
         "    importlib.import_module(module)\n"
         "    heavy = sorted(kept_out & sys.modules.keys())\n"
         "    assert not heavy, f'{module} loads {heavy}'\n"
+        "from twostream_ray.cli import main\n"
+        f"command = {command}\n"
+        "assert main(command) == 0 and not kept_out & sys.modules.keys(), command\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ from twostream_ray.training.settings import TrainingConfig
 
 _SECONDS = 60
 MUTANTS = 200
-_FEW = {"forged shard": 8, "recipe": 16, "settings": 12}
+_FEW = {"forged shard": 6, "recipe": 16, "settings": 12, "weights": 12}
 """Of kinds that take longer to read."""
 TOWER = TowerConfig(backbone="vgg_small", width=4)
 PACKAGE = ModelPackage(

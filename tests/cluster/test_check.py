@@ -6,7 +6,6 @@ import gzip
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -321,12 +320,13 @@ def test_what_is_to_be_filled_in_is_listed_and_a_mistake_when_it_is_to_be_ready(
     assert "not filled in" in capsys.readouterr().err
 
 
-def test_the_command_ends_with_1_and_a_line_for_a_mistake(copy: Path, plant: Callable[[Edit], None]) -> None:
+def test_the_command_ends_with_1_and_a_line_for_a_mistake(
+    copy: Path, plant: Callable[[Edit], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     plant(MISTAKES["another Ray"])
-    command = [sys.executable, str(ROOT / "cluster/check.py"), "--root", str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith(STAYS)
+    assert cluster_check.main(["--root", str(copy)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(STAYS)
 
 
 def test_the_manifest_that_submit_writes_passes_too(

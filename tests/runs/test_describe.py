@@ -1,7 +1,5 @@
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -70,14 +68,6 @@ def test_groups_of_parameters_have_their_share_of_the_rate_and_a_recipe_says_whi
     assert modern["without decay under 4 layers"] == (3 * 32, 0.5**4, False)
     assert cli.main(["describe", *SMALL, "--config", str(recipe)]) == 0
     assert "parameter groups of adamw" in capsys.readouterr().out
-
-
-def test_describing_loads_no_ray_and_no_mlflow() -> None:
-    script = (
-        "import sys; from twostream_ray.cli import main; code = main(sys.argv[1:]); "
-        "sys.exit(code or bool({'ray', 'mlflow'} & sys.modules.keys()))"
-    )
-    assert subprocess.run([sys.executable, "-c", script, "describe", *SMALL], stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_frames_too_small_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

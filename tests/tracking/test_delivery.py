@@ -105,46 +105,60 @@ def test_one_run_comes_of_all_restarts_while_the_server_is_away(
     assert Outbox(run_uri=str(tmp_path)).count() == 0
 
 
-@pytest.mark.parametrize("killed_before", ["log_batch", "write_ids", "remove", "delete"])
+KILLED_AFTER = {"log_batch": 1, "write_ids": 0, "remove": 1, "delete": 1}
+"""What is called in a replay, and how many of its calls are survived."""
+
+
 def test_a_replay_killed_at_any_point_leaves_nothing_twice(
-    killed_before: str, away_and_back: tuple[TrackingConfig, TrackingConfig], tmp_path: Path
+    away_and_back: tuple[TrackingConfig, TrackingConfig], tmp_path: Path
 ) -> None:
     away, back = away_and_back
-    handle = start(away, tmp_path)
-    for step in range(3):
-        log_metrics(handle, {"loss": float(step)}, step=step)
-    (tmp_path / "note.txt").write_text("kept")
-    log_artifacts(handle, [tmp_path / "note.txt"])
-    finish_run(handle)
+    for point in KILLED_AFTER:
+        handle = start(away, tmp_path / point)
+        for step in range(3):
+            log_metrics(handle, {"loss": float(step)}, step=step)
+        (tmp_path / point / "note.txt").write_text("kept")
+        log_artifacts(handle, [tmp_path / point / "note.txt"])
+        finish_run(handle)
+    # MLflow is imported once; each replay is a process of its own.
     script = (
         "import os, sys\n"
         "from mlflow import MlflowClient\n"
+        "from mlflow.store.tracking import sqlalchemy_store\n"
         "from twostream_ray import storage\n"
         "from twostream_ray.tracking import TrackingConfig, replay\n"
         "from twostream_ray.tracking.outbox import Outbox\n"
-        "owner = {'log_batch': MlflowClient, 'delete': storage}.get(sys.argv[1], Outbox)\n"
-        "original, calls = getattr(owner, sys.argv[1]), []\n"
-        "def killed(*arguments, **named):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) > int(sys.argv[2]):\n"
-        "        os._exit(9)\n"
-        "    return original(*arguments, **named)\n"
-        "setattr(owner, sys.argv[1], killed)\n"
-        "replay(sys.argv[3], config=TrackingConfig(uri=sys.argv[4]))\n"
+        f"for point, survived in {KILLED_AFTER}.items():\n"
+        "    process = os.fork()\n"
+        "    if process:\n"
+        "        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9, point\n"
+        "        continue\n"
+        "    owner = {'log_batch': MlflowClient, 'delete': storage}.get(point, Outbox)\n"
+        "    original, calls = getattr(owner, point), []\n"
+        "    def killed(*arguments, **named):\n"
+        "        calls.append(1)\n"
+        "        if len(calls) > survived:\n"
+        "            os._exit(9)\n"
+        "        return original(*arguments, **named)\n"
+        "    setattr(owner, point, killed)\n"
+        "    replay(f'{sys.argv[1]}/{point}', config=TrackingConfig(uri=sys.argv[2]))\n"
+        "    os._exit(0)\n"
     )
-    survived = {"log_batch": "1", "write_ids": "0", "remove": "1", "delete": "1"}[killed_before]
-    command = [sys.executable, "-c", script, killed_before, survived, str(tmp_path), back.resolved_uri()]
-    assert subprocess.run(command, check=False).returncode == 9
-    assert Outbox(run_uri=str(tmp_path)).count() > 0
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), back.resolved_uri()], check=True)
 
-    replay(str(tmp_path), config=back)
-    (run,) = runs_of(back)
-    assert [(row.step, row.value) for row in history(back, run.info.run_id, "loss")] == [(0, 0.0), (1, 1.0), (2, 2.0)]
-    assert run.data.params == {"lr": "0.1"} and run.info.status == "FINISHED"
     client = client_for(back.resolved_uri())
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
-    left = [path.name for path in (tmp_path / "tracking-journal").rglob("*") if path.is_file()]
-    assert sorted(left) == ["mlflow.json", "run.json"]
+    for point in KILLED_AFTER:
+        assert Outbox(run_uri=str(tmp_path / point)).count() > 0
+    ids = {point: replay(str(tmp_path / point), config=back).run_id for point in KILLED_AFTER}
+    assert sorted(run.info.run_id for run in runs_of(back)) == sorted(ids.values()) and len(set(ids.values())) == 4
+    for point, run_id in ids.items():
+        run = client.get_run(run_id)
+        losses = [(row.step, row.value) for row in history(back, run.info.run_id, "loss")]
+        assert losses == [(0, 0.0), (1, 1.0), (2, 2.0)], point
+        assert run.data.params == {"lr": "0.1"} and run.info.status == "FINISHED"
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
+        left = [path.name for path in (tmp_path / point / "tracking-journal").rglob("*") if path.is_file()]
+        assert sorted(left) == ["mlflow.json", "run.json"]
 
 
 def test_the_command_that_delivers_what_waits_names_the_server_and_works_as_it_is(
