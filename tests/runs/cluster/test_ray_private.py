@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from ray._private import ray_constants, services, state, worker
+from ray._private.node import Node
 from ray._private.utils import estimate_available_memory, resolve_object_store_memory
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
@@ -49,6 +50,28 @@ def test_rays_processes_start_in_sessions_of_their_own_within_the_block_alone() 
         assert isinstance(services.ConsolePopen, functools.partial)
         assert services.ConsolePopen.keywords == {"start_new_session": True}
     assert services.ConsolePopen is before
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "left_out"), [(True, {"monitor", "log_monitor"}), (False, {"monitor", "log_monitor", "api_server"})]
+)
+def test_processes_that_a_private_cluster_has_no_use_for_do_not_start_within_the_block(
+    dashboard: bool, left_out: set[str]
+) -> None:
+    started = {"gcs_server", "monitor", "log_monitor", "api_server"}
+    before = {name: getattr(Node, f"start_{name}") for name in started}
+    source = inspect.getsource(Node)
+    assert all(f"self.start_{name}(" in source for name in started)
+    with ray_private.fewer_processes(dashboard=dashboard):
+        assert {name for name in started if getattr(Node, f"start_{name}") is not before[name]} == left_out
+    assert {name: getattr(Node, f"start_{name}") for name in started} == before
+
+
+def test_a_private_cluster_has_no_process_beyond_what_it_needs(cluster: None) -> None:
+    processes = ray_private.own_node().all_processes
+    assert {"gcs_server", "raylet"} <= processes.keys()
+    useless = {f"PROCESS_TYPE_{name}" for name in ("MONITOR", "LOG_MONITOR", "DASHBOARD")}
+    assert not {getattr(ray_constants, name) for name in useless} & processes.keys()
 
 
 def test_lines_of_workers_are_printed_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

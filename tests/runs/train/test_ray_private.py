@@ -1,18 +1,24 @@
 """What this package uses of Ray Train and Ray Tune without being promised it; each is there in the installed Ray."""
 
 import inspect
+from types import SimpleNamespace
 
+import pytest
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch import config as torch_config
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy import ScalingPolicy as AnyScalingPolicy
 from ray.train.v2._internal.execution.worker_group import ExecutionGroup
-from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.execution import class_cache
 
 from twostream_ray.errors import ConfigError, MissingError, ShardError, StorageError, WeightsError
-from twostream_ray.runs.train.ray_private import FailurePolicy, Trainer, only_ray_variables_in_trials
+from twostream_ray.runs.cluster.session import _private_settings
+from twostream_ray.runs.train.ray_private import FailurePolicy, ScalingPolicy, Trainer, only_ray_variables_in_trials
 
 
 def parameters(function: object) -> list[str]:
@@ -38,6 +44,30 @@ def test_the_trainer_overrides_methods_that_ray_calls() -> None:
     assert parameters(BackendSetupCallback.__init__) == ["self", "backend_config"]
     assert parameters(BackendSetupCallback.before_execution_group_shutdown) == ["self", "execution_group"]
     assert isinstance(DatasetsCallback, type)
+
+
+@pytest.mark.parametrize(("dashboard_port", "asks"), [(None, False), (8265, True)])
+def test_an_actor_asks_a_dashboard_for_the_controller_only_where_there_is_one(
+    dashboard_port: int | None, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in _private_settings(dashboard_port).items():
+        monkeypatch.setenv(name, value)
+    kinds = [type(each) for each in Trainer(lambda: None)._create_default_callbacks()]
+    assert (PlacementGroupCleanerCallback in kinds) is asks
+    assert DatasetsCallback not in kinds
+
+
+def test_workers_of_a_private_cluster_are_started_without_asking_an_autoscaler() -> None:
+    assert "scaling_policy=create_scaling_policy(" in inspect.getsource(inspect.getmodule(TorchTrainer.__mro__[1]))
+    overridden = set(vars(ScalingPolicy)) - {"__module__", "__doc__", "__abstractmethods__", "_abc_impl"}
+    assert overridden <= set(vars(AnyScalingPolicy)), "what Ray's policies have in common"
+    # Each would assert a client of the autoscaler, which asks for a running Ray.
+    policy = ScalingPolicy(ScalingConfig(num_workers=3, resources_per_worker={"CPU": 0.5}))
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert isinstance(policy, FixedScalingPolicy) and isinstance(decision, ResizeDecision)
+    assert (decision.num_workers, decision.resources_per_worker) == (3, {"CPU": 0.5})
+    policy.after_controller_start(SimpleNamespace(run_id="run"))
+    policy.before_controller_abort()
 
 
 def test_tune_passes_no_keys_of_object_stores_to_its_trials() -> None:

@@ -98,11 +98,15 @@ def authenticated() -> Iterator[None]:
 
 
 def _start(ray: Any, folder: Path, dashboard_port: int | None) -> None:
-    from twostream_ray.runs.cluster.ray_private import filter_worker_lines, processes_in_own_sessions
+    from twostream_ray.runs.cluster.ray_private import (
+        fewer_processes,
+        filter_worker_lines,
+        processes_in_own_sessions,
+    )
 
     filter_worker_lines(_is_worth_printing)
     try:
-        with processes_in_own_sessions():
+        with processes_in_own_sessions(), fewer_processes(dashboard=dashboard_port is not None):
             ray.init(
                 address="local",
                 logging_level=logging.WARNING,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray._private import ray_constants, services, state, worker
+from ray._private.node import Node
 from ray._private.utils import estimate_available_memory, resolve_object_store_memory
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 
@@ -87,6 +88,24 @@ def processes_in_own_sessions() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen
+
+
+@contextmanager
+def fewer_processes(*, dashboard: bool) -> Iterator[None]:
+    """Ray's head starts within the block without autoscaler and log monitor, and without a dashboard unless wanted.
+
+    By default Ray starts all three processes, although no driver prints those logs, and waits for the dashboard's,
+    which then only reports usage.
+    """
+    names = ["start_monitor", "start_log_monitor", *([] if dashboard else ["start_api_server"])]
+    before = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, original in before.items():
+            setattr(Node, name, original)
 
 
 def filter_worker_lines(wanted: Callable[[list[str]], bool]) -> None:

@@ -24,6 +24,7 @@ from twostream_ray.runs.cluster.watchdog import note_stop
 _log = logging.getLogger(__name__)
 
 _CONNECT_S = 2.0
+_DASHBOARD = "RAY_API_SERVER_ADDRESS"
 _NOWHERE = "http://127.0.0.1:9"
 """An address that refuses connections at once."""
 
@@ -71,6 +72,11 @@ def require_cluster() -> None:
     if cluster_address() is None:
         require_limits()
         short_folder()
+
+
+def lacks_dashboard() -> bool:
+    """Whether this process uses a private cluster without a dashboard, which Ray's state API would need."""
+    return os.environ.get(_DASHBOARD) == _NOWHERE
 
 
 @contextmanager
@@ -153,14 +159,13 @@ def _private_settings(dashboard_port: int | None) -> dict[str, str]:
         # A private cluster's only node is never drained.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
-    # A private cluster has no dashboard (a dozen processes), but Ray Train's clean-up actor connects to one: if that is
-    # refused at once, the actor ends with the training; if it has to search, every training ends 12 s later. If there
-    # is a dashboard, the actor must use this one: otherwise it asks the machine's newest cluster, does not find its
-    # training there, and releases that training's resources.
+    # A private cluster has no dashboard (a dozen processes) unless one is wanted. If there is one, Ray Train's clean-up
+    # actor must use this one: otherwise it asks the machine's newest cluster, does not find its training there, and
+    # releases that training's resources.
     api = _NOWHERE if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}"
     # Workers connect on loopback, as all of Ray does here, whatever the shell sets for clusters.
     interfaces = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    return _unless_set(settings) | interfaces | {"RAY_API_SERVER_ADDRESS": api}
+    return _unless_set(settings) | interfaces | {_DASHBOARD: api}
 
 
 def _unless_set(settings: Mapping[str, str]) -> dict[str, str]:

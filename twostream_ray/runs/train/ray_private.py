@@ -17,10 +17,13 @@ import ray
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from twostream_ray.errors import is_final
 from twostream_ray.runs.cluster.private_cluster import private_folder
+from twostream_ray.runs.cluster.session import lacks_dashboard
 
 
 def process_group_config(*, timeout_s: float) -> TorchConfig:
@@ -67,26 +70,48 @@ class _FileBackend(_TorchBackend):
 
 
 class Trainer(TorchTrainer):
-    """Ray's TorchTrainer with four changes.
+    """Ray's TorchTrainer with six changes.
 
     Ctrl-C stays a KeyboardInterrupt: Ray would end the process with exit code 1. No actor splits datasets, as none are
     passed: its process would import Ray Data whenever workers start. Workers are not asked to leave their process group
-    before they are killed: Ray would wait for one that is lost or hangs. And an error that a restart would not fix ends
-    the run at once.
+    before they are killed: Ray would wait for one that is lost or hangs. Without a dashboard no actor asks it every
+    second whether the controller is alive: it would get no answer, and the workers wait until it has started. On a
+    private cluster no actor asks an autoscaler for the workers: there is none. And an error that a restart would not
+    fix ends the run at once.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
+        useless = (DatasetsCallback, *([PlacementGroupCleanerCallback] if lacks_dashboard() else []))
         return [
             _BackendSetup(self.backend_config) if isinstance(each, BackendSetupCallback) else each
             for each in super()._create_default_callbacks()
-            if not isinstance(each, DatasetsCallback)
+            if not isinstance(each, useless)
         ]
 
     def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> Any:
-        policy = FailurePolicy(self.run_config.failure_config)
-        return super()._initialize_and_run_controller(**controller_init_kwargs | {"failure_policy": policy})
+        changed: dict[str, Any] = {"failure_policy": FailurePolicy(self.run_config.failure_config)}
+        if private_folder() is not None and type(controller_init_kwargs["scaling_policy"]) is FixedScalingPolicy:
+            changed["scaling_policy"] = ScalingPolicy(self.scaling_config)
+        return super()._initialize_and_run_controller(**controller_init_kwargs | changed)
 
     def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
+class ScalingPolicy(FixedScalingPolicy):
+    """Ray's policy for a fixed number of workers, except that it does not announce them to an autoscaler.
+
+    By default Ray Train's controller starts an actor to do so, which imports Ray Data, and starts no worker until the
+    actor has answered or 5 s have passed.
+    """
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
         pass
 
 
