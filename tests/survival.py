@@ -123,9 +123,9 @@ class Nodes:
         self._environment.enter_context(environment({_DASHBOARD: self._cluster.dashboard}))
         self._started = [self._cluster.start_head(num_cpus=0, object_store_bytes=_OBJECT_STORE_BYTES)]
         self._cluster.wait_for_head(self._started[0])
-        self.nodes: list[ServerProcess] = []
-        self.replace()
-        self.replace()
+        self.nodes = [self._start_node(), self._start_node()]
+        for node in self.nodes:
+            self._cluster.wait_for_node(node)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -143,10 +143,14 @@ class Nodes:
 
     def replace(self) -> None:
         """Let a new node join."""
-        node = self._cluster.start_node(len(self._started), num_cpus=1, object_store_bytes=_OBJECT_STORE_BYTES)
-        self._started.append(node)
+        node = self._start_node()
         self._cluster.wait_for_node(node)
         self.nodes.append(node)
+
+    def _start_node(self) -> ServerProcess:
+        node = self._cluster.start_node(len(self._started), num_cpus=1, object_store_bytes=_OBJECT_STORE_BYTES)
+        self._started.append(node)
+        return node
 
     def drain(self, number: int, *, seconds: float) -> None:
         """Give notice that a node will be taken away, as clouds do of spot instances."""

@@ -195,7 +195,8 @@ def test_flow_of_another_kind_is_refused(
 def test_evaluate_writes_report_scores_and_picture(
     model: Path, shard_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", "--model", str(model), "--shards", shard_set.uri, "--out", str(tmp_path)]) == 0
+    arguments = ["--model", str(model), "--shards", shard_set.uri, "--out", str(tmp_path), "--workers.num_workers", "1"]
+    assert main(["evaluate", *arguments]) == 0
     assert "20 of 20 clips" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "scores", "confusion.png", "results.html"}
 

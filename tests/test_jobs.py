@@ -34,6 +34,8 @@ def test_a_submitted_training_goes_on_without_its_submitter_and_can_be_followed_
     command = [sys.executable, "-m", "twostream_ray", "submit", "train", "--config", "demo", "--name", "submitted"]
     command += ["--data.shards", shard_set.uri, "--data.transforms.crop_px", "48", "--training.epochs", "1"]
     command += ["--model.spatial.width", "4", "--model.temporal.width", "4", "--training.global_batch", "16"]
+    # How many workers is nothing to the job; each takes seconds to start.
+    command += ["--workers.num_workers", "1"]
     command += ["--storage", str(tmp_path / "runs"), "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
     with subprocess.Popen(command, env=head, cwd=tmp_path, text=True, stdout=PIPE, stderr=PIPE) as first:
         assert first.stdout is not None
@@ -52,21 +54,9 @@ def test_a_submitted_training_goes_on_without_its_submitter_and_can_be_followed_
     assert (tmp_path / "runs/submitted/report.json").is_file()
 
 
-def test_a_submitted_job_keeps_nothing_in_the_copy_of_its_working_directory(
-    head: dict[str, str], shard_set: ShardSet, tmp_path: Path
+def test_a_job_that_ray_runs_in_a_copy_of_its_working_directory_keeps_nothing_there(
+    head: dict[str, str], shard_set: ShardSet
 ) -> None:
-    given = ("jobs/train.py", "--name", "lost", "--data.shards", shard_set.uri)
-    done = submit(*given, environment={**head, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    done = submit("jobs/train.py", "--name", "lost", "--data.shards", shard_set.uri, environment=head)
     said = done.stdout + done.stderr
     assert done.returncode != 0 and "storage would be runs in the copy of the job's working directory" in said, said
-    done = submit(*given, "--storage", str(tmp_path), environment={**head, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
-    said = done.stdout + done.stderr
-    assert done.returncode != 0 and "tracking.uri would be mlflow.db in the copy" in said, said
-    assert "--runtime-env-json" in said
-
-
-def test_a_client_without_the_token_is_turned_away(head: dict[str, str]) -> None:
-    stranger = {key: value for key, value in head.items() if key != "RAY_AUTH_TOKEN"} | {"HOME": "/nonexistent"}
-    done = submit("jobs/train.py", "--help", environment=stranger)
-    assert done.returncode != 0
-    assert "token" in (done.stdout + done.stderr).lower()

@@ -13,7 +13,7 @@ import pytest
 from whole_shards import write_shard
 
 from twostream_ray.data.flow import FlowContract
-from twostream_ray.data.shards.shards import open_shards
+from twostream_ray.data.shards.shards import ShardSet, open_shards
 from twostream_ray.data.shards.writer import plan_shards, write_manifest
 from twostream_ray.data.sources.catalog import CatalogConfig
 from twostream_ray.runs.cluster.session import ray_session
@@ -90,31 +90,29 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.own_cluster
-def test_shards_are_the_same_bytes_on_1_core_on_2_and_written_one_after_the_other(videos: Path, tmp_path: Path) -> None:
-    def config(name: str) -> IngestConfig:
-        catalog = CatalogConfig(root=str(videos))
-        return IngestConfig(catalog=catalog, out=str(tmp_path / name), flow=SMALL, rows_per_shard=32)
-
-    catalog = catalog_of(config("serial"))
+def test_shards_are_the_same_bytes_on_1_core_on_all_and_written_one_after_the_other(
+    videos: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    config = IngestConfig(catalog=CatalogConfig(root=str(videos)), out=str(tmp_path / "serial"), flow=SMALL)
+    catalog = catalog_of(config)
     parts = [
         write_shard(plan, out=str(tmp_path / "serial"), contract=SMALL, max_frames=10_000)
         for plan in plan_shards(catalog.clips, contract=SMALL, rows_per_shard=16)
     ]
     write_manifest(str(tmp_path / "serial"), parts=parts, classes=catalog.classes, contract=SMALL)
-    for cores in (1, 2):
-        # A process each: this one may be connected to the cluster that tests share.
-        script = (
-            "import ray; from twostream_ray.data.flow import FlowContract; "
-            "from twostream_ray.data.sources.catalog import CatalogConfig; "
-            "from twostream_ray.runs.ingest import IngestConfig, ingest; "
-            f"ray.init(num_cpus={cores}, include_dashboard=False, log_to_driver=False); "
-            f"config = IngestConfig(catalog=CatalogConfig(root={str(videos)!r}), out={str(tmp_path / str(cores))!r}, "
-            "flow=FlowContract(short_side_px=48), rows_per_shard=32); "
-            "print(ingest(config).clips)"
-        )
-        made = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
-        assert made.stdout.split()[-1] == b"76"
-    assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "serial")
+    # A process of its own: this one is connected to the cluster of all cores, which has written the tests' shards.
+    script = (
+        "import ray; from twostream_ray.data.flow import FlowContract; "
+        "from twostream_ray.data.sources.catalog import CatalogConfig; "
+        "from twostream_ray.runs.ingest import IngestConfig, ingest; "
+        "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False); "
+        f"config = IngestConfig(catalog=CatalogConfig(root={str(videos)!r}), out={str(tmp_path / '1')!r}, "
+        "flow=FlowContract(short_side_px=48), rows_per_shard=32); "
+        "print(ingest(config).clips)"
+    )
+    made = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+    assert made.stdout.split()[-1] == b"76"
+    assert files(tmp_path / "1") == files(Path(shard_set.uri)) == files(tmp_path / "serial")
 
 
 @pytest.mark.own_cluster

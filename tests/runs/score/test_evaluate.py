@@ -18,6 +18,7 @@ from twostream_ray.models.settings import ModelConfig, TowerConfig
 from twostream_ray.runs.score.evaluate import Evaluation, evaluate, record_evaluation
 from twostream_ray.runs.score.score_table import read_table
 from twostream_ray.runs.score.settings import EvaluateConfig
+from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.tracking import TrackingConfig, comparable_measurement
 from twostream_ray.tracking.connection import client_for
 
@@ -71,10 +72,8 @@ def two_heads(shard_set: ShardSet, folder: Path) -> str:
 
 
 def test_a_model_of_two_data_sets_is_measured_on_each(shard_set: ShardSet, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    evaluation = evaluate(
-        EvaluateConfig(model=two_heads(shard_set, tmp_path / "model"), shards=shard_set.uri, out=str(out))
-    )
+    model, out, one_worker = two_heads(shard_set, tmp_path / "model"), tmp_path / "out", WorkersConfig(num_workers=1)
+    evaluation = evaluate(EvaluateConfig(model=model, shards=shard_set.uri, out=str(out), workers=one_worker))
     report = json.loads((out / "report.json").read_text())
     table = read_table(str(out))
     assert table.num_expected_by_head is not None and sum(table.num_expected_by_head) == 20

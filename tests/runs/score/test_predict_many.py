@@ -24,7 +24,7 @@ def test_a_folder_becomes_a_row_for_each_video_with_the_scores_of_predict(
     bad.write_bytes(b"no video")
     out = tmp_path / "predictions"
     command = ["predict", str(videos / "val"), str(bad), str(tmp_path / "nowhere.mp4")]
-    command += ["--model", str(model), "--out", str(out), "--top_k", "1"]
+    command += ["--num_actors", "1", "--model", str(model), "--out", str(out), "--top_k", "1"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert f"10 videos in {out}; 10 done now in " in printed and "): 1 missing, 8 ok, 1 undecodable" in printed
@@ -49,7 +49,9 @@ def test_videos_that_come_later_are_added_and_finished_parts_are_not_written_aga
     cluster: None, videos: Path, model: Path, tmp_path: Path
 ) -> None:
     def predicted(*named: Path) -> tuple[int, int]:
-        config = PredictConfig(videos=list(map(str, named)), model=str(model), out=str(tmp_path), head="stored")
+        config = PredictConfig(
+            videos=list(map(str, named)), model=str(model), out=str(tmp_path), head="stored", num_actors=1
+        )
         report = predict_many(config)
         return report.videos, report.done_before
 

@@ -216,8 +216,10 @@ def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Pa
     from twostream_ray.models.settings import ModelConfig, TowerConfig
     from twostream_ray.runs.score.evaluate import evaluate
     from twostream_ray.runs.score.settings import EvaluateConfig
+    from twostream_ray.runs.workers import WorkersConfig
 
     files, hits = {}, {}
+    one_worker = WorkersConfig(num_workers=1)
     tower = TowerConfig(backbone="vgg_small", width=4)
     for stream in ("spatial", "temporal"):
         package = ModelPackage(
@@ -230,7 +232,9 @@ def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Pa
         (tmp_path / stream).mkdir()
         save_model(tmp_path / stream, package.build(pretrained=False), package)
         out = tmp_path / f"{stream} out"
-        evaluation = evaluate(EvaluateConfig(model=str(tmp_path / stream), shards=shard_set.uri, out=str(out)))
+        evaluation = evaluate(
+            EvaluateConfig(model=str(tmp_path / stream), shards=shard_set.uri, out=str(out), workers=one_worker)
+        )
         files[stream], hits[stream] = str(out), round(evaluation.report.top1 * 20)
     tuned = tune_scores(TuneScoresConfig(choose=StreamScoresConfig(**files), out=str(tmp_path / "tuned")))
     assert right(tuned)["spatial alone"][1] == hits["spatial"]

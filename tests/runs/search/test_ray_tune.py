@@ -48,7 +48,7 @@ def recipe(shard_set: ShardSet, folder: Path, **search: Any) -> Path:
             "fusion": {"method": "conv", "layers": ["relu3"], "temporal": "pool2d"},
         },
         "training": {"epochs": 2, "global_batch": 16, "learning_rate": 0.1, "schedule": "constant"},
-        "workers": {"max_failures": 0},
+        "workers": {"num_workers": 1, "max_failures": 0},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "model_name": "searched"},
         "search": {"concurrent_trials": 2, **search},
     }
