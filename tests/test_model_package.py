@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_networks import CONVNEXT, fused_model
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.sampling import SamplingConfig
@@ -61,6 +63,18 @@ def test_a_model_of_before_there_were_video_networks_is_read(tmp_path: Path) -> 
     del values["model"]["clip3d"]
     (tmp_path / "model.json").write_text(json.dumps(values))
     assert load_model(tmp_path)[1] == PACKAGE
+
+
+def test_a_model_of_timm_where_timm_is_not_installed_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = replace(PACKAGE, model=fused_model(CONVNEXT))
+    save_model(tmp_path, package.build(pretrained=False), package)
+    assert load_model(tmp_path)[1] == package
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(CheckpointError, match=r"model\.json: .* wants the package timm, .* pip install") as told:
+        load_model(tmp_path)
+    assert "damaged" not in str(told.value)
 
 
 def test_momentum_and_position_come_back(tmp_path: Path) -> None:

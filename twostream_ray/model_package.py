@@ -25,8 +25,9 @@ from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.errors import CheckpointError, ConfigError, StorageError
 from twostream_ray.heads import ClassScores, Head, class_scores, heads_of
 from twostream_ray.models.build import Network, build_network
-from twostream_ray.models.layers import is_head
+from twostream_ray.models.layers import TIMM, is_head
 from twostream_ray.models.settings import Clip3dConfig, ModelConfig
+from twostream_ray.models.timm_registry import require_timm
 from twostream_ray.settings.parser import from_mapping, with_missing
 from twostream_ray.storage.json_files import WORD, check, list_of, read_json, record
 
@@ -139,7 +140,8 @@ def read_package(directory: Path) -> ModelPackage:
     """Read a model's settings without its weights.
 
     Raises:
-        CheckpointError: model.json is missing, damaged or of another version.
+        CheckpointError: model.json is missing, damaged or of another version, or its network wants timm, which is not
+            installed.
     """
     path = str(directory / "model.json")
     context: dict[str, Any] = {
@@ -156,6 +158,11 @@ def read_package(directory: Path) -> ModelPackage:
     check(values, _SCHEMA, where=path, **context)
     settings = with_missing(values, _ADDED)
     del settings["format"]
+    try:
+        if any(settings["model"][stream]["backbone"].startswith(TIMM) for stream in ("spatial", "temporal")):
+            require_timm()
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     try:
         return from_mapping(ModelPackage, settings, complete=True)
     except ConfigError as error:

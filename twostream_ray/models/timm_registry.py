@@ -17,7 +17,7 @@ def known_name(backbone: str) -> str:
     Raises:
         ConfigError: timm is not installed, or knows no such network or no such tag of it.
     """
-    timm = _timm()
+    timm = require_timm()
     name = backbone.removeprefix(TIMM)
     architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -37,7 +37,7 @@ def known_name(backbone: str) -> str:
 
 def _tags(architecture: str) -> list[str]:
     """What may stand behind a network's name and a dot."""
-    names = _timm().list_models(f"{architecture}.*", include_tags=True)
+    names = require_timm().list_models(f"{architecture}.*", include_tags=True)
     return [str(name).partition(".")[2] for name in names]
 
 
@@ -48,7 +48,7 @@ def create_network(backbone: str, *, in_channels: int, drop_path: float, pretrai
         ConfigError: timm is not installed, does not know the network, or it has no stochastic depth.
         WeightsError: it has no published weights, or they can be had neither from the cache nor from the network.
     """
-    name, timm = known_name(backbone), _timm()
+    name, timm = known_name(backbone), require_timm()
     if pretrained:
         require_published(backbone)
     settings: dict[str, Any] = {"in_chans": in_channels, "pretrained": pretrained, "num_classes": _PUBLISHED_CLASSES}
@@ -82,19 +82,22 @@ def require_published(backbone: str) -> None:
         ConfigError: as `known_name`.
         WeightsError: it has none.
     """
-    name = known_name(backbone)
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(name)
+    name, timm = known_name(backbone), require_timm()
+    config = timm.get_pretrained_cfg(name)
     if config is not None and not config.has_weights:
-        known = [f"{TIMM}{one}" for one in _timm().list_pretrained(f"{name.partition('.')[0]}.*")]
+        known = [f"{TIMM}{one}" for one in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
         raise WeightsError(
-            f"weights=timm of {backbone}: timm {_timm().__version__} publishes none: leave weights out, name a file of "
+            f"weights=timm of {backbone}: timm {timm.__version__} publishes none: leave weights out, name a file of "
             f"yours, or take {'one of ' + ', '.join(known) if known else 'another network'}"
         )
 
 
-def _timm() -> Any:
+def require_timm() -> Any:
+    """The package timm.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         import timm
     except ImportError as error:
