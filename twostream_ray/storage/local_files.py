@@ -76,7 +76,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write knows the file by its number alone
+        if not error.filename:  # a write knows the file by its number alone; PyAV's errors name it, and are read-only
+            error.filename = str(path)
         full = own_error(error)
         raise full or explained(error, f"cannot write {printable(str(path))}", path=path) from error
 
