@@ -190,7 +190,7 @@ def test_a_sample_is_a_click_away(shown: ServicePage) -> None:
     [
         ("notes.txt", b"this is no video", "text/plain", "This video cannot be used"),
         ("list.m3u8", b"#EXTM3U\nfile:///etc/passwd\n", "video/mp4", "This video cannot be used"),
-        ("empty.mp4", b"", "video/mp4", "This video cannot be used\n\nA video was wanted, what came is empty."),
+        ("empty.mp4", b"", "video/mp4", "This video cannot be used\n\nA video was wanted, the body is empty."),
         ("", b"", "", "This is not a video\n\nWhat was dropped is no file"),
     ],
 )
@@ -214,13 +214,13 @@ def test_a_video_that_is_too_large_is_not_even_sent(browser: Browser, model_fold
 
 
 def test_a_busy_service_is_asked_again_when_it_says_so(shown: ServicePage, video: bytes) -> None:
-    refused = {"error": {"kind": "busy", "message": "17 videos are before this one: try again"}}
+    refused = {"error": {"kind": "busy", "message": "17 videos are queued before this one: try again"}}
     page = shown.page
     page.route(
         "**/predict*", lambda route: route.fulfill(status=429, json=refused, headers={"Retry-After": "1"}), times=1
     )
     shown.drop("a.mp4", video)
-    assert "Too many videos are waiting\n\n17 videos are before this one" in shown.error()
+    assert "Too many videos are waiting\n\n17 videos are queued before this one" in shown.error()
     page.click("#retry:enabled")
     seen(shown)
     assert page.is_hidden("#error")

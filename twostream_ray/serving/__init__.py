@@ -1,1 +1,1 @@
-"""Model serving over HTTP: raw videos in, classes out; an ASGI application in one process, without Ray."""
+"""Model serving over HTTP: an ASGI (FastAPI) application in one process that classifies raw videos, without Ray."""

@@ -12,27 +12,27 @@ class _Answer(BaseModel):
 
 
 class ModelName(_Answer):
-    """The version that an answer was made by."""
+    """The model version that produced the answer."""
 
-    uri: str = Field(description="as the service was started with; local for a directory")
+    uri: str = Field(description="as given to the service; `local` for a directory")
     name: str
     version: str
     sha256: str = Field(description="of model.safetensors")
 
 
 class VideoFacts(_Answer):
-    """The video as it was decoded."""
+    """The decoded video."""
 
     frames: int
     fps: float
     seconds: float
-    width: int = Field(description="px, at the size that flow is computed at")
+    width: int = Field(description="px, at the resolution at which flow is computed")
     height: int
-    notes: list[str] = Field(description="what is not as it should be, though the video is used")
+    notes: list[str] = Field(description="defects of the video that do not prevent its use")
 
 
 class ClassScore(_Answer):
-    """A class and how sure the model is of it."""
+    """A class with its probability and logit."""
 
     class_name: str = Field(alias="class")
     probability: float
@@ -40,22 +40,22 @@ class ClassScore(_Answer):
 
 
 class HeadAnswer(_Answer):
-    """The answer by the classes of one data set."""
+    """Scores of one classification head, the classes of one data set."""
 
-    name: str = Field(description="of the data set; empty where there is one alone")
+    name: str = Field(description="of the data set; empty if the model has only one")
     top: list[ClassScore] = Field(description="best first")
     scores: list[ClassScore] = Field(description="all classes, in the model's order")
 
 
 class SpanHead(_Answer):
-    """What a part of the video says by the classes of one data set."""
+    """Probabilities of one classification head for a part of the video."""
 
     name: str
     probabilities: list[float] = Field(description="in the order of the head's scores")
 
 
 class Span(_Answer):
-    """What the views of one part of the video say."""
+    """Scores of the views of one part of the video."""
 
     start_seconds: float
     end_seconds: float
@@ -63,7 +63,7 @@ class Span(_Answer):
 
 
 class StreamShares(_Answer):
-    """How much each stream moves the best class's logit, in [0, 1]."""
+    """Each stream's share of the best class's logit, in [0, 1]."""
 
     appearance: float
     motion: float
@@ -71,7 +71,7 @@ class StreamShares(_Answer):
 
 
 class Timed(_Answer):
-    """Seconds that the answer took."""
+    """Latency of the answer by stage, in seconds."""
 
     receive_seconds: float
     wait_seconds: float
@@ -81,7 +81,7 @@ class Timed(_Answer):
 
 
 class PredictionAnswer(_Answer):
-    """Answer of POST /predict."""
+    """Response of POST /predict."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -95,27 +95,27 @@ class PredictionAnswer(_Answer):
 
 
 class ErrorWords(_Answer):
-    """Why there is no answer."""
+    """Why a request was refused: a machine-readable kind and a sentence."""
 
     kind: str
     message: str
 
 
 class ErrorAnswer(_Answer):
-    """Answer of whatever is refused."""
+    """Response of every refused request."""
 
     error: ErrorWords
 
 
 class ReadyAnswer(_Answer):
-    """Answer of GET /readyz."""
+    """Response of GET /readyz."""
 
     ready: bool
     model: ModelName | None
 
 
 class ModelAnswer(_Answer):
-    """Answer of GET /model."""
+    """Response of GET /model."""
 
     model: ModelName
     heads: list[dict[str, Any]]
@@ -150,4 +150,4 @@ EXAMPLE: dict[str, Any] = {
         "total_seconds": 1.61,
     },
 }
-"""Of an answer, for the OpenAPI document."""
+"""An example response of POST /predict for the OpenAPI document."""

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, their parameters, and the answer to whatever goes wrong."""
+"""FastAPI application: the routes, their parameters and the exception handlers."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ BODY: dict[str, Any] = {
         },
     }
 }
-"""What a route that takes a video says of its body in the OpenAPI document."""
+"""OpenAPI schema of the request body of routes that take a video."""
 REFUSED: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": ", ".join(kind for kind, of in KINDS.items() if of == status)}
     for status in sorted(set(KINDS.values()) - {404, 405, 499})
 }
-"""Statuses of such a route beside 200."""
+"""OpenAPI responses of such a route beside 200."""
 
 
 class Service:
-    """What the routes share: the model that answers, decoding children, the queue, bodies on their way."""
+    """State shared by the routes: the served model, decoder processes, job queue, uploads, metrics."""
 
     def __init__(self, config: ServeConfig) -> None:
-        """Nothing is loaded yet."""
+        """Prepare; no model is loaded yet."""
         self.config = config
         self.pool = decoder_pool(config.decoders)
         self.current = CurrentModel(config, pool=self.pool)
@@ -80,17 +80,17 @@ class Service:
         self.metrics = Metrics(current=self.current, queue=self.queue, receiver=self.receiver)
         self.is_stopping = False
         self.cut_off = 0
-        """Requests that were begun and not answered, as the service had to end."""
+        """Requests aborted by the end of the service."""
 
     async def answer(self, request: Request, work: Callable[[Job], _Result]) -> _Result:
-        """Take a request's video, and do work on it in a thread when it is its turn.
+        """Receive a request's video and process it in a worker thread.
 
         Raises:
-            Refusal: it gets no answer.
+            Refusal: any error, as an HTTP response.
         """
         if self.is_stopping:
             raise self._stopping()
-        # Before the body too: what will not be looked at need not come.
+        # Before the body too: a video that would be refused need not be uploaded.
         self.queue.require_room()
 
         def timed(job: Job) -> _Result:
@@ -102,14 +102,14 @@ class Service:
             async with self.receiver.received(request) as upload:
                 return await self.queue.run(request, upload, timed)
         except asyncio.CancelledError:
-            # The server has waited for as long as it may.
+            # The grace period of the server's shutdown has passed.
             self.cut_off += 1
             raise self._stopping() from None
         except Exception as error:
             raise refusal_of(error) from error
 
     async def drop_old_clips(self) -> None:
-        """Let go, again and again, of videos that were kept for too long, though nobody asks for any."""
+        """Evict expired clips from the cache periodically, also without requests."""
         while True:
             await asyncio.sleep(min(max(self.config.clip_cache_seconds / 4, 0.1), 30))
             self.clips.drop_old()
@@ -119,7 +119,7 @@ class Service:
         return Refusal("stopping", "the service is being stopped: try again", headers={"Retry-After": "5"})
 
     def stop(self) -> None:
-        """End threads and children, and remove what was received."""
+        """Stop threads and decoder processes, and remove uploaded files."""
         self.is_stopping = True
         self.current.stop()
         self.queue.stop()
@@ -129,9 +129,9 @@ class Service:
 
 
 def create_application(config: ServeConfig, *, service: Service | None = None) -> FastAPI:
-    """The application; its model is loaded when it starts, unless the service given has loaded it.
+    """The FastAPI application; its model is loaded at startup, unless the given service has loaded it.
 
-    `application.state.service` is what its routes share.
+    `application.state.service` is the state that its routes share.
     """
     service = service or Service(config)
 
@@ -141,15 +141,15 @@ def create_application(config: ServeConfig, *, service: Service | None = None) -
         tidying = asyncio.create_task(service.drop_old_clips())
         yield
         tidying.cancel()
-        # In a thread: what is cut off is answered meanwhile.
+        # In a thread, so that aborted requests get their response meanwhile.
         await asyncio.to_thread(service.stop)
 
     application = FastAPI(
         title="two-stream",
         version=VERSION,
-        summary="Classes of raw videos, and the reasons for them",
+        summary="Action recognition on raw videos, with explanations",
         lifespan=lifespan,
-        # Their pages load scripts from elsewhere.
+        # FastAPI's documentation pages load scripts from a CDN.
         docs_url=None,
         redoc_url=None,
     )
@@ -172,7 +172,7 @@ def _add_health(application: FastAPI, service: Service) -> None:
 
     @application.get(
         "/readyz",
-        summary="Whether there is a model",
+        summary="Whether a model is loaded",
         responses={200: {"model": ReadyAnswer}, 503: {"model": ReadyAnswer}},
     )
     async def readyz() -> Response:
@@ -183,7 +183,7 @@ def _add_health(application: FastAPI, service: Service) -> None:
 
     @application.get(
         "/model",
-        summary="The version that answers: classes, flow contract, protocol, card, limits",
+        summary="The served model version: classes, flow contract, protocol, card, limits",
         responses={200: {"model": ModelAnswer}, 503: {"model": ErrorAnswer}},
     )
     async def model() -> Response:
@@ -206,8 +206,10 @@ def _add_predict(application: FastAPI, service: Service) -> None:
     async def predict_video(
         request: Request,
         top_k: Annotated[int, Query(ge=1, le=1_000_000, description="best classes to name, of each data set")] = 5,
-        streams: Annotated[bool, Query(description="how much appearance and motion each contribute")] = False,
-        head: Annotated[str | None, Query(description="the one data set to answer for")] = None,
+        streams: Annotated[
+            bool, Query(description="whether to compute the contributions of appearance and motion")
+        ] = False,
+        head: Annotated[str | None, Query(description="the only data set to answer for")] = None,
     ) -> Response:
         refuse_unknown_parameters(request, "top_k", "streams", "head")
         work = functools.partial(predict, top_k=top_k, streams=streams, head=head)
@@ -217,7 +219,7 @@ def _add_predict(application: FastAPI, service: Service) -> None:
 def _add_explain(application: FastAPI, service: Service) -> None:
     @application.post(
         "/explain",
-        summary="Classes of a video, and the reasons for one: where the network looked, in which stream, when",
+        summary="Classes of a video with the evidence for one: contributions of streams, seconds and image regions",
         openapi_extra=BODY,
         responses=REFUSED | {200: {"model": ExplanationAnswer}},
     )
@@ -225,7 +227,7 @@ def _add_explain(application: FastAPI, service: Service) -> None:
         request: Request,
         label: Annotated[str | None, Query(description="the class to explain; by default the best")] = None,
         moments: Annotated[int, Query(ge=1, le=MOST_MOMENTS, description="snippets to draw")] = 8,
-        clip: Annotated[bool, Query(description="the video too, as it was prepared")] = False,
+        clip: Annotated[bool, Query(description="whether to return the prepared video too")] = False,
         top_k: Annotated[int, Query(ge=1, le=1_000_000, description="best classes to name, of each data set")] = 5,
     ) -> Response:
         refuse_unknown_parameters(request, "label", "moments", "clip", "top_k")
@@ -247,10 +249,10 @@ def _add_samples(application: FastAPI, samples: SampleClips) -> None:
 
 
 def refuse_unknown_parameters(request: Request, *known: str) -> None:
-    """A parameter that is misspelt would be left out in silence.
+    """Refuse unknown query parameters, which FastAPI would ignore silently.
 
     Raises:
-        Refusal: there is another one.
+        Refusal: a parameter is unknown.
     """
     unknown = sorted(set(request.query_params) - set(known))
     if unknown:
@@ -270,7 +272,7 @@ def _add_handlers(application: FastAPI) -> None:
     @application.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
         kind = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "bad_parameter")
-        words = {"not_found": "there is nothing here", "wrong_method": f"{request.method} is not taken here"}
+        words = {"not_found": "no such path", "wrong_method": f"{request.method} is not allowed here"}
         return answered(Refusal(kind, words.get(kind, str(error.detail)), headers=error.headers))
 
     @application.exception_handler(Refusal)
@@ -283,7 +285,7 @@ def _add_handlers(application: FastAPI) -> None:
 
 
 class _Counted:
-    """Counts answers by route and status."""
+    """ASGI middleware that counts responses by route and status."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -291,7 +293,7 @@ class _Counted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def watched_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Not the path: anybody may ask for any.
+                # The route, not the path: clients could create any number of label values.
                 route = getattr(scope.get("route"), "path", "other")
                 self._metrics.requests.labels(route, str(message["status"])).inc()
             await send(message)

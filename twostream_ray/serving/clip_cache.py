@@ -1,4 +1,4 @@
-"""LRU cache of prepared clips, bounded in bytes and in time: a video is decoded once to be answered and explained."""
+"""LRU cache of decoded clips with a byte limit and a TTL: a video is decoded once for /predict and /explain."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from twostream_ray.data.encoded_clip import EncodedClip
 
 
 class ClipCache:
-    """Clips by the hash of the video's bytes and the flow contract."""
+    """Decoded clips, keyed by the SHA-256 of the video and the flow contract; thread-safe."""
 
     def __init__(self, *, limit_bytes: int, seconds: float) -> None:
-        """Keep at most so many bytes, each for so long after it was used last."""
+        """Keep at most `limit_bytes` in total, each clip for `seconds` after its last use."""
         self._limit_bytes, self._seconds = limit_bytes, seconds
         self._clips: OrderedDict[Hashable, tuple[EncodedClip, float]] = OrderedDict()
         self._lock = threading.Lock()
         self.size_bytes = 0
-        """Of what is kept."""
+        """Total of the cached clips."""
 
     def get(self, key: Hashable) -> EncodedClip | None:
-        """The clip, if it is still there."""
+        """The clip, or None if it is not cached."""
         now = time.monotonic()
         with self._lock:
             self._drop_old(now)
@@ -34,7 +34,7 @@ class ClipCache:
             return found[0]
 
     def put(self, key: Hashable, clip: EncodedClip) -> None:
-        """Keep a clip, in place of those that were not used for longest."""
+        """Add a clip and evict the least recently used ones over the limit."""
         size, now = _size(clip), time.monotonic()
         with self._lock:
             self._drop_old(now)
@@ -46,13 +46,13 @@ class ClipCache:
                 self._drop_first()
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Evict all clips."""
         with self._lock:
             self._clips.clear()
             self.size_bytes = 0
 
     def drop_old(self) -> None:
-        """Let go of what has been kept for too long."""
+        """Evict expired clips."""
         with self._lock:
             self._drop_old(time.monotonic())
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections of uvicorn, with what it does not bound: how many there are, and how slowly a head may come."""
+"""uvicorn HTTP/1.1 protocol with a connection limit and a timeout for request headers (against slow-loris clients)."""
 
 from __future__ import annotations
 
@@ -15,55 +15,57 @@ _PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailabl
 
 
 class BoundedConnection(H11Protocol):
-    """Closed where there are too many, or its next request's head does not come in time."""
+    """Closed if too many connections are open, or the next request's headers do not arrive in time."""
 
     limits: LimitsConfig
-    """Of a subclass, see `connections_within`."""
+    """Set by a subclass, see `connections_within`."""
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come."""
+        """Start the header timeout; refuse the connection with 503 if too many are open."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             self._refuse(Refusal("stopping", "too many connections are open: try again"))
             return
-        self._await_head()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """The next bytes of it."""
+        """Parse received bytes; stop the timeout when the headers are complete."""
         super().data_received(data)
-        if self._awaits_head():
-            self._await_head()
+        if self._awaits_headers():
+            self._start_timer()
         else:
-            self._forget_timer()
+            self._cancel_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
-        self._forget_timer()
+        """Cancel the timeout."""
+        self._cancel_timer()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP."""
+        """Answer bytes that are not HTTP with the service's own 400."""
         self._refuse(Refusal("bad_parameter", msg))
 
-    def _awaits_head(self) -> bool:
+    def _awaits_headers(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _await_head(self) -> None:
-        """From the first byte on, or the beginning: later bytes give no more time."""
+    def _start_timer(self) -> None:
+        """Start the timeout unless it runs already: more bytes do not extend it."""
         if self._timer is None:
-            self._timer = self.loop.call_later(self.limits.silence_seconds, self._give_up)
+            self._timer = self.loop.call_later(self.limits.silence_seconds, self._time_out)
 
-    def _forget_timer(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self) -> None:
+    def _time_out(self) -> None:
         self._timer = None
-        if self._awaits_head() and not self.transport.is_closing():
+        if self._awaits_headers() and not self.transport.is_closing():
             seconds = self.limits.silence_seconds
-            self._refuse(Refusal("slow_sender", f"the head of a request was wanted within {seconds:g} s"))
+            self._refuse(
+                Refusal("slow_sender", f"the headers of a request must arrive within {seconds:g} s, they did not")
+            )
 
     def _refuse(self, refusal: Refusal) -> None:
         body = json.dumps(refusal.body()).encode()
@@ -76,6 +78,6 @@ class BoundedConnection(H11Protocol):
 
 
 def connections_within(limits: LimitsConfig) -> type[BoundedConnection]:
-    """The class of connections for uvicorn."""
+    """The protocol class for uvicorn with these limits."""
     members: dict[str, Any] = {"limits": limits}
     return type("Connection", (BoundedConnection,), members)

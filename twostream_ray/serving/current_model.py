@@ -1,4 +1,4 @@
-"""Hot swap: the model that answers now, replaced between requests when the registry's alias moves to another one."""
+"""Hot model reload: the served model version follows its registry alias and is swapped between requests."""
 
 from __future__ import annotations
 
@@ -21,54 +21,55 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedModel:
-    """A model in memory; a request keeps the one that it began with."""
+    """A model version in memory; a request uses the same one from start to end."""
 
     uri: str
-    """As it was asked for; "local" for a directory, whose path is nobody's business."""
+    """As configured; "local" for a directory, whose path is not disclosed to clients."""
     name: str
-    """Of the registered model; that of a directory is "local"."""
+    """Of the registered model; "local" for a directory."""
     version: str
-    """In the registry; elsewhere the beginning of the weights' hash."""
+    """In the registry; otherwise the first 12 digits of the weights' SHA-256."""
     sha256: str
     """Of model.safetensors."""
     card: str | None
-    """Its description in the registry, Markdown."""
+    """The model card, its description in the registry, as Markdown."""
     classifier: Classifier
-    """The network, classes and flow contract."""
+    """Network, classes and flow contract."""
     network_lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held by who computes: one at a time, as each takes all processors or the GPU."""
+    """Held while the network runs: one forward pass uses all CPU cores or the GPU."""
 
     def identity(self) -> dict[str, str]:
-        """What every answer names it by."""
+        """The `model` field of every response."""
         return {"uri": self.uri, "name": self.name, "version": self.version, "sha256": self.sha256}
 
 
 class CurrentModel:
-    """Holds the model that answers, and follows its alias in a thread of its own."""
+    """Holds the served model and polls the registry for its alias in a background thread."""
 
     def __init__(self, config: ServeConfig, *, pool: Pool) -> None:
-        """Load nothing yet.
+        """Prepare; nothing is loaded yet.
 
         Args:
             config: the model's URI, device, protocol and limits.
-            pool: children that decode for every version.
+            pool: decoder processes, shared by all versions.
         """
         self._config, self._pool = config, pool
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._loading = threading.Lock()
         self.loaded: LoadedModel | None = None
-        """What answers now; None before the first one is there."""
+        """The served model; None until the first one is loaded."""
         self.fault: str | None = None
-        """Why the last look at the registry, or the last load, failed."""
+        """Error of the last poll or load; None if it succeeded."""
         self.swaps = 0
-        """How often another version has taken over."""
+        """Number of times that another version was swapped in."""
 
     def load(self) -> LoadedModel:
-        """Load the model, or the version that its alias names now, unless it is the one that answers already.
+        """Load the model version that the URI names now, unless it is already served.
 
         Raises:
-            RegistryError, StorageError, CheckpointError, ConfigError: it cannot be had, or cannot score the protocol.
+            RegistryError, StorageError, CheckpointError: the model cannot be loaded.
+            ConfigError: it does not support the protocol.
         """
         with self._loading:
             uri, config = self._config.model, self._config.tracking
@@ -77,14 +78,16 @@ class CurrentModel:
             if before is not None and (found is None or (before.name, before.version) == (found[0], str(found[1]))):
                 return before
             card = None if found is None else tracking.version_card(*found, config=config)
-            # By its number: the alias may move while its files come.
+            # Download by version number: the alias may move during the download.
             source = uri if found is None else f"models:/{found[0]}/{found[1]}"
             with local_model(source, config=config) as directory:
                 loaded = self._loaded_from(directory, found=found, card=card)
             self.loaded = loaded
             if before is not None:
                 self.swaps += 1
-                _log.warning("version %s of %s answers in place of %s", loaded.version, loaded.name, before.version)
+                _log.warning(
+                    "version %s of %s is now served instead of %s", loaded.version, loaded.name, before.version
+                )
             return loaded
 
     def _loaded_from(self, directory: Path, *, found: tuple[str, int] | None, card: str | None) -> LoadedModel:
@@ -102,7 +105,7 @@ class CurrentModel:
         return LoadedModel(uri=uri, name=name, version=version, sha256=sha256, card=card, classifier=classifier)
 
     def follow(self) -> None:
-        """Begin to look, in a thread, for a first model and then for every move of its alias."""
+        """Start the polling thread: until a first model is loaded, then for every move of its alias."""
         moves = tracking.names_version(self._config.model) and "@" in self._config.model
         if self.loaded is None or moves:
             self._thread = threading.Thread(target=self._follow, args=(moves,), name="follow-model", daemon=True)
@@ -115,24 +118,24 @@ class CurrentModel:
             try:
                 self.load()
                 if self.fault is not None:
-                    _log.warning("the model can be had again")
+                    _log.warning("the model can be loaded again")
                 self.fault = None
                 if not moves:
                     return
-            except Exception as error:  # noqa: BLE001  whatever it is, the model that is there goes on answering
+            except Exception as error:  # noqa: BLE001  after any error the loaded model keeps serving
                 said = str(error) if isinstance(error, TwoStreamError) else repr(error)
                 if said != self.fault:
-                    _log.warning("no other model can be had now, it is tried again: %s", said)
+                    _log.warning("the model cannot be loaded now, trying again: %s", said)
                 self.fault = said
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
 
     def describe(self, model: LoadedModel) -> dict[str, Any]:
-        """What `GET /model` says of one."""
+        """The body of `GET /model`."""
         package, limits = model.classifier.package, self._config.limits
         return {
             "model": model.identity(),
@@ -146,7 +149,7 @@ class CurrentModel:
 
 
 def resolved_device(device: str) -> str:
-    """`auto` looked up: a GPU where there is one."""
+    """The device, with `auto` resolved to a GPU if there is one."""
     if device != "auto":
         return device
     import torch

@@ -1,7 +1,6 @@
-"""Reasons for an answer as JSON: streams' shares, importance of seconds, class activations as data URIs (RFC 2397).
+"""Handler of `POST /explain`: attribution to streams and seconds, Grad-CAM overlays as data URIs (RFC 2397).
 
-What is explained are views of the protocol that an answer is made by, of which there are few here: gradients and
-occlusions take many passes of the network for each.
+Only a few of the protocol's views are explained: gradients and occlusions take many forward passes per view.
 """
 
 from __future__ import annotations
@@ -29,64 +28,66 @@ from twostream_ray.serving.predictions import predict
 from twostream_ray.serving.refusals import Refusal
 
 MOST_MOMENTS = 32
-"""Of one answer: each has up to five pictures, 10 to 20 kB apiece at 224 px."""
+"""Snippets drawn per answer: each has up to five pictures of 10 to 20 kB at 224 px."""
 
 _MOST_TIMES = 4
 _SHOWN_OVER = {"spatial": ("frame", "motion"), "temporal": ("motion", "frame"), "fused": ("frame", "motion")}
-"""The picture that a layer lights, the second where the network was not shown the first."""
+"""Layer -> the picture under its overlay; the second if the network was not given the first."""
 _QUALITY = 90
 _GIVE_WAY_S = 0.001
-"""Between two passes, for whoever waits for the network: without it the lock goes to who has just let go of it."""
+"""Pause between two forward passes: without it the thread that released the lock takes it again at once."""
 
 
 class AddedByStreams(BaseModel):
-    """What the streams add to the class's relative logit, from mean RGB and no motion to the video."""
+    """Contributions of the streams to the class's relative logit, from a baseline of mean RGB and no motion."""
 
-    appearance: float | None = Field(description="Share of what moves the logit, in [0, 1]; null: no such stream.")
-    motion: float | None = Field(description="Share of what moves the logit, in [0, 1]; null: no such stream.")
+    appearance: float | None = Field(description="Share of the change of the logit, in [0, 1]; null: no such stream.")
+    motion: float | None = Field(description="Share of the change of the logit, in [0, 1]; null: no such stream.")
     method: Literal["exact", "integrated gradients", "shapley"]
-    gap: float = Field(description="How far the parts are from the whole, as a share of it; above 0.01 they are rough.")
+    gap: float = Field(
+        description="Completeness error of the contributions relative to their sum; above 0.01 they are rough."
+    )
     baseline: float = Field(description="Relative logit of mean RGB and no motion.")
     logit: float = Field(description="Relative logit of the video.")
-    added: dict[str, float] = Field(description="What `appearance` and `motion` add, in logits; signed.")
+    added: dict[str, float] = Field(description="Contributions of `appearance` and `motion` in logits; signed.")
 
 
 class ImportantSeconds(BaseModel):
-    """How much the class depends on a part of the video."""
+    """Occlusion importance of one part of the video for the class."""
 
     start_seconds: float
     end_seconds: float
-    importance: float = Field(description="By how much the relative logit falls when the part is hidden.")
+    importance: float = Field(description="Fall of the relative logit when this part is occluded.")
 
 
 class Moment(BaseModel):
-    """Pictures of one snippet; each is a JPEG as a data URI, as the network is shown it."""
+    """Pictures of one snippet as the network receives it, each a JPEG in a data URI."""
 
     seconds: float = Field(description="From the start of the video.")
     rgb: str | None
-    flow: str | None = Field(description="Motion as colours: the hue is the direction, white is none.")
+    flow: str | None = Field(description="Optical flow as colours: the hue is the direction, white is no motion.")
     overlays: dict[str, str] = Field(
         description="Class activation of `spatial` over the frame, `temporal` over the motion, `fused` over the frame."
     )
 
 
 class Reasons(BaseModel):
-    """Why a video gets a class, or what speaks for one that it does not get."""
+    """Evidence for a class, predicted or not."""
 
     label: str
-    views: int = Field(description="Views that were looked at: at most four, centre crops where an answer has several.")
+    views: int = Field(description="Views that are explained: at most four, centre crops only.")
     streams: AddedByStreams
     seconds: list[ImportantSeconds]
     moments: list[Moment]
-    missing: dict[str, str] = Field(description="Overlays that the network cannot have, and why.")
-    fastest_px: float = Field(description="Displacement from one frame to the next that gets the full colour.")
+    missing: dict[str, str] = Field(description="Overlays that the network does not support, and why.")
+    fastest_px: float = Field(description="Displacement between two frames, px, drawn in the full colour.")
     clip: str | None = Field(
-        default=None, description="With clip=true the video as it was prepared, an MP4 (H.264) as a data URI."
+        default=None, description="With clip=true the prepared video, an MP4 (H.264) in a data URI."
     )
 
 
 class ExplanationAnswer(PredictionAnswer):
-    """Answer of POST /explain: that of /predict, and why."""
+    """Response of POST /explain: that of /predict and the evidence for one class."""
 
     reasons: Reasons
 
@@ -94,15 +95,15 @@ class ExplanationAnswer(PredictionAnswer):
 def explain(
     job: Job, *, label: str | None = None, moments: int = 8, with_clip: bool = False, top_k: int = 5
 ) -> dict[str, Any]:
-    """The whole answer, of the best class of the first data set where no label is given.
+    """The response body, by default for the best class of the first head.
 
-    Others get the network between two passes: an explanation takes a hundred times what an answer does.
+    An explanation takes about a hundred times as long as a prediction, so it yields the network between passes.
 
     Raises:
         Refusal: the model has no such class.
         VideoError: the video cannot be used.
-        CheckpointError: the network's answer is no number.
-        CancelledError: nobody waits any more.
+        CheckpointError: the network's output is not finite.
+        CancelledError: the request was cancelled.
     """
     started = time.perf_counter() - job.timings.receive_seconds - job.timings.wait_seconds
     classifier, lock = job.model.classifier, job.model.network_lock
@@ -137,7 +138,7 @@ def explain(
 
 
 def explained_protocol(protocol: Protocol, package: ModelPackage) -> Protocol:
-    """The few of a protocol's views that are explained: at most four times, one crop, none mirrored."""
+    """The protocol reduced for explanations: at most four temporal positions, one crop, no mirrored views."""
     times = min(protocol.times or package.sampling.test_times, _MOST_TIMES)
     crops: Crops = "full" if protocol.crops == "full" else "centre"
     return replace(protocol, times=times, crops=crops, mirrored=False)
@@ -155,23 +156,23 @@ def explain_clip(
     with_clip: bool = False,
     on_progress: Callable[[], object] | None = None,
 ) -> Reasons:
-    """Why a clip gets a class.
+    """Explain the score of a class for a clip.
 
     Args:
-        network: of the package.
+        network: built from the package.
         package: classes, sampling and flow contract.
-        clip: prepared as the contract says.
+        clip: prepared according to the contract.
         label: the class to explain.
-        protocol: what the answer was made by.
+        protocol: the evaluation protocol of the prediction.
         moments: snippets to draw, 1..MOST_MOMENTS.
-        device: where the network computes.
+        device: PyTorch device of the network.
         with_clip: whether the prepared video is part of the answer.
-        on_progress: called before every pass of the network; what it raises ends the work.
+        on_progress: called before every forward pass; an exception from it aborts the explanation.
 
     Raises:
-        ConfigError: the model has no such class, or the network cannot take the protocol's samples.
+        ConfigError: the model has no such class, or the network does not accept the protocol's samples.
         DecodeError: the clip lacks a stream that the network needs, or is damaged.
-        CheckpointError: the network's answer is no number.
+        CheckpointError: the network's output is not finite.
     """
     if label not in package.classes:
         raise ConfigError(f"label must be a class of the model, got {label!r}: GET /model lists them")
@@ -207,7 +208,7 @@ def _shares(found: Explanation) -> AddedByStreams:
 
 
 def _important_seconds(found: Explanation, *, duration_seconds: float) -> list[ImportantSeconds]:
-    """Each time with the part of the video that is nearer to it than to any other."""
+    """The explained times, each with the part of the video nearest to it."""
     middles = [(a + b) / 2 for a, b in zip(found.seconds, found.seconds[1:], strict=False)]
     starts, ends = [0.0, *middles], [*middles, duration_seconds]
     return [
@@ -235,7 +236,7 @@ def _first(shown: dict[str, Picture], wanted: Sequence[str]) -> Picture:
 
 
 def _jpeg(picture: Picture) -> str:
-    # Colours mean directions: none are averaged over pixels.
+    # Hues encode directions, so chroma must not be subsampled.
     options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     return _data_uri("image/jpeg", cv2.imencode(".jpg", picture[..., ::-1], options)[1].tobytes())

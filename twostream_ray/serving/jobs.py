@@ -1,4 +1,4 @@
-"""Admission control: videos are worked on so many at a time, a bounded queue waits, and what nobody awaits is ended."""
+"""Admission control: a thread pool of fixed size with a bounded queue; jobs of disconnected clients are cancelled."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ from twostream_ray.serving.settings import LimitsConfig
 from twostream_ray.serving.uploads import Upload
 
 _Result = TypeVar("_Result")
-_LOOK_S = 0.1
+_POLL_S = 0.1
 NAME = "video"
-"""What every upload is called: names of files are the sender's business."""
+"""Name of every upload in messages: the client's file names are not disclosed."""
 
 
 @dataclass(kw_only=True)
 class Timings:
-    """Seconds that an answer took."""
+    """Latency of an answer by stage, in seconds."""
 
     receive_seconds: float = 0.0
-    """For the body to arrive."""
+    """Until the request body was complete."""
     wait_seconds: float = 0.0
-    """For a turn: in the queue, and for the network."""
+    """Waiting in the queue and for the network's lock."""
     decode_seconds: float = 0.0
-    """Decoding and flow; 0 for a video that was decoded just before."""
+    """Decoding and optical flow; 0 for a cached video."""
     network_seconds: float = 0.0
-    """Reading the views out of the clip, and the network."""
+    """Sampling the views from the clip and running the network."""
     total_seconds: float = 0.0
-    """All of them, and what is between."""
+    """All stages and the time between them."""
 
 
 @dataclass(kw_only=True)
 class Job:
-    """One request's video, the model that answers for it, and whether the answer is still awaited."""
+    """One request's video, the model version that serves it, and its cancellation flag."""
 
     upload: Upload
     model: LoadedModel
-    """The same from the beginning to the end, whatever version takes over meanwhile."""
+    """Fixed for the request, even if another version is swapped in meanwhile."""
     cancelled: threading.Event
     timings: Timings = field(default_factory=Timings)
     clips: ClipCache
 
     def require_wanted(self) -> None:
-        """Go no further where nobody waits for the answer.
+        """Stop if the request was cancelled.
 
         Raises:
-            CancelledError: nobody does.
+            CancelledError: it was.
         """
         if self.cancelled.is_set():
             raise CancelledError
 
     def clip(self) -> EncodedClip:
-        """The video, decoded with its flow; taken from the cache where it was decoded just before.
+        """The decoded video with its flow, from the cache if possible.
 
         Raises:
-            VideoError: it cannot be used.
-            CancelledError: nobody waits any more.
+            VideoError: the video cannot be used.
+            CancelledError: the request was cancelled.
         """
         key = (self.upload.sha256, self.model.classifier.package.contract)
         found = self.clips.get(key)
@@ -86,10 +86,10 @@ class Job:
         """The block in which the network computes, one at a time.
 
         Raises:
-            CancelledError: nobody waits any more.
+            CancelledError: the request was cancelled.
         """
         started = time.perf_counter()
-        while not self.model.network_lock.acquire(timeout=_LOOK_S):
+        while not self.model.network_lock.acquire(timeout=_POLL_S):
             self.require_wanted()
         begun = time.perf_counter()
         self.timings.wait_seconds += begun - started
@@ -110,12 +110,12 @@ class JobQueue:
         self._lock = threading.Lock()
         self._recent_seconds = 1.0
         self.begun = 0
-        """Jobs that wait or run."""
+        """Jobs that are waiting or running."""
         self.running = 0
-        """Of these, those that run."""
+        """Jobs that are running."""
 
     def require_room(self) -> None:
-        """Refuse one more where all that may wait do, or there is no model.
+        """Refuse another job if the queue is full or no model is loaded.
 
         Raises:
             Refusal: 429 or 503.
@@ -125,15 +125,17 @@ class JobQueue:
         if self.begun >= self._workers + self._limits.queue:
             seconds = min(60, max(1, math.ceil(self.begun * self._recent_seconds / self._workers)))
             raise Refusal(
-                "busy", f"{self.begun} videos are before this one: try again", headers={"Retry-After": str(seconds)}
+                "busy",
+                f"{self.begun} videos are queued before this one: try again",
+                headers={"Retry-After": str(seconds)},
             )
 
     async def run(self, request: Request, upload: Upload, work: Callable[[Job], _Result]) -> _Result:
-        """Do the work of a request in a thread, when it is its turn; ended when the client is gone, or time is up.
+        """Run a request's work in a worker thread; cancel it when the client disconnects or the time is up.
 
         Raises:
-            Refusal: 429, 503, 504, or the client is gone.
-            Exception: what the work raises.
+            Refusal: 429, 503, 504, or the client has disconnected.
+            Exception: as raised by the work.
         """
         self.require_room()
         cancelled = threading.Event()
@@ -143,17 +145,17 @@ class JobQueue:
         future = self._threads.submit(self._run, upload, work, cancelled=cancelled, queued=queued)
         future.add_done_callback(self._ended)
         answered = asyncio.ensure_future(asyncio.wrap_future(future))
-        gone = asyncio.ensure_future(_disconnected(request))
+        disconnected = asyncio.ensure_future(_disconnected(request))
         try:
-            both: list[asyncio.Future[Any]] = [answered, gone]
+            both: list[asyncio.Future[Any]] = [answered, disconnected]
             await asyncio.wait(both, timeout=self._limits.answer_seconds, return_when=asyncio.FIRST_COMPLETED)
             if answered.done():
                 return answered.result()
-            if gone.done():
-                raise Refusal("client_gone", "the client is gone")
+            if disconnected.done():
+                raise Refusal("client_gone", "the client has disconnected")
             raise Refusal("took_too_long", f"an answer takes longer than {self._limits.answer_seconds:g} s")
         finally:
-            gone.cancel()
+            disconnected.cancel()
             if not answered.done():
                 cancelled.set()
                 answered.cancel()
@@ -161,7 +163,7 @@ class JobQueue:
                     await asyncio.sleep(0)
 
     def stop(self) -> None:
-        """Take no more; what runs is waited for, which ends soon where nobody awaits it."""
+        """Accept no more jobs, drop the queued ones and wait for the running ones, which end soon once cancelled."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _run(
@@ -189,6 +191,6 @@ class JobQueue:
 
 
 async def _disconnected(request: Request) -> None:
-    """Wait until the client is gone."""
+    """Wait until the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,6 +1,6 @@
-"""Lingering close: a refused body is read on for a while, so that its sender gets the answer and no reset connection.
+"""Lingering close: the rest of a refused body is read, so that the client sees the response, not a connection reset.
 
-It is ASGI middleware, the outermost one.
+ASGI middleware, to be added as the outermost one.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _MOST_BYTES = 1 << 30
 
 
 class LingeringClose:
-    """Sends the whole of an early answer first, then takes what the sender still sends, and throws it away."""
+    """Sends an early response first, then reads and discards the rest of the request body within limits."""
 
     def __init__(self, app: ASGIApp) -> None:
         """Wrap an application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle a request (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""Metrics of the service in Prometheus' text format, in a registry of its own."""
+"""Prometheus metrics of the service, in their own collector registry."""
 
 from __future__ import annotations
 
@@ -13,35 +13,41 @@ _STAGES = ("receive", "wait", "decode", "network", "total")
 
 
 class Metrics:
-    """Counts of requests and seconds, and what is going on now."""
+    """Counters of requests, histograms of latency by stage and gauges of the current load."""
 
     def __init__(self, *, current: CurrentModel, queue: JobQueue, receiver: Receiver) -> None:
-        """Look at these when asked."""
+        """Read the gauges from these at every scrape."""
         self._registry = registry = CollectorRegistry()
         self._current = current
-        self.requests = Counter("twostream_requests", "Requests answered", ["route", "status"], registry=registry)
-        self._stages = Histogram(
-            "twostream_stage_seconds", "Seconds of an answer", ["stage"], buckets=_SECONDS, registry=registry
+        self.requests = Counter(
+            "twostream_requests", "Responses by route and status", ["route", "status"], registry=registry
         )
-        self._model = Gauge("twostream_model_info", "The version that answers", ["name", "version"], registry=registry)
+        self._stages = Histogram(
+            "twostream_stage_seconds", "Latency of a response by stage", ["stage"], buckets=_SECONDS, registry=registry
+        )
+        self._model = Gauge("twostream_model_info", "The served model version", ["name", "version"], registry=registry)
         for name, what, value in (
-            ("twostream_receiving", "Bodies on their way", lambda: receiver.receiving),
-            ("twostream_waiting", "Videos that wait for a worker", lambda: queue.begun - queue.running),
-            ("twostream_running", "Videos that are worked on", lambda: queue.running),
-            ("twostream_ready", "1 where there is a model", lambda: float(current.loaded is not None)),
-            ("twostream_model_fault", "1 where the last look at the model failed", lambda: float(bool(current.fault))),
-            ("twostream_model_swaps", "Versions that took over from another", lambda: current.swaps),
-            ("twostream_received_bytes", "Bytes of all bodies so far", lambda: receiver.received_bytes),
+            ("twostream_receiving", "Request bodies being received", lambda: receiver.receiving),
+            ("twostream_waiting", "Jobs waiting for a worker", lambda: queue.begun - queue.running),
+            ("twostream_running", "Jobs running", lambda: queue.running),
+            ("twostream_ready", "1 if a model is loaded", lambda: float(current.loaded is not None)),
+            (
+                "twostream_model_fault",
+                "1 if the last poll or load of the model failed",
+                lambda: float(bool(current.fault)),
+            ),
+            ("twostream_model_swaps", "Model versions swapped in", lambda: current.swaps),
+            ("twostream_received_bytes", "Total bytes of request bodies", lambda: receiver.received_bytes),
         ):
             Gauge(name, what, registry=registry).set_function(value)
 
     def observe(self, timings: Timings) -> None:
-        """An answer was given."""
+        """Record the latency of a response."""
         for stage in _STAGES:
             self._stages.labels(stage).observe(getattr(timings, f"{stage}_seconds"))
 
     def text(self) -> bytes:
-        """All of them, as a scrape wants them."""
+        """All metrics in Prometheus' text format."""
         self._model.clear()
         if self._current.loaded is not None:
             self._model.labels(self._current.loaded.name, self._current.loaded.version).set(1)

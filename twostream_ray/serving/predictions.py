@@ -1,4 +1,4 @@
-"""What `POST /predict` answers: scores of a video, over its whole and over time, and the shares of the streams."""
+"""Handler of `POST /predict`: class scores of a video, in total and over time, and the streams' contributions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from twostream_ray.stream_contributions import Sample, mean_contributions, strea
 
 
 def predict(job: Job, *, top_k: int = 5, streams: bool = False, head: str | None = None) -> dict[str, Any]:
-    """The whole answer.
+    """The response body, a `PredictionAnswer` as a dictionary.
 
     Raises:
-        Refusal: the model knows no such data set.
+        Refusal: the model has no head of this name.
         VideoError: the video cannot be used.
-        CheckpointError: the network's answer is no number.
-        CancelledError: nobody waits any more.
+        CheckpointError: the network's output is not finite.
+        CancelledError: the request was cancelled.
     """
     started = time.perf_counter() - job.timings.receive_seconds - job.timings.wait_seconds
     classifier = job.model.classifier
@@ -72,8 +72,8 @@ def stream_shares(job: Job, clip: EncodedClip, *, class_index: int) -> dict[str,
     """How much appearance and motion each move a class's logit, mean over the views, in [0, 1].
 
     Raises:
-        CheckpointError: the network's answer is no number.
-        CancelledError: nobody waits any more.
+        CheckpointError: the network's output is not finite.
+        CancelledError: the request was cancelled.
     """
     classifier, parts = job.model.classifier, []
     for rgb, flow in classifier.samples(clip):

@@ -1,6 +1,6 @@
-"""Refusals: why a request gets no answer, as an HTTP status, a word for programs and a sentence for people.
+"""HTTP error responses: a status, a machine-readable kind and a message.
 
-Nothing of this machine is in them: no path, no environment, no trace.
+They disclose nothing of the server: no path, no environment, no traceback.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ KINDS = {
     "stopping": 503,
     "took_too_long": 504,
 }
-"""The word for programs -> its HTTP status."""
+"""Kind of an error -> its HTTP status."""
 
 
-class Refusal(Exception):  # noqa: N818  it is an answer
-    """A request is answered with why it cannot be."""
+class Refusal(Exception):  # noqa: N818  it is a response
+    """An HTTP error response."""
 
     def __init__(self, kind: str, message: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -47,12 +47,12 @@ class Refusal(Exception):  # noqa: N818  it is an answer
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """What is sent."""
+        """The JSON body."""
         return {"error": {"kind": self.kind, "message": self.message}}
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """The refusal that stands for an error; what is no fault of the video is logged, and its sender told no more."""
+    """The response for an error; server errors are logged, and the client gets only the number of the log entry."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, TooLongError):
@@ -67,4 +67,4 @@ def refusal_of(error: Exception) -> Refusal:
         _log.error("request %s failed: %s", number, error)
     else:
         _log.error("request %s failed", number, exc_info=error)
-    return Refusal("internal", f"the service failed, which is no fault of the request: its log says why, see {number}")
+    return Refusal("internal", f"the service failed, not because of the request: its log has the reason under {number}")

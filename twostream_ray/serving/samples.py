@@ -1,4 +1,4 @@
-"""Sample clips for the page: the videos of a folder, or moving shapes that are drawn when they are first asked for."""
+"""Sample clips for the page: the videos of a folder, or synthetic moving shapes, drawn at the first request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MEDIA_TYPES = {
     ".avi": "video/x-msvideo",
 }
 _MOST = 12
-"""A page has room for so many."""
+"""Samples that fit on the page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,20 +29,20 @@ class SampleClip:
     """One sample."""
 
     name: str
-    """Of its file."""
+    """Its file name."""
     title: str
-    """What the page calls it."""
+    """Its caption on the page."""
     media_type: str
 
 
 class SampleClips:
-    """The samples that there are."""
+    """The available samples."""
 
     def __init__(self, folder: str | None = None) -> None:
-        """Look at the folder's first videos, by name; without one there is a drawn clip of each direction.
+        """List the folder's first 12 videos by name; without a folder one synthetic clip per direction.
 
         Raises:
-            ConfigError: the folder is not there or has no video.
+            ConfigError: the folder does not exist or has no video.
         """
         self._folder = None if folder is None else Path(folder)
         self._lock = threading.Lock()
@@ -56,11 +56,11 @@ class SampleClips:
             self._clips = _videos_of(self._folder)
 
     def all(self) -> list[SampleClip]:
-        """In the order of the page."""
+        """All samples, in the order of the page."""
         return list(self._clips)
 
     def content(self, name: str) -> tuple[bytes, str] | None:
-        """A sample's bytes and media type; None where there is none of this name."""
+        """A sample's bytes and media type; None if no sample has this name."""
         number = next((number for number, clip in enumerate(self._clips) if clip.name == name), None)
         if number is None:
             return None

@@ -1,6 +1,6 @@
-"""Streaming upload: a request's body goes to a file as it comes, within bounds of size and time.
+"""Streaming uploads: a request body is written to a file as it arrives, with limits of size and time.
 
-Raw, as the file of a multipart form, or read from a URI that JSON names.
+The body is the raw video, a multipart form with the video as its file, or JSON with a URI to read it from.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from twostream_ray.serving.refusals import Refusal
 from twostream_ray.serving.settings import LimitsConfig
 
 _ENVELOPE_BYTES = 64 << 10
-"""What a form has around its file, and what JSON may have."""
+"""Maximum size of a form's parts around its file, and of a JSON body."""
 _HEADER_BYTES = 8 << 10
 _RAW = "application/octet-stream"
-_TAKEN = "video/*, application/octet-stream, multipart/form-data with a file `video`, or application/json"
+_ACCEPTED = "video/*, application/octet-stream, multipart/form-data with a file `video`, or application/json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """A video as it was sent."""
+    """A received video."""
 
     path: Path
-    """Its file, which goes with the request."""
+    """Its temporary file, removed at the end of the request."""
     sha256: str
-    """Of its bytes."""
+    """Of the content."""
     size_bytes: int
     seconds: float
-    """What it took to arrive."""
+    """Time until it was received."""
 
 
 class Receiver:
-    """Takes bodies, so many at a time."""
+    """Receives request bodies into files, a limited number at a time."""
 
     def __init__(self, folder: Path, *, limits: LimitsConfig, uris: Sequence[str]) -> None:
-        """Files are kept in the folder for as long as their requests."""
+        """Write into the folder; accept the given URI prefixes."""
         self._folder, self._limits, self._uris = folder, limits, uris
         self.receiving = 0
-        """Bodies that are on their way."""
+        """Bodies that are being received."""
         self.received_bytes = 0
-        """Of all bodies so far."""
+        """Total since the start."""
 
     @asynccontextmanager
     async def received(self, request: Request) -> AsyncIterator[Upload]:
-        """The video of a request, for the block.
+        """The video of a request; its file exists within the `async with` block.
 
         Raises:
-            Refusal: it is of another kind, too large, too slow, or cannot be had.
+            Refusal: wrong media type, too large, too slow, or not readable.
         """
         media, options = _media_type(request)
         self._refuse_size(request, more=0 if media == _RAW else _ENVELOPE_BYTES)
         if self.receiving >= self._limits.receiving:
-            raise Refusal("busy", "too many videos are on their way: try again", headers={"Retry-After": "5"})
+            raise Refusal("busy", "too many videos are being uploaded: try again", headers={"Retry-After": "5"})
         started = time.perf_counter()
         with self._new_file() as file:
             self.receiving += 1
@@ -80,13 +80,13 @@ class Receiver:
             finally:
                 self.receiving -= 1
             if size == 0:
-                raise Refusal("undecodable", "a video was wanted, what came is empty")
+                raise Refusal("undecodable", "a video was wanted, the body is empty")
             seconds = time.perf_counter() - started
             yield Upload(path=named, sha256=sha256, size_bytes=size, seconds=seconds)
 
     @contextmanager
     def _new_file(self) -> Iterator[Any]:
-        """A file for the block; it is no error if the folder is gone before its end, as when the service is stopped."""
+        """A temporary file; when the service stops, the folder may be removed before it."""
         file = tempfile.NamedTemporaryFile(dir=self._folder, prefix="upload-", delete=False)  # noqa: SIM115
         try:
             with file:
@@ -127,7 +127,7 @@ class Receiver:
         return digest.hexdigest(), size
 
     async def _parts(self, request: Request, *, limit: int) -> AsyncIterator[bytes]:
-        """The body as it comes, at most so many bytes of it."""
+        """The chunks of the body, up to a limit in bytes."""
         clock = asyncio.get_running_loop().time
         limits, ends, size = self._limits, clock() + self._limits.receive_seconds, 0
         while True:
@@ -137,11 +137,11 @@ class Receiver:
             except TimeoutError:
                 raise Refusal(
                     "slow_sender",
-                    f"a body was wanted within {limits.receive_seconds:g} s, no part of it later than "
-                    f"{limits.silence_seconds:g} s after the one before: this came slower",
+                    f"a body must arrive within {limits.receive_seconds:g} s and never pause for more than "
+                    f"{limits.silence_seconds:g} s, this one was slower",
                 ) from None
             if message["type"] == "http.disconnect":
-                raise Refusal("client_gone", "the client is gone")
+                raise Refusal("client_gone", "the client has disconnected")
             part = message.get("body", b"")
             size += len(part)
             self.received_bytes += len(part)
@@ -153,9 +153,11 @@ class Receiver:
                 return
 
     async def _named_file(self, request: Request, copy: Path) -> Path:
-        """The file that a body of JSON names, on this machine."""
+        """A local copy of the file that a JSON body names by its URI."""
         if not self._uris:
-            raise Refusal("wrong_media", "this service takes no URIs: send the video itself, as video/mp4 for instance")
+            raise Refusal(
+                "wrong_media", "this service accepts no URIs: send the video itself, for instance as video/mp4"
+            )
         content = b"".join([part async for part in self._parts(request, limit=_ENVELOPE_BYTES)])
         try:
             values = json.loads(content)
@@ -163,13 +165,13 @@ class Receiver:
             values = None
         uri = values.get("uri") if isinstance(values, dict) and len(values) == 1 else None
         if not isinstance(uri, str):
-            raise Refusal("bad_parameter", 'a body of {"uri": "..."} was wanted, this is another')
+            raise Refusal("bad_parameter", 'a JSON body of {"uri": "..."} was wanted, got another one')
         return await asyncio.to_thread(self._fetch, uri, copy)
 
     def _fetch(self, uri: str, copy: Path) -> Path:
         try:
             if not any(storage.contains(allowed, uri) for allowed in self._uris):
-                raise Refusal("uri_unreadable", "this URI is not below those that the service may read")
+                raise Refusal("uri_unreadable", "the service may not read this URI: it is under none of its `uris`")
             location = storage.absolute(uri)
             if not storage.is_s3(location):
                 with storage.on_disk(location, limit_bytes=self._limits.body_bytes) as path:
@@ -182,82 +184,86 @@ class Receiver:
 
 
 class _Form:
-    """The one file `video` of a multipart form, passed on as it comes."""
+    """Streaming parser of a multipart form whose only part is the file `video`."""
 
     def __init__(self, boundary: bytes, *, write: Callable[[bytes], None]) -> None:
         if not 0 < len(boundary) <= 256:
-            raise Refusal("bad_parameter", "a multipart form wants a boundary, its Content-Type names none")
+            raise Refusal("bad_parameter", "a multipart form needs a boundary, the Content-Type has none")
         self._write = write
         self._name, self._value = bytearray(), bytearray()
         self._headers: dict[bytes, bytes] = {}
-        self._files, self._is_whole = 0, False
+        self._files, self._is_complete = 0, False
         self._parser = MultipartParser(
             boundary,
             {
                 "on_part_begin": self._begin,
-                "on_header_field": lambda data, start, end: self._gather(self._name, data[start:end]),
-                "on_header_value": lambda data, start, end: self._gather(self._value, data[start:end]),
-                "on_header_end": self._header,
-                "on_headers_finished": self._look,
+                "on_header_field": lambda data, start, end: self._append(self._name, data[start:end]),
+                "on_header_value": lambda data, start, end: self._append(self._value, data[start:end]),
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._check_disposition,
                 "on_part_data": lambda data, start, end: self._write(data[start:end]),
-                "on_end": self._ended,
+                "on_end": self._complete,
             },
         )
 
     def add(self, part: bytes) -> None:
-        """The next bytes of the body."""
+        """Parse the next bytes of the body."""
         try:
             self._parser.write(part)
         except MultipartParseError:
-            raise Refusal("bad_parameter", "a multipart form was wanted, the body is none") from None
+            raise Refusal("bad_parameter", "a multipart form was wanted, the body is malformed") from None
 
     def end(self) -> None:
-        """The body is at its end: so must the form be."""
-        if not self._files or not self._is_whole:
-            raise Refusal("bad_parameter", "a multipart form with a file `video` was wanted, it has none or is cut off")
+        """Check at the end of the body that the form is complete."""
+        if not self._files or not self._is_complete:
+            raise Refusal(
+                "bad_parameter", "a multipart form with a file `video` was wanted, it has none or is truncated"
+            )
 
     def _begin(self) -> None:
         self._headers = {}
 
-    def _gather(self, into: bytearray, part: bytes) -> None:
+    def _append(self, into: bytearray, part: bytes) -> None:
         into += part
         if len(into) > _HEADER_BYTES:
-            raise Refusal("bad_parameter", "a multipart form was wanted, a header of it has no end")
+            raise Refusal(
+                "bad_parameter", f"a multipart form was wanted, a header in it is longer than {_HEADER_BYTES} bytes"
+            )
 
-    def _header(self) -> None:
+    def _end_header(self) -> None:
         if len(self._headers) > 16:
-            raise Refusal("bad_parameter", "a multipart form was wanted, a part of it has too many headers")
+            raise Refusal("bad_parameter", "a multipart form was wanted, a part of it has more than 16 headers")
         self._headers[bytes(self._name).lower()] = bytes(self._value)
         self._name.clear()
         self._value.clear()
 
-    def _look(self) -> None:
+    def _check_disposition(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         name = options.get(b"name", b"")
         if name != b"video" or self._files:
             raise Refusal("bad_parameter", "a multipart form with one file `video` and nothing else was wanted")
         self._files += 1
 
-    def _ended(self) -> None:
-        self._is_whole = True
+    def _complete(self) -> None:
+        self._is_complete = True
 
 
 def _media_type(request: Request) -> tuple[str, dict[bytes, bytes]]:
-    """What a body is, one of raw, form and JSON, and the options of that.
+    """The media type of a body, raw video, form or JSON, with its parameters.
 
     Raises:
-        Refusal: something else.
+        Refusal: another media type, or a compressed body.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
-        raise Refusal("wrong_media", "a video as it is was wanted, its Content-Encoding says that it is packed")
+        raise Refusal("wrong_media", f"a body without Content-Encoding was wanted, got {encoding[:60]!r}")
     given, options = parse_options_header(request.headers.get("content-type"))
     media = given.decode("latin-1").strip().lower()
     if media.startswith("video/") or media == _RAW:
         return _RAW, options
     if media in ("multipart/form-data", "application/json"):
         return media, options
-    raise Refusal("wrong_media", f"a Content-Type of {_TAKEN} was wanted, got {media[:100] or 'none'}")
+    raise Refusal("wrong_media", f"a Content-Type of {_ACCEPTED} was wanted, got {media[:100] or 'none'}")
 
 
 def _digest(path: Path) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""The page as static files, and the headers that they are sent with (Content Security Policy, level 3)."""
+"""Static files of the web page and their HTTP headers (Content Security Policy, level 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Nothing but the service's own files, pictures inside answers, and the video that was chosen."""
+"""Allows only the service's own files, images in responses (data:) and the chosen video (blob:)."""
 
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -30,7 +30,7 @@ _MEDIA_TYPES = {
 
 
 def page_files() -> dict[str, bytes]:
-    """The files of the page by name."""
+    """Name -> content of the page's files."""
     return {
         file.name: file.read_bytes()
         for file in resources.files(__name__).iterdir()
@@ -39,7 +39,7 @@ def page_files() -> dict[str, bytes]:
 
 
 def page_routes() -> APIRouter:
-    """The page at `/` and what it loads at `/page/NAME`, all relative to where it is, so that a proxy may move it."""
+    """Routes of the page, `/`, and its files, `/page/NAME`; all links are relative, so a proxy may add a prefix."""
     routes = APIRouter()
     for name, content in page_files().items():
         path = "/" if name == "index.html" else f"/page/{name}"
