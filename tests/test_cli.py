@@ -55,7 +55,7 @@ def test_demo_needs_neither_a_recipe_nor_a_checkout(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_text("in the way")
-    assert "storage must be a directory or be below one" in refused(["demo"], capsys)
+    assert "storage must be a directory or be in one" in refused(["demo"], capsys)
 
 
 @pytest.mark.parametrize(

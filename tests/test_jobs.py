@@ -44,7 +44,7 @@ def test_a_submitted_training_goes_on_without_its_submitter_and_can_be_followed_
         rest, complaints = first.communicate(timeout=60)
     assert first.returncode == 130 and not complaints, complaints
     goes_on = rest.strip().splitlines()[-1]
-    assert "goes on without this command: `twostream jobs logs train-submitted-" in goes_on, seen
+    assert "continues without this command: `twostream jobs logs train-submitted-" in goes_on, seen
     follow = ["jobs", "logs", goes_on.split()[2]]
     done = subprocess.run([*command[:3], *follow], env=head, cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr

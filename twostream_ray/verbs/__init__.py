@@ -1,4 +1,4 @@
-"""A function for each verb of the `twostream` command: it takes the arguments behind the verb, gives the exit code."""
+"""Subcommands of the `twostream` command: a function for each verb, from its arguments to an exit code."""
 
 import os
 import re
@@ -11,13 +11,13 @@ from twostream_ray.redaction import printable
 
 
 def complain(text: str, *, verb: str = "") -> None:
-    """Say in one line what was refused."""
+    """Print an error as one line on stderr."""
     line = printable(" ".join(text.split()))
     print(f"twostream {verb}".rstrip() + f": error: {line}", file=sys.stderr)  # noqa: T201
 
 
 def announce(config: Any, shard_set: Any, *, folder: Any, trials: int | None = None) -> None:
-    """Print what will be trained, unless the run in `folder` has ended, and what starts now.
+    """Print the training plan, unless the run in `folder` has ended, and what starts now.
 
     Raises:
         ConfigError, WeightsError, ClusterError: as `plan_training`.
@@ -35,8 +35,8 @@ def announce(config: Any, shard_set: Any, *, folder: Any, trials: int | None = N
         except (ConfigError, WeightsError) as error:
             if trials is None:
                 raise
-            # What is searched for may be what makes a network of them.
-            lines = [f"note: the settings beside the space make no training by themselves ({error})"]
+            # The searched settings may be the ones that make the network valid.
+            lines = [f"note: the settings outside the search space are not valid by themselves ({error})"]
         if config.stages.enabled:
             from twostream_ray.runs.score.staged import stage_lines
 
@@ -46,16 +46,16 @@ def announce(config: Any, shard_set: Any, *, folder: Any, trials: int | None = N
             console.sentence(line, indent=name.end() if name else 0)
         if trials is not None:
             console.sentence(
-                f"search: at most {trials} trials of up to the epochs above, their space over these settings"
+                f"search: at most {trials} trials of up to the epochs above, with values of the search space"
             )
     console.print("dry run: nothing was started" if config.dry_run else "starting Ray")
 
 
 def require_uri(uri: str, *, setting: str) -> None:
-    """Check that files can be written below a local path, before hours of work for them begin.
+    """Check that files can be written under a local path, before hours of work.
 
     Raises:
-        ConfigError: a file is in the way, nothing may be written there, or it is a job's uploaded working directory.
+        ConfigError: the path is under a file, is not writable, or is in a job's uploaded working directory.
     """
     from twostream_ray import storage
 
@@ -65,8 +65,8 @@ def require_uri(uri: str, *, setting: str) -> None:
     storage.refuse_uploaded(location, setting=setting, way_out=way_out)
     if storage.is_s3(location):
         return
-    there = next(path for path in (Path(location), *Path(location).parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise ConfigError(f"{setting} must be a directory or be below one, {there} is none: choose another")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{setting}: nothing can be written in {there}: check its rights, or choose another path")
+    existing = next(path for path in (Path(location), *Path(location).parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise ConfigError(f"{setting} must be a directory or be in one, {existing} is a file: choose another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{setting}: {existing} is not writable: check its permissions, or choose another path")

@@ -1,4 +1,4 @@
-"""The verbs that measure speed on this machine. Nothing heavy is imported before it is needed."""
+"""The `benchmark` subcommands: throughput on this machine. Heavy modules are imported when needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from twostream_ray.verbs import require_uri
 
 
 def measure_loader(arguments: list[str]) -> int:
-    """Samples a second of the loader."""
+    """Data loader throughput, samples/s."""
     from twostream_ray.console import Bar, table
     from twostream_ray.runs.benchmark.settings import BenchmarkLoaderConfig
     from twostream_ray.verbs.commands import parse
@@ -39,7 +39,7 @@ def measure_loader(arguments: list[str]) -> int:
 
 
 def _show_rates(rates: list[tuple[str, float, int]], *, unit: str, rounds: int) -> None:
-    """A table of (path, rate, cores), the first of which is the bare loop's in one process."""
+    """Print a table of (path, rate, cores); the first row is the single-process loop."""
     from twostream_ray.console import table
 
     bare = rates[0][1]
@@ -51,7 +51,7 @@ def _show_rates(rates: list[tuple[str, float, int]], *, unit: str, rounds: int) 
 
 
 def measure_ingest(arguments: list[str]) -> int:
-    """Clips a second of ingest."""
+    """Ingest throughput, clips/s."""
     from twostream_ray.console import Bar
     from twostream_ray.runs.benchmark.settings import BenchmarkIngestConfig
     from twostream_ray.verbs.commands import parse
@@ -68,7 +68,7 @@ def measure_ingest(arguments: list[str]) -> int:
 
 
 def measure_predict(arguments: list[str]) -> int:
-    """Videos a second of batch prediction."""
+    """Batch prediction throughput, videos/s."""
     from twostream_ray.console import Bar
     from twostream_ray.runs.benchmark.settings import BenchmarkPredictConfig
     from twostream_ray.verbs.commands import parse
@@ -85,7 +85,7 @@ def measure_predict(arguments: list[str]) -> int:
 
 
 def measure_step(arguments: list[str]) -> int:
-    """A training step."""
+    """Speed and memory of a training step."""
     from twostream_ray.console import console
     from twostream_ray.runs.benchmark.settings import BenchmarkStepConfig
     from twostream_ray.verbs.commands import parse
@@ -123,7 +123,7 @@ def measure_step(arguments: list[str]) -> int:
 
 
 def measure_train(arguments: list[str]) -> int:
-    """A training run."""
+    """Training throughput, samples/s."""
     from twostream_ray.console import Bar, console, table
     from twostream_ray.runs.benchmark.settings import BenchmarkTrainConfig
     from twostream_ray.verbs.commands import parse

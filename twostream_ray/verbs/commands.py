@@ -1,6 +1,6 @@
-"""The table of verbs (command pattern): what each is for, which settings it takes, which function runs it.
+"""Command table (command pattern): each verb's summary, settings class and function.
 
-Help, completion and the command line are made from it. Modules are named, and imported when they are needed.
+Help, completion and the command line are generated from it. Modules are named here and imported when needed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "explain": Verb(
-        summary="why a model takes a video for a class: where it looked, in which stream, when",
+        summary="explain a prediction: Grad-CAM maps, contributions of the streams, important seconds",
         function="models:explain",
         settings="runs.score.explain:ExplainConfig",
         positionals={"video": "[VIDEO]"},
@@ -136,7 +136,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "serve": Verb(
-        summary="answer for videos over HTTP, with the champion of the moment",
+        summary="serve the champion over HTTP: classify and explain uploaded videos",
         function="models:serve",
         settings="serving.settings:ServeConfig",
         examples=(
@@ -152,7 +152,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "export": Verb(
-        summary="a model as one file for other programs: ONNX, or a torch program",
+        summary="export a model as one file for other programs: ONNX, or a torch program",
         function="models:export",
         settings="runs.score.export:ExportConfig",
         positionals={"model": "[MODEL]"},
@@ -171,7 +171,7 @@ VERBS: dict[str, Verb] = {
         shown=("model", "tracking.uri"),
     ),
     "weights fetch": Verb(
-        summary="pretrained weights, checked, to where every node reads them",
+        summary="download and check pretrained weights, to a place that every node can read",
         function="models:fetch_weights",
         settings="runs.fetch_weights:FetchConfig",
         positionals={"backbone": "NAME"},
@@ -179,7 +179,7 @@ VERBS: dict[str, Verb] = {
         shown=("to",),
     ),
     "track replay": Verb(
-        summary="deliver to MLflow what was logged while it was away",
+        summary="deliver to MLflow what was logged while it could not be reached",
         function="models:track_replay",
         settings="runs.replay:ReplayConfig",
         positionals={"runs": "[RUN ...]"},
@@ -187,7 +187,7 @@ VERBS: dict[str, Verb] = {
         shown=("tracking.uri",),
     ),
     "promote": Verb(
-        summary="make a registered version champion if it beats the present one",
+        summary="make a registered version champion if it beats the current one",
         function="models:promote",
         settings="runs.score.settings:PromoteConfig",
         positionals={"version": "[VERSION]"},
@@ -195,7 +195,7 @@ VERBS: dict[str, Verb] = {
         shown=("split", "manifest", "tracking.model_name", "tracking.uri"),
     ),
     "rollback": Verb(
-        summary="put the champion back to the version before, or to another",
+        summary="move the champion back to the previous version, or to another",
         function="models:rollback",
         settings="runs.score.settings:RollbackConfig",
         positionals={"to": "[VERSION]"},
@@ -213,7 +213,7 @@ VERBS: dict[str, Verb] = {
         shown=("choose.spatial", "choose.temporal", "quote.spatial", "quote.temporal", "svm_penalties", "out"),
     ),
     "compare": Verb(
-        summary="two evaluations of the same clips: which model is better, how surely, and where",
+        summary="compare two evaluations of the same clips: which model is better, how certainly, and where",
         function="models:compare",
         settings="runs.score.settings:CompareConfig",
         positionals={"first": "A", "second": "B"},
@@ -221,7 +221,7 @@ VERBS: dict[str, Verb] = {
         shown=("shards", "num_clips", "out"),
     ),
     "describe": Verb(
-        summary="parts, sizes and costs of a network, without building it",
+        summary="parameters, FLOPs and memory of a network, without building it",
         function="models:describe",
         settings="runs.describe:DescribeConfig",
         examples=("--config fusion_2016", "--model.fusion.layers relu4_3 --json"),
@@ -229,7 +229,7 @@ VERBS: dict[str, Verb] = {
         more={"--json": "One JSON object, for programs."},
     ),
     "doctor": Verb(
-        summary="can a training work on this cluster, how fast, and what holds it back",
+        summary="check whether a training can run on this cluster, how fast, and where its bottleneck is",
         function="doctor:diagnose",
         settings="runs.doctor.settings:DoctorConfig",
         positionals=_SHARDS,
@@ -242,19 +242,19 @@ VERBS: dict[str, Verb] = {
         more={"--json": "One JSON object, for programs."},
     ),
     "recipes": Verb(
-        summary="the recipes that come with the package; with a NAME, that recipe",
+        summary="list the recipes of the package; with a NAME, print that recipe",
         function="recipes:list_recipes",
         positionals={"name": "[NAME]"},
         examples=("", "own_videos_cpu > mine.yaml"),
     ),
     "schema": Verb(
-        summary="what a verb's recipe may hold, as JSON Schema, for editors and programs",
+        summary="print the JSON Schema of a verb's recipe, for editors and programs",
         function="recipes:print_schema",
         positionals={"verb": "VERB"},
         examples=("train > train.schema.json", "benchmark loader"),
     ),
     "submit": Verb(
-        summary="another verb as a job on a Ray cluster: its log here, its exit code",
+        summary="run another verb as a job on a Ray cluster; prints its log and returns its exit code",
         function="jobs:submit",
         settings="runs.submit.settings:SubmitConfig",
         positionals={"verb": "VERB"},
@@ -267,7 +267,7 @@ VERBS: dict[str, Verb] = {
         shown=("address", "secrets", "working_dir", "exclude", "gpus", "price", "follow", "kuberay"),
     ),
     "jobs": Verb(
-        summary="jobs of a Ray cluster: list, follow, stop, resume; why one is waiting",
+        summary="jobs of a Ray cluster: list, follow, stop, resume, and why one is pending",
         function="jobs:jobs",
         settings="runs.submit.settings:JobsConfig",
         positionals={"action": "[ACTION]", "job": "[JOB]"},
@@ -275,14 +275,14 @@ VERBS: dict[str, Verb] = {
         shown=("address", "follow"),
     ),
     "demo": Verb(
-        summary="the whole journey on synthetic videos, minutes on 2 cores",
+        summary="the whole pipeline on synthetic videos, minutes on 2 cores",
         function="searches:demo",
         settings="runs.experiment:ExperimentConfig",
         examples=("", "--training.epochs 2 --storage somewhere/runs --data.shards somewhere/shards"),
         shown=("storage", "data.shards", "training.epochs", "tracking.uri"),
     ),
     "compare-streams": Verb(
-        summary="what motion adds on your videos: each stream alone, late fusion, the recipe's network, in one table",
+        summary="ablation on your videos: each stream alone, late fusion and the recipe's network, in one table",
         function="searches:compare_streams",
         settings="runs.ablation.settings:AblationConfig",
         positionals=_SHARDS,
@@ -300,7 +300,7 @@ VERBS: dict[str, Verb] = {
         shown=("out", "num_seeds"),
     ),
     "benchmark loader": Verb(
-        summary="samples a second: of the loader, beside the ways people read such data today",
+        summary="samples per second of the loader, compared with other common ways of reading videos",
         function="benchmarks:measure_loader",
         settings="runs.benchmark.settings:BenchmarkLoaderConfig",
         positionals=_SHARDS,
@@ -308,7 +308,7 @@ VERBS: dict[str, Verb] = {
         shown=("videos", "num_clips", "rounds", "workers", "out"),
     ),
     "benchmark ingest": Verb(
-        summary="clips a second: of ingest, beside one process",
+        summary="clips per second of ingest, compared with a single process",
         function="benchmarks:measure_ingest",
         settings="runs.benchmark.settings:BenchmarkIngestConfig",
         positionals={"catalog.root": "[VIDEOS]"},
@@ -323,7 +323,7 @@ VERBS: dict[str, Verb] = {
         shown=("batch", "num_snippets", "size_px", "steps", "profile"),
     ),
     "benchmark train": Verb(
-        summary="a training run, beside a bare loop over the same batches",
+        summary="samples per second of a training, compared with a bare loop over the same batches",
         function="benchmarks:measure_train",
         settings="runs.benchmark.settings:BenchmarkTrainConfig",
         positionals=_SHARDS,
@@ -331,7 +331,7 @@ VERBS: dict[str, Verb] = {
         shown=("num_workers", "training.global_batch", "steps", "rounds"),
     ),
     "benchmark predict": Verb(
-        summary="videos a second: of batch prediction, beside one process",
+        summary="videos per second of batch prediction, compared with a single process",
         function="benchmarks:measure_predict",
         settings="runs.benchmark.settings:BenchmarkPredictConfig",
         positionals={"videos": "VIDEO ..."},
@@ -339,20 +339,20 @@ VERBS: dict[str, Verb] = {
         shown=("model", "rounds", "cores", "tracking.uri"),
     ),
     "completion": Verb(
-        summary="a script that completes verbs and options in bash or zsh",
+        summary="print a completion script of verbs and options for bash or zsh",
         function="completion:complete",
         positionals={"shell": "bash|zsh"},
         examples=("bash > ~/.local/share/bash-completion/completions/twostream", "zsh > ~/.twostream_completion.zsh"),
     ),
 }
-"""Verbs by name, in the order of a journey; a name of two words is one of a group."""
+"""Verbs by name, in the order of the pipeline; a name of two words belongs to a group."""
 
 GROUPS = {
     "weights": "pretrained weights for towers to start from",
-    "track": "what was logged for MLflow",
-    "benchmark": "speed on this machine: of the loader, of ingest, of a step, of a run, of prediction",
+    "track": "metrics and files logged for MLflow",
+    "benchmark": "throughput on this machine: loader, ingest, training step, training run, prediction",
 }
-"""First words of names of two, and what they have in common."""
+"""Groups: the first words of two-word names, with their summaries."""
 
 
 def members(group: str) -> list[str]:
@@ -361,25 +361,25 @@ def members(group: str) -> list[str]:
 
 
 def load(path: str, *, package: str) -> Any:
-    """What "module:name" means below a package."""
+    """Import "module:name" from a package."""
     module, _, name = path.partition(":")
     return getattr(import_module(f"{package}.{module}"), name)
 
 
 def settings_class(verb: str) -> type | None:
-    """The settings class of a verb; None where it has none."""
+    """The settings class of a verb; None for a verb without settings."""
     path = VERBS[verb].settings
     return None if path is None else load(path, package="twostream_ray")
 
 
 def all_settings() -> list[type]:
-    """The settings classes of all verbs: a recipe may hold any of their names."""
+    """The settings classes of all verbs: a recipe may contain any of their fields."""
     paths = dict.fromkeys(verb.settings for verb in VERBS.values() if verb.settings is not None)
     return [load(path, package="twostream_ray") for path in paths]
 
 
 def parse(verb: str, kind: type[Settings], arguments: Sequence[str]) -> Settings:
-    """Settings of a verb from what stands behind it.
+    """Settings of a verb from its command-line arguments.
 
     Raises:
         ConfigError: an unknown name, a bad value or a missing one.

@@ -1,4 +1,4 @@
-"""The verb that prints a shell's completion script: verbs, settings, choices, recipes, from the settings classes."""
+"""Shell completion for bash and zsh: verbs, options, choices and recipes, generated from the settings classes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ bashcompinit
 
 
 def complete(arguments: list[str]) -> int:
-    """The script of a shell."""
+    """Print the completion script of a shell."""
     shell = " ".join(arguments)
     if shell not in ("bash", "zsh"):
         raise ConfigError(f"completion wants bash or zsh, got {shell or 'nothing'}: `twostream help completion`")
@@ -50,7 +50,7 @@ def complete(arguments: list[str]) -> int:
 
 
 def script() -> str:
-    """What bash sources; zsh too, which has bash's functions for it."""
+    """The script for bash; zsh runs it too, by its bashcompinit."""
     first = dict.fromkeys(name.partition(" ")[0] for name in VERBS)
     groups = "".join(
         f'            {group}) [[ $COMP_CWORD -ne 2 ]] || words="{" ".join(members(group))}"; verb="$verb $second" ;;\n'
@@ -83,7 +83,7 @@ def script() -> str:
 
 
 def _settings(kind: type | None, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of all settings that have a value of their own, with their types."""
+    """Dotted names of all settings that are not blocks, with their types."""
     for name, hint in get_type_hints(kind).items() if kind is not None else ():
         if is_dataclass(hint):
             yield from _settings(hint, f"{prefix}{name}.")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Verbs that make and look at data: videos, shards. Nothing heavy is imported before it is needed."""
+"""The subcommands `synthesize`, `ingest` and `inspect`. Heavy modules are imported when needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from twostream_ray.verbs import require_uri
 
 
 def synthesize(arguments: list[str]) -> int:
-    """Make a small labelled data set."""
+    """Generate a small synthetic data set."""
     from pathlib import Path
 
     from twostream_ray.console import Bar, console
@@ -22,7 +22,7 @@ def synthesize(arguments: list[str]) -> int:
 
 
 def ingest(arguments: list[str]) -> int:
-    """Labelled raw videos to shards."""
+    """Convert labelled raw videos to shards."""
     from twostream_ray.console import Bar, console
     from twostream_ray.runs.settings import IngestConfig
     from twostream_ray.verbs.commands import parse
@@ -46,7 +46,7 @@ def ingest(arguments: list[str]) -> int:
 
 
 def inspect(arguments: list[str]) -> int:
-    """What is in a shard set."""
+    """Print the contents of a shard set."""
     from pathlib import Path
 
     from twostream_ray.console import Bar, console, table

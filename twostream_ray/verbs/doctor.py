@@ -1,4 +1,4 @@
-"""The verb that diagnoses a cluster. Nothing heavy is imported before it is needed."""
+"""The subcommand `doctor`: diagnostics of a cluster. Heavy modules are imported when needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NODES_NAMED = 3
 
 
 def diagnose(arguments: list[str]) -> int:
-    """Whether a training can work on the cluster: exits with 0, 1 where something is doubtful, 2 where it is wrong."""
+    """Check whether a training can run on the cluster; exit code 0 (right), 1 (doubtful) or 2 (wrong)."""
     import json
     from dataclasses import asdict
 
@@ -30,7 +30,7 @@ def diagnose(arguments: list[str]) -> int:
 
     def say(what: str) -> None:
         if console.is_terminal and config.format == "text":
-            console.print(f"looking at {what}")
+            console.print(f"checking {what}")
 
     found = diagnosis.diagnose(config, progress=say)
     code = worst(found.checks)
@@ -81,7 +81,7 @@ def _show_checks(checks: Sequence[Check]) -> None:
 
 
 def grouped(checks: Sequence[Check]) -> list[dict[str, Any]]:
-    """Checks as rows, those of many nodes that found the same as one: a hundred nodes fit a screen."""
+    """Checks as rows; equal results of several nodes become one row, so that a hundred nodes fit on a screen."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for check in checks:
         key = (check.name, check.status, "" if check.status == "ok" else check.found)

@@ -1,4 +1,4 @@
-"""Help texts, fitted to the terminal: all verbs, a group of them, a verb in short with examples first, and in full."""
+"""Help texts, wrapped to the terminal: all verbs, a group, a verb in short (examples first) or in full."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from twostream_ray.verbs.verb import Verb
 
 _NARROWEST = 60
 _LEFT = 34
-"""Columns of a name; what is longer stands above its explanation."""
+"""Width of the name column; a longer name gets its own line."""
 
 _WORD = re.compile(r"""(?:--[\w.]+ (?!--))?(?:'[^']*'|"[^"]*"|\S)+""")
-"""A word of a shell's command, its quotes kept; an option and its value are one."""
+"""A word of a shell command with its quotes; an option and its value count as one."""
 _SENTENCE = re.compile(r"(?<!\.)\. (?=[A-Z])")
-"""Where a sentence ends and another begins."""
+"""The boundary between two sentences."""
 
 _HEAD = """\
 usage: twostream VERB [--config RECIPE] [--NAME VALUE]...
@@ -35,14 +35,14 @@ Exit codes: 0 done, 2 refused (one line says what and the way out), 130 interrup
 
 
 def overview() -> str:
-    """All verbs, a line each."""
+    """Help of the command: all verbs, a line each."""
     names = dict.fromkeys(name.partition(" ")[0] if name.partition(" ")[0] in GROUPS else name for name in VERBS)
     rows = [(f"{name} {_usage_of(name)}".strip(), _summary_of(name)) for name in names]
     return f"{_filled(_HEAD)}\n{_columns(rows)}\n{_filled(_FOOT)}"
 
 
 def of_group(group: str) -> str:
-    """The verbs of a group."""
+    """Help of a group: its verbs, a line each."""
     rows = [
         (f"{group} {one} {_usage_of(f'{group} {one}')}".strip(), VERBS[f"{group} {one}"].summary)
         for one in members(group)
@@ -54,7 +54,7 @@ def of_group(group: str) -> str:
 
 
 def of_verb(name: str, *, whole: bool = False) -> str:
-    """A verb's examples and the settings that are most often set, or all settings with units and defaults."""
+    """Help of a verb: examples and its most common settings, or all settings with units and defaults."""
     verb = VERBS[name]
     head = f"usage: {_usage(name, verb)}\n\n{_filled(_capital(verb.summary))}{_examples(name, verb)}"
     kind = settings_class(name)
@@ -75,7 +75,7 @@ def of_verb(name: str, *, whole: bool = False) -> str:
 
 
 def asked(words: list[str]) -> str:
-    """Help for words as a person types them behind `help`: a verb, a group, or nothing.
+    """The text of `twostream help WORDS`: of a verb, a group, or the command.
 
     Raises:
         ConfigError: no verb has that name.
@@ -104,7 +104,7 @@ def _usage(name: str, verb: Verb) -> str:
 
 
 def _examples(name: str, verb: Verb) -> str:
-    """Commands, the long ones continued on a second line as a shell takes them."""
+    """Example commands, long ones wrapped with backslashes."""
     text = ""
     for example in verb.examples:
         line = f"  twostream {name}"
@@ -125,13 +125,13 @@ def _width() -> int:
 
 
 def _filled(text: str) -> str:
-    """Paragraphs whose lines fit the terminal; a line break of the text stays one."""
+    """Paragraphs wrapped to the terminal; line breaks of the text are kept."""
     lines = (textwrap.fill(line, _width(), break_on_hyphens=False, break_long_words=False) for line in text.split("\n"))
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _columns(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and what they mean, side by side."""
+    """Two columns: names and their meanings."""
     rows = list(rows)
     left = min(max(len(name) for name, _ in rows), _LEFT) + 4
 
@@ -153,7 +153,7 @@ def _action(name: str, parser: Any) -> Any:
 
 
 def _name_of(verb: Verb, name: str, kind: type) -> str:
-    """A setting as it is typed, with a word for its value."""
+    """An option with a placeholder for its value."""
     from twostream_ray.settings.checks import type_of
 
     if name in verb.positionals:
@@ -167,7 +167,7 @@ def _name_of(verb: Verb, name: str, kind: type) -> str:
 
 
 def _about(name: str, parser: Any) -> str:
-    """The first sentence about a setting, and what holds without it."""
+    """The first sentence of a setting's docstring, and its default."""
     action = _action(name, parser)
     sentence = _SENTENCE.split(" ".join((action.help or "").split()))[0].removesuffix(".") + "."
     if action.required:

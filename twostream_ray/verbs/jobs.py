@@ -1,4 +1,4 @@
-"""Verbs that run others on a cluster, as jobs, and look after them. Nothing heavy is imported before it is needed."""
+"""The subcommands `submit` and `jobs`: other verbs as Ray jobs. Heavy modules are imported when needed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 STAY_HERE = frozenset(
     {"submit", "jobs", "completion", "recipes", "describe", "synthesize", "doctor", "serve", "schema"}
 )
-"""Verbs that are no work for a cluster, or that speak to one themselves."""
+"""Verbs that cannot be submitted: local ones, and those that talk to a cluster themselves."""
 
 
 def submit(arguments: list[str]) -> int:
-    """A verb as a job on a cluster."""
+    """Submit a verb as a job to a Ray cluster."""
     from twostream_ray.console import console
     from twostream_ray.runs.submit.settings import SubmitConfig
     from twostream_ray.verbs.commands import parse, settings_class
@@ -28,7 +28,7 @@ def submit(arguments: list[str]) -> int:
     own, verb, rest = split_arguments(arguments)
     config = parse("submit", SubmitConfig, [verb, *own])
     kind = settings_class(verb)
-    # What the cluster would refuse after an upload is refused here.
+    # Refused here rather than on the cluster after an upload.
     settings = None if kind is None else parse(verb, kind, rest)
     run = str(getattr(settings, "name", ""))
     from twostream_ray.runs.submit.submission import prepare, refuse_lost_results, send
@@ -74,7 +74,7 @@ def _written(verb: str, arguments: Sequence[str], config: SubmitConfig, *, run: 
 
 
 def mlflow_of(settings: Any, submission: Any) -> list[tuple[str, str]]:
-    """Where a job's verb finds MLflow, as (what, value); nothing of a verb that does not ask for it."""
+    """The MLflow settings of a job's verb, as (name, value); empty for a verb without MLflow."""
     tracking = getattr(settings, "tracking", None)
     if tracking is None:
         return []
@@ -83,7 +83,7 @@ def mlflow_of(settings: Any, submission: Any) -> list[tuple[str, str]]:
 
 
 def jobs(arguments: list[str]) -> int:
-    """Look after the jobs of a cluster."""
+    """List, follow, stop or resume the jobs of a cluster."""
     from twostream_ray.console import console, table
     from twostream_ray.runs.submit.settings import JobsConfig
     from twostream_ray.verbs.commands import parse
@@ -122,7 +122,7 @@ def jobs(arguments: list[str]) -> int:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """The arguments of `submit` itself, the verb, and what stands behind it.
+    """Split into the options of `submit` itself, the verb, and the verb's arguments.
 
     Raises:
         ConfigError: there is no verb, or one that runs on no cluster.
@@ -166,7 +166,7 @@ def _followed(dashboard: Dashboard, name: str, *, follow: bool) -> int:
     try:
         job = log.follow()
     except KeyboardInterrupt:
-        console.print(f"the job {name} goes on without this command: {reattach}")
+        console.print(f"the job {name} continues without this command: {reattach}")
         return 130
     return _ended(job, log, code=exit_code(job), name=name)
 

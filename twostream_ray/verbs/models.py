@@ -1,4 +1,4 @@
-"""Verbs that make, measure and use a model. Nothing heavy is imported before it is needed."""
+"""Subcommands of models, from `train` to `export`. Heavy modules are imported when needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def train(arguments: list[str]) -> int:
-    """Shards to a trained, evaluated and registered network."""
+    """Train, evaluate and register a network."""
     from contextlib import ExitStack
 
     from twostream_ray.console import TrainingDisplay, console
@@ -63,7 +63,7 @@ def train(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """A trained model on a split of shards."""
+    """Evaluate a model on a split of shards."""
     from twostream_ray.console import Bar, console
     from twostream_ray.runs.score.settings import EvaluateConfig
     from twostream_ray.verbs.commands import parse
@@ -89,7 +89,7 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def compare(arguments: list[str]) -> int:
-    """Two evaluations of the same clips."""
+    """Compare two evaluations of the same clips."""
     from twostream_ray.console import console
     from twostream_ray.runs.score.settings import CompareConfig
     from twostream_ray.verbs.commands import parse
@@ -117,7 +117,7 @@ def _evaluate_splits(config: EvaluateConfig) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """Classes of raw videos."""
+    """Classify raw videos."""
     import json
     from dataclasses import asdict
 
@@ -144,7 +144,7 @@ def predict(arguments: list[str]) -> int:
 
 
 def _print_heads(named: str, heads: Sequence[HeadPrediction]) -> None:
-    """A line for each data set."""
+    """Print a line for each classification head."""
     for head in heads:
         whose = f" ({head.name})" if head.name else ""
         prefix = f"{head.name}/" if head.name else ""
@@ -194,7 +194,7 @@ def _predict_many(config: PredictConfig) -> int:
 
 
 def explain(arguments: list[str]) -> int:
-    """Why a video gets its class."""
+    """Explain predictions."""
     from twostream_ray.console import Bar, console
     from twostream_ray.runs.score.explain import ExplainConfig
     from twostream_ray.verbs.commands import parse
@@ -208,12 +208,12 @@ def explain(arguments: list[str]) -> int:
         with Bar("explain", unit="clips") as bar:
             said = explain(config, progress=lambda done, total: bar.show(done, total))
     console.print(said, markup=False, soft_wrap=True)
-    console.print(f"the reasons are in {config.out}", markup=False, soft_wrap=True)
+    console.print(f"the explanation is in {config.out}", markup=False, soft_wrap=True)
     return 0
 
 
 def serve(arguments: list[str]) -> int:
-    """Answer over HTTP until a signal comes."""
+    """Serve over HTTP until SIGINT or SIGTERM."""
     from twostream_ray.console import console
     from twostream_ray.serving.settings import ServeConfig
     from twostream_ray.verbs.commands import parse
@@ -228,7 +228,7 @@ def serve(arguments: list[str]) -> int:
 
 
 def export(arguments: list[str]) -> int:
-    """A model as a file for other programs."""
+    """Export a model as one file."""
     from twostream_ray.console import console
     from twostream_ray.runs.score.export import ExportConfig
     from twostream_ray.verbs.commands import parse
@@ -261,7 +261,7 @@ def pull(arguments: list[str]) -> int:
 
 
 def fetch_weights(arguments: list[str]) -> int:
-    """Download pretrained weights to where every node reads them."""
+    """Download and check pretrained weights."""
     from twostream_ray.console import Bar, console
     from twostream_ray.runs.fetch_weights import FetchConfig
     from twostream_ray.verbs.commands import parse
@@ -282,7 +282,7 @@ def fetch_weights(arguments: list[str]) -> int:
 
 
 def promote(arguments: list[str]) -> int:
-    """A registered version against the champion."""
+    """Promote a registered version if it beats the champion."""
     from twostream_ray.console import console
     from twostream_ray.runs.score.settings import PromoteConfig
     from twostream_ray.verbs.commands import parse
@@ -295,7 +295,7 @@ def promote(arguments: list[str]) -> int:
 
 
 def rollback(arguments: list[str]) -> int:
-    """Put the champion back."""
+    """Move the champion alias back to an earlier version."""
     from twostream_ray import tracking
     from twostream_ray.console import console
     from twostream_ray.runs.score.settings import RollbackConfig
@@ -309,7 +309,7 @@ def rollback(arguments: list[str]) -> int:
 
 
 def track_replay(arguments: list[str]) -> int:
-    """Deliver to MLflow what was logged while it was away."""
+    """Deliver to MLflow what was logged while it could not be reached."""
     from twostream_ray.console import console
     from twostream_ray.runs.replay import ReplayConfig
     from twostream_ray.verbs.commands import parse
@@ -323,7 +323,7 @@ def track_replay(arguments: list[str]) -> int:
 
 
 def describe(arguments: list[str]) -> int:
-    """Parts, sizes and costs of a network."""
+    """Print parameters, output shapes and FLOPs of a network."""
     import json
 
     from twostream_ray.console import console, table

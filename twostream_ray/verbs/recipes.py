@@ -1,4 +1,4 @@
-"""The verbs that list and print the recipes of the package, and the JSON Schema of a verb's recipe."""
+"""The subcommands `recipes` and `schema`: the recipes of the package, and the JSON Schema of a verb's recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twostream_ray.errors import ConfigError
 
 
 def list_recipes(arguments: list[str]) -> int:
-    """Names with a line each, or the text of one."""
+    """List the recipes, or print one."""
     names = recipes.names()
     if not arguments:
         indent = max(map(len, names)) + 2
@@ -33,7 +33,7 @@ def list_recipes(arguments: list[str]) -> int:
 
 
 def print_schema(arguments: list[str]) -> int:
-    """The JSON Schema of a verb's recipe."""
+    """Print the JSON Schema of a verb's recipe."""
     from twostream_ray.settings.json_schema import recipe_schema
     from twostream_ray.verbs.commands import VERBS, settings_class
 

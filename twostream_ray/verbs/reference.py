@@ -28,7 +28,7 @@ Exit codes: 0 done, 2 refused (one line says what and the way out), 130 interrup
 
 
 def page() -> str:
-    """The whole page."""
+    """The reference page, as Markdown."""
     blocks: dict[type, list[str]] = {}
     verbs = "\n".join(_of_verb(name, blocks) for name in VERBS)
     text = f"{_HEAD}\n{_contents()}\n\n## Verbs\n\n{verbs}\n## Settings that are blocks of others\n"
@@ -113,7 +113,7 @@ def _default(field: Field[Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text that does not end its cell."""
+    """Text escaped for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""Verbs that train many networks, or try many ways of fusing. Nothing heavy is imported before it is needed."""
+"""Subcommands of searches and studies: `tune`, `tune-scores`, `demo`, ... Heavy modules are imported when needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from twostream_ray.verbs import announce, require_uri
 
 
 def tune(arguments: list[str]) -> int:
-    """Many trainings, the best registered."""
+    """Hyperparameter search; registers the best model."""
     from twostream_ray.console import SearchDisplay, console
     from twostream_ray.runs.search.settings import settings_from
     from twostream_ray.verbs.commands import VERBS, all_settings
@@ -56,7 +56,7 @@ def tune(arguments: list[str]) -> int:
 
 
 def tune_scores(arguments: list[str]) -> int:
-    """The best late fusion of scores."""
+    """Search the best late fusion of two streams' scores."""
     from twostream_ray.console import Bar, console, table
     from twostream_ray.runs.score.settings import TuneScoresConfig
     from twostream_ray.verbs.commands import parse
@@ -88,7 +88,7 @@ def tune_scores(arguments: list[str]) -> int:
     )
     for note in tuned.notes:
         console.print(f"note: {note}")
-    console.print(f"{tuned.num_settings} settings in {tuned.seconds:.2f} s; chosen: {tuned.chosen.setting}")
+    console.print(f"{tuned.num_settings} settings tried in {tuned.seconds:.2f} s; chosen: {tuned.chosen.setting}")
     console.print(tuned.verdict())
     for head in tuned.heads:
         console.print(head.sentence(), markup=False)
@@ -99,7 +99,7 @@ def tune_scores(arguments: list[str]) -> int:
 
 
 def demo(arguments: list[str]) -> int:
-    """The whole journey on synthetic videos."""
+    """The whole pipeline on synthetic videos."""
     from twostream_ray.console import Bar, TrainingDisplay, console, table
     from twostream_ray.data.sources.synthetic import SyntheticConfig
     from twostream_ray.runs.experiment import ExperimentConfig
@@ -155,7 +155,7 @@ def demo(arguments: list[str]) -> int:
 
 
 def compare_streams(arguments: list[str]) -> int:
-    """Each stream alone, late fusion, the recipe's network and, where it is wanted, one over RGB frames alone."""
+    """Train each stream alone, late fusion, the recipe's network and optionally a 3D CNN on RGB."""
     from contextlib import ExitStack
 
     from twostream_ray.console import TrainingDisplay, console, table
@@ -185,7 +185,7 @@ def compare_streams(arguments: list[str]) -> int:
     with ray_session():
         trained = study.train_all(runs, train_one)
     found = study.table_of(config, {end: run.trained.parameters for end, run in trained.items()})
-    # First: a terminal that has gone meanwhile takes no table.
+    # Before the table, which fails if the terminal has been closed meanwhile.
     out = report.write(config, found)
     table(report.title(config, found), list(report.COLUMNS), [report.cells(row) for row in found])
     for sentence in report.sentences(found):
@@ -195,7 +195,7 @@ def compare_streams(arguments: list[str]) -> int:
 
 
 def findings(arguments: list[str]) -> int:
-    """The papers' findings on synthetic videos."""
+    """Reproduce the papers' findings on synthetic videos."""
     from twostream_ray.console import Bar, console, table
     from twostream_ray.runs.settings import FindingsConfig
     from twostream_ray.verbs.commands import parse

@@ -1,4 +1,4 @@
-"""A verb of the command line (command pattern): what it is for, its settings, the function that runs it."""
+"""Command pattern: a verb of the command line with its summary, settings class and function."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """One verb of the `twostream` command."""
+    """A subcommand of `twostream`."""
 
     summary: str
-    """What it does, in a line."""
+    """What it does, in one line."""
     function: str
-    """module:function below twostream_ray.verbs; it takes the arguments behind the verb and gives the exit code."""
+    """module:function in twostream_ray.verbs, from the verb's arguments to the exit code."""
     settings: str | None = None
-    """module:Class below twostream_ray; None for a verb without settings."""
+    """module:Class in twostream_ray; None for a verb without settings."""
     positionals: Mapping[str, str] = field(default_factory=dict)
-    """Dotted names of settings that may be given without them, in order -> how they are written in help."""
+    """Dotted names of the positional settings, in order -> their placeholder in help."""
     examples: Sequence[str] = ()
-    """Commands to begin with, without `twostream VERB`."""
+    """Example arguments, without `twostream VERB`."""
     shown: Sequence[str] = ()
     """Dotted names of the settings in the short help."""
     more: Mapping[str, str] = field(default_factory=dict)
-    """Options that are no settings -> what they do."""
+    """Options that are not settings -> what they do."""
