@@ -46,15 +46,15 @@ SKYPILOT = "cluster/skypilot.yaml"
 
 @dataclass(kw_only=True)
 class Checked:
-    """What a check has found."""
+    """Results of a check."""
 
     mistakes: list[str]
     """A line each."""
     blanks: list[Blank]
-    """What whoever brings a cluster up has to write."""
+    """Values that the user has to fill in."""
     files: list[str]
     schemas: list[str] = field(default_factory=list)
-    """KubeRay's kinds whose own schemas were at hand."""
+    """KubeRay's kinds whose own schemas were given."""
 
 
 def check(root: Path, schemas: dict[str, Any], more: Sequence[str] = ()) -> Checked:
@@ -117,7 +117,7 @@ def _pages(root: Path) -> Iterator[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, print, give the exit code."""
+    """Check, print the results and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("manifests", nargs="*", help="further manifests, as `twostream submit --kuberay` writes them")
     parser.add_argument("--root", type=Path, default=HERE.parent, help="the checkout")

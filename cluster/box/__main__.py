@@ -13,7 +13,7 @@ DEFAULT_PORT = 21000
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; 1: it could not be done, and a line says why."""
+    """Run one command; exit code 1 with an error line if it fails."""
     parser = argparse.ArgumentParser(prog="python -m cluster.box", description=__doc__)
     parser.add_argument("command", choices=["up", "down", "status", "demo"])
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="the first of its ports (default %(default)s)")

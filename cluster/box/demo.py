@@ -1,4 +1,4 @@
-"""The whole mission on the cluster of this machine, by submitted jobs: from videos in a bucket to an answer."""
+"""End-to-end demo on the single-machine cluster, by submitted jobs: from videos in a bucket to a prediction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NETWORK = (
     *("--config", "demo", "--data.shards", _SHARDS, "--data.validation_split", "val", "--storage", _RUNS),
     *("--data.transforms.crop_px", "48", "--training.global_batch", "16", "--model.spatial.width", "8"),
     *("--model.temporal.width", "8", "--training.learning_rate", "0.05"),
-    # More than half a node each: one worker on every node.
+    # More than half a node each, so that every node gets one worker.
     *("--workers.num_workers", str(NODES), "--workers.cpus_per_worker", "0.6"),
 )
 _TRAINING_MAY_TAKE_S = 600.0
@@ -42,16 +42,16 @@ _MARK = "cluster-demo.txt"
 
 @dataclass
 class Demo:
-    """One pass through all stages."""
+    """One run through all stages."""
 
     cluster: MachineCluster
     out: Path
     say: Say
     seconds: dict[str, float] = field(default_factory=dict)
-    """How long each stage took."""
+    """Wall-clock time of each stage."""
 
     def stage(self, name: str, *arguments: str, submitted: bool = True) -> None:
-        """Run a verb, as a job on the cluster or on this machine as its client.
+        """Run a verb, as a job on the cluster or as its client on this machine.
 
         Raises:
             ClusterError: it did not end well.
@@ -72,13 +72,13 @@ class Demo:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a client: nothing of another cluster or tracking server."""
+        """Environment of a client, without variables of other clusters or tracking servers."""
         own = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_", "AWS_"))}
         return own | self.cluster.client_environment
 
 
 def submitted_commands(tracking_uri: str) -> dict[str, tuple[str, ...]]:
-    """Stage -> verb and settings, of those that run on the cluster."""
+    """Stage -> verb and settings, for the stages that run on the cluster."""
     # Not where the recipe has it: on this machine alone.
     network = (*_NETWORK, "--tracking.uri", tracking_uri)
     search = (
@@ -99,7 +99,7 @@ def submitted_commands(tracking_uri: str) -> dict[str, tuple[str, ...]]:
 
 
 def run_demo(addresses: Addresses, *, out: Path, kill: bool, say: Say, clip: Path | None = None) -> dict[str, Any]:
-    """Go through all stages; what came of them is written to `out`/result.json.
+    """Run all stages and write the results to `out`/result.json.
 
     A cluster that was not up before is ended behind them, unless one failed.
 
@@ -152,21 +152,23 @@ def run_demo(addresses: Addresses, *, out: Path, kill: bool, say: Say, clip: Pat
 
 
 def _make_room(out: Path) -> None:
-    """Throw away what an earlier demo left there, and nothing else.
+    """Delete the output of an earlier demo, and nothing else.
 
     Raises:
         ClusterError: the folder holds something else.
     """
     if out.is_dir() and any(out.iterdir()):
         if not (out / _MARK).is_file():
-            raise ClusterError(f"{out} is no earlier demo's and is not overwritten: name another folder by --out")
+            raise ClusterError(
+                f"{out} was not written by an earlier demo and is not overwritten: name another folder with --out"
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / _MARK).write_text("written by `make cluster-demo`, which overwrites this folder\n")
 
 
 def _digest(model: Path) -> str:
-    """Of a model's weights."""
+    """SHA-256 of a model's weights."""
     (weights,) = sorted(model.rglob("*.safetensors"))
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
@@ -180,7 +182,7 @@ def _timed(demo: Demo, name: str) -> Iterator[None]:
 
 @contextmanager
 def _node_lost(demo: Demo, *, wanted: bool) -> Iterator[list[str]]:
-    """While the block runs, kill a node once both train and there is a checkpoint; replace it. Gives what was lost."""
+    """During the block, kill a node once both train and a checkpoint exist, and replace it; yields the lost node."""
     lost: list[str] = []
     over = threading.Event()
 
@@ -190,7 +192,7 @@ def _node_lost(demo: Demo, *, wanted: bool) -> Iterator[list[str]]:
             if len(_training(demo.cluster)) == NODES and _has_checkpoint(demo.cluster):
                 with suppress(psutil.Error):
                     pid = _training(demo.cluster)["node1"]
-                    demo.say(f"=== node1 is killed, with worker {pid} that trains on it")
+                    demo.say(f"=== killing node1, with worker {pid} that trains on it")
                     demo.cluster.lose_node(1)
                     lost.append("node1")
                     demo.cluster.replace_node(1)
@@ -209,7 +211,7 @@ def _node_lost(demo: Demo, *, wanted: bool) -> Iterator[list[str]]:
 
 
 def _training(cluster: MachineCluster) -> dict[str, int]:
-    """Node -> the process that trains on it, of nodes that have one."""
+    """Node -> id of the training process on it, for nodes that have one."""
     found_there = {}
     for number in range(1, NODES + 1):
         name = f"node{number}"
@@ -222,5 +224,5 @@ def _training(cluster: MachineCluster) -> dict[str, int]:
 
 
 def _has_checkpoint(cluster: MachineCluster) -> bool:
-    """Whether the run has kept one."""
+    """Whether the run has saved a checkpoint."""
     return any(".safetensors" in key for key in cluster.store.keys(bucket=BUCKET, prefix=f"runs/{_RUN}/"))

@@ -1,4 +1,4 @@
-"""The cluster on this machine as one thing: started, looked at and ended; what it is made of is noted in its folder."""
+"""Lifecycle of the single-machine cluster: start, status and stop; its state is stored in its folder."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ NODES = 2
 _STATE = "state.json"
 _FIRST_PORT, _LAST_PORT = 1024, 65535
 _LARGEST_STORE = 2**30
-"""Bytes of a node's object store, where shared memory has room for it."""
+"""Bytes of a node's object store, if shared memory is large enough."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Addresses:
-    """Where a cluster's parts are, all at loopback, and its folder; the first port tells clusters apart."""
+    """Loopback ports of a cluster's servers, and its folder; the first port identifies the cluster."""
 
     port: int
-    """The first of PORTS neighbouring ones."""
+    """The first of PORTS consecutive ports."""
     folder: Path
-    """Logs, data, sockets, secrets, ids of processes: all that there is of it."""
+    """Logs, data, sockets, secrets and process ids: everything that the cluster stores."""
 
     @classmethod
     def at(cls, port: int, folder: Path | None = None) -> Addresses:
-        """Of the cluster at a port; its folder is below the temporary one unless another is named."""
+        """Addresses of the cluster at a port; by default its folder is in the temporary directory."""
         return cls(port=port, folder=folder or short_folder() / f"twostream-box-{os.getuid()}-{port}")
 
 
@@ -57,7 +57,7 @@ PORTS = object_store.PORTS + mlflow_server.PORTS + postgres.PORTS + ray_nodes.PO
 
 
 class MachineCluster:
-    """Its servers, with secrets that were drawn when it was first started."""
+    """Its servers, with secrets that were generated at its first start."""
 
     def __init__(self, addresses: Addresses, *, secret: str, checkout: str, with_postgres: bool = False) -> None:
         self.addresses, self.secret, self.checkout = addresses, secret, checkout
@@ -82,7 +82,7 @@ class MachineCluster:
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """How clients on this machine reach all of it."""
+        """Environment variables of clients on this machine."""
         return self.store.environment | self.mlflow.environment | self.ray.client_environment
 
     def start(self, say: Say) -> None:
@@ -123,7 +123,7 @@ class MachineCluster:
 
     @property
     def environment_file(self) -> Path:
-        """For shells: exports of what clients need to know."""
+        """Shell script that exports the clients' environment variables."""
         return self.addresses.folder / "environment"
 
     def lose_node(self, number: int) -> None:
@@ -131,7 +131,7 @@ class MachineCluster:
         self.processes[f"node{number}"].kill()
 
     def replace_node(self, number: int) -> None:
-        """Let a new node join in the place of one that was lost.
+        """Start a new node in place of a lost one.
 
         Raises:
             ClusterError: it did not start.
@@ -142,7 +142,7 @@ class MachineCluster:
         self.ray.wait_for_node(started)
 
     def end(self) -> None:
-        """End its processes, and those that jobs have started; remove its folder."""
+        """Kill its processes, and those that jobs have started; remove its folder."""
         if self.database and "postgres" in self.processes:
             self.database.stop(self.processes["postgres"])
         kill_all(list(self.processes.values()))
@@ -151,7 +151,7 @@ class MachineCluster:
         shutil.rmtree(self.addresses.folder, ignore_errors=True)
 
     def ended(self) -> list[ServerProcess]:
-        """Of its servers, those that are gone."""
+        """Servers that have ended."""
         return [process for process in self.processes.values() if process.has_ended()]
 
     def _keep(self, key: str, process: ServerProcess) -> None:
@@ -159,7 +159,7 @@ class MachineCluster:
         self.save()
 
     def save(self) -> None:
-        """Note it in its folder, whole or not at all."""
+        """Store its state in its folder atomically."""
         state = {
             **{"port": self.addresses.port, "secret": self.secret, "checkout": self.checkout},
             **{"postgres": self.database is not None, "complete": self.is_complete},
@@ -171,7 +171,7 @@ class MachineCluster:
 
 
 def _derived(secret: str, purpose: str) -> str:
-    """A secret for one purpose, of which the others do not follow."""
+    """Derive a secret for one purpose, from which the others cannot be derived."""
     return hmac.new(secret.encode(), purpose.encode(), hashlib.sha256).hexdigest()[:48]
 
 
@@ -181,7 +181,7 @@ def _object_store_bytes() -> int:
 
 
 def found(addresses: Addresses) -> MachineCluster | None:
-    """The cluster that is noted at its place, whether its processes live or not; None: there is none.
+    """The cluster stored in the folder, whether its processes run or not; None: there is none.
 
     Raises:
         ClusterError: the folder is somebody else's.
@@ -200,7 +200,7 @@ def found(addresses: Addresses) -> MachineCluster | None:
 
 
 def up(addresses: Addresses, *, say: Say, with_postgres: bool = False) -> MachineCluster:
-    """Start the cluster, or find that it is up.
+    """Start the cluster, unless it is up.
 
     Raises:
         ClusterError: a port is taken, a part is gone or does not start.
@@ -239,7 +239,7 @@ def up(addresses: Addresses, *, say: Say, with_postgres: bool = False) -> Machin
 
 
 def down(addresses: Addresses, *, say: Say) -> None:
-    """End the cluster and remove all there is of it, with what is in its bucket and its registry."""
+    """Stop the cluster and delete its folder, with the contents of its bucket and its registry."""
     with _changing(addresses):
         cluster = found(addresses)
         if cluster is None:
@@ -251,7 +251,7 @@ def down(addresses: Addresses, *, say: Say) -> None:
 
 @contextmanager
 def _changing(addresses: Addresses) -> Iterator[None]:
-    """One command at a time starts or ends a cluster."""
+    """Lock, so that only one command at a time starts or stops a cluster."""
     lock = Path(tempfile.gettempdir(), f"{addresses.folder.name}.lock")
     try:
         with locked(lock, wait=False):
@@ -261,7 +261,7 @@ def _changing(addresses: Addresses) -> Iterator[None]:
 
 
 def _require_own(folder: Path) -> None:
-    """Refuse a folder that somebody else has put there: secrets will be in it."""
+    """Refuse a folder of another user, because secrets will be stored in it."""
     if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
         raise ClusterError(f"{folder} is another user's: name another port (PORT=...) or folder")
 

@@ -1,4 +1,4 @@
-"""A real `mlflow server`, with a login where it has a password; it can be killed and started again at the same port."""
+"""An `mlflow server` process, with a login if it has a password; can be killed and restarted on the same port."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ PORTS = 1
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowServer:
-    """A tracking server at loopback."""
+    """A tracking server on loopback."""
 
     folder: Path
     """With its log, its database (SQLite) and the files of runs and models."""
     port: int
     user: str = "admin"
     password: str | None = None
-    """What it asks for, as HTTP's basic authentication; None: nothing."""
+    """Password of HTTP basic authentication; None: no login."""
     database: str | None = None
-    """Address of its database, where that is not SQLite in the folder."""
+    """URI of its database; None: SQLite in the folder."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """Environment by which it finds what its database wants."""
+    """Environment variables for its database client."""
 
     @property
     def uri(self) -> str:
@@ -37,19 +37,19 @@ class MlflowServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """How clients reach it."""
+        """Environment variables of clients."""
         address = {"MLFLOW_TRACKING_URI": self.uri}
         if self.password is None:
             return address
         return address | {"MLFLOW_TRACKING_USERNAME": self.user, "MLFLOW_TRACKING_PASSWORD": self.password}
 
     def start(self) -> ServerProcess:
-        """Start it; `wait` for its answers."""
+        """Start it; `wait` until it answers."""
         self.folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--artifacts-destination", str(self.folder / "files")]
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        # Not in the command, which everybody sees: a database may have a password.
+        # Not in the command line, which all users can read: the URI may contain a password.
         environment["MLFLOW_BACKEND_STORE_URI"] = self.database or f"sqlite:///{self.folder}/mlflow.db"
         environment |= self.modules
         environment.pop("MLFLOW_TRACKING_URI", None)

@@ -1,4 +1,4 @@
-"""An object store: a real S3 server with a key and a secret, its data in a folder."""
+"""An S3 object store process with an access key and a secret, its data in a folder."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cluster.box.server_process import ServerProcess, answers_at
 from twostream_ray.errors import ClusterError
 
 PORTS = 4
-"""Neighbouring ports that it takes."""
+"""Consecutive ports that it uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectStore:
-    """An S3 server at loopback; `port` and the three after it are its own."""
+    """An S3 server on loopback; it uses `port` and the next three."""
 
     folder: Path
-    """With its log, its settings and all objects; of a file system with extended attributes of users."""
+    """Contains its log, settings and objects; its file system must support user extended attributes."""
     port: int
     key: str
     """Access key, ACCOUNT:USER."""
@@ -35,7 +35,7 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """How clients reach it."""
+        """Environment variables of clients."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_REGION": REGION,
@@ -45,7 +45,7 @@ class ObjectStore:
         }
 
     def start(self) -> ServerProcess:
-        """Start it; `wait` for its answers.
+        """Start it; `wait` until it answers.
 
         Raises:
             ClusterError: the folder's file system cannot keep what it notes about objects.
@@ -57,7 +57,7 @@ class ObjectStore:
             os.setxattr(probe, "user.probe", b"1")
         except OSError as error:
             raise ClusterError(
-                f"the object store wants a file system with extended attributes of users (ext4, XFS, tmpfs), "
+                f"the object store needs a file system with user extended attributes (ext4, XFS, tmpfs), "
                 f"{self.folder} has none ({error.strerror}): name a folder elsewhere"
             ) from error
         finally:
@@ -82,7 +82,7 @@ class ObjectStore:
             client.create_bucket(Bucket=bucket)
 
     def upload(self, folder: Path, *, bucket: str, prefix: str) -> None:
-        """Put all files of a folder into a bucket, under a prefix."""
+        """Upload all files of a folder to a bucket, under a prefix."""
         client = self._client()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             client.put_object(Bucket=bucket, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())

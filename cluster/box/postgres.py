@@ -29,17 +29,17 @@ class Postgres:
     """A server at loopback, which root starts as the system's user `postgres`, for it refuses root."""
 
     folder: Path
-    """With its log and all data."""
+    """Contains its log and all data."""
     port: int
     password: str
 
     @property
     def uri(self) -> str:
-        """As SQLAlchemy, and so MLflow, names it; with the password."""
+        """SQLAlchemy URI for MLflow, with the password."""
         return f"postgresql+psycopg2://{_USER}:{self.password}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> ServerProcess:
-        """Make the cluster of databases if there is none, and start it; `wait` for its answers.
+        """Create the database cluster if there is none, and start the server; `wait` until it answers.
 
         Raises:
             ClusterError: the programs or the user are not there, or no data could be made.
@@ -83,7 +83,7 @@ class Postgres:
         process.wait_until(lambda: answers_at(self.port), seconds=60)
 
     def stop(self, process: ServerProcess) -> None:
-        """Ask it to end, which gives its shared memory back; killed it would leave that."""
+        """Stop it with SIGINT, so that it frees its shared memory, which SIGKILL would leave."""
         with suppress(ProcessLookupError):
             if not process.has_ended():
                 os.kill(process.pid, signal.SIGINT)
@@ -92,7 +92,7 @@ class Postgres:
             time.sleep(0.05)
 
     def client_modules(self) -> dict[str, str]:
-        """What lets this Python import the client library (psycopg2), where only the system's Python has it.
+        """Environment that lets this Python import the system Python's client library (psycopg2).
 
         Raises:
             ClusterError: it is nowhere, or for another version of Python.
@@ -106,7 +106,7 @@ class Postgres:
                 f"MLflow wants psycopg2 to speak to Postgres, and there is none for Python {sys.version_info.major}."
                 f"{sys.version_info.minor}: {_INSTALL}, or pip install psycopg2-binary"
             )
-        # Not all of the system's modules: ours come first nowhere else.
+        # Only psycopg2: with all of the system's modules on the path, they could shadow the virtual environment's.
         modules = self.folder.with_name("postgres-client")
         modules.mkdir(exist_ok=True)
         link = modules / "psycopg2"
@@ -124,7 +124,7 @@ def _programs() -> Path:
 
 
 def _account() -> dict[str, Any]:
-    """As whom its programs run, in the terms of `subprocess`; nothing where that is this user."""
+    """`user` and `group` of its processes for `subprocess`; empty: the current user."""
     if os.getuid() != 0:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Nodes of a Ray cluster as processes of this machine, each with an address of loopback and a folder of its own.
+"""Nodes of a Ray cluster as processes of one machine, each with its own loopback address and folder.
 
 `ray start` makes them, as it does on machines of their own; only who has the token may talk to them.
 """
@@ -18,37 +18,37 @@ import psutil
 from cluster.box.server_process import ServerProcess
 
 PORTS = 4
-"""Neighbouring ports that a cluster takes: control service, dashboard, clients, agents."""
+"""Consecutive ports of a cluster: control service, dashboard, clients, agents."""
 _START_S = 120.0
 _NODE_ID = "--node_id="
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayCluster:
-    """What its nodes have in common."""
+    """Settings shared by all nodes."""
 
     folder: Path
-    """With a folder for each node and its log; its path is short, for Ray makes sockets below it."""
+    """Contains each node's folder and log; the path must be short, because Ray creates sockets under it."""
     port: int
     """The first of its ports."""
     token: str
-    """Who sends it may do everything."""
+    """Authentication token; it grants full access."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What processes of all nodes find in their environment beside this process's own."""
+    """Environment variables of the processes of all nodes, in addition to this process's own."""
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the control service, which RAY_ADDRESS names to drivers on this machine."""
+        """HOST:PORT of the control service, for RAY_ADDRESS of drivers on this machine."""
         return f"{_address_of(0)}:{self.port}"
 
     @property
     def dashboard(self) -> str:
-        """Address of the dashboard and of the server of jobs."""
+        """Address of the dashboard and the job server."""
         return f"http://127.0.0.1:{self.port + 1}"
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """How clients reach it."""
+        """Environment variables of clients."""
         return {
             "RAY_API_SERVER_ADDRESS": self.dashboard,
             "RAY_AUTH_MODE": "token",
@@ -57,7 +57,7 @@ class RayCluster:
         }
 
     def start_head(self, *, num_cpus: int, object_store_bytes: int) -> ServerProcess:
-        """The head; `wait_for_head` for its answers."""
+        """Start the head; `wait_for_head` until it answers."""
         command = ["--head", "--port", str(self.port), "--dashboard-host", "127.0.0.1"]
         command += ["--dashboard-port", str(self.port + 1), "--ray-client-server-port", str(self.port + 2)]
         return self._start(0, command, num_cpus=num_cpus, object_store_bytes=object_store_bytes)
@@ -71,7 +71,7 @@ class RayCluster:
         process.wait_until(self._answers, seconds=_START_S)
 
     def start_node(self, number: int, *, num_cpus: int, object_store_bytes: int) -> ServerProcess:
-        """A node that joins, numbered from 1; it may have the number of one that is gone."""
+        """Start a worker node, numbered from 1; a lost node's number may be reused."""
         command = ["--address", self.address]
         return self._start(number, command, num_cpus=num_cpus, object_store_bytes=object_store_bytes)
 
@@ -88,7 +88,7 @@ class RayCluster:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        # Where jobs look for `python`.
+        # Jobs look for `python` on PATH.
         own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)])
         start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *command]
         start += ["--node-ip-address", _address_of(number), "--node-name", name, "--temp-dir", str(folder)]
@@ -131,6 +131,6 @@ def raylet_of(process: ServerProcess) -> tuple[int, str] | None:
 
 
 def node_id(process: ServerProcess) -> str | None:
-    """What Ray calls a node; None where it has no raylet (yet)."""
+    """Ray's id of a node; None if it has no raylet (yet)."""
     found = raylet_of(process)
     return found and found[1]

@@ -1,4 +1,4 @@
-"""A server as a process of its own session, which outlives whoever started it and is known by its id and start time."""
+"""A server process in its own session, which outlives its parent and is identified by process id and start time."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from twostream_ray.processes import is_gone, started_at
 
 @dataclass(frozen=True, kw_only=True)
 class ServerProcess:
-    """A process that was started here; another one that has got its id since is not taken for it."""
+    """A process started here; a later process with the same id is not mistaken for it."""
 
     name: str
-    """What it is, in words."""
+    """Its name in messages."""
     pid: int
-    """Its id, which is that of its session too."""
+    """Its process id, which is its session id too."""
     start: int
     """When it began, in clock ticks since boot."""
     log: str
-    """Path of the file with what it and its children print."""
+    """Path of the log file of it and its children."""
 
     @classmethod
     def started(
@@ -43,7 +43,7 @@ class ServerProcess:
         cwd: Path | None = None,
         **account: Any,
     ) -> ServerProcess:
-        """Start a command, whose output is added to a file; as another user's (`user`, `group`) where one is named."""
+        """Start a command and append its output to a file; optionally as another user (`user`, `group`)."""
         with log.open("ab") as file:
             process = subprocess.Popen(  # noqa: S603
                 command,
@@ -55,18 +55,18 @@ class ServerProcess:
                 start_new_session=True,
                 **account,
             )
-        # Nobody waits for it by this object: it may outlive this process.
+        # Never waited for through this object: it may outlive this process.
         process.returncode = 0
         return cls(name=name, pid=process.pid, start=started_at(process.pid) or 0, log=str(log))
 
     def has_ended(self) -> bool:
-        """Whether it is gone, or a zombie of this process."""
+        """Whether it has ended, or is a zombie of this process."""
         with suppress(ChildProcessError):
             os.waitpid(self.pid, os.WNOHANG)
         return is_gone(self.pid, start=self.start)
 
     def below(self) -> list[psutil.Process]:
-        """Processes that it has started, and those that these have."""
+        """Its child processes, recursively."""
         if self.has_ended():
             return []
         with suppress(psutil.Error):
@@ -74,7 +74,7 @@ class ServerProcess:
         return []
 
     def wait_until(self, answers: Callable[[], bool], *, seconds: float) -> None:
-        """Wait for a sign that it serves.
+        """Wait until it serves.
 
         Raises:
             ClusterError: it has ended, or there is no sign in this time; with the end of its log.
@@ -87,12 +87,12 @@ class ServerProcess:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """End it and all below it at once; returns when they are gone."""
+        """Kill it and its descendants; returns when they have ended."""
         kill_all([self])
 
 
 def kill_all(servers: Sequence[ServerProcess]) -> None:
-    """End processes and all below them at once; returns when they are gone."""
+    """Kill processes and their descendants together; returns when they have ended."""
     doomed = [process for server in servers for process in server.below()]
     for server in servers:
         if not server.has_ended():
@@ -108,21 +108,21 @@ def kill_all(servers: Sequence[ServerProcess]) -> None:
 
 
 def last_lines(log: Path, *, characters: int = 600) -> str:
-    """The end of a log in one line."""
+    """The last lines of a log, joined into one."""
     with suppress(OSError):
         return " ".join(log.read_text(errors="replace").split())[-characters:] or "nothing"
     return "nothing"
 
 
 def answers_at(port: int, *, host: str = "127.0.0.1") -> bool:
-    """Whether somebody listens at a port."""
+    """Whether a process listens on a port."""
     with socket.socket() as asked:
         asked.settimeout(1)
         return asked.connect_ex((host, port)) == 0
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen at a port of loopback, and nobody does on any address of this machine."""
+    """Whether a loopback port is free, and no process listens on it at any address of this machine."""
     with socket.socket() as asked:
         asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -133,7 +133,7 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> int:
-    """The first of so many neighbouring ports that nobody listens at.
+    """The first of `count` consecutive free ports.
 
     They are below those that systems give to clients, above those that Ray's workers draw theirs from.
 

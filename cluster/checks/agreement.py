@@ -1,4 +1,4 @@
-"""What manifests agree on: namespace, region, services that addresses name, clusters and accounts that are there."""
+"""Consistency of manifests: namespace, region, services that addresses name, existing clusters and accounts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROLE = "eks.amazonaws.com/role-arn"
 
 
 def check_agreement(documents: Sequence[Document], report: Report) -> None:
-    """Hold manifests against each other."""
+    """Check manifests against each other."""
     spaces: list[Found] = [
         (one, ("metadata", "namespace"), str(at(one.values, "metadata", "namespace", default="default")))
         for one in documents
@@ -40,7 +40,7 @@ def check_agreement(documents: Sequence[Document], report: Report) -> None:
 
 
 def require_one(found: Sequence[Found], what: str, report: Report) -> None:
-    """Report each value that is another one than most."""
+    """Report each value that differs from the most common one."""
     counts = Counter(value for _, _, value in found)
     for document, keys, value in found:
         most = counts.most_common(1)[0][0]
@@ -49,7 +49,7 @@ def require_one(found: Sequence[Found], what: str, report: Report) -> None:
 
 
 def _check_servers(documents: Sequence[Document], report: Report) -> None:
-    """All manifests send what they log to one MLflow server."""
+    """Check that all manifests use the same MLflow server."""
     found: dict[str, tuple[Document, Keys]] = {}
     for document in documents:
         for keys, entry in _entries(document.values):

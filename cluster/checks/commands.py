@@ -1,4 +1,4 @@
-"""Commands that files start: the script is there, and its settings are ones that its verb has."""
+"""Commands in cluster files: the script exists, and its verb has the settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_command(root: Path, document: Document, keys: Keys, command: str, repo
     try:
         words = shlex.split(command)
     except ValueError as error:
-        report.add(document, keys, f"no command of a shell: {error}")
+        report.add(document, keys, f"not a shell command: {error}")
         return
     script = re.fullmatch(r"jobs/(\w+)\.py", words[1]) if words[:1] == ["python"] and len(words) > 1 else None
     if script:

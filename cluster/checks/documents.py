@@ -1,4 +1,4 @@
-"""YAML and JSON with the lines of their values, and the report that mistakes are added to."""
+"""YAML and JSON documents with the line numbers of their values, and the report of mistakes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Document:
 
 @dataclass(kw_only=True)
 class Report:
-    """What was found wrong, a line each."""
+    """Mistakes, one line each."""
 
     mistakes: list[str] = field(default_factory=list)
 
@@ -52,7 +52,7 @@ class Report:
 
 
 class _Loader(yaml.CSafeLoader):
-    """Refuses a key that is given twice, of which YAML's own loaders take the last."""
+    """Refuses duplicate keys, of which YAML's own loaders take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -115,7 +115,7 @@ def read_json(root: Path, file: str, report: Report) -> Document | None:
 
 
 def at(values: Any, *keys: str | int, default: Any = None) -> Any:
-    """The value at some keys; the default where there is none on the way."""
+    """The value at a path of keys, or the default."""
     for key in keys:
         if (isinstance(values, dict) and key in values) or (
             isinstance(values, list) and isinstance(key, int) and key < len(values)
@@ -128,12 +128,12 @@ def at(values: Any, *keys: str | int, default: Any = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Blank:
-    """Something that whoever brings a cluster up has to write."""
+    """A value that the user has to fill in."""
 
     file: str
     line: int
     text: str
-    """What is to be filled in."""
+    """Its description."""
     filled: bool
     """Whether no placeholder is left there."""
 

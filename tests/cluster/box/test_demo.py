@@ -44,7 +44,7 @@ def test_a_stage_that_fails_is_named_with_its_exit_code_and_the_cluster_stays_up
 
 def test_a_folder_that_no_demo_has_written_is_left_as_it_is(addresses: Addresses, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ClusterError, match="is no earlier demo's and is not overwritten"):
+    with pytest.raises(ClusterError, match="was not written by an earlier demo and is not overwritten"):
         demo.run_demo(addresses, out=tmp_path, kill=False, say=print)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     assert not addresses.folder.exists(), "it is refused before anything has started"
