@@ -59,7 +59,7 @@ def test_95_of_100_intervals_over_groups_hold_the_truth_and_those_over_clips_do_
     num_groups: int, accuracy: float
 ) -> None:
     held: dict[str, list[bool]] = {"groups": [], "clips": []}
-    for seed in range(1000):
+    for seed in range(400):
         hits, groups = hits_in_groups(seed, num_groups=num_groups, accuracy=accuracy)
         for over, given in (("groups", groups), ("clips", None)):
             if over == "groups" or seed % 5 == 0:

@@ -1,12 +1,12 @@
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from forked_processes import processes
 
 from twostream_ray.errors import StorageError
 from twostream_ray.storage.locks import locked, process_lock
@@ -31,10 +31,10 @@ def test_one_at_a_time_holds_a_lock_though_its_file_comes_and_goes(tmp_path: Pat
     lock, counter = tmp_path / "lock", tmp_path / "counter"
     counter.write_text("0")
     with (
-        ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes,
+        processes(2) as several,
         ThreadPoolExecutor(2) as threads,
     ):
-        for future in [where.submit(count_up, lock, counter) for where in (processes, threads) for _ in range(2)]:
+        for future in [where.submit(count_up, lock, counter) for where in (several, threads) for _ in range(2)]:
             future.result()
     assert counter.read_text() == "200"
     assert not lock.exists(), "nothing stays behind"

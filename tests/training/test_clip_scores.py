@@ -1,10 +1,9 @@
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from forked_processes import processes
 from numpy.typing import NDArray
 
 from twostream_ray.evaluation.metrics import own_head_first
@@ -64,8 +63,8 @@ def worker(rank: int, world_size: int, meeting: str) -> dict[str, Found]:
 
 
 def test_clips_count_once_and_exactly_however_their_views_are_shared_out(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
-        begun = [processes.submit(worker, rank, 2, f"{tmp_path}/meeting") for rank in range(2)]
+    with processes(2) as several:
+        begun = [several.submit(worker, rank, 2, f"{tmp_path}/meeting") for rank in range(2)]
         workers = [one.result() for one in begun]
     scores, labels, _ = views()
     alone = added(np.arange(len(scores)))

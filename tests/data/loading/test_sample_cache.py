@@ -1,7 +1,6 @@
-import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked_processes import processes
 from noise_shards import noise_shards
 from numpy.typing import NDArray
 
@@ -169,8 +169,8 @@ def fill_all(directory: Path, log: Path) -> int:
 
 def test_threads_and_processes_that_want_a_clip_at_the_same_time_decode_it_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as processes:
-        assert sum(processes.map(fill_all, [tmp_path / "samples"] * 3, [log] * 3)) == 10
+    with processes(3) as several:
+        assert sum(several.map(fill_all, [tmp_path / "samples"] * 3, [log] * 3)) == 10
     assert log.read_text() == "x" * 2 * 10
 
 

@@ -1,14 +1,13 @@
 import hashlib
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from forked_processes import processes
 from noise_shards import noise_shards
 from s3 import FaultyProxy, reached_at
 
@@ -97,8 +96,8 @@ def test_processes_that_want_a_shard_at_the_same_time_fetch_it_once(proxy: Fault
     storage.write_bytes("s3://archive/shard", content)
     proxy.bodies.clear()
     wanted = (str(tmp_path), "s3://archive/shard", hashlib.sha256(content).hexdigest(), len(content))
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as processes:
-        futures = [processes.submit(fetch, *wanted) for _ in range(6)]
+    with processes(3) as several:
+        futures = [several.submit(fetch, *wanted) for _ in range(6)]
         assert all(future.result() == content for future in futures)
     assert len(proxy.bodies) == 1
 
