@@ -41,7 +41,8 @@ def test_every_network_of_timm_is_accepted_or_refused_in_a_line_with_a_way_out(
     asked: tuple[dict[str, int], dict[str, str]],
 ) -> None:
     accepted, refused = asked
-    assert len(accepted) > len(refused), f"{len(accepted)} accepted, {len(refused)} refused"
+    if timm.__version__ == "1.0.31":
+        assert (len(accepted), len(refused)) == (976, 395), "as docs/modern_towers.md says"
     for told in refused.values():
         assert "cannot be cut into layers: " in told and "plain vision transformers can" in told
         assert "\n" not in told and len(told) < 500

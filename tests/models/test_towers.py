@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
 from twostream_ray.errors import ConfigError
 from twostream_ray.models.settings import TowerConfig
 from twostream_ray.models.streams import build_tower
-from twostream_ray.models.towers import FullyConnected
+from twostream_ray.models.towers import FullyConnected, Tower
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "vgg_m_2048", "resnet50", "vgg_small"])
@@ -70,3 +71,16 @@ def test_vgg16_over_a_frame_scores_as_on_the_crops_that_align() -> None:
                 crop = frame[:, :, top : top + 224, left : left + 224]
                 torch.testing.assert_close(scores[:, :, row, column], tower(crop)[:, :, 0, 0])
     assert scores.std(dim=(2, 3)).min() > 1e-3, "all windows alike"
+
+
+def test_a_frozen_part_keeps_the_moments_of_every_batch_norm() -> None:
+    layers = {
+        "maps": nn.BatchNorm2d(3),
+        "features": nn.Sequential(nn.Flatten(1), nn.BatchNorm1d(3)),
+        "fc8": nn.Linear(3, 2),
+    }
+    tower = Tower(layers, channels={"maps": 3, "features": 3, "fc8": 2})
+    tower.freeze("features")
+    before = {name: values.clone() for name, values in tower.named_buffers()}
+    tower.train()(torch.rand(4, 3, 1, 1))
+    assert all(torch.equal(values, before[name]) for name, values in tower.named_buffers())

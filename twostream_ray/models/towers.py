@@ -18,6 +18,9 @@ from twostream_ray.models.token_maps import Maps
 ReadBytes = Callable[[str], bytes]
 """Reads the whole file at a path or URI."""
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+"""Of maps, and of features: some networks of timm have one before their classifier."""
+
 
 class FullyConnected(nn.Linear):
     """A fully connected layer over a window of maps; slides over larger maps as a convolution.
@@ -150,7 +153,7 @@ class Tower(nn.Module):
         super().train(mode)
         for name in self.frozen:
             for module in self.get_submodule(name).modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, _BATCH_NORMS):
                     module.eval()
         return self
 
