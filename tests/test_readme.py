@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from pages import ROOT, Block, fenced_blocks, pasted
 
+from twostream_ray.cli import main
 from twostream_ray.data.sources.synthetic import SyntheticConfig, synthesize
 
 PAGES = ["README.md", "docs/search.md", "docs/data_sets.md"]
@@ -115,19 +116,14 @@ def test_blocks_are_commands_and_those_that_are_not_pasted_say_why() -> None:
     ],
     ids=" ".join,
 )
-def test_a_command_that_is_not_pasted_has_settings_that_exist(command: list[str], tmp_path: Path) -> None:
+def test_a_command_that_is_not_pasted_has_settings_that_exist(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Where there are no data they are what it asks for, and not another spelling of its options."""
-    done = subprocess.run(
-        [sys.executable, "-m", "twostream_ray.cli", *command],
-        cwd=tmp_path,
-        env=surroundings(ROOT),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "unknown" not in done.stderr and "a recipe was wanted" not in done.stderr, done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "unknown" not in said and "a recipe was wanted" not in said, said
 
 
 PLANNED = "twostream train ucf101"
