@@ -199,7 +199,7 @@ def test_folders_of_frames_and_flow_become_the_shards_that_their_video_would(vid
 
 
 def test_flow_images_in_the_coding_of_computed_flow_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"flow.coding must be legacy255 where catalog.flow_images are taken in"):
+    with pytest.raises(ConfigError, match=r"flow.coding must be legacy255 with catalog.flow_images"):
         IngestConfig(catalog=CatalogConfig(root="a", flow_images="b"), out="c")
 
 

@@ -53,4 +53,4 @@ def test_a_submitted_verb_ends_with_its_own_exit_code_and_last_error_also_resume
         assert done.returncode == 2, done.stdout + done.stderr
         assert "Running entrypoint for job again" in done.stdout and "twostream promote: error: " in done.stdout
         (line,) = done.stderr.strip().splitlines()
-        assert "error: the job again" in line and "failed with exit code 2: MLflow wants a database" in line
+        assert "error: the job again" in line and "failed with exit code 2: MLflow's database" in line

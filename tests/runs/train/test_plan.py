@@ -120,7 +120,7 @@ def test_a_search_need_not_make_a_training_of_the_settings_beside_its_space(
 ) -> None:
     space = ("--search.space", "{training.global_batch: [8, 16]}", "--search.trials", "2", "--dry_run", "true")
     assert main(["tune", *arguments, "--training.global_batch", "9", *space]) == 0
-    assert "make no training by themselves" in capsys.readouterr().out
+    assert "are not valid by themselves" in capsys.readouterr().out
     other = ("--search.space", "{seed: [0, 1]}", "--dry_run", "true")
     assert main(["tune", *arguments, "--training.global_batch", "9", *other]) == 2
     assert "global_batch must be a multiple of data.lanes (8), got 9" in capsys.readouterr().err
