@@ -63,7 +63,7 @@ def test_demo_needs_neither_a_recipe_nor_a_checkout(
     [
         (
             ["ingest", "--catalog.root", "/nowhere/at/all", "--out", "x"],
-            "/nowhere/at/all: it is not there; check the path",
+            "/nowhere/at/all: it does not exist; check the path",
         ),
         (
             ["ingest", "--catalog.root", "a", "--out", "b", "--flow.bond", "1"],
@@ -75,14 +75,14 @@ def test_demo_needs_neither_a_recipe_nor_a_checkout(
         ),
         (
             ["train", "--name", "a", "--data.shards", "/nowhere/at/all"],
-            "there is no manifest.json: run `twostream ingest` first",
+            "it has no manifest.json: run `twostream ingest` first",
         ),
         (
             ["train", "--name", "a b", "--data.shards", "x"],
             "name must be a word without blanks, slashes and control characters",
         ),
-        (["predict", "v.avi", "--model", "/nowhere/at/all"], "a model was wanted at /nowhere/at/all"),
-        (["evaluate", "--model", "m", "--shards", "/nowhere/at/all"], "there is no manifest.json"),
+        (["predict", "v.avi", "--model", "/nowhere/at/all"], "no model at /nowhere/at/all"),
+        (["evaluate", "--model", "m", "--shards", "/nowhere/at/all"], "it has no manifest.json"),
     ],
 )
 def test_bad_input_ends_in_one_line_that_names_the_way_out(
@@ -95,7 +95,7 @@ def test_shards_are_looked_for_before_a_cluster_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert "there is no manifest.json" in refused(["train", "--name", "a", "--data.shards", "/nowhere/at/all"], capsys)
+    assert "it has no manifest.json" in refused(["train", "--name", "a", "--data.shards", "/nowhere/at/all"], capsys)
 
 
 def test_a_class_folder_that_cannot_be_read_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,8 +159,8 @@ def test_an_unreadable_video_is_one_line_and_does_not_spoil_the_others(
     captured = capsys.readouterr()
     assert captured.out.startswith(good) and len(captured.out.splitlines()) == 1
     first, second = captured.err.splitlines()
-    assert "bad.mp4: a video was wanted, 12 bytes are none" in first
-    assert "missing.mp4: it is not there; check the path" in second
+    assert "bad.mp4: not a readable video, 12 bytes" in first
+    assert "missing.mp4: it does not exist; check the path" in second
 
 
 @pytest.mark.real

@@ -38,7 +38,9 @@ def test_full_disks_are_reported_though_ray_data_wraps_and_annotates_the_errors_
             Path("/dev/full").write_bytes(b"x")
         if row["item"] == "read-only":
             raise OSError(errno.EROFS, "Read-only file system", "/mnt/x")
-        raise StorageError("cannot write s3://none/x: it is not there; check the path") from ValueError("of the store")
+        raise StorageError("cannot write s3://none/x: it does not exist; check the path") from ValueError(
+            "of the store"
+        )
 
     def met(kind: str) -> str:
         context = ray.data.DataContext.get_current()
@@ -51,7 +53,7 @@ def test_full_disks_are_reported_though_ray_data_wraps_and_annotates_the_errors_
             context.raise_original_map_exception = before
         pytest.fail("nothing was raised")
 
-    assert met("missing") == "cannot write s3://none/x: it is not there; check the path"
+    assert met("missing") == "cannot write s3://none/x: it does not exist; check the path"
     assert "a disk is full or its quota used up (No space left on device: temporary files)" in met("full")
     assert "a disk cannot be written (Read-only file system: temporary files): let TMPDIR" in met("read-only")
 

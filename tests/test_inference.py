@@ -204,9 +204,9 @@ def test_predict_draws_its_classes_into_one_video_and_overwrites_its_own_files_a
 def test_a_video_beyond_the_limits_is_refused_with_the_way_out_and_spoils_no_other(tmp_path: Path, video: Path) -> None:
     folder, content = stored_model(tmp_path), video.read_bytes()
     bounds = {
-        "at most 10 frames was wanted": VideoLimits(max_frames=10),
-        "at most 0.5 s was wanted": VideoLimits(max_seconds=0.5),
-        "at most 1000 bytes was wanted": VideoLimits(max_bytes=1000),
+        "at most 10 frames, this has": VideoLimits(max_frames=10),
+        "at most 0.5 s, this takes": VideoLimits(max_seconds=0.5),
+        "at most 1000 bytes, this has": VideoLimits(max_bytes=1000),
     }
     for said, limits in bounds.items():
         by_bytes, missing = Classifier.load(folder, limits=limits).predict([content, "missing.mp4"])

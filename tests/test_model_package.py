@@ -270,9 +270,9 @@ def test_a_model_of_the_first_version_is_read_as_it_was(stored: Path) -> None:
         ("model.spatial.width", 10**6, "width must be at most 4,096"),
         ("model.spatial.width", 4096, "fusion wants as many maps from both towers"),
         ("sampling.flow_length", 1000, "holds the weights of another network"),
-        ("contract.bound_px", float("inf"), "Infinity is no number"),
-        ("contract.bound_px", float("nan"), "NaN is no number"),
-        ("contract.bound_px", "15", "bound_px wants a number, got the text '15'"),
+        ("contract.bound_px", float("inf"), "Infinity is not a number"),
+        ("contract.bound_px", float("nan"), "NaN is not a number"),
+        ("contract.bound_px", "15", "bound_px must be a number, got the text '15'"),
         ("contract.bound_px", True, "bound_px"),
         ("contract.bound_px", 10**400, "bound_px is too large a number"),
         ("contract.algorithm", "guess", "algorithm"),
@@ -298,7 +298,7 @@ def test_a_model_of_the_first_version_is_read_as_it_was(stored: Path) -> None:
         ("model.head_classes", [1, 2], "its network has 3 outputs, there are 2 classes"),
         ("model.architecture", "late", "holds the weights of another network"),
         ("model", {"class_path": "antigravity.fly"}, "unknown setting 'model.class_path'"),
-        ("model.spatial", "antigravity.fly", "model.spatial holds settings of its own"),
+        ("model.spatial", "antigravity.fly", "model.spatial is a block of settings"),
         ("format", "1", "its format wants type 'integer'"),
         ("format", 10**30, "has format 1000"),
     ],
@@ -315,7 +315,7 @@ def test_sizes_are_held_against_each_other_before_they_take_memory(stored: Path)
         changed(stored, key, 4096)
     with pytest.raises(CheckpointError, match="holds the weights of another network"):
         load_model(stored)
-    with pytest.raises(CheckpointError, match=r"the samples of a video hold 369,098,752,000 numbers, at most"):
+    with pytest.raises(CheckpointError, match=r"the samples of a video have 369,098,752,000 values, the limit is"):
         load_model(changed(changed(stored, "transforms.crop_px", 4096), "sampling.test_times", 1000))
 
 
@@ -336,7 +336,7 @@ def test_weights_that_are_no_numbers_are_refused(stored: Path) -> None:
         spoilt = {key: tensor.clone() for key, tensor in tensors.items()}
         spoilt[name].flatten()[0] = value
         save_file(spoilt, stored / "model.safetensors")
-        with pytest.raises(CheckpointError, match=f"{name} holds what is no finite number"):
+        with pytest.raises(CheckpointError, match=f"{name} has values that are not finite"):
             load_model(stored)
 
 

@@ -16,7 +16,7 @@ def test_a_directory_of_this_machine_is_used_where_it_is_and_stays(tmp_path: Pat
 
 def test_a_directory_that_is_not_there_is_named_with_the_way_out(tmp_path: Path) -> None:
     with (
-        pytest.raises(StorageError, match=r"no such directory: give models:/NAME@champion, or a directory"),
+        pytest.raises(StorageError, match=r"the directory does not exist: give models:/NAME@champion, or a directory"),
         local_model(str(tmp_path / "nowhere"), config=TrackingConfig()),
     ):
         pass

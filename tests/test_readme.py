@@ -123,7 +123,7 @@ def test_a_command_that_is_not_pasted_has_settings_that_exist(
     monkeypatch.chdir(tmp_path)
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "unknown" not in said and "a recipe was wanted" not in said, said
+    assert said.count("\n") == 1 and "unknown" not in said and "no such recipe" not in said, said
 
 
 PLANNED = "twostream train ucf101"

@@ -208,7 +208,7 @@ def test_a_long_value_is_cut_and_one_that_python_does_not_write_is_named() -> No
 
 def test_a_text_is_shortened_at_a_blank_and_no_path_loses_its_end() -> None:
     path = "/a/long/path/to/weights/" + "x" * 100 + ".safetensors"
-    assert shortened(f"cannot read {path}: it is not there", longest=60) == "cannot read ..."
+    assert shortened(f"cannot read {path}: it does not exist", longest=60) == "cannot read ..."
     assert shortened(path, longest=60) == path
     assert shortened(f"{path} is gone", longest=60) == f"{path} ..."
     assert shortened("short", longest=60) == "short"

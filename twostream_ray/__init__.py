@@ -1,6 +1,6 @@
 """Fused appearance and motion networks for action recognition in video, trained on Ray and tracked in MLflow.
 
-`import twostream_ray as ts` is light: what is below is imported when it is first used (PEP 562).
+`import twostream_ray as ts` is cheap: these names are imported lazily on first use (PEP 562).
 
     ts.network(recipe, num_classes=K)       a recipe's network, a torch module
     ts.open_shards(uri)                     what `twostream ingest` wrote
@@ -49,7 +49,7 @@ _HOMES = {
 """Name -> the module that defines it."""
 
 
-if not TYPE_CHECKING:  # or checkers would take any other name for one of ours
+if not TYPE_CHECKING:  # otherwise type checkers would accept any attribute
 
     def __getattr__(name: str) -> Any:
         """A name of the API, from its module, which is imported then."""

@@ -34,12 +34,12 @@ Recipe = str | Path | Mapping[str, Any] | ExperimentConfig
 
 
 def experiment_config(recipe: Recipe, **changes: Any) -> ExperimentConfig:
-    """The settings of a recipe with some of them changed: `experiment_config("demo", training={"epochs": 2})`.
+    """The settings of a recipe with overrides: `experiment_config("demo", training={"epochs": 2})`.
 
     Args:
         recipe: name or path of a YAML recipe, its values, or an ExperimentConfig.
-        changes: fields of ExperimentConfig; those that have fields of their own take dictionaries, what these leave
-            out stays as it is.
+        changes: fields of ExperimentConfig; nested settings are given as dictionaries, and fields that these leave
+            out keep their values.
 
     Raises:
         ConfigError: an unknown field, a bad value, a missing one, or a recipe that cannot be read.
@@ -60,13 +60,13 @@ def network(
     Args:
         recipe: name or path of a YAML recipe, its values, or an ExperimentConfig.
         num_classes: K, at least 1.
-        pretrained: whether towers get the weights that the recipe names ("imagenet" is fetched once); False draws all.
-        seed: fixes the weights that are drawn, from 0; None takes torch's own random state as it is.
+        pretrained: whether towers load the weights that the recipe names ("imagenet" is downloaded once).
+        seed: of the random initialisation, from 0; None uses torch's present random state.
         changes: fields of ExperimentConfig, as in `experiment_config`.
 
     Raises:
-        ConfigError: settings do not go together, or want another number of classes.
-        WeightsError: weights that the recipe names cannot be had, or do not fit.
+        ConfigError: settings contradict each other, or have another number of classes.
+        WeightsError: weights that the recipe names are unavailable or do not fit.
     """
     if num_classes < 1:
         raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
@@ -106,21 +106,21 @@ def loader(
     samples are those that `train` sees for the same (seed, epoch, clip), whatever the batch.
 
     Args:
-        shards: what `twostream ingest` wrote: URI or path, or from `open_shards`.
+        shards: URI or path of a shard set written by `twostream ingest`, or the result of `open_shards`.
         split: a split of the shards.
         batch: clips of a batch, at least 1; the last of an epoch may have fewer.
-        device: where the tensors are wanted; a GPU with a JPEG decoder decodes flow itself.
-        seed: fixes the order and every draw, from 0.
-        training: True shuffles and draws one view of each clip; False gives `data.sampling.test_times` evenly spaced
+        device: device of the tensors; a GPU with a JPEG decoder decodes flow itself.
+        seed: of order and views, from 0.
+        training: True shuffles and draws one view per clip; False yields `data.sampling.test_times` evenly spaced
             views of each clip, in order. By default it is True for splits whose names begin with "train".
-        recipe: whose `data` settings say how samples are drawn; DataConfig's defaults (5 snippets of 224 px) without.
+        recipe: its `data` settings define the samples; by default DataConfig's defaults (5 snippets of 224 px).
         want_rgb: whether RGB frames are read and decoded.
-        want_flow: whether flow is.
-        data: fields of DataConfig that differ, as `sampling={"num_snippets": 1}, transforms={"crop_px": 96}`.
+        want_flow: whether flow is read and decoded.
+        data: overrides of DataConfig, as `sampling={"num_snippets": 1}, transforms={"crop_px": 96}`.
 
     Raises:
-        ConfigError: settings do not go together, or the device is not there.
-        ShardError: there are no shards, they are damaged, or they lack the split.
+        ConfigError: settings contradict each other, or the device is not available.
+        ShardError: the shards do not exist, are damaged, or lack the split.
         StorageError: they cannot be read.
     """
     import torch
@@ -190,9 +190,9 @@ def train(recipe: Recipe, *, show_progress: bool = True, **changes: Any) -> Fini
 def _settings(
     recipe: Recipe, changes: Mapping[str, Any], *, unused: Mapping[str, Any] | None = None
 ) -> ExperimentConfig:
-    """A recipe's settings with changes, in the order in which the command line lays one `--config` over another.
+    """A recipe's settings with overrides, merged as the command line merges several `--config`.
 
-    `unused` are required settings that the caller does not read.
+    `unused` has values for required settings that the caller does not use.
     """
     layers: list[str] = [] if unused is None else [json.dumps(unused)]
     match recipe:

@@ -1,4 +1,4 @@
-"""The `twostream` command: finds the verb, turns errors into one line and an exit code."""
+"""Entry point of the `twostream` command: dispatches to the verb, turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from twostream_ray.verbs import complain
 _HELP = frozenset({"-h", "--help", "--help-all"})
 
 _BROKEN_PIPE = 141
-"""What a shell gives for a program that ends by SIGPIPE."""
+"""Exit code of a program ended by SIGPIPE, as a shell reports it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; gives the exit code."""
+    """Run one verb and return the exit code."""
     verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    # Off unless the user switched them on; before anything imports Ray or MLflow.
+    # Telemetry is off unless the user enabled it; set before Ray or MLflow are imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if threading.current_thread() is threading.main_thread():
-        # A stopped job or a spot instance's notice: what was finished is kept, as after Ctrl-C.
+        # SIGTERM (a stopped job, a spot instance's notice) is handled like Ctrl-C: finished work is kept.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if sys.stdout is None:
-        # Nothing would be seen of an answer, and files opened later would be taken for the output.
+        # Output would be lost, and a file opened later could get descriptor 1 and be written to.
         if sys.stderr is not None:
             complain("standard output is closed: leave it open, or send it to a file or /dev/null", verb=verb)
         return 2
     for stream in (sys.stdout, sys.stderr):
-        # A terminal of another encoding shows escapes; names need not be of its letters.
+        # Characters outside the terminal's encoding are shown as escapes.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _run(verb, rest)
         except SystemExit as end:  # --help of a verb
             code = end.code if isinstance(end.code, int) else 0
-        # Otherwise the interpreter meets a full disk or a closed pipe, and reports it in its own way.
+        # Otherwise the interpreter would report a full disk or closed pipe at exit in its own way.
         sys.stdout.flush()
         return code
     except OSError as error:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write_no_more()
         return 2
     except MemoryError:
-        complain("memory is used up: raise `ulimit -v`, choose smaller settings or a larger machine", verb=verb)
+        complain("out of memory: raise `ulimit -v`, choose smaller settings or a larger machine", verb=verb)
         return 2
 
 
@@ -77,7 +77,7 @@ def _reader_is_gone(stream: TextIO | None) -> bool:
 
 
 def _write_no_more() -> None:
-    """Let what is still buffered go nowhere, so that the interpreter does not fail on it at its end."""
+    """Discard buffered output, so that the interpreter does not fail on it at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,4 +1,4 @@
-"""Progress bars and tables on the terminal: bars with rate and time left; plain lines where there is no terminal."""
+"""Terminal output (rich): progress bars with rate and time left, tables; plain lines if the output is no terminal."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from twostream_ray.runs.train.events import (
 _SECONDS_BETWEEN_LINES = 15.0
 _LEAST_SECONDS_OF_A_RATE = 1.0
 _WIDTH_OF_FILES = 140
-"""Columns where the output is no terminal."""
+"""Line width if the output is not a terminal."""
 
 
 class _PlainConsole(Console):
-    """A console to which every text is data: no markup, no emoji codes, no control characters, no secrets."""
+    """A console that prints text literally: no markup, emoji codes or control characters, and no secrets."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print texts as they are, and rich's own renderables."""
+        """Print texts literally, and rich renderables."""
         shown = (redact(printable(one, lines=True)) if isinstance(one, str) else one for one in objects)
         super().print(*shown, **options)
 
     def sentence(self, text: str, *, indent: int = 0) -> None:
-        """Print a text that is no command to be copied: on a terminal it breaks between words, `indent` columns in."""
+        """Print prose, which is word-wrapped on a terminal with a hanging indent, unlike commands to be copied."""
         if self.is_terminal:
-            # A secret that is broken in two would be none to who hides it.
+            # Redacted before wrapping: a secret split over two lines would not be recognised.
             text = redact(printable(text))
             lines = wrap(
                 text, self.width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
@@ -53,7 +53,7 @@ class _PlainConsole(Console):
         self.print(text)
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the command line, which ends with the code of a broken pipe."""
+        """Re-raise, so that the command line exits with the code of a broken pipe."""
         raise
 
 
@@ -119,13 +119,13 @@ class Bar:
             self._bar.stop()
 
     def show(self, done: int, total: int, *, note: str = "") -> None:
-        """So much is done."""
+        """Update the bar to `done` of `total`."""
         now = time.monotonic()
         if self._first is None:
             self._started = now
             self._first = done or None
         seconds = now - self._started
-        # Events of a moment ago may come together: they say nothing of a rate.
+        # Events may arrive in bursts, which would distort the rate.
         rate = (done - (self._first or 0)) / seconds if seconds >= _LEAST_SECONDS_OF_A_RATE else 0.0
         paced = speed(rate, unit=self._unit) if rate else ""
         self._bar.update(self._task, completed=done, total=total, rate=paced, note=printable(note))
@@ -143,7 +143,7 @@ class Bar:
 
 
 class TrainingDisplay(Bar):
-    """A bar over the steps of the whole run, and a line per epoch."""
+    """A progress bar over all steps of a run, and a line per epoch."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, unit="steps")
@@ -204,14 +204,14 @@ class TrainingDisplay(Bar):
 
 
 class SearchDisplay:
-    """A live table of a search's trials; where there is no terminal, a line for every change."""
+    """A live table of a search's trials; a line per change if the output is not a terminal."""
 
     _ROWS = 30
     """Trials that are shown while the search runs: the best and the unfinished ones."""
 
     def __init__(self, name: str, *, trials: int) -> None:
         self._name, self._trials = name, trials
-        self._told: dict[int, tuple[int, str]] = {}
+        self._printed: dict[int, tuple[int, str]] = {}
         self._shown: tuple[Sequence[Any], Any, float | None, float] | None = None
         self._live = Live(get_renderable=self._table, console=console, refresh_per_second=2, transient=True)
 
@@ -227,18 +227,18 @@ class SearchDisplay:
             self._live.stop()
 
     def show(self, records: Sequence[Any], spent: Any, seconds_left: float | None = None) -> None:
-        """So far have the trials come."""
+        """Update the table with the trials' records."""
         self._shown = (records, spent, seconds_left, time.monotonic())
         left = "" if seconds_left is None else f"; {self._times(spent, seconds_left, 0)}"
         for record in records:
             now = (len(record.history), record.status)
-            before = self._told.get(record.number)
-            self._told[record.number] = now
+            before = self._printed.get(record.number)
+            self._printed[record.number] = now
             if before != now and not console.is_terminal:
                 console.print(self._line(record) + left)
 
     def _table(self) -> Table | str:
-        """The trials that are shown now, under a title whose times go on between the changes."""
+        """The table of trials, under a title with running times."""
         if self._shown is None:
             return ""
         records, spent, left, since = self._shown

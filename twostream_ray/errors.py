@@ -1,4 +1,4 @@
-"""Exception hierarchy: each message says what was wanted, what was found, where, and the way out.
+"""Exception hierarchy: each message says what was expected, what was found, where, and what to do.
 
 TwoStreamError
 ├── ConfigError            a setting: unknown key, bad value, impossible combination
@@ -12,7 +12,7 @@ TwoStreamError
 ├── TooManyBadVideosError  ingest quarantined more than max_bad_fraction allows
 ├── StorageError           a path or URI cannot be read or written
 │   └── AccessError        retrying does not help: access is denied, it is no regular file, it is too large
-│       └── MissingError   it is not there
+│       └── MissingError   it does not exist
 ├── LeaseError             a run's folder or a shard set is in use by another process
 ├── CheckpointError        a checkpoint is missing, damaged or of another network
 ├── WeightsError           pretrained weights are missing or do not fit
@@ -42,11 +42,11 @@ class TwoStreamError(Exception):
 
 
 class ConfigError(TwoStreamError):
-    """A setting has an unknown key, a bad value, or does not go with another."""
+    """A setting has an unknown key or an invalid value, or contradicts another."""
 
 
 class CatalogError(TwoStreamError):
-    """A data set's folders or lists are not what its layout says."""
+    """A data set's folders or lists do not match its layout."""
 
 
 class VideoError(TwoStreamError):
@@ -58,7 +58,7 @@ class EmptyClipError(VideoError):
 
 
 class TooLongError(VideoError):
-    """A clip has more frames than a clip may have."""
+    """A clip exceeds the limit of frames, duration or size."""
 
 
 class DecodeError(VideoError):
@@ -86,7 +86,7 @@ class AccessError(StorageError):
 
 
 class MissingError(AccessError):
-    """There is nothing at a path or URI."""
+    """A path or URI does not exist."""
 
 
 class LeaseError(TwoStreamError):
@@ -158,18 +158,18 @@ _FINAL = (
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether doing the same again meets the same error: of a setting, of files that are missing or damaged."""
+    """Whether a retry would fail with the same error: wrong settings, missing or damaged files."""
     return isinstance(own_error(error), _FINAL)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether it comes of a disk without room, or with its quota used up."""
+    """Whether the error was caused by a full disk or an exhausted quota."""
     causes = (error, error.__cause__)
     return any(isinstance(cause, OSError) and cause.errno in _FULL for cause in causes)
 
 
 def _disk_fault(error: OSError) -> str | None:
-    """A disk that is full, may not be written or is not there for temporary files; None for any other fault."""
+    """The message for a full or read-only disk, or a missing temporary directory; None for other errors."""
     # Ray Data puts its advice, several lines, where the file's name was.
     named = error.filename is not None and "\n" not in str(error.filename)
     where = error.filename if named else "temporary files"

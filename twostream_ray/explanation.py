@@ -1,4 +1,4 @@
-"""Reasons for a network's answer: where it looked, what each stream gave, which seconds mattered; no Ray.
+"""Model explanations: class activation maps, contributions of the streams, temporal occlusion; imports no Ray.
 
 Gradient-weighted class activation (Grad-CAM, Selvaraju et al. 2017), the streams' contributions, and occlusion in time
 (after Zeiler and Fergus 2014), all of a class's relative logit, which `stream_contributions` defines.
@@ -46,13 +46,13 @@ from twostream_ray.stream_contributions import (
 )
 
 LAYERS = ("spatial", "temporal", "fused")
-"""Where activations are looked at: the last maps of either tower, those of the spatial one before motion is joined to
-them for the last time; and the last maps after that."""
+"""Where activation maps are computed: the last maps of either tower, for the spatial one those before motion is fused
+in for the last time; and the last maps after that fusion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExplainedSnippet:
-    """A snippet of a view and where the network looked."""
+    """A snippet of a view with its activation maps."""
 
     seconds: float
     """From the start of the video."""
@@ -66,25 +66,25 @@ class ExplainedSnippet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """Why a video gets a class."""
+    """Explanation of a class's score for a video."""
 
     class_index: int
     """The class that is explained, in [0, K)."""
     streams: StreamContributions
-    """What each stream gave."""
+    """Contributions of the streams."""
     seconds: tuple[float, ...]
-    """When the snippets are, ascending, each time once."""
+    """Times of the snippets, ascending, without duplicates."""
     falls: tuple[float, ...]
     """By how much the relative logit falls without the snippets of that time, mean over the views; negative: it
     rises."""
     snippets: tuple[ExplainedSnippet, ...]
     """Of all views, by time."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Layers that the network lacks -> why, in words."""
+    """Layers that the network lacks -> the reason."""
 
 
 class Explainer:
-    """A network, and the views of a clip that it is asked about."""
+    """Explains a network's scores for clips under an evaluation protocol."""
 
     def __init__(
         self,
@@ -119,9 +119,9 @@ class Explainer:
     def explain(
         self, clip: EncodedClip, *, class_index: int, on_progress: Callable[[], object] | None = None
     ) -> Explanation:
-        """Why the clip gets a class, or what speaks for a class that it does not get.
+        """Explain the score of a class, predicted or not, for a clip.
 
-        The network may answer others in other threads meanwhile.
+        Thread-safe: the network may be used by other threads meanwhile.
 
         Args:
             clip: prepared as the package's contract says.
@@ -130,7 +130,7 @@ class Explainer:
 
         Raises:
             DecodeError: the clip lacks a stream that the network needs, or is damaged.
-            CheckpointError: the network's answer is no number.
+            CheckpointError: the network's scores are not finite.
             ConfigError: the network cannot take samples of the protocol.
         """
         with _called_before_passes(self._network, on_progress or (lambda: None)):
@@ -281,7 +281,7 @@ def _names_of_maps(tower: torch.nn.Module) -> Sequence[str]:
 def class_activations(
     network: Network, sample: Sample, *, layers: dict[str, str], class_index: int
 ) -> dict[str, NDArray[np.float32]]:
-    """Grad-CAM: maps weighed by their mean gradient, added up, what is negative left out (Selvaraju et al. 2017).
+    """Grad-CAM: ReLU of the sum of maps weighted by their mean gradients (Selvaraju et al. 2017).
 
     Args:
         network: in evaluation mode.
@@ -315,7 +315,7 @@ def class_activations(
 
 @contextmanager
 def _recorded(network: Network, layers: dict[str, str]) -> Iterator[dict[str, Tensor]]:
-    """What modules give in the forward pass that the block makes; passes of other threads are not looked at."""
+    """Record the outputs of modules in the block's forward pass, ignoring passes of other threads."""
     maps: dict[str, Tensor] = {}
     thread = threading.get_ident()
 
@@ -336,7 +336,7 @@ def _recorded(network: Network, layers: dict[str, str]) -> Iterator[dict[str, Te
 
 @contextmanager
 def _called_before_passes(network: Network, call: Callable[[], object]) -> Iterator[None]:
-    """A call before each of this thread's forward passes."""
+    """Call a function before each of this thread's forward passes."""
     thread = threading.get_ident()
 
     def before(_: torch.nn.Module, __: tuple[Tensor, ...]) -> None:
@@ -351,7 +351,7 @@ def _called_before_passes(network: Network, call: Callable[[], object]) -> Itera
 
 
 def occlusion_in_time(network: Network, sample: Sample, times: Sequence[int], *, class_index: int) -> dict[int, float]:
-    """By how much a class's relative logit falls when the snippets of a time show mean RGB and no motion.
+    """Temporal occlusion: fall of a class's relative logit when snippets of a time show mean RGB and no motion.
 
     Args:
         network: in evaluation mode.
@@ -364,10 +364,10 @@ def occlusion_in_time(network: Network, sample: Sample, times: Sequence[int], *,
     """
     streams = detached(sample)
     with torch.no_grad():
-        whole = float(relative_logits(network, sample_of(streams), class_index=class_index))
+        unoccluded = float(relative_logits(network, sample_of(streams), class_index=class_index))
         falls = {}
         for time in dict.fromkeys(times):
             kept = torch.tensor([float(other != time) for other in times])[:, None, None, None]
             shown = {name: frames * kept.to(frames) for name, frames in streams.items()}
-            falls[time] = whole - float(relative_logits(network, sample_of(shown), class_index=class_index))
+            falls[time] = unoccluded - float(relative_logits(network, sample_of(shown), class_index=class_index))
     return falls

@@ -1,4 +1,4 @@
-"""Pictures of an explanation: frames and coloured flow lit by class activations, and which snippets are drawn."""
+"""Images of an explanation: frames and coloured flow with class activation overlays, and selection of snippets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Picture = NDArray[np.uint8]
 
 
 def chosen_snippets(snippets: Sequence[ExplainedSnippet], count: int) -> list[ExplainedSnippet]:
-    """At most so many, evenly over those of different seconds."""
+    """Select at most `count` snippets of different times, evenly spaced."""
     each = list({snippet.seconds: snippet for snippet in snippets}.values())
     if len(each) <= count:
         return each
@@ -23,13 +23,13 @@ def chosen_snippets(snippets: Sequence[ExplainedSnippet], count: int) -> list[Ex
 
 
 def lit_pictures(snippet: ExplainedSnippet, layer: str, *, max_px: float) -> dict[str, Picture]:
-    """The frame and the motion that there are, lit by a layer's activation, by what they show."""
+    """The available images of `plain_pictures`, each overlaid with a layer's activation map."""
     shown = plain_pictures(snippet, max_px=max_px)
     return {what: visualize.activation_picture(picture, snippet.activations[layer]) for what, picture in shown.items()}
 
 
 def plain_pictures(snippet: ExplainedSnippet, *, max_px: float) -> dict[str, Picture]:
-    """The frame and the motion that there are, as `frame` and `motion`; full colour is a motion of max_px."""
+    """The available images, `frame` and `motion`; flow of max_px has full colour."""
     shown: dict[str, Picture] = {}
     if snippet.rgb is not None:
         shown["frame"] = snippet.rgb
@@ -39,6 +39,6 @@ def plain_pictures(snippet: ExplainedSnippet, *, max_px: float) -> dict[str, Pic
 
 
 def fastest_px(snippets: Sequence[ExplainedSnippet]) -> float:
-    """The displacement that gets the full colour: a few pixels of wild flow must not make all others pale."""
+    """Displacement with full colour: the 98 % quantile, so that outliers do not make all other motion pale."""
     lengths = [np.linalg.norm(snippet.flow, axis=-1) for snippet in snippets if snippet.flow is not None]
     return max(1.0, float(np.quantile(np.stack(lengths), 0.98))) if lengths else 1.0

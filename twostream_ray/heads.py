@@ -1,6 +1,6 @@
-"""Heads of multi-task training (Simonyan and Zisserman 2014, sec. 4): which classes are which data set's, and how sure.
+"""Multi-task heads (Simonyan and Zisserman 2014, sec. 4): class ranges of the data sets, logits and probabilities.
 
-Axes: N clips, K classes over all data sets, those of one data set after the other.
+Axes: N clips, K classes, concatenated over the data sets.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ class Head:
     """The classes of one data set among a network's K outputs."""
 
     name: str
-    """Name of the data set; its number from 1 where the classes do not have it; "" where there is but one."""
+    """Name of the data set, or its number from 1 if class names lack it; "" for a single data set."""
     start: int
     """First of its classes, in [0, K)."""
     stop: int
-    """Behind the last of its classes, in (start, K]."""
+    """End of its classes, exclusive, in (start, K]."""
 
     @property
     def columns(self) -> slice:
-        """Its part of an axis of K."""
+        """Its slice of the class axis."""
         return slice(self.start, self.stop)
 
     def classes_of(self, classes: Sequence[str]) -> tuple[str, ...]:
-        """Its names out of all K."""
+        """Its class names, out of all K."""
         return tuple(classes[self.columns])
 
 
 class ClassScores(NamedTuple):
-    """What a network says of clips, in two words that mean the same for every network: (N, K) or (K,) each."""
+    """A network's scores of clips as logits and probabilities, (N, K) or (K,) each."""
 
     logits: NDArray[np.float64]
     """Their softmax over the classes of a data set gives its probabilities; where a network averages probabilities
@@ -69,7 +69,7 @@ def heads_of(classes: Sequence[str], head_classes: Sequence[int]) -> tuple[Head,
 
 
 def choose_heads(heads: Sequence[Head], name: str | None, *, of: str) -> tuple[Head, ...]:
-    """All heads, or the one of the data set `name`; `of` is what has them.
+    """All heads, or only that of the data set `name`; `of` names their owner in errors.
 
     Raises:
         ConfigError: there is no such data set.
@@ -97,13 +97,13 @@ def softmax_by_head(logits: ArrayLike, heads: Sequence[Head]) -> NDArray[np.floa
 
 
 def logits_from(probabilities: ArrayLike) -> NDArray[np.float64]:
-    """Logits whose softmax are these probabilities: their logarithms, of 1e-30 at least. Any shape."""
+    """Logits whose softmax gives these probabilities: their logarithms, clamped at 1e-30. Any shape."""
     values: NDArray[Any] = np.asarray(probabilities, dtype=np.float64)
     return np.asarray(np.log(np.maximum(values, _SMALLEST_PROBABILITY)))
 
 
 def class_scores(averaged: ArrayLike, *, are: Averaged, heads: Sequence[Head]) -> ClassScores:
-    """Logits and probabilities from what a network has averaged, which `are` says. Shape (N, K) -> (N, K) twice."""
+    """Logits and probabilities from averaged scores, whose kind is `are`. Shape (N, K) -> (N, K) twice."""
     values = np.asarray(averaged, dtype=np.float64)
     if are == "probabilities":
         return ClassScores(logits=logits_from(values), probabilities=values)

@@ -1,4 +1,4 @@
-"""Raw videos to classes: decoding, flow, snippets and scores as ingest and evaluation do them; imports no Ray."""
+"""Inference pipeline on raw videos: decoding, flow, snippets and scores as in ingest and evaluation; imports no Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from twostream_ray.models.build import Network
 from twostream_ray.view_scorer import ViewScorer
 
 _AHEAD = 2
-"""Videos that are prepared, for each child, before the network takes them."""
+"""Prefetched videos per decoder process."""
 
 Video = str | Path | bytes
 """A path, a file:// or s3:// URI, or the bytes of a video file."""
@@ -36,7 +36,7 @@ Video = str | Path | bytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadPrediction:
-    """What the model says about one video by the classes of one data set, K_i of them."""
+    """Prediction for one video over the K_i classes of one data set."""
 
     name: str
     """Name of the data set; "" where the model was trained on one."""
@@ -52,7 +52,7 @@ class HeadPrediction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """What the model says about one video."""
+    """Prediction for one video."""
 
     video: str
     """Path or URI, or the position in the call for bytes."""
@@ -78,20 +78,20 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredSpan:
-    """What the views say that show one part of a video."""
+    """Scores of the views of one time interval of a video."""
 
     start_seconds: float
-    """Of the first frame that they see, RGB or flow."""
+    """Time of their first frame, RGB or flow."""
     end_seconds: float
-    """Behind the last one."""
+    """End of their last frame."""
     scores: ClassScores
     """(K,) each, their mean."""
 
 
 class Classifier:
-    """A trained network with everything it takes to use it on raw video.
+    """A trained network with everything that is needed to apply it to raw video.
 
-    Threads may share it: each decodes in a child of its own, as many as there are processors.
+    Thread-safe: each thread decodes in its own child process, up to the number of processors.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Classifier:
 
         Raises:
             VideoError: the bytes cannot be decoded whole, hold fewer than two frames, or more than the limits allow.
-            CheckpointError: the network's answer is no number.
+            CheckpointError: the network's scores are not finite.
             ConfigError: there is no such protocol, or the network cannot score its samples.
         """
         return self.score_clip(self.prepare(content, name=name), name=name, protocol=protocol)
@@ -164,7 +164,7 @@ class Classifier:
     def prepare(
         self, source: bytes | Source, *, name: str = "video", cancelled: threading.Event | None = None
     ) -> EncodedClip:
-        """Decode a video and compute its flow, as the model's contract has it, within the limits.
+        """Decode a video and compute its flow by the model's flow contract, within the limits.
 
         Raises:
             VideoError: it cannot be decoded whole, holds fewer than two frames, or more than the limits allow.
@@ -194,7 +194,7 @@ class Classifier:
 
         Raises:
             DecodeError: the clip is damaged.
-            CheckpointError: the network's answer is no number.
+            CheckpointError: the network's scores are not finite.
             ConfigError: there is no such protocol, or the network cannot score its samples.
         """
         return self.score_over_time(clip, name=name, protocol=protocol)[0]
@@ -207,9 +207,9 @@ class Classifier:
         protocol: Protocol | str | None = None,
         on_batch: Callable[[], object] = lambda: None,
     ) -> tuple[ClassScores, list[ScoredSpan]]:
-        """`score_clip`, and what the views of each test time say by themselves, in the order of time.
+        """`score_clip`, and the scores of the views of each test time, in chronological order.
 
-        The network sees each view once. `on_batch` is called before each batch of them; what it raises ends the work.
+        Each view is scored once. `on_batch` is called before each batch; an exception that it raises is propagated.
 
         Raises:
             As `score_clip`.
@@ -217,7 +217,7 @@ class Classifier:
         scorer = self._scorer(self.protocol if protocol is None else protocol)
         logits = scorer.score(clip, on_batch=on_batch)
         if not np.isfinite(logits).all():
-            raise CheckpointError(f"{name}: the model's scores are no finite numbers: use another version of it")
+            raise CheckpointError(f"{name}: the model's scores are not finite: use another version of it")
 
         def scores_of(rows: Sequence[int] | slice) -> ClassScores:
             found = aggregate(logits[rows][None], average=scorer.average, heads=self.heads)
@@ -236,7 +236,7 @@ class Classifier:
         return scores_of(slice(None)), spans
 
     def _frames_of(self, view: View, *, num_frames: int) -> tuple[int, int]:
-        """The first frame that a view shows, or that its flow begins at, and the one behind the last."""
+        """First frame of a view, RGB or flow, and the end after its last one."""
         seen = set(view.times.tolist())
         if self._network.needs_flow:
             for time in view.times.tolist():
@@ -274,7 +274,7 @@ class Classifier:
         head: str | None = None,
         protocol: Protocol | str | None = None,
     ) -> list[Prediction]:
-        """Classes of raw videos; one that cannot be used gets an error and does not spoil the others.
+        """Classify raw videos; an unusable one gets an error and does not affect the others.
 
         Args:
             videos: each a path, a URI or the bytes of a file.
@@ -296,7 +296,7 @@ class Classifier:
         ]
 
     def _prepared_ahead(self, videos: Sequence[Video]) -> Iterator[tuple[str, Callable[[], EncodedClip]]]:
-        """Each video's name and what gives its clip; the next ones are decoded meanwhile, one in each child."""
+        """Each video's name and a function that returns its clip; following videos are decoded meanwhile."""
         names = [f"video {n}" if isinstance(video, bytes) else str(video) for n, video in enumerate(videos)]
         if len(videos) < 2:
             for name, video in zip(names, videos, strict=True):
@@ -334,7 +334,7 @@ class Classifier:
         return Prediction(video=name, heads=self.answers(scores, heads=heads, top_k=top_k), error=None)
 
     def answers(self, scores: ClassScores, *, heads: Sequence[Head], top_k: int) -> tuple[HeadPrediction, ...]:
-        """What scores (K,) say by the classes of each of these data sets, with the `top_k` best of each."""
+        """Predictions for each of these data sets from scores (K,), with the `top_k` best classes of each."""
         return tuple(_answer(head, scores, classes=self.classes, top_k=top_k) for head in heads)
 
 

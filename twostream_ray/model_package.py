@@ -1,6 +1,6 @@
-"""A model's package <-> directory: weights as safetensors, everything else as JSON; nothing is pickled.
+"""Model serialisation without pickle: weights as safetensors, settings, classes and flow contract as JSON.
 
-model.safetensors and model.json are all that serving needs. In a checkpoint of training the state of training is
+model.safetensors and model.json suffice for inference. In a training checkpoint the training state is
 stored beside them (training/checkpoint.py); and, where model.safetensors holds averaged weights, those of training in
 training.safetensors.
 """
@@ -32,21 +32,21 @@ from twostream_ray.settings.parser import from_mapping, with_missing
 from twostream_ray.storage.json_files import WORD, check, list_of, read_json, record
 
 FORMAT = 1
-"""Version of the files; another one is refused."""
+"""Version of the file format; any other version is refused."""
 
 MODEL_FILES = ("model.safetensors", "model.json")
 BEHIND_AVERAGE = "training.safetensors"
 
 _LIMIT_BYTES = 64 << 20
 _MOST_NUMBERS = 4_000_000_000
-"""Of all samples of a video; the papers' networks take 20 to 300 million."""
+"""Maximum number of input values for all samples of a video; the papers' networks need 20 to 300 million."""
 
 _ADDED_TO_TOWERS = {"drop_path": 0.0}
 _ADDED: dict[str, Any] = {
     "transforms": {"short_side_px": None},
     "model": {"clip3d": asdict(Clip3dConfig()), "spatial": _ADDED_TO_TOWERS, "temporal": _ADDED_TO_TOWERS},
 }
-"""Settings that files of earlier versions lack, with what these versions did."""
+"""Settings added since the first version, with values that reproduce its behaviour."""
 
 _BLOCK = {"type": "object"}
 _OF_ANY_FORMAT = record({"format": {"type": "integer"}}, others=True)
@@ -61,25 +61,25 @@ _SCHEMA = record(
         "lineage": {"type": "object", "additionalProperties": {"type": "string"}},
     }
 )
-"""Of model.json; what its blocks hold, their settings classes say."""
+"""Schema of model.json; its blocks are validated by their settings classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPackage:
-    """Everything besides weights that using a trained network takes."""
+    """Everything besides weights that is needed to use a trained network."""
 
     model: ModelConfig
     """The network."""
     classes: tuple[str, ...]
     """Class names by index."""
     contract: FlowContract
-    """The flow it was trained on, and must be given."""
+    """The flow contract that it was trained on and requires."""
     sampling: SamplingConfig
     """Snippets and test times."""
     transforms: TransformConfig
-    """Crop size, and the size that frames are resized to before."""
+    """Crop size, and the size that frames are resized to before cropping."""
     lineage: dict[str, str] = field(default_factory=dict)
-    """Where it comes from: manifest hash, git commit, job id."""
+    """Provenance: manifest hash, git commit, job id."""
 
     def __post_init__(self) -> None:
         outputs = sum(self.model.head_classes) or self.model.num_classes
@@ -89,7 +89,7 @@ class ModelPackage:
         numbers = sampling.test_times * sampling.num_snippets * (3 + 2 * sampling.flow_length) * size**2
         if numbers > _MOST_NUMBERS:
             raise ConfigError(
-                f"the samples of a video hold {numbers:,} numbers, at most {_MOST_NUMBERS:,} are wanted: choose fewer "
+                f"the samples of a video have {numbers:,} values, the limit is {_MOST_NUMBERS:,}: choose fewer "
                 "test_times, num_snippets or flow fields, or a smaller crop_px"
             )
 
@@ -106,7 +106,7 @@ class ModelPackage:
         """The network, freshly initialised from torch's random numbers, or from the towers' pretrained weights.
 
         Raises:
-            WeightsError: pretrained weights cannot be had, or do not fit.
+            WeightsError: pretrained weights are unavailable or do not fit.
         """
         return build_network(
             self.model,
@@ -170,7 +170,7 @@ def read_package(directory: Path) -> ModelPackage:
 
 
 def check_model(directory: Path) -> ModelPackage:
-    """Read a model's settings, and see that its weights are those of its network, before either takes memory.
+    """Read a model's settings and check that its weights match its network, without allocating either.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another version, or the weights are another network's.
@@ -205,7 +205,7 @@ def load_model(directory: Path) -> tuple[Network, ModelPackage]:
 
 
 def load_weights(network: Network, directory: Path, *, averaged: bool = False) -> None:
-    """Put a package's weights into a network of the same settings; where they are averages, those that were averaged.
+    """Load a package's weights into a network of the same settings.
 
     Raises:
         CheckpointError: the weights are missing, damaged, another network's or no finite numbers.
@@ -219,12 +219,12 @@ def load_weights(network: Network, directory: Path, *, averaged: bool = False) -
     for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"{path} is damaged: {name} holds what is no finite number: use an earlier checkpoint or version"
+                f"{path} is damaged: {name} has values that are not finite: use an earlier checkpoint or version"
             )
 
 
 def initialise_from(network: Network, directory: Path, *, heads: bool) -> None:
-    """Copy a package's weights into a network that may have other `heads`, which then stay as they are.
+    """Copy a package's weights into a network; without `heads`, classifiers keep their initialisation.
 
     Raises:
         CheckpointError: the weights are missing, damaged, another network's or no finite numbers.
@@ -235,13 +235,13 @@ def initialise_from(network: Network, directory: Path, *, heads: bool) -> None:
     state = network.state_dict()
     for name, values in load_file(path).items():
         if not torch.isfinite(values).all():
-            raise CheckpointError(f"{path} is damaged: {name} holds what is no finite number: start from another")
+            raise CheckpointError(f"{path} is damaged: {name} has values that are not finite: start from another")
         if heads or not is_head(name):
             state[name].copy_(values)
 
 
 def difference_to(network: Network, directory: Path, *, heads: bool) -> str | None:
-    """How a package's weights differ from a network's in names and shapes, in words, without reading a weight.
+    """Describe how a package's weights differ from a network's in names and shapes; None if they match.
 
     Raises:
         CheckpointError: they are missing or damaged.
@@ -258,7 +258,7 @@ def difference_to(network: Network, directory: Path, *, heads: bool) -> str | No
 
 
 def _check_weights(path: Path, network: Network) -> None:
-    """Hold a file's names, shapes and kinds of numbers against a network's, without reading a weight."""
+    """Check a file's names, shapes and dtypes against a network's, without reading the weights."""
     difference = _difference(network.state_dict(), _stored(path))
     if difference:
         raise CheckpointError(

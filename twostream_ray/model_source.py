@@ -1,4 +1,4 @@
-"""Where a trained model comes from: a registry, an object store or a directory of this machine."""
+"""Model resolver: a trained model from the MLflow registry, an object store or a local directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twostream_ray.tracking import TrackingConfig
 
 @contextmanager
 def local_model(model: str, *, config: TrackingConfig) -> Iterator[Path]:
-    """A directory with a model's files while the block runs: its own on this machine, else a temporary copy.
+    """A local directory with a model's files for the duration of the block: the model's own, or a temporary copy.
 
     Raises:
         RegistryError: the registry has no such model.
@@ -25,7 +25,7 @@ def local_model(model: str, *, config: TrackingConfig) -> Iterator[Path]:
     if not registered and not storage.is_s3(uri):
         if not Path(uri).is_dir():
             raise StorageError(
-                f"a model was wanted at {model}, there is no such directory: give models:/NAME@champion, or a "
+                f"no model at {model}, the directory does not exist: give models:/NAME@champion, or a "
                 "directory with model.safetensors and model.json"
             )
         yield Path(uri)

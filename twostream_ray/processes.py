@@ -1,4 +1,4 @@
-"""Identity of processes: ids are used again, machines restart, containers have ids of their own."""
+"""Process identity beyond the PID: start time, boot id and PID namespace, as PIDs are reused and per container."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def this_machine() -> Machine:
 
 
 def started_at(process: int) -> int | None:
-    """When a process of this machine began, in clock ticks since boot; None if that cannot be read, 0 for a zombie."""
+    """Start time of a local process in clock ticks since boot; None if it cannot be read, 0 for a zombie."""
     try:
-        # Behind the name, which may hold blanks and brackets: state, parent, ...
+        # The fields after the name, which may contain blanks and brackets: state, parent, ...
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None

@@ -1,6 +1,6 @@
-"""What a message may show: no secrets (passwords, tokens, keys), one line, printable characters.
+"""Log sanitisation: redacts secrets (passwords, tokens, keys), escapes control characters, keeps messages on one line.
 
-Everything that other people wrote (names, values, URIs, what a library says of its failure) passes here on its way into
+All external text (names, values, URIs, messages of libraries) passes through this module on its way into
 a message, a log, a report or a picture.
 """
 
@@ -42,16 +42,16 @@ _TOKEN = re.compile(
 )
 _SECRET_VARIABLE = re.compile(r"(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|SECRET_KEY|ACCESS_KEY|API_KEY)\Z", re.I)
 _SHORTEST_KNOWN = 6
-"""Characters of the shortest value that is hidden wherever it stands: a shorter one may be part of any word."""
+"""Minimum length of a known secret to be redacted everywhere: a shorter one could be part of any word."""
 
 _JOINERS = "\u200c\u200d"
-"""Invisible characters that scripts are written with."""
+"""Zero-width joiners, which some scripts need."""
 
 _LONGEST_VALUE = 80
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """The text as a terminal, a log or a picture may show it; with `lines`, it may have several.
+    """Escape what a terminal, log or plot must not show; line breaks are kept only with `lines`.
 
     Control characters, which would move a cursor, change colours or the order of letters, become their escapes; so do
     the bytes of a file name that are no UTF-8, which Python keeps as lone surrogates.
@@ -74,7 +74,7 @@ def _escaped(character: str) -> str:
 
 
 def shortened(text: str, *, longest: int) -> str:
-    """The text, cut at a blank where it is longer: no name and no path in it loses its end."""
+    """Truncate a text at a blank, so that no name or path is cut."""
     if len(text) <= longest:
         return text
     end = text.rfind(" ", 0, longest + 1)
@@ -83,14 +83,14 @@ def shortened(text: str, *, longest: int) -> str:
 
 
 def one_line(said: BaseException | str, *, longest: int = 160) -> str:
-    """What an error says, or a text, in one line of at most `longest` characters; an error without words, its type."""
-    # Not str() of an error of PyAV: it ends with the last line of FFmpeg's log, which may be about another file.
+    """An error's message, its type if that is empty, or a text, as one line of at most `longest` characters."""
+    # str() of a PyAV error appends the last line of FFmpeg's log, which may be about another file.
     text = said if isinstance(said, str) else getattr(said, "strerror", None) or str(said) or type(said).__name__
     return " ".join(text.split())[:longest]
 
 
 def brief(value: object) -> str:
-    """A value as Python writes it, in one line of at most 80 characters and three dots."""
+    """repr() of a value as one line, truncated to 80 characters and three dots."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:
@@ -106,7 +106,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """The text with what is or looks like a secret hidden.
+    """Replace secrets, and what looks like one, in a text.
 
     That is user:password@ of URIs, also where people did not quote it, signed queries, keys and tokens by their forms,
     and the secrets that this process has in its environment.
@@ -119,12 +119,12 @@ def redact(text: str) -> str:
 
 
 def has_credentials(uri: str) -> bool:
-    """Whether a URI holds a user or password, in any form."""
+    """Whether a URI contains a user name or password."""
     return _without_credentials(uri) != uri
 
 
 def with_quoted_credentials(uri: str) -> str:
-    """The URI with user and password in the form that RFC 3986 wants: `%2F` where they have a slash."""
+    """The URI with user and password percent-encoded by RFC 3986: `%2F` for a slash."""
     found = _URI.match(uri)
     end = None if found is None else _credentials_end(found["scheme"], uri[found.end() :], is_bare=True)
     if found is None or end is None or not re.search("[:@]", _END_OF_AUTHORITY.split(uri[found.end() :])[0]):
@@ -171,7 +171,7 @@ def _credentials_end(scheme: str, rest: str, *, is_bare: bool) -> int | None:
 
 
 def _known_secrets() -> Iterator[str]:
-    """The values that nobody may see, as they are and as they stand in URIs and JSON."""
+    """Secrets in the environment, literally and as encoded in URIs and JSON."""
     # Another thread, as MLflow's clients do, may take one away meanwhile.
     for name in list(os.environ):
         value = os.environ.get(name, "")

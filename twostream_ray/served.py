@@ -30,7 +30,7 @@ class ServedClassifier(PythonModel):
         `mlflow.pyfunc.load_model(uri, model_config={"device": "cuda", "max_seconds": 60})` moves it, and refuses longer
         videos; max_frames and max_bytes bound the same.
         """
-        # Only now: the package's code is beside this file, on the path since MLflow began to load the model.
+        # Imported late: MLflow puts the package's code, next to this file, on the path when it loads the model.
         from twostream_ray.data.video.limits import VideoLimits
         from twostream_ray.inference import Classifier
 
@@ -71,7 +71,7 @@ class ServedClassifier(PythonModel):
 
 
 def _best(answer: "HeadPrediction") -> dict[str, Any]:
-    """The best classes of a data set, with both their numbers beside them."""
+    """The best classes of a data set, with probabilities and logits."""
     logits = dict(zip(answer.classes, answer.logits, strict=True))
     return {
         "name": answer.name,

@@ -1,4 +1,4 @@
-"""Contributions of the streams to a class's logit: integrated gradients, exact sums, Shapley values.
+"""Feature attribution by stream: contributions to a class's logit by integrated gradients, exact sums, Shapley values.
 
 What is explained is a class's relative logit: its logit, averaged over the towers, less the mean logit of its data
 set's classes, as softmax depends on nothing else.
@@ -21,18 +21,18 @@ from twostream_ray.errors import CheckpointError
 from twostream_ray.models.build import Network
 
 COMPLETENESS = 0.01
-"""How far the streams' contributions may add up to another number than the whole, as a share of the whole."""
+"""Tolerance of completeness: relative difference between the sum of contributions and the total."""
 
 _ADDITIVE = 1e-4
-"""Of the largest contribution: what rounding makes of an interaction of the streams that is zero."""
+"""Interactions below this share of the largest contribution are rounding errors."""
 _FIRST_INTERVALS = 8
 _MOST_GRADIENTS = 512
 _NUMBERS_AT_ONCE = 2_000_000
-"""Of samples whose gradients are computed together."""
+"""Maximum number of input values per batch of gradients."""
 
 
 class Sample(NamedTuple):
-    """What a network takes: (1, T, 3, H, W) and (1, T, 2L, H, W), normalised, so that zeros are mean RGB and no motion.
+    """Normalised network inputs (1, T, 3, H, W) and (1, T, 2L, H, W); zeros are mean RGB and no motion.
 
     A stream that the network does not need is None.
     """
@@ -41,14 +41,14 @@ class Sample(NamedTuple):
     flow: Tensor | None
 
     def streams(self) -> dict[str, Tensor]:
-        """The streams that there are, by the name of their tower."""
+        """The available streams, by name of their tower."""
         both = {"spatial": self.rgb, "temporal": self.flow}
         return {name: frames for name, frames in both.items() if frames is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamContributions:
-    """How a class's relative logit is made up of the streams."""
+    """Decomposition of a class's relative logit into contributions of the streams."""
 
     logit: float
     """The relative logit of what was shown."""
@@ -82,13 +82,13 @@ def relative_logits(network: Network, sample: Sample, *, class_index: int) -> Te
 
 
 def stream_contributions(network: Network, sample: Sample, *, class_index: int) -> StreamContributions:
-    """What each stream adds to a class's relative logit, from mean RGB and no motion to what the sample shows.
+    """Contribution of each stream to a class's relative logit, relative to mean RGB and no motion.
 
     Exact where the streams' effects add up, as in late fusion and in sum fusion below layers that are linear; else
     integrated gradients along the straight line between the two (Sundararajan et al. 2017).
 
     Raises:
-        CheckpointError: the network's answer is no number.
+        CheckpointError: the network's scores are not finite.
     """
     streams = detached(sample)
 
@@ -99,7 +99,7 @@ def stream_contributions(network: Network, sample: Sample, *, class_index: int) 
 
     baseline, logit = logit_of(), logit_of(*streams)
     if not np.isfinite([baseline, logit]).all():
-        raise CheckpointError("the model's scores are no finite numbers: use another version of it")
+        raise CheckpointError("the model's scores are not finite: use another version of it")
     by_stream = {name: logit_of(name) - baseline for name in streams}
     interaction = logit - baseline - sum(by_stream.values())
     method: Literal["exact", "integrated gradients", "shapley"] = "exact"
@@ -113,7 +113,7 @@ def stream_contributions(network: Network, sample: Sample, *, class_index: int) 
 def shapley_contributions(
     network: Network, sample: Sample, references: Sequence[Sample], *, class_index: int
 ) -> StreamContributions:
-    """What each stream adds to a class's relative logit, from what other clips show to what the sample shows.
+    """Contribution of each stream to a class's relative logit, relative to other clips.
 
     Shapley values of the streams (Lundberg and Lee 2017), mean over the references: by how much the logit rises when a
     stream takes the place of a reference's, once beside the reference's other stream and once beside the sample's own.
@@ -127,7 +127,7 @@ def shapley_contributions(
         class_index: whose logit.
 
     Raises:
-        CheckpointError: the network's answer is no number.
+        CheckpointError: the network's scores are not finite.
     """
     streams = detached(sample)
     added = dict.fromkeys(streams, 0.0)
@@ -147,7 +147,7 @@ def shapley_contributions(
                 without = next((value for other, value in entered.items() if other != name), before)
                 added[name] += (entered[name] - before + logit - without) / 2 / len(references)
     if not np.isfinite([baseline, logit, *added.values()]).all():
-        raise CheckpointError("the model's scores are no finite numbers: use another version of it")
+        raise CheckpointError("the model's scores are not finite: use another version of it")
     return StreamContributions(
         logit=logit,
         baseline=baseline,
@@ -162,7 +162,7 @@ def _gap(change: float, by_stream: dict[str, float]) -> float:
 
 
 class _Interval(NamedTuple):
-    """A part of the line from baseline (0) to sample (1), of which the middle has been looked at."""
+    """An interval of the line from baseline (0) to sample (1), evaluated at its midpoint."""
 
     start: float
     stop: float
@@ -174,19 +174,19 @@ class _Interval(NamedTuple):
 
     @property
     def gap(self) -> float:
-        """How far the rule is from the difference of the values."""
+        """Error of the midpoint rule against the difference of the end values."""
         return abs(float(self.added.sum()) - (self.ends[1] - self.ends[0]))
 
 
 def _integrated_gradients(
     network: Network, streams: dict[str, Tensor], *, class_index: int, ends: tuple[float, float]
 ) -> dict[str, float]:
-    """Midpoint rule over intervals that are halved where it differs most from what the network gives at their ends.
+    """Adaptive midpoint rule: intervals with the largest error are halved.
 
-    Networks of ReLU bend at few points of the line: halving there takes far fewer gradients than equal steps.
+    ReLU networks are piecewise smooth along the line, so this needs far fewer gradients than equal steps.
     """
 
-    def looked_at(cuts: Sequence[tuple[float, float, tuple[float, float]]]) -> list[_Interval]:
+    def evaluated(cuts: Sequence[tuple[float, float, tuple[float, float]]]) -> list[_Interval]:
         middles = [(start + stop) / 2 for start, stop, _ in cuts]
         values, slopes = _along_line(network, streams, middles, class_index=class_index)
         return [
@@ -196,7 +196,7 @@ def _integrated_gradients(
 
     knots = np.linspace(0, 1, _FIRST_INTERVALS + 1).tolist()
     values = [ends[0], *_along_line(network, streams, knots[1:-1], class_index=class_index)[0], ends[1]]
-    intervals = looked_at([(*knots[n : n + 2], (values[n], values[n + 1])) for n in range(_FIRST_INTERVALS)])
+    intervals = evaluated([(*knots[n : n + 2], (values[n], values[n + 1])) for n in range(_FIRST_INTERVALS)])
     computed = 2 * _FIRST_INTERVALS
     while computed < _MOST_GRADIENTS and not _is_fine(intervals, change=abs(ends[1] - ends[0])):
         mean_gap = sum(interval.gap for interval in intervals) / len(intervals)
@@ -207,14 +207,14 @@ def _integrated_gradients(
                 middle = (interval.start + interval.stop) / 2
                 halves.append((interval.start, middle, (interval.ends[0], interval.middle)))
                 halves.append((middle, interval.stop, (interval.middle, interval.ends[1])))
-        intervals = fine + looked_at(halves)
+        intervals = fine + evaluated(halves)
         computed += len(halves)
     added = np.sum([interval.added for interval in intervals], axis=0)
     return dict(zip(streams, added.tolist(), strict=True))
 
 
 def _is_fine(intervals: Sequence[_Interval], *, change: float) -> bool:
-    """Whether the sum is complete, and not only because the gaps of intervals cancel out."""
+    """Whether the sum is complete, and not just because errors of intervals cancel."""
     added = np.sum([interval.added for interval in intervals], axis=0)
     gaps = np.array([interval.added.sum() - (interval.ends[1] - interval.ends[0]) for interval in intervals])
     return abs(gaps.sum()) <= COMPLETENESS / 2 * change and np.abs(gaps).sum() <= 5 * COMPLETENESS * np.abs(added).sum()
@@ -241,7 +241,7 @@ def _along_line(
 
 
 def mean_contributions(parts: Sequence[StreamContributions]) -> StreamContributions:
-    """Of several samples: the contributions of each stream to the mean of their logits."""
+    """Mean contributions over several samples."""
     logit, baseline = (float(np.mean([getattr(part, name) for part in parts])) for name in ("logit", "baseline"))
     by_stream = {name: float(np.mean([part.by_stream[name] for part in parts])) for name in parts[0].by_stream}
     methods = {part.method for part in parts}
@@ -255,7 +255,7 @@ def mean_contributions(parts: Sequence[StreamContributions]) -> StreamContributi
 
 
 def detached(sample: Sample) -> dict[str, Tensor]:
-    """The streams of a sample, without their history."""
+    """The streams of a sample, detached from the autograd graph."""
     return {name: frames.detach() for name, frames in sample.streams().items()}
 
 

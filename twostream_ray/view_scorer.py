@@ -1,6 +1,6 @@
 """Multi-view inference: the logits of every view of a clip by every tower, under an evaluation protocol; no Ray.
 
-Evaluation, prediction and the registered model all score here.
+Shared by evaluation, prediction and the registered model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.loading.decoded_clip import DecodedClip
-from twostream_ray.data.loading.device import normalise_flow, normalise_rgb, one_ahead
+from twostream_ray.data.loading.device import normalise_flow, normalise_rgb, prefetch_one
 from twostream_ray.data.protocols import Protocol
 from twostream_ray.data.views import View, ViewKey, protocol_views, view_keys
 from twostream_ray.errors import ConfigError
@@ -29,13 +29,13 @@ from twostream_ray.models.build import Network
 from twostream_ray.redaction import one_line
 
 _CPU_BYTES = 256 << 20
-"""Of a batch's activations: larger batches are no faster."""
+"""Memory budget of a batch's activations on a CPU: larger batches are no faster."""
 _GPU_SHARE = 0.8
-"""Of what is free on a GPU when views of a shape are first met."""
+"""Fraction of the GPU's free memory, measured at the first views of a shape."""
 _SAMPLE_BYTES = 256 << 20
-"""Of a batch's samples in the host's memory, uint8."""
+"""Memory budget of a batch's uint8 samples on the host."""
 _CLIPS_AHEAD = 16
-"""Decoded at the same time for a GPU, each by a thread, where there are as many CPUs."""
+"""Maximum number of clips decoded in parallel for a GPU, one thread each."""
 
 Shape = tuple[int, int, int]
 """Of a view: T, height and width in px."""
@@ -43,10 +43,10 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Batch:
-    """Samples of views of one shape, those of a clip side by side."""
+    """Samples of views of one shape, grouped by clip."""
 
     counts: list[tuple[int, int]]
-    """A clip's number in the call, and how many of its views are here."""
+    """(index of the clip in the call, number of its views in this batch)."""
     shape: Shape
     rgb: NDArray[np.uint8] | None
     """(N, T, 3, H, W)."""
@@ -55,13 +55,13 @@ class _Batch:
 
 
 class ViewScorer:
-    """A network under a protocol.
+    """Scores clips by a network under an evaluation protocol.
 
     A clip is decoded once, whatever the number of its views. Batches of views are cut by the memory that one view
     takes, which is measured once for each shape of views: 250 views take as much as a few.
 
-    On a CPU a batch has views of one clip alone: a clip gets the same logits, bit for bit, in any company, from as many
-    threads of torch. On a GPU batches mix the clips of a call, and logits are the same but for rounding.
+    On a CPU a batch has views of a single clip: its logits are bit-identical whatever other clips are scored, if torch
+    has as many threads. On a GPU batches mix the clips of a call, and logits are equal up to rounding.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ViewScorer:
             package: classes, sampling, crop and flow contract.
             protocol: which views.
             device: where the network computes.
-            memory_bytes: what the activations of a batch may take; by default 256 MB on a CPU, and four fifths of what
+            memory_bytes: memory budget of a batch's activations; by default 256 MB on a CPU, and four fifths of what
                 is free on a GPU. There is always at least one view.
 
         Raises:
@@ -97,9 +97,9 @@ class ViewScorer:
         self.protocol = protocol
         """Which views are scored."""
         self.towers = self._find_towers()
-        """What gives logits, in the order of axis S."""
+        """Names of the S towers."""
         self.average: Literal["softmax", "logits"] = resolved_average(protocol, package)
-        """What the clip's score is the mean of, over views and towers."""
+        """What is averaged over views and towers into the clip's score."""
         self.keys: list[ViewKey] = view_keys(protocol, sampling_config=package.sampling)
         """The views of every clip, V of them."""
 
@@ -119,7 +119,7 @@ class ViewScorer:
         )
 
     def score(self, clip: EncodedClip, *, on_batch: Callable[[], object] = lambda: None) -> NDArray[np.float32]:
-        """Logits of every view by every tower: (V, S, K); what `on_batch` raises ends it.
+        """Logits of every view by every tower: (V, S, K); `on_batch` is called before each batch and may raise.
 
         Raises:
             DecodeError: the clip lacks a stream that the network needs, or is damaged.
@@ -151,7 +151,7 @@ class ViewScorer:
         """
         found: list[list[NDArray[np.float32]]] = [[] for _ in clips]
         batches = self._batches(clips)
-        for batch in one_ahead(lambda: next(batches, None)):
+        for batch in prefetch_one(lambda: next(batches, None)):
             on_batch()
             logits, start = self._logits(batch.rgb, batch.flow, shape=batch.shape), 0
             for number, count in batch.counts:
@@ -162,20 +162,20 @@ class ViewScorer:
     def _batches(self, clips: Sequence[EncodedClip]) -> Iterator[_Batch]:
         """Samples of all views of all clips, in order."""
         parts: list[_Batch] = []
-        room = 0
+        free_views = 0
         for number, (views, decoded) in enumerate(self._decoded(clips)):
             shape: Shape = (len(views[0].times), *views[0].size)
             left = len(views)
             while left:
-                if parts and (room == 0 or shape != parts[0].shape):
+                if parts and (free_views == 0 or shape != parts[0].shape):
                     yield _joined(parts)
                     parts = []
                 if not parts:
-                    room = self._views_at_once(shape)
-                count = min(left, room)
+                    free_views = self._views_at_once(shape)
+                count = min(left, free_views)
                 rgb, flow = decoded.next_samples(count)
                 parts.append(_Batch(counts=[(number, count)], shape=shape, rgb=rgb, flow=flow))
-                left, room = left - count, room - count
+                left, free_views = left - count, free_views - count
             if parts and self._device.type == "cpu":
                 yield _joined(parts)
                 parts = []
@@ -218,7 +218,7 @@ class ViewScorer:
     def _logits(
         self, rgb: NDArray[np.uint8] | None, flow: NDArray[np.uint8] | None, *, shape: Shape
     ) -> NDArray[np.float32]:
-        """(N, S, K); where a GPU's memory does not suffice, of half as many views at a time from then on."""
+        """(N, S, K); after an out-of-memory error the batch size is halved, permanently."""
         try:
             outputs = self._outputs(
                 self._network,
@@ -268,7 +268,7 @@ class ViewScorer:
         return int(_GPU_SHARE * (free + cached))
 
     def _view_bytes(self, shape: Shape) -> int:
-        """Memory that one view takes at its peak: of activations on a CPU, of all that is allocated on a GPU."""
+        """Peak memory of one view: activations on a CPU, all allocations on a GPU."""
         if self._device.type != "cuda":
             streams = self._empty(shape, "meta")
             return peak_activation_bytes(lambda: self._outputs(self._meta_network, *streams))
@@ -278,7 +278,7 @@ class ViewScorer:
         return torch.cuda.max_memory_allocated(self._device) - before
 
     def _empty(self, shape: Shape, device: torch.device | str) -> tuple[Tensor | None, Tensor | None]:
-        """A sample of this shape without numbers."""
+        """A zero sample of this shape."""
         num_snippets, *size = shape
         channels = (3, 2 * self._package.sampling.flow_length)
         rgb, flow = (torch.zeros(1, num_snippets, count, *size, dtype=torch.uint8, device=device) for count in channels)
@@ -311,7 +311,7 @@ def _joined(parts: Sequence[_Batch]) -> _Batch:
 
 
 def resolved_average(protocol: Protocol, package: ModelPackage) -> Literal["softmax", "logits"]:
-    """What a protocol averages of a model's answers, "network" looked up."""
+    """What a protocol averages, with "network" resolved for a model."""
     if protocol.average == "network":
         return "softmax" if package.model.averages == "probabilities" else "logits"
     return protocol.average

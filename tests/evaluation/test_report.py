@@ -17,7 +17,7 @@ from twostream_ray.heads import Head, softmax
         (
             np.zeros((0, 3)),
             np.zeros(0, int),
-            r"nothing to judge: wanted at least 1 clip and 1 class, got shape \(0, 3\)",
+            r"nothing to evaluate: wanted at least 1 clip and 1 class, got \(0, 3\)",
         ),
         (np.zeros((2, 3)), [0], r"wanted scores \(N, K\) and labels \(N,\), got shapes \(2, 3\) and \(1,\)"),
         (np.zeros((2, 3)), [0, 3], r"wanted whole labels from 0 to 2, got int64 from 0 to 3"),

@@ -87,7 +87,7 @@ def test_a_video_network_sees_the_order_of_frames_and_no_flow() -> None:
     assert (network.needs_rgb, network.needs_flow) == (True, False)
     forward, backward = (network(frames, None)["spatial"] for frames in (rgb, rgb.flip(1)))
     assert not torch.allclose(forward, backward, atol=1e-4)
-    with pytest.raises(ConfigError, match="wants rgb, got None"):
+    with pytest.raises(ConfigError, match="needs rgb, got None"):
         network(None, rgb)
 
 
@@ -117,7 +117,7 @@ def test_weights_of_another_network_or_with_what_is_no_number_are_refused() -> N
         build_network(model("r3d_18", width=4, weights="file"), num_classes=5, flow_length=2, read_bytes=narrow.get)
     state["video.stem.0.weight"] = torch.full_like(state["video.stem.0.weight"], torch.nan)
     broken = {"file": safetensors.torch.save(state)}
-    with pytest.raises(WeightsError, match=r"video\.stem\.0\.weight holds what is no finite number"):
+    with pytest.raises(WeightsError, match=r"video\.stem\.0\.weight has values that are not finite"):
         build_network(model("r3d_18", width=4, weights="file"), num_classes=5, flow_length=2, read_bytes=broken.get)
 
 
@@ -150,7 +150,7 @@ def test_a_video_network_is_described_by_its_stages_with_time_first() -> None:
 
 
 def test_activation_checkpointing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is of the streams' towers, got r3d_18"):
+    with pytest.raises(ConfigError, match="is not supported by r3d_18"):
         built(CLIP3D).checkpoint_activations()
 
 

@@ -84,7 +84,7 @@ def test_a_network_without_towers_has_no_layer_decay() -> None:
     network = Network()
     network.head = nn.Linear(2, 2)
     assert network.parameter_groups(lr=1.0, weight_decay=0.0)
-    with pytest.raises(ConfigError, match=r"training\.layer_decay wants a network of towers"):
+    with pytest.raises(ConfigError, match=r"training\.layer_decay needs a network of towers"):
         network.parameter_groups(lr=1.0, weight_decay=0.0, layer_decay=0.5)
 
 

@@ -129,8 +129,8 @@ def test_frames_are_normalised_as_the_network_was_trained() -> None:
     [
         ({"backbone": "timm:convnext_tiny", "width": 8}, "leave it out"),
         ({"backbone": "timm:convnext_tiny", "weights": "imagenet"}, "weights=timm"),
-        ({"backbone": "vgg16", "weights": "timm"}, "go with a backbone timm:NAME"),
-        ({"backbone": "vgg16", "drop_path": 0.1}, "go with a backbone timm:NAME"),
+        ({"backbone": "vgg16", "weights": "timm"}, "need a backbone timm:NAME"),
+        ({"backbone": "vgg16", "drop_path": 0.1}, "need a backbone timm:NAME"),
         ({"backbone": "convnext_tiny"}, "timm:convnext_tiny"),
         ({"backbone": "timm:test_vit", "frozen_through": "stages_0"}, "its layers are stem, blocks_0"),
     ],

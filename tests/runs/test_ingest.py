@@ -41,7 +41,7 @@ def test_a_second_ingest_into_one_place_is_refused_while_the_first_is_at_work(vi
 
     def meanwhile(_: str) -> None:
         with pytest.raises(
-            LeaseError, match=r"ingest wants .*/shards to itself, which is in use by \S+ on .* since 20"
+            LeaseError, match=r"ingest needs exclusive use of .*/shards, which is in use by \S+ on .* since 20"
         ):
             ingest(wanted)
         raise KeyboardInterrupt
@@ -273,7 +273,7 @@ def test_a_changed_video_is_taken_again_and_leaves_no_orphan(cluster: None, some
 
 
 def test_a_missing_root_and_a_class_that_cannot_be_read_are_refused(tmp_path: Path, some_videos: Path) -> None:
-    with pytest.raises(AccessError, match=r"cannot list .*nowhere: it is not there"):
+    with pytest.raises(AccessError, match=r"cannot list .*nowhere: it does not exist"):
         ingest(config(tmp_path / "nowhere", tmp_path / "out"))
     (some_videos / "train" / "nothing").symlink_to("/nowhere")
     with pytest.raises(CatalogError, match=r"nothing under .* cannot be read \(a link to nothing\)"):

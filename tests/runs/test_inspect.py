@@ -60,7 +60,7 @@ def test_one_clip_can_be_drawn_alone_and_an_unknown_one_is_named(shard_set: Shar
     clip = shard_set.index["clip_id"][5].as_py()
     picture = str(tmp_path / "a.png")
     assert inspect(InspectConfig(shards=shard_set.uri, out=picture, clip=clip)).pictured == (clip,)
-    with pytest.raises(ShardError, match=r"clip 'none.avi' was wanted of .*, it is not one of its 76"):
+    with pytest.raises(ShardError, match=r"clip 'none.avi' was wanted of .*, but it is not one of its 76"):
         inspect(InspectConfig(shards=shard_set.uri, out=picture, clip="none.avi"))
 
 

@@ -27,7 +27,7 @@ def test_corrupt_videos_are_quarantined_with_reasons_and_the_run_goes_on(
     assert table.keys() == {path.name for path in bad}
     assert "a clip needs at least 2 frames, got 1" in table["frame_exceeds_screen.gif"]["reason"]
     assert "decoding broke after 28 of 50" in table["corrupted.mp4"]["reason"]
-    assert "0 bytes are none" in table["empty.mp4"]["reason"]
+    assert "not a readable video, 0 bytes" in table["empty.mp4"]["reason"]
     assert all(len(row["sha256"]) == 64 for row in table.values())
 
 
@@ -68,7 +68,7 @@ def test_videos_that_a_table_names_and_that_are_not_there_are_quarantined_and_co
         assert "2 videos quarantined (2 of them listed but missing)" in report.sentence()
         with (out / "quarantine.csv").open() as file:
             table = {row["uri"]: row["reason"] for row in csv.DictReader(file)}
-        assert len(table) == 2 and all("gone" in uri and "it is not there" in why for uri, why in table.items())
+        assert len(table) == 2 and all("gone" in uri and "it does not exist" in why for uri, why in table.items())
         assert open_shards(str(out)).quarantined == {"val": 2}
     assert report.done_before == good
     gone = some_videos / next(iter(table)).removeprefix(f"{some_videos}/")
@@ -85,7 +85,7 @@ def test_too_many_missing_videos_are_refused_before_the_work_begins_and_in_the_t
     said = rf"3 of {num_listed} videos could not be used, at most 5.0% may: they are listed but missing, as .*gone0.mp4"
     with pytest.raises(TooManyBadVideosError, match=said + r".*quarantine.csv; .* with --max_bad_fraction 0\.\d+"):
         ingest(config(some_videos, tmp_path / "out", catalog=catalog))
-    assert (tmp_path / "out/quarantine.csv").read_text().count("it is not there") == 3
+    assert (tmp_path / "out/quarantine.csv").read_text().count("it does not exist") == 3
     assert not (tmp_path / "out/manifest.json").exists()
     options = ["--catalog.layout", "table", "--catalog.root", catalog.root, "--catalog.lists", str(catalog.lists)]
     assert main(["ingest", *options, "--out", str(tmp_path / "out")]) == 2

@@ -27,13 +27,13 @@ def test_every_split_is_looked_for_before_anything_starts_and_the_evaluations_ma
     ingested(tmp_path / "shards", splits=("train", "val", "holdout"))
     config = experiment(tmp_path)
     with pytest.raises(
-        ShardError, match=r"split 'test' was wanted .* holdout, train, val: give --data.test_split SPLIT"
+        ShardError, match=r"has no split 'test', it has .*holdout, train, val: give --data.test_split SPLIT"
     ):
         train(config)
     assert not (tmp_path / "runs/run").exists()
     begun(tmp_path, finished=True)
     assert train(replace(config, data=replace(config.data, test_split="holdout"))).done_before
-    with pytest.raises(ShardError, match=r"split 'dev' was wanted .*: give --data.validation_split val "):
+    with pytest.raises(ShardError, match=r"has no split 'dev', .*: give --data.validation_split val "):
         train(replace(config, data=replace(config.data, validation_split="dev")))
 
 
@@ -124,7 +124,7 @@ def test_a_run_of_before_keeps_what_it_wrote_down_in_place_of_auto(tmp_path: Pat
     now = folder.keeping_device_settings(replace(began, training=TrainingConfig()))
     assert now.training == written and folder.begun_with(fixed_settings(now))
     other = folder.keeping_device_settings(replace(began, training=TrainingConfig(precision="bfloat16")))
-    with pytest.raises(ConfigError, match=r"training.precision=float32, now training.precision=bfloat16 is wanted"):
+    with pytest.raises(ConfigError, match=r"training.precision=float32, now training.precision=bfloat16 is requested"):
         folder.begun_with(fixed_settings(other))
 
 
@@ -174,7 +174,7 @@ def test_a_finished_run_that_gets_more_epochs_is_an_unfinished_one_again(
     assert not storage.exists(folder.published), "it is evaluated and registered once more"
     (line,) = [text for text in caplog.messages if "is trained to" in text]
     assert line.startswith(
-        "run 'run' was finished with 2 epochs and is trained to 4: the learning rate goes on at 0.001"
+        "run 'run' was finished with 2 epochs and is trained to 4: the learning rate continues at 0.001"
     )
     assert train(epochs(4)).done_before and asked == [2, 4]
     with pytest.raises(ConfigError, match=r"training\.epochs=4, got 2: a run may get more epochs under"):

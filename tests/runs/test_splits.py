@@ -80,7 +80,7 @@ def test_clips_that_are_in_no_split_are_to_be_ingested_with_one() -> None:
 def test_evaluation_of_a_split_that_is_not_there_names_its_option() -> None:
     config = EvaluateConfig(model="m", shards="shards", out="out")
     with (
-        pytest.raises(ShardError, match=r"split 'test' was wanted .* train3: give --split test1$"),
+        pytest.raises(ShardError, match=r"has no split 'test', it has .* train3: give --split test1$"),
         reserve_output(config, shard_set_of(*OFFICIAL)),
     ):
         pass

@@ -114,7 +114,7 @@ def test_a_packed_body_is_415(bounded: RunningService, video: bytes) -> None:
     ("content", "kind", "said"),
     [
         (b"", "undecodable", "empty"),
-        (b"not a video at all", "undecodable", "18 bytes are none"),
+        (b"not a video at all", "undecodable", "not a readable video, 18 bytes"),
         (b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", "undecodable", "are none"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "undecodable", "are none"),
         (None, "undecodable", "video"),
@@ -131,8 +131,8 @@ def test_what_is_no_video_is_422_in_words(
 def test_a_video_that_plays_too_long_has_too_many_frames_or_too_few_is_422(model_folder: Path, video: bytes) -> None:
     limits = {"seconds": LimitsConfig(seconds=0.5), "frames": LimitsConfig(frames=10)}
     said = {
-        "seconds": "at most 0.5 s was wanted, this takes 0.6 s",
-        "frames": "at most 10 frames was wanted, this has 16",
+        "seconds": "at most 0.5 s, this takes 0.6 s",
+        "frames": "at most 10 frames, this has 16",
     }
     for name, bounds in limits.items():
         with running_service(ServeConfig(model=str(model_folder), limits=bounds)) as running:

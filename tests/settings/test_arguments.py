@@ -74,7 +74,7 @@ def test_a_bare_option_that_may_be_true_is_true() -> None:
         config = from_arguments(InspectConfig, words, positionals=positionals)
         assert config.verify and config.shards == "s"
     assert not from_arguments(InspectConfig, ["--verify", "false", "s"], positionals=positionals).verify
-    with pytest.raises(ConfigError, match="--out wants a value, got none"):
+    with pytest.raises(ConfigError, match="--out needs a value, got none"):
         from_arguments(InspectConfig, ["s", "--out"], positionals=positionals)
 
 

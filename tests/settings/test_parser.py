@@ -54,7 +54,7 @@ def test_a_value_that_is_no_choice_is_answered_with_the_choices() -> None:
 def test_a_missing_setting_and_a_missing_recipe_are_named() -> None:
     with pytest.raises(ConfigError, match=r"required: catalog.root"):
         from_arguments(IngestConfig, ["--out", "shards"])
-    with pytest.raises(ConfigError, match=r"a recipe was wanted: cannot read nowhere.yaml: it is not there"):
+    with pytest.raises(ConfigError, match=r"no such recipe: cannot read nowhere.yaml: it does not exist"):
         from_arguments(IngestConfig, ["--config", "nowhere.yaml"])
 
 
@@ -203,7 +203,7 @@ def test_a_value_of_a_file_does_not_make_another_file_be_read(tmp_path: Path) ->
     os.mkfifo(tmp_path / "fifo.yaml")
     for name in ("secret.yaml", "fifo.yaml"):
         other = str(tmp_path / name)
-        with pytest.raises(ConfigError, match="flow holds settings of its own as `name: value`, got"):
+        with pytest.raises(ConfigError, match="flow is a block of settings `name: value`, got"):
             from_mapping(IngestConfig, {"catalog": {"root": "r"}, "out": "o", "flow": other})
         with pytest.raises(ConfigError, match=r"--flow takes several settings as \{name: value\}"):
             from_arguments(IngestConfig, [*INGEST, "--flow", other])
@@ -221,11 +221,11 @@ def test_several_settings_at_once_are_taken_inline_and_faults_in_them_named() ->
     config = from_arguments(IngestConfig, [*INGEST, "--flow", "{bound_px: 3, algorithm: tvl1}", "--flow.bound_px", "4"])
     assert config.flow == FlowContract(bound_px=4, algorithm="tvl1")
     for value, message in {
-        "{bound_px: 3, bound_px: 4}": "--flow, line 1: bound_px comes twice",
-        "{bound_px: 3": "--flow, line 1: no YAML",
-        '{"bound_px": NaN}': "--flow: a finite number was wanted, got NaN",
-        "{bound_px: '3'}": "flow.bound_px wants a number, got the text '3'",
-        "[1]": "flow holds settings of its own",
+        "{bound_px: 3, bound_px: 4}": "--flow, line 1: bound_px is repeated, first in line 1",
+        "{bound_px: 3": "--flow, line 1: not valid YAML",
+        '{"bound_px": NaN}': "--flow: expected a finite number, got NaN",
+        "{bound_px: '3'}": "flow.bound_px must be a number, got the text '3'",
+        "[1]": "flow is a block of settings",
     }.items():
         with pytest.raises(ConfigError) as met:
             from_arguments(IngestConfig, [*INGEST, "--flow", value])
@@ -236,15 +236,15 @@ def test_faults_in_a_recipe_name_file_and_line(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     for text, message in {
         "out: o\ncatalog:\n  root: r\n  layot: folder\n": "line 4: unknown setting 'catalog.layot'",
-        "out: o\ncatalog: videos\n": "line 2: catalog holds settings of its own",
-        "out: o\ncatalog:\n# root: videos\n": "line 2: catalog holds settings of its own as `name: value`, got nothing",
-        "out: o\nflow: ~\n": "line 2: flow holds settings of its own",
-        "out: o\nflow: {bound_px: '3'}\n": "line 2: flow.bound_px wants a number, got the text '3'",
+        "out: o\ncatalog: videos\n": "line 2: catalog is a block of settings",
+        "out: o\ncatalog:\n# root: videos\n": "line 2: catalog is a block of settings `name: value`, got nothing",
+        "out: o\nflow: ~\n": "line 2: flow is a block of settings",
+        "out: o\nflow: {bound_px: '3'}\n": "line 2: flow.bound_px must be a number, got the text '3'",
         "out: o\nmore:\n- {root: a}\n- {rot: a}\n": "line 4: unknown setting 'more[1].rot'",
         "out: o\nrows_per_shard: 99999999999999999999\n": "line 2: rows_per_shard is too large a number",
-        "out: null\n": "line 1: out wants a text, got nothing",
-        "out: o\nflow: {jpeg_quality: }\n": "line 2: flow.jpeg_quality wants a whole number, got nothing",
-        f"out: {'o' * 5000}\n": "line 1: out wants at most 4096 characters, got 5000",
+        "out: null\n": "line 1: out must be a text, got nothing",
+        "out: o\nflow: {jpeg_quality: }\n": "line 2: flow.jpeg_quality must be a whole number, got nothing",
+        f"out: {'o' * 5000}\n": "line 1: out may have at most 4096 characters, got 5000",
     }.items():
         recipe.write_text(text)
         with pytest.raises(ConfigError) as met:

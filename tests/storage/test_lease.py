@@ -58,7 +58,7 @@ def test_a_place_in_use_is_refused_naming_user_host_process_and_since_when(tmp_p
         with (
             pytest.raises(
                 LeaseError,
-                match=rf"^run 'y' wants {tmp_path}/x to itself, which is in use by \S+ on \S+ "
+                match=rf"^run 'y' needs exclusive use of {tmp_path}/x, which is in use by \S+ on \S+ "
                 rf"\(process {process.pid}, run 'x'\) since 20\d\d-\S+ \S+ UTC: choose another --name$",
             ),
             held(str(tmp_path / "x"), work="run 'y'", way_out="choose another --name"),
@@ -215,7 +215,7 @@ def test_a_link_to_a_file_of_the_user_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / FILE).symlink_to(tmp_path / "precious")
     with (
-        pytest.raises(StorageError, match=r"a lock was wanted at .* it is a link: remove it"),
+        pytest.raises(StorageError, match=r"the lock file .* is a symbolic link: remove it"),
         held(str(tmp_path / "x"), work="run 'x'", way_out="wait"),
     ):
         pass

@@ -29,7 +29,7 @@ def test_files_that_never_end_are_refused_and_not_waited_for(tmp_path: Path, fif
     listener.bind(str(tmp_path / "socket"))
     for name in ("fifo", "zeros", "socket", "."):
         for read in (storage.read_bytes, lambda uri: storage.on_disk(uri).__enter__(), copied(tmp_path / "copy")):
-            with pytest.raises(AccessError, match=r"cannot read .*: a regular file was wanted, it is a "):
+            with pytest.raises(AccessError, match=r"cannot read .*: expected a regular file, found a "):
                 read(f"{tmp_path}/{name}")
     listener.close()
 
@@ -42,11 +42,11 @@ def test_a_sparse_file_of_terabytes_is_refused_by_its_size(tmp_path: Path) -> No
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(4 << 40)
     uri = str(tmp_path / "sparse")
-    with pytest.raises(AccessError, match=r"sparse: at most \d+ bytes were wanted, it has 4398046511104"):
+    with pytest.raises(AccessError, match=r"sparse: it may have at most \d+ bytes, it has 4398046511104"):
         storage.read_bytes(uri)
-    with pytest.raises(AccessError, match="at most 1000 bytes were wanted"), storage.on_disk(uri, limit_bytes=1000):
+    with pytest.raises(AccessError, match="at most 1000 bytes"), storage.on_disk(uri, limit_bytes=1000):
         pass
-    with pytest.raises(AccessError, match="at most 1000 bytes were wanted"):
+    with pytest.raises(AccessError, match="at most 1000 bytes"):
         storage.copy_to_disk(uri, tmp_path / "copy", limit_bytes=1000)
     assert not (tmp_path / "copy").exists()
 
@@ -84,10 +84,10 @@ def test_writing_and_deleting_touch_only_the_file_that_was_named(tmp_path: Path,
     storage.write_bytes(str(tmp_path / "link"), b"ours")
     assert (tmp_path / "theirs").read_bytes() == b"theirs" and not (tmp_path / "link").is_symlink()
     for name, kind in (("fifo", "a FIFO"), ("folder", "a directory"), ("to_folder", "a directory")):
-        with pytest.raises(AccessError, match=f"cannot write .*{name}: a file was wanted there, it is {kind}"):
+        with pytest.raises(AccessError, match=f"cannot write .*{name}: expected a file, found {kind}"):
             storage.write_bytes(str(tmp_path / name), b"ours")
     for name in ("fifo", "folder"):
-        with pytest.raises(AccessError, match=f"cannot delete .*{name}: a file was wanted, it is a"):
+        with pytest.raises(AccessError, match=f"cannot delete .*{name}: expected a file, found a"):
             storage.delete(str(tmp_path / name))
     storage.delete(str(tmp_path / "to_folder"))
     storage.delete(str(tmp_path / "theirs" / "below"))
@@ -99,8 +99,8 @@ def test_whatever_the_disk_refuses_is_one_line_with_the_way_out(tmp_path: Path) 
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "gone").symlink_to("nothing")
     refused = [
-        ("file/below", "a directory was wanted, there is a file"),
-        ("gone/below", "a directory was wanted, there is a file or a link to nothing"),
+        ("file/below", "expected a directory, found a file"),
+        ("gone/below", "expected a directory, found a file or a broken link"),
         ("n" * 300, "the name is too long"),
     ]
     for name, words in refused:
@@ -109,7 +109,7 @@ def test_whatever_the_disk_refuses_is_one_line_with_the_way_out(tmp_path: Path) 
     for code, words in ((errno.EROFS, "read-only"), (errno.EDQUOT, "quota"), (errno.EFBIG, "ulimit -f")):
         broken = OSError(code, os.strerror(code), str(tmp_path / ".1.partial"))
         assert words in str(explained(broken, "cannot write x", path=tmp_path / "x"))
-    with pytest.raises(AccessError, match="gone: it is a link to nothing; mend or remove it"):
+    with pytest.raises(AccessError, match="gone: it is a broken link; fix or remove it"):
         storage.read_bytes(str(tmp_path / "gone"))
 
 
@@ -122,7 +122,7 @@ def test_a_full_file_system_leaves_the_old_file_and_no_part_of_the_new(tmp_path:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].endswith(
-        "x: the file is larger than it may be there; raise `ulimit -f` or choose another file system"
+        "x: the file exceeds the size limit; raise `ulimit -f` or choose another file system"
     )
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"old")]
 
@@ -138,8 +138,8 @@ def test_a_directory_that_cannot_be_read_is_named_not_passed_over(tmp_path: Path
     with as_somebody():
         assert list(storage.list_files(str(unreadable))) == [("walk/x.mp4", 1)]
         assert list(storage.list_entries(str(unreadable))) == [
-            (".Trash", "access denied; check the rights of the path"),
-            ("lost+found", "access denied; check the rights of the path"),
+            (".Trash", "access denied; check the permissions of the path"),
+            ("lost+found", "access denied; check the permissions of the path"),
             ("walk/x.mp4", 1),
         ]
 
@@ -189,7 +189,7 @@ def test_links_to_nothing_to_a_parent_and_to_themselves_are_left_out_by_name(tmp
     left_out = [
         ("caf\\xe9.mp4", "its name is not UTF-8: rename it"),
         ("gone.mp4", "a link to nothing"),
-        ("itself.mp4", "a link that cannot be read: it is a link that leads back to itself; check the path"),
+        ("itself.mp4", "a link that cannot be read: it is a cyclic symbolic link; check the path"),
         ("up", "a link to a directory above it"),
         ("x.mp4", 1),
         ("zero.mp4", "a FIFO, socket or device"),
@@ -206,9 +206,13 @@ def test_a_root_that_is_there_is_never_said_to_be_missing(tmp_path: Path) -> Non
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "gone").symlink_to("nothing")
     (tmp_path / "loop").symlink_to("loop")
-    for name, words in (("file", "a directory was wanted"), ("gone", "a link to nothing"), ("loop", "back to itself")):
+    for name, words in (
+        ("file", "expected a directory"),
+        ("gone", "a broken link"),
+        ("loop", "a cyclic"),
+    ):
         with pytest.raises(AccessError, match=words) as refused:
             list(storage.list_files(str(tmp_path / name)))
         assert not isinstance(refused.value, MissingError)
-    with pytest.raises(MissingError, match="nope: it is not there"):
+    with pytest.raises(MissingError, match="nope: it does not exist"):
         list(storage.list_files(str(tmp_path / "nope")))

@@ -62,7 +62,7 @@ def test_a_lock_is_never_taken_through_a_link_or_in_something_else(tmp_path: Pat
         os.mkfifo(lock)
     else:
         lock.symlink_to(target)
-    said = r"a lock was wanted at .*/lock, it is (a link|no regular file): remove it"
+    said = r"the lock file .*/lock is (a symbolic link|not a regular file): remove it"
     with pytest.raises(StorageError, match=said), locked(lock):
         pass
     assert kind != "link" or target.read_text() == "precious"
@@ -126,7 +126,9 @@ def test_a_folder_that_is_not_the_users_alone_is_refused_and_left_as_it_is(share
             own(shared).mkdir()
             own(shared).chmod(0o777)
     with (
-        pytest.raises(StorageError, match=r"of user \d+ alone \(mode 0700\) .* let TMPDIR name another directory"),
+        pytest.raises(
+            StorageError, match=r"a directory of user \d+ with mode 0700, .* let TMPDIR name another directory"
+        ),
         process_lock("this", wait_s=0),
     ):
         pass

@@ -97,12 +97,12 @@ def test_places_in_the_store_behave_as_places_on_disk_though_requests_fail(proxy
         assert copy.read_bytes() == large
         storage.write_file(f"{base}/again", copy)
     assert not copy.exists() and storage.read_bytes(f"{base}/again") == large
-    with pytest.raises(AccessError, match=r"cannot read s3://archive/several/none: it is not there; check the path"):
+    with pytest.raises(AccessError, match=r"cannot read s3://archive/several/none: it does not exist; check the path"):
         storage.read_bytes(f"{base}/none")
-    with pytest.raises(AccessError, match="a prefix was wanted, it is an object"):
+    with pytest.raises(AccessError, match="expected a prefix, found an object"):
         list(storage.list_files(f"{base}/large"))
     with (
-        pytest.raises(AccessError, match="at most 1000 bytes were wanted"),
+        pytest.raises(AccessError, match="at most 1000 bytes"),
         storage.on_disk(f"{base}/large", limit_bytes=1000),
     ):
         pass
@@ -116,11 +116,11 @@ def test_a_wrong_secret_a_missing_bucket_and_no_answer_each_end_in_one_line(
     secret = "not-the-secret"
     denied = twostream("inspect", "s3://archive/shards", AWS_SECRET_ACCESS_KEY=secret)
     assert (denied.returncode, denied.stdout) == (2, "")
-    assert denied.stderr.count("\n") == 1 and "access denied; check the rights" in denied.stderr
+    assert denied.stderr.count("\n") == 1 and "access denied; check the permissions" in denied.stderr
     assert secret not in denied.stderr
     absent = twostream("ingest", "--catalog.root", "s3://no-such-bucket/videos", "--out", "s3://archive/none")
     assert absent.returncode == 2
-    assert absent.stderr.splitlines()[-1].endswith("s3://no-such-bucket/videos: it is not there; check the path")
+    assert absent.stderr.splitlines()[-1].endswith("s3://no-such-bucket/videos: it does not exist; check the path")
     monkeypatch.setattr(uris, "_PATIENCE_S", 1.0)
     proxy.go_away()
     with pytest.raises(StorageError, match=r"cannot read s3://archive/x: .* check AWS_ENDPOINT_URL and the network"):
@@ -146,12 +146,12 @@ def test_a_training_whose_checkpoints_cannot_be_written_ends_in_one_line_before_
     common += ["--data.transforms.crop_px", "48", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db", "--storage"]
     assert main([*common, "s3://no-such-bucket/runs"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("s3://no-such-bucket/runs/x/lease.json: it is not there; check the path")
+    assert line.endswith("s3://no-such-bucket/runs/x/lease.json: it does not exist; check the path")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     object_store.reader.cache_clear()
     assert main([*common, "s3://archive/runs"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "access denied; check the rights" in line and "not-the-secret" not in line
+    assert "access denied; check the permissions" in line and "not-the-secret" not in line
     assert not (tmp_path / "mlflow.db").exists()
 
 

@@ -126,6 +126,6 @@ def test_the_samples_that_trials_share_lie_in_the_users_own_folder_on_whichever_
     planted = tmp_path / "planted" / own(shared).name
     planted.parent.mkdir()
     planted.symlink_to(precious)
-    with pytest.raises(StorageError, match="alone"):
+    with pytest.raises(StorageError, match="mode 0700"):
         SampleCache(str(planted / "samples-0123"), limit_bytes=1, depends_on={})
     assert not list(precious.iterdir())

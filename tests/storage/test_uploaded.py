@@ -61,7 +61,7 @@ def test_a_jobs_default_tracking_is_refused_and_its_runtime_environments_counts(
     said = refused(arguments, capsys)
     assert "tracking.uri would be mlflow.db in the copy" in said and "--runtime-env-json" in said
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    assert "there is no manifest.json" in refused(arguments, capsys)
+    assert "it has no manifest.json" in refused(arguments, capsys)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///demo/mlflow.db")
     assert "tracking.uri would be demo/mlflow.db" in refused(arguments, capsys)
 

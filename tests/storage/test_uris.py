@@ -30,14 +30,14 @@ def test_empty_directories_are_listed_only_when_asked_for(tmp_path: Path) -> Non
 
 
 def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(AccessError, match=r"cannot read .*nope: it is not there; check the path"):
+    with pytest.raises(AccessError, match=r"cannot read .*nope: it does not exist; check the path"):
         storage.read_bytes(str(tmp_path / "nope"))
     with pytest.raises(AccessError, match="cannot list"):
         list(storage.list_files(str(tmp_path / "nope")))
 
 
 def test_other_schemes_are_refused() -> None:
-    with pytest.raises(StorageError, match=r"local path, file:// or s3:// URI was wanted, got 'gs://bucket'"):
+    with pytest.raises(StorageError, match=r"local path, file:// or s3:// URI, got 'gs://bucket'"):
         storage.absolute("gs://bucket")
 
 
@@ -50,7 +50,7 @@ def test_deleting_twice_is_no_error(tmp_path: Path) -> None:
 
 def test_a_store_without_a_bucket_is_no_local_directory() -> None:
     for uri in ("s3://", "s3:///"):
-        with pytest.raises(StorageError, match="a bucket was wanted behind s3://"):
+        with pytest.raises(StorageError, match="expected a bucket after s3://"):
             storage.absolute(uri)
 
 
@@ -59,7 +59,10 @@ def test_a_local_file_is_used_where_it_lies_and_a_missing_one_named(tmp_path: Pa
     with storage.on_disk(f"file://{tmp_path}/x") as path:
         assert path == tmp_path / "x"
     assert path.exists()
-    with pytest.raises(AccessError, match=r"cannot read .*nope: it is not there"), storage.on_disk(f"{tmp_path}/nope"):
+    with (
+        pytest.raises(AccessError, match=r"cannot read .*nope: it does not"),
+        storage.on_disk(f"{tmp_path}/nope"),
+    ):
         pass
 
 
@@ -99,7 +102,7 @@ def test_a_name_that_is_no_text_is_refused_in_words_that_can_be_printed(name: st
 
 
 def test_a_key_that_s3fs_would_take_for_another_object_is_refused() -> None:
-    with pytest.raises(StorageError, match=r"a key without \?versionId= was wanted, got s3://b/x\?versionId=1: rename"):
+    with pytest.raises(StorageError, match=r"expected a key without \?versionId=, got s3://b/x\?versionId=1: rename"):
         storage.write_bytes("s3://b/x?versionId=1", b"")
     assert storage.absolute("s3://b/x?version=1#%20") == "s3://b/x?version=1#%20"
 
@@ -108,7 +111,9 @@ def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path, monkeypatc
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(StorageError, match="the working directory is gone, so x is nowhere: go to one that is there"):
+    with pytest.raises(
+        StorageError, match="the working directory no longer exists, so x cannot be resolved: change to another"
+    ):
         storage.absolute("x")
     assert storage.absolute("/x") == "/x"
 

@@ -190,12 +190,12 @@ def test_a_failed_run_says_why_without_secrets_and_a_resumed_one_no_more(
     tracking: TrackingConfig, tmp_path: Path
 ) -> None:
     handle = start_run(tracking, run_name="a", run_uri=str(tmp_path), parameters={}, tags={})
-    why = "cannot read https://me:pass-word-1@host/w.safetensors:\nit is not there"
+    why = "cannot read https://me:pass-word-1@host/w.safetensors:\nit does not exist"
     finish_run(handle, "FAILED", failure=why)
     client = client_for(handle.tracking_uri)
     run = client.get_run(handle.run_id)
     assert run.info.status == "FAILED" and "pass-word-1" not in run.data.tags["failure"]
-    assert run.data.tags["failure"].endswith("host/w.safetensors: it is not there")
+    assert run.data.tags["failure"].endswith("host/w.safetensors: it does not exist")
     again = start_run(tracking, run_name="a", run_uri=str(tmp_path), parameters={}, tags={})
     assert again.run_id == handle.run_id and "failure" not in client.get_run(handle.run_id).data.tags
 

@@ -34,11 +34,11 @@ def test_more_epochs_move_the_learning_rate_of_a_cosine_alone() -> None:
         short, long = (TrainingConfig(epochs=epochs, schedule=schedule, step_epochs=(3, 9)) for epochs in (6, 12))
         same = all(learning_rate_at(epoch, config=short) == learning_rate_at(epoch, config=long) for epoch in range(6))
         assert same == (schedule != "cosine")
-    assert "goes on at 0.0001, as training.schedule=steps has it" in continued_schedule(
+    assert "continues at 0.0001, by training.schedule=steps" in continued_schedule(
         6, config=TrainingConfig(epochs=12, step_epochs=(3, 9))
     )
     assert continued_schedule(6, config=long) == (
-        "the learning rate goes on at 0.0005, on a cosine over all 12 epochs, after it had come to 0"
+        "the learning rate continues at 0.0005, on a cosine over all 12 epochs, after it had reached 0"
     )
 
 

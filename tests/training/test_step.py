@@ -108,7 +108,7 @@ def poisoned(step: TrainingStep, *, at: int) -> TrainingStep:
 
 def test_a_loss_that_is_not_a_number_stops_training_and_names_the_clips() -> None:
     step = poisoned(step_of(two_streams()), at=1)
-    with pytest.raises(NonFiniteLossError, match="a finite loss was wanted, epoch 3, step 2 gave nan") as caught:
+    with pytest.raises(NonFiniteLossError, match="the loss is nan in epoch 3, step 2") as caught:
         train_pass(step, iter([batch(2, seed=seed) for seed in range(4)]), epoch=2, num_steps=4)
     assert caught.value.clips == (100, 101)
 

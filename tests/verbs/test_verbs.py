@@ -120,12 +120,12 @@ def test_a_place_is_looked_at_before_the_work_begins(here: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (lambda: Path("file/x").mkdir(), "cannot use file/x: a directory was wanted"),
+        (lambda: Path("file/x").mkdir(), "cannot use file/x: expected a directory"),
         (lambda: Path("n" * 300).mkdir(), "the name is too long"),
         (lambda: Path("nowhere/x").mkdir(), "cannot use nowhere/x: No such file"),
-        (lambda: Path().write_text(""), "a file was wanted, it is a directory"),
+        (lambda: Path().write_text(""), "expected a file, found a directory"),
         (lambda: fail(OSError(errno.EMFILE, "Too many open files")), "too many files are open; raise `ulimit -n`"),
-        (lambda: bytearray(1 << 62), "memory is used up"),
+        (lambda: bytearray(1 << 62), "out of memory"),
     ],
 )
 def test_faults_of_files_and_memory_are_one_line(

@@ -1,1 +1,4 @@
-"""Labelled videos in, batches of snippets out; importing this package loads nothing heavy."""
+"""Data pipeline: labelled videos are ingested into shards and read back as batches of snippets.
+
+Importing this package loads no heavy dependency.
+"""

@@ -1,4 +1,4 @@
-"""Encoded clip, as shards hold it: H.264 video that seeks exactly, and a grey JPEG for each flow field."""
+"""Encoded clip, the payload of a shard row: frame-exact seekable H.264 video and one grey JPEG per flow field."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedClip:
-    """A clip as shards hold it; a stream that is not wanted is None."""
+    """A clip as stored in a shard; a stream that was not requested is None."""
 
     video: bytes | memoryview | None
-    """H.264 in mp4 that seeks exactly."""
+    """H.264 in MP4, frame-exact to seek."""
 
     flow: Sequence[bytes | memoryview] | Mapping[int, bytes | memoryview] | None
-    """Grey JPEGs, x stacked over y, by index; field k of num_frames - 1 is between frames k and k + 1."""
+    """num_frames - 1 grey JPEGs of (2H, W) uint8, x stacked over y, by index; field k is the motion from frame k to
+    k + 1."""
 
     num_frames: int
-    """Frames that can be decoded."""
+    """Number of decodable frames."""
 
     height: int
     """Pixels."""
@@ -29,4 +30,4 @@ class EncodedClip:
     """Mean frames per second of the source."""
 
     notes: tuple[str, ...] = ()
-    """What is to be known about the source, each one of `raw_video.Note`; shards do not hold it."""
+    """Remarks about the source, each one of `raw_video.Note`; not stored in shards."""

@@ -1,4 +1,4 @@
-"""Optical flow: its computation, its 8-bit coding, the contract that names both (Simonyan and Zisserman 2014)."""
+"""Optical flow: computation, 8-bit quantisation, and the contract that records both (Simonyan and Zisserman 2014)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from twostream_ray.storage.json_files import record
 
 _CHANNEL_ORDER = "x1 y1 x2 y2 ..."
 _LEVELS = 127
-"""Grey levels on either side of zero; 128 is no motion, so that zero is exact."""
+"""Grey levels on either side of zero; level 128 is zero motion, exactly."""
 
 _LEAST_BOUND_PX = 0.001
-"""Below, all motion is clipped; far below, float32 overflows."""
+"""Below this all motion is clipped; far below it float32 overflows."""
 _MOST_BOUND_PX = 10_000.0
 _MOST_SHORT_SIDE_PX = 8192
 
@@ -35,29 +35,29 @@ CONTRACT_SCHEMA = record(
     },
     {"channel_order": {"const": _CHANNEL_ORDER}},
 )
-"""What `FlowContract.to_dict` gives, as part of the documents that carry it."""
+"""JSON Schema of `FlowContract.to_dict`, embedded in the schemas of manifests and model packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowContract:
-    """How flow was made and coded: one value, stored in every shard, checkpoint and registered model."""
+    """Flow algorithm, parameters and 8-bit coding, stored as one value in every shard, checkpoint and model."""
 
     algorithm: Literal["dis", "tvl1", "dis+tvl1"] = "dis"
-    """`dis`: OpenCV DIS medium (about 140 frames/s and core, .22 px error); `tvl1`: the papers' (1.3 frames/s and
-    core, .16 px); `dis+tvl1`: TV-L1 started from DIS (4.4 frames/s and core, .16 px)."""
+    """`dis`: OpenCV DIS medium (about 140 frames/s per core, 0.22 px error); `tvl1`: as in the papers (1.3 frames/s per
+    core, 0.16 px); `dis+tvl1`: TV-L1 initialised with DIS (4.4 frames/s per core, 0.16 px)."""
 
     bound_px: float = 20.0
     """Displacements are clipped to +/- this many pixels (20 in the official code)."""
 
     coding: Literal["signed127", "legacy255"] = "signed127"
-    """`signed127`: 128 + round(127 v / bound), zero exact; `legacy255`: the papers' linear 0..255, for flow images that
-    exist already."""
+    """`signed127`: 128 + round(127 v / bound), zero exact; `legacy255`: the papers' linear 0..255, for existing flow
+    images."""
 
     short_side_px: int = 256
     """Frames are resized to this shorter side before flow is computed (256 in the papers)."""
 
     jpeg_quality: int = 89
-    """Quality of the grey JPEG that holds a field, x stacked over y (1..100; 89 adds about .01 px of error)."""
+    """JPEG quality of a stored flow field, x stacked over y (1..100; 89 adds about 0.01 px of error)."""
 
     def __post_init__(self) -> None:
         require_within(self, "flow.", bound_px="[0.001, 10_000]", short_side_px="[16, 8_192]", jpeg_quality="[1, 100]")
@@ -65,7 +65,7 @@ class FlowContract:
             raise ConfigError(f"flow.short_side_px must be even, got {self.short_side_px}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The contract as JSON values, with the order of channels in a stack spelt out."""
+        """The contract as JSON values, with the channel order of a flow stack."""
         return asdict(self) | {"channel_order": _CHANNEL_ORDER}
 
     @classmethod
@@ -73,7 +73,7 @@ class FlowContract:
         """The contract that `to_dict` wrote.
 
         Raises:
-            ConfigError: the values are no contract: a key too few or too many, a wrong type, a value out of range.
+            ConfigError: a missing or unknown key, a wrong type, or a value out of range.
         """
         json_files.check(
             values,
@@ -83,17 +83,20 @@ class FlowContract:
             way_out="use shards and models as they were written",
             error=ConfigError,
         )
-        whole = {name: int(values[name]) for name in ("short_side_px", "jpeg_quality")}  # for JSON, 48.0 is one as well
-        return cls(**{name: value for name, value in values.items() if name != "channel_order"} | whole)
+        # JSON Schema accepts 48.0 as an integer.
+        integers = {name: int(values[name]) for name in ("short_side_px", "jpeg_quality")}
+        return cls(**{name: value for name, value in values.items() if name != "channel_order"} | integers)
 
     @property
     def hash(self) -> str:
-        """12 hexadecimal digits; equal exactly when the contracts are equal."""
+        """12 hexadecimal digits of a SHA-256; equal for equal contracts."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def require_same_contract(wanted: FlowContract, found: FlowContract, *, wanted_by: str, found_in: str) -> None:
-    """Refuse flow of another kind, naming every difference (flow-encoding mix-ups cost peers half their accuracy).
+    """Raise unless both contracts are equal, naming every difference.
+
+    A model fed with flow of another coding or bound loses accuracy silently.
 
     Raises:
         ContractMismatchError: the contracts differ.
@@ -111,7 +114,7 @@ def require_same_contract(wanted: FlowContract, found: FlowContract, *, wanted_b
 
 
 def differences(found: FlowContract, wanted: FlowContract) -> str:
-    """What differs between two contracts, as "bound_px 20, not 5"."""
+    """The differences between two contracts, for example "bound_px 20, not 5"."""
     theirs, ours = found.to_dict(), wanted.to_dict()
     return "; ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in _differing(wanted, found))
 
@@ -121,16 +124,16 @@ def _differing(one: FlowContract, other: FlowContract) -> list[str]:
 
 
 def flow_function(contract: FlowContract) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]:
-    """A function (grey frame, next grey frame), both (H, W) uint8 -> flow (H, W, 2) float32 in px, x then y.
+    """Build a function (grey frame, next grey frame), both (H, W) uint8 -> flow (H, W, 2) float32 in px, x then y.
 
-    The same frames give the same flow on every x86 processor. The function keeps buffers: use one per thread.
+    Flow is bit-identical on every x86 processor. The function reuses buffers: not thread-safe, build one per thread.
     """
     import cv2 as opencv
 
     cv2: Any = opencv  # its type stubs lack both algorithms
     # Ray scales by processes; a second layer of threads only adds contention.
     cv2.setNumThreads(1)
-    # OpenCV's code for AVX2 and IPP rounds otherwise: flow would depend on the processor. Without it nothing is slower.
+    # OpenCV's AVX2 and IPP paths round differently: flow would depend on the processor. Disabling them costs no speed.
     cv2.setUseOptimized(False)
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     if contract.algorithm == "dis":
@@ -160,23 +163,24 @@ def dequantise(levels: NDArray[np.uint8] | NDArray[np.float32], contract: FlowCo
 
 
 def negated(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
-    """Grey levels of -v for the grey levels of v: x in a horizontal mirror, both components backward in time."""
+    """Grey levels of -v from those of v, any shape: for x when mirrored, for both components backward in time."""
     if contract.coding == "legacy255":
         return np.invert(levels)  # 255 - v
-    turned = np.negative(levels)  # 256 - v, except at 0, which JPEG may make of 1
-    turned[levels == 0] = 255
-    return turned
+    # uint8 wraps around to 256 - v, except for level 0, which JPEG loss can produce from level 1.
+    negative = np.negative(levels)
+    negative[levels == 0] = 255
+    return negative
 
 
 def mean_vectors(fields: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mean displacement of each field in px, (..., 2, H, W) -> (..., 2, 1, 1), to be subtracted from it."""
+    """Mean displacement of each field in px, (..., 2, H, W) -> (..., 2, 1, 1) (Simonyan and Zisserman 2014, 3.1)."""
     return fields.mean(axis=(-2, -1), keepdims=True)
 
 
 def mean_subtraction_tables(mean_levels: NDArray[np.float64], contract: FlowContract) -> NDArray[np.uint8]:
-    """What each grey level becomes when the mean displacement is taken off: (...) mean levels -> (..., 256) levels.
+    """Lookup tables for mean subtraction in the grey-level domain: (...) mean levels -> (..., 256) uint8 levels.
 
-    Means of levels are sums of whole numbers, exact in any order: every device makes the same of a field.
+    A mean of levels is a sum of integers, exact in any order, so every device gives the same result.
     """
     displacements = dequantise(np.arange(256, dtype=np.uint8), contract)
     means = dequantise(mean_levels.astype(np.float32), contract)
@@ -184,10 +188,10 @@ def mean_subtraction_tables(mean_levels: NDArray[np.float64], contract: FlowCont
 
 
 def along_trajectories(fields: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Fields of consecutive frames, each sampled where the motion has led (Simonyan and Zisserman 2014, sec. 3.1).
+    """Trajectory stacking: each field is sampled along motion trajectories (Simonyan and Zisserman 2014, sec. 3.1).
 
-    A point starts at its own position, p_1 = (u, v), and moves, p_k = p_{k-1} + d_{k-1}(p_{k-1}); d_k(p_k) is stacked.
-    Positions between pixels are interpolated linearly, beyond the frame its edge counts.
+    p_1 = (u, v) and p_k = p_{k-1} + d_{k-1}(p_{k-1}); channel k is d_k(p_k). Subpixel positions are interpolated
+    bilinearly; positions outside the frame take its border value.
 
     Shape: (L, 2, H, W) in px, x then y -> the same.
     """
@@ -210,23 +214,23 @@ def encode_field(flow: NDArray[np.float32], contract: FlowContract) -> bytes:
 
 
 def encode_levels(x: NDArray[np.uint8], y: NDArray[np.uint8], contract: FlowContract) -> bytes:
-    """Grey levels of one field, (H, W) each -> one grey JPEG of (2H, W)."""
+    """Grey levels of one field, x and y (H, W) uint8 each -> one grey JPEG of (2H, W)."""
     import cv2
 
     stacked = np.concatenate([x, y])
-    # Huffman tables of its own make a field a fifth smaller; the pixels stay the same.
+    # Optimised Huffman tables make a field a fifth smaller, losslessly.
     options = [cv2.IMWRITE_JPEG_QUALITY, contract.jpeg_quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     return cv2.imencode(".jpg", stacked, options)[1].tobytes()
 
 
-def decode_field(content: bytes | memoryview, *, room: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """One grey JPEG -> grey levels (2, H, W) uint8: x, y; in `room`, of as many bytes, where it is given.
+def decode_field(content: bytes | memoryview, *, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """One grey JPEG -> grey levels (2, H, W) uint8: x, y; decoded into `buffer` (2 H W bytes) if given.
 
     Raises:
-        ValueError: the bytes are no JPEG, or a larger one than there is room for.
+        ValueError: the bytes are not a JPEG, or do not fit into the buffer.
     """
     import simplejpeg
 
-    stacked = simplejpeg.decode_jpeg(memoryview(content).cast("B"), colorspace="GRAY", fastdct=False, buffer=room)
+    stacked = simplejpeg.decode_jpeg(memoryview(content).cast("B"), colorspace="GRAY", fastdct=False, buffer=buffer)
     levels: NDArray[np.uint8] = stacked[:, :, 0].reshape(2, -1, stacked.shape[1])
     return levels

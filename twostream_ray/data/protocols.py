@@ -1,6 +1,6 @@
-"""Evaluation protocols of the papers, by name: which views of a clip are scored, and what is averaged over them.
+"""Test-time evaluation protocols of the papers, by name: which views of a clip are scored and how they are averaged.
 
-What is needed to read a command line, without NumPy; `views` makes the views.
+Free of NumPy, so that the command line can import it cheaply; `views` generates the views.
 """
 
 from __future__ import annotations
@@ -25,36 +25,37 @@ def _require_known(settings: Any, **kinds: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Evaluation protocol: which views of a clip are scored, and how their scores become the clip's."""
+    """Evaluation protocol: which views of a clip are scored, and how view scores are averaged into clip scores."""
 
     name: str
-    """What it is called; NAME (changed) where settings changed a named one."""
+    """Name of the protocol; "NAME (changed)" when settings override a named one."""
 
     times: int | None = None
-    """Samples of a clip, their starts evenly spaced; None: the model's test_times."""
+    """Samples per clip, with evenly spaced starts; None: the model's test_times."""
 
     snippets: int | None = None
-    """T: snippets of a sample; None: as the model was trained."""
+    """T: snippets per sample; None: as the model was trained."""
 
     spread: bool = False
-    """Whether a sample's snippets are spread over the whole clip, evenly, instead of max_stride_frames apart."""
+    """Whether a sample's snippets are spread evenly over the whole clip instead of max_stride_frames apart."""
 
     crops: Crops = "centre"
-    """centre: the centre crop; corners: the four corners and the centre; full: the whole frame, over which the
-    networks slide (fully convolutional)."""
+    """centre: the centre crop; corners: the four corners and the centre; full: the whole frame (fully convolutional
+    testing)."""
 
     mirrored: bool = False
-    """Whether each crop is shown mirrored too."""
+    """Whether each crop is also scored mirrored."""
 
     average: Average = "network"
-    """What is averaged over views and towers: softmax, logits, or network: what the network averages in training."""
+    """What is averaged over views and towers: softmax, logits, or network: whichever the network averages in training.
+    """
 
     def __post_init__(self) -> None:
         require_within(self, "views.", times="[1, 1_000]", snippets="[1, 1_000]")
         _require_known(self, crops=Crops, average=Average)
 
     def describe(self) -> str:
-        """All of it in words, in one line."""
+        """The protocol in words, one line."""
         samples = "samples as the model's test_times says" if self.times is None else f"{self.times} samples of a clip"
         many = f"{self.snippets} snippet{'s' * (self.snippets != 1)}"
         length = "as many snippets as in training" if self.snippets is None else many
@@ -70,7 +71,7 @@ class Protocol:
 
 
 VALIDATION = Protocol(name="validation")
-"""What training validates by, and evaluation and prediction use unless they are told otherwise."""
+"""The protocol of validation during training, and the default of evaluation and prediction."""
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -90,29 +91,29 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="custom"),
     )
 }
-"""The named protocols; `custom` is `validation`, to be changed by settings."""
+"""The named protocols; `custom` equals `validation` and is meant to be overridden by settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """What is changed of a named protocol; by default nothing."""
+    """Overrides of a named protocol; by default none."""
 
     times: int | None = None
-    """Samples of a clip, their starts evenly spaced; by default as the protocol says."""
+    """Samples per clip, with evenly spaced starts; by default the protocol's."""
 
     snippets: int | None = None
-    """T: snippets of a sample, each one RGB frame and its flow stack; by default as the protocol says."""
+    """T: snippets per sample, each one RGB frame and its flow stack; by default the protocol's."""
 
     crops: Crops | None = None
-    """centre; corners: the four corners and the centre; full: the whole frame, over which the networks slide. By
-    default as the protocol says."""
+    """centre; corners: the four corners and the centre; full: the whole frame (fully convolutional testing). By default
+    the protocol's."""
 
     mirrored: bool | None = None
-    """Show each crop mirrored too; by default as the protocol says."""
+    """Also score each crop mirrored; by default the protocol's."""
 
     average: Average | None = None
-    """softmax, logits, or network: what the network averages in training, over views and towers. By default as the
-    protocol says."""
+    """What is averaged over views and towers: softmax, logits, or network: whichever the network averages in training.
+    By default the protocol's."""
 
     def __post_init__(self) -> None:
         require_within(self, "views.", times="[1, 1_000]", snippets="[1, 1_000]")
@@ -120,10 +121,10 @@ class ViewsConfig:
 
 
 def resolve_protocol(name: str, changes: ViewsConfig | None = None) -> Protocol:
-    """The protocol of a name, with what settings change of it.
+    """Look up a protocol by name and apply overrides.
 
     Raises:
-        ConfigError: there is no protocol of this name.
+        ConfigError: no protocol has this name.
     """
     if name not in PROTOCOLS:
         raise ConfigError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {brief(name)}")

@@ -17,10 +17,10 @@ FlowStack = Literal["centred", "forward", "bidirectional", "trajectory"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Which snippets make a sample."""
+    """How the snippets of a sample are chosen."""
 
     num_snippets: int = 5
-    """T: snippets per sample, each one RGB frame and the flow stack that goes with it."""
+    """T: snippets per sample, each one RGB frame and its flow stack."""
 
     min_stride_frames: int = 5
     """Smallest stride tau between snippets, in frames; training draws tau uniformly (5..15 in the official code)."""
@@ -32,15 +32,16 @@ class SamplingConfig:
     """L: flow fields per snippet; the stack has 2L channels, ordered x1, y1, x2, y2, ..."""
 
     flow_stack: FlowStack = "centred"
-    """centred: L/2 fields before the frame and L/2 from it on (official code of 2016); forward: L fields from the
-    frame on; bidirectional: L/2 forward, L/2 backward; trajectory: forward, each sampled where the motion has led
+    """centred: L/2 fields before the frame and L/2 after it (official code of 2016); forward: the L fields that follow
+    the frame; bidirectional: L/2 forward, L/2 backward; trajectory: forward, sampled along motion trajectories
     (Simonyan and Zisserman 2014, sec. 3.1)."""
 
     flow_mean_subtraction: bool = False
-    """Take its mean vector off each field, a crude compensation of camera motion (Simonyan and Zisserman 2014, 3.1)."""
+    """Subtract the mean vector from each field, a simple camera motion compensation (Simonyan and Zisserman 2014,
+    sec. 3.1)."""
 
     test_times: int = 4
-    """Samples of a clip at test time, evenly spaced; a video's score is their mean."""
+    """Samples per clip at test time, evenly spaced; a clip's score is their mean."""
 
     def __post_init__(self) -> None:
         require_within(
@@ -64,7 +65,7 @@ class SamplingConfig:
         if self.flow_length % 2 and self.flow_stack in ("centred", "bidirectional"):
             raise ConfigError(
                 f"data.sampling.flow_length must be even for flow_stack {self.flow_stack}, which has two halves, got "
-                f"{self.flow_length}: choose another length, or forward or trajectory"
+                f"{self.flow_length}: choose an even length, or flow_stack forward or trajectory"
             )
 
 
@@ -82,7 +83,7 @@ def chunk_centres(num_frames: int, *, num_chunks: int, stride_frames: int, start
 
 
 def training_times(num_frames: int, *, config: SamplingConfig, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Snippet times of one training sample: stride and start drawn, the window inside the clip where it fits.
+    """Snippet times of one training sample: random stride and start, with the window inside the clip if it fits.
 
     Shape (T,), values in [0, num_frames).
 
@@ -105,8 +106,8 @@ def evaluation_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.i
     """
     stride = config.max_stride_frames
     last_start = max(num_frames - 1 - stride * (config.num_snippets - 1), 0)
-    # Midpoints of equal parts, so that a single test sample looks at the middle of the clip; in whole numbers, as
-    # fractions would round midpoints that fall on a frame either way.
+    # Midpoints of equal parts, so that a single test sample is taken from the middle of the clip; in integers, because
+    # floats would round midpoints that fall on a frame either way.
     starts = (2 * np.arange(config.test_times) + 1) * (last_start + 1) // (2 * config.test_times)
     return np.stack(
         [
@@ -117,10 +118,10 @@ def evaluation_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.i
 
 
 def spread_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.int64]:
-    """Snippet times of every test sample of a clip, each sample's spread evenly over the whole clip.
+    """Snippet times of every test sample of a clip, each sample spread evenly over the whole clip.
 
-    test_times x T midpoints of equal parts; sample i has every test_times-th from the i-th on, as the chunks of the
-    official code's test have (Feichtenhofer et al. 2016b). Shape (test_times, T), values in [0, num_frames).
+    The clip is cut into test_times x T equal parts; sample i takes the midpoints i, i + test_times, ..., like the
+    chunks of the official test code (Feichtenhofer et al. 2016b). Shape (test_times, T), values in [0, num_frames).
 
     Raises:
         EmptyClipError: the clip has no frame.
@@ -132,9 +133,9 @@ def spread_times(num_frames: int, *, config: SamplingConfig) -> NDArray[np.int64
 
 
 def field_indices(time: int, *, config: SamplingConfig, num_frames: int) -> NDArray[np.int64]:
-    """Flow fields of the stack that goes with a frame, in the order of its channels; a clip's ends are repeated.
+    """Indices of the flow fields stacked for a frame, in channel order; beyond the ends of the clip they repeat.
 
-    Field k is between frames k and k + 1. centred: offsets -L/2 .. L/2 - 1. forward and trajectory: 0 .. L - 1.
+    Field k is the motion from frame k to k + 1. centred: offsets -L/2 .. L/2 - 1. forward and trajectory: 0 .. L - 1.
     bidirectional: 0 .. L/2 - 1, then backward in time -1 .. -L/2. Shape (L,), values in [0, num_frames - 2].
     """
     length = config.flow_length
@@ -149,6 +150,6 @@ def field_indices(time: int, *, config: SamplingConfig, num_frames: int) -> NDAr
 
 
 def clip_rng(*, seed: int, epoch: int, clip_id: str) -> np.random.Generator:
-    """The generator of every draw made for a clip in an epoch: a function of (seed, epoch, clip id) alone."""
+    """Counter-based generator (Philox) for all random draws of a clip in an epoch, keyed by (seed, epoch, clip id)."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{clip_id}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

@@ -18,29 +18,29 @@ from twostream_ray.errors import DecodeError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedFlow:
-    """The flow of a batch as shards hold it, to be decoded on the device that it is used on."""
+    """Still encoded flow of a batch, to be decoded on the training device (`data.decode_at` device)."""
 
     clips: tuple[tuple[EncodedClip, tuple[View, ...]], ...]
-    """Each clip with the views that its samples show, in the order of the batch."""
+    """Each clip with the views of its samples, in batch order."""
 
     size_px: int
     """Height and width of the samples."""
 
     config: SamplingConfig
-    """How stacks are made; not along trajectories."""
+    """How flow stacks are composed; flow_stack trajectory is not supported."""
 
     contract: FlowContract
     """How the flow is coded."""
 
     name: Callable[[int], str]
-    """Index in `clips` -> which clip it is, and in which row of which shard."""
+    """Index in `clips` -> clip id, shard and row, for error messages."""
 
     threads: int = 1
-    """Threads that decode where the device is a CPU."""
+    """Decoding threads if the device is a CPU."""
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """(N, T, 2L, H, W) once decoded."""
+        """Shape after decoding, (N, T, 2L, H, W)."""
         samples = sum(len(views) for _, views in self.clips)
         return samples, self.config.num_snippets, 2 * self.config.flow_length, self.size_px, self.size_px
 
@@ -51,34 +51,34 @@ class EncodedFlow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Samples side by side, as numpy arrays; a stream that is not wanted is None."""
+    """A batch of samples as NumPy arrays; a stream that was not requested is None."""
 
     rgb: NDArray[np.uint8] | None
     """(N, T, 3, H, W), levels 0..255."""
 
     flow: NDArray[np.uint8] | None
-    """(N, T, 2L, H, W), coded displacements, x1 y1 x2 y2 ...; None also where it is still encoded."""
+    """(N, T, 2L, H, W), quantised displacements, x1 y1 x2 y2 ...; also None while it is still encoded."""
 
     labels: NDArray[np.int64]
     """(N,), class indices."""
 
     weights: NDArray[np.float32]
-    """(N,), 1 for a sample, 0 for padding that must count nowhere."""
+    """(N,), 1 for a sample, 0 for padding, which losses and metrics ignore."""
 
     clips: NDArray[np.int64]
-    """(N,), position of each sample's clip in the shard set's index."""
+    """(N,), index of each sample's clip in the shard set's index."""
 
     total: float
     """Sum of weights over all workers in this step."""
 
     decoded: int = 0
-    """Clips that were decoded for it; the others' samples were kept from before (`data.sample_cache`)."""
+    """Clips decoded for this batch; the remaining samples came from the cache (`data.sample_cache`)."""
 
     encoded_flow: EncodedFlow | None = None
-    """Flow that its device decodes (`data.decode_at` device)."""
+    """Flow to be decoded on the device (`data.decode_at` device)."""
 
     lanes: NDArray[np.int64] | None = None
-    """(N,), the lane that each sample is from; None where samples are from no lanes."""
+    """(N,), lane of each sample; None for samples that do not come from lanes."""
 
 
 def collate(
@@ -89,7 +89,15 @@ def collate(
     clip_positions: Sequence[int],
     total: float,
 ) -> Batch:
-    """Samples (rgb, flow) side by side."""
+    """Stack N samples, rgb (T, 3, H, W) and flow (T, 2L, H, W) uint8 each, into a batch.
+
+    Args:
+        samples: (rgb, flow) of each sample; None for a stream that was not requested.
+        labels: class index of each sample.
+        weights: 1 for a sample, 0 for padding.
+        clip_positions: index of each sample's clip in the shard set's index.
+        total: sum of weights over all workers in this step.
+    """
     rgb = [sample[0] for sample in samples if sample[0] is not None]
     flows = [sample[1] for sample in samples if sample[1] is not None]
     return Batch(
@@ -103,7 +111,7 @@ def collate(
 
 
 def needed_fields(times: NDArray[np.int64], *, config: SamplingConfig, num_frames: int) -> list[int]:
-    """Indices of the flow fields that the stacks at these times share, each once, ascending."""
+    """Indices of all flow fields that the stacks at these times need, deduplicated, ascending."""
     windows = (sampling.field_indices(int(time), config=config, num_frames=num_frames) for time in times)
     return sorted({int(index) for window in windows for index in window})
 
@@ -114,9 +122,9 @@ def rgb_snippets(
     *,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """The RGB frames of a sample: (T, 3, H, W) uint8; into `out`, a part of a batch, where it is given.
+    """RGB frames of a sample, (T, 3, H, W) uint8; written into `out`, a slice of a batch, if given.
 
-    `frames` yields (index, RGB (H, W, 3) uint8) of every time of the view, each once, in any order.
+    `frames` yields (index, RGB (H, W, 3) uint8) for every distinct time of the view, in any order.
     """
     import cv2
 
@@ -126,7 +134,7 @@ def rgb_snippets(
     for index, frame in frames:
         transforms.apply_crop(frame, view.crop, size=view.size, out=cropped)
         for snippet in np.flatnonzero(view.times == index):
-            cv2.split(cropped, list(out[snippet]))  # a copy of the transposed array takes several times as long
+            cv2.split(cropped, list(out[snippet]))  # several times faster than copying the transposed array
     return out
 
 
@@ -138,17 +146,17 @@ def flow_snippets(
     contract: FlowContract,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """The flow stacks of a sample: (T, 2L, H, W) uint8; into `out`, a part of a batch, where it is given.
+    """Flow stacks of a sample, (T, 2L, H, W) uint8; written into `out`, a slice of a batch, if given.
 
-    Fields shared by overlapping stacks are decoded and resized once. Means and trajectories are those of the stored
-    frame, before it is cropped. Stored flow runs forward only: the backward flow from frame k to k - 1 is taken to be
-    the negated forward flow from k - 1 to k, our reading.
+    Fields shared by overlapping stacks are decoded and resized once. Means and trajectories are computed on the stored
+    frame, before cropping. Only forward flow is stored: backward flow from frame k to k - 1 is approximated by the
+    negated forward flow from k - 1 to k.
 
     Raises:
         DecodeError: the clip has no flow, or a field is damaged.
     """
     if clip.flow is None:
-        raise DecodeError("flow was wanted of a clip read without its flow column")
+        raise DecodeError("flow requested from a clip that was read without its flow column")
     windows = [sampling.field_indices(int(time), config=config, num_frames=clip.num_frames) for time in view.times]
     if out is None:
         out = np.empty((len(windows), 2 * config.flow_length, *view.size), np.uint8)
@@ -157,47 +165,47 @@ def flow_snippets(
             index: decoded_field(clip, index)
             for index in needed_fields(view.times, config=config, num_frames=clip.num_frames)
         }
-        # Where a field is sampled depends on where its stack begins: nothing more is shared.
+        # The positions at which a field is sampled depend on the start of its stack: only decoding can be shared.
         for stack, window in zip(out, windows, strict=True):
             sampled = along_trajectories([decoded[int(index)] for index in window], config, contract)
             for number, levels in enumerate(sampled):
-                show_field(levels, view, contract, out=stack[2 * number : 2 * number + 2])
+                write_field(levels, view, contract, out=stack[2 * number : 2 * number + 2])
         return out
-    shown: dict[int, NDArray[np.uint8]] = {}
-    # Fresh memory for each field would be mapped and given back each time: threads wait for each other there.
-    room = np.empty(2 * clip.height * clip.width, np.uint8)
+    written: dict[int, NDArray[np.uint8]] = {}
+    # Allocating a buffer per field would map and unmap memory each time, where threads wait for each other.
+    buffer = np.empty(2 * clip.height * clip.width, np.uint8)
     for stack, window in zip(out, windows, strict=True):
         for number, index in enumerate(window.tolist()):
             stacked = stack[2 * number : 2 * number + 2]
-            if index in shown:
-                stacked[...] = shown[index]
+            if index in written:
+                stacked[...] = written[index]
                 continue
-            # Shown at once, while the processor's cache has it.
-            levels = decoded_field(clip, index, room=room)
+            # Cropped right after decoding, while the field is in the processor's cache.
+            levels = decoded_field(clip, index, buffer=buffer)
             if config.flow_mean_subtraction:
                 levels = without_mean(levels, contract)
-            show_field(levels, view, contract, out=stacked)
-            shown[index] = stacked
+            write_field(levels, view, contract, out=stacked)
+            written[index] = stacked
     if config.flow_stack == "bidirectional":
         backward = out[:, config.flow_length :]
         backward[...] = flow.negated(backward, contract)
     return out
 
 
-def decoded_field(clip: EncodedClip, index: int, *, room: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """One field of a clip as grey levels (2, H, W) uint8: x, y; in `room`, of as many bytes, where it is given.
+def decoded_field(clip: EncodedClip, index: int, *, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """One flow field of a clip as grey levels (2, H, W) uint8: x, y; decoded into `buffer` (2 H W bytes) if given.
 
     Raises:
-        DecodeError: the clip does not have it, or it is damaged.
+        DecodeError: the clip does not have the field, or it is damaged.
     """
     try:
-        return flow.decode_field(clip.flow[index], room=room)  # type: ignore[index]
+        return flow.decode_field(clip.flow[index], buffer=buffer)  # type: ignore[index]
     except (ValueError, IndexError, KeyError) as error:
         raise DecodeError(f"flow field {index} of a clip of {clip.num_frames} frames is damaged ({error})") from error
 
 
-def show_field(levels: NDArray[np.uint8], view: View, contract: FlowContract, *, out: NDArray[np.uint8]) -> None:
-    """Cut, resize and mirror a field (2, H, W) into (2, *view.size)."""
+def write_field(levels: NDArray[np.uint8], view: View, contract: FlowContract, *, out: NDArray[np.uint8]) -> None:
+    """Crop, resize and mirror a field (2, H, W) uint8 into `out`, (2, *view.size) uint8."""
     for plane, component in zip(levels, out, strict=True):
         transforms.apply_crop(plane, view.crop, size=view.size, out=component)
     if view.crop.mirrored:
@@ -205,7 +213,7 @@ def show_field(levels: NDArray[np.uint8], view: View, contract: FlowContract, *,
 
 
 def without_mean(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[np.uint8]:
-    """A field (2, H, W) uint8 less its mean vector."""
+    """Subtract the mean vector from a field (2, H, W) uint8; the same shape."""
     tables = flow.mean_subtraction_tables(levels.mean(axis=(1, 2), dtype=np.float64), contract)
     return np.stack([table[plane] for table, plane in zip(tables, levels, strict=True)])
 
@@ -213,10 +221,13 @@ def without_mean(levels: NDArray[np.uint8], contract: FlowContract) -> NDArray[n
 def along_trajectories(
     stack: Sequence[NDArray[np.uint8]], config: SamplingConfig, contract: FlowContract
 ) -> NDArray[np.uint8]:
-    """A stack's L fields (2, H, W) uint8 along its trajectories, less their means where they are subtracted."""
+    """Sample a stack of L fields (2, H, W) uint8 along its trajectories, with mean subtraction if configured.
+
+    Returns (L, 2, H, W) uint8.
+    """
     fields = flow.dequantise(np.stack(stack), contract)
     sampled = flow.along_trajectories(fields)
     if config.flow_mean_subtraction:
-        # The points follow the whole motion; what is stacked is the motion less the camera's.
+        # Points follow the full motion; only the stacked values are compensated for camera motion.
         sampled = sampled - flow.mean_vectors(fields)
     return flow.quantise(sampled, contract)

@@ -1,4 +1,4 @@
-"""One draw of crop, scale and flip for both streams, and its application."""
+"""Data augmentation and test crops: one draw of crop, scale jitter and flip, applied to both streams alike."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from twostream_ray.settings.bounds import require_within
 
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """How a training crop is drawn; the same crop, scale and flip serve every frame and field of a sample."""
+    """How a training crop is drawn; all frames and flow fields of a sample share one crop, scale and flip."""
 
     crop_px: int = 224
     """Height and width of the network's input in px."""
 
     short_side_px: int | None = None
-    """Resize frames and flow fields alike, so that their shorter side has this many px, before a crop is cut: of frames
-    of 256 px stored, a crop of 112 px has a fifth, and with 128 here seven eighths of the height. At least crop_px; by
-    default frames are cut as they are stored. Flow keeps its values, which are px of the stored frame per frame, as
-    the papers' resized fields do: they are what the flow contract says in training, evaluation and prediction."""
+    """Resize frames and flow fields so that their shorter side has this many px before cropping; at least crop_px. By
+    default crops are cut from the frame as stored. A crop of 112 px covers 44 % of the height of a stored frame of
+    256 px, and 88 % with 128 here. Flow values are not rescaled (as in the papers): they stay in px of the stored
+    frame, as the flow contract says, in training, evaluation and prediction."""
 
     size_jitter: float = 0.25
-    """Height and width of the crop vary independently by up to this fraction, then are resized to crop_px
-    (Feichtenhofer et al. 2016: .25); 0 crops exactly crop_px."""
+    """Height and width of the crop vary independently by up to this fraction before it is resized to crop_px
+    (Feichtenhofer et al. 2016: 0.25); 0 crops exactly crop_px."""
 
     flip: bool = True
-    """Mirror half of the training samples; the x component of flow changes its sign. Off where left and right are
-    classes."""
+    """Mirror half of the training samples at random; the x component of flow is negated. Switch it off if classes
+    differ in left and right."""
 
     def __post_init__(self) -> None:
         require_within(
@@ -55,7 +55,14 @@ class Crop:
 
 
 def training_crop(height: int, width: int, *, config: TransformConfig, rng: np.random.Generator) -> Crop:
-    """A crop drawn from the whole frame (Simonyan and Zisserman 2014, sec. 5), its size jittered in both directions."""
+    """A random crop from anywhere in the frame (Simonyan and Zisserman 2014, sec. 5) with jittered height and width.
+
+    Args:
+        height: of the stored frame in px.
+        width: of the stored frame in px.
+        config: crop size, jitter and flip.
+        rng: generator of the draw.
+    """
     factors = 1 + config.size_jitter * rng.uniform(-1, 1, size=2)
     side = _crop_side(height, width, config=config)
     crop_height = min(max(round(side * factors[0]), 1), height)
@@ -72,8 +79,8 @@ def training_crop(height: int, width: int, *, config: TransformConfig, rng: np.r
 def _crop_side(height: int, width: int, *, config: TransformConfig) -> float:
     """Side of a crop in px of the stored frame.
 
-    A crop of a resized frame is a rectangle of the stored one, scaled: it is cut there and resized once, not twice, by
-    whatever decodes it.
+    A crop of the resized frame corresponds to a scaled rectangle of the stored one: it is cut from the stored frame, so
+    that pixels are resampled once, not twice.
     """
     if config.short_side_px is None:
         return config.crop_px
@@ -81,7 +88,7 @@ def _crop_side(height: int, width: int, *, config: TransformConfig) -> float:
 
 
 def centre_crop(height: int, width: int, *, config: TransformConfig) -> Crop:
-    """The test crop: crop_px in the middle of the (resized) frame, smaller where the frame is."""
+    """The centre crop for testing: crop_px of the (resized) frame, or less if the frame is smaller."""
     side = max(round(_crop_side(height, width, config=config)), 1)
     crop_height, crop_width = min(side, height), min(side, width)
     return Crop(
@@ -101,24 +108,24 @@ def corner_crops(height: int, width: int, *, config: TransformConfig) -> list[Cr
 
 
 def full_frame(height: int, width: int, *, config: TransformConfig) -> tuple[Crop, tuple[int, int]]:
-    """The whole stored frame, and the height and width in px that it is shown in to networks that slide over it.
+    """The full stored frame as a crop, and its (height, width) in px for fully convolutional testing.
 
-    As it is stored, or with its shorter side resized to short_side_px; never less than crop_px, which networks were
-    made for: a smaller frame is enlarged. Its aspect is kept but for rounding.
+    The size is the stored one, or that with the shorter side resized to short_side_px; the shorter side is at least
+    crop_px, the size that networks are built for. The aspect ratio is kept except for rounding.
     """
     side = max(config.short_side_px or min(height, width), config.crop_px)
     scale = side / min(height, width)
-    whole = Crop(top=0, left=0, height=height, width=width, mirrored=False)
-    return whole, (max(round(height * scale), side), max(round(width * scale), side))
+    frame = Crop(top=0, left=0, height=height, width=width, mirrored=False)
+    return frame, (max(round(height * scale), side), max(round(width * scale), side))
 
 
 def apply_crop(
     picture: NDArray[np.uint8], crop: Crop, *, size: tuple[int, int], out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """Cut and resize a picture (H, W) or (H, W, 3) to `size`, height and width in px, mirrored where the crop is.
+    """Crop a uint8 image (H, W) or (H, W, 3), resize it bilinearly to `size` (height, width in px), mirror it if asked.
 
-    Displacements keep their values: like the official code, a resized field is not rescaled. `out`, of the result's
-    shape, is written to and given back.
+    Flow displacements are not rescaled when a field is resized, as in the official code. The result is written to
+    `out`, if given, and returned.
     """
     import cv2
 

@@ -1,4 +1,4 @@
-"""Views: what samples show of a clip, drawn in training, and at test time as an evaluation protocol of the papers says.
+"""Views of a clip: random ones for training, multi-crop testing by an evaluation protocol of the papers.
 
 A view is one crop and the snippet times of a sample, the same for both streams (Simonyan and Zisserman 2014, sec. 5).
 """
@@ -21,7 +21,7 @@ CropName = Literal["top_left", "top_right", "bottom_left", "bottom_right", "cent
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What one sample shows of a clip: the same crop for every frame and field."""
+    """Snippet times and crop of one sample; every frame and flow field shares the crop."""
 
     times: NDArray[np.int64]
     """Snippet times in frames, shape (T,)."""
@@ -30,16 +30,18 @@ class View:
     """Rectangle of the stored frame."""
 
     size: tuple[int, int]
-    """Height and width in px that the crop is shown in."""
+    """Height and width in px that the crop is resized to."""
 
 
 class ViewKey(NamedTuple):
-    """Which of a protocol's views one is."""
+    """Identifies a view within its protocol."""
 
     time: int
-    """Number of the sample among a clip's test times, from 0."""
+    """Index of the sample among the clip's test times."""
     crop: CropName
+    """Name of the crop."""
     mirrored: bool
+    """Whether the crop is mirrored."""
 
 
 def training_view(
@@ -53,7 +55,17 @@ def training_view(
     epoch: int,
     clip_id: str,
 ) -> View:
-    """The view a clip is trained on in an epoch: a function of (seed, epoch, clip id) and the clip's shape alone.
+    """The random view of a clip in a training epoch: a function of (seed, epoch, clip id) and the clip's shape alone.
+
+    Args:
+        num_frames: frames of the clip.
+        height: of the stored frame in px.
+        width: of the stored frame in px.
+        sampling_config: how snippet times are drawn.
+        transform_config: how the crop is drawn.
+        seed: of the run.
+        epoch: number of the epoch.
+        clip_id: id of the clip.
 
     Raises:
         EmptyClipError: the clip has no frame.
@@ -69,7 +81,7 @@ def training_view(
 def evaluation_views(
     num_frames: int, height: int, width: int, *, sampling_config: SamplingConfig, transform_config: TransformConfig
 ) -> list[View]:
-    """The views whose scores are averaged in validation: evenly spaced times, centre crop.
+    """The views that validation averages over: evenly spaced times, centre crop.
 
     Raises:
         EmptyClipError: the clip has no frame.
@@ -108,16 +120,16 @@ def protocol_views(
     if protocol.crops == "full":
         _, size = transforms.full_frame(height, width, config=transform_config)
     return [
-        View(times=of_sample, crop=replace(crop, mirrored=mirrored), size=size)
-        for of_sample in times
+        View(times=sample_times, crop=replace(crop, mirrored=mirrored), size=size)
+        for sample_times in times
         for crop in crops.values()
         for mirrored in _mirrors(protocol)
     ]
 
 
 def view_keys(protocol: Protocol, *, sampling_config: SamplingConfig) -> list[ViewKey]:
-    """Which views a protocol scores of every clip, in order: by time, then crop, then plain and mirrored."""
-    # The names of crops do not depend on the frame.
+    """Keys of a protocol's views, the same for every clip: ordered by time, then crop, then plain before mirrored."""
+    # The names of crops do not depend on the frame size.
     names = _crops(protocol, 1, 1, config=TransformConfig())
     return [
         ViewKey(time, crop, mirrored)
@@ -136,7 +148,7 @@ def _sampling_of(protocol: Protocol, config: SamplingConfig) -> SamplingConfig:
 
 
 def _crops(protocol: Protocol, height: int, width: int, *, config: TransformConfig) -> dict[CropName, Crop]:
-    """The rectangles of a protocol, none mirrored, by name and in order."""
+    """The unmirrored crops of a protocol by name, in order."""
     if protocol.crops == "full":
         return {"full": transforms.full_frame(height, width, config=config)[0]}
     centre = transforms.centre_crop(height, width, config=config)

@@ -1,1 +1,1 @@
-"""Evaluation of scores: metrics, late fusion, classification reports."""
+"""Evaluation of class scores: metrics, confidence intervals, calibration, late fusion, classification reports."""

@@ -1,4 +1,4 @@
-"""Aggregation of scores over views and towers: a clip's logits by view and tower into one vector (late fusion).
+"""Score aggregation over views and towers (late fusion): a clip's logits (V, S, K) -> one score vector (K,).
 
 Softmax averages as Simonyan and Zisserman (2014, sec. 2 and 5) do; logits as Feichtenhofer et al. (2016), ST-ResNet
 and I3D (Carreira and Zisserman 2017). Axes: N clips, V views, S towers, K classes.
@@ -16,10 +16,10 @@ from twostream_ray.heads import ClassScores, Head, class_scores, softmax_by_head
 Average = Literal["softmax", "logits"]
 """What is averaged: class probabilities or the logits themselves."""
 OverTowers = Literal["mean", "max"]
-"""How the towers' averages become one score."""
+"""How the towers' averages are combined."""
 
 _PART_BYTES = 1 << 26
-"""Of float64 that are worked on at once."""
+"""Size of a float64 chunk, to bound memory."""
 
 
 def aggregate(
@@ -33,21 +33,21 @@ def aggregate(
 ) -> ClassScores:
     """Scores of clips from the logits of all their views by all towers: first over views, then over towers.
 
-    Computed in float64, a part of the clips at a time: the result does not depend on which other clips are there.
+    Computed in float64, in chunks of clips; the result of a clip does not depend on the other clips.
 
     Args:
         logits: (N, V, S, K), V and S at least 1.
         average: "softmax" turns each view's logits into the probabilities of each data set first.
         heads: the data sets, whose classes make up K.
-        over_towers: mean, or the largest score of each class, whose probabilities are then made to add up to 1.
-        tower_weights: (S,) of the mean, at least 0 and not all 0, of which only the ratios count; None: all alike.
-        temperature: all logits are divided by it first, above 0; 19 makes the mean of a sum over 19 frames.
+        over_towers: mean, or the largest score of each class, with probabilities renormalised to add up to 1.
+        tower_weights: (S,) weights of the mean, at least 0 and not all 0; only ratios matter; None: equal weights.
+        temperature: all logits are divided by it first; above 0. 19 turns a sum over 19 frames into a mean.
 
     Returns:
-        Logits and probabilities, (N, K) each; of averaged probabilities the logits are their logarithms.
+        Logits and probabilities, (N, K) each; logits of averaged probabilities are their logarithms.
 
     Raises:
-        TrainingError: a shape, weight or temperature that is none of these.
+        TrainingError: an invalid shape, weight or temperature.
     """
     if logits.ndim != 4 or 0 in logits.shape[1:]:
         raise TrainingError(f"wanted logits (N, V, S, K) with V, S and K at least 1, got shape {logits.shape}")
@@ -58,27 +58,27 @@ def aggregate(
         raise TrainingError(f"temperature must be more than 0 and finite, got {temperature}")
     num_clips, num_views, num_towers, num_classes = logits.shape
     step = max(1, _PART_BYTES // (8 * num_views * num_towers * num_classes))
-    whole = np.empty((num_clips, num_classes))
+    combined = np.empty((num_clips, num_classes))
     for start in range(0, num_clips, step):
         part = np.asarray(logits[start : start + step], dtype=np.float64) / temperature
         if average == "softmax":
             part = softmax_by_head(part.reshape(-1, num_classes), heads).reshape(part.shape)
         of_towers = list(np.moveaxis(part.mean(axis=1), 1, 0))
-        whole[start : start + step] = join_towers(of_towers, over=over_towers, weights=tower_weights)
+        combined[start : start + step] = join_towers(of_towers, over=over_towers, weights=tower_weights)
     if average == "logits":
-        return class_scores(whole, are="logits", heads=heads)
+        return class_scores(combined, are="logits", heads=heads)
     if over_towers == "max":
         for head in heads:
-            whole[:, head.columns] /= whole[:, head.columns].sum(axis=1, keepdims=True)
-    return class_scores(whole, are="probabilities", heads=heads)
+            combined[:, head.columns] /= combined[:, head.columns].sum(axis=1, keepdims=True)
+    return class_scores(combined, are="probabilities", heads=heads)
 
 
 def join_towers(
     scores: Sequence[ArrayLike], *, over: OverTowers = "mean", weights: Sequence[float] | None = None
 ) -> NDArray[np.float64]:
-    """Weighted mean, or largest, of towers' scores of the same clips; S x (N, K) -> (N, K), in float64.
+    """Weighted mean or maximum of towers' scores of the same clips; S x (N, K) -> (N, K), in float64.
 
-    A tower of weight 0 is left out, so that the others' scores are what they were, to the bit.
+    A tower of weight 0 is skipped, so that the others' scores stay bit-identical.
 
     Raises:
         TrainingError: no tower, towers of other shapes, weights below 0 or all 0, or weights of the largest.

@@ -18,7 +18,7 @@ NUM_BINS = 15
 """Of equal width, as Guo et al. 2017 take them."""
 
 _COLDEST, _HOTTEST = 0.01, 1000.0
-"""Temperatures between which the best one is looked for."""
+"""Search range of the temperature."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reliability:
-    """How well the probability of the best class says how often it is right."""
+    """Reliability diagram: confidence of the best class against accuracy."""
 
     bins: tuple[ReliabilityBin, ...]
     """15 of equal width, from 0 to 1."""
@@ -105,7 +105,7 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, *, heads: Sequence[
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, heads: Sequence[Head]) -> float:
-    """The temperature of the least negative log-likelihood of softmax(logits / temperature) (sec. 4.2).
+    """Temperature scaling: minimises the negative log-likelihood of softmax(logits / temperature) (sec. 4.2).
 
     Fit it on validation clips: it has seen their labels. Of networks that average probabilities the logits are the
     logarithms of these. It changes no best class.
@@ -116,7 +116,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, heads: Sequence[Hea
         heads: the data sets, whose classes make up K.
 
     Returns:
-        In [0.01, 1000]; above 1 where the network is too sure.
+        In [0.01, 1000]; above 1 if the network is overconfident.
 
     Raises:
         TrainingError: as checked_scores.

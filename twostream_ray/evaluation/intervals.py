@@ -1,8 +1,8 @@
 """Confidence intervals of metrics by the bootstrap over clips, and over groups of clips (cluster bootstrap).
 
-An interval says how far the metric would move with another draw of test clips. It takes what is drawn for independent,
-which clips of one person, scene or source are not: these are drawn together, group by group (Davison and Hinkley 1997,
-Bootstrap Methods and their Application, sec. 3.8). Axes: N clips, K classes, B resamples, C outcomes.
+An interval estimates how far the metric would vary with another draw of test clips. It assumes independent draws, but
+clips of one person, scene or source are not independent: they are drawn together, group by group (Davison and Hinkley
+1997, Bootstrap Methods and their Application, sec. 3.8). Axes: N clips, K classes, B resamples, C outcomes.
 """
 
 import math
@@ -16,15 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from twostream_ray.errors import TrainingError
 
 CONFIDENCE = 0.95
-"""Share of samples of clips whose interval holds the true value."""
+"""Nominal coverage of the intervals."""
 FEWEST_UNITS = 20
-"""Of clips or groups, below which an interval holds the true value less often than it says."""
+"""Number of clips or groups below which coverage is less than nominal."""
 NUM_RESAMPLES = 2000
-"""B: one more digit of an end would want a hundred times as many."""
+"""B; one more digit of precision would need a hundred times as many."""
 
 _SEED = 0
 _CELLS = 1 << 22
-"""Of the table of draws that is worked on at once."""
+"""Size of a chunk of the table of draws, to bound memory."""
 
 Unit = Literal["clips", "groups"]
 
@@ -45,9 +45,9 @@ class MetricIntervals:
     """95 % intervals of the metrics of one set of clips."""
 
     over: Unit
-    """What is taken for independent, and drawn."""
+    """The unit that is assumed independent and resampled."""
     num_units: int
-    """How many of these there are."""
+    """Number of units."""
     top1: Interval
     """Of the share of clips whose best class is the true one."""
     top5: Interval | None
@@ -57,7 +57,7 @@ class MetricIntervals:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether there are enough units for the interval to hold the true value as often as it says."""
+        """Whether there are enough units for nominal coverage."""
         return self.num_units >= FEWEST_UNITS
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def metric_intervals(
         raise TrainingError(
             f"wanted hits and labels of the same clips, at least 1, got {hits.shape}, {within5.shape}, {labels.shape}"
         )
-    # What may become of a clip: its class, and missed, among the 5 best, or best.
+    # Outcome of a clip: its class, times missed, among the 5 best, or best.
     outcomes = 3 * labels + hits + within5
 
     def metrics(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -177,13 +177,13 @@ def bootstrap_intervals(
     )
     if num_units == 1:
         return [Interval(*bounds)] * values.shape[1]
-    whole = np.asarray(multiplicity[None] @ by_unit)
+    totals = np.asarray(multiplicity[None] @ by_unit)
     without_one = np.concatenate(
-        [statistic(whole - by_unit[start : start + step].toarray()) for start in range(0, len(multiplicity), step)]
+        [statistic(totals - by_unit[start : start + step].toarray()) for start in range(0, len(multiplicity), step)]
     )
     return [
         _bca(values[:, q], estimate=estimate, without_one=without_one[:, q], multiplicity=multiplicity)
-        for q, estimate in enumerate(statistic(whole)[0])
+        for q, estimate in enumerate(statistic(totals)[0])
     ]
 
 
@@ -230,12 +230,12 @@ def wilson_intervals(num_right: ArrayLike, num_clips: ArrayLike) -> NDArray[np.f
 
 def _mean_over_classes(right: NDArray[np.float64], clips: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean accuracy over the classes that have clips; (B, K), (B, K) -> (B,)."""
-    there = clips > 0
-    return np.asarray((right / np.where(there, clips, 1)).sum(axis=1) / there.sum(axis=1))
+    has_clips = clips > 0
+    return np.asarray((right / np.where(has_clips, clips, 1)).sum(axis=1) / has_clips.sum(axis=1))
 
 
 def _exact_if_certain(interval: Interval, *, num_units: int) -> Interval:
-    """Where every clip is right, or none, so is every resample: the exact binomial's end instead (Clopper, Pearson)."""
+    """Exact binomial bound (Clopper-Pearson), as all resamples are equal if every clip, or none, is right."""
     smallest = ((1 - CONFIDENCE) / 2) ** (1 / num_units)
     return Interval(smallest, 1.0) if interval.low == 1 else Interval(0.0, 1 - smallest)
 
@@ -245,14 +245,14 @@ def _units(
 ) -> tuple[Any, NDArray[np.int64]]:
     """How often each outcome comes in each kind of unit, a sparse matrix (U, C), and how many units of it there are.
 
-    Clips of one outcome are alike, so that how many of each are drawn is all there is to it; groups are one of a kind.
+    Clips with the same outcome are interchangeable, so they form one kind of unit; every group is its own kind.
     """
     from scipy import sparse
 
     if groups is None:
-        tallied, multiplicity = np.unique(outcomes, return_counts=True)
-        ones = np.ones(len(tallied))
-        return sparse.csr_array((ones, (np.arange(len(tallied)), tallied)), shape=(len(tallied), num_outcomes)), (
+        kinds, multiplicity = np.unique(outcomes, return_counts=True)
+        ones = np.ones(len(kinds))
+        return sparse.csr_array((ones, (np.arange(len(kinds)), kinds)), shape=(len(kinds), num_outcomes)), (
             multiplicity.astype(np.int64)
         )
     if len(groups) != len(outcomes):

@@ -44,9 +44,9 @@ def late_fusion_hits(
     *,
     temporal_weights: ArrayLike,
 ) -> NDArray[np.int64]:
-    """Clips whose best class is right at each of many weights: what `late_fusion` of "logits" and `top_k_hits` give.
+    """Number of correct clips at each of many weights, equal to `late_fusion` of "logits" followed by `top_k_hits`.
 
-    One sweep: a class that both streams rank behind the true one stays behind at every weight, and is not fused.
+    Classes that both streams rank behind the true one cannot win at any weight and are skipped.
     Shapes (N, K), (N, K), (N,), (W,) -> (W,), values in [0, N].
 
     Raises:
@@ -59,7 +59,7 @@ def late_fusion_hits(
     spatial, temporal = spatial.astype(np.float64), temporal.astype(np.float64)
     rows = np.arange(len(labels))
     own_spatial, own_temporal = spatial[rows, labels][:, None], temporal[rows, labels][:, None]
-    # Far enough behind that rounding cannot make the fused scores equal.
+    # A margin, so that rounding cannot make the fused scores equal.
     slack = [1e-9 * np.abs(scores).max() for scores in (spatial, temporal)]
     rival = (spatial >= own_spatial - slack[0]) | (temporal >= own_temporal - slack[1])
     rival[rows, labels] = False
@@ -100,14 +100,14 @@ def svm_fusion(
     squared hinge loss (liblinear).
 
     Args:
-        scores: (N, K) of each stream, for the clips to judge.
+        scores: (N, K) of each stream, for the clips to score.
         fit_scores: (M, K) of each stream, in the same order, for the clips to learn from.
         fit_labels: (M,) their true classes; every class must be among them.
         penalty: C, the weight of mistakes against the width of the margin; above 0 (the paper does not give it).
         of: "softmax" turns logits into probabilities first, "logits" takes the scores as they are, as in late_fusion.
 
     Returns:
-        (N, K), higher is better; they are no probabilities.
+        (N, K), higher is better; not probabilities.
 
     Raises:
         TrainingError: the streams' shapes differ, a class has no clip to learn from, or penalty is not above 0.

@@ -55,7 +55,7 @@ def mean_class_accuracy(confusion: NDArray[np.int64]) -> float:
 
 
 def most_confused(confusion: NDArray[np.int64], *, num_pairs: int | None = None) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes: (true class, class it was taken for, clips), most clips first; (K, K), true in rows.
+    """The most frequent confusions: (true class, predicted class, clips), most clips first; (K, K), true in rows.
 
     Of equally many clips the first classes come first; pairs that no clip is of are left out. num_pairs: the most to
     give; none: all.
@@ -80,7 +80,7 @@ def own_head_first(scores: ArrayLike, labels: ArrayLike, *, head_classes: Sequen
 
 
 def checked_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Scores and labels as arrays that can be judged. Shapes (N, K), (N,), values in [0, K).
+    """Validate scores and labels and convert them to arrays. Shapes (N, K), (N,), labels in [0, K).
 
     Raises:
         TrainingError: no clip, shapes that do not go together, a label outside [0, K), a score that is not finite.
@@ -89,7 +89,7 @@ def checked_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[Any], 
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
         raise TrainingError(f"wanted scores (N, K) and labels (N,), got shapes {scores.shape} and {labels.shape}")
     if not scores.size:
-        raise TrainingError(f"there is nothing to judge: wanted at least 1 clip and 1 class, got shape {scores.shape}")
+        raise TrainingError(f"there is nothing to evaluate: wanted at least 1 clip and 1 class, got {scores.shape}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise TrainingError(
             f"wanted whole labels from 0 to {scores.shape[1] - 1}, got {labels.dtype} from {labels.min()} "

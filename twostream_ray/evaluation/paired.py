@@ -17,12 +17,12 @@ from twostream_ray.evaluation.intervals import FEWEST_UNITS, Interval, Unit, boo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DifferenceIntervals:
-    """95 % intervals of how much better the second model is, by the paired bootstrap."""
+    """95 % paired-bootstrap intervals of the second model's improvement over the first."""
 
     over: Unit
-    """What is taken for independent, and drawn."""
+    """The unit that is assumed independent and resampled."""
     num_units: int
-    """How many of these there are."""
+    """Number of units."""
     top1: Interval
     """Of the difference of the top-1 accuracies, in [-1, 1]."""
     mean_class: Interval
@@ -30,7 +30,7 @@ class DifferenceIntervals:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether there are enough units for the interval to hold the true value as often as it says."""
+        """Whether there are enough units for nominal coverage."""
         return self.num_units >= FEWEST_UNITS
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class DifferenceIntervals:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassDifference:
-    """What two models make of one class's clips."""
+    """Results of two models on one class's clips."""
 
     label: int
     """The class, in [0, K)."""
@@ -76,7 +76,7 @@ class PairedComparison:
     only_second: int
     """Clips that the second alone gets right."""
     mcnemar_p: float
-    """How likely so uneven a split of the discordant clips is if neither model is better (exact, two-sided)."""
+    """p-value of McNemar's test on the discordant clips (exact, two-sided)."""
     first_top1: float
     """Accuracy of the first, in [0, 1]."""
     second_top1: float
@@ -203,6 +203,6 @@ def _right(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 def _metrics(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Top-1 and mean class accuracy of each model: (B, K, 4) -> (B, 2, 2)."""
     clips, right = counts.sum(axis=2)[:, None], _right(counts)
-    there = clips > 0
-    mean_class = (right / np.where(there, clips, 1)).sum(axis=2) / there.sum(axis=2)
+    has_clips = clips > 0
+    mean_class = (right / np.where(has_clips, clips, 1)).sum(axis=2) / has_clips.sum(axis=2)
     return np.stack([right.sum(axis=2) / clips.sum(axis=2), mean_class], axis=2)

@@ -26,7 +26,7 @@ from twostream_ray.heads import Head, heads_of
 from twostream_ray.redaction import printable
 
 NUM_CONFUSED_PAIRS = 10
-"""Of classes that are taken for each other, in a report."""
+"""Number of confused class pairs in a report."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +43,10 @@ class ClassResult:
     """Those of them whose best class is the true one."""
 
     taken_for: str | None
-    """The wrong class that most of its clips were taken for; none where no clip was."""
+    """The most frequent wrong prediction for its clips; None if there is none."""
 
     interval: Interval
-    """95 % interval of its accuracy, which takes its clips for independent (Wilson 1927)."""
+    """95 % Wilson interval of its accuracy, assuming independent clips (Wilson 1927)."""
 
     @property
     def accuracy(self) -> float | None:
@@ -277,7 +277,7 @@ def report_on(
     probabilities: ArrayLike | None = None,
     groups: Sequence[str | None] | None = None,
 ) -> Report:
-    """Judge the scores of a split's clips; with several data sets, each clip by the classes of its own.
+    """Evaluate the scores of a split's clips; with several data sets, each clip within the classes of its own.
 
     Args:
         scores: (N, K) logits or probabilities.

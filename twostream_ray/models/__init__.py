@@ -1,1 +1,1 @@
-"""Two-stream networks: tensors in, class scores out."""
+"""Two-stream networks (PyTorch modules): RGB and flow tensors -> class logits."""

@@ -1,4 +1,4 @@
-"""Activation memory of a forward pass, counted on torch's meta device: nothing is computed, nothing allocated."""
+"""Activation memory profiler: peak memory of a forward pass, counted on torch's meta device without computing it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_activation_bytes(forward: Callable[[], object]) -> int:
-    """The most bytes that the tensors made by `forward` take at a time.
+    """Peak size in bytes of the tensors created by `forward`.
 
-    On the meta device they have shapes and lifetimes as anywhere, but no memory. What kernels take for themselves
-    within an operation is not seen.
+    On the meta device tensors have shapes and lifetimes, but no memory. Workspaces that kernels allocate
+    internally are not counted.
     """
     with torch.no_grad(), StorageCount() as count:
         forward()
@@ -24,7 +24,7 @@ def peak_activation_bytes(forward: Callable[[], object]) -> int:
 
 
 class StorageCount(TorchDispatchMode):
-    """Adds up the storages that operations make, for as long as tensors refer to them."""
+    """Dispatch mode that tracks the live size of the storages that operations create."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,11 +36,11 @@ class StorageCount(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         outputs = func(*args, **(kwargs or {}))
-        given = {
+        input_storages = {
             tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
         }
         for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in input_storages:
                 self._add(tensor.untyped_storage())
         return outputs
 

@@ -1,4 +1,4 @@
-"""Model factory: the network that a `ModelConfig` describes."""
+"""Model factory: builds the network that a `ModelConfig` describes."""
 
 from dataclasses import replace
 from functools import partial
@@ -33,8 +33,8 @@ def build_network(
         pretrained: False leaves out pretrained weights, for a network whose state is loaded next.
 
     Raises:
-        ConfigError: config wants another number of classes than num_classes.
-        WeightsError: pretrained weights cannot be had, or do not fit.
+        ConfigError: the settings have another number of classes than num_classes.
+        WeightsError: pretrained weights are unavailable or do not fit.
     """
     wanted = sum(config.head_classes) or config.num_classes
     if wanted not in (None, num_classes):

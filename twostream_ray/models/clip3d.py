@@ -1,6 +1,6 @@
-"""Networks over RGB clips alone: R(2+1)D, R3D, MC3 (Tran et al. 2018) and MViTv2 (Li et al. 2022), torchvision's.
+"""3D CNN and transformer baselines on RGB clips (torchvision): R(2+1)D, R3D, MC3 (Tran et al. 2018), MViTv2 (Li 2022).
 
-They are what two streams are compared with: they see the snippets' RGB frames as one volume, and no optical flow.
+Baselines for two-stream networks: they take the snippets' RGB frames as one volume, and no optical flow.
 """
 
 from collections import OrderedDict
@@ -38,19 +38,19 @@ class Clip3dNetwork(Network):
         import torchvision  # only here: a registered model of towers runs without it
 
         self.config = config
-        whole: Any = getattr(torchvision.models.video, config.network)(num_classes=num_classes)
+        model: Any = getattr(torchvision.models.video, config.network)(num_classes=num_classes)
         if config.network == "mvit_v2_s":
             mean, std = _MVIT_NORMALISATION
-            dropout, self.classifier = whole.head
-            whole.head = dropout
-            self.video: nn.Module = whole
+            dropout, self.classifier = model.head
+            model.head = dropout
+            self.video: nn.Module = model
             self.undecayed = frozenset(name for name, _ in self.named_parameters() if ".rel_pos_" in name)
         else:
             mean, std = _RESNET_NORMALISATION
             if config.width is not None:
-                _scale_width(whole, config.width / _FULL_WIDTH)
-            self.classifier = whole.fc
-            self.video = nn.Sequential(OrderedDict((name, whole.get_submodule(name)) for name in _STAGES))
+                _scale_width(model, config.width / _FULL_WIDTH)
+            self.classifier = model.fc
+            self.video = nn.Sequential(OrderedDict((name, model.get_submodule(name)) for name in _STAGES))
         self.normalise = Renormalise(mean=mean, std=std)
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:  # noqa: ARG002  (it is left alone)
@@ -60,7 +60,7 @@ class Clip3dNetwork(Network):
             ConfigError: rgb is None, or of a shape that mvit_v2_s does not take.
         """
         if rgb is None:
-            raise ConfigError("this network wants rgb, got None: load RGB frames")
+            raise ConfigError("this network needs rgb, got None: load RGB frames")
         self._refuse_other_samples(rgb)
         features = self.video(self.normalise(rgb.transpose(1, 2)))
         if features.dim() == 5:
@@ -80,13 +80,13 @@ class Clip3dNetwork(Network):
         return None if self.config.network == "mvit_v2_s" else f"video.{_STAGES[-1]}"
 
     def checkpoint_activations(self) -> Network:
-        """There are no towers whose maps could be computed again.
+        """Not supported: there are no towers whose activations could be recomputed.
 
         Raises:
             ConfigError: always.
         """
         raise ConfigError(
-            f"activation checkpointing is of the streams' towers, got {self.config.network}: set "
+            f"activation checkpointing is not supported by {self.config.network}: set "
             "training.activation_checkpointing=false, or use training.micro_batches"
         )
 
@@ -96,7 +96,7 @@ class Clip3dNetwork(Network):
         (snippets, size), (_, got, _, height, width) = MVIT_SAMPLE, rgb.shape
         if (got, height, width) != (snippets, size, size):
             raise ConfigError(
-                f"mvit_v2_s wants samples of {snippets} snippets of {size}x{size} px, got {got} of {height}x{width}: "
+                f"mvit_v2_s needs samples of {snippets} snippets of {size}x{size} px, got {got} of {height}x{width}: "
                 f"set data.sampling.num_snippets={snippets} and data.transforms.crop_px={size}, or choose r2plus1d_18"
             )
 
@@ -107,7 +107,7 @@ def load_video_weights(network: Clip3dNetwork, *, config: Clip3dConfig, read_byt
     Names are this package's or torchvision's.
 
     Raises:
-        WeightsError: no weights can be read, one is missing, has another shape or holds what is no finite number.
+        WeightsError: no weights can be read, one is missing, has another shape or has values that are not finite.
     """
     if config.weights is None:
         return
@@ -117,7 +117,7 @@ def load_video_weights(network: Clip3dNetwork, *, config: Clip3dConfig, read_byt
 
 
 def _own_name(name: str) -> str:
-    """The name here of a weight that torchvision or this package named."""
+    """Map a weight's name by torchvision, or by this package, to this package's."""
     if name.startswith(("video.", "classifier.")):
         return name
     for head in ("fc.", "head.1."):
@@ -127,7 +127,7 @@ def _own_name(name: str) -> str:
 
 
 def _scale_width(network: nn.Module, factor: float) -> None:
-    """Make every layer of a residual network anew with `factor` times its maps, initialised as torchvision's are."""
+    """Replace every layer of a residual network by one with `factor` times its maps, initialised as in torchvision."""
 
     def scaled(maps: int) -> int:
         return max(1, round(maps * factor))

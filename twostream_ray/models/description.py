@@ -1,4 +1,4 @@
-"""Model summary: layers, parameters, FLOPs and activation memory, found on torch's meta device without arithmetic."""
+"""Model summary: layers, parameters, FLOPs and activation memory, from a forward pass on torch's meta device."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ def describe(
     `Network.parameter_groups` makes them with bias_lr_factor and layer_decay.
 
     Raises:
-        ConfigError: the settings fit neither each other nor frames of this size.
+        ConfigError: the settings contradict each other, or do not fit frames of this size.
     """
     with torch.device("meta"):
         network = build_network(config, num_classes=num_classes, flow_length=flow_length, pretrained=False)
@@ -48,14 +48,14 @@ def describe(
         layer.register_forward_hook(_record(shapes.setdefault(part, {}), name))
         for part, name, layer in _layers(network)
     ]
-    kept = _KeptForBackward(network)
+    kept = _SavedTensors(network)
     counter = FlopCounterMode(display=False)
     try:
         with counter, saved_tensors_hooks(kept.pack, lambda tensor: tensor):
             network(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
     except (RuntimeError, AssertionError) as error:  # timm asserts the size of frames
         raise ConfigError(
-            f"frames of {size_px} px do not go through this network ({error}): use larger ones, or multiples of patches"
+            f"this network cannot process frames of {size_px} px ({error}): use larger ones, or multiples of patches"
         ) from error
     for hook in hooks:
         hook.remove()
@@ -84,7 +84,7 @@ def training_flops(network: Network, *, flow_length: int, num_snippets: int, siz
     what activation checkpointing computes again does not count.
 
     Raises:
-        ConfigError: frames of this size do not go through the network.
+        ConfigError: the network cannot process frames of this size.
     """
     rgb = torch.empty(1, num_snippets, 3, size_px, size_px, device="meta")
     flow = torch.empty(1, num_snippets, 2 * flow_length, size_px, size_px, device="meta")
@@ -97,7 +97,7 @@ def training_flops(network: Network, *, flow_length: int, num_snippets: int, siz
             torch.stack([scores.sum() for scores in outputs.values()]).sum().backward()
     except (RuntimeError, AssertionError) as error:  # timm asserts the size of frames
         raise ConfigError(
-            f"frames of {size_px} px do not go through this network ({error}): use larger ones, or multiples of patches"
+            f"this network cannot process frames of {size_px} px ({error}): use larger ones, or multiples of patches"
         ) from error
     network.zero_grad()
     return float(counter.get_total_flops())
@@ -106,7 +106,7 @@ def training_flops(network: Network, *, flow_length: int, num_snippets: int, siz
 def _convolution_backward_flops(
     grad_shape: Sequence[int], _maps_shape: Sequence[int], weight_shape: Sequence[int], *others: Any, **_: Any
 ) -> int:
-    """As much as forward for each gradient wanted; torch counts depthwise filters' as if every map met every filter."""
+    """FLOPs of forward for each gradient; torch's own formula overcounts depthwise convolutions."""
     wanted = others[7]  # for the maps, the weights and the bias, as aten's convolution_backward has it
     forward = 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
     return forward * sum(wanted[:2])
@@ -138,8 +138,8 @@ def _sizes_of_groups(
     ]
 
 
-class _KeptForBackward:
-    """Sums up the tensors that autograd keeps, each storage once, parameters not at all."""
+class _SavedTensors:
+    """Total size of the tensors that autograd saves for backward; each storage counts once, parameters not at all."""
 
     def __init__(self, network: Network) -> None:
         self.num_bytes = 0
@@ -148,14 +148,14 @@ class _KeptForBackward:
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
-            # The tensor itself is kept, so that no other storage can take its place and pass for it.
+            # A reference keeps the storage alive, so that its address is not reused.
             self._seen[storage._cdata] = tensor
             self.num_bytes += storage.nbytes()
         return tensor
 
 
 def _layers(network: Network) -> list[tuple[str, str, nn.Module]]:
-    """(part, layer's name, layer) of every named layer; a part that is no collection is its one layer."""
+    """(part, layer's name, layer) of every named layer; a part without children counts as one layer."""
     return [
         (part, name, layer)
         for part, module in network.named_children()

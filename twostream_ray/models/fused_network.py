@@ -16,7 +16,7 @@ from twostream_ray.models.towers import FullyConnected
 
 
 class _Segment(NamedTuple):
-    """A part of the towers' forward pass: up to these layers, then fuse there, or pool over time."""
+    """A segment of the forward pass: run the towers up to these layers, then fuse, or pool over time."""
 
     spatial: str
     temporal: str | None
@@ -109,7 +109,7 @@ class FusedNetwork(Network):
         return outputs
 
     def layer_chains(self) -> list[list[nn.Module]]:
-        """A temporal tower that ends at the last fusion goes on in the spatial one."""
+        """The layers of each stream; a temporal tower that ends at the last fusion continues in the spatial tower."""
         spatial, temporal = super().layer_chains()
         if not self.keeps_temporal and not hasattr(self, "classifier"):
             last = [segment.spatial for segment in self.segments if segment.fuses][-1]
@@ -117,14 +117,14 @@ class FusedNetwork(Network):
         return [spatial, temporal]
 
     def _pooled(self, state: Maps, *, num_samples: int) -> Maps:
-        """Maxima over snippets, of a transformer's class token and registers too."""
+        """Maximum over snippets, also of a transformer's class token and registers."""
         maps = self.time_pool(grid(state), num_samples=num_samples)
         if isinstance(state, TokenMaps):
             return TokenMaps(maps, self.time_pool(state.prefix, num_samples=num_samples))
         return cast(Tensor, maps)
 
     def _fused(self, layer: str, spatial: Tensor, temporal: Tensor, *, num_samples: int) -> Tensor:
-        """The maps behind a fusion layer, (N * T, D, H, W) twice -> (N * T, D', H, W)."""
+        """Fuse the maps of a layer, (N * T, D, H, W) twice -> (N * T, D', H, W)."""
         if layer in self.projections:
             temporal = self.projections[layer](temporal)
         fused: Tensor = self.fusions[layer](spatial, temporal)
@@ -132,7 +132,7 @@ class FusedNetwork(Network):
 
 
 def _projection(in_maps: int, out_maps: int) -> nn.Conv2d:
-    """A 1x1 convolution of the temporal maps, for towers of which one has more maps than the other."""
+    """1x1 convolution that matches the temporal tower's number of maps to the spatial tower's."""
     projection = nn.Conv2d(in_maps, out_maps, kernel_size=1)
     nn.init.kaiming_normal_(projection.weight, nonlinearity="linear")
     nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def _projection(in_maps: int, out_maps: int) -> nn.Conv2d:
 
 
 def _segments(config: ModelConfig) -> tuple[_Segment, ...]:
-    """The forward pass of the towers, in order."""
+    """The segments of the forward pass, in order."""
     order = list(layer_channels(config.spatial))
     temporal_order = list(layer_channels(config.temporal))
     segments = [_Segment(layer, temporal_layer(layer, config=config), fuses=True) for layer in config.fusion.layers]

@@ -62,9 +62,9 @@ class ConvFusion(nn.Module):
 
 
 class StackedFusion(nn.Module):
-    """Stack the maps, then a 1x1 convolution to as many as one tower has, for layers that cannot take twice the maps.
+    """Concatenation followed by a 1x1 convolution back to D maps, for layers whose input width is fixed.
 
-    It starts as the mean of both: as a layer that takes them with half of its filters for either.
+    Initialised to the mean of both towers' maps.
 
     Shape: (N, D, H, W) twice -> (N, D, H, W).
     """
@@ -112,7 +112,7 @@ def build_fusion(config: FusionConfig, *, num_channels: int, rectifies: bool = T
 
 
 def mixing_matrix(num_channels: int, *, stacked: int, initialisation: Literal["identity", "official"]) -> Tensor:
-    """How a learned fusion mixes `stacked` towers' maps at the start, shape (D, stacked * D).
+    """Initial weights with which a learned fusion mixes `stacked` towers' maps, shape (D, stacked * D).
 
     identity is [I; I], the sum; official is [0.25 I; 0.75 I], as the temporal tower's maps are about 3 times smaller
     (Feichtenhofer et al. 2016, official code). Maps fused already (stacked = 1) pass as they are.
@@ -135,7 +135,7 @@ def pad_to_match(spatial: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor]:
         rows, columns = height - maps.shape[-2], width - maps.shape[-1]
         if max(rows, columns) > 1:
             raise ConfigError(
-                f"fusion wants maps that differ by one row and column at most, got spatial {tuple(spatial.shape[-2:])} "
+                f"fused maps may differ by one row and column at most, got spatial {tuple(spatial.shape[-2:])} "
                 f"and temporal {tuple(temporal.shape[-2:])}: choose fusion.layers where both towers have one size"
             )
         padded.append(F.pad(maps, (0, columns, 0, rows)))

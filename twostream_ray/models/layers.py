@@ -1,4 +1,4 @@
-"""Layer tables of the backbones: VGG-16, VGG-M-2048, ResNet-50, with the papers' layer names; no torch, no modules.
+"""Layer specifications of the backbones VGG-16, VGG-M-2048 and ResNet-50 with the papers' layer names; without torch.
 
 VGG-M-2048 after Simonyan and Zisserman 2014 (sec. 2, fig. 1), VGG-16 after Feichtenhofer, Pinz and Zisserman 2016
 (sec. 3.4), ResNet-50 after Feichtenhofer, Pinz and Wildes 2016. Settings name layers, so they need these tables;
@@ -25,7 +25,7 @@ LayerKind = Literal[
     "bottleneck",
     "fully_connected",
 ]
-"""slow_batch_norm's moments move by 0.05 a step; mean_pool is over all of the maps."""
+"""slow_batch_norm has momentum 0.05; mean_pool is global average pooling."""
 
 RGB_CHANNELS = 3
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,37 +36,37 @@ CLASSIFIER = "fc8"
 LAST_POOL = "pool5"
 DROPOUT = "drop5"
 TIMM = "timm:"
-"""What the backbones of timm begin with."""
+"""Prefix of timm backbones."""
 
 _FIRST_STAGE_MAPS: dict[Backbone, int] = {"vgg16": 64, "vgg_m_2048": 96, "resnet50": 64, "vgg_small": 32}
 
 
 class LayerSpec(NamedTuple):
-    """Specification of a layer: its width is known, the number of maps that come in is not."""
+    """Specification of a layer, without its number of input maps."""
 
     name: str
     """The paper's name of the layer."""
     kind: LayerKind
     """What it computes."""
     channels: int | None = None
-    """Maps that come out; None: as many as come in. A bottleneck has a quarter of them inside."""
+    """Output maps; None: as many as input maps. A bottleneck has a quarter of them inside."""
     kernel: int = 1
     """Height and width of the window of a convolution, pooling or fully connected layer."""
     stride: int = 1
-    """From one window to the next."""
+    """Step between windows in px."""
     padding: int = 0
-    """Zeros on each side of the maps."""
+    """Zero padding on each side in px."""
     has_bias: bool = True
     """Whether a convolution adds a bias; one before a batch norm does not."""
     rounds_up: bool = False
-    """Whether a pooling has windows that are partly beyond the maps."""
+    """Whether pooling uses partial windows at the edge (ceil_mode)."""
 
 
 def as_table(backbone: str) -> Backbone:
-    """The name of a backbone that has a table here.
+    """Check that a backbone is one of `Backbone`.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it is not.
     """
     for known in get_args(Backbone):
         if backbone == known:
@@ -105,7 +105,7 @@ def layer_specs(backbone: Backbone, *, width: int | None, in_channels: int, num_
 
 
 def reductions(specs: Iterable[LayerSpec]) -> dict[str, int]:
-    """Height of the frame by height of each layer's maps; 0 from where there is a single window left."""
+    """Layer -> total stride, the frame's height over the maps' height; 0 from global pooling on."""
     found: dict[str, int] = {}
     reduction = 1
     for spec in specs:
@@ -116,7 +116,7 @@ def reductions(specs: Iterable[LayerSpec]) -> dict[str, int]:
 
 
 def is_head(name: str) -> bool:
-    """Whether a weight's size depends on the classes: of a tower's classifier, one over both, or a fusion of scores."""
+    """Whether a weight's shape depends on the classes: a tower's or the joint classifier, or a fusion of scores."""
     parts = name.split(".")
     return CLASSIFIER in parts or parts[0] == "classifier"
 
@@ -125,14 +125,14 @@ def counterpart(layer: str, *, among: Sequence[str]) -> str:
     """The layer of another backbone that corresponds to `layer`: relu5_3 and relu5 and res5c_relu.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: there is none.
     """
     if layer in among:
         return layer
     matches = [name for name in among if _kind_and_stage(name) == _kind_and_stage(layer)]
     if not matches:
         raise ConfigError(
-            f"fusion.layers: the other tower has nothing like {layer!r}; its layers are {', '.join(among)}"
+            f"fusion.layers: the other tower has no counterpart of {layer!r}; its layers are {', '.join(among)}"
         )
     return matches[-1]
 

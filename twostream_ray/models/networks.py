@@ -34,27 +34,27 @@ class Network(nn.Module):
     """
 
     needs_rgb: bool = True
-    """Whether forward wants RGB frames."""
+    """Whether forward needs RGB frames."""
     needs_flow: bool = True
-    """Whether forward wants stacks of flow."""
+    """Whether forward needs flow stacks."""
     undecayed: Set[str] = frozenset()
-    """As a tower's, where there are none."""
+    """Names of parameters without weight decay, for networks without towers."""
     head_classes: tuple[int, ...]
-    """Classes of each data set; they add up to K."""
+    """Number of classes of each data set; they add up to K."""
 
     def forward(self, rgb: Tensor | None, flow: Tensor | None) -> dict[str, Tensor]:
         """Logits (N, K) by tower."""
         raise NotImplementedError
 
     def scores(self, outputs: dict[str, Tensor]) -> Tensor:
-        """What decides and is averaged over views, (N, K): the mean of the towers' logits (Feichtenhofer et al. 2016).
+        """Scores to average over views and rank, (N, K): mean of the towers' logits (Feichtenhofer et al. 2016).
 
-        The classes of all data sets side by side; those of different data sets do not compare.
+        Classes of all data sets are concatenated; scores of different data sets are not comparable.
         """
         return torch.stack(list(outputs.values())).mean(dim=0)
 
     def probabilities(self, outputs: dict[str, Tensor]) -> Tensor:
-        """What a sample's classes get, (N, K) in [0, 1]; those of each data set add up to 1."""
+        """Class probabilities (N, K); those of each data set add up to 1."""
         return torch.cat([F.softmax(head, dim=1) for head in self.split_heads(self.scores(outputs))], dim=1)
 
     def split_heads(self, logits: Tensor) -> tuple[Tensor, ...]:
@@ -64,10 +64,10 @@ class Network(nn.Module):
     def parameter_groups(
         self, *, lr: float, weight_decay: float, bias_lr_factor: float = 2.0, layer_decay: float | None = None
     ) -> list[dict[str, Any]]:
-        """Parameter groups of an optimiser, of what learns: `models.parameter_groups` says which.
+        """Optimiser parameter groups of all trainable parameters; see `models.parameter_groups`.
 
         Raises:
-            ConfigError: layer_decay was wanted of a network that is no chain of layers.
+            ConfigError: layer_decay is set, but the network is not a chain of layers.
         """
         chains = [] if layer_decay is None else self.layer_chains()
         return parameter_groups(
@@ -80,32 +80,33 @@ class Network(nn.Module):
         )
 
     def layer_chains(self) -> list[list[nn.Module]]:
-        """The layers from frames to scores, in order, of each stream; those of a tower that ends early go on in others.
+        """The layers of each stream from frames to scores, in order; a tower that ends early continues in another.
 
         Raises:
             ConfigError: there are no towers.
         """
         towers = [module for module in self.children() if isinstance(module, Tower)]
         if not towers:
-            raise ConfigError("training.layer_decay wants a network of towers: leave it out")
-        over_both = getattr(self, "classifier", None)
-        return [
-            [*tower.layers(), *([over_both] if over_both is not None and not is_head(tower.names[-1]) else [])]
-            for tower in towers
-        ]
+            raise ConfigError("training.layer_decay needs a network of towers: leave it out")
+        joint_classifier = getattr(self, "classifier", None)
+
+        def joint(tower: Tower) -> list[nn.Module]:
+            return [] if joint_classifier is None or is_head(tower.names[-1]) else [joint_classifier]
+
+        return [[*tower.layers(), *joint(tower)] for tower in towers]
 
     def checkpoint_activations(self) -> "Network":
-        """Activation checkpointing: towers keep only the maps at their poolings, and compute the others again.
+        """Activation checkpointing: towers keep only the maps at their pooling layers and recompute the others.
 
         Raises:
-            ConfigError: a tower has batch normalisation that learns: its moments would move twice a step.
+            ConfigError: a tower has trainable batch normalisation, whose moments would be updated twice per step.
         """
         towers = [module for module in self.modules() if isinstance(module, Tower)]
         for tower in towers:
             norms = (module for module in tower.modules() if isinstance(module, nn.BatchNorm2d))
             if any(next(norm.parameters()).requires_grad for norm in norms):
                 raise ConfigError(
-                    "activation checkpointing goes with towers without batch normalisation (vgg16, vgg_m_2048), "
+                    "activation checkpointing needs towers without batch normalisation (vgg16, vgg_m_2048), "
                     "or with frozen ones: set training.activation_checkpointing=false, or use training.micro_batches"
                 )
         for tower in towers:
@@ -113,7 +114,7 @@ class Network(nn.Module):
         return self
 
     def to_channels_last(self) -> "Network":
-        """Memory format channels_last of all convolutions, the fastest on GPUs; the maps follow by themselves."""
+        """Convert all convolutions to the memory format channels_last, the fastest on GPUs; activations follow."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)
@@ -129,12 +130,12 @@ def require_stream(frames: Tensor | None, stream: str) -> Tensor:
         ConfigError: they are None.
     """
     if frames is None:
-        raise ConfigError(f"this network wants {stream}, got None: load both streams, or choose model.streams")
+        raise ConfigError(f"this network needs {stream}, got None: load both streams, or set model.streams")
     return frames
 
 
 class LateNetwork(Network):
-    """Towers that meet only in their scores (Simonyan and Zisserman 2014, sec. 2); also one stream alone."""
+    """Late fusion: towers are joined by their scores only (Simonyan and Zisserman 2014); also single streams."""
 
     def __init__(self, config: ModelConfig, *, spatial_tower: MakeTower, temporal_tower: MakeTower) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class LateNetwork(Network):
         return outputs
 
     def scores(self, outputs: dict[str, Tensor]) -> Tensor:
-        """What decides and is averaged, (N, K): the mean of the towers' softmax over the classes of each data set."""
+        """Scores to average and rank, (N, K): mean of the towers' softmax over the classes of each data set."""
         probabilities = [
             torch.cat([F.softmax(head, dim=1) for head in self.split_heads(logits)], dim=1)
             for logits in outputs.values()
@@ -165,7 +166,7 @@ class LateNetwork(Network):
         return torch.stack(probabilities).mean(dim=0)
 
     def probabilities(self, outputs: dict[str, Tensor]) -> Tensor:
-        """What a sample's classes get, (N, K) in [0, 1]: the scores are probabilities already."""
+        """Class probabilities (N, K): the scores themselves."""
         return self.scores(outputs)
 
 
@@ -214,8 +215,8 @@ class StResNet(Network):
 class Stfn(Network):
     """Two sets of residual inception blocks over the whole video, and a fusion connection (Cho and Foroosh 2018).
 
-    The abstract says: blocks for the temporal dynamics of appearance and of motion, over the features of the whole
-    video, a fusion connection between them, end to end, on any base network. Ours is the rest: one set on each
+    From the abstract: blocks for the temporal dynamics of appearance and of motion, over the features of the whole
+    video, a fusion connection between them, end to end, on any base network. The rest is our choice: one set on each
     tower's features (below fc8, averaged over space), fusion.method as the connection, the mean over time as the
     video's representation, one classifier; block sizes in `StfnConfig`.
     """
@@ -256,7 +257,7 @@ class Stfn(Network):
 
 
 def _inflate(tower: Tower, name: str) -> None:
-    """Replace a residual unit by one that convolves over snippets, starting from the unit's own weights."""
+    """Replace a residual unit by one that convolves over snippets, initialised from the unit's weights."""
     unit = cast(Bottleneck, tower.get_submodule(name))
     tower.add_module(
         name,

@@ -1,6 +1,6 @@
 """Parameter groups of an optimiser: which parameters decay, and layer-wise learning rate decay.
 
-Biases at twice the rate are of both 2016 papers' official codes. Layer-wise decay is of ELECTRA (Clark et al. 2020);
+Biases at twice the learning rate: official code of both 2016 papers. Layer-wise decay: ELECTRA (Clark et al. 2020);
 BEiT and ConvNeXt are fine-tuned with it (Bao et al. 2022, Liu et al. 2022).
 """
 
@@ -21,19 +21,19 @@ def parameter_groups(
     layer_decay: float = 1.0,
     layer_chains: Sequence[Sequence[nn.Module]] = (),
 ) -> list[dict[str, Any]]:
-    """Groups of what learns, each with a name, its params, lr and weight_decay; frozen parameters are in none.
+    """Optimiser groups of trainable parameters, each with name, params, lr and weight_decay.
 
-    Weights learn at lr with decay; biases and the scales of norms at bias_lr_factor times lr without. At lr without
-    decay learn the shifts of norms, all else of fewer than two dimensions, and what a tower, or the network, names as
-    `undecayed`.
+    Weights have lr with decay; biases and scales of norms have bias_lr_factor times lr without decay. The shifts of
+    norms, other parameters of fewer than two dimensions, and those that a tower or the network lists as `undecayed`
+    have lr without decay.
 
     Args:
-        network: whose parameters.
-        lr: the learning rate of the last layers.
+        network: the network.
+        lr: learning rate of the last layers.
         weight_decay: of weights.
-        bias_lr_factor: the rate of biases over that of weights; 1 leaves two kinds of groups.
+        bias_lr_factor: learning rate of biases relative to weights; with 1 biases need no group of their own.
         layer_decay: a layer of a chain with n layers of weights above it learns at layer_decay to the power n of its
-            rate, in (0, 1]. What is in no chain, as fusions and layers over time are, learns at the full one.
+            rate, in (0, 1]. Parameters in no chain, such as fusions and temporal layers, have the full rate.
         layer_chains: the layers from frames to scores, in order, of each stream.
     """
     above = _weight_layers_above(layer_chains) if layer_decay < 1 else {}
@@ -65,9 +65,9 @@ def parameter_groups(
 
 
 def _weight_layers_above(layer_chains: Sequence[Sequence[nn.Module]]) -> dict[int, int]:
-    """By the id of a chain's parameters, how many layers above theirs learn weights of two dimensions and more.
+    """Id of each parameter in a chain -> number of trainable layers with weights of two or more dimensions above it.
 
-    A norm, which has none, so belongs to the layer below it.
+    A norm has no such weights, so it counts as part of the layer below it.
     """
     above: dict[int, int] = {}
     for chain in layer_chains:

@@ -1,4 +1,4 @@
-"""Pretrained weights into towers: state dicts (safetensors, or PyTorch's .pth) under torchvision's names or our own."""
+"""Loading of pretrained state dicts (safetensors or .pth) into towers, by torchvision's or this package's names."""
 
 import io
 import re
@@ -19,7 +19,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Names under which training scripts keep a state dict beside epochs and optimisers."""
 
 _PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel and torch.compile add to every name."""
 _SHOWN = 3
 
 
@@ -31,7 +31,7 @@ def load_weights(tower: Tower, *, weights: str, backbone: str, read_bytes: ReadB
     other classes stays random. Names are this package's (with or without the stream's) or torchvision's.
 
     Raises:
-        WeightsError: no weights can be read, one is missing, has another shape or holds what is no finite number.
+        WeightsError: no weights can be read, one is missing, has another shape or has values that are not finite.
     """
     read = read_state(weights, backbone=backbone, read_bytes=read_bytes)
     first = tower.names[0]
@@ -65,7 +65,7 @@ def copy_state(
         adapted: makes (name, values, target) into values that may fit.
 
     Raises:
-        WeightsError: one is missing, has another shape or holds what is no finite number.
+        WeightsError: one is missing, has another shape or has values that are not finite.
     """
     fitting: dict[str, Tensor] = {}
     faults: list[str] = []
@@ -84,7 +84,7 @@ def copy_state(
             got += f" of {str(values.dtype).removeprefix('torch.')}" if values is not None and is_other else ""
             faults.append(f"{name} of shape {tuple(target.shape)}, got {got}")
         elif not torch.isfinite(values).all():
-            raise WeightsError(f"{weights}: {name} holds what is no finite number: get the file again")
+            raise WeightsError(f"{weights}: {name} has NaN or infinite values: download the file again")
         else:
             fitting[name] = values
     if faults:
@@ -128,7 +128,7 @@ def widen_first_filters(layer: nn.Module, *, in_channels: int) -> None:
 
 
 def _adapted(values: Tensor, target: Tensor, *, first: bool, stacks: bool) -> Tensor:
-    """Filters for the maps that come in here: flow instead of colours, or a second tower's stacked onto a layer's."""
+    """Adapt filters to a layer's input maps: flow instead of RGB, or a second tower's maps stacked on."""
     if values.dim() < 2 or target.dim() < 2:
         return values
     if first:
@@ -233,7 +233,7 @@ def _tensors(found: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state without what wrappers of a network put before all of its names."""
+    """The state without the prefixes of wrappers such as DataParallel."""
     prefix = next((one for one in _PREFIXES if state and all(name.startswith(one) for name in state)), None)
     if prefix is None:
         return dict(state)

@@ -1,6 +1,6 @@
-"""Settings of a network of the two-stream family, and which of them go together.
+"""Model settings of the two-stream family, with validation of their combinations.
 
-Apart from the networks: reading a command line needs them, and torch takes seconds to import.
+Free of torch, which takes seconds to import, so that the command line can import them cheaply.
 """
 
 from dataclasses import dataclass, field
@@ -29,9 +29,9 @@ Injection = Literal["add", "multiply"]
 VideoNetwork = Literal["r2plus1d_18", "r3d_18", "mc3_18", "mvit_v2_s"]
 
 PUBLISHED_BY_TIMM = "timm"
-"""The `weights` that timm publishes."""
+"""Value of `weights` for timm's published weights."""
 PUBLISHED_WEIGHTS = ("imagenet", "kinetics400", PUBLISHED_BY_TIMM)
-"""The `weights` that are no path or URI."""
+"""Values of `weights` that are not a path or URI."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +42,17 @@ class TowerConfig:
     """vgg16, vgg_m_2048 and resnet50 are the papers'; vgg_small is for small frames and few cores; timm:NAME is any
     network of timm (timm:convnext_tiny), its layers under timm's names, "_" for "." (stages_2, layer3, blocks_5)."""
     weights: str | None = None
-    """Where the tower starts: None at random, "imagenet" at torchvision's weights, "timm" at those timm publishes under
+    """Initial weights: None is random, "imagenet" torchvision's weights, "timm" those that timm publishes under
     the backbone's name, else the path or URI of a state dict (.safetensors, or .pth read without running code)."""
     dropout: float = 0.85
-    """Share of features dropped before each later fully connected layer, 0 <= dropout < 1."""
+    """Dropout probability before each fully connected layer but the first, in [0, 1)."""
     width: int | None = None
     """Feature maps of the first layer, all others in proportion; None is the paper's width (vgg_small: 32)."""
     frozen_through: str | None = None
-    """Last layer of the part that does not learn (drop7: only the classifier learns); None lets all learn."""
+    """Last frozen layer (drop7: only the classifier is trained); None trains all layers."""
     drop_path: float = 0.0
-    """Stochastic depth of a network of timm (Huang et al. 2016): share of samples that pass by the last residual block,
-    the first by none, those between in proportion; 0 <= drop_path < 1."""
+    """Stochastic depth of a timm network (Huang et al. 2016): probability that a sample skips the last residual block;
+    it increases linearly from 0 at the first block; in [0, 1)."""
 
     @property
     def is_timm(self) -> bool:
@@ -63,14 +63,12 @@ class TowerConfig:
         require_within(self, dropout="[0, 1)", width="[1, 4_096]", drop_path="[0, 1)")
         if self.is_timm:
             if self.width is not None:
-                raise ConfigError(
-                    f"backbone {self.backbone} has the width of its name, got width={self.width}: leave it out"
-                )
+                raise ConfigError(f"backbone {self.backbone} has a fixed width, got width={self.width}: leave it out")
         else:
             as_table(self.backbone)
             if self.drop_path or self.weights == PUBLISHED_BY_TIMM:
                 raise ConfigError(
-                    f"drop_path and weights={PUBLISHED_BY_TIMM} go with a backbone {TIMM}NAME, got {self.backbone}: "
+                    f"drop_path and weights={PUBLISHED_BY_TIMM} need a backbone {TIMM}NAME, got {self.backbone}: "
                     "leave them out, or choose such a backbone"
                 )
         if self.weights == "kinetics400":
@@ -99,15 +97,15 @@ class FusionConfig:
     method: Method = "conv"
     """sum, max, concat (the next layer takes twice the maps), conv (learned), bilinear (no FC layers but the last)."""
     layers: tuple[str, ...] = ("relu5_3",)
-    """Layers of the spatial tower after which the temporal tower's maps are fused in, in their order."""
+    """Layers of the spatial tower after which the temporal tower's maps are fused in, in order of depth."""
     temporal: TemporalFusion = "conv3d"
     """pool2d averages the snippets' scores; pool3d takes maxima over them at pool5; conv3d convolves 3x3x3 before."""
     initialisation: Initialisation = "official"
     """A learned fusion starts as identity (sum), official (0.25 spatial + 0.75 temporal) or gaussian (0.01 randn)."""
     pool_snippets: int = 5
-    """Snippets under one window of the 3D pooling; a sample with fewer is pooled whole."""
+    """Temporal window of the 3D pooling in snippets; a sample with fewer is pooled as one window."""
     pool_stride: int = 2
-    """Snippets from one window of the 3D pooling to the next; the windows' scores are averaged."""
+    """Temporal stride of the 3D pooling in snippets; the windows' scores are averaged."""
 
     def __post_init__(self) -> None:
         for key, value, valid in (
@@ -129,12 +127,12 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StResNetConfig:
-    """What an ST-ResNet has of its own (Feichtenhofer, Pinz and Wildes 2016)."""
+    """Settings of ST-ResNet only (Feichtenhofer, Pinz and Wildes 2016)."""
 
     injection: Injection = "add"
     """How motion enters the appearance units: add, or multiply (the authors' variant of 2017)."""
     pools_time: bool = False
-    """Take maxima over snippets before pool5, by fusion.pool_snippets and pool_stride (the second training stage)."""
+    """Max-pool over snippets before pool5, by fusion.pool_snippets and pool_stride (the second training stage)."""
 
     def __post_init__(self) -> None:
         if self.injection not in get_args(Injection):
@@ -150,7 +148,7 @@ class StfnConfig:
     branch_maps: int = 128
     """Feature maps of each of a block's three branches."""
     residual_scale: float = 0.2
-    """Factor of what a block adds, in (0, 1]; 0.1 to 0.3 steadies wide networks (Szegedy et al. 2016)."""
+    """Scale of a block's residual, in (0, 1]; 0.1 to 0.3 stabilises wide networks (Szegedy et al. 2016)."""
 
     def __post_init__(self) -> None:
         require_within(self, "stfn.", num_blocks="[1, 100]", branch_maps="[1, 16_384]", residual_scale="(0, 1]")
@@ -158,13 +156,13 @@ class StfnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip3dConfig:
-    """A network over the RGB frames of a sample alone, torchvision's: what flow adds is seen against it."""
+    """A baseline network of torchvision on the RGB frames of a sample, without flow."""
 
     network: VideoNetwork = "r2plus1d_18"
     """r2plus1d_18, r3d_18 and mc3_18 (Tran et al. 2018) take any number and size of frames; mvit_v2_s (Li et al. 2022)
     16 snippets of 224 px."""
     weights: str | None = None
-    """Where it starts: None at random, "kinetics400" at torchvision's weights, else the path or URI of a state dict
+    """Initial weights: None is random, "kinetics400" torchvision's weights, else the path or URI of a state dict
     (.safetensors, or .pth read without running code)."""
     width: int | None = None
     """Feature maps of the first stage, all others in proportion; None is the paper's width, 64. Not of mvit_v2_s."""
@@ -196,36 +194,36 @@ class ModelConfig:
     """late (scores are averaged), fused (feature maps are), st_resnet (motion enters residual units), stfn; clip3d (a
     network over the RGB frames alone)."""
     streams: Streams = "both"
-    """both towers, or one alone; one alone goes with architecture late. clip3d does not read it."""
+    """both towers, or a single one, which needs architecture late; not used by clip3d."""
     spatial: TowerConfig = field(default_factory=TowerConfig)
-    """The tower that sees RGB frames."""
+    """The tower of RGB frames."""
     temporal: TowerConfig = field(default_factory=TowerConfig)
-    """The tower that sees stacks of optical flow."""
+    """The tower of optical flow stacks."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
-    """How a fused network joins its towers; stfn reads the method only, st_resnet the pooling, late nothing."""
+    """How a fused network joins its towers; stfn uses the method only, st_resnet the pooling, late nothing."""
     st_resnet: StResNetConfig = field(default_factory=StResNetConfig)
-    """Read by architecture st_resnet alone."""
+    """Used by architecture st_resnet only."""
     stfn: StfnConfig = field(default_factory=StfnConfig)
-    """Read by architecture stfn alone."""
+    """Used by architecture stfn only."""
     clip3d: Clip3dConfig = field(default_factory=Clip3dConfig)
-    """Read by architecture clip3d alone, which reads neither towers nor fusion."""
+    """Used by architecture clip3d only, which uses neither towers nor fusion."""
     keep_temporal_tower: bool = True
     """Run a fused network's temporal tower to its own scores and loss; False ends it at the last fusion layer."""
     freeze_below_fusion: bool = False
-    """Both towers learn only above the first fusion layer (the official code of 2016); wants pretrained towers."""
+    """Train both towers only above the first fusion layer (official code of 2016); needs pretrained towers."""
     num_classes: int | None = None
     """K; None takes it from the data."""
     head_classes: tuple[int, ...] = ()
-    """Classes of each data set in multi-task training, which add up to K (Simonyan and Zisserman 2014); () is one."""
+    """Classes per data set in multi-task training, adding up to K (Simonyan and Zisserman 2014); () is a single one."""
 
     @property
     def averages(self) -> Literal["logits", "probabilities"]:
-        """What is averaged over towers and views: softmax scores in late fusion (S&Z 2014), logits elsewhere."""
+        """What is averaged over towers and views: softmax scores in late fusion (S&Z 2014), otherwise logits."""
         return "probabilities" if self.architecture == "late" else "logits"
 
     @property
     def backbones(self) -> tuple[str, ...]:
-        """The image or video networks that it is made of: one a stream."""
+        """The backbones: one per stream, or the video network of clip3d."""
         if self.architecture == "clip3d":
             return (self.clip3d.network,)
         towers = {"spatial": self.spatial, "temporal": self.temporal}
@@ -233,12 +231,12 @@ class ModelConfig:
 
     @property
     def reads_flow(self) -> bool:
-        """Whether it looks at optical flow."""
+        """Whether the network takes optical flow."""
         return self.architecture != "clip3d" and self.streams != "spatial"
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """Distributions, beside torch, whose code it runs once it is trained."""
+        """Python distributions, besides torch, that inference with the network needs."""
         if self.architecture == "clip3d":
             return ("torchvision",)
         return ("timm",) if any(backbone.startswith(TIMM) for backbone in self.backbones) else ()
@@ -273,7 +271,7 @@ class ModelConfig:
 
 
 def layer_channels(config: TowerConfig, *, num_classes: int = 1) -> dict[str, int]:
-    """D of every layer of the spatial tower that `config` describes, in order; makes no layer.
+    """Layer -> D of its output, in order, of the spatial tower that `config` describes; builds no module.
 
     Raises:
         ConfigError: the backbone is one of timm's that is not known, or cannot be cut into layers.
@@ -322,7 +320,7 @@ def temporal_layer(layer: str, *, config: ModelConfig) -> str:
 
 
 def layer_reductions(config: TowerConfig) -> dict[str, int]:
-    """Height of the frame by height of each layer's maps; 0 behind the last pooling of all of them."""
+    """Layer -> total stride, the frame's height over the maps' height; 0 from global pooling on."""
     if config.is_timm:
         from twostream_ray.models.timm_networks import layer_table  # only here: it imports torch
 
@@ -342,7 +340,7 @@ def feature_layer(config: TowerConfig) -> str:
 
 
 def _check_fusion_layers(config: ModelConfig) -> None:
-    """Refuse fusion layers that a tower lacks, that do not fit each other, or that leave nothing to do."""
+    """Raise ConfigError for fusion layers that do not exist, do not match, or contradict the other fusion settings."""
     fusion = config.fusion
     spatial, temporal = layer_channels(config.spatial), layer_channels(config.temporal)
     order = list(spatial)
@@ -378,7 +376,7 @@ def _check_fusion_layers(config: ModelConfig) -> None:
 
 
 def _check_equal_towers(config: ModelConfig) -> None:
-    """Refuse towers that cannot be joined unit by unit (st_resnet) or feature by feature (stfn)."""
+    """Raise ConfigError for towers that cannot be joined unit by unit (st_resnet) or feature by feature (stfn)."""
     for stream, tower in (("spatial", config.spatial), ("temporal", config.temporal)):
         if config.architecture == "st_resnet" and tower.backbone != "resnet50":
             raise ConfigError(

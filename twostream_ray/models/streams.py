@@ -1,4 +1,4 @@
-"""Towers of the streams: modules for the layer tables of the papers' networks, or a network of timm, with weights."""
+"""Tower factory: builds the modules of a backbone's layer table, or a timm network, and loads its weights."""
 
 from collections.abc import Mapping
 
@@ -37,12 +37,12 @@ def build_tower(
         config: the tower's settings.
         in_channels: 3 for RGB, 2L for flow.
         num_classes: K, the outputs of fc8.
-        upto: the last layer to make; None makes all.
+        upto: the last layer to build; None builds all.
         stacked: maps that a fusion stacks onto a layer's own, by layer; the next weight layer takes them too.
         read_bytes: reads the safetensors file that config.weights names.
 
     Raises:
-        WeightsError: the weights cannot be had, or do not fit.
+        WeightsError: the weights are unavailable or do not fit.
     """
     if config.is_timm:
         tower = _timm_tower(config, in_channels=in_channels, num_classes=num_classes, upto=upto)
@@ -80,7 +80,7 @@ def _papers_tower(
 
 
 def _timm_tower(config: TowerConfig, *, in_channels: int, num_classes: int, upto: str | None) -> Tower:
-    """A network of timm, its classifier ours; a temporal one with weights starts from their RGB filters, averaged."""
+    """A timm network with our classifier; with published weights, flow filters are the mean of the RGB filters."""
     is_published = config.weights == PUBLISHED_BY_TIMM
     network = create_network(
         config.backbone,
@@ -110,7 +110,7 @@ def _timm_tower(config: TowerConfig, *, in_channels: int, num_classes: int, upto
 
 
 def _layer(spec: LayerSpec, *, maps: int, dropout: float) -> nn.Module:
-    """The module of a layer into which `maps` feature maps come."""
+    """The module of a layer with `maps` input maps."""
     channels = maps if spec.channels is None else spec.channels
     match spec.kind:
         case "conv":

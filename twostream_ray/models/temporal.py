@@ -1,6 +1,6 @@
 """Temporal layers: pooling, convolution and residual blocks over T snippets (Feichtenhofer et al. 2016, sec. 3.2).
 
-Towers see snippets one by one, as (N * T, D, H, W); the layers here get N and so find the time axis again.
+Towers process snippets as a batch (N * T, D, H, W); these layers take N to restore the time axis.
 """
 
 from functools import reduce
@@ -23,7 +23,7 @@ class TimeMaxPool(nn.Module):
         self.window, self.stride = window, stride
 
     def forward(self, maps: Tensor, *, num_samples: int) -> Tensor:
-        """Pool; fewer snippets than a window are one window."""
+        """Pool; fewer snippets than a window count as one window."""
         over_time = maps.unflatten(0, (num_samples, -1))
         window = min(self.window, over_time.shape[1])
         starts = over_time.shape[1] - window + 1

@@ -1,8 +1,8 @@
-"""Image networks of timm (Wightman 2019) cut into chains of named layers, as the papers' towers are.
+"""Adapter for timm (Wightman 2019): splits image networks into chains of named layers, like the papers' towers.
 
-timm's networks are cut between the modules that its `forward_features` runs one after the other: a layer carries
-timm's name of its module, `_` for `.` (`stages_2`, `layer3`, `blocks_5`). What follows them up to the classifier is
-one layer, pool5. A network that computes something between its modules cannot be cut there and is refused.
+Networks are split between the modules that `forward_features` runs sequentially: a layer has
+timm's name of its module, `_` for `.` (`stages_2`, `layer3`, `blocks_5`). The rest before the classifier is
+one layer, pool5. A network that computes something between its modules cannot be split and is refused.
 """
 
 import copy
@@ -24,34 +24,34 @@ _PROBED_PX = 224
 
 
 class TimmLayer(NamedTuple):
-    """A row of a network's table."""
+    """Name, width and scale of a layer."""
 
     name: str
     """timm's name of the module, `_` for `.`."""
     channels: int
-    """Maps that come out."""
+    """Number of output maps."""
     reduction: int
-    """Height of the frame by height of the maps."""
+    """Total stride: the frame's height over the maps' height."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimmChain:
-    """A network of timm in parts: layers with maps between them, then the rest of it."""
+    """A timm network split into layers, and the pooling before its classifier."""
 
     layers: dict[str, nn.Module]
     """Each takes what the one before returns; the first one frames (N, C, H, W)."""
     pool: nn.Module
-    """What comes between the last layer and the classifier: maps -> (N, D, 1, 1)."""
+    """The part between the last layer and the classifier: maps -> (N, D, 1, 1)."""
     features: int
-    """D of what the classifier takes."""
+    """D of the classifier's input."""
     published: dict[str, str]
     """timm's name of each parameter and buffer, by its name in `layers`, `pool` (as pool5) and the classifier (fc8)."""
     undecayed: frozenset[str]
     """The parameters without weight decay, by timm, under their names here."""
     mean: tuple[float, ...]
-    """Of the RGB levels that the network was made for, in [0, 1]."""
+    """Mean of R, G, B in [0, 1] with which the network's inputs are normalised."""
     deviation: tuple[float, ...]
-    """Of the same levels."""
+    """Standard deviation of R, G, B in [0, 1]."""
 
 
 @cache
@@ -92,7 +92,7 @@ def _rows(chain: TimmChain, *, px: int) -> tuple[TimmLayer, ...]:
 
 
 def cut(network: Any, *, backbone: str) -> TimmChain:
-    """Take a network of timm apart; it is of no use afterwards.
+    """Split a timm network into layers; the network itself is unusable afterwards.
 
     Raises:
         ConfigError: it computes something between its modules, or returns no maps.
@@ -111,7 +111,7 @@ def cut(network: Any, *, backbone: str) -> TimmChain:
         layers = _module_chain(network, _names_in_order(backbone))
     # timm's own way to take a classifier off, reset_classifier(0), takes some networks' last norm with it.
     _replace(network, classifier, nn.Identity())
-    pool = _Pool(network, is_transformer=isinstance(network, VisionTransformer), inner=_is_channels_inner(network))
+    pool = _Pool(network, is_transformer=isinstance(network, VisionTransformer), inner=_is_channels_last(network))
     parts = nn.ModuleDict({**layers, LAST_POOL: pool, CLASSIFIER: classifier}).state_dict(keep_vars=True)
     published = {name: own[id(values)] for name, values in parts.items()}
     return TimmChain(
@@ -159,8 +159,8 @@ class _TokenLayer(nn.Module):
         return _to_maps(self.block(tokens), prefix=prefix, height=maps.shape[-2], width=maps.shape[-1])
 
 
-class _InnerLayer(nn.Module):
-    """A module that has its channels last, between maps: (N, D, H, W) -> (N, D', H', W')."""
+class _ChannelsLastLayer(nn.Module):
+    """Wraps a module with channels-last tensors (NHWC): (N, D, H, W) -> (N, D', H', W')."""
 
     def __init__(self, module: nn.Module, *, takes_frames: bool) -> None:
         super().__init__()
@@ -259,11 +259,11 @@ def modules_in_order(network: Any, *, backbone: str) -> tuple[str, ...]:
 
 def _module_chain(network: Any, names: tuple[str, ...]) -> dict[str, nn.Module]:
     """These modules, taken out of the network."""
-    inner = _is_channels_inner(network)
+    inner = _is_channels_last(network)
     layers: dict[str, nn.Module] = {}
     for position, name in enumerate(names):
         module = network.get_submodule(name)
-        layers[name.replace(".", "_")] = _InnerLayer(module, takes_frames=position == 0) if inner else module
+        layers[name.replace(".", "_")] = _ChannelsLastLayer(module, takes_frames=position == 0) if inner else module
         _replace(network, module, nn.Identity())
     return layers
 
@@ -291,7 +291,7 @@ def _feature_info(network: Any) -> list[dict[str, Any]]:
     return list(getattr(info, "info", info))
 
 
-def _is_channels_inner(network: Any) -> bool:
+def _is_channels_last(network: Any) -> bool:
     return getattr(network, "output_fmt", "NCHW") == "NHWC"
 
 

@@ -1,4 +1,4 @@
-"""Feature maps of vision transformers: the grid of their tokens, beside it the tokens that have no place."""
+"""Feature maps of vision transformers: patch tokens as a grid, with class token and registers kept separately."""
 
 from typing import NamedTuple
 
@@ -6,23 +6,23 @@ from torch import Tensor
 
 
 class TokenMaps(NamedTuple):
-    """What a vision transformer passes from layer to layer: its tokens, those of the grid as maps."""
+    """The tokens between two layers of a vision transformer, the patch tokens arranged as maps."""
 
     maps: Tensor
-    """The grid, (N, D, H, W)."""
+    """Patch tokens, (N, D, H, W)."""
     prefix: Tensor
     """Class token and registers, (N, P, D)."""
 
 
 Maps = Tensor | TokenMaps
-"""What a layer returns: feature maps, in vision transformers with their class token and registers beside."""
+"""A layer's output: feature maps, with class token and registers for vision transformers."""
 
 
 def grid(state: Maps) -> Tensor:
-    """The feature maps (N, D, H, W) of what a layer returned."""
+    """The feature maps (N, D, H, W) of a layer's output."""
     return state.maps if isinstance(state, TokenMaps) else state
 
 
 def with_grid(state: Maps, maps: Tensor) -> Maps:
-    """What a layer returned with other feature maps; a transformer's class token and registers stay its own."""
+    """Replace the feature maps of a layer's output; class token and registers are kept."""
     return TokenMaps(maps, state.prefix) if isinstance(state, TokenMaps) else maps

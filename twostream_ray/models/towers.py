@@ -1,7 +1,7 @@
-"""Tower: one stream's network as a chain of named layers, with the two layers that torch lacks.
+"""Tower: the network of one stream as a chain of named layers that can be run in parts, and its building blocks.
 
-Every layer returns maps (N, D, H, W), the fully connected ones too: so a tower takes frames larger than it was made for
-(the papers' dense test), and any layer fuses.
+Every layer returns maps (N, D, H, W), also the fully connected ones: so a tower accepts frames of any larger size
+(fully convolutional testing), and fusion is possible at any layer.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -23,7 +23,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class FullyConnected(nn.Linear):
-    """A fully connected layer over a window of maps; slides over larger maps as a convolution.
+    """A fully connected layer over a window of maps, applied convolutionally to larger maps.
 
     Shape: (N, D, window + a, window + b) -> (N, D', 1 + a, 1 + b).
     """
@@ -33,7 +33,7 @@ class FullyConnected(nn.Linear):
         super().__init__(in_maps * window**2, out_maps)
 
     def reset_parameters(self) -> None:
-        """A classifier starts at 0.01 randn (the official code), a hidden layer so that ReLU keeps the variance."""
+        """A classifier is initialised with 0.01 randn (official code), a hidden layer by He initialisation."""
         if self.classifies:
             nn.init.normal_(self.weight, std=0.01)
         else:
@@ -45,7 +45,7 @@ class FullyConnected(nn.Linear):
         height, width = maps.shape[-2:]
         if min(height, width) < self.window:
             raise ConfigError(
-                f"the frames are too small: a fully connected layer wants maps of at least "
+                f"the frames are too small: a fully connected layer needs maps of at least "
                 f"{self.window}x{self.window}, got {height}x{width}; use larger "
                 "frames (224 px for vgg16 and vgg_m_2048) or the vgg_small backbone"
             )
@@ -110,13 +110,13 @@ class Tower(nn.Module):
         self.channels = dict(channels)
         """D of each layer's output."""
         self.frozen: tuple[str, ...] = ()
-        """The layers that do not learn, from the first on."""
+        """Frozen layers, from the first on."""
         self.recomputes = False
         """Keep only the maps at poolings, of timm's networks those between layers, for the backward pass (Chen et al.
         2016)."""
 
     def forward(self, maps: Maps, *, after: str | None = None, upto: str | None = None) -> Maps:
-        """Run the layers behind `after` (None: from the first) up to and with `upto` (None: to the last)."""
+        """Run the layers after `after` (None: from the first) up to and including `upto` (None: to the last)."""
         if after is None and self.normalise is not None:
             maps = self.normalise(maps)
         start = 0 if after is None else self.names.index(after) + 1
@@ -137,12 +137,12 @@ class Tower(nn.Module):
         return maps
 
     def layers(self, *, after: str | None = None) -> list[nn.Module]:
-        """The layers behind `after` (None: from the first), in order."""
+        """The layers after `after` (None: from the first), in order."""
         start = 0 if after is None else self.names.index(after) + 1
         return [self.get_submodule(name) for name in self.names[start:]]
 
     def freeze(self, upto: str) -> None:
-        """Stop learning from the first layer up to and with `upto`: no gradients, and batch norm keeps its moments."""
+        """Freeze the layers up to and including `upto`: no gradients, and batch norm in evaluation mode."""
         self.frozen = self.names[: max(len(self.frozen), self.names.index(upto) + 1)]
         for name in self.frozen:
             self.get_submodule(name).requires_grad_(False)
@@ -182,5 +182,5 @@ class Renormalise(nn.Module):
 
 
 def batch_norm(maps: int) -> nn.BatchNorm2d:
-    """Batch norm whose moments move by 0.05 a step (the official ST-ResNet code)."""
+    """Batch norm with momentum 0.05 (the official ST-ResNet code)."""
     return nn.BatchNorm2d(maps, momentum=0.05)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from twostream_ray import storage
-from twostream_ray.data.shards.records import Standing, delete_stale, refuse_loss, stale_notes, survey
+from twostream_ray.data.shards.records import IngestState, delete_stale, refuse_loss, stale_notes, survey
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP
 from twostream_ray.data.shards.writer import (
     ShardPlan,
@@ -196,7 +196,7 @@ def _report(parts: Sequence[dict[str, Any]], catalog: Catalog, *, done_before: i
     )
 
 
-def _labelled_as(before: Standing, catalog: Catalog, config: IngestConfig) -> Catalog | None:
+def _labelled_as(before: IngestState, catalog: Catalog, config: IngestConfig) -> Catalog | None:
     """The catalog with the class order of finished shards, if an earlier version made them with lexicographic order."""
     identities = [
         entry["identity"]
@@ -272,7 +272,7 @@ def estimate(clips: Sequence[Clip], config: IngestConfig) -> str:
 
     The time is for this machine's cores.
     """
-    from twostream_ray.data.video.isolation import probe_apart
+    from twostream_ray.data.video.isolation import probe_in_subprocess
 
     by_size = sorted(clips, key=lambda clip: clip.size_bytes)
     costs = []
@@ -280,7 +280,7 @@ def estimate(clips: Sequence[Clip], config: IngestConfig) -> str:
         clip = by_size[(2 * number + 1) * len(by_size) // (2 * _PROBED_CLIPS)]
         with suppress(VideoError, AccessError):
             with open_source(clip) as source:
-                cost = probe_apart(source, config.flow, name=clip.clip_id, max_frames=config.max_frames)
+                cost = probe_in_subprocess(source, config.flow, name=clip.clip_id, max_frames=config.max_frames)
             costs.append((clip, cost))
     if not costs:
         return f"{len(clips)} clips to ingest; no estimate, as none of the sampled ones can be decoded"

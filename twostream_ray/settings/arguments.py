@@ -1,6 +1,6 @@
-"""Arguments as the parser takes them: positionals by their names, recipes by their content, a value for every option.
+"""Command-line preprocessing for the parser: names positionals, inlines recipes, checks option names and values.
 
-A recipe is one for all verbs: each takes the part that it knows. A name that no verb knows is refused.
+A recipe may serve several verbs: each takes the settings that it has. A name that no verb has is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from twostream_ray.settings.checks import (
 from twostream_ray.settings.recipe_text import Recipe, parse_recipe, read_recipe
 
 OtherSettings = Callable[[], Sequence[type]]
-"""Gives the settings classes of the other verbs; called only for a recipe that has more than one verb knows."""
+"""Returns the settings classes of the other verbs; called only for a recipe with settings that this verb lacks."""
 
 RECIPE_KEY = "recipe_key"
 """Metadata of a field: the dotted name in a recipe of the same setting of a training, taken where its own is absent."""
@@ -39,32 +39,32 @@ _TRUE_OR_FALSE = ("true", "false", "yes", "no", "on", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """What a command line gives."""
+class ParsedArguments:
+    """A preprocessed command line."""
 
     arguments: list[str] = field(default_factory=list)
     """Options, each with its value, as --name=value."""
     lists: dict[str, list[str]] = field(default_factory=dict)
-    """Lists of texts that are given without an option; no parser looks at them."""
+    """Positional lists of strings, which bypass the parser."""
     lines: dict[str, str] = field(default_factory=dict)
-    """Where a recipe gives a dotted setting that no option overrides, to begin an error with."""
+    """Dotted setting -> its line in a recipe, as an error's prefix, unless an option overrides it."""
 
 
 def given(
     kind: type, arguments: Sequence[str], *, positionals: Sequence[str] = (), elsewhere: OtherSettings = tuple
-) -> Given:
-    """Arguments with their names and values checked against a settings class.
+) -> ParsedArguments:
+    """Preprocess arguments and check their names and values against a settings class.
 
     Args:
         kind: the settings class of the verb.
-        arguments: what stands behind the verb.
+        arguments: the arguments after the verb.
         positionals: dotted names of settings that may be given without them, in order; the last may be a list.
-        elsewhere: gives the settings classes of the other verbs.
+        elsewhere: returns the settings classes of the other verbs.
 
     Raises:
         ConfigError: an unknown name, a value of another type, a missing value, or a recipe that cannot be read.
     """
-    found, free = Given(lists={name: [] for name in lists_among(kind, positionals)}), list[str]()
+    found, free = ParsedArguments(lists={name: [] for name in lists_among(kind, positionals)}), list[str]()
     recipes, options = list[str](), list[tuple[str, Any, str]]()
     waiting = deque(arguments)
     while waiting:
@@ -103,7 +103,7 @@ def given(
 
 
 def lists_among(kind: type, positionals: Sequence[str]) -> list[str]:
-    """Those of the positional settings that are lists: no options of the parser, as there may be thousands."""
+    """The positional settings that are lists; they bypass the parser, as there may be thousands of values."""
     return [name for name in positionals if get_origin(type_of(kind, name)) is list]
 
 
@@ -116,16 +116,16 @@ def _type_of_option(kind: type, option: str) -> Any:
 
 
 def _next_value(option: str, hint: Any, waiting: deque[str]) -> str:
-    """The value that follows an option; a bare option that may be true or false is true."""
+    """The value after an option; a boolean option without a value is true."""
     following = waiting[0] if waiting else None
     if hint is bool and (following is None or following.lower() not in _TRUE_OR_FALSE):
         return "true"
     if following is None or following.startswith("--"):
-        raise ConfigError(f"{option} wants a value, got none: write {option} VALUE")
+        raise ConfigError(f"{option} needs a value, got none: write {option} VALUE")
     return waiting.popleft()
 
 
-def _add_option(found: Given, option: str, hint: Any, value: str) -> None:
+def _add_option(found: ParsedArguments, option: str, hint: Any, value: str) -> None:
     key = option.removeprefix("--").removesuffix("+")
     value = value if option.endswith("+") else _as_list_of_one(hint, value)
     _check_inline(hint, option, value)
@@ -138,7 +138,7 @@ def _add_option(found: Given, option: str, hint: Any, value: str) -> None:
 
 
 def _as_list_of_one(hint: Any, value: str) -> str:
-    """A single value of the command line where a list is wanted, as a list."""
+    """Wrap a single value of the command line in a list if the setting is a list."""
     parts = parts_of(hint) if _is_list(hint) else []
     if not parts or value.lstrip().startswith("[") or value in ("null", "~"):
         return value
@@ -157,7 +157,7 @@ def _texts(option: str, value: str) -> list[str]:
 
 
 def _check_inline(hint: Any, option: str, value: str) -> None:
-    """Check a value of the command line that has parts against its setting."""
+    """Check a list or mapping on the command line against its setting's type."""
     key = option[2:].removesuffix("+")
     if value.lstrip().startswith(("{", "[")):
         if not accepts_text(hint):
@@ -167,7 +167,7 @@ def _check_inline(hint: Any, option: str, value: str) -> None:
         raise ConfigError(f"{option} takes several settings as {{name: value}}, got {brief(value)}: a file is --config")
 
 
-def _add_recipe(found: Given, kind: type, value: str, elsewhere: OtherSettings) -> None:
+def _add_recipe(found: ParsedArguments, kind: type, value: str, elsewhere: OtherSettings) -> None:
     inline = value.lstrip().startswith("{")
     recipe = parse_recipe(value, where="--config") if inline else read_recipe(value)
     values = _with_lists_of_one(kind, _known_part(kind, recipe.values, recipe, elsewhere))
@@ -192,7 +192,7 @@ def _value_at(values: Any, key: str) -> Any:
 
 
 def _with_lists_of_one(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a recipe, a single one where a list is wanted as a list."""
+    """Wrap single values of a recipe in lists where the setting is a list."""
     hints = types_of(kind)
     changed = dict(values)
     for name, value in values.items():
@@ -207,7 +207,7 @@ def _with_lists_of_one(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 def _known_part(
     kind: type, values: Mapping[str, Any], recipe: Recipe, elsewhere: OtherSettings, prefix: str = ""
 ) -> dict[str, Any]:
-    """The part of a recipe that a verb knows, and what no verb knows, which is refused then."""
+    """Drop the settings of a recipe that only other verbs have; unknown ones are kept, to be refused."""
     hints = types_of(kind)
     known = {}
     for name, value in values.items():

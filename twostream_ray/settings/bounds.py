@@ -16,7 +16,7 @@ _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 
 def require_within(settings: Any, prefix: str = "", **intervals: str) -> None:
-    """Refuse numbers outside their intervals, NaN, infinities, booleans and texts; None only where it is a value.
+    """Refuse values outside their intervals, NaN, infinities, booleans and strings; None only if the type allows it.
 
     Args:
         settings: a dataclass; of a list or tuple every value counts.
@@ -32,14 +32,14 @@ def require_within(settings: Any, prefix: str = "", **intervals: str) -> None:
         many = isinstance(value, list | tuple) and ("tuple" in kinds[name] or "list" in kinds[name])
         for number in value if many else [value]:
             if number is not None or "None" not in kinds[name]:
-                _require(number, f"{prefix}{name}", interval, whole="float" not in kinds[name], got=value)
+                _require(number, f"{prefix}{name}", interval, is_integer="float" not in kinds[name], got=value)
 
 
-def _require(number: Any, setting: str, interval: str, *, whole: bool, got: Any) -> None:
-    kinds: Any = Integral if whole else Real
+def _require(number: Any, setting: str, interval: str, *, is_integer: bool, got: Any) -> None:
+    kinds: Any = Integral if is_integer else Real
     if isinstance(number, bool) or not isinstance(number, kinds):
-        raise ConfigError(f"{setting} must be a {'whole ' if whole else ''}number, got {brief(got)}")
-    if not whole and not _is_finite(number):
+        raise ConfigError(f"{setting} must be a {'whole ' if is_integer else ''}number, got {brief(got)}")
+    if not is_integer and not _is_finite(number):
         raise ConfigError(f"{setting} must be a finite number, got {brief(got)}")
     low_is_in, low, high, high_is_in = _parsed(interval)
     too_low = number < low if low_is_in else number <= low

@@ -1,4 +1,4 @@
-"""Validation of nested values against settings classes, before they are parsed: names, types, sizes of texts."""
+"""Schema validation of nested values against settings classes before parsing: names, types, lengths of strings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def type_of(kind: type, key: str) -> Any:
 def check_names_and_types(
     kind: type, values: Any, *, recipe: Recipe | None, prefix: str = "", complete: bool = False
 ) -> None:
-    """Refuse values that have names or types other than a settings class; `complete` wants every field.
+    """Refuse values whose names or types do not match a settings class; `complete` requires every field.
 
     Raises:
         ConfigError: names the setting, and the recipe's line.
@@ -67,16 +67,16 @@ def check_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, compl
             check_names_and_types(hint, value, recipe=recipe, prefix=key, complete=complete)  # type: ignore[arg-type]
         else:
             got = "nothing: leave it out" if value is None else brief(value)
-            raise ConfigError(f"{where}{key} holds settings of its own as `name: value`, got {got}")
+            raise ConfigError(f"{where}{key} is a block of settings `name: value`, got {got}")
     elif value is None and not _accepts(NoneType, hint):
-        raise ConfigError(f"{where}{key} wants {_type_name(hint)}, got nothing")
+        raise ConfigError(f"{where}{key} must be {_type_name(hint)}, got nothing")
     elif isinstance(value, str):
         if len(value) > _LONGEST_TEXT:
-            raise ConfigError(f"{where}{key} wants at most {_LONGEST_TEXT} characters, got {len(value)}")
+            raise ConfigError(f"{where}{key} may have at most {_LONGEST_TEXT} characters, got {len(value)}")
         if "\0" in value:
-            raise ConfigError(f"{where}{key} holds a NUL character, which no path or name has")
+            raise ConfigError(f"{where}{key} has a NUL character, which is not allowed: remove it")
         if not accepts_text(hint):
-            raise ConfigError(f"{where}{key} wants {_type_name(hint)}, got the text {brief(value)}")
+            raise ConfigError(f"{where}{key} must be {_type_name(hint)}, got the text {brief(value)}")
     elif isinstance(value, int) and abs(value) > _LARGEST_WHOLE_NUMBER:
         raise ConfigError(f"{where}{key} is too large a number: {brief(value)}")
     elif isinstance(value, list | tuple) and parts_of(hint):
@@ -86,7 +86,7 @@ def check_value(hint: Any, value: Any, key: str, recipe: Recipe | None, *, compl
 
 
 def parts_of(hint: Any) -> list[Any]:
-    """The types of a list's or tuple's values, of the alternatives the first one's."""
+    """Element types of a list or tuple type, or of the first one in a union."""
     if get_origin(hint) in (list, tuple):
         return [part for part in get_args(hint) if part is not Ellipsis]
     return next((parts for one in get_args(hint) if (parts := parts_of(one))), [])
@@ -97,7 +97,7 @@ def _accepts(kind: type, hint: Any) -> bool:
 
 
 def listed_in(kind: Any) -> list[type]:
-    """Settings classes of which a settings class, or one inside it, holds lists."""
+    """Settings classes that occur as list elements in a settings class, recursively."""
     hints = list(types_of(kind).values())
     listed = [part for hint in hints for part in parts_of(hint) if is_dataclass(part)]
     inner = (one for hint in [*hints, *listed] if is_dataclass(hint) for one in listed_in(hint))
@@ -105,7 +105,7 @@ def listed_in(kind: Any) -> list[type]:
 
 
 def accepts_text(hint: Any) -> bool:
-    """Whether a text is a value of a type."""
+    """Whether a type accepts a string."""
     if get_origin(hint) is Literal:
         return any(isinstance(choice, str) for choice in get_args(hint))
     if get_origin(hint) in (list, tuple, dict):
@@ -130,7 +130,7 @@ def names_of(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def unknown_setting(key: str, keys: Sequence[str]) -> str:
-    """What is said of a name that no setting has: the nearest ones."""
+    """The message for an unknown setting, with the closest matches."""
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
     siblings = [name for name in keys if name.startswith(key.rpartition(".")[0] + ".")] if "." in key else []
     valid = near or siblings or [name for name in keys if "." not in name]

@@ -1,6 +1,6 @@
 """Settings classes as JSON Schema (draft 2020-12): types, intervals, meanings and defaults, for editors and programs.
 
-A schema says of a recipe what can be said of values one by one; rules between settings are the parser's.
+A schema covers constraints on single values; rules that involve several settings are checked by the parser only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def recipe_schema(kind: type, *, title: str, others: Mapping[str, type]) -> dict
 
 @cache
 def meanings(kind: type) -> dict[str, str]:
-    """What the docstrings of a settings class say of its fields, in a line each."""
+    """Field -> its docstring in one line, of a settings class."""
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__[:-1]):
         for parameter in parse_from_object(one).params:
@@ -58,7 +58,7 @@ def meanings(kind: type) -> dict[str, str]:
 
 @cache
 def intervals(kind: type) -> dict[str, str]:
-    """The intervals that a settings class holds its numbers against, in mathematical notation: {"epochs": "[1, 9]"}."""
+    """Field -> interval that a settings class checks, in mathematical notation: {"epochs": "[1, 9]"}."""
     check = getattr(kind, "__post_init__", None)
     if check is None:
         return {}
@@ -72,7 +72,7 @@ def intervals(kind: type) -> dict[str, str]:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """A field's default as JSON has it; MISSING where a value is wanted."""
+    """A field's default as a JSON value; MISSING if it is required."""
     value = field.default_factory() if field.default_factory is not MISSING else field.default
     if is_dataclass(value):
         return dataclasses.asdict(value)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 def _object(
     kind: type, *, others: Mapping[str, type] | None = None, key: str = "", complete: bool = False
 ) -> dict[str, Any]:
-    """The schema of a settings class: its own fields, and what other verbs have at the same place."""
+    """The schema of a settings class: its own fields, and those of other verbs in the same block."""
     hints, texts, bounds = get_type_hints(kind), meanings(kind), intervals(kind)
     properties: dict[str, Any] = {}
     for field in fields(kind):
@@ -127,7 +127,7 @@ def _value(
 
 
 def _list(origin: Any, arguments: Sequence[Any], interval: str | None) -> dict[str, Any]:
-    """A list; one value is taken for a list of one where it is no block."""
+    """The schema of a list; a single value that is not a block stands for a list of one."""
     parts = [one for one in arguments if one is not Ellipsis]
     inner: list[dict[str, Any]] = [
         _object(one, complete=True) if is_dataclass(one) else _value(one, interval)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Validation of the names that people give: of runs, models, data sets, which become folders and MLflow's names."""
+"""Validation of user-given names of runs, models and data sets, which become folder names and MLflow names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHOWN = 60
 
 
 def require_name(name: str, *, setting: str, blanks: bool = False) -> None:
-    """Refuse what is no plain name: empty, a path, hidden, an option, unprintable or too long.
+    """Refuse names that are empty, paths, hidden, look like options, are unprintable or too long.
 
     Raises:
         ConfigError: names the setting, the rule and the value.

@@ -1,6 +1,6 @@
 """Parsing of settings (jsonargparse): frozen dataclasses from YAML recipes, JSON and dotted command-line options.
 
-Errors name the key, the value and the valid ones.
+Errors name the key, the value and the valid values.
 
 Values are data: none of them names code. jsonargparse would import what a value calls a `class_path` before it refuses
 it, and read a file that a value names; both are switched off here, for files and for the command line.
@@ -104,10 +104,10 @@ def from_arguments(
 
     Args:
         kind: the settings class.
-        arguments: what stands behind the verb.
+        arguments: the arguments after the verb.
         prog: the verb, as it is called.
         positionals: dotted names of settings that may be given without them, in order; the last may be a list.
-        elsewhere: gives the settings classes of the other verbs, whose part of a recipe is left out.
+        elsewhere: returns the settings classes of the other verbs, whose part of a recipe is ignored.
 
     Raises:
         ConfigError: an unknown key, a bad value, a missing one, or a recipe that cannot be read.
@@ -123,7 +123,7 @@ def from_arguments(
 
 
 def from_mapping(kind: type[Settings], values: Mapping[str, Any], *, complete: bool = False) -> Settings:
-    """Settings from nested JSON or YAML values; `complete` wants every field to be there, as a document has them.
+    """Settings from nested JSON or YAML values; `complete` requires every field, as for stored documents.
 
     Raises:
         ConfigError: an unknown key, a bad value or a missing one.
@@ -137,7 +137,7 @@ def from_mapping(kind: type[Settings], values: Mapping[str, Any], *, complete: b
 
 
 def with_missing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with those of `defaults` that they lack, in the blocks that they have."""
+    """Nested settings with missing ones filled in from `defaults`."""
     found = dict(values)
     for name, default in defaults.items():
         if name not in found:
@@ -171,7 +171,7 @@ def refuse_changed(before: Mapping[str, Any], now: Mapping[str, Any], *, what: s
         then, wanted = dotted(before), dotted(now)
         key = changed[0]
         raise ConfigError(
-            f"{what} was started with {key}={then.get(key)}, now {key}={wanted.get(key)} is wanted"
+            f"{what} was started with {key}={then.get(key)}, now {key}={wanted.get(key)} is requested"
             + (f" (and {len(changed) - 1} other settings differ)" if len(changed) > 1 else "")
             + f": choose another --name, or delete {uri}"
         )
@@ -211,7 +211,7 @@ def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
 
 
 def _line_of(message: str, lines: Mapping[str, str]) -> str:
-    """Where a recipe gives the setting that an error is about; empty where an option gives it."""
+    """Line of a recipe with the setting that an error is about; "" if it is set by an option."""
     named = re.match(r'(?:Parser key )?"([\w.]+)"|(?:Parser key )?([a-z][\w.]+)', message)
     if named is None:
         return ""

@@ -1,7 +1,7 @@
-"""YAML and JSON written by people, read strictly (safe loading, YAML 1.1): errors name the file and the line.
+"""Strict YAML and JSON loader for recipes (safe loading, YAML 1.1): errors name the file and the line.
 
-A recipe holds blocks of settings: texts, numbers, true and false, lists. It runs nothing, names no code and stays
-small; what YAML offers beyond that, and what two readers may understand differently, is refused.
+A recipe has blocks of settings: strings, numbers, booleans, lists. It cannot run or reference code and must be
+small; other features of YAML, and values that YAML versions read differently, are refused.
 """
 
 from __future__ import annotations
@@ -31,50 +31,50 @@ _MERGE = "tag:yaml.org,2002:merge"
 _FLOAT = "tag:yaml.org,2002:float"
 _INT = "tag:yaml.org,2002:int"
 _READ_DIFFERENTLY = re.compile(r"[-+]?0[0-9_]+|.*:.*")
-"""Whole numbers that YAML 1.1 takes for octal (010 is 8) or base 60 (1:30 is 90), which people and YAML 1.2 do not."""
+"""Integers that YAML 1.1 reads as octal (010 is 8) or base 60 (1:30 is 90), unlike people and YAML 1.2."""
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a text of settings holds."""
+    """A parsed recipe."""
 
     where: str
-    """File or option that the text is from."""
+    """File or option that it was read from."""
     values: Any
-    """Nested dictionaries, lists, texts, finite numbers, booleans and None."""
+    """Nested dictionaries, lists, strings, finite numbers, booleans and None."""
     lines: dict[str, int] = field(default_factory=dict)
-    """Line, from 1, at which the value of a dotted name begins."""
+    """Dotted name -> line of its value, from 1."""
 
     def line_of(self, key: str) -> str:
-        """Where a dotted name stands, to begin an error with."""
+        """File and line of a dotted name, as an error's prefix."""
         line = self.lines.get(key)
         return f"{self.where}: " if line is None else f"{self.where}, line {line}: "
 
 
 def read_recipe(uri: str) -> Recipe:
-    """The settings in a YAML or JSON file, or in a recipe of the package, which a bare name means ("fusion_2016").
+    """Read a recipe from a YAML or JSON file, or from the package by its bare name ("fusion_2016").
 
     Raises:
-        ConfigError: it cannot be read, or is none.
+        ConfigError: it cannot be read, or is not a recipe.
     """
     if uri in recipes.names():
         return parse_recipe(recipes.text(uri), where=f"recipe {uri}")
     try:
         content = storage.read_bytes(uri, limit_bytes=LIMIT_BYTES)
     except MissingError as error:
-        raise ConfigError(f"a recipe was wanted: {error}; {_by_name(uri)}") from error
+        raise ConfigError(f"no such recipe: {error}; {_by_name(uri)}") from error
     except StorageError as error:
-        raise ConfigError(f"a recipe was wanted: {error}") from error
+        raise ConfigError(f"the recipe cannot be read: {error}") from error
     for beginning, encoding in _OTHER_ENCODINGS.items():
         if content.startswith(beginning):
-            raise ConfigError(f"{uri}, line 1: a recipe in UTF-8 was wanted, this is {encoding}: save it as UTF-8")
+            raise ConfigError(f"{uri}, line 1: expected a recipe in UTF-8, found {encoding}: save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ConfigError(
-            f"{uri}, line {line}: a recipe in UTF-8 was wanted, byte 0x{content[error.start]:02x} is not: save it as "
+            f"{uri}, line {line}: expected a recipe in UTF-8, byte 0x{content[error.start]:02x} is invalid: save it as "
             "UTF-8"
         ) from error
     recipe = parse_recipe(text, where=uri)
@@ -85,7 +85,7 @@ def read_recipe(uri: str) -> Recipe:
 
 
 def _by_name(uri: str) -> str:
-    """Which recipes of the package may have been meant."""
+    """A hint at similarly named recipes of the package."""
     name = uri.rpartition("/")[2].partition(".")[0]
     near = difflib.get_close_matches(name, recipes.names(), n=1)
     meant = f"did you mean `--config {near[0]}`, which comes with the package? " if near else ""
@@ -93,10 +93,10 @@ def _by_name(uri: str) -> str:
 
 
 def parse_recipe(text: str, *, where: str) -> Recipe:
-    """The settings in a YAML or JSON text that comes from `where`.
+    """Parse a YAML or JSON text read from `where`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a recipe.
     """
     try:
         given = json.loads(text, parse_constant=_no_number) if text.lstrip().startswith(("{", "[")) else None
@@ -117,13 +117,13 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise ConfigError(
-            f"{where}, line {line}: a text was wanted, character 0x{error.character:02x} is none"
+            f"{where}, line {line}: character 0x{error.character:02x} is not allowed: remove it"
         ) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(f"{error.context or ''} {error.problem or ''}".split())
         hint = " (indent with blanks)" if "'\\t'" in problem else ""
-        raise ConfigError(f"{where}, line {mark.line + 1 if mark else 1}: no YAML: {problem}{hint}") from error
+        raise ConfigError(f"{where}, line {mark.line + 1 if mark else 1}: not valid YAML: {problem}{hint}") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: settings are nested more than {_MOST_LEVELS} levels deep") from error
     except (ValueError, KeyError) as error:
@@ -140,14 +140,14 @@ def write_recipe(values: dict[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever text the loader here would not read as one."""
+    """Quotes strings that `_Loader` would not read back as strings."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  (PyYAML's)
         return True
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values, of which 1e-3 is a number, as in YAML 1.2, and a date a text."""
+    """Safe loader with YAML 1.2's floats (1e-3 is a number); dates are strings."""
 
     _depth = 0
 
@@ -181,29 +181,31 @@ _Dumper.yaml_implicit_resolvers = {
 
 
 def _checked(root: yaml.Node, *, where: str) -> Iterator[tuple[str, int]]:
-    """Dotted names and their lines, of a tree that is small and has each name once."""
+    """Check a tree's size and that names are unique, and yield its dotted names with their lines."""
     seen = 0
     waiting: list[tuple[yaml.Node, str, int]] = [(root, "", 0)]
     while waiting:
         node, name, depth = waiting.pop()
         line = node.start_mark.line + 1
-        here = f"{where}, line {line}: "
+        at_line = f"{where}, line {line}: "
         seen += 1
         if seen > _MOST_VALUES:
             raise ConfigError(
-                f"{here}more than {_MOST_VALUES:,} values, aliases counted in full: no recipe has so many"
+                f"{at_line}more than {_MOST_VALUES:,} values, aliases counted in full: no recipe has so many"
             )
         if depth > _MOST_LEVELS:
-            raise ConfigError(f"{here}settings are nested more than {_MOST_LEVELS} levels deep")
+            raise ConfigError(f"{at_line}settings are nested more than {_MOST_LEVELS} levels deep")
         if node.tag not in _TAGS:
-            raise ConfigError(f"{here}the tag {node.tag} is not allowed in settings: they are texts, numbers and lists")
+            raise ConfigError(
+                f"{at_line}the tag {node.tag} is not allowed in settings: they are texts, numbers and lists"
+            )
         if node.tag == _INT and _READ_DIFFERENTLY.fullmatch(node.value):
             raise ConfigError(
-                f"{here}{name or 'a setting'} wants a whole number without leading zeros and colons, got {node.value}, "
+                f"{at_line}{name or 'a setting'} wants an integer without leading zeros and colons, got {node.value}, "
                 "which YAML 1.1 reads as octal or base 60: write it in digits, or in quotes if it is a text"
             )
         if node.tag == _FLOAT and not _is_finite(node.value):
-            raise ConfigError(f"{here}{name or 'a setting'} must be a finite number, got {node.value}")
+            raise ConfigError(f"{at_line}{name or 'a setting'} must be a finite number, got {node.value}")
         if name:
             yield name, line
         if isinstance(node, yaml.SequenceNode):
@@ -214,19 +216,19 @@ def _checked(root: yaml.Node, *, where: str) -> Iterator[tuple[str, int]]:
                 key_line = key.start_mark.line + 1
                 if key.tag not in (_NAME, _MERGE):
                     got = key.value if isinstance(key, yaml.ScalarNode) else "a list or block"
-                    raise ConfigError(f"{where}, line {key_line}: the name of a setting was wanted, got {got}")
+                    raise ConfigError(f"{where}, line {key_line}: expected the name of a setting, got {got}")
                 if key.value in first:
                     full = f"{name}.{key.value}".lstrip(".")
                     raise ConfigError(
-                        f"{where}, line {key_line}: {full} comes twice, first in line {first[key.value]}: the second "
-                        "would replace the whole first; make one of both"
+                        f"{where}, line {key_line}: {full} is repeated, first in line {first[key.value]}: the second "
+                        "would replace the first; merge them"
                     )
                 first[key.value] = key_line
                 waiting.append((value, f"{name}.{key.value}".lstrip("."), depth + 1))
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"a finite number was wanted, got {name}")
+    raise ValueError(f"expected a finite number, got {name}")
 
 
 def _is_finite(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Storage: one interface to local paths, file:// and s3:// URIs."""
+"""Storage abstraction (as fsspec): one interface to local paths, file:// and s3:// URIs."""
 
 from twostream_ray.storage.object_store import is_outage
 from twostream_ray.storage.uploaded import refuse_uploaded

@@ -1,4 +1,4 @@
-"""Cache directories, tagged by the Cache Directory Tagging Specification: no other directory is taken for one."""
+"""Cache directories, marked by CACHEDIR.TAG (Cache Directory Tagging Specification) so that no other is used as one."""
 
 from __future__ import annotations
 
@@ -24,44 +24,43 @@ _TAG_CONTENT = b"""Signature: 8a477f597d28d172789f06886806bc55
 _LEFT_BY_OURS = re.compile(r"[0-9a-f]{64}\.(partial|lock)|lock")
 
 LEFT_FREE = 0.05
-"""Part of a disk that no cache fills: where less is free, Ray moves no objects to it any more."""
+"""Fraction of a disk that caches leave free: below it, Ray stops spilling objects to the disk."""
 
 _log = logging.getLogger(__name__)
 
 
 def claim(directory: Path, *, setting: str) -> None:
-    """Make a directory of the cache that a `setting` names, or check that it is one already.
+    """Create the cache directory that a `setting` names, or check that it is one.
 
     Raises:
-        StorageError: it cannot be made, or holds something else.
+        StorageError: it cannot be created, or has other files.
     """
-    if directory.parent.name == own_folder_path().name:  # anybody may write beside it
+    if directory.parent.name == own_folder_path().name:  # its parent is writable by every user
         own_folder(directory.parent)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if _is_tagged(directory):
             return
         others = sorted(path.name for path in directory.iterdir() if not _LEFT_BY_OURS.fullmatch(path.name))
-        # Another process may have begun in between.
+        # Another process may have created it in between.
         if others and not _is_tagged(directory):
             raise StorageError(
-                f"{setting} wants a directory of its own, {directory} holds other files, as {others[0]}: name a new or "
+                f"{setting} needs a directory of its own, {directory} has other files, as {others[0]}: set a new or "
                 "empty one"
             )
         with suppress(FileExistsError), new_file(directory / TAG) as file:
             file.write(_TAG_CONTENT)
     except OSError as error:
         raise StorageError(
-            f"{setting} wants a directory that can be written, got {directory} ({error.strerror}): name another, or "
-            "leave it out"
+            f"{setting} must be a writable directory, got {directory} ({error.strerror}): set another, or leave it out"
         ) from error
 
 
 def reason_to_add_nothing(directory: Path, size: int) -> str | None:
-    """Why `size` more bytes do not go on a cache's disk, or None where they do.
+    """Why `size` more bytes do not fit on a cache's disk; None if they do.
 
     Raises:
-        OSError: the directory is gone.
+        OSError: the directory does not exist.
     """
     disk = shutil.disk_usage(directory)
     if disk.free - size >= LEFT_FREE * disk.total:
@@ -71,7 +70,7 @@ def reason_to_add_nothing(directory: Path, size: int) -> str | None:
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Log a warning the first time that this process has it: a cache has an entry for every clip or shard."""
+    """Log a warning only once per process, as it could recur for every clip or shard."""
     _log.warning("%s", message)
 
 
@@ -85,10 +84,10 @@ def _is_tagged(directory: Path) -> bool:
 
 @contextmanager
 def opened(path: Path) -> Iterator[FileIO]:
-    """A regular file, open for reading, without a buffer; no link is followed.
+    """Open a regular file for unbuffered reading, without following symbolic links.
 
     Raises:
-        OSError: it is not there, or something else.
+        OSError: it does not exist, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb", buffering=0) as file:
@@ -99,11 +98,11 @@ def opened(path: Path) -> Iterator[FileIO]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that was not there before, open for writing; no link is followed.
+    """Create a file exclusively and open it for writing, without following symbolic links.
 
     Raises:
-        FileExistsError: there is something.
-        OSError: it cannot be made.
+        FileExistsError: the path exists.
+        OSError: it cannot be created.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "wb") as file:

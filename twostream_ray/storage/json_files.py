@@ -1,7 +1,7 @@
-"""JSON files validated against a JSON Schema (draft 2020-12) where they are read.
+"""JSON reading with validation against a JSON Schema (draft 2020-12).
 
-A file on a disk or in a bucket may have been cut, mixed up or made by another program. It is checked once, here, so
-that its readers find every key, type and bound that the schema names.
+A file on a disk or in a bucket may be truncated, mixed up or written by another program. It is validated on reading, so
+that callers can rely on every key, type and bound in the schema.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from twostream_ray.errors import TwoStreamError
 from twostream_ray.redaction import brief, one_line
 
 Schema = Mapping[str, Any]
-"""A JSON Schema; a plain dictionary at the top of the module that owns the document."""
+"""A JSON Schema, defined as a dictionary in the module that owns the document."""
 
 LIMIT_BYTES = 256 << 20
-"""No document of this package comes near it."""
+"""Maximum file size, far above that of any document of this package."""
 
 SHA256 = {"type": "string", "pattern": r"^[0-9a-f]{64}\Z"}
-"""A sha256 as hexadecimal digits: the only form in which one may become part of a path."""
+"""A SHA-256 as hexadecimal digits, the only form that may become part of a path."""
 
 FILE_NAME = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z"}
-"""The name of a file that this package wrote: no folder, nothing hidden, nothing above."""
+"""A safe file name: no directory part, not hidden."""
 
 WORD = {"type": "string", "minLength": 1, "maxLength": 1000}
-"""A name that people gave: of a class, a split, a clip."""
+"""A user-given name, of a class, split or clip."""
 
 MOST = 2**53
 """The largest count: up to here a JSON number is exact in every reader."""
 
 COUNT = {"type": "integer", "minimum": 0, "maximum": MOST}
-"""How many there are of something, or how many bytes it has."""
+"""A count or a size in bytes."""
 
 
 def record(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None, *, others: bool = False) -> Schema:
@@ -51,7 +51,7 @@ def record(required: Mapping[str, Any], optional: Mapping[str, Any] | None = Non
 
 
 def list_of(items: Schema, *, at_least: int = 0, at_most: int = 10_000_000) -> Schema:
-    """The schema of a JSON array whose values all are of one kind."""
+    """The schema of a JSON array of `items`."""
     return {"type": "array", "items": items, "minItems": at_least, "maxItems": at_most}
 
 
@@ -65,11 +65,11 @@ def read_json(
     limit_bytes: int = LIMIT_BYTES,
     metrics: bool = False,
 ) -> Any:
-    """The values of a JSON file, as `parse_json` returns them.
+    """Read and validate a JSON file; see `parse_json`.
 
     Raises:
         StorageError: the file is missing or cannot be read.
-        TwoStreamError: of the kind `error`: the file is no such document.
+        TwoStreamError: of the kind `error`: the file does not match the schema.
     """
     content = storage.read_bytes(uri, limit_bytes=limit_bytes)
     return parse_json(content, schema, where=uri, what=what, way_out=way_out, error=error, metrics=metrics)
@@ -85,9 +85,9 @@ def parse_json(
     error: type[TwoStreamError],
     metrics: bool = False,
 ) -> Any:
-    """The values of a JSON text that is what the schema says: `what` ("a manifest of shards") was wanted at `where`.
+    """Parse JSON and validate it against a schema; `what` ("a manifest of shards") and `where` are for error messages.
 
-    NaN and infinities, which JSON does not have but Python reads, and keys that come twice are refused; in a document
+    NaN and infinities, which Python accepts although JSON has none, and duplicate keys are refused; in a document
     with `metrics` of training, where a loss may be either, both are accepted.
 
     Raises:
@@ -99,10 +99,10 @@ def parse_json(
             text,
             parse_constant=float if metrics else _refuse_constant,
             parse_float=_finite,
-            object_pairs_hook=_refuse_twice,
+            object_pairs_hook=_refuse_duplicate_keys,
         )
     except (ValueError, RecursionError) as fault:
-        raise error(f"{what} was wanted at {where}, it holds no JSON ({one_line(fault)}): {way_out}") from fault
+        raise error(f"{what} was wanted at {where}, it is not valid JSON ({one_line(fault)}): {way_out}") from fault
     check(values, schema, where=where, what=what, way_out=way_out, error=error)
     return values
 
@@ -126,7 +126,7 @@ def check(values: Any, schema: Schema, *, where: str, what: str, way_out: str, e
 
 
 def _described(fault: Any) -> str:
-    """What is wrong with a value, in a few words; the validator's own may repeat a whole file."""
+    """A short description of a validation error; the validator's own may quote a whole file."""
     if fault.validator == "required":
         return f"lacks {', '.join(sorted(set(fault.validator_value) - set(fault.instance)))}"[:200]
     if fault.validator == "additionalProperties":
@@ -156,7 +156,7 @@ def _validator(schema: str) -> Draft202012Validator:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _finite(text: str) -> float:
@@ -166,10 +166,10 @@ def _finite(text: str) -> float:
     return value
 
 
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} comes twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return values

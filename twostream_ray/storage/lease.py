@@ -39,9 +39,9 @@ FILE = "lease.json"
 _RENEW_S = 10.0
 _STALE_S = 60.0
 _CLOCKS_DIFFER_S = 60.0
-"""How far apart the clocks of two hosts are taken to be, at most."""
+"""Maximum assumed clock skew between two hosts."""
 _CONSISTENCY_S = 1.0
-"""Time after which a store shows every reader what was written last."""
+"""Time after which a store's reads are assumed to be consistent."""
 _POLL_S = 1.0
 _LIMIT_BYTES = 1 << 16
 
@@ -66,26 +66,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """Who holds a lease."""
+    """The holder of a lease."""
 
     key: str
-    """One of a kind."""
+    """Unique id of the lease."""
     work: str
-    """What is done there, as 'run "x"'."""
+    """Description of the work, such as 'run "x"'."""
     user: str
     """Name of the user."""
     host: str
     """Name of the host."""
     machine: str
-    """Its boot and process namespace: only within one are process ids comparable."""
+    """Boot id and PID namespace of the host: process ids are comparable only within one."""
     process: int
     """Process id."""
     process_start: int
-    """When that process began, in clock ticks since boot: ids are used again."""
+    """Start time of the process in clock ticks since boot, as process ids are reused."""
     since: float
-    """When the lease was taken, in s since 1970."""
+    """Unix time in s at which the lease was acquired."""
     renewed: float
-    """When it was renewed last, in s since 1970 by the holder's clock."""
+    """Unix time in s of the last renewal, by the holder's clock."""
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -98,10 +98,10 @@ class Lease:
     def __init__(self, uri: str, mine: Holder) -> None:
         self.uri, self._mine = uri, mine
         self.lost_to: Holder | None = None
-        """Who has taken it over meanwhile."""
+        """The holder that has taken it over, if any."""
 
     def loss(self) -> LeaseError | None:
-        """The error to raise where another process has the folder by now."""
+        """The error to raise if another process has taken the folder over, otherwise None."""
         if self.lost_to is None:
             return None
         return LeaseError(
@@ -112,10 +112,10 @@ class Lease:
 
 @contextmanager
 def held(uri: str, *, work: str, way_out: str, when_lost: Callable[[], object] | None = None) -> Iterator[Lease]:
-    """Hold a directory or s3:// prefix for some `work` ('run "x"') while the block runs.
+    """Hold the lease of a directory or s3:// prefix while the block runs, for some `work` ('run "x"').
 
     `when_lost` is called, from another thread, if another process takes the folder over; the block must then end, and
-    LeaseError is raised behind it.
+    LeaseError is raised after it.
 
     Raises:
         LeaseError: another process holds it; names user, host, process and since when, and ends with the `way_out`.
@@ -128,7 +128,7 @@ def held(uri: str, *, work: str, way_out: str, when_lost: Callable[[], object] |
 
     def renew() -> None:
         while not ended.wait(_RENEW_S):
-            with suppress(StorageError, OSError, LeaseError):  # a store that is away for a while is asked again
+            with suppress(StorageError, OSError, LeaseError):  # retried at the next renewal
                 now = replace(mine, renewed=time.time())
                 done, found = file.compare_and_swap(
                     now, expected=lambda holder: holder is None or holder.key == mine.key
@@ -171,7 +171,7 @@ def holder_of(uri: str) -> Holder | None:
 
 
 def _taken(file: _LeaseFile, uri: str, *, work: str, way_out: str) -> Holder:
-    """Take the lease, waiting where only time shows whether its holder is still there."""
+    """Acquire the lease, waiting for it to expire if its holder is on another machine."""
     watched: tuple[Holder, float] | None = None
     while True:
         now = time.time()
@@ -200,7 +200,7 @@ def _taken(file: _LeaseFile, uri: str, *, work: str, way_out: str) -> Holder:
         if found is None:
             continue  # it was released at this moment
         if _is_on_this_machine(found) or (watched is not None and watched[0] != found):
-            raise LeaseError(f"{work} wants {uri} to itself, which is in use by {found}: {way_out}")
+            raise LeaseError(f"{work} needs exclusive use of {uri}, which is in use by {found}: {way_out}")
         if watched is None:
             watched = (found, time.monotonic())
             _log.warning("%s waits up to %.0f s to see whether %s is held: by %s", work, _STALE_S, uri, found)
@@ -208,7 +208,7 @@ def _taken(file: _LeaseFile, uri: str, *, work: str, way_out: str) -> Holder:
 
 
 class _LeaseFile:
-    """The file of a lease; what differs between disks and object stores."""
+    """Compare-and-swap on the lease file; implemented for local disks and for object stores."""
 
     def compare_and_swap(
         self, mine: Holder, *, expected: Callable[[Holder | None], bool]
@@ -222,7 +222,7 @@ class _LeaseFile:
 
 
 class _LocalLeaseFile(_LeaseFile):
-    """A file that is read and written under flock: one process at a time reads and decides."""
+    """A file that is read and written under flock, so that one process at a time compares and swaps."""
 
     def __init__(self, uri: str) -> None:
         self._folder = Path(uri)
@@ -246,8 +246,8 @@ class _LocalLeaseFile(_LeaseFile):
                 return True, found
         except OSError as error:
             raise StorageError(
-                f"{mine.work} wants to write into {self._folder}, it cannot ({error.strerror or error}): check the "
-                "rights of the path and the room on the disk"
+                f"{mine.work} cannot write into {self._folder} ({error.strerror or error}): check the "
+                "permissions of the path and the free space of the disk"
             ) from error
 
     def remove(self, mine: Holder) -> None:
@@ -261,7 +261,7 @@ class _LocalLeaseFile(_LeaseFile):
 
 
 class _S3LeaseFile(_LeaseFile):
-    """An object that is created only where there is none (conditional write), and read again after a moment."""
+    """An object created by a conditional write (If-None-Match) and read back after a moment."""
 
     def __init__(self, uri: str) -> None:
         self._uri = storage.join(uri, FILE)
@@ -298,7 +298,7 @@ def _content(holder: Holder) -> bytes:
 
 
 def _parsed(content: bytes, where: str) -> Holder | None:
-    """The holder; None where the file is empty: its maker was killed before it wrote its name."""
+    """Parse the holder; None for an empty file, whose writer was killed before it wrote."""
     if not content:
         return None
     values: dict[str, Any] = json_files.parse_json(
@@ -319,7 +319,7 @@ def _is_on_this_machine(holder: Holder) -> bool:
 
 
 def _is_gone(holder: Holder) -> bool:
-    """Whether its process is known to be gone, or its last renewal is older than any difference of clocks explains."""
+    """Whether its process is known to have exited, or its last renewal is too old even allowing for clock skew."""
     if not _is_on_this_machine(holder):
         return time.time() - holder.renewed > _STALE_S + _CLOCKS_DIFFER_S
     return is_gone(holder.process, start=holder.process_start)

@@ -16,18 +16,18 @@ from twostream_ray.errors import AccessError, MissingError, StorageError, own_er
 from twostream_ray.redaction import one_line, printable
 
 FILE_URI = re.compile(r"file:(?:(?=/[^/])|//(?:localhost(?=/))?)", re.IGNORECASE)
-"""How a file URI of this machine begins; a percent-encoded path follows (RFC 8089)."""
+"""Prefix of a file URI of this machine; a percent-encoded path follows (RFC 8089)."""
 
 _REASONS = {
-    (errno.EACCES, errno.EPERM): "access denied; check the rights of the path",
+    (errno.EACCES, errno.EPERM): "access denied; check the permissions of the path",
     (errno.EROFS,): "the file system is read-only; choose a path that can be written",
-    (errno.ENOSPC, errno.EDQUOT): "the disk is full or its quota used up; make room",
-    (errno.EFBIG,): "the file is larger than it may be there; raise `ulimit -f` or choose another file system",
+    (errno.ENOSPC, errno.EDQUOT): "the disk is full or its quota used up; free some space",
+    (errno.EFBIG,): "the file exceeds the size limit; raise `ulimit -f` or choose another file system",
     (errno.EMFILE, errno.ENFILE): "too many files are open; raise `ulimit -n`",
     (errno.ENAMETOOLONG,): "the name is too long; choose a shorter one",
-    (errno.ENOTDIR, errno.EEXIST): "a directory was wanted, there is a file or a link to nothing; check the path",
-    (errno.EISDIR,): "a file was wanted, it is a directory; check the path",
-    (errno.ELOOP,): "it is a link that leads back to itself; check the path",
+    (errno.ENOTDIR, errno.EEXIST): "expected a directory, found a file or a broken link; check the path",
+    (errno.EISDIR,): "expected a file, found a directory; check the path",
+    (errno.ELOOP,): "it is a cyclic symbolic link; check the path",
 }
 _OF_ONE_PATH = frozenset(
     {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP}
@@ -36,30 +36,30 @@ PART_BYTES = 16 << 20
 """Of a large file, read and written at once."""
 _LONGEST_NAME = 200
 OF_THE_SYSTEM = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "__MACOSX", "@eaDir"})
-"""Directories that file systems, archives and network disks put beside what is the user's."""
+"""Directories that file systems, archives and network disks add to the user's."""
 _TRIAL_BYTES = 1 << 16
 
 
 class LeftOut(NamedTuple):
-    """An entry below a directory that is neither a regular file nor a directory to go into."""
+    """A directory entry that is skipped because it is neither a regular file nor a directory that can be entered."""
 
     path: str
-    """Relative, as it can be printed: bytes that are no text are written as \\xe9."""
+    """Relative path in printable form: invalid bytes are escaped as \\xe9."""
     why: str
-    """What it is instead, to follow its name in parentheses."""
+    """The reason, to follow the path in parentheses."""
 
 
 def reason(error: OSError) -> str:
-    """What the operating system refused, in words, with the way out."""
+    """An OSError in words, with a remedy."""
     return next((words for codes, words in _REASONS.items() if error.errno in codes), one_line(error))
 
 
 def explained(error: OSError, named: str, *, path: Path) -> StorageError:
-    """The error to raise instead of the operating system's; `named` says what could not be done, as "cannot read x"."""
+    """Translate an OSError into a StorageError; `named` says what failed, such as "cannot read x"."""
     if isinstance(error, FileNotFoundError):
         if path.is_symlink():
-            return AccessError(f"{named}: it is a link to nothing; mend or remove it")
-        return MissingError(f"{named}: it is not there; check the path")
+            return AccessError(f"{named}: it is a broken link; fix or remove it")
+        return MissingError(f"{named}: it does not exist; check the path")
     at = str(error.filename or "")
     where = f" ({printable(at)})" if at not in ("", str(path)) and not at.endswith(".partial") else ""
     kind = AccessError if error.errno in _OF_ONE_PATH else StorageError
@@ -68,10 +68,10 @@ def explained(error: OSError, named: str, *, path: Path) -> StorageError:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Explain what the operating system refuses while something is written there.
+    """Translate OSErrors of the block, which writes to `path`, into StorageErrors.
 
     Raises:
-        StorageError: it refused something.
+        StorageError: writing failed.
     """
     try:
         yield
@@ -98,7 +98,7 @@ def write_parts(read: Callable[[int], bytes], path: Path) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Check that a file can be written there, without leaving anything.
+    """Check that a file can be written, without creating it.
 
     Raises:
         OSError: it cannot, or the disk is full.
@@ -113,14 +113,14 @@ def require_writable(path: Path) -> None:
 
 
 def open_regular(path: Path, *, limit_bytes: int | None = None) -> BinaryIO:
-    """Open a regular file, or a link to one, for reading; of a FIFO or device reading might never end.
+    """Open a regular file, or a link to one, for reading; not a FIFO or device, on which reads may never end.
 
     Raises:
         AccessError: it is something else, or larger than `limit_bytes`.
         OSError: it is not there or cannot be opened.
     """
     refuse_special(path)  # opening a device may do something already
-    # Not blocking: what is a FIFO by now must not make us wait.
+    # Non-blocking: the path may have become a FIFO, on which open would block.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:
         info = os.fstat(file.fileno())
@@ -134,10 +134,10 @@ def open_regular(path: Path, *, limit_bytes: int | None = None) -> BinaryIO:
 
 
 def refuse_special(path: Path) -> None:
-    """Raise AccessError unless a path that is there is a regular file, or a link to one."""
+    """Raise AccessError unless an existing path is a regular file, or a link to one."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        raise AccessError(f"cannot read {printable(str(path))}: a regular file was wanted, it is {_kind(mode)}")
+        raise AccessError(f"cannot read {printable(str(path))}: expected a regular file, found {_kind(mode)}")
 
 
 def _kind(mode: int) -> str:
@@ -145,15 +145,15 @@ def _kind(mode: int) -> str:
 
 
 def refuse_larger(size_bytes: int, named: str, *, limit_bytes: int | None) -> None:
-    """Raise AccessError if a file has more bytes than were wanted at most."""
+    """Raise AccessError if a file exceeds a size limit."""
     if limit_bytes is not None and size_bytes > limit_bytes:
         raise AccessError(
-            f"cannot read {printable(named)}: at most {limit_bytes} bytes were wanted, it has {size_bytes}"
+            f"cannot read {printable(named)}: it may have at most {limit_bytes} bytes, it has {size_bytes}"
         )
 
 
 def replace(target: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole under another name, then give it its own; a link there is replaced, its target stays.
+    """Write a file atomically, by a temporary file and a rename; a link is replaced, its target is left alone.
 
     Raises:
         AccessError: what is there is neither a regular file nor a link to one or to nothing.
@@ -180,11 +180,11 @@ def _refuse_to_replace(target: Path) -> None:
     except OSError:
         return  # nothing is there, or writing says what is wrong
     if not stat.S_ISREG(mode):
-        raise AccessError(f"cannot write {printable(str(target))}: a file was wanted there, it is {_kind(mode)}")
+        raise AccessError(f"cannot write {printable(str(target))}: expected a file, found {_kind(mode)}")
 
 
 def remove(path: Path) -> None:
-    """Remove a regular file or a link; none there is no error.
+    """Remove a regular file or a link; a missing one is not an error.
 
     Raises:
         AccessError: it is something else.
@@ -193,17 +193,17 @@ def remove(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-            raise AccessError(f"cannot delete {printable(str(path))}: a file was wanted, it is {_kind(mode)}")
+            raise AccessError(f"cannot delete {printable(str(path))}: expected a file, found {_kind(mode)}")
         path.unlink(missing_ok=True)
     except (FileNotFoundError, NotADirectoryError):
         return
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something; a link to nothing is nothing.
+    """Whether the path exists; False for a broken link.
 
     Raises:
-        OSError: that cannot be seen.
+        OSError: it cannot be determined.
     """
     try:
         path.stat()
@@ -279,7 +279,7 @@ def _look_at(entry: os.DirEntry[str], path: str) -> os.stat_result | LeftOut | N
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a relative path, or a directory on it, is hidden or the system's: nothing of the user's data."""
+    """Whether a component of a relative path is hidden or a system directory, so not the user's data."""
     return any(part.startswith(".") or part in OF_THE_SYSTEM for part in path.split("/"))
 
 

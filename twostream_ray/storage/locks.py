@@ -1,6 +1,6 @@
 """File locks (flock) between the processes of a machine, released when their holder is killed.
 
-No link is followed, nothing but a regular file is taken for a lock, and its file goes with the block.
+Symbolic links are not followed, a lock must be a regular file, and the file is removed at the end of the block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _POLL_S = 0.1
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True, keep: bool = False, required: bool = True) -> Iterator[BinaryIO]:
-    """Hold the lock of a file, which is made if need be, and have it open; it is removed behind, unless to `keep`.
+    """Create, open and lock a file for the block; it is removed afterwards unless `keep` is set.
 
     On a network disk without locks a lock that is not `required` is passed over.
 
@@ -41,12 +41,12 @@ def locked(path: Path, *, wait: bool = True, keep: bool = False, required: bool 
             except OSError:
                 if required:
                     raise
-            if not _is_there(descriptor, str(path)):
+            if not _is_linked(descriptor, str(path)):
                 continue
             try:
                 yield file
             finally:
-                if not keep and _is_there(descriptor, str(path)):
+                if not keep and _is_linked(descriptor, str(path)):
                     with suppress(OSError):
                         path.unlink(missing_ok=True)
             return
@@ -78,15 +78,15 @@ def process_lock(what: str, *, wait_s: float) -> Iterator[bool]:
 
 
 def _taken(name: str, directory: int) -> int | None:
-    """A descriptor that holds the lock, or None while another process does."""
+    """A descriptor that holds the lock, or None if another process holds it."""
     path = own_folder_path() / name
     try:
         held = _opened(name, named=path, mode=0o600, directory=directory)
     except OSError as error:
-        raise StorageError(f"a lock was wanted at {path}, it cannot be made: {error.strerror}") from error
+        raise StorageError(f"cannot create the lock file {path}: {error.strerror}; check its directory") from error
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_there(held, name, directory=directory):
+        if _is_linked(held, name, directory=directory):
             return held
     except BlockingIOError:
         pass
@@ -98,22 +98,22 @@ def _taken(name: str, directory: int) -> int | None:
 
 
 def _opened(name: str, *, named: Path, mode: int, directory: int | None = None) -> int:
-    # Not blocking: a FIFO must not make us wait.
+    # Non-blocking: opening a FIFO would block.
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, mode, dir_fd=directory)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise StorageError(f"a lock was wanted at {named}, it is a link: remove it") from None
+            raise StorageError(f"the lock file {named} is a symbolic link: remove it") from None
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise StorageError(f"a lock was wanted at {named}, it is no regular file: remove it")
+        raise StorageError(f"the lock file {named} is not a regular file: remove it")
     return descriptor
 
 
-def _is_there(descriptor: int, name: str, *, directory: int | None = None) -> bool:
-    """Whether the open file is still the one of this name: its holder may have removed it; then it locks nothing."""
+def _is_linked(descriptor: int, name: str, *, directory: int | None = None) -> bool:
+    """Whether the open file still has this name: after its holder has removed it, it locks nothing."""
     try:
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""S3 clients, listing of a prefix, and classification of a store's errors."""
+"""S3 clients (pyarrow, s3fs), prefix listing, and classification of errors into transient, missing and denied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 REQUEST_TIMEOUT_S = 60
-"""How long a store may be silent."""
+"""Timeout of a request without a response."""
 
 VERSION = "?versionId="
 """s3fs cuts a key here, and would write or delete another object."""
@@ -33,7 +33,7 @@ _NO_CREDENTIALS = "NoCredentialsError"
 
 @lru_cache(maxsize=2)
 def reader(max_attempts: int) -> FileSystem:
-    """The client that reads; retries by itself, in all `max_attempts` requests."""
+    """The pyarrow client for reading, which makes up to `max_attempts` requests."""
     from pyarrow import fs
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -52,7 +52,7 @@ def reader(max_attempts: int) -> FileSystem:
 
 
 def writer() -> Any:
-    """The client that lists, writes and deletes."""
+    """The s3fs client for listing, writing and deleting."""
     import s3fs
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -68,12 +68,12 @@ def writer() -> Any:
 
 
 def is_transient(error: BaseException, *, uri: str) -> bool:
-    """Whether waiting may help."""
+    """Whether an error may go away on a retry."""
     return is_of_the_store(error) and not (is_absent(error, uri=uri) or is_denied(error, uri=uri))
 
 
 def is_outage(error: BaseException, *, uri: str) -> bool:
-    """Whether the store, or the disk of a local file, did not answer; what it answered may be damaged all the same."""
+    """Whether the store, or the disk of a local file, was unreachable, as opposed to returning damaged data."""
     if not uri.startswith("s3://"):
         return isinstance(error, OSError) and error.errno in _AWAY
     return is_transient(error, uri=uri) and (_OF_AWS in str(error) or not isinstance(error, OSError))
@@ -102,7 +102,7 @@ def is_denied(error: BaseException, *, uri: str) -> bool:
 
 
 def _message_without_key(error: BaseException, *, uri: str) -> str:
-    """What the store says, without the object's name: that may hold any word and number."""
+    """The store's message without the object's key, which may contain any word or number."""
     path = uri.removeprefix("s3://")
     _, _, key = path.partition("/")
     return str(error).replace(path, "").replace(f"'{key}'", "")
@@ -114,7 +114,7 @@ def error_message(error: BaseException) -> str:
 
 
 def list_below(uri: str) -> Iterator[tuple[str, int] | LeftOut]:
-    """(key below the prefix, size in bytes) of every object; keys that are no paths are left out."""
+    """(key below the prefix, size in bytes) of every object; keys that are not paths are skipped."""
     prefix = uri.removeprefix("s3://") + "/"
     found = writer().find(uri, detail=True)
     if not found:
@@ -122,9 +122,9 @@ def list_below(uri: str) -> Iterator[tuple[str, int] | LeftOut]:
     for name, entry in found.items():
         path = name.removeprefix(prefix)
         if path == name:
-            raise AccessError(f"cannot list {uri}: a prefix was wanted, it is an object; check the path")
+            raise AccessError(f"cannot list {uri}: expected a prefix, found an object; check the path")
         if {"", ".", ".."} & set(path.removesuffix("/").split("/")) or VERSION in path:
             if path:
-                yield LeftOut(printable(path), "its key is no path")
+                yield LeftOut(printable(path), "its key is not a path")
         else:
             yield path, int(entry["size"])

@@ -1,6 +1,6 @@
-"""Temporary folders in a folder of the user's own, named after their process: those of killed ones are swept away.
+"""Temporary directories in a private per-user directory, named after their process; dead processes' are removed.
 
-The user's own folder is in the shared temporary directory: mode 0700, owner checked, no link followed.
+The per-user directory is in the shared temporary directory: mode 0700, owner checked, symbolic links not followed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _NAME = re.compile(
 
 
 def own_folder_path() -> Path:
-    """Where the user's own folder is, or would be on a machine like this one."""
+    """Path of the per-user directory, whether it exists or not."""
     return Path(tempfile.gettempdir()) / f"twostream-{os.getuid()}"
 
 
 def own_folder(folder: Path | None = None) -> Path:
-    """The user's own folder, made if need be, here or where another process of this user has its own.
+    """The per-user directory, created if necessary; by default this process's, or one at another path.
 
-    Anybody may write beside it, nobody else into it.
+    Other users may write next to it, but not into it.
 
     Raises:
-        StorageError: what is there is a link, belongs to another user or is open to others, or it cannot be made.
+        StorageError: it is a link, belongs to another user, is accessible to others, or cannot be created.
     """
     folder = folder or own_folder_path()
     os.close(open_own_folder(folder))
@@ -42,7 +42,7 @@ def own_folder(folder: Path | None = None) -> Path:
 
 
 def open_own_folder(folder: Path | None = None) -> int:
-    """A descriptor of the user's own folder, which stays that folder whatever is put in its place.
+    """A descriptor of the per-user directory, which is safe against replacement of the path.
 
     Raises:
         StorageError: as own_folder.
@@ -64,13 +64,13 @@ def open_own_folder(folder: Path | None = None) -> int:
 
 def _refusal(folder: Path, reason: str) -> str:
     return (
-        f"a directory of user {os.getuid()} alone (mode 0700) was wanted at {folder}, got something else ({reason}): "
+        f"{folder} must be a directory of user {os.getuid()} with mode 0700, it is not usable ({reason}): "
         "remove it, or let TMPDIR name another directory"
     )
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder of this process that goes with the block or object; if the process is killed, with the next sweep.
+    """A temporary directory, removed with the block or object, or by the next sweep if the process is killed.
 
     Raises:
         StorageError: the user's own temporary folder cannot be had.
@@ -83,7 +83,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def sweep() -> int:
-    """Remove the folders of this user's processes that are gone from this machine; returns how many there were.
+    """Remove the temporary directories of this user's dead processes on this machine; returns their number.
 
     What another host or container has in the same directory stays, and so does anything of another name.
 

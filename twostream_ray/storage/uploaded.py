@@ -1,6 +1,6 @@
 """Uploaded working directory of a Ray job: the copy that `ray job submit --working-dir` makes on a node, and deletes.
 
-What a job writes there is gone with the copy, after the next edit of what was uploaded at the latest.
+Files that a job writes there are lost with the copy, at the latest when the next version is uploaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _COPIES = ("runtime_resources", "working_dir_files")
 
 
 def refuse_uploaded(path: str, *, setting: str, way_out: str) -> None:
-    """Refuse an absolute path below the uploaded working directory of a job, for what is to outlive it; no s3:// URI.
+    """Refuse an output path below a job's uploaded working directory, where files are lost; s3:// URIs are accepted.
 
     Raises:
         ConfigError: names the setting, the path and the way out.

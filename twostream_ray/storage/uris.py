@@ -55,29 +55,29 @@ def absolute(uri: str | Path) -> str:
     text = str(uri)
     if is_s3(text):
         if not text[len("s3://") :].strip("/"):
-            raise StorageError(f"a bucket was wanted behind s3://, got {text!r}")
+            raise StorageError(f"expected a bucket after s3://, got {text!r}")
         if has_credentials(text):
             raise StorageError(
-                f"s3://BUCKET/KEY was wanted, got {text!r}: credentials come from AWS_ACCESS_KEY_ID and "
+                f"expected s3://BUCKET/KEY, got {text!r}: credentials come from AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, never from a URI, which is written down in many places"
             )
         if object_store.VERSION in text:
-            raise StorageError(f"a key without {object_store.VERSION} was wanted, got {printable(text)}: rename it")
+            raise StorageError(f"expected a key without {object_store.VERSION}, got {printable(text)}: rename it")
         text = text.rstrip("/")
     elif scheme := FILE_URI.match(text):
         text = os.fsdecode(unquote_to_bytes(text[scheme.end() :]))
     elif "://" in text:
-        raise StorageError(f"a local path, file:// or s3:// URI was wanted, got {text!r}")
+        raise StorageError(f"expected a local path, file:// or s3:// URI, got {text!r}")
     if "\0" in text or any(0xD800 <= ord(sign) <= 0xDFFF for sign in text):
         raise StorageError(f"a path is UTF-8 without zero bytes, got {printable(text)}: rename it")
     if is_s3(text):
         return text
     try:
-        # os.path leaves a name such as ~old that is no user's.
+        # os.path leaves ~old alone if there is no user of that name.
         return str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111
     except FileNotFoundError as error:
         raise StorageError(
-            f"the working directory is gone, so {printable(text)} is nowhere: go to one that is there"
+            f"the working directory no longer exists, so {printable(text)} cannot be resolved: change to another"
         ) from error
 
 
@@ -113,9 +113,9 @@ def filesystem(uri: str, *, patient: bool = False) -> tuple[FileSystem, str]:
 
 
 def patiently(action: Callable[[], _Result], *, uri: str) -> _Result:
-    """Run an action on a URI; on s3:// retry it for a minute while the store is away or answers with errors.
+    """Run an action on a URI; on s3:// retry transient errors with exponential backoff for a minute.
 
-    What waiting does not mend is raised at once: a missing object, refused credentials.
+    Permanent errors, such as a missing object or refused credentials, are raised at once.
     """
     if not is_s3(uri):
         return action()
@@ -152,18 +152,18 @@ def _explained(action: str, uri: str, work: Callable[[], _Result]) -> _Result:
         if isinstance(error, OSError) and not is_s3(path):
             raise local_files.explained(error, named, path=Path(path)) from error
         if object_store.is_absent(error, uri=path):
-            raise MissingError(f"{named}: it is not there; check the path") from error
+            raise MissingError(f"{named}: it does not exist; check the path") from error
         if object_store.is_denied(error, uri=path):
-            # To a store that denies one object all are denied: that is no fault of a single video.
+            # Not an AccessError: denied credentials concern all objects, not a single video.
             raise StorageError(
-                f"{named}: access denied; check the rights of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY there"
+                f"{named}: access denied; check the permissions of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY there"
             ) from error
         waited = f"(tried for {_PATIENCE_S:.0f} s; check AWS_ENDPOINT_URL and the network)"
         raise StorageError(f"{named}: {object_store.error_message(error)} {waited}") from error
 
 
 def read_bytes(uri: str, *, limit_bytes: int = _LIMIT_BYTES) -> bytes:
-    """The whole content of a regular file; of a FIFO or device reading might never end.
+    """The content of a regular file; FIFOs and devices are refused, as reading might never end.
 
     Raises:
         StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
@@ -200,7 +200,7 @@ def open_regular(uri: str) -> Any:
 
 @contextmanager
 def on_disk(uri: str, *, limit_bytes: int | None = None) -> Iterator[Path]:
-    """The file on this machine: itself, or of s3:// a copy that goes at the end; never in memory as a whole.
+    """Path of the file on this machine: itself, or a temporary copy of an s3:// object; streamed, not held in memory.
 
     Raises:
         StorageError: the file is missing, cannot be read, is no regular file or larger than `limit_bytes`.
@@ -247,11 +247,11 @@ def read_text(uri: str) -> str:
     try:
         return read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise StorageError(f"cannot read {uri}: a UTF-8 text was wanted, byte {error.start} is not") from error
+        raise StorageError(f"cannot read {uri}: expected UTF-8 text, byte {error.start} is invalid") from error
 
 
 def require_writable(uri: str) -> None:
-    """Check that a local file can be written, before its content is made; of s3:// the first write shows it.
+    """Check early that a local file can be written; s3:// URIs are not checked.
 
     Raises:
         StorageError: it cannot, or the disk is full.
@@ -262,7 +262,7 @@ def require_writable(uri: str) -> None:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Write a file whole: readers see the old content or the new, never a part.
+    """Write a file atomically: readers see the old content or the new, never a part.
 
     Raises:
         StorageError: it cannot be written.
@@ -271,7 +271,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 
     def write() -> None:
         if is_s3(path):
-            # A server that accepts and says nothing passes by the client's own time-outs.
+            # The client's own timeouts do not cover a server that accepts the data and never responds.
             object_store.writer().pipe_file(
                 path, content, timeout=object_store.REQUEST_TIMEOUT_S + len(content) / _SLOWEST_BYTES_S
             )
@@ -334,7 +334,7 @@ def write_file(uri: str, source: Path) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or directory.
+    """Whether a file or directory exists.
 
     Raises:
         StorageError: that cannot be looked up.
@@ -376,7 +376,7 @@ def list_entries(uri: str) -> Iterator[tuple[str, int] | LeftOut]:
 
 
 def delete(uri: str) -> None:
-    """Remove one file; none there is no error, and a directory is never removed.
+    """Remove one file; a missing one is not an error, and a directory is never removed.
 
     Raises:
         StorageError: it cannot be deleted, or is no file.

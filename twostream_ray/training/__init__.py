@@ -1,1 +1,1 @@
-"""Training: losses and optimiser, the step, the loop over batches, distribution, checkpoints."""
+"""Training: losses, optimiser, training step and loop, DistributedDataParallel, checkpoints; independent of Ray."""

@@ -1,6 +1,6 @@
-"""Training checkpoint: a model's package, and beside it optimiser.safetensors, state.json and training.safetensors.
+"""Training checkpoint: a model package plus optimiser.safetensors, state.json and, with EMA, training.safetensors.
 
-state.json has the position (epoch, step) that training had reached, so a checkpoint describes itself.
+state.json has the position of training (epoch, step), so a checkpoint is self-describing.
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ _KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.SGD: {"momentum_buffer"},
     torch.optim.AdamW: {_STEP, "exp_avg", "exp_avg_sq"},
 }
-"""What an optimiser keeps for each weight, by torch's names."""
+"""Optimiser class -> names of its per-parameter state."""
 _WAY_OUT = "delete this checkpoint and run the same command again, which resumes from another one"
 
 
 def save_state(
     directory: Path, optimiser: torch.optim.Optimizer, state: dict[str, Any], *, network: Network | None = None
 ) -> None:
-    """Write the optimiser and the position of training beside a model's package.
+    """Write the optimiser state and the position of training into the directory of a model package.
 
-    `network` is given where the package holds averaged weights: it has those that training resumes with.
+    `network` is required if the package has averaged weights: its own weights are those that training resumes from.
 
     Raises:
         OSError: the directory cannot be written.
@@ -90,7 +90,7 @@ def save_state(
 
 
 def parse_state(content: bytes, *, where: str) -> dict[str, Any]:
-    """What a state.json at `where` holds: history (metrics of each finished epoch), step, and the pass so far.
+    """Parse and validate a state.json: history (metrics per finished epoch), step, and the metrics of the current pass.
 
     Raises:
         CheckpointError: it is damaged or of another version.
@@ -107,7 +107,7 @@ def parse_state(content: bytes, *, where: str) -> dict[str, Any]:
 
 
 def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the stored moments into the optimiser and return the position of training.
+    """Load the stored moments into the optimiser and return the position of training.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another version, of another network or of another optimiser.
@@ -129,17 +129,17 @@ def load_state(directory: Path, optimiser: torch.optim.Optimizer) -> dict[str, A
 def _slots_by_weight(
     tensors: dict[str, torch.Tensor], optimiser: torch.optim.Optimizer, *, where: Path
 ) -> dict[int, dict[str, torch.Tensor]]:
-    """What an optimiser keeps for each weight: the moments, and AdamW's count of steps.
+    """Per-parameter optimiser state by parameter index: the moments, and AdamW's step count.
 
     Raises:
-        CheckpointError: it is of another network or of another optimiser.
+        CheckpointError: it belongs to another network or another optimiser.
     """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
         if not index.isdecimal() or int(index) >= len(parameters) or not name:
-            raise CheckpointError(f"{where} holds {key!r}, which is of no weight of this network: {_WAY_OUT}")
+            raise CheckpointError(f"{where} has {key!r}, which is not a weight of this network: {_WAY_OUT}")
         slots.setdefault(int(index), {})[name] = tensor
     kept = _KEPT[type(optimiser)]
     for number, slot in slots.items():
@@ -155,13 +155,13 @@ def _slots_by_weight(
                     f"{where} has {number}.{name} of shape {tuple(tensor.shape)}, this network's is {shape}: {_WAY_OUT}"
                 )
             if name != _STEP:
-                # Fused updates pair numbers by their position in memory: moments want the memory format of the weight.
+                # Fused updates pair elements by memory position: moments need the weight's memory format.
                 slot[name] = torch.empty_like(parameters[number]).copy_(tensor)
     return slots
 
 
 def load_average(average: WeightEma, directory: Path) -> None:
-    """Resume with the averaged weights of a checkpoint.
+    """Load the averaged weights of a checkpoint.
 
     Raises:
         CheckpointError: they are missing or damaged.

@@ -1,6 +1,6 @@
 """Video-level scores: the mean of a clip's views' scores, and top-1 over clips (Simonyan and Zisserman 2014, sec. 5).
 
-Each clip counts once, on whichever workers its views were scored.
+Each clip counts once, even if several workers scored its views.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twostream_ray.evaluation.metrics import own_head_first, top_k_hits
 
 @dataclass(kw_only=True, slots=True)
 class _Views:
-    """What was added up of a clip's views."""
+    """Accumulated scores of a clip's views."""
 
     label: int
     sums: NDArray[np.float64]
@@ -35,7 +35,7 @@ class ClipAccuracy:
     clips: int
     """Clips that were scored, each once."""
     hits: Mapping[str, int]
-    """Clips whose class had the highest mean score within its own data set, by what scored them."""
+    """Tower or network -> clips whose class had the highest mean score within its own data set."""
 
     def top1(self, name: str) -> float:
         """Fraction of the clips, in [0, 1]."""
@@ -49,12 +49,12 @@ class ClipScores:
     head_classes: Sequence[int]
     """K_i of each data set; they add up to K."""
     names: tuple[str, ...] = ()
-    """S: what gives scores, in the order of the first batch."""
+    """The S towers and the network, in the order of the first batch."""
     views: dict[int, _Views] = field(default_factory=dict)
     """By the clip's position in the index."""
 
     def add(self, scores: Mapping[str, Tensor], *, clips: Sequence[int], labels: Tensor, weights: Tensor) -> None:
-        """Count a batch of views: scores (N, K) by name, labels (N,), weights (N,); those of weight 0 are padding."""
+        """Add a batch of views: scores (N, K) by name, labels (N,), weights (N,), 0 for padding."""
         self.names = tuple(scores)
         stacked = torch.stack(list(scores.values()), dim=1).cpu().numpy().astype(np.float64)
         for clip, label, weight, of_view in zip(clips, labels.tolist(), weights.tolist(), stacked, strict=True):
@@ -66,7 +66,7 @@ class ClipScores:
                 of_clip.count += 1
 
     def gather(self) -> None:
-        """Give clips of which several workers scored views to the first of them; every worker must ask."""
+        """Merge clips whose views several workers scored on the first of them; collective, call on all workers."""
         if not (dist.is_initialized() and dist.get_world_size() > 1):
             return
         clips, workers = np.unique(np.concatenate(_from_all(np.array([*self.views], np.int64))), return_counts=True)
@@ -77,11 +77,11 @@ class ClipScores:
         for clip in shared:
             first, *others = [rank for rank, part in enumerate(parts) if clip in part]
             if first == dist.get_rank():
-                whole = parts[first][clip]
+                merged = parts[first][clip]
                 for rank in others:
-                    whole.sums += parts[rank][clip].sums
-                    whole.count += parts[rank][clip].count
-                self.views[clip] = whole
+                    merged.sums += parts[rank][clip].sums
+                    merged.count += parts[rank][clip].count
+                self.views[clip] = merged
 
     def means(self, name: str) -> dict[int, NDArray[np.float32]]:
         """This worker's clips -> mean score (K,) of their views."""
@@ -93,7 +93,7 @@ class ClipScores:
         return (of_clip.sums / of_clip.count).astype(np.float32)
 
     def accuracy(self, device: torch.device) -> ClipAccuracy:
-        """Top-1 over the clips of all workers; every worker must ask. Scores that are not finite are no hits."""
+        """Top-1 over the clips of all workers; collective, call on all. Non-finite scores count as wrong."""
         counts = [len(self.views)] + [0] * len(self.names)
         if self.views:
             labels = np.array([of_clip.label for of_clip in self.views.values()])

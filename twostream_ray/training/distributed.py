@@ -1,4 +1,4 @@
-"""DistributedDataParallel and torch.compile around a network (Li et al. 2020), by what its device is good at."""
+"""DistributedDataParallel (Li et al. 2020), torch.compile, precision and memory format, chosen for the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twostream_ray.training.settings import TrainingConfig
 
 
 def resolved(config: TrainingConfig, device: torch.device) -> TrainingConfig:
-    """The settings with a value in place of every `auto`: what suits the device."""
+    """The settings with every `auto` resolved for the device."""
     on_gpu = device.type == "cuda"
     has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = ("bfloat16" if has_bfloat16 else "float32") if config.precision == "auto" else config.precision
@@ -33,11 +33,11 @@ def resolved(config: TrainingConfig, device: torch.device) -> TrainingConfig:
 
 
 def no_compiler(device: torch.device) -> str | None:
-    """Why torch.compile cannot make kernels for a GPU on this machine; None where it can."""
+    """Why torch.compile cannot be used with a GPU on this machine; None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if torch.cuda.get_device_capability(device) < (7, 0):
-        return "Triton wants a GPU of compute capability 7.0"
+        return "Triton needs a GPU of compute capability 7.0"
     # Triton builds its launcher on first use.
     compilers = (os.environ.get("CC"), "gcc", "clang")
     if not any(shutil.which(name) for name in compilers if name):
@@ -48,12 +48,12 @@ def no_compiler(device: torch.device) -> str | None:
 
 
 def prepared(network: Network, *, config: TrainingConfig, device: torch.device) -> Network:
-    """The network on its device, laid out and compiled as the settings say; before the optimiser takes its parameters.
+    """Move the network to its device and apply memory format and compilation; call it before building the optimiser.
 
-    Names and shapes of the parameters stay, so checkpoints go from any setting to any other.
+    Names and shapes of parameters are unchanged, so checkpoints are compatible across these settings.
 
     Raises:
-        ConfigError: activation checkpointing was wanted of a network with batch normalisation that learns.
+        ConfigError: activation checkpointing is set for a network with trainable batch normalisation.
     """
     config = resolved(config, device)
     network.to(device)
@@ -67,10 +67,10 @@ def prepared(network: Network, *, config: TrainingConfig, device: torch.device) 
 
 
 def distributed(network: Network, *, config: TrainingConfig, device: torch.device) -> nn.Module:
-    """The network, in a group of several workers inside DistributedDataParallel.
+    """Wrap the network in DistributedDataParallel if there are several workers.
 
-    Gradients are reduced as soon as the backward pass has filled a bucket of them: those of the fully connected
-    layers, most of all of VGG's, while the convolutions' are still computed.
+    Gradient reduction overlaps with the backward pass, bucket by bucket: the large gradients of VGG's fully connected
+    layers are reduced while those of the convolutions are still computed.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return network

@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights (Polyak and Juditsky 1992), to be used in their place.
+"""Exponential moving average (EMA) of a network's weights (Polyak and Juditsky 1992), for evaluation in their place.
 
 Not `torch.optim.swa_utils.AveragedModel`: its first update copies the weights where ours averages with the initial
 ones, `get_ema_multi_avg_fn` has one decay for all steps where ours is smaller at first, so a resumed run would get
@@ -17,7 +17,7 @@ from twostream_ray.models.build import Network
 
 
 class WeightEma:
-    """The averaged weights of what learns, on the network's device; batch norm's moments are averages already."""
+    """Averages of the trainable weights, on the network's device; batch norm's moments are averages already."""
 
     def __init__(self, network: Network, *, decay: float) -> None:
         """`decay` per step, in (0, 1)."""
@@ -27,19 +27,19 @@ class WeightEma:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after so many steps from the first; early steps count more, or the start would stay."""
+        """Update the average after a step; the decay is smaller in early steps, to forget the initial weights."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - decay)
 
     @torch.no_grad()
     def load(self, stored: Mapping[str, Tensor]) -> None:
-        """Resume from averaged weights by name."""
+        """Load averaged weights by name."""
         for name, average in self._average.items():
             average.copy_(stored[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network has the averaged weights while the block runs."""
+        """Swap the averaged weights into the network for the duration of the block."""
         self._swap()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Training and evaluation loop: one pass over any iterable of batches, alone or in a process group; knows no Ray."""
+"""Training and evaluation loops: one pass over an iterable of batches, single-process or in a process group."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from twostream_ray.training.settings import Precision
 from twostream_ray.training.step import TrainingStep, logits
 
 _VIEWS_AT_ONCE = 128
-"""Samples of a forward pass without gradients: a training step's clips have several test views each, too many for the
-memory that training takes."""
+"""Samples per forward pass without gradients: in validation each clip of a batch has several views, too many for the
+memory that a training step needs."""
 
 StepReport = Callable[[int, float], None]
 """Called after each step with (steps done, total loss of the step over the global batch)."""
@@ -55,10 +55,10 @@ def train_pass(
     report: StepReport | None = None,
     plan: CheckpointPlan | None = None,
 ) -> PassResult:
-    """Train one epoch of `num_steps`, from `first_step` on. The result is that of the steps made here.
+    """Train an epoch of `num_steps`, starting at `first_step`; the result covers the steps made in this call.
 
     Raises:
-        NonFiniteLossError: a step's loss was NaN or infinite, and the settings say to stop; on every worker alike.
+        NonFiniteLossError: a loss is NaN or infinite and training.on_nonfinite is stop; raised on every worker.
     """
     step.model.train()
     metrics = RunningMetrics(step.device)
@@ -87,7 +87,7 @@ def train_pass(
         outcome = step(batch, epoch=epoch, step=number, num_steps=num_steps)
         if not outcome.skipped:
             metrics.add(outcome.losses, outcome.hits, batch.weights)
-        # One step late, so that a GPU always has the next step to work on.
+        # Read one step late, so that the GPU always has queued work.
         requested = read()
         asks = plan is not None and plan.requested()
         unread = _reduced(number, outcome.loss, requested=asks, batch_clips=batch.clips)
@@ -104,7 +104,7 @@ def train_pass(
 
 @dataclass(kw_only=True, slots=True)
 class _Unread:
-    """A step's sums over all workers, which may still be on their way."""
+    """A step's all-reduced sums, which may still be in flight."""
 
     number: int
     values: Tensor
@@ -128,7 +128,7 @@ def _non_finite(loss: float, unread: _Unread, *, epoch: int) -> NonFiniteLossErr
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine)
         clips = [clip for part in gathered for clip in part]
-    error = NonFiniteLossError(f"a finite loss was wanted, epoch {epoch + 1}, step {unread.number + 1} gave {loss}")
+    error = NonFiniteLossError(f"the loss is {loss} in epoch {epoch + 1}, step {unread.number + 1}")
     error.clips = tuple(sorted(set(clips)))
     return error
 
@@ -146,8 +146,8 @@ def score_pass(
     network.eval()
     metrics = RunningMetrics(device)
     videos = ClipScores(head_classes=network.head_classes)
-    for whole in metrics.timed(on_device(batches, device)):
-        for batch in whole.parts(math.ceil(len(whole.labels) / _VIEWS_AT_ONCE)):
+    for device_batch in metrics.timed(on_device(batches, device)):
+        for batch in device_batch.parts(math.ceil(len(device_batch.labels) / _VIEWS_AT_ONCE)):
             rgb, flow = batch.streams()
             outputs = logits(network, rgb, flow, device=device, precision=precision)
             losses = tower_losses(outputs, batch.labels, weights=batch.weights, head_classes=network.head_classes)
@@ -166,7 +166,7 @@ def score_pass(
 
 
 def synchronise_buffers(model: nn.Module) -> None:
-    """Give every worker rank 0's batch-norm moments, so that all score and store the same network."""
+    """Broadcast rank 0's batch norm moments, so that all workers score and save the same network."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in unwrapped(model).buffers():
             dist.broadcast(buffer, src=0)

@@ -1,4 +1,4 @@
-"""Matrix rate of a device: floating-point operations a second of large matrix products, the most a step could reach."""
+"""Matrix multiplication benchmark: a device's FLOP/s on large matrix products, an upper bound for training steps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _AT_LEAST = 4
 
 
 def matrix_rate(device: torch.device, *, precision: Precision) -> float:
-    """Floating-point operations a second, a multiply and an add counted as two; with the threads that torch has now.
+    """FLOP/s of large matrix products, a multiply and an add counted as two, with torch's present number of threads.
 
-    The best of the products of about 0.1 s: a device that others use as well reaches it now and then.
+    The fastest product within about 0.1 s, as the device may be shared.
     """
     size = _SIZE.get(device.type, _SIZE["cpu"])
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32

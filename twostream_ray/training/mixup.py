@@ -24,43 +24,43 @@ from twostream_ray.data.loading.device import DeviceBatch
 from twostream_ray.data.sampling import clip_rng
 
 ClipIds = Callable[[NDArray[np.int64]], list[str]]
-"""The clips at positions of a shard set's index."""
+"""Positions in a shard set's index -> clip ids."""
 
 
 def positions_as_ids(positions: NDArray[np.int64]) -> list[str]:
-    """The positions themselves, for batches that are of no shard set."""
+    """The positions themselves as ids, for batches that do not come from a shard set."""
     return [str(position) for position in positions.tolist()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightedLabels:
-    """One label of each sample, and what its loss counts."""
+    """One label per sample, and its weight in the loss."""
 
     labels: Tensor
     """(N,), class indices."""
     weights: Tensor
-    """(N,), at least 0; over all labels of a sample they add up to the sample's weight."""
+    """(N,), at least 0; the weights of a sample's labels add up to the sample's weight."""
 
 
 def own_labels(batch: DeviceBatch, cut: slice) -> tuple[DeviceBatch, tuple[WeightedLabels, ...]]:
-    """Some of the samples, not mixed, each with its one label of its whole weight."""
+    """A slice of the samples, unmixed, each with its own label at full weight."""
     part = batch.cut(cut)
     return part, (WeightedLabels(labels=part.labels, weights=part.weights),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
-    """A batch whose samples have partners."""
+    """A batch with mixup partners and shares."""
 
     batch: DeviceBatch
-    """The samples as they came."""
+    """The unmixed samples."""
     partners: Tensor
     """(N,), index of each sample's partner in the batch."""
     shares: Tensor
     """(N,), each sample's own share in [0, 1], float32; its partner has the rest."""
 
     def part(self, cut: slice) -> tuple[DeviceBatch, tuple[WeightedLabels, ...]]:
-        """Some of the samples, mixed, float32 levels, with both labels of each."""
+        """A slice of the samples, mixed (float32 levels), with both labels of each."""
         part, partners, shares = self.batch.cut(cut), self.partners[cut], self.shares[cut]
         mixed = replace(
             part,
@@ -76,7 +76,7 @@ class Mixture:
 def draw_mixture(
     batch: DeviceBatch, *, alpha: float, seed: int, epoch: int, clip_ids: ClipIds = positions_as_ids
 ) -> Mixture:
-    """Give every sample of a batch its partner and share; padding is nobody's partner.
+    """Draw a mixup partner and share for every sample of a batch; padding is never a partner.
 
     Args:
         batch: without `lanes` it counts as one lane.
@@ -89,7 +89,7 @@ def draw_mixture(
     drawn_partners, drawn_shares = partners_in_lanes(
         clip_ids(batch.clips), lanes=lanes, alpha=alpha, seed=seed, epoch=epoch
     )
-    # A copy that waits would wait for the whole step before this one.
+    # A blocking copy would wait for the previous step to finish.
     device = batch.labels.device
     partners = torch.from_numpy(drawn_partners).to(device, non_blocking=True)
     shares = torch.from_numpy(drawn_shares).to(device, non_blocking=True)
@@ -101,7 +101,7 @@ def draw_mixture(
 def partners_in_lanes(
     clip_ids: list[str], *, lanes: NDArray[np.int64], alpha: float, seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Each sample's partner and own share; a clip that its lane has alone in a step stays as it is.
+    """Draw each sample's partner and own share; the only clip of its lane in a step stays unmixed.
 
     Args:
         clip_ids: of N samples, those of a lane in the lane's order.

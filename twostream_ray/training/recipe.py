@@ -16,11 +16,11 @@ from twostream_ray.models.build import Network
 from twostream_ray.training.settings import TrainingConfig
 
 ADAM_BETAS = (0.9, 0.999)
-"""Decay a step of AdamW's moments (Loshchilov and Hutter 2019; those that ConvNeXt and ViT are fine-tuned with)."""
+"""AdamW's betas (Loshchilov and Hutter 2019; as used to fine-tune ConvNeXt and ViT)."""
 
 
 def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float:
-    """The learning rate of weights after so many epochs, fractions counted."""
+    """Learning rate of weights after a (fractional) number of epochs."""
     rate = config.learning_rate
     if config.schedule == "steps":
         rate *= 0.1 ** sum(progress_epochs >= epoch for epoch in config.step_epochs)
@@ -32,19 +32,19 @@ def learning_rate_at(progress_epochs: float, *, config: TrainingConfig) -> float
 
 
 def continued_schedule(done: int, *, config: TrainingConfig) -> str:
-    """How the learning rate goes on where a run of `done` epochs gets more, in words: as if they had been asked first.
+    """A sentence on the learning rate when a run of `done` epochs is extended, as if it had been planned that long.
 
     Only of `cosine` is that another rate than the run ended with: it falls over all epochs, and rises again where these
     become more.
     """
-    now = f"the learning rate goes on at {learning_rate_at(done, config=config):.3g}"
+    now = f"the learning rate continues at {learning_rate_at(done, config=config):.3g}"
     if config.schedule == "cosine":
-        return f"{now}, on a cosine over all {config.epochs} epochs, after it had come to 0"
-    return f"{now}, as training.schedule={config.schedule} has it for a run of {config.epochs}"
+        return f"{now}, on a cosine over all {config.epochs} epochs, after it had reached 0"
+    return f"{now}, by training.schedule={config.schedule} for a run of {config.epochs} epochs"
 
 
 def lost_patience(history: Sequence[Mapping[str, float]], *, config: TrainingConfig) -> bool:
-    """Whether val_top1 has not risen above its best for training.patience_epochs epochs."""
+    """Early stopping: whether val_top1 has not improved for training.patience_epochs epochs."""
     if config.patience_epochs is None or not history:
         return False
     scores = [metrics["val_top1"] for metrics in history]
@@ -55,7 +55,7 @@ def optimiser_groups(network: Network, *, config: TrainingConfig) -> list[dict[s
     """The parameter groups of an optimiser, each with its share of the schedule's learning rate as lr_factor.
 
     Raises:
-        ConfigError: training.layer_decay was wanted of a network that is no chain of layers.
+        ConfigError: training.layer_decay is set, but the network is not a chain of layers.
     """
     groups = network.parameter_groups(
         lr=config.learning_rate,
@@ -69,7 +69,7 @@ def optimiser_groups(network: Network, *, config: TrainingConfig) -> list[dict[s
 
 
 def build_optimiser(network: Network, *, config: TrainingConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that learn, in `optimiser_groups`.
+    """SGD or AdamW over the trainable parameters, in `optimiser_groups`.
 
     Raises:
         ConfigError: as from `optimiser_groups`.
@@ -87,9 +87,9 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def within_own_head(scores: Tensor, labels: Tensor, *, head_classes: Sequence[int]) -> Tensor:
-    """Scores (N, K) in which only the classes of each sample's own data set are left; the others become -inf.
+    """Mask scores (N, K): classes of other data sets than the sample's own become -inf.
 
-    A label says which data set its sample is from: K holds the data sets' classes one after the other.
+    The label determines the data set, as K concatenates the classes of all data sets.
     """
     if len(head_classes) == 1:
         return scores
@@ -98,11 +98,11 @@ def within_own_head(scores: Tensor, labels: Tensor, *, head_classes: Sequence[in
 
 
 NETWORK = "network"
-"""The name of the whole network's scores, beside those of its towers."""
+"""Key of the network's scores, next to those of its towers."""
 
 
 def scores_by_tower(network: Network, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Class scores (N, K) of the whole network and, where it has several towers, of each alone."""
+    """Class scores (N, K) of the network and, if it has several towers, of each tower."""
     towers = outputs if len(outputs) > 1 else {}
     own = {tower: network.scores({tower: logits}) for tower, logits in towers.items()}
     return {NETWORK: network.scores(outputs)} | own
@@ -132,7 +132,7 @@ def tower_losses(
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Sum of weighted cross-entropies per tower, scalars; samples of weight 0 count nothing.
+    """Sum of weighted cross-entropies per tower, scalars; samples of weight 0 do not count.
 
     With several data sets it is the sum of their losses, each over its own samples and its own classes (multi-task
     learning, Simonyan and Zisserman 2014, sec. 4). A data set without a sample in the batch adds 0, and its head gets

@@ -25,24 +25,24 @@ class PassResult:
     samples, each as it was drawn, before the update, of a mixed one each label by its share; of a scored split's
     clips, by the mean over their views."""
     samples: int
-    """Samples that counted; of a scored split every view."""
+    """Samples without padding; for a scored split, every view."""
     seconds: float
     """Wall time."""
     data_wait: float
-    """Fraction of the wall time in which this worker waited for data."""
+    """Fraction of the wall time that this worker waited for data."""
     step_losses: tuple[float, ...] = ()
     """Total loss of each training step, over the global batch; without the skipped ones."""
     skipped_steps: int = 0
-    """Steps left out because their loss was not finite."""
+    """Steps skipped because of a non-finite loss."""
     decoded: int = 0
-    """Clips decoded for it; the others' samples were kept from before."""
+    """Clips decoded in this pass; the remaining samples came from the cache."""
     tower_top1: dict[str, float] = field(default_factory=dict)
-    """The same as top1 by each tower's scores alone; empty of a network with one tower."""
+    """top1 of each tower's own scores; empty for a network with one tower."""
     clips: int = 0
     """Clips of a scored split, each once over all workers; 0 in training."""
 
     def after(self, earlier: PassResult) -> PassResult:
-        """The result of both parts of a pass that was broken off and resumed."""
+        """Combine the results of both parts of an interrupted and resumed pass."""
         samples, seconds = earlier.samples + self.samples, earlier.seconds + self.seconds
 
         def mean(before: float, now: float) -> float:
@@ -51,7 +51,7 @@ class PassResult:
         def means(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
             return {tower: mean(before.get(tower, 0.0), now.get(tower, 0.0)) for tower in before | now}
 
-        # A checkpoint of an earlier version has no towers' top-1: half an epoch's would be taken for the whole one's.
+        # A checkpoint of an earlier version has no tower_top1: half an epoch's would pass for the whole epoch's.
         complete = not earlier.samples or earlier.tower_top1.keys() == self.tower_top1.keys()
         return PassResult(
             losses=means(earlier.losses, self.losses),
@@ -67,7 +67,7 @@ class PassResult:
 
 
 class RunningMetrics:
-    """Sums over a pass, added up over workers at its end."""
+    """Accumulates metrics over a pass; all-reduced over workers at its end."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -79,7 +79,7 @@ class RunningMetrics:
         self._decoded = 0
 
     def timed(self, batches: Iterator[DeviceBatch]) -> Iterator[DeviceBatch]:
-        """The batches; the time spent waiting for each is counted."""
+        """Yield the batches, measuring the time spent waiting for each."""
         while True:
             asked = time.monotonic()
             batch = next(batches, None)
@@ -90,15 +90,15 @@ class RunningMetrics:
             yield batch
 
     def add(self, losses: Mapping[str, Tensor], hits: Mapping[str, Tensor], weights: Tensor) -> None:
-        """Count a batch: summed losses by tower, right answers by what gave them, weights (N,) of its samples."""
+        """Add a batch: summed losses by tower, hits by tower or network, weights (N,) of its samples."""
         for tower, loss in losses.items():
             self._losses[tower] = self._losses.get(tower, 0.0) + loss.detach().double()
-        for name, of_name in hits.items():
-            self._hits[name] = self._hits.get(name, 0.0) + of_name
+        for name, count in hits.items():
+            self._hits[name] = self._hits.get(name, 0.0) + count
         self._samples += weights.sum(dtype=torch.float64)
 
     def result(self, *, step_losses: Sequence[float] = (), skipped_steps: int = 0) -> PassResult:
-        """The result so far; every worker must ask at the same step."""
+        """The result so far; collective, call on all workers at the same step."""
         decoded = torch.tensor(self._decoded, device=self._device, dtype=torch.float64)
         sums = torch.stack([self._samples, decoded, *self._losses.values(), *self._hits.values()])
         if dist.is_initialized() and dist.get_world_size() > 1:

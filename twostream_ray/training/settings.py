@@ -1,6 +1,6 @@
 """Settings of training: losses, learning rate, optimiser (Feichtenhofer et al. 2016, sec. 4).
 
-Apart from the recipe: reading a command line needs them, and torch takes seconds to import.
+Free of torch, which takes seconds to import, so that the command line can import them cheaply.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Schedule = Literal["steps", "cosine", "constant"]
 ClassWeights = Literal["none", "balanced"]
 OnNonfinite = Literal["stop", "skip"]
 Auto = Literal["auto"]
-"""What suits the device that a worker has; `training.distributed.resolved` chooses."""
+"""Chosen for the worker's device by `training.distributed.resolved`."""
 
 CHOSEN_BY_DEVICE = ("precision", "channels_last", "compile")
 """The settings that may be `auto`."""
@@ -36,31 +36,31 @@ class TrainingConfig:
     """Stochastic gradient descent, or AdamW, over the sum of the towers' losses."""
 
     epochs: int = 30
-    """Passes over the training split. Under the name of a run, finished or not, more may be asked for than before: it
+    """Passes over the training split. May be increased for an existing run, finished or not: it
     continues from its last checkpoint."""
 
     global_batch: int = 96
-    """Clips per step over all workers together: more workers share it, the learning rate stays right."""
+    """Clips per step over all workers together, so that the learning rate need not change with their number."""
 
     optimiser: Optimiser = "sgd"
-    """sgd: with momentum, as the papers; adamw (Loshchilov and Hutter 2019): what today's image networks are trained
-    with, at a tenth of SGD's rate or less, and a weight_decay of 0.01 to 0.1."""
+    """sgd: with momentum, as in the papers; adamw (Loshchilov and Hutter 2019): as used for today's image networks,
+    with a tenth of SGD's learning rate or less, and a weight_decay of 0.01 to 0.1."""
 
     learning_rate: float = 1e-3
-    """Highest learning rate of weights; with sgd that of biases is twice as high (official code)."""
+    """Peak learning rate of weights; with sgd that of biases is twice as high (official code)."""
 
     momentum: float = 0.9
-    """SGD momentum; adamw does not read it, its moments decay by 0.9 and 0.999 a step."""
+    """SGD momentum; not used by adamw, whose betas are 0.9 and 0.999."""
 
     weight_decay: float = 5e-4
-    """Weight decay: with sgd an L2 penalty, with adamw taken off the weights at the learning rate. Biases, norms,
+    """Weight decay: with sgd an L2 penalty, with adamw decoupled from the gradient. Biases, norms,
     learned scales, position embeddings and class tokens have none."""
 
     layer_decay: float | None = None
-    """Layer-wise learning rate decay, in (0, 1]: a tower's layer with n layers of weights above it learns at this to
-    the power n of the rate; classifiers, fusions and layers over time at the full one. A stage of a convolutional
-    network of timm is one layer, a transformer's block is one. For pretrained towers, 0.6 to 0.9. None by default: all
-    learn at one rate."""
+    """Layer-wise learning rate decay, in (0, 1]: a tower's layer with n layers of weights above it has this to the
+    power n of the learning rate; classifiers, fusions and temporal layers have all of it. A stage of a convolutional
+    network of timm counts as one layer, and so does a transformer's block. For pretrained towers, 0.6 to 0.9. None by
+    default: one rate for all layers."""
 
     schedule: Schedule = "steps"
     """steps: divided by 10 at each of step_epochs; cosine: to zero over the epochs; constant."""
@@ -72,7 +72,7 @@ class TrainingConfig:
     """Epochs over which the learning rate rises linearly from 0."""
 
     clip_gradient_norm: float | None = None
-    """Largest norm of the whole gradient; none by default."""
+    """Maximum norm of the gradient (gradient clipping); none by default."""
 
     temporal_loss_weight: float = 1.0
     """Weight of the temporal tower's loss in the sum; the other tower's is 1."""
@@ -85,11 +85,11 @@ class TrainingConfig:
     """Memory format of maps: channels innermost (torch.channels_last), as tensor cores read them. auto: on GPUs."""
 
     compile: bool | Auto = "auto"
-    """Compile the network with torch.compile: a minute before the first step, faster steps after; wants a C compiler
+    """Compile the network with torch.compile: a minute before the first step, faster steps after; needs a C compiler
     on every node. auto: on GPUs, where there is one."""
 
     label_smoothing: float = 0.0
-    """Share of a label's weight that is spread evenly over the classes of its data set, in [0, 1)."""
+    """Label smoothing: share of a label's weight spread evenly over the classes of its data set, in [0, 1)."""
 
     mixup_alpha: float | None = None
     """alpha of mixup (Zhang et al. 2018): every sample is combined with another clip of its lane in the same step, RGB
@@ -104,7 +104,7 @@ class TrainingConfig:
     instead of the weights. None by default."""
 
     patience_epochs: int | None = None
-    """End training after so many epochs in which val_top1, of clips, did not rise; wants data.validation_split. None:
+    """Early stopping: end training after this many epochs without an improvement of val_top1; needs validation. None:
     never."""
 
     on_nonfinite: OnNonfinite = "stop"
@@ -112,25 +112,25 @@ class TrainingConfig:
     it in skipped_steps and continue; looking before each update costs GPUs a little time."""
 
     micro_batches: int = 1
-    """Parts that a worker computes its share of a step in, one after the other: less memory, the same gradients."""
+    """Gradient accumulation: parts that a worker splits its share of a step into; less memory, the same gradients."""
 
     activation_checkpointing: bool = False
-    """Keep only the towers' maps at poolings and compute the others again in the backward pass: less memory, about a
-    third more computing."""
+    """Keep only the towers' maps at pooling layers and recompute the others in the backward pass: less memory, about a
+    third more computation."""
 
     compress_gradients: bool = False
-    """Send gradients between workers in bfloat16: half the bytes, 8 bits of precision."""
+    """All-reduce gradients in bfloat16: half the bytes, 8 bits of precision."""
 
     @property
     def num_moments(self) -> int:
-        """Numbers that the optimiser keeps for each one that learns: SGD's momentum, or AdamW's two moments."""
+        """Optimiser state values per trainable parameter: SGD's momentum, or AdamW's two moments."""
         if self.optimiser == "adamw":
             return 2
         return 1 if self.momentum else 0
 
     @property
     def bias_lr_factor(self) -> float:
-        """The rate of biases over that of weights: 2 with sgd, as both 2016 papers' official codes have it."""
+        """Learning rate of biases relative to weights: 2 with sgd (official code of both 2016 papers)."""
         return 2.0 if self.optimiser == "sgd" else 1.0
 
     def __post_init__(self) -> None:

@@ -34,20 +34,20 @@ class StepOutcome:
     """The result of a step on this worker."""
 
     loss: Tensor
-    """Scalar: this worker's part of the mean loss over the global batch."""
+    """Scalar: this worker's contribution to the mean loss over the global batch."""
     losses: Mapping[str, Tensor]
     """Summed losses by tower."""
     scores: Mapping[str, Tensor]
     """(N, K) class scores of the network and of each tower, as `scores_by_tower` says, within each sample's own data
     set."""
     hits: Mapping[str, Tensor]
-    """Right answers by the same names, scalars: each label of a sample counts its weight."""
+    """Correct predictions by the same names, scalars: each label of a sample counts with its weight."""
     skipped: bool
-    """The update was left out, by every worker, since a loss or gradient was not finite."""
+    """Whether all workers skipped the update because a loss or gradient was not finite."""
 
 
 class TrainingStep:
-    """A network with its optimiser, ready to take batches."""
+    """A training step of a network with its optimiser; call it with a batch."""
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class TrainingStep:
         """`model` is a Network, or DistributedDataParallel around one.
 
         Args:
-            model: what learns.
+            model: the network to train.
             optimiser: from `build_optimiser`.
             config: losses, schedule, precision.
             seed: fixes dropout, with epoch and step.
             device: where the network is.
             class_weights: (K,) weights of classes in the loss.
-            average: is updated after each step.
+            average: moving average to update after each step.
             seconds: where given, the time of `forward`, `backward` and `update` is added up in it; on a GPU every
                 phase is then waited for.
             clip_ids: the clips at positions of the index, by which what is drawn for them here is drawn.
@@ -83,7 +83,7 @@ class TrainingStep:
         self._average, self._seconds, self._clip_ids = average, seconds, clip_ids
 
     def __call__(self, batch: DeviceBatch, *, epoch: int, step: int, num_steps: int) -> StepOutcome:
-        """Learn from a batch, step number `step` of `num_steps` in the epoch.
+        """Make step number `step` of `num_steps` in the epoch with a batch.
 
         Gradients are those of the mean loss over the global batch, whatever part of it is on this worker.
         """
@@ -111,7 +111,7 @@ class TrainingStep:
     def _parts(
         self, batch: DeviceBatch, *, epoch: int
     ) -> Iterator[tuple[DeviceBatch, tuple[WeightedLabels, ...], bool]]:
-        """The batch in parts, mixed by setting, with what each learns, and whether it is the last."""
+        """The micro-batches, with mixup if set, their labels, and whether each is the last."""
         alpha, cuts = self._config.mixup_alpha, batch.cuts(self._config.micro_batches)
         mixture = None
         if alpha is not None:
@@ -121,7 +121,7 @@ class TrainingStep:
             yield part, targets, cut is cuts[-1]
 
     def _gradients(self, batch: DeviceBatch, targets: tuple[WeightedLabels, ...], *, last: bool) -> StepOutcome:
-        """Add a part's gradients; with the last part they become those of all workers."""
+        """Accumulate a micro-batch's gradients; the last one triggers the reduction over workers."""
         model = self.model
         distributed = isinstance(model, DistributedDataParallel)
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
@@ -129,7 +129,7 @@ class TrainingStep:
                 rgb, flow = batch.streams()
                 outputs = logits(self.model, rgb, flow, device=self.device, precision=self.precision)
                 losses = self._losses(outputs, targets)
-                # Workers average their gradients; sums over the global batch are wanted instead.
+                # DistributedDataParallel averages gradients over workers; the global batch needs their sum.
                 loss = total_loss(losses, config=self._config) / batch.total
             with self._timed("backward"):
                 (loss * (dist.get_world_size() if distributed else 1)).backward()
@@ -172,7 +172,7 @@ class TrainingStep:
         return {name: within_own_head(of_name, labels, head_classes=heads) for name, of_name in scores.items()}
 
     def _all_finite(self, loss: Tensor | int) -> bool:
-        """Whether losses and gradients are finite, the same answer on every worker: gradients are already shared."""
+        """Whether losses and gradients are finite, the same on every worker, as gradients are already reduced."""
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         worst = torch.stack([nn.utils.get_total_norm(gradients), torch.as_tensor(loss)]).abs().max().reshape(1)
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -196,7 +196,7 @@ class TrainingStep:
 def logits(
     model: nn.Module, rgb: Tensor | None, flow: Tensor | None, *, device: torch.device, precision: Precision
 ) -> dict[str, Tensor]:
-    """Logits (N, K) by tower, in 32 bits whatever the layers were computed in."""
+    """Logits (N, K) by tower, in float32 whatever the precision of the layers."""
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         outputs = model(rgb, flow)
     return {tower: values.float() for tower, values in outputs.items()}

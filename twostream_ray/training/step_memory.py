@@ -1,4 +1,4 @@
-"""Peak memory of a training step, by fake tensors: shapes and lifetimes as on the device, no memory, no arithmetic."""
+"""Peak memory estimate of a training step with torch's fake tensors, which have shapes and lifetimes but no memory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from twostream_ray.training.settings import TrainingConfig
 from twostream_ray.training.step import TrainingStep
 
 CUDA_BYTES = 3 << 29
-"""Of CUDA's own context, cuDNN's and NCCL's workspaces, and what the allocator cannot use; a GPU's alone."""
+"""Overhead on a GPU: CUDA context, cuDNN and NCCL workspaces, and fragmentation of the allocator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """What one worker's training step takes, in bytes."""
+    """Memory of one worker's training step, in bytes."""
 
     state: int
     """Weights, their moving average, the optimiser's moments and gradients."""
     peak: int
-    """The most that is held at a time, the state and the batches on the device with it."""
+    """Peak memory, including the state and the batches on the device."""
     gradients: int
-    """What workers share after each step, 32 bits a number."""
+    """Size of the gradients that workers reduce in each step, float32."""
 
 
 def step_memory(
@@ -51,7 +51,7 @@ def step_memory(
     Raises:
         ConfigError: the settings fit neither each other nor frames of this size.
     """
-    # Looking at the loss takes numbers, and there are none; compiling wants a device.
+    # Fake tensors have no values for a check of the loss, and compilation needs a real device.
     training = replace(training, on_nonfinite="stop", compile=False, channels_last=False)
     device = torch.device("cpu")
     with FakeTensorMode(allow_non_fake_inputs=True), StorageCount() as count:
@@ -78,6 +78,6 @@ def step_memory(
         learn(batch, epoch=0, step=1, num_steps=10)
         gradients = 4 * sum(one.numel() for one in network.parameters() if one.requires_grad)
         state = count.live - batch_bytes
-    # The next batch is copied while this one is computed; gradients of several workers lie in buckets that stay.
+    # The next batch is copied during the step; with several workers, gradient buckets are allocated permanently.
     buckets = gradients if workers > 1 else 0
     return StepMemory(state=state + buckets, peak=count.peak + batch_bytes + buckets, gradients=gradients)

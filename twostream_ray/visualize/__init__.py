@@ -1,6 +1,6 @@
-"""Plots: what networks are shown, what they scored, what a search found.
+"""Plots (Matplotlib): network inputs, evaluation results, and the trials of a search.
 
-Every picture is drawn on a figure of its own, without pyplot's global state, so that any process and thread may draw.
+Every plot uses its own Figure object instead of pyplot's global state, so that drawing is thread-safe.
 """
 
 from twostream_ray.visualize.activation import activation_picture, png

@@ -1,4 +1,4 @@
-"""Class activation maps over pictures: bright where the network looked, dim elsewhere, a line at half the maximum."""
+"""Class activation map overlay: bright where activation is high, dim elsewhere, with a contour at half the maximum."""
 
 import io
 
@@ -7,13 +7,13 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 _DIMMEST = 0.3
-"""Of a pixel's level where nothing is active: hues stay, as in coloured flow they mean directions."""
+"""Brightness factor at zero activation; hues are kept, because they encode directions in coloured flow."""
 _LINE = np.array([255, 0, 160], np.uint8)
-"""A colour that neither skin, grass nor sky has."""
+"""Contour colour, rare in natural images."""
 
 
 def activation_picture(picture: NDArray[np.uint8], activation: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """A picture lit by an activation.
+    """Overlay an activation map on an image.
 
     Args:
         picture: (H, W, 3) RGB.

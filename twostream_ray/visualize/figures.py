@@ -1,4 +1,4 @@
-"""Matplotlib figures to PNG files: texts as they are, in fonts that have their letters (per-glyph font fallback)."""
+"""Saving of Matplotlib figures as PNG with per-glyph font fallback; texts are literal, never math."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _EAST_ASIAN = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG; letters that no installed font has become boxes, which is said once.
+    """Write a figure as a PNG; characters missing from all installed fonts become boxes, with one warning.
 
     Raises:
         OSError: the file cannot be written.
     """
     for text in figure.findobj(Text):
-        # An axis writes its powers of ten as formulas, later; whatever has a dollar by now is a name.
+        # Tick labels with powers of ten are formatted as math later; a dollar sign at this point is part of a name.
         if "$" in text.get_text():
             text.set_parse_math(False)
         text.set_text(printable(text.get_text(), lines=True))
@@ -47,7 +47,7 @@ def save(figure: Figure, path: Path) -> None:
 
 @lru_cache(maxsize=64)
 def _families(letters: frozenset[str]) -> tuple[str, ...]:
-    """Installed fonts that have the letters which the usual one lacks."""
+    """Installed fonts with the characters that the default font lacks."""
     wanted = {ord(letter) for letter in letters if not letter.isspace() and letter.isprintable()}
     missing = wanted - _charmap(font_manager.findfont(font_manager.FontProperties()))
     if not missing:
@@ -75,7 +75,7 @@ def _charmap(file: str) -> set[int]:
 
 
 def _find_new_fonts() -> None:
-    """Matplotlib keeps a list of fonts for as long as its version stays; take in what was installed since."""
+    """Add newly installed fonts to Matplotlib's font list, which is cached per Matplotlib version."""
     known = {font.fname for font in font_manager.fontManager.ttflist}
     for file in font_manager.findSystemFonts():
         if file not in known:

@@ -1,4 +1,4 @@
-"""Plots of what networks are shown: flow as colour (Baker et al. 2011, Middlebury benchmark), frames over flow."""
+"""Optical flow visualisation: Middlebury colour coding (Baker et al. 2011), contact sheets of frames over flow."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +51,7 @@ def contact_sheet(
     headings: Sequence[str] = (),
     columns: int = 8,
 ) -> None:
-    """Draw frames over their flow as a PNG, with the key to the colours, to see what the network is shown.
+    """Draw frames above their flow as a PNG, with a colour key, to inspect a network's inputs.
 
     Args:
         frames: (T, H, W, 3) RGB.
@@ -60,7 +60,7 @@ def contact_sheet(
         max_px: displacement that gets the full colour.
         captions: T lines above the frames, such as "1.2 s"; none are written where there are none.
         headings: a line above each row of frames; none are written where there are none, or an empty one.
-        columns: frames side by side.
+        columns: frames per row.
     """
     columns = min(columns, len(frames))
     bands = -(-len(frames) // columns)
@@ -99,6 +99,6 @@ def contact_sheet(
 
 
 def thumbnail(frame: NDArray[np.uint8], path: Path, *, longest_px: int = 200) -> None:
-    """Write a frame (H, W, 3) as a small PNG: every n-th pixel, so that no side is longer than longest_px."""
+    """Write a frame (H, W, 3) as a small PNG by taking every n-th pixel, with no side longer than longest_px."""
     every = -(-max(frame.shape[:2]) // longest_px)
     imsave(path, np.ascontiguousarray(frame[::every, ::every]), format="png")

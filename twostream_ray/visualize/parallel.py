@@ -37,7 +37,7 @@ _MOST_VALUES_NAMED = 14
 _LOGARITHMIC_RATIO = 50
 """A positive setting is drawn on a logarithmic axis from this ratio of its largest to its smallest value."""
 _NOT_SET = -0.13
-"""Where lines of trials without the setting pass an axis that spans [0, 1]."""
+"""Height, on an axis over [0, 1], of the lines of trials without the setting."""
 _DASHES = {"finished": "-", "did not finish: its last score": (0, (4, 2)), "without a score": (0, (1, 2))}
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
 
@@ -53,8 +53,8 @@ def parallel_coordinates_picture(
     Args:
         trials: settings and outcome of each, as `visualize.trials` says.
         path: the PNG to write.
-        logarithmic: for settings that were drawn from a range, whether on a logarithmic scale, which their axis then
-            is; that of others is by the ratio of their largest to their smallest value.
+        logarithmic: for settings sampled from a range, whether on a logarithmic scale, which their axis then
+            uses; other axes are logarithmic depending on the ratio of the largest to the smallest value.
     """
     names = varying_settings(trials) or all_settings(trials)
     columns: list[Sequence[object]] = [[trial.get(name) for trial in trials] for name in names]
@@ -168,7 +168,7 @@ class _Scale:
         return np.asarray((numbers - self.low) / (self.high - self.low))
 
     def xs(self, values: Sequence[object], order: Sequence[int]) -> NDArray[np.float64]:
-        """Where each trial's line meets the axis; lines of one value are side by side, those late in `order` above."""
+        """Height of each trial's line at the axis; lines of equal values are spread, later ones in `order` on top."""
         found = np.full(len(values), _NOT_SET)
         for position, value in enumerate(values):
             if value is not None and self.names:
@@ -178,8 +178,8 @@ class _Scale:
         bundled = found.copy()
         for x in np.unique(found):
             sharing = [position for position in order if found[position] == x]
-            room = min(0.3 / len(self.names) if self.names and x != _NOT_SET else 0.03, 0.006 * (len(sharing) - 1))
-            bundled[sharing] = x + np.linspace(-room, room, len(sharing))
+            spread = min(0.3 / len(self.names) if self.names and x != _NOT_SET else 0.03, 0.006 * (len(sharing) - 1))
+            bundled[sharing] = x + np.linspace(-spread, spread, len(sharing))
         return bundled
 
 
@@ -190,7 +190,7 @@ def _style(trial: Trial) -> str:
 
 
 def _draw_line(axes: Axes, xs: NDArray[np.float64], colour: NDArray[np.float64], *, style: str, crowd: float) -> None:
-    """One trial from axis to axis, level where it meets them so that crossings can be followed."""
+    """Draw one trial as a smooth curve that is horizontal at the axes, so that crossings can be followed."""
     steps = np.linspace(0, 1, 25)
     x = np.linspace(0, len(xs) - 1, 24 * (len(xs) - 1) + 1)
     ease = (steps * steps * (3 - 2 * steps))[:-1]
@@ -235,7 +235,7 @@ def _draw_score_strip(axes: Axes, x: int) -> None:
 
 
 def _colour_map() -> Colormap:
-    # The palest colours of the map would not be seen on white.
+    # The palest colours of the map are invisible on white.
     return ListedColormap(colormaps["YlGnBu"](np.linspace(0.25, 1, 256)))
 
 
@@ -248,7 +248,7 @@ def _colours(scores: Sequence[float | None]) -> NDArray[np.float64]:
 
 
 def _header(name: str) -> str:
-    """A name in lines of some 15 letters, broken after dots and underscores."""
+    """Wrap a name into lines of about 15 characters, after dots and underscores."""
     lines = [""]
     for part in re.findall(r"[^._]*[._]?", name):
         if lines[-1] and len(lines[-1] + part) > 15:

@@ -1,4 +1,4 @@
-"""Plots of a classification report: reliability diagram, accuracies of classes with their intervals."""
+"""Plots of a classification report: reliability diagram, per-class accuracies with confidence intervals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _LONGEST_NAME = 40
 def reliability_picture(
     confidences: ArrayLike, accuracies: ArrayLike, num_clips: ArrayLike, path: Path, *, title: str = ""
 ) -> None:
-    """Draw a reliability diagram as a PNG (Guo et al. 2017, fig. 1), and how many clips each of its bins has.
+    """Draw a reliability diagram as a PNG (Guo et al. 2017, fig. 1), with a histogram of its bins.
 
     Args:
         confidences: (B,) mean probability of the best class in each of B bins of equal width, from 0 to 1; NaN where
@@ -31,16 +31,16 @@ def reliability_picture(
         title: what was scored.
     """
     sure, right, clips = (np.asarray(values, dtype=np.float64) for values in (confidences, accuracies, num_clips))
-    width, there = 1 / len(clips), clips > 0
+    width, has_clips = 1 / len(clips), clips > 0
     centres = (np.arange(len(clips)) + 0.5) * width
     figure = Figure(figsize=(5.6, 6.4), dpi=120)
     figure.set_layout_engine("constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1, label="as sure as right")
-    top.bar(centres[there], right[there], width=0.92 * width, color=_ACCURACY, label="share that is right")
-    for centre, confidence, accuracy in zip(centres[there], sure[there], right[there], strict=True):
+    top.bar(centres[has_clips], right[has_clips], width=0.92 * width, color=_ACCURACY, label="share that is right")
+    for centre, confidence, accuracy in zip(centres[has_clips], sure[has_clips], right[has_clips], strict=True):
         top.plot([centre, centre], [accuracy, confidence], color=_GAP, linewidth=1.6)
-    top.plot(centres[there], sure[there], "o", color=_GAP, markersize=4, label="mean probability")
+    top.plot(centres[has_clips], sure[has_clips], "o", color=_GAP, markersize=4, label="mean probability")
     top.set_ylim(0, 1.02)
     top.set_ylabel("of the bin's clips")
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -77,9 +77,9 @@ def class_accuracies_picture(
         path: the PNG to write.
         title: what was scored.
     """
-    there = np.flatnonzero(num_clips)
+    has_clips = np.flatnonzero(num_clips)
     accuracy = np.divide(num_right, np.maximum(num_clips, 1))
-    order = there[np.argsort(accuracy[there], kind="stable")]
+    order = has_clips[np.argsort(accuracy[has_clips], kind="stable")]
     shown, rows = order[:_MOST_CLASSES], np.arange(min(len(order), _MOST_CLASSES))
     names = [f"{_shortened(classes[label])}  {num_right[label]}/{num_clips[label]}" for label in shown]
     few = len(shown) <= 40
@@ -89,7 +89,7 @@ def class_accuracies_picture(
     axes = figure.add_subplot()
     axes.hlines(rows, intervals[shown, 0], intervals[shown, 1], color=_ACCURACY, linewidth=3 if few else 2)
     axes.plot(accuracy[shown], rows, "o", color=_LINE, markersize=5 if few else 3.5)
-    mean = float(accuracy[there].mean()) if len(there) else 0.0
+    mean = float(accuracy[has_clips].mean()) if len(has_clips) else 0.0
     axes.axvline(mean, color=QUIET, linestyle="--", linewidth=1)
     axes.set_yticks(rows, labels=names, fontsize=letters, parse_math=False)
     axes.tick_params(axis="y", length=0)

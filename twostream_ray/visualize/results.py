@@ -1,4 +1,4 @@
-"""Plots of what networks scored: confusion matrix, accuracies by network, by weight of late fusion, curves by epoch."""
+"""Plots of results: confusion matrix, accuracies by network and by late-fusion weight, training curves."""
 
 import itertools
 import re
@@ -91,7 +91,7 @@ def confusion_picture(
 
 
 def _write_counts(axes: Axes, cells: NDArray[np.integer], share: NDArray[np.floating]) -> None:
-    """Part the cells by white lines, and write its clips into each."""
+    """Separate the cells by white lines and write the number of clips into each."""
     num_rows, num_columns = cells.shape
     axes.set_xticks(np.arange(1, num_columns) - 0.5, minor=True)
     axes.set_yticks(np.arange(1, num_rows) - 0.5, minor=True)
@@ -108,7 +108,7 @@ def _shortened(name: str) -> str:
 
 
 def _right_of(matrix: NDArray[np.integer], num_expected: int | None) -> str:
-    """Top-1 in words: "top-1 81.2%: 13 of 16 clips right", and how many of the split were scored if not all."""
+    """Top-1 as text: "top-1 81.2%: 13 of 16 clips right", plus the number of scored clips if not all were."""
     right, scored = int(matrix.trace()), int(matrix.sum())
     words = f"top-1 {right / max(scored, 1):.1%}: {right} of {scored} clips right"
     return words if num_expected in (None, scored) else f"{words}, {scored} of the split's {num_expected} scored"
@@ -193,7 +193,7 @@ def weights_picture(
     levels: Mapping[str, float],
     title: str,
 ) -> None:
-    """Draw the accuracy of late fusion against the temporal stream's weight as a PNG, a weight of each line marked.
+    """Draw the accuracy of late fusion over the temporal stream's weight as a PNG, with a marked weight on each line.
 
     Args:
         weights: (W,) in [0, 1].
@@ -242,7 +242,7 @@ def curves_picture(
             TOWER it is the whole network, whose loss is the sum of its towers'. Others are left out.
         path: the PNG to write.
         title: what was trained.
-        kept_epoch: of the checkpoint to use, counted from 0.
+        kept_epoch: epoch of the kept checkpoint, from 0.
     """
     found = {name: match for epoch in history for name in epoch if (match := _CURVE.fullmatch(name))}
     several = len({match["tower"] for match in found.values() if match["tower"] and match["quantity"] == "loss"}) > 1
@@ -253,7 +253,7 @@ def curves_picture(
     legend: dict[str, Artist] = {}
     for name, match in sorted(found.items(), key=lambda item: (item[1]["tower"] or "", item[0])):
         if not several and match["tower"]:
-            continue  # of one tower everything is the network's
+            continue  # a single tower's curves are the network's
         tower = match["tower"] or "network"
         colour = colours.setdefault(tower, _SPARE_COLOURS[len(colours) % len(_SPARE_COLOURS)])
         kind = "validation" if match["split"] == "val" else "training"
@@ -292,7 +292,7 @@ def curves_picture(
 
 
 def _draw_rates(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
-    """Learning rates by epoch, on a logarithmic axis where they fall far."""
+    """Draw learning rates by epoch, on a logarithmic axis if they span more than a decade."""
     axes.plot(*_points(history, "learning_rate"), color="#444444", drawstyle="steps-mid", marker="o", markersize=3)
     rates = [epoch["learning_rate"] for epoch in history if epoch.get("learning_rate", 0) > 0]
     if rates and max(rates) >= _LOGARITHMIC_RATIO * min(rates):

@@ -1,4 +1,4 @@
-"""Plots of what a search found: the importance of settings, accuracy against parameters with the Pareto front."""
+"""Plots of a hyperparameter search: importance of settings, and accuracy over parameters with the Pareto front."""
 
 import textwrap
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ _FRONT_COLOUR, _DOT_COLOUR = "#d55e00", "#0072b2"
 
 
 def importance_picture(trials: Sequence[Trial], path: Path) -> None:
-    """Draw the permutation importance of each setting as a PNG, and how far it can be believed.
+    """Draw the permutation importance of each setting as a PNG, with the error of the model that it is based on.
 
     Args:
         trials: settings and outcome of each, as `visualize.trials` says.
@@ -143,7 +143,7 @@ def pareto_picture(trials: Sequence[Trial], path: Path) -> None:
 
 
 def _draw_trials(axes: Axes, trials: Sequence[Trial]) -> None:
-    """A dot for each trial, those that did not finish hollow."""
+    """Draw a dot for each trial; unfinished ones are hollow."""
     for finished, label in ((False, "did not finish: last score"), (True, "finished")):
         dots = [trial for trial in trials if (trial.get("status") == FINISHED) == finished]
         if dots:

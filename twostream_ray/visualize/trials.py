@@ -1,13 +1,13 @@
-"""Analysis of a search's trials: the Pareto front, and the permutation importance of each setting (Breiman 2001).
+"""Analysis of search trials: Pareto front, and permutation importance of settings (Breiman 2001).
 
-A trial is a mapping: dotted setting names with their values, and besides
+A trial is a mapping of dotted setting names to values, with the additional keys
 
 - `score`: top-1 in [0, 1]; None, NaN or absent where a trial failed before it had one;
 - `parameters`: of the network; None or absent where it was never built;
-- `status`: "finished" of a trial that had its whole budget, otherwise what became of it in the search's own words, such
+- `status`: "finished" for a trial that used its whole budget, otherwise the search's own description, such
   as "stopped early" or "failed"; the pictures show the two apart and count each status.
 
-A setting that a trial does not have (because another choice makes it meaningless) is absent or None.
+A setting that does not apply to a trial is absent or None.
 """
 
 from collections import Counter
@@ -23,24 +23,24 @@ Trial = Mapping[str, object]
 """Settings and outcome of one trial."""
 
 FINISHED = "finished"
-"""Status of a trial that had its whole budget."""
+"""Status of a trial that used its whole budget."""
 _OUTCOME = ("score", "parameters", "status")
 
 FEWEST_TRIALS = 8
-"""Below this a forest has nothing to learn from."""
+"""Minimum number of trials for fitting a random forest."""
 _NUM_SPLITS, _NUM_TREES, _NUM_SHUFFLES = 10, 30, 5
 _HELD_OUT = 1 / 3
 
 _LONGEST_NAME = 26
 LONGEST_VALUE = 18
-"""Letters of a value in a picture."""
+"""Maximum length of a value in a plot."""
 QUIET = "#8c8c8c"
-"""Colour of what has no score, or not its last."""
+"""Colour of trials without a final score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Importance:
-    """How much a forest that predicts scores from settings needs each setting."""
+    """Permutation importance of settings in a random forest that predicts scores."""
 
     settings: Mapping[str, tuple[float, float]]
     """Setting -> mean and standard deviation, over splits of the trials, of the rise of the forest's mean absolute
@@ -48,11 +48,11 @@ class Importance:
     error: float
     """Mean absolute error of the forest on held-out trials, in top-1."""
     error_of_mean: float
-    """The same when every held-out trial is given the mean score of the others: what a forest must beat."""
+    """Baseline error, predicting the mean score of the training trials for every held-out trial."""
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[int]:
-    """Indices of the finished trials that no other finished one beats with as few parameters, fewest first.
+    """Indices of finished trials on the Pareto front of top-1 and number of parameters, fewest parameters first.
 
     Of trials that are equal in both the first is taken.
     """
@@ -144,7 +144,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _codes(values: Sequence[object]) -> NDArray[np.float64]:
-    """Values as numbers for a forest: numbers as they are, names by their order, what is not set below all."""
+    """Encode values for a random forest: numbers unchanged, names by rank, unset values below all others."""
     present = [value for value in values if value is not None]
     if all(is_number(value) for value in present):
         below = min(map(float, present), default=0.0) - 1.0  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def number_of(trial: Trial, name: str) -> float | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value can be put on an axis of numbers: finite, and neither true nor false."""
+    """Whether a value is a finite number, and not a boolean."""
     return (
         isinstance(value, (int, float, np.integer, np.floating))
         and not isinstance(value, bool)
@@ -184,7 +184,7 @@ def is_number(value: object) -> bool:
 
 
 def written(value: object) -> str:
-    """A value in a picture's words: layers as "relu3 + relu5"."""
+    """Format a value for a plot: layers as "relu3 + relu5"."""
     if isinstance(value, (list, tuple)):
         return " + ".join(map(written, value)) or "none"
     if isinstance(value, float):
@@ -193,5 +193,5 @@ def written(value: object) -> str:
 
 
 def clipped(text: str, length: int) -> str:
-    """The beginning of a text that is too long."""
+    """Truncate a text that is too long."""
     return text if len(text) <= length else text[: length - 1] + "…"

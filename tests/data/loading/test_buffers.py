@@ -16,12 +16,12 @@ def address(array: np.ndarray) -> int:
 
 def test_memory_that_nobody_holds_is_used_again() -> None:
     buffers = Buffers()
-    first = buffers.room((8, 3, 16, 16))
+    first = buffers.allocate((8, 3, 16, 16))
     assert first.shape == (8, 3, 16, 16) and first.dtype == np.uint8 and first.flags.writeable
     where = address(first)
     del first
-    assert address(buffers.room((8, 3, 16, 16))) == where
-    assert address(buffers.room((5, 3, 16, 16))) == where, "also for somewhat less"
+    assert address(buffers.allocate((8, 3, 16, 16))) == where
+    assert address(buffers.allocate((5, 3, 16, 16))) == where, "also for somewhat less"
 
 
 @pytest.mark.parametrize(
@@ -30,32 +30,32 @@ def test_memory_that_nobody_holds_is_used_again() -> None:
 )
 def test_memory_that_somebody_holds_in_any_form_stays_theirs(hold: object) -> None:
     buffers = Buffers()
-    array = buffers.room((8, 3, 16, 16))
+    array = buffers.allocate((8, 3, 16, 16))
     array.fill(7)
     held = hold(array)  # type: ignore[operator]
     del array
     for _ in range(3):
-        buffers.room((8, 3, 16, 16)).fill(9)
+        buffers.allocate((8, 3, 16, 16)).fill(9)
     assert (np.asarray(held) == 7).all()
 
 
 def test_pieces_of_another_kind_of_pass_are_given_back() -> None:
     buffers = Buffers()
     for samples in (4, 64, 4):
-        del_me = [buffers.room((samples, 100)) for _ in range(3)]
+        del_me = [buffers.allocate((samples, 100)) for _ in range(3)]
         del del_me
-    buffers.room((4, 100))
+    buffers.allocate((4, 100))
     assert [piece.nbytes for piece in buffers._free] == [400] * 3
 
 
 def test_buffers_travel_empty() -> None:
     buffers = Buffers()
-    buffers.room((1 << 20,))
+    buffers.allocate((1 << 20,))
     assert len(pickle.dumps(buffers)) < 100
 
 
 def test_room_for_nothing_is_empty() -> None:
-    assert Buffers().room((0, 5)).shape == (0, 5)
+    assert Buffers().allocate((0, 5)).shape == (0, 5)
 
 
 def test_a_stream_that_is_not_wanted_gets_no_memory() -> None:

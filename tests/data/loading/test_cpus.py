@@ -16,7 +16,7 @@ def test_a_worker_has_twice_what_it_reserves_and_no_more_than_there_is(
     monkeypatch: pytest.MonkeyPatch, reserved: float, machine: int, expected: int
 ) -> None:
     monkeypatch.setattr(cpus, "cpus_of_this_machine", lambda: machine)
-    assert cpus.share_of(reserved) == expected
+    assert cpus.cpus_for_reservation(reserved) == expected
 
 
 def test_a_task_is_told_its_share_by_ray(cluster: None) -> None:

@@ -34,7 +34,7 @@ def test_samples_are_decoded_where_the_settings_and_the_device_allow_it(
     at: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(decode_choice, "engine_fault", lambda _: fault)
+    monkeypatch.setattr(decode_choice, "device_decoder_fault", lambda _: fault)
     choice = choose_decode_at(DataConfig(shards="x", **settings), device)
     assert (choice.at, choice.reason) == (at, reason)
     assert choice.fell_back == (settings.get("decode_at") == "device" and at == "worker")

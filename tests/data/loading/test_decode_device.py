@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.loading import decode_device
-from twostream_ray.data.loading.decode_device import decode_batch, decode_with_tensors, engine_fault
+from twostream_ray.data.loading.decode_device import decode_batch, decode_with_tensors, device_decoder_fault
 from twostream_ray.data.sampling import FlowStack, SamplingConfig, training_times
 from twostream_ray.data.snippets import EncodedFlow
 from twostream_ray.data.transforms import TransformConfig, training_crop
@@ -142,14 +142,14 @@ def every_field() -> View:
 
 def test_a_field_of_another_size_is_damaged() -> None:
     with pytest.raises(
-        DecodeError, match=r"clip 0\.avi: flow field \d .* is damaged \(64 x 44 px were wanted, got 100 x 32\)"
+        DecodeError, match=r"clip 0\.avi: flow field \d .* is damaged \(expected 64 x 44 px, got 100 x 32\)"
     ):
         decode_by_tensors(batch_of(replace(noise(), flow=noise(12, 50, 32).flow)))
 
 
 @WAYS
 def test_a_clip_without_flow_is_named(decode) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(DecodeError, match=r"clip 0\.avi: flow was wanted"):
+    with pytest.raises(DecodeError, match=r"clip 0\.avi: flow requested"):
         decode(batch_of(replace(noise(), flow=None)))
 
 
@@ -161,7 +161,7 @@ def test_the_first_sample_of_a_batch_is_its_own() -> None:
 def test_a_decoder_that_is_not_there_or_rounds_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import torchcodec.decoders
 
-    assert decode_device._torchcodec_fault(CPU) is None and engine_fault(CPU) is None
+    assert decode_device._torchcodec_fault(CPU) is None and device_decoder_fault(CPU) is None
 
     def missing(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to initialize nvjpeg with hardware backend: 2")
@@ -170,4 +170,4 @@ def test_a_decoder_that_is_not_there_or_rounds_otherwise_is_noticed(monkeypatch:
     assert "no JPEG decoder on cpu (Failed to initialize nvjpeg" in str(decode_device._torchcodec_fault(CPU))
     grey = torch.full((1, 64, 48), 127, dtype=torch.uint8)
     monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", lambda *_, **__: [grey])
-    assert decode_device._torchcodec_fault(CPU) == "the JPEG decoder of cpu rounds unlike the CPU's"
+    assert decode_device._torchcodec_fault(CPU) == "the JPEG decoder of cpu rounds differently from the CPU's"

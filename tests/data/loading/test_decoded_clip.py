@@ -128,7 +128,7 @@ def test_ten_crops_of_a_mirrored_clip_are_the_ten_crops_mirrored(
     keys = view_keys(replace(PROTOCOLS["paper_2014"], times=1), sampling_config=config)
 
     def shown(levels: dict[bytes, np.ndarray]) -> dict[tuple[str, bool], np.ndarray]:
-        monkeypatch.setattr(flow, "decode_field", lambda content, room=None: levels[content])
+        monkeypatch.setattr(flow, "decode_field", lambda content, buffer=None: levels[content])
         decoded = DecodedClip(clip, views, config=config, contract=contract, want_rgb=False)
         _, stacks = decoded.next_samples(10)
         assert stacks is not None

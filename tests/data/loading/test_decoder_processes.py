@@ -137,7 +137,7 @@ def test_a_clip_that_ends_every_process_is_an_error_in_one_line(
 ) -> None:
     monkeypatch.setattr("twostream_ray.data.loading.decoder_processes.COMMAND", _ENDS_WITH_ITS_FIRST_JOB)
     pool = pool_of(shard_set, 1)
-    with pytest.raises(DecodeError, match=r"a clip of \d+ frames ended .* \(killed by SIGSEGV\)"):
+    with pytest.raises(DecodeError, match=r"a clip of \d+ frames crashed .* \(killed by SIGSEGV\)"):
         pool.decode(packed, rgb=rgb_out(pool), flow=None)
     pool.close()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from encoded_flow_batches import batch_of, decoded_by_cpu, noise
 
-from twostream_ray.data.loading.device import normalise_flow, normalise_rgb, on_device, one_ahead, to_device
+from twostream_ray.data.loading.device import normalise_flow, normalise_rgb, on_device, prefetch_one, to_device
 from twostream_ray.data.snippets import Batch, EncodedFlow
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_one_is_made_while_the_one_before_it_is_used_and_no_more() -> None:
         made.append(len(made) + 1)
         return made[-1] if made[-1] < 5 else None
 
-    for number in one_ahead(make):
+    for number in prefetch_one(make):
         time.sleep(0.05)
         assert made == list(range(1, number + 2))
     assert made == [1, 2, 3, 4, 5]
@@ -62,7 +62,7 @@ def test_an_error_ahead_is_raised_when_its_turn_comes() -> None:
         raise ValueError("damaged")
 
     numbers = make()
-    stream = one_ahead(lambda: next(numbers, None))
+    stream = prefetch_one(lambda: next(numbers, None))
     assert next(stream) == 1
     with pytest.raises(ValueError, match="damaged"):
         next(stream)
@@ -70,7 +70,7 @@ def test_an_error_ahead_is_raised_when_its_turn_comes() -> None:
 
 def test_a_pass_that_is_broken_off_leaves_no_thread_behind() -> None:
     before = threading.active_count()
-    stream = one_ahead(lambda: 1)
+    stream = prefetch_one(lambda: 1)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

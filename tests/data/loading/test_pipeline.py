@@ -33,7 +33,7 @@ TRAINING = [
 @pytest.fixture(autouse=True)
 def few_clips_are_read_before_ray_data_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or small data sets would never come through it."""
-    monkeypatch.setattr(pipeline, "_CLIPS_READ_HERE", 10)
+    monkeypatch.setattr(pipeline, "_CLIPS_READ_LOCALLY", 10)
 
 
 def data_config(shard_set: ShardSet) -> DataConfig:

@@ -138,7 +138,7 @@ def test_no_lock_stays_behind_and_a_directory_of_others_is_refused(shard_set: Sh
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/size").write_text("42 kg")
     with pytest.raises(
-        StorageError, match=r"data.sample_cache wants a directory of its own, .* holds other files, as size"
+        StorageError, match=r"data.sample_cache needs a directory of its own, .* has other files, as size"
     ):
         drawn(shard_set, sample_cache=str(tmp_path / "mine"))
     assert (tmp_path / "mine/size").read_text() == "42 kg"
@@ -176,9 +176,9 @@ def test_threads_and_processes_that_want_a_clip_at_the_same_time_decode_it_once(
 
 def test_a_place_that_cannot_be_written_is_refused_by_its_setting(shard_set: ShardSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"data\.sample_cache wants a directory that can be written"):
+    with pytest.raises(StorageError, match=r"data\.sample_cache must be a writable directory"):
         drawn(shard_set, sample_cache=str(tmp_path / "file" / "samples"))
-    with pytest.raises(ConfigError, match=r"data\.sample_cache goes with data\.decode_at=worker or auto, got stream"):
+    with pytest.raises(ConfigError, match=r"data\.sample_cache needs data\.decode_at worker or auto, got stream"):
         drawn(shard_set, sample_cache=str(tmp_path), decode_at="stream")
     with pytest.raises(ConfigError, match=r"data\.sample_cache_gb must be more than 0"):
         drawn(shard_set, sample_cache_gb=0.0)

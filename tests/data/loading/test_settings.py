@@ -15,11 +15,11 @@ from twostream_ray.errors import ConfigError
         ({"decode_at": "nowhere"}, r"data\.decode_at must be one of auto, device, worker, stream, got 'nowhere'"),
         (
             {"decode_at": "stream", "sample_cache": "x"},
-            r"data\.sample_cache goes with data\.decode_at=worker or auto, got stream",
+            r"data\.sample_cache needs data\.decode_at worker or auto, got stream",
         ),
         (
             {"decode_at": "device", "sampling": SamplingConfig(flow_stack="trajectory")},
-            r"data\.decode_at=device does not go with data\.sampling\.flow_stack=trajectory",
+            r"data\.decode_at=device does not support data\.sampling\.flow_stack=trajectory",
         ),
     ],
 )

@@ -130,14 +130,14 @@ def test_an_epoch_that_is_left_early_ends_what_decodes_for_it(shard_set: ShardSe
 
 
 def test_what_cannot_be_loaded_is_refused_at_once(shard_set: ShardSet, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"split 'dev' was wanted of .*, it has train"):
+    with pytest.raises(ShardError, match=r"has no split 'dev', it has train"):
         loader_of(shard_set, split="dev")
     with pytest.raises(ConfigError, match="batch must be at least 1 clip, got 0"):
         loader_of(shard_set, batch=0)
-    with pytest.raises(ConfigError, match="a stream is wanted"):
+    with pytest.raises(ConfigError, match="at least one of want_rgb and want_flow"):
         loader_of(shard_set, want_rgb=False, want_flow=False)
     with pytest.raises(ConfigError, match="an epoch must be at least 0, got -1"):
         loader_of(shard_set).set_epoch(-1)
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="torch sees no GPU here: use cpu"):
+        with pytest.raises(ConfigError, match="torch sees no GPU: use cpu"):
             loader_of(shard_set, device=torch.device("cuda"))

@@ -113,7 +113,7 @@ def test_a_split_whose_classes_have_one_group_each_is_refused() -> None:
 def test_a_part_of_a_split_that_is_not_there_names_those_that_are() -> None:
     shard_set = shard_set_of(UCF101)
     shard_set.split("train1.validation-0.1")
-    with pytest.raises(ShardError, match=r"split 'train' was wanted of shards, it has train1$"):
+    with pytest.raises(ShardError, match=r"shards has no split 'train', it has train1$"):
         shard_set.split("train.validation-0.1")
 
 
@@ -129,7 +129,7 @@ def test_a_parts_name_says_all_that_it_depends_on(fraction: float, seed: int) ->
 
 
 def test_a_split_and_a_fraction_to_validate_on_are_refused_together() -> None:
-    with pytest.raises(ConfigError, match=r"give one of them, and null for the other"):
+    with pytest.raises(ConfigError, match=r"set one of them to null"):
         DataConfig(shards="s", validation_split="val", validation_fraction=0.1)
 
 

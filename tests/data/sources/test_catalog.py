@@ -116,7 +116,7 @@ def test_a_listed_clip_that_is_not_there_is_missing_with_its_class_and_splits_in
 def test_files_that_are_no_videos_and_hidden_files_are_counted_not_read() -> None:
     catalog = catalog_of(["a/x.MP4", "a/readme.txt", "a/._x.mp4", ".trash/y.mp4"])
     assert [clip.clip_id for clip in catalog.clips] == ["a/x.MP4"]
-    assert catalog.notes[0] == "files that are no videos, left out: 3, for example .trash/y.mp4"
+    assert catalog.notes[0] == "files that are not videos, left out: 3, for example .trash/y.mp4"
 
 
 @pytest.mark.parametrize("empty", ["train/b/", "train/b/notes.txt", "train/b/._x.mp4", "train/b/.DS_Store"])
@@ -124,7 +124,7 @@ def test_a_folder_without_a_video_is_no_class_as_in_a_bucket_and_the_notes_say_s
     for prefix in ("train/", ""):
         catalog = catalog_of([f"{prefix}a/x.mp4", f"{prefix}{empty.removeprefix('train/')}"])
         assert catalog.classes == ("a",)
-        said = f"1 class folders hold no video and name no class, for example {prefix}b"
+        said = f"1 class folders have no video and are not classes, for example {prefix}b"
         assert said in catalog.notes
 
 
@@ -147,7 +147,7 @@ def test_a_video_outside_the_layout_is_refused() -> None:
     with pytest.raises(CatalogError, match=r"x\.mp4 under videos does not fit class/video"):
         catalog_of(["x.mp4", "a/y.mp4"])
     with pytest.raises(
-        CatalogError, match=r"extra/a/z\.mp4 under videos .* beside the splits train only split folders"
+        CatalogError, match=r"extra/a/z\.mp4 under videos .* next to the splits train only split folders"
     ):
         catalog_of(["train/a/x.mp4", "extra/a/z.mp4"])
     with pytest.raises(CatalogError, match=r"train/x\.mp4 under videos does not fit split/class/video"):
@@ -197,10 +197,8 @@ def test_a_listed_class_without_a_clip_keeps_its_number_and_is_said_in_every_lay
     catalog = catalog_of(["a/x.avi", f"a/{ID}1_000000_000001.avi"], texts=texts, layout=layout, lists=lists)
     assert catalog.classes == ("a", "b")
     assert {(clip.class_name, clip.label) for clip in catalog.clips} == {("a", 0)}
-    said = [note for note in catalog.notes if "have no clip here" in note]
-    assert len(said) == 1 and said[0].startswith(
-        "1 of 2 classes have no clip here and keep their numbers, for example b ("
-    )
+    said = [note for note in catalog.notes if "have no clip" in note]
+    assert len(said) == 1 and said[0].startswith("1 of 2 classes have no clip and keep their labels, for example b (")
 
 
 @pytest.mark.parametrize("layout", get_args(Layout))
@@ -230,7 +228,7 @@ def test_lists_with_another_spelling_than_the_archive_find_its_files() -> None:
     catalog = ucf101(**respelt)
     assert len(catalog.clips) == 4
     assert {clip.clip_id for clip in catalog.clips} == {clip.clip_id for clip in ucf101().clips}
-    assert catalog.notes == ("lines that spell a file in another case than it has: 1; the file's own name is used",)
+    assert catalog.notes == ("lines that differ from the file's name in case: 1; the file's name is used",)
 
 
 def test_clips_that_are_not_there_are_counted() -> None:
@@ -240,8 +238,7 @@ def test_clips_that_are_not_there_are_counted() -> None:
     assert catalog.notes == (
         "3 of 4 listed clips are not under videos, for example Archery/v_Archery_g02_c01.avi",
         "videos in no list, left out: 1, for example Archery/v_Archery_g30_c01.avi",
-        "1 of 2 classes have no clip here and keep their numbers, for example HandstandPushups "
-        "(lists/classInd.txt, line 2)",
+        "1 of 2 classes have no clip and keep their labels, for example HandstandPushups (lists/classInd.txt, line 2)",
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 import pytest
 
 from twostream_ray.data.sources.catalog import Catalog, CatalogConfig, in_text_order, read_catalog
-from twostream_ray.data.sources.classes import alike, in_order
+from twostream_ray.data.sources.classes import in_order, merge_equivalent_names
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_a_class_that_is_written_in_two_forms_of_unicode_is_one() -> None:
     apart, together = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFD", "NFC"))
     catalog = catalog_of([f"train/{apart}/x.mp4", f"test/{together}/y.mp4", "train/walk/z.mp4"])
     assert catalog.classes == (together, "walk")
-    assert f"class {together} is written in 2 ways that look the same" in catalog.notes[0]
+    assert f"class {together} is spelt in 2 ways that look the same" in catalog.notes[0]
     assert catalog_of([f"train/{apart}/x.mp4"]).classes == (apart,), "nothing changes where there is one form"
 
 
 def test_classes_that_nearly_look_the_same_are_spoken_of() -> None:
-    renamed, notes = alike(["Walk", "walk", "run_fast", "run fast", "01", "1", "sit"])
+    renamed, notes = merge_equivalent_names(["Walk", "walk", "run_fast", "run fast", "01", "1", "sit"])
     assert renamed == {}
     assert [note.partition(" differ")[0] for note in notes] == [
         "classes '01' and '1'",

@@ -53,7 +53,7 @@ def test_a_folder_of_pictures_is_a_clip_of_the_class_above_it() -> None:
     ]
     assert catalog.clips[1].size_bytes == 2 * len("train/run/a/img_00001.jpg")
     assert catalog.notes == (
-        "files that are no images, left out: 1, for example train/run/a/list.txt",
+        "files that are not images, left out: 1, for example train/run/a/list.txt",
         "empty folders, left out: 1, for example train/run/d/",
     )
 
@@ -74,7 +74,7 @@ def test_official_lists_find_the_frames_of_their_videos_in_class_folders_and_wit
     catalog = catalog_of({"root": pictures(*folders)}, texts=UCF101, layout="ucf101", lists="lists", frames=True)
     assert {clip.clip_id for clip in catalog.clips} == set(folders)
     assert {clip.clip_id: (clip.label, clip.splits) for clip in catalog.clips}[folders[1]] == (0, ("train1",))
-    assert catalog.notes == ("lines that spell a file in another case than it has: 1; the file's own name is used",)
+    assert catalog.notes == ("lines that differ from the file's name in case: 1; the file's name is used",)
 
 
 def test_lists_and_tables_of_frames_may_name_folders() -> None:
@@ -101,9 +101,7 @@ def test_clips_of_kinetics_may_be_folders_of_frames() -> None:
 
 def test_a_folder_that_stands_for_clips_of_two_classes_is_refused() -> None:
     texts = {"s.txt": "run/a train\nswim/a train\n"}
-    with pytest.raises(
-        CatalogError, match=r"s.txt, line 2: a is of class 'swim' and, at s.txt, line 1, of class 'run'"
-    ):
+    with pytest.raises(CatalogError, match=r"s.txt, line 2: a has class 'swim' and, at s.txt, line 1, class 'run'"):
         catalog_of({"root": pictures("a")}, texts=texts, lists="s.txt", frames=True)
 
 
@@ -254,7 +252,7 @@ def test_directories_of_the_system_are_no_classes(tmp_path: Path, name: str) -> 
     assert (
         catalog_on_disk(tmp_path)
         .notes[0]
-        .startswith(f"files that are no videos, left out: 1, for example {name}/c.mp4")
+        .startswith(f"files that are not videos, left out: 1, for example {name}/c.mp4")
     )
 
 
@@ -290,18 +288,18 @@ def test_what_the_records_of_shards_could_not_hold_is_left_out_by_name() -> None
     catalog = read("run")
     assert [clip.clip_id for clip in catalog.clips] == ["run/a.mp4"]
     assert catalog.notes[0].startswith("2 entries under root cannot be used and are left out: run/ddd")
-    assert "run/huge.mp4 (its path or its size is beyond all bounds)" in catalog.notes[0]
-    with pytest.raises(CatalogError, match=r"t.csv, line 2: a class name of at most 1000 characters was wanted, 'xxx"):
+    assert "run/huge.mp4 (its path is too long or its size is implausible)" in catalog.notes[0]
+    with pytest.raises(CatalogError, match=r"t.csv, line 2: a class name may have at most 1000 characters, 'xxx"):
         read("x" * 2000)
 
 
 def test_a_numbered_image_that_is_no_file_makes_its_clip_unusable(tmp_path: Path) -> None:
     tree(tmp_path, "img_1.jpg", "._img_2.jpg", "Thumbs.db")
     (tmp_path / "img_2.jpg").symlink_to("/nowhere/img_2.jpg")
-    with pytest.raises(DecodeError, match=r"c: images were wanted in .*, img_2.jpg is none \(a link to nothing\)"):
+    with pytest.raises(DecodeError, match=r"c: expected images in .*, img_2.jpg cannot be read \(a link to nothing\)"):
         images.read_frames(str(tmp_path), name="c")
     (tmp_path / "img_2.jpg").unlink()
     with (tmp_path / "img_2.jpg").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(AccessError, match=r"img_2.jpg: at most \d+ bytes were wanted, it has 1099511627776"):
+    with pytest.raises(AccessError, match=r"img_2.jpg: it may have at most \d+ bytes, it has 1099511627776"):
         images.read_frames(str(tmp_path), name="c")

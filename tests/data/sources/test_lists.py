@@ -214,11 +214,11 @@ def test_a_table_without_splits_is_all_one_split() -> None:
         ),
         (
             "uri,label,split\nx.mp4,a,test1\nx.mp4,b,test2\n",
-            "line 3: x.mp4 is of class 'b' and, at t.csv, line 2, of .* 'a'",
+            "line 3: x.mp4 has class 'b' and, at t.csv, line 2, class 'a'",
         ),
         ("uri,label,split\nx.mp4,a,train\ny.mp4,b,test\n", r"class 'b' \(t.csv, line 3\) has no clip in split train"),
         ("uri,label,split\nx.mp4,a,dev\n", "t.csv, line 2: wanted a split such as .*, got 'dev'"),
-        ('uri,label\nx.mp4,"' + "a" * 200_000, "t.csv, line 2: a CSV file was wanted"),
+        ('uri,label\nx.mp4,"' + "a" * 200_000, "t.csv, line 2: malformed CSV"),
         ("uri,label\n", "t.csv is empty"),
     ],
 )
@@ -228,7 +228,7 @@ def test_what_is_wrong_in_a_table_is_named_by_file_and_line(text: str, message: 
 
 
 def test_a_file_that_is_no_parquet_is_refused() -> None:
-    with pytest.raises(CatalogError, match=r"t.parquet: a Parquet file was wanted"):
+    with pytest.raises(CatalogError, match=r"t.parquet: not a readable Parquet file"):
         catalog_of("table", ["x.mp4"], lists="t.parquet", files={"t.parquet": b"no parquet"})
 
 
@@ -257,7 +257,7 @@ def test_data_sets_together_keep_their_clips_apart_and_their_classes_one_after_t
         ("ucf/train/run/a.mp4", 0, "u/train/run/a.mp4"),
         ("ucf/train/swim/b.mp4", 1, "u/train/swim/b.mp4"),
     ]
-    with pytest.raises(ConfigError, match="several data sets want catalog names of their own, got 'ucf', ''"):
+    with pytest.raises(ConfigError, match="several data sets need distinct catalog names, got 'ucf', ''"):
         read_catalogs([configs[0], CatalogConfig(root="h")], list_files=list_files, read_bytes=lambda _: b"")
 
 

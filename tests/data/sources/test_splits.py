@@ -107,8 +107,8 @@ def test_a_class_of_fewer_groups_is_trained_on_first_then_tested_and_the_notes_s
     assert {clip.splits for clip in catalog.clips if clip.class_name == "two"} == {("train",), ("test",)}
     assert catalog.notes == (
         "13 clips in 13 groups are split with seed 0: train 9, val 1, test 3",
-        "2 of 3 classes have too few groups of clips for one in split val: one, two",
-        "1 of 3 classes have too few groups of clips for one in split test: one",
+        "2 of 3 classes have too few groups of clips to have one in split val: one, two",
+        "1 of 3 classes have too few groups of clips to have one in split test: one",
     )
 
 
@@ -177,12 +177,12 @@ def test_where_nothing_says_the_splits_the_note_names_the_option() -> None:
 
 
 def test_splits_that_are_said_are_not_made() -> None:
-    with pytest.raises(CatalogError, match=r"videos says the splits test, train: leave catalog\.split out"):
+    with pytest.raises(CatalogError, match=r"videos already defines the splits test, train: leave catalog\.split out"):
         folder(["train/a/0.mp4", "test/a/1.mp4"])
-    with pytest.raises(CatalogError, match=r"clips\.csv says the splits train: leave catalog\.split out"):
+    with pytest.raises(CatalogError, match=r"clips\.csv already defines the splits train: leave catalog\.split out"):
         table("uri,label,split\n0.mp4,a,train")
     for layout, lists in (("ucf101", "lists"), ("hmdb51", "lists"), ("kinetics", "k.csv"), ("folder", "splits.txt")):
-        with pytest.raises(ConfigError, match=r"these say the splits: leave catalog\.split out"):
+        with pytest.raises(ConfigError, match=r"the lists define the splits: leave catalog\.split out"):
             CatalogConfig(layout=layout, root="videos", lists=lists, split=THREE)
 
 

@@ -79,7 +79,7 @@ def test_a_table_means_the_same_however_it_was_exported(tmp_path: Path, text: st
 def test_a_text_of_two_bytes_a_letter_is_read_by_its_mark(tmp_path: Path, coding: str) -> None:
     mark = "" if coding != "utf-16-be" else "\ufeff"
     assert splits(catalog_of(tmp_path, (mark + PLAIN).encode(coding), name="T.CSV")) == SPLITS
-    with pytest.raises(CatalogError, match=r"t.csv: a UTF-8 text was wanted, it holds zero bytes: save it as UTF-8"):
+    with pytest.raises(CatalogError, match=r"t.csv: expected UTF-8 text, found zero bytes: save it as UTF-8"):
         catalog_of(tmp_path, PLAIN.encode("utf-16-le"))
 
 
@@ -103,7 +103,7 @@ def test_a_name_is_found_however_it_is_written_and_the_notes_say_so(
 ) -> None:
     catalog = catalog_of(tmp_path, "uri,label,split\n" + "".join(f"{uri},x,train\n" for uri in uris), clips=NAMES)
     assert len(catalog.clips) == len(uris)
-    assert sum("lines that spell a file otherwise than it is" in note for note in catalog.notes) == notes
+    assert sum("lines that differ from the file's name" in note for note in catalog.notes) == notes
     assert not any("are not under" in note for note in catalog.notes)
 
 
@@ -139,7 +139,7 @@ def test_a_table_that_says_no_split_is_all_one_split_and_the_notes_say_so(
     catalog = catalog_of(tmp_path, table)
     assert set(splits(catalog).values()) == {("all",)}
     assert f'{note}every clip is in the split "all"' in catalog.notes[0]
-    assert ("columns that are not read: spilt" in catalog.notes[0]) == ("spilt" in table)
+    assert ("ignored columns: spilt" in catalog.notes[0]) == ("spilt" in table)
 
 
 @pytest.mark.parametrize(
@@ -149,20 +149,20 @@ def test_a_table_that_says_no_split_is_all_one_split_and_the_notes_say_so(
         (PLAIN.replace("a,test", "a,NaN"), "t.csv, line 3: wanted a split such as .*, got ''"),
         (PLAIN.replace("a/a2.mp4,a,test", "a/a2.mp4,a"), "t.csv, line 3: wanted a split such as .*, got ''"),
         (PLAIN.replace("a2.mp4,a", "a2.mp4,nan"), "t.csv, line 3: wanted a label and .* label ''"),
-        (PLAIN.replace("label,split", "label,label"), "t.csv: the column label is there 2 times: leave one"),
-        (PLAIN.replace("split\n", "split,Split\n"), "t.csv: the column split is there 2 times: leave one"),
+        (PLAIN.replace("label,split", "label,label"), "t.csv: the column label occurs 2 times: keep one"),
+        (PLAIN.replace("split\n", "split,Split\n"), "t.csv: the column split occurs 2 times: keep one"),
         (PLAIN.replace("uri", "path"), "wanted the columns uri, label, uri is missing, found path, label, split"),
         (PLAIN.replace("uri", "path").replace(",", ";"), "uri is missing, found path, label, split"),
-        (PLAIN.replace("a/a1.mp4,a", '"a/a1.mp4,a'), "t.csv, line 2: a CSV file was wanted"),
-        (PLAIN.replace("a/a1.mp4", '"a/a1.mp4').replace("b/b1.mp4", 'b/b1.mp4"'), "values without line ends were"),
-        (PLAIN.replace("a/a1.mp4,a,train\na", '"a/a1.mp4,a,train\na"'), "line 2: a CSV file was wanted"),
+        (PLAIN.replace("a/a1.mp4,a", '"a/a1.mp4,a'), "t.csv, line 2: malformed CSV"),
+        (PLAIN.replace("a/a1.mp4", '"a/a1.mp4').replace("b/b1.mp4", 'b/b1.mp4"'), "values without line breaks"),
+        (PLAIN.replace("a/a1.mp4,a,train\na", '"a/a1.mp4,a,train\na"'), "line 2: malformed CSV"),
         (PLAIN.replace("a/a1.mp4", "../other/a1.mp4"), r"line 2: .* below catalog.root .*, got uri '../other/a1.mp4'"),
         (PLAIN.replace("a/a1.mp4", "/elsewhere/a1.mp4"), "line 2: .* below catalog.root"),
         (PLAIN.replace("a/a1.mp4", "file:///elsewhere/a1.mp4"), "line 2: .* below catalog.root"),
         (PLAIN + "./a/a1.mp4,a,train\n", "t.csv, line 5: a/a1.mp4 is in split train twice, first at .*line 2"),
-        (PLAIN + "file://ROOT/a/a%31.mp4,b,train\n", "line 5: a/a1.mp4 is of class 'b' and, at .*line 2"),
-        (as_parquet(["uri", "label", "label"], [["a/a1.mp4"], ["a"], ["b"]]), "the column label is there 2 times"),
-        (as_parquet(["uri", "label"], [["a/a1.mp4"], [["a", "b"]]]), "row 1: one value was wanted in label"),
+        (PLAIN + "file://ROOT/a/a%31.mp4,b,train\n", "line 5: a/a1.mp4 has class 'b' and, at .*line 2"),
+        (as_parquet(["uri", "label", "label"], [["a/a1.mp4"], ["a"], ["b"]]), "the column label occurs 2 times"),
+        (as_parquet(["uri", "label"], [["a/a1.mp4"], [["a", "b"]]]), "row 1: expected a single value in label"),
         (as_parquet(["uri", "label"], [["a/a1.mp4"], [float("nan")]]), "row 1: wanted a label"),
     ],
 )
@@ -219,12 +219,12 @@ def test_tables_that_were_read_too_literally_give_the_clips_they_name(
 def test_values_of_parquet_that_are_no_text_are_one_line(tmp_path: Path, column: str, values: pa.Array) -> None:
     columns = {"uri": list(CLIPS), "label": list("aab"), "split": ["train", "test", "train"]} | {column: values}
     table = as_parquet(list(columns), list(columns.values()))
-    with pytest.raises(CatalogError, match=rf"t\.parquet: values .* wanted in {column} \([^\n]+\)$"):
+    with pytest.raises(CatalogError, match=rf"column {column} has values that cannot be written as text \([^\n]+\)$"):
         catalog_of(tmp_path, table, name="t.parquet")
 
 
 @pytest.mark.parametrize("head", [b"PK\3\4", b"\xd0\xcf\x11\xe0", b"\x1f\x8b"])
 @pytest.mark.parametrize("name", ["t.csv", "t.xlsx", "t.csv.gz"])
 def test_workbook_or_archive_is_to_be_exported(tmp_path: Path, head: bytes, name: str) -> None:
-    with pytest.raises(CatalogError, match="it is a workbook or an archive: export the table as CSV"):
+    with pytest.raises(CatalogError, match="found a workbook or an archive: export the table as CSV"):
         catalog_of(tmp_path, head + bytes(range(200)), name=name)

@@ -44,7 +44,7 @@ def test_there_are_never_more_children_than_the_pool_may_have_and_all_end_with_i
     most = [0]
 
     def work(_: int) -> None:
-        with pool.lend():
+        with pool.acquire():
             most[0] = max(most[0], Counted.alive)
             time.sleep(0.01)
 
@@ -61,24 +61,24 @@ def test_a_child_that_could_not_start_leaves_room_for_the_next() -> None:
 
     pool = DecoderPool(fail, most=1)
     for _ in range(2):
-        with pytest.raises(OSError), pool.lend():
+        with pytest.raises(OSError), pool.acquire():
             pass
     pool = DecoderPool(Counted, most=1)
-    with pytest.raises(ZeroDivisionError), pool.lend() as child:
+    with pytest.raises(ZeroDivisionError), pool.acquire() as child:
         child.end()
         raise ZeroDivisionError
-    with pool.lend() as other:
+    with pool.acquire() as other:
         assert other is not child
     pool.close()
 
 
 def test_who_waits_for_a_child_can_be_called_off() -> None:
     pool, cancelled = DecoderPool(Counted, most=1), threading.Event()
-    with pool.lend():
+    with pool.acquire():
         threading.Timer(0.2, cancelled.set).start()
-        with pytest.raises(CancelledError), pool.lend(cancelled):
+        with pytest.raises(CancelledError), pool.acquire(cancelled):
             pass
-    with pool.lend(threading.Event()):
+    with pool.acquire(threading.Event()):
         pass
     pool.close()
 
@@ -115,5 +115,5 @@ def test_decoding_that_is_called_off_ends_at_once_and_so_does_its_child() -> Non
 
 def test_a_video_may_play_for_so_long_by_its_header_and_when_decoded() -> None:
     assert prepare_in_subprocess(video(25), CONTRACT, name="x", max_seconds=1).num_frames == 25
-    with pytest.raises(TooLongError, match=r"x: a clip of at most 1 s was wanted, this takes 1.0 s or more: cut it"):
+    with pytest.raises(TooLongError, match=r"x: a clip may take at most 1 s, this takes 1.0 s or more: cut it"):
         prepare_in_subprocess(video(26), CONTRACT, name="x", max_seconds=1)

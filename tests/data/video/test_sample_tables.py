@@ -58,7 +58,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", BOMBS)
 def test_numbers_that_no_file_of_the_size_can_hold_are_refused_before_it_is_opened(kind: str) -> None:
-    with pytest.raises(DecodeError, match=r"video: .*(was wanted|are announced|are named).* it is damaged"):
+    with pytest.raises(DecodeError, match=r"video: .*(are announced|are named|expected).* it is damaged"):
         count(BOMBS[kind]())
 
 
@@ -67,5 +67,5 @@ def test_whole_files_are_what_they_were() -> None:
     sound = b"trak" + box(b"stts", bytes(4), struct.pack(">III", 1, 40_000_000, 1))
     sound += box(b"stsz", bytes(4), struct.pack(">II", 1, 40_000_000))
     assert refuse_oversized(sound, size=80_000_000, name="x") == 0
-    with pytest.raises(DecodeError, match="40000000 are named"):
+    with pytest.raises(DecodeError, match="40000000 are announced"):
         refuse_oversized(sound[30:], size=80_000_000, name="x")

@@ -111,7 +111,7 @@ def test_a_torch_program_takes_any_number_of_views_and_names_no_file_of_this_mac
     [
         (["--format", "torch"], "out must end in .pt2 for format torch, got"),
         (["--videos", "[missing.mp4]"], "missing.mp4"),
-        (["--model", "nowhere"], "a model was wanted at nowhere"),
+        (["--model", "nowhere"], "no model at nowhere"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_words(

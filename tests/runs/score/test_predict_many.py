@@ -30,7 +30,7 @@ def test_a_folder_becomes_a_row_for_each_video_with_the_scores_of_predict(
     assert f"10 videos in {out}; 10 done now in " in printed and "): 1 missing, 8 ok, 1 undecodable" in printed
     frame = pd.read_parquet(out).set_index("uri")
     assert len(frame) == 10 and frame.index.is_unique
-    assert frame.status[str(bad)] == "undecodable" and "8 bytes are none" in frame.error[str(bad)]
+    assert frame.status[str(bad)] == "undecodable" and "not a readable video, 8 bytes" in frame.error[str(bad)]
     assert frame.status[str(tmp_path / "nowhere.mp4")] == "missing"
     classifier = Classifier.load(model)
     for prediction in classifier.predict([uri for uri in frame.index if "/val/" in uri], top_k=1):

@@ -22,7 +22,7 @@ def rows() -> list[PredictionRow]:
     good = PredictionRow(
         uri="/a.mp4", status="ok", heads=heads, start_seconds=0.0, end_seconds=2.0, frames=50, taken_seconds=0.1
     )
-    return [good, PredictionRow(uri="/b.mp4", status="missing", error="it is not there", taken_seconds=0.0)]
+    return [good, PredictionRow(uri="/b.mp4", status="missing", error="it does not exist", taken_seconds=0.0)]
 
 
 def test_a_row_has_all_numbers_in_the_order_of_the_classes_in_the_metadata() -> None:
@@ -32,7 +32,7 @@ def test_a_row_has_all_numbers_in_the_order_of_the_classes_in_the_metadata() -> 
     assert good["probabilities"] == [0.25, 0.75, 1.0] and good["logits"] == [0, 1, 2]
     assert good["top"] == [{"class": "x/b", "probability": 0.75}, {"class": "y/a", "probability": 1.0}]
     assert (good["protocol"], good["model"], good["frames"], good["end_seconds"]) == ("fast", "m", 50, 2.0)
-    assert bad["error"] == "it is not there" and bad["top"] is bad["logits"] is bad["frames"] is None
+    assert bad["error"] == "it does not exist" and bad["top"] is bad["logits"] is bad["frames"] is None
 
 
 @pytest.mark.parametrize("chosen", [slice(0, 1), slice(1, 2), slice(0, 2), slice(0, 0)])

@@ -90,7 +90,7 @@ def test_a_file_that_holds_something_else_is_refused_without_unpickling(tmp_path
     np.savez(tmp_path / "other.npz", joint=np.zeros((2, 2)))
     said = refused(ConfigError, both=str(tmp_path / "other.npz"))
     assert "it lacks spatial, temporal, labels and has joint" in said
-    assert "it is not there" in refused(StorageError, both=str(tmp_path / "missing.npz"))
+    assert "it does not exist" in refused(StorageError, both=str(tmp_path / "missing.npz"))
 
 
 def test_clips_to_quote_on_that_were_chosen_on_are_refused(streams: dict[str, Any], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_search_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
     other = replace(CONFIG, search=replace(CONFIG.search, scheduler="none"))
     with pytest.raises(
         ConfigError,
-        match=r"search 'search' was started with search.scheduler=asha, now search.scheduler=none is wanted: choose",
+        match=r"search 'search' was started with search.scheduler=asha, now search.scheduler=none is requested: choose",
     ):
         TrialStore(other, folder=folder_in(tmp_path))
 

@@ -46,8 +46,8 @@ def weights_file(folder: Path) -> None:
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "split": (["--data.train_split", "tarin"], "split 'tarin' was wanted"),
-    "shards": (["--data.shards", "nowhere"], "shards were wanted at nowhere"),
+    "split": (["--data.train_split", "tarin"], "has no split 'tarin'"),
+    "shards": (["--data.shards", "nowhere"], "no shards at nowhere"),
     "no weights": (
         ["--model.spatial.weights", "far/away/vgg.safetensors"],
         "away/vgg.safetensors, which does not exist",

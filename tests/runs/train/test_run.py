@@ -191,8 +191,8 @@ def test_a_finished_run_gets_more_epochs_as_one_that_was_asked_for_them_at_once(
     assert not report.done_before and not published_before(config), "it is evaluated and registered once more"
     (line,) = [text for text in caplog.messages if "is trained to" in text]
     assert line == (
-        "run 'more' was finished with 1 epochs and is trained to 2: the learning rate goes on at 0.01, as "
-        "training.schedule=constant has it for a run of 2"
+        "run 'more' was finished with 1 epochs and is trained to 2: the learning rate continues at 0.01, by "
+        "training.schedule=constant for a run of 2 epochs"
     )
     assert train(config).done_before
     with pytest.raises(ConfigError, match=r"was started with training\.epochs=2, got 1: a run may get more"):
@@ -203,7 +203,7 @@ def test_the_same_name_with_other_settings_is_refused(
     two_workers: tuple[Any, Any], shard_set: ShardSet, folder: Path
 ) -> None:
     with pytest.raises(
-        ConfigError, match="run 'two' was started with seed=5, now seed=6 is wanted: choose another --name"
+        ConfigError, match="run 'two' was started with seed=5, now seed=6 is requested: choose another --name"
     ):
         train(experiment(shard_set, folder, name="two", seed=6))
 
@@ -276,7 +276,7 @@ def test_a_settings_error_that_a_worker_meets_ends_the_run_at_once_and_binds_its
     with monkeypatch.context() as patch:
         # As if the file were there for the driver alone.
         patch.setattr(train_module, "require_trainable", lambda *_, **__: None)
-        with pytest.raises(StorageError, match=f"{missing}.*it is not there; check the path"):
+        with pytest.raises(StorageError, match=f"{missing}.*it does not exist; check the path"):
             train(replace(wrong, model=model), progress=events.append)
     assert not [event for event in events if isinstance(event, WorkersLost)]
     report = train(wrong)
@@ -294,7 +294,7 @@ def test_a_settings_error_that_a_worker_meets_ends_the_run_at_once_and_binds_its
 
 def test_an_unknown_split_is_refused_before_anything_starts(shard_set: ShardSet, folder: Path) -> None:
     config = experiment(shard_set, folder, name="nosplit")
-    with pytest.raises(ShardError, match="split 'dev' was wanted"):
+    with pytest.raises(ShardError, match="has no split 'dev'"):
         train(replace(config, data=replace(config.data, train_split="dev")))
 
 
@@ -369,7 +369,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_names_clips_and_the_
     events: list[ProgressEvent] = []
     with pytest.raises(
         TrainingError,
-        match=r"run 'diverges': a finite loss was wanted, epoch \d, step \d gave .*, from clips train/.*: lower "
+        match=r"run 'diverges': the loss is .* in epoch \d, step \d, from clips train/.*: lower "
         r"training.learning_rate, set training.clip_gradient_norm",
     ):
         train(replace(config, training=replace(config.training, learning_rate=1_000.0)), progress=events.append)

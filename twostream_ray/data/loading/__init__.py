@@ -1,1 +1,1 @@
-"""Data loading: shards into batches for each worker of a distributed training."""
+"""Data loading: reads shards into batches for each worker of a distributed training run."""

@@ -1,4 +1,4 @@
-"""Buffer pool: memory of batches, reused once nothing refers to it; fresh pages cost over a millisecond a sample."""
+"""Buffer pool for batches: memory is reused once nothing refers to it; fresh pages cost over 1 ms per sample."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from twostream_ray.data.loading.shared_memory import SharedMemory
 
 
 class Buffers:
-    """Arrays out of a few pieces of memory; one thread asks for them.
+    """Hands out arrays backed by a few reused blocks of memory; to be called by one thread.
 
-    A piece comes back when the last array, view, tensor or Arrow buffer on it is gone: holding a batch holds its
-    memory, and another piece is made. Pickling leaves the pieces behind.
+    A block returns to the pool when the last array, view, tensor or Arrow buffer on it is garbage-collected. While a
+    batch is referenced its memory is not reused, and another block is allocated. A pickled pool is empty.
     """
 
     def __init__(self, memory: SharedMemory | None = None) -> None:
-        """Pieces of `memory`, where other processes fill the arrays."""
+        """Allocate from `memory` if other processes are to fill the arrays."""
         self._memory = memory
         self._free: deque[NDArray[np.uint8]] = deque()
 
-    def room(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An array of this shape, filled with whatever was there before."""
+    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """An uninitialised uint8 array of this shape."""
         size = math.prod(shape)
         if not size:
             return np.empty(shape, np.uint8)
@@ -36,13 +36,13 @@ class Buffers:
         while self._free and piece is None:
             piece = self._free.pop()
             if not size <= piece.nbytes <= 2 * size:
-                # Another kind of pass has begun: keeping its pieces too would be a leak.
+                # Left from a pass with other sizes: keeping blocks of all sizes would leak memory.
                 if self._memory is not None:
                     self._memory.free(piece)
                 piece = None
         if piece is None:
             piece = np.empty(size, np.uint8) if self._memory is None else self._memory.allocate(size)
-        # Views refer to the owner of the memory, not to the array they were cut from: hence this owner.
+        # NumPy views keep the owner of the memory alive, not the array that they were sliced from: hence this owner.
         lease: Any = (ctypes.c_uint8 * size).from_buffer(piece)  # type: ignore[arg-type]  # NumPy says so from 3.12 on
         weakref.finalize(lease, self._free.append, piece).atexit = False
         return np.frombuffer(lease, np.uint8).reshape(shape)
@@ -52,7 +52,7 @@ class Buffers:
 
 
 class SampleBuffers:
-    """Arrays for the decoded streams of samples; pickling leaves their memory behind."""
+    """Buffer pools for the decoded streams of samples; a pickled one is empty."""
 
     def __init__(
         self, config: DataConfig, *, want_rgb: bool, want_flow: bool, memory: SharedMemory | None = None
@@ -62,10 +62,10 @@ class SampleBuffers:
         self._pools = (Buffers(memory), Buffers(memory))
 
     def streams(self, samples: int) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-        """RGB (samples, T, 3, H, W) and flow (samples, T, 2L, H, W), not filled; one that is not wanted is None."""
+        """Uninitialised RGB (samples, T, 3, H, W) and flow (samples, T, 2L, H, W) uint8; None if not requested."""
         num_snippets, size = self._snippet_shape
         rgb, flow = (
-            pool.room((samples, num_snippets, channels, size, size)) if channels else None
+            pool.allocate((samples, num_snippets, channels, size, size)) if channels else None
             for pool, channels in zip(self._pools, self._channels, strict=True)
         )
         return rgb, flow

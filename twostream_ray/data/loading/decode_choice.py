@@ -1,11 +1,11 @@
-"""Where samples are decoded: what `data.decode_at` comes to on a worker's device, and why."""
+"""Selection of the decoding device: resolves `data.decode_at` for a worker's device, with the reason."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from twostream_ray.data.loading.decode_device import engine_fault
+from twostream_ray.data.loading.decode_device import device_decoder_fault
 from twostream_ray.data.loading.settings import DataConfig, DecodeAt
 
 if TYPE_CHECKING:
@@ -14,20 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeChoice:
-    """Where samples are decoded."""
+    """Where samples are decoded, and why."""
 
     at: DecodeAt
-    """device, worker or stream."""
+    """device, worker or stream; never auto."""
     reason: str
-    """Part of a sentence."""
+    """Clause for the log."""
     fell_back: bool = False
-    """Whether the settings asked for something else."""
+    """Whether the settings requested `device` and it is not possible."""
 
 
 def choose_decode_at(config: DataConfig, device: torch.device, *, want_flow: bool = True) -> DecodeChoice:
-    """Where a worker with this device has its samples decoded; `want_flow` False where the network takes RGB alone.
+    """Resolve `data.decode_at` for a worker with this device.
 
-    `auto` is `device` on a GPU that can, and `worker` elsewhere; a `device` that cannot falls back to `worker`.
+    `auto` becomes `device` on a GPU that supports it, otherwise `worker`; `device` falls back to `worker` if the
+    device does not support it or the network takes no flow (`want_flow` False).
     """
     wanted = config.decode_at
     if wanted in ("worker", "stream"):
@@ -41,7 +42,7 @@ def choose_decode_at(config: DataConfig, device: torch.device, *, want_flow: boo
             return DecodeChoice(at="worker", reason="data.sample_cache keeps decoded samples")
         if config.sampling.flow_stack == "trajectory":
             return DecodeChoice(at="worker", reason="flow along trajectories is sampled on CPUs")
-    fault = engine_fault(device)
+    fault = device_decoder_fault(device)
     if fault is not None:
         return DecodeChoice(at="worker", reason=fault, fell_back=wanted == "device")
     return DecodeChoice(at="device", reason=f"{device} decodes the flow fields of a batch in lists")

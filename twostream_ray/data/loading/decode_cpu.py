@@ -1,6 +1,6 @@
-"""Decoding on the CPU: a clip as shards hold it and a view of it into the sample's two streams; no Ray, no Arrow.
+"""Decoding on the CPU: an encoded clip and a view -> the sample's two streams; imports neither Ray nor Arrow.
 
-The loader, inference and the benchmarks all decode here, so a raw video gets the scores that its row of a shard gets.
+The loader, inference and the benchmarks share this code, so a raw video gets the same scores as its row in a shard.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from twostream_ray.errors import DecodeError
 
 
 def decode_rgb(clip: EncodedClip, view: View, *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """The RGB frames of a view: (T, 3, H, W) uint8, levels 0..255; into `out`, a part of a batch, where given.
+    """RGB frames of a view, (T, 3, H, W) uint8, levels 0..255; written into `out`, a slice of a batch, if given.
 
     Raises:
         DecodeError: the clip has no video, or it is damaged.
     """
     if clip.video is None:
-        raise DecodeError("RGB frames were wanted of a clip read without its video column")
+        raise DecodeError("RGB frames requested from a clip that was read without its video column")
     frames = clips.each_frame(clip.video, view.times.tolist(), num_frames=clip.num_frames)
     return snippets.rgb_snippets(frames, view, out=out)
 
@@ -39,7 +39,7 @@ def decode_flow(
     contract: FlowContract,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """The flow stacks of a view: (T, 2L, H, W) uint8, coded; into `out`, a part of a batch, where given.
+    """Flow stacks of a view, (T, 2L, H, W) uint8, quantised; written into `out`, a slice of a batch, if given.
 
     Raises:
         DecodeError: the clip has no flow, or a field is damaged.
@@ -56,10 +56,10 @@ def decode_sample(
     want_rgb: bool = True,
     want_flow: bool = True,
 ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-    """Both streams of a view, (T, 3, H, W) and (T, 2L, H, W) uint8; one that is not wanted is None.
+    """Both streams of a view, (T, 3, H, W) and (T, 2L, H, W) uint8; None if not requested.
 
     Raises:
-        DecodeError: a wanted stream is not in the clip, or it is damaged.
+        DecodeError: a requested stream is not in the clip, or it is damaged.
     """
     return (
         decode_rgb(clip, view) if want_rgb else None,
@@ -76,10 +76,10 @@ def decode_views(
     rgb: NDArray[np.uint8] | None,
     flow: NDArray[np.uint8] | None,
 ) -> None:
-    """All views of a clip into `rgb` (views, T, 3, H, W) and `flow` (views, T, 2L, H, W); None is not wanted.
+    """Decode all views of a clip into `rgb` (views, T, 3, H, W) and `flow` (views, T, 2L, H, W) uint8; None skips one.
 
     Raises:
-        DecodeError: a wanted stream is not in the clip, or it is damaged.
+        DecodeError: a requested stream is not in the clip, or it is damaged.
     """
     for number, view in enumerate(views):
         if rgb is not None:

@@ -1,6 +1,6 @@
-"""Decoding on the training worker's device: a batch's JPEG flow fields in a few calls of its own decoder (nvJPEG).
+"""GPU decoding: the JPEG flow fields of a batch in a few batched calls of torchcodec (nvJPEG).
 
-The samples are those of `decode_cpu`, bit for bit. torchcodec decodes; crops are cut and resized in integers.
+Samples are bit-identical to those of `decode_cpu`: cropping and resizing use integer arithmetic.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from twostream_ray.errors import DecodeError
 from twostream_ray.redaction import one_line
 
 _FIELDS_PER_CALL = 1024
-"""About 0.2 GB once decoded."""
+"""About 0.2 GB of decoded fields."""
 _FIELDS_AT_ONCE = 128
 
 
-def engine_fault(device: torch.device) -> str | None:
-    """Why flow cannot be decoded on a device; None where torchcodec's decoder does, as the CPU does, and on a CPU."""
+def device_decoder_fault(device: torch.device) -> str | None:
+    """Why flow cannot be decoded on a device; None if torchcodec decodes it exactly as the CPU does, and for a CPU."""
     if device.type == "cpu":
         return None
     return _torchcodec_fault(device)
@@ -48,16 +48,19 @@ def _torchcodec_fault(device: torch.device) -> str | None:
     try:
         decoded = decode_jpeg([torch.frombuffer(bytearray(content), dtype=torch.uint8)], mode="GRAY", device=device)
     except RuntimeError as error:
-        return f"torchcodec has no JPEG decoder on {device} ({one_line(error)}): does the driver offer `video`?"
+        return (
+            f"torchcodec has no JPEG decoder on {device} ({one_line(error)}): check that the container has the driver "
+            "capability `video`"
+        )
     if not np.array_equal(decoded[0].cpu().numpy().reshape(field.shape), flow.decode_field(content)):
-        return f"the JPEG decoder of {device} rounds unlike the CPU's"
+        return f"the JPEG decoder of {device} rounds differently from the CPU's"
     return None
 
 
 def decode_batch(encoded: EncodedFlow, device: torch.device) -> Tensor:
-    """The flow stacks of a batch on the device: (N, T, 2L, size, size) uint8, coded.
+    """Decode the flow stacks of a batch on the device: (N, T, 2L, size, size) uint8, quantised.
 
-    On a CPU threads make them as `decode_cpu` does: there tensors take twenty times as long, and lists gain nothing.
+    On a CPU, threads run `decode_cpu`: tensor operations are twenty times slower there.
 
     Raises:
         DecodeError: a clip has no flow, or a field is damaged; names clip, shard and row.
@@ -72,16 +75,16 @@ def decode_batch(encoded: EncodedFlow, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _CroppedClip:
-    """A clip in one crop: in training all of a clip, at test time too, whose views differ in time alone."""
+    """The views of a clip that share one crop: in training and validation, all of them."""
 
     number: int
     """Index of the clip in its batch."""
     clip: EncodedClip
     crop: Crop
     views: Mapping[int, View]
-    """By the sample's index in the batch."""
+    """Index of the sample in the batch -> its view."""
     fields: Sequence[int]
-    """Indices of the fields that its views need, ascending."""
+    """Indices of the flow fields that the views need, ascending."""
 
 
 def _cropped_clips(encoded: EncodedFlow) -> Iterator[_CroppedClip]:
@@ -98,7 +101,7 @@ def _cropped_clips(encoded: EncodedFlow) -> Iterator[_CroppedClip]:
 
 
 def decode_with_tensors(encoded: EncodedFlow, out: Tensor) -> None:
-    """The flow stacks of a batch into (N, T, 2L, size, size) uint8, all but their bytes on its device.
+    """Decode the flow stacks of a batch into `out`, (N, T, 2L, size, size) uint8, on its device.
 
     Raises:
         DecodeError: a clip has no flow, or a field is damaged; names clip, shard and row.
@@ -126,28 +129,28 @@ def _decode_together(encoded: EncodedFlow, clips: Sequence[_CroppedClip], *, out
 
 
 def _stack(encoded: EncodedFlow, clips: Sequence[_CroppedClip], planes: Tensor, *, out: Tensor) -> None:
-    """Fields (F, 2, H, W) of clips of one size, one clip after the other, into the stacks of their samples."""
+    """Crop fields (F, 2, H, W) uint8 of equally sized clips, concatenated clip by clip, and write them into `out`."""
     device = out.device
     if encoded.config.flow_mean_subtraction:
         planes = _without_means(planes, encoded.contract)
     lengths = torch.tensor([len(clip.fields) for clip in clips], device=device)
 
-    def of_each_field(of_clips: Tensor) -> Tensor:
-        return of_clips.to(device).repeat_interleave(lengths, dim=0, output_size=len(planes))
+    def repeat_per_field(per_clip: Tensor) -> Tensor:
+        return per_clip.to(device).repeat_interleave(lengths, dim=0, output_size=len(planes))
 
     tables = torch.from_numpy(sampling_tables([clip.crop for clip in clips], size_px=encoded.size_px))
-    shown = resized(planes, of_each_field(tables))
+    cropped = resized(planes, repeat_per_field(tables))
     mirrored = torch.tensor([clip.crop.mirrored for clip in clips])
     if mirrored.any():
-        x = shown[:, 0]
-        x.copy_(torch.where(of_each_field(mirrored)[:, None, None], _negated(x, encoded.contract), x))
+        x = cropped[:, 0]
+        x.copy_(torch.where(repeat_per_field(mirrored)[:, None, None], _negated(x, encoded.contract), x))
     source, target = _stack_positions(encoded, clips)
-    stacked = out.view(-1, *shown.shape[1:])
-    stacked.index_copy_(0, target.to(device), shown.index_select(0, source.to(device)))
+    stacked = out.view(-1, *cropped.shape[1:])
+    stacked.index_copy_(0, target.to(device), cropped.index_select(0, source.to(device)))
 
 
 def _stack_positions(encoded: EncodedFlow, clips: Sequence[_CroppedClip]) -> tuple[Tensor, Tensor]:
-    """Which field goes to which position of (N x T x L): both of the same length."""
+    """Gather and scatter indices: the field at source[i] goes to position target[i] of (N x T x L)."""
     length = encoded.config.num_snippets * encoded.config.flow_length
     source, target, before = [], [], 0
     for clip in clips:
@@ -163,32 +166,34 @@ def _stack_positions(encoded: EncodedFlow, clips: Sequence[_CroppedClip]) -> tup
 
 
 def _without_means(planes: Tensor, contract: FlowContract) -> Tensor:
-    """Fields (F, 2, H, W) less the mean vector of each."""
+    """Subtract the mean vector from each field, (F, 2, H, W) uint8 -> the same."""
     levels = planes.flatten(start_dim=2)
     means = levels.sum(dim=2, dtype=torch.int64).cpu().numpy() / levels.shape[2]
     tables = torch.from_numpy(flow.mean_subtraction_tables(means, contract)).to(planes.device)
-    # A part at a time: indices take eight bytes a pixel.
+    # In parts: gather's indices take eight bytes per pixel.
     parts = zip(tables.split(_FIELDS_AT_ONCE), levels.split(_FIELDS_AT_ONCE), strict=True)
     return torch.cat([table.gather(2, part.long()) for table, part in parts]).view(planes.shape)
 
 
 def _negated(levels: Tensor, contract: FlowContract) -> Tensor:
-    """`flow.negated` of a tensor."""
+    """`flow.negated` for tensors."""
     if contract.coding == "legacy255":
         return 255 - levels
     return torch.where(levels == 0, 255, 256 - levels.int()).to(torch.uint8)
 
 
 def _decoded(encoded: EncodedFlow, clips: Sequence[_CroppedClip], *, device: torch.device) -> list[list[Tensor]]:
-    """The fields that each clip needs, (1, 2H, W) uint8 each, decoded in one call."""
+    """Decode the fields that each clip needs in one call; (1, 2H, W) uint8 each."""
     from torchcodec.decoders import decode_jpeg
 
     contents = []
     for clip in clips:
         if clip.clip.flow is None:
-            raise DecodeError(f"{encoded.name(clip.number)}: flow was wanted of a clip read without its flow column")
+            raise DecodeError(
+                f"{encoded.name(clip.number)}: flow requested from a clip that was read without its flow column"
+            )
         contents += [clip.clip.flow[index] for index in clip.fields]
-    # One copy: torch warns of memory that cannot be written to, which Arrow's is. It takes none of no bytes.
+    # Copied, because torch warns about read-only memory such as Arrow's; the extra byte because it rejects empty ones.
     together = torch.frombuffer(bytearray().join([*contents, b"\0"]), dtype=torch.uint8)
     sources = together.split([*map(len, contents), 1])[:-1]
     try:
@@ -196,7 +201,7 @@ def _decoded(encoded: EncodedFlow, clips: Sequence[_CroppedClip], *, device: tor
     except RuntimeError as error:
         _refuse_damaged(encoded, clips)
         raise DecodeError(
-            f"the JPEG decoder of {device} refused flow fields that the CPU decodes ({one_line(error)}): set "
+            f"the JPEG decoder of {device} failed on flow fields that the CPU decodes ({one_line(error)}): set "
             "data.decode_at to worker"
         ) from error
     found = iter(fields)
@@ -206,13 +211,13 @@ def _decoded(encoded: EncodedFlow, clips: Sequence[_CroppedClip], *, device: tor
             height, width = field.shape[1:]
             wanted = (2 * clip.clip.height, clip.clip.width)
             if (height, width) != wanted:
-                reason = f"{wanted[0]} x {wanted[1]} px were wanted, got {height} x {width}"
+                reason = f"expected {wanted[0]} x {wanted[1]} px, got {height} x {width}"
                 raise _damaged(encoded, clip, index, reason)
     return by_clip
 
 
 def _refuse_damaged(encoded: EncodedFlow, clips: Sequence[_CroppedClip]) -> None:
-    """Name the first damaged field: the decoder refuses a whole list without saying for which."""
+    """Raise for the first damaged field: the batched decoder does not say which one it failed on."""
     for clip in clips:
         for index in clip.fields:
             try:

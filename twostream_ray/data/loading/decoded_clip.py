@@ -1,4 +1,4 @@
-"""Decoding once for many views: a clip's frames and flow fields as levels, out of which the views' samples are cut."""
+"""Shared decoding for multi-view testing: each frame and flow field of a clip is decoded once and cropped per view."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from twostream_ray.errors import DecodeError
 
 
 class DecodedClip:
-    """The samples of a clip's views, in their order: each frame and field is decoded once.
+    """Iterates over the samples of a clip's views, decoding each frame and field once.
 
-    Levels are kept as they are stored, from the first view that needs them to the last one, and decoded when a view
-    asks for them: what is kept does not grow with the number of views. The samples are those of `decode_sample`, bit
-    for bit.
+    Frames and fields are decoded lazily and kept, uncropped, from the first to the last view that needs them, so
+    memory does not grow with the number of views. Samples are bit-identical to those of `decode_sample`.
     """
 
     def __init__(
@@ -35,15 +34,15 @@ class DecodedClip:
         want_rgb: bool = True,
         want_flow: bool = True,
     ) -> None:
-        """Decode nothing yet.
+        """Prepare without decoding.
 
         Raises:
-            DecodeError: a wanted stream is not in the clip.
+            DecodeError: a requested stream is not in the clip.
         """
         if want_rgb and clip.video is None:
-            raise DecodeError("RGB frames were wanted of a clip read without its video column")
+            raise DecodeError("RGB frames requested from a clip that was read without its video column")
         if want_flow and clip.flow is None:
-            raise DecodeError("flow was wanted of a clip read without its flow column")
+            raise DecodeError("flow requested from a clip that was read without its flow column")
         self._clip, self._views = clip, views
         self._config, self._contract = config, contract
         self._want_rgb, self._want_flow = want_rgb, want_flow
@@ -61,7 +60,7 @@ class DecodedClip:
         self._video = clips.each_frame(clip.video or b"", [*self._windows], num_frames=clip.num_frames)
 
     def decode(self) -> None:
-        """Decode all that the views need now, instead of when a view asks.
+        """Decode everything that the views need eagerly.
 
         Raises:
             DecodeError: the clip is damaged.
@@ -74,9 +73,9 @@ class DecodedClip:
                     self._field(index)
 
     def next_samples(self, count: int) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-        """Samples of the next `count` views, of one size: (count, T, 3, H, W) and (count, T, 2L, H, W) uint8.
+        """Samples of the next `count` views, (count, T, 3, H, W) and (count, T, 2L, H, W) uint8.
 
-        A stream that is not wanted is None.
+        The views must have equal sizes. A stream that was not requested is None.
 
         Raises:
             DecodeError: the clip is damaged.
@@ -88,7 +87,7 @@ class DecodedClip:
         length = 2 * self._config.flow_length
         rgb = np.empty((count, num_snippets, 3, *size), np.uint8) if self._want_rgb else None
         stacks = np.empty((count, num_snippets, length, *size), np.uint8) if self._want_flow else None
-        shown: dict[tuple[int, Crop], NDArray[np.uint8]] = {}
+        written: dict[tuple[int, Crop], NDArray[np.uint8]] = {}
         for position, (number, view) in enumerate(zip(numbers, views, strict=True)):
             if rgb is not None:
                 snippets.rgb_snippets(
@@ -99,9 +98,9 @@ class DecodedClip:
                     if self._config.flow_stack == "trajectory":
                         self._stack_trajectory(time, view, out=stack)
                     else:
-                        self._stack_fields(self._windows[time], view, out=stack, shown=shown)
-            for kept in (self._frames, self._fields, self._trajectories):
-                kept.drop_after(number)
+                        self._stack_fields(self._windows[time], view, out=stack, written=written)
+            for levels in (self._frames, self._fields, self._trajectories):
+                levels.drop_after(number)
         if stacks is not None and self._config.flow_stack == "bidirectional":
             backward = stacks[:, :, self._config.flow_length :]
             backward[...] = flow.negated(backward, self._contract)
@@ -114,24 +113,24 @@ class DecodedClip:
         view: View,
         *,
         out: NDArray[np.uint8],
-        shown: dict[tuple[int, Crop], NDArray[np.uint8]],
+        written: dict[tuple[int, Crop], NDArray[np.uint8]],
     ) -> None:
-        """One stack (2L, H, W); `shown` has what overlapping stacks share."""
+        """Fill one stack (2L, H, W); `written` has the cropped fields that overlapping stacks share."""
         for number, index in enumerate(window):
             stacked = out[2 * number : 2 * number + 2]
-            there = shown.setdefault((index, view.crop), stacked)
-            if there is stacked:
-                snippets.show_field(self._field(index), view, self._contract, out=stacked)
+            first = written.setdefault((index, view.crop), stacked)
+            if first is stacked:
+                snippets.write_field(self._field(index), view, self._contract, out=stacked)
             else:
-                stacked[...] = there
+                stacked[...] = first
 
     def _stack_trajectory(self, time: int, view: View, *, out: NDArray[np.uint8]) -> None:
-        """One stack (2L, H, W). Where a field is sampled depends on where its stack begins: no field is shared."""
+        """Fill one stack (2L, H, W); sampling positions depend on the stack's start, so stacks share no fields."""
         if time not in self._trajectories:
             fields = [self._field(index) for index in self._windows[time]]
             self._trajectories[time] = snippets.along_trajectories(fields, self._config, self._contract)
         for number, levels in enumerate(self._trajectories[time]):
-            snippets.show_field(levels, view, self._contract, out=out[2 * number : 2 * number + 2])
+            snippets.write_field(levels, view, self._contract, out=out[2 * number : 2 * number + 2])
 
     def _frame(self, time: int) -> NDArray[np.uint8]:
         while time not in self._frames:
@@ -148,17 +147,17 @@ class DecodedClip:
 
 
 class _KeptLevels(dict[int, NDArray[np.uint8]]):
-    """Decoded levels by frame or field, each until the last view that needs it."""
+    """Decoded frames or fields by index, each kept until the last view that needs it."""
 
     def __init__(self, needed: Sequence[Sequence[int]]) -> None:
-        """`needed`: what each view needs."""
+        """`needed`: the indices that each view needs."""
         super().__init__()
-        last = {index: number for number, of_view in enumerate(needed) for index in of_view}
+        last = {index: number for number, indices in enumerate(needed) for index in indices}
         self._last: dict[int, list[int]] = {}
         for index, number in last.items():
             self._last.setdefault(number, []).append(index)
 
     def drop_after(self, number: int) -> None:
-        """Forget what no view behind this one needs."""
+        """Drop what no view after this one needs."""
         for index in self._last.get(number, ()):
             self.pop(index, None)

@@ -1,4 +1,4 @@
-"""Decoder process: a clip's views out of shared memory into the batch of the worker that asks, one job at a time."""
+"""Decoder process: decodes clips from shared memory into the parent's batch in shared memory, one job at a time."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.errors import DecodeError
 
 COMMAND = "from twostream_ray.data.loading.decoder_child import answer_jobs; answer_jobs()"
-"""For the interpreter; its arguments are the descriptors of the pipe and of the shared memory."""
+"""Code for `python -c`; its arguments are the file descriptors of the pipe and of the shared memory."""
 
 
 def first_message(config: SamplingConfig, contract: FlowContract) -> bytes:
-    """What the child is given before its first job, answered by one byte when it is ready."""
+    """The settings sent to the child before its first job; it answers with one byte when it is ready."""
     return json.dumps({"sampling": asdict(config), "contract": contract.to_dict()}).encode()
 
 
 def job_message(clip: Region, *, rgb: Region | None, flow: Region | None) -> bytes:
-    """A job: where the packed clip is and its streams are wanted; answered by an error as JSON, or by no bytes."""
+    """A job: the regions of the packed clip and of its output streams; the answer is an error as JSON, or empty."""
     return json.dumps([None if region is None else asdict(region) for region in (clip, rgb, flow)]).encode()
 
 
 def answer_jobs() -> None:
-    """What the child does until its parent closes the pipe or is gone."""
+    """Main loop of the child: answer jobs until the parent closes the pipe or exits."""
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
-    cv2.setNumThreads(1)  # there is a process a core
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    cv2.setNumThreads(1)  # there is one process per core
     pipe_fd, memory_fd = map(int, sys.argv[1:3])
     pipe = Connection(pipe_fd)
     threading.Thread(target=_end_with_parent, args=(pipe_fd,), daemon=True).start()
@@ -63,7 +63,7 @@ def answer_jobs() -> None:
             )
         except DecodeError as error:
             answer = json.dumps(str(error)).encode()
-        except Exception as error:  # noqa: BLE001  whatever a damaged clip brings about
+        except Exception as error:  # noqa: BLE001  a damaged clip may raise anything
             answer = json.dumps(f"{type(error).__name__} while decoding: {error}").encode()
         else:
             answer = b""
@@ -75,8 +75,8 @@ def _region(values: dict[str, Any] | None) -> Region | None:
 
 
 def _end_with_parent(pipe_fd: int) -> None:
-    """A decoder that hangs would outlive a parent that is gone."""
+    """Exit when the parent does: a hanging decoder would outlive it."""
     poll = select.poll()
-    poll.register(pipe_fd, 0)  # reports the other end's closing whatever is asked for
+    poll.register(pipe_fd, 0)  # hang-up is always reported, whatever the event mask
     poll.poll()
     os._exit(1)

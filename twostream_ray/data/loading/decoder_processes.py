@@ -1,7 +1,7 @@
-"""Process pool of decoders: threads of one process decode no faster than two cores, for they share Python's lock.
+"""Process pool for decoding: threads of one process scale to about two cores because of Python's GIL.
 
-A decoder is a child of the worker that decodes a clip's views straight into the worker's batch, in shared memory.
-Encoded clips go to it through shared memory too; the pipe carries only where things are. What comes back is JSON.
+A decoder is a child process of the worker and decodes the views of a clip directly into the worker's batch in shared
+memory. Encoded clips are passed through shared memory too; the pipe carries only their locations and JSON answers.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.video.confinement import child_environment
 from twostream_ray.errors import DecodeError
 
-_LEAST_ROOM_BYTES = 1 << 21
+_MIN_INPUT_BYTES = 1 << 21
 _END_S = 5.0
 
 Stream = NDArray[np.uint8] | None
 
 
 class DecoderPool:
-    """Decodes in child processes; in the calling thread while they start, and where there are none."""
+    """Decodes in child processes; in the calling thread while they start, or if there are none."""
 
     def __init__(self, num_processes: int, *, config: SamplingConfig, contract: FlowContract) -> None:
-        """With processes, what is decoded into must be in `memory`; without any it is None."""
+        """Start the processes; with any, output arrays must be allocated in `memory`, otherwise that is None."""
         self._config, self._contract = config, contract
         self.memory = SharedMemory() if num_processes else None
         self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
@@ -55,10 +55,10 @@ class DecoderPool:
             thread.join()
 
     def decode(self, packed: PackedClip, *, rgb: Stream, flow: Stream) -> None:
-        """All views of a clip into `rgb` (views, T, 3, H, W) and `flow` (views, T, 2L, H, W); None is not wanted.
+        """Decode all views of a clip into `rgb` (views, T, 3, H, W) and `flow` (views, T, 2L, H, W); None skips one.
 
         Raises:
-            DecodeError: a wanted stream is not in the clip, it is damaged, or two processes have died of it.
+            DecodeError: a requested stream is not in the clip, it is damaged, or it crashed two processes.
         """
         try:
             decoder = self._free.get_nowait()
@@ -73,7 +73,7 @@ class DecoderPool:
             self._free.put(decoder)
 
     def close(self) -> None:
-        """End the processes, those that are still starting too."""
+        """Terminate all processes, including those that are still starting."""
         for decoder in self._decoders:
             decoder.kill()
         self.wait_until_ready()
@@ -90,18 +90,18 @@ class _Decoder:
 
     def __init__(self, memory: SharedMemory, *, config: SamplingConfig, contract: FlowContract) -> None:
         self._memory, self._settings = memory, first_message(config, contract)
-        self._room = memory.allocate(_LEAST_ROOM_BYTES)
+        self._input = memory.allocate(_MIN_INPUT_BYTES)
         self._lock = threading.Lock()
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> bool:
-        """Start the process and wait until it is ready; returns whether it is."""
+        """Start the process and wait until it is ready; returns whether that succeeded."""
         with self._lock:
             if self._closed:
                 return False
             self._pipe, theirs = Pipe()
-            # Not multiprocessing's own start: it would run the user's script again in the child.
+            # multiprocessing would import the user's script again in the child.
             self._process = subprocess.Popen(  # noqa: S603  our own interpreter and code
                 [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(self._memory.fd)],
                 stdin=subprocess.DEVNULL,
@@ -112,15 +112,15 @@ class _Decoder:
         return self._ask(self._settings) is not None
 
     def decode(self, packed: PackedClip, *, rgb: Stream, flow: Stream) -> None:
-        """As the pool's; a process that dies is started again once, for it need not be the clip's fault."""
+        """As `DecoderPool.decode`; a process that dies is restarted once, as the clip may not be the cause."""
         size = packed.nbytes
-        if size > self._room.nbytes:
-            self._memory.free(self._room)
-            self._room = self._memory.allocate(2 * size)
-        packed.write(self._room)
+        if size > self._input.nbytes:
+            self._memory.free(self._input)
+            self._input = self._memory.allocate(2 * size)
+        packed.write(self._input)
         locate = self._memory.locate
         message = job_message(
-            locate(self._room[:size]),
+            locate(self._input[:size]),
             rgb=None if rgb is None else locate(rgb),
             flow=None if flow is None else locate(flow),
         )
@@ -129,19 +129,19 @@ class _Decoder:
             self.end()
             answer = self._ask(message) if self.start() else None
         if answer is None:
-            raise DecodeError(f"a clip of {packed.num_frames} frames ended the process that decodes it ({self.end()})")
+            raise DecodeError(f"a clip of {packed.num_frames} frames crashed its decoder process ({self.end()})")
         if answer:
             raise DecodeError(json.loads(answer))
 
     def kill(self) -> None:
-        """Begin to end the process; it is not started again."""
+        """Kill the process without waiting; it is not restarted."""
         with self._lock:
             self._closed = True
             if self._process is not None:
-                self._process.kill()  # a thread may be waiting for its answer: it holds the pipe
+                self._process.kill()  # closing the pipe would not do: another thread may be reading from it
 
     def _ask(self, message: bytes) -> bytes | None:
-        """The child's answer; None if it is gone."""
+        """The child's answer; None if it has exited."""
         try:
             self._pipe.send_bytes(message)
             return self._pipe.recv_bytes()
@@ -149,10 +149,10 @@ class _Decoder:
             return None
 
     def end(self) -> str:
-        """End the process and wait for its end; returns how it ended."""
+        """Terminate the process and wait for it; returns how it exited."""
         if self._process is None:
             return "it did not start"
-        self._pipe.close()  # which ends it, if nothing has
+        self._pipe.close()  # the child exits when its pipe is closed
         try:
             status = self._process.wait(_END_S)
         except subprocess.TimeoutExpired:

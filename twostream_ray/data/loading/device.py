@@ -1,6 +1,6 @@
-"""Host-to-device transfer of batches: staging buffers, and a copy stream one batch ahead of the computation.
+"""Host-to-device transfer of batches: pinned staging buffers, and a CUDA copy stream that prefetches one batch.
 
-There pixels are normalised, as networks take them.
+Pixels are normalised on the device.
 """
 
 from __future__ import annotations
@@ -28,45 +28,54 @@ RGB_STD = (58.395, 57.12, 57.375)
 """ImageNet's standard deviation in levels, R G B."""
 
 FLOW_MEAN = 128.0
-"""No motion, in levels (official code: 128 on all channels)."""
+"""Zero motion in levels (official code: 128 on all channels)."""
 
 FLOW_STD = 57.6
-"""Levels that become one unit; near the RGB deviation, so that filters averaged from RGB see inputs of their scale."""
+"""Levels per unit of normalised flow; close to the RGB deviation, so that filters averaged from RGB get inputs of the
+scale that they were trained on."""
 
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceBatch:
-    """A batch whose arrays are on the device; levels and coded flow as they came, uint8, or combined, float32."""
+    """A `Batch` on the device; the streams are uint8 as read, or float32 levels after mixup."""
 
     rgb: Tensor | None
+    """(N, T, 3, H, W), levels 0..255."""
     flow: Tensor | None
+    """(N, T, 2L, H, W), quantised displacements."""
     labels: Tensor
+    """(N,) int64, class indices."""
     weights: Tensor
+    """(N,) float32, 1 for a sample, 0 for padding."""
     clips: NDArray[np.int64]
+    """(N,), index of each sample's clip in the shard set's index."""
     total: float
+    """Sum of weights over all workers in this step."""
     decoded: int = 0
+    """Clips decoded for this batch."""
     lanes: NDArray[np.int64] | None = None
+    """(N,), lane of each sample."""
 
     def streams(self) -> tuple[Tensor | None, Tensor | None]:
-        """RGB and flow normalised, as a network takes them."""
+        """Normalised network inputs, float32: RGB (N, T, 3, H, W) and flow (N, T, 2L, H, W)."""
         return (
             None if self.rgb is None else normalise_rgb(self.rgb),
             None if self.flow is None else normalise_flow(self.flow),
         )
 
     def parts(self, count: int) -> list[DeviceBatch]:
-        """At most so many batches, one after the other, of nearly equal size."""
+        """Split the batch into at most `count` micro-batches of nearly equal size."""
         return [self.cut(cut) for cut in self.cuts(count)]
 
     def cuts(self, count: int) -> list[slice]:
-        """Where the batch is cut into at most so many parts."""
+        """Slices of the samples for at most `count` micro-batches of nearly equal size."""
         ends = np.cumsum([len(part) for part in np.array_split(np.arange(len(self.labels)), count)]).tolist()
         return [slice(start, end) for start, end in pairwise([0, *ends]) if start < end]
 
     def cut(self, cut: slice) -> DeviceBatch:
-        """Some of the samples, in the same memory."""
+        """A slice of the samples, sharing memory."""
         return DeviceBatch(
             rgb=None if self.rgb is None else self.rgb[cut],
             flow=None if self.flow is None else self.flow[cut],
@@ -79,7 +88,7 @@ class DeviceBatch:
 
 
 def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
-    """Copy a batch to its device, and decode there what is still encoded; waits for the end of both.
+    """Copy a batch to the device and decode there what is still encoded; synchronous.
 
     Raises:
         DecodeError: an encoded field is damaged; names clip, shard and row.
@@ -88,7 +97,7 @@ def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
 
 
 def _moved(batch: Batch, device: torch.device, *, copied: Callable[[str, NDArray[Any]], Tensor]) -> DeviceBatch:
-    """`copied` takes an array's name and the array."""
+    """Move a batch by `copied`, a function of an array's name and the array."""
     arrays = {"rgb": batch.rgb, "flow": batch.flow, "labels": batch.labels, "weights": batch.weights}
     moved = {name: copied(name, array) for name, array in arrays.items() if array is not None}
     flow = moved.get("flow") if batch.encoded_flow is None else decode_batch(batch.encoded_flow, device)
@@ -105,7 +114,7 @@ def _moved(batch: Batch, device: torch.device, *, copied: Callable[[str, NDArray
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[DeviceBatch]:
-    """The batches on their device; to a GPU each is copied, or decoded there, while the one before it is computed.
+    """Iterate over batches on their device; for a GPU, copying and decoding overlap with the previous batch's step.
 
     Raises:
         DecodeError: an encoded field is damaged; names clip, shard and row.
@@ -118,16 +127,16 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Device
 
     def next_batch() -> tuple[DeviceBatch, torch.cuda.Event] | None:
         batch = next(batches, None)
-        return None if batch is None else transfer.begun(batch)
+        return None if batch is None else transfer.start(batch)
 
-    for moved, done in one_ahead(next_batch):
-        yield transfer.ready(moved, done)
+    for moved, done in prefetch_one(next_batch):
+        yield transfer.wait(moved, done)
 
 
-def one_ahead(make: Callable[[], Made | None]) -> Iterator[Made]:
-    """What `make` gives until it gives None, each made by a thread while the one before it is used.
+def prefetch_one(make: Callable[[], Made | None]) -> Iterator[Made]:
+    """Iterate over the results of `make` until it returns None, calling it in a thread one result ahead.
 
-    The JPEG decoder makes its caller wait, who would otherwise be queueing the next step.
+    In a thread, because the JPEG decoder blocks its caller, which should be queueing the next step meanwhile.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="to-device") as thread:
         pending = thread.submit(make)
@@ -137,15 +146,15 @@ def one_ahead(make: Callable[[], Made | None]) -> Iterator[Made]:
 
 
 class _Transfer:
-    """A GPU's copy stream and staging buffers: what a process allocates once, for all its passes."""
+    """A GPU's copy stream and staging buffers, allocated once per process."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._staging = StagingBuffers()
 
-    def begun(self, batch: Batch) -> tuple[DeviceBatch, torch.cuda.Event]:
-        """A batch on its way, and what marks its arrival."""
+    def start(self, batch: Batch) -> tuple[DeviceBatch, torch.cuda.Event]:
+        """Start copying a batch; returns it and the event of its arrival."""
         with torch.cuda.stream(self._stream):
             moved = _moved(
                 batch,
@@ -156,8 +165,8 @@ class _Transfer:
             done.record(self._stream)
         return moved, done
 
-    def ready(self, moved: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
-        """The batch, for the caller's stream, which waits for it."""
+    def wait(self, moved: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
+        """Make the current stream wait for the batch, and return it."""
         computing = torch.cuda.current_stream(self._device)
         computing.wait_event(done)
         for tensor in (moved.rgb, moved.flow, moved.labels, moved.weights):
@@ -172,11 +181,11 @@ def _transfer(device: torch.device) -> _Transfer:
 
 
 def normalise_rgb(rgb: Tensor) -> Tensor:
-    """Levels 0..255, (..., 3, H, W) -> float32 of about zero mean and unit deviation."""
+    """Levels 0..255, (..., 3, H, W) -> float32 of the same shape with about zero mean and unit deviation."""
     levels = rgb.float()
     return (levels - levels.new_tensor(RGB_MEAN)[:, None, None]) / levels.new_tensor(RGB_STD)[:, None, None]
 
 
 def normalise_flow(flow: Tensor) -> Tensor:
-    """Coded displacements -> float32 of the same shape, 0 where nothing moves."""
+    """Quantised displacements, any shape -> float32 of the same shape, 0 for no motion."""
     return (flow.float() - FLOW_MEAN) / FLOW_STD

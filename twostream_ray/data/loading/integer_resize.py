@@ -1,7 +1,7 @@
-"""Bilinear resize of 8-bit planes in integers, on any device: OpenCV's INTER_LINEAR, bit for bit.
+"""Fixed-point bilinear resize of 8-bit planes on any device, bit-identical to OpenCV's INTER_LINEAR.
 
-OpenCV multiplies by coefficients of 11 bits, columns first; between its two passes four bits are dropped, and sixteen
-after the second. Additions in another order, as floating point or another library makes them, are off by a level.
+OpenCV multiplies by 11-bit coefficients, columns first; it drops four bits between its two passes and sixteen after
+the second. Floating point, or another order of additions, is off by one level.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from twostream_ray.data.transforms import Crop
 
 _SCALE = np.float32(1 << 11)
 _PLANES_AT_ONCE = 512
-"""Of intermediate results of four bytes a pixel: 0.1 GB each at 224 px."""
+"""Limits intermediate results of four bytes per pixel to 0.1 GB each at 224 px."""
 
 
 def sampling_tables(crops: Sequence[Crop], *, size_px: int) -> NDArray[np.int32]:
-    """Where each crop's rows and columns come from: (crops, 8, size), to be given to `resized`.
+    """Source indices and coefficients of each crop's output rows and columns, (crops, 8, size), for `resized`.
 
-    The rows of a table: left column and its coefficient, right column and its coefficient, upper row and its
-    coefficient, lower row and its coefficient. A mirrored crop has its columns in reverse.
+    Rows of a table: left column, its coefficient, right column, its coefficient, upper row, its coefficient, lower row,
+    its coefficient. A mirrored crop has its columns reversed.
     """
     tables = np.empty((len(crops), 8, size_px), np.int32)
     for table, crop in zip(tables, crops, strict=True):
@@ -38,12 +38,12 @@ def sampling_tables(crops: Sequence[Crop], *, size_px: int) -> NDArray[np.int32]
 
 @lru_cache(maxsize=4096)
 def _axis(length: int, size: int, *, columns: bool) -> NDArray[np.int32]:
-    """(4, size): the first of two neighbours, its coefficient, the second, its coefficient."""
+    """(4, size): index of the first neighbour, its coefficient, index of the second, its coefficient."""
     centres = ((np.arange(size) + 0.5) * (1.0 / (size / length)) - 0.5).astype(np.float32)
     first = np.floor(centres)
     fraction = centres - first
     if columns:
-        # Beyond the edge the outermost column counts alone; rows are only repeated there, and round otherwise.
+        # Beyond the edge OpenCV uses the outermost column alone, but blends repeated rows, which rounds differently.
         fraction[(first < 0) | (first >= length - 1)] = 0
         first = np.clip(first, 0, length - 1)
     neighbours = [np.clip(first + step, 0, length - 1) for step in (0, 1)]
@@ -54,7 +54,7 @@ def _axis(length: int, size: int, *, columns: bool) -> NDArray[np.int32]:
 
 
 def resized(planes: Tensor, tables: Tensor) -> Tensor:
-    """Cut, resize and mirror planes (F, C, H, W) uint8, each by its own table (F, 8, size), into (F, C, size, size)."""
+    """Crop, resize and mirror planes (F, C, H, W) uint8 by their tables (F, 8, size) -> (F, C, size, size) uint8."""
     size = tables.shape[-1]
     out = planes.new_empty((*planes.shape[:2], size, size))
     step = max(_PLANES_AT_ONCE // planes.shape[1], 1)

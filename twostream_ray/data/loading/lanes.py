@@ -1,7 +1,6 @@
-"""Deterministic sample order.
+"""Deterministic distributed sampler: the sample order does not depend on world size.
 
-An epoch is cut into a fixed number of lanes assigned round-robin to workers, so the order does not depend on world
-size.
+An epoch is cut into a fixed number of lanes, which are assigned round-robin to workers.
 """
 
 from __future__ import annotations
@@ -18,42 +17,42 @@ from numpy.typing import NDArray
 from twostream_ray.data.shards.shards import ROWS_PER_GROUP, ShardSet
 
 _AT_ONCE = 1 << 22
-"""Clips whose temporary numbers are in memory together."""
+"""Clips per chunk, to bound the memory of temporary arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """One pass over a split."""
+    """One pass over a split: a training epoch, or a validation."""
 
     split: str
     """Name of the split."""
 
     epoch: int = 0
-    """Epoch, from 0: with the seed it fixes order and draws of a training pass."""
+    """Epoch, from 0; with the seed it determines the order and the random draws of a training pass."""
 
     training: bool = False
-    """Shuffled, one drawn view a clip; otherwise in order of the index, the evenly spaced test views."""
+    """True: shuffled, one random view per clip. False: in index order, with the evenly spaced test views."""
 
     first_step: int = 0
-    """Steps that an interrupted pass has behind it: it resumes with this one, whatever the number of workers."""
+    """Step to start with, to resume an interrupted pass, with any number of workers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
-    """Clips of one row group that a lane needs one after the other."""
+    """Consecutive clips of a lane that are in the same row group: the unit of reading."""
 
     pass_index: int
-    """Index of the pass among those of its loader."""
+    """Index of the pass in its loader."""
     lane: int
     """Index of the lane."""
     shard: int
     """Index of the shard file."""
     clips: tuple[int, ...]
-    """Positions in the index."""
+    """Positions in the shard set's index."""
 
 
 def lane_lengths(num_clips: int, *, lanes: int, skipped: int = 0) -> list[int]:
-    """Clips of each lane of a pass without the first `skipped` of each: what `plan_lanes` cuts, without their order."""
+    """Number of clips in each lane of a pass, less the first `skipped` of each; the lengths of `plan_lanes`."""
     shortest, longer = divmod(num_clips, lanes)
     return [max(shortest + (lane < longer) - skipped, 0) for lane in range(lanes)]
 
@@ -61,9 +60,10 @@ def lane_lengths(num_clips: int, *, lanes: int, skipped: int = 0) -> list[int]:
 def plan_lanes(
     shard_set: ShardSet, a_pass: Pass, *, lanes: int, seed: int, skipped: int = 0
 ) -> list[NDArray[np.int64]]:
-    """Index positions of a pass's clips, lane by lane, lengths equal to within one clip, less the first `skipped` each.
+    """Positions in the index of a pass's clips, lane by lane, less the first `skipped` of each.
 
-    Training shuffles row groups, and rows inside each; rows were shuffled before sharding.
+    Lane lengths differ by at most one clip. A training pass shuffles row groups, and rows within each; rows were also
+    shuffled before sharding.
 
     Raises:
         ShardError: the set has no such split.
@@ -87,11 +87,11 @@ def plan_lanes(
 
 
 def _stored_at(shard_set: ShardSet, members: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where clips are stored, as one number each that grows with shard and row; row groups are its multiples of 16."""
+    """Sort keys of clips by storage position, (clips,) int64: shard << 32 | row; key // 16 numbers row groups."""
     shards, rows = (shard_set.index[name].chunks for name in ("shard", "row"))
     position = np.empty(len(shard_set.index), np.int64)
     begin = 0
-    # A chunk at a time, as Arrow would keep the memory of a whole column.
+    # Chunk by chunk: converting a whole column would make Arrow keep its memory.
     for shard, row in zip(shards, rows, strict=True):
         part = position[begin : begin + len(shard)]
         part[:] = shard.to_numpy()
@@ -102,17 +102,17 @@ def _stored_at(shard_set: ShardSet, members: NDArray[np.int64]) -> NDArray[np.in
 
 
 def _numbered(ascending: NDArray[np.int64]) -> NDArray[np.int32]:
-    """0, 1, ... for the distinct ones of numbers in ascending order, at each place where they stand."""
+    """Dense ranks of sorted numbers: equal ones share a rank, ranks are 0, 1, ..."""
     begins = np.zeros(len(ascending), np.bool_)
     np.not_equal(ascending[1:], ascending[:-1], out=begins[1:])
     return np.cumsum(begins, dtype=np.int32)
 
 
 def _shuffled(group_of: NDArray[Any], *, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Clips, given by the numbers of their groups, by their group's drawn rank, and within it by one of their own.
+    """Shuffle groups, and clips within groups: group number of each clip (N,) -> permutation of the clips (N,).
 
-    Sorts one array of numbers that hold both ranks, in place: of 100 million clips an argsort of two keys takes several
-    times as long, and several times the memory.
+    Sorts one array of packed keys, random group rank << bits | random clip rank, in place: for 100 million clips an
+    argsort by two keys takes several times the time and memory.
     """
     count = int(group_of.max(initial=-1)) + 1
     keys: NDArray[np.int64] = rng.permutation(len(group_of))
@@ -134,7 +134,7 @@ def _shuffled(group_of: NDArray[Any], *, rng: np.random.Generator) -> NDArray[np
 def plan_units(
     shard_set: ShardSet, lanes: Sequence[NDArray[np.int64]], *, pass_index: int, rank: int, world_size: int
 ) -> list[Unit]:
-    """The units that a worker reads for a pass, in the order in which its steps need them."""
+    """The units that a worker reads for a pass, ordered by the step that first needs them."""
     shard = shard_set.index["shard"].to_numpy()
     row = shard_set.index["row"].to_numpy()
     starts: list[tuple[int, int, Unit]] = []
@@ -143,8 +143,8 @@ def plan_units(
         shards, groups = shard[clips], row[clips] // ROWS_PER_GROUP
         cuts = np.flatnonzero((np.diff(groups) != 0) | (np.diff(shards) != 0)) + 1
         bounds = [0, *cuts.tolist(), len(clips)] if len(clips) else []
-        positions, of_shard = clips.tolist(), shards.tolist()
+        positions, shard_numbers = clips.tolist(), shards.tolist()
         for start, end in pairwise(bounds):
-            unit = Unit(pass_index=pass_index, lane=lane, shard=of_shard[start], clips=tuple(positions[start:end]))
+            unit = Unit(pass_index=pass_index, lane=lane, shard=shard_numbers[start], clips=tuple(positions[start:end]))
             starts.append((start, lane, unit))
     return [unit for _, _, unit in sorted(starts, key=itemgetter(0, 1))]

@@ -1,12 +1,12 @@
-"""Data loader: Ray Data streams shards into batches for each worker, in an order that does not depend on world size.
+"""Distributed data loader: Ray Data streams shards into batches for each worker, in an order independent of world size.
 
 Every pass over a split is cut into a fixed number of lanes; a step takes the next few clips of every lane, and a worker
-serves every world_size-th lane. So each clip comes exactly once a pass, each row group is read by one worker (two where
-a lane ends inside it), and the samples of a step are the same for 1, 2 or 3 workers.
+serves every world_size-th lane. So each clip occurs exactly once per pass, each row group is read by one worker (two if
+a lane ends inside it), and the samples of a step are the same for any number of workers.
 
-Its tasks read row groups from disk or object store (`reading.ShardReader`), draw each clip's views and cut it down to
-the fields that these need; processes beside the worker decode straight into the batch (`decoder_processes`). By
-setting, the worker's device decodes flow (`decode_device`), or the tasks decode too.
+Ray tasks read row groups from disk or object store (`reading.ShardReader`), draw each clip's views and drop the flow
+fields that these do not need; decoder processes of the worker decode directly into the batch (`decoder_processes`).
+Depending on `data.decode_at`, the worker's device decodes flow (`decode_device`), or the Ray tasks decode everything.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from twostream_ray.data.snippets import Batch, EncodedFlow
 from twostream_ray.errors import ConfigError, DecodeError, own_error
 
 READING_CPUS = 0.1
-"""CPUs of a Ray task that reads shards: it waits for disk or network most of the time."""
+"""CPUs reserved by a Ray task that reads shards: it mostly waits for disk or network."""
 _UNITS_PER_EXECUTION = 512
 _UNITS_PER_TASK = 4
 _STEPS_AHEAD = 2
 _THREADS = 2
-"""That decode where no process does."""
+"""Decoding threads if there are no decoder processes."""
 _DECODED_BY_THREADS = 100
-"""Samples for each process that decodes: about as long as it takes to start."""
-_CLIPS_READ_HERE = 128
-"""A few seconds of training: about what Ray Data takes to start."""
+"""Samples per process below which starting it takes longer than it saves."""
+_CLIPS_READ_LOCALLY = 128
+"""A few seconds of training: about the time that Ray Data takes to start."""
 
 
 class SnippetLoader:
-    """Batches of one worker over several passes, streamed without a pause between them."""
+    """Iterates over the batches of one worker for several passes, without a pause between passes."""
 
     def __init__(
         self,
@@ -67,13 +67,23 @@ class SnippetLoader:
         want_flow: bool = True,
         through_ray: bool = True,
     ) -> None:
-        """`through_ray` False reads in this process, for local mode and as the measure of Ray Data's cost.
+        """Plan the passes; reading starts with iteration.
 
-        data.decode_at is that of `choose_decode_at`; `auto` is taken for worker.
+        Args:
+            shard_set: the shards to read.
+            config: data settings, with decode_at from `choose_decode_at`; `auto` means worker here.
+            passes: the passes to make, in order.
+            global_batch: clips per step over all workers.
+            seed: of order and views.
+            rank: of this worker, in [0, world_size).
+            world_size: number of workers.
+            want_rgb: whether to read and decode RGB frames.
+            want_flow: whether to read and decode flow.
+            through_ray: False reads in this process, for local mode and to measure Ray Data's overhead.
 
         Raises:
-            ConfigError: lanes do not go with the global batch or the number of workers.
-            ShardError: a pass names a split that is not there.
+            ConfigError: lanes do not divide the global batch, or are fewer than the workers.
+            ShardError: a pass names an unknown split.
         """
         if global_batch % config.lanes:
             raise ConfigError(
@@ -91,10 +101,10 @@ class SnippetLoader:
         self.reader = ShardReader(
             shard_set, config=config, passes=self._passes, seed=seed, want_rgb=want_rgb, want_flow=want_flow
         )
-        """What reads the units, here or in a task of Ray Data."""
+        """Reads the units, in this process or in a Ray Data task."""
 
     def num_steps(self, a_pass: Pass) -> int:
-        """Steps of a whole pass: the same on every worker.
+        """Number of steps of a complete pass, the same on every worker.
 
         Raises:
             ShardError: the set has no such split.
@@ -103,7 +113,7 @@ class SnippetLoader:
         return math.ceil(longest / self._per_lane)
 
     def _lane_lengths(self, a_pass: Pass) -> list[int]:
-        """Clips of each lane that are left of a pass."""
+        """Number of remaining clips in each lane of a pass."""
         return lane_lengths(
             len(self._shard_set.split(a_pass.split)),
             lanes=self._config.lanes,
@@ -111,7 +121,7 @@ class SnippetLoader:
         )
 
     def __iter__(self) -> Generator[tuple[Pass, Iterator[Batch]], None, None]:
-        """Each pass with its batches; a pass must be consumed before the next is asked for."""
+        """Each pass with its batches; a pass must be exhausted before the next one is requested."""
         config = self._config
         self._sample_cache = self._open_sample_cache()
         stop = threading.Event()
@@ -130,7 +140,7 @@ class SnippetLoader:
             pool.close()
 
     def decode_processes(self) -> int:
-        """Processes to decode in: where a second or so of decoding is left, they would start for nothing."""
+        """Number of decoder processes: 0 if decoding takes only about a second, less than starting them."""
         config = self._config
         if config.decode_at == "stream" or not any(self._want.values()):
             return 0
@@ -171,7 +181,7 @@ class SnippetLoader:
     def _begun(
         self, a_pass: Pass, rows: list[Row], *, total: int, threads: ThreadPoolExecutor
     ) -> tuple[Batch, list[Future[bool]]]:
-        """A batch, and the decoding of its samples into it by threads."""
+        """Allocate a batch and submit the decoding of its samples to threads."""
         views = 1 if a_pass.training else self._config.sampling.test_times
         rgb, flow = self._buffers.streams(len(rows) * views)
         encoded_flow = self._encoded_flow(rows) if self._flow_on_device else None
@@ -204,7 +214,7 @@ class SnippetLoader:
         )
 
     def _padding_batch(self, spare: Batch | None, empty: Batch) -> Batch:
-        """For a step in which only other workers have clips: one sample of weight 0."""
+        """One sample of weight 0, for a step in which only other workers have clips."""
         if spare is not None:
             rgb, flow = (None if stream is None else stream[:1] for stream in (spare.rgb, spare.flow))
         else:
@@ -231,7 +241,7 @@ class SnippetLoader:
         )
 
     def _decode(self, a_pass: Pass, row: Row, outs: tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]) -> bool:
-        """Have the samples of a row in (views, T, C, H, W) of each wanted stream; False if the cache had them."""
+        """Decode a row into (views, T, C, H, W) uint8 of each requested stream; returns False on a cache hit."""
         try:
             return self._decode_row(a_pass, row, outs)
         except DecodeError as error:
@@ -273,7 +283,7 @@ class SnippetLoader:
         return SampleCache(config.sample_cache, limit_bytes=limit_bytes, depends_on=depends_on)
 
     def _rows(self, stop: threading.Event) -> Generator[Row, None, None]:
-        """Rows of all passes in order, read ahead by a thread so that no pass waits for the start of the next."""
+        """Rows of all passes in order, prefetched by a thread across pass boundaries."""
         blocks: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=8)
 
         def put(block: pa.Table | BaseException | None) -> None:
@@ -290,7 +300,7 @@ class SnippetLoader:
                         if stop.is_set():
                             return
                 put(None)
-            except BaseException as error:  # noqa: BLE001  any error is raised again in the training thread
+            except BaseException as error:  # noqa: BLE001  re-raised in the training thread
                 put(error)
 
         thread = threading.Thread(target=read, name="shard-reader", daemon=True)
@@ -305,37 +315,37 @@ class SnippetLoader:
             thread.join(timeout=30)
 
     def _stream(self, units: list[Unit], *, first: bool) -> Iterator[pa.Table]:
-        """Blocks of one execution; the first clips of all are read here, while Ray Data takes seconds to start."""
+        """Blocks of one execution; the very first clips are read locally, while Ray Data takes seconds to start."""
         if not self._through_ray:
             yield from (block for unit in units for block in self.reader.blocks(unit))
             return
-        here = 0
+        num_local = 0
         clips = 0
-        while first and here < len(units) and clips < _CLIPS_READ_HERE:
-            clips += len(units[here].clips)
-            here += 1
-        if here == len(units):
+        while first and num_local < len(units) and clips < _CLIPS_READ_LOCALLY:
+            clips += len(units[num_local].clips)
+            num_local += 1
+        if num_local == len(units):
             yield from (self.reader.read_unit(unit) for unit in units)
             return
-        through_ray = iter(_through_ray(self.reader, units[here:], tasks=self.read_tasks()))
-        with ThreadPoolExecutor(1, thread_name_prefix="ray-data-start") as starting:
-            begun = starting.submit(next, through_ray, None)
-            yield from (self.reader.read_unit(unit) for unit in units[:here])
-            block = begun.result()
+        through_ray = iter(_through_ray(self.reader, units[num_local:], tasks=self.read_tasks()))
+        with ThreadPoolExecutor(1, thread_name_prefix="ray-data-start") as starter:
+            first_block = starter.submit(next, through_ray, None)
+            yield from (self.reader.read_unit(unit) for unit in units[:num_local])
+            block = first_block.result()
         while block is not None:
             yield block
             block = next(through_ray, None)
 
     def read_tasks(self) -> int:
-        """Ray tasks that read for this worker at the same time."""
+        """Number of concurrent Ray tasks that read for this worker."""
         return self._config.read_tasks or max(2, cpus_of_this_process() // 4)
 
     def units(self) -> Iterator[Unit]:
-        """What this worker reads in all its passes, in order."""
+        """All units that this worker reads, over all passes, in order."""
         return (unit for units in self._executions() for unit in units)
 
     def _executions(self) -> Iterator[list[Unit]]:
-        """Units of whole passes, several small passes together: each execution of Ray Data costs seconds to start."""
+        """Units per Ray Data execution: whole passes, small ones merged, as each execution takes seconds to start."""
         gathered: list[Unit] = []
         config = self._config
         for index, a_pass in enumerate(self._passes):
@@ -356,9 +366,9 @@ def _through_ray(reader: ShardReader, units: Sequence[Unit], *, tasks: int) -> I
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # its wrapper loses what it wraps on the way to this process
+    context.raise_original_map_exception = True  # the wrapper's cause is lost when it is pickled
     context.execution_options.preserve_order = True
-    # One object for all tasks: the index of a large set is megabytes.
+    # Stored once for all tasks: the index of a large set is megabytes.
     shared = ray.put(reader)
 
     def read(numbers: pa.Table) -> Iterator[pa.Table]:
@@ -366,7 +376,7 @@ def _through_ray(reader: ShardReader, units: Sequence[Unit], *, tasks: int) -> I
         for number in numbers["item"].to_pylist():
             yield from in_task.blocks(units[number])
 
-    # Train workers hold most of the CPUs.
+    # Reading tasks reserve little, because train workers hold most of the CPUs.
     numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=-(-len(units) // _UNITS_PER_TASK))
     stream = numbers.map_batches(
         read,

@@ -1,4 +1,4 @@
-"""Reading tasks: row groups of shards into blocks of encoded clips with their views, or of decoded samples."""
+"""Shard reader, run in Ray Data tasks: row groups -> Arrow blocks of encoded clips and views, or of decoded samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from twostream_ray.errors import DecodeError, ShardError
 
 
 class ShardReader:
-    """Reads the units of all passes; small once pickled, for it is shipped to every task."""
+    """Reads units of shards; small when pickled, because every task receives it."""
 
     def __init__(
         self,
@@ -34,16 +34,16 @@ class ShardReader:
         want_rgb: bool,
         want_flow: bool,
     ) -> None:
-        """A unit's `pass_index` is its pass's index in `passes`."""
+        """`passes` are those that a unit's `pass_index` refers to."""
         self.shard_set, self._config, self._passes, self._seed = shard_set, config, tuple(passes), seed
         self._want_rgb, self._want_flow = want_rgb, want_flow
         self._buffers = SampleBuffers(config, want_rgb=want_rgb, want_flow=want_flow)
 
     def blocks(self, unit: Unit) -> Iterator[pa.Table]:
-        """What is streamed to the worker: encoded clips, or with data.decode_at=stream samples.
+        """Blocks to stream to the worker: encoded clips, or samples with data.decode_at=stream.
 
         Raises:
-            ShardError: the shard is missing, damaged or another one.
+            ShardError: the shard is missing, damaged or not the one in the manifest.
             DecodeError: with data.decode_at=stream, a clip is damaged.
         """
         if self._config.decode_at == "stream":
@@ -52,30 +52,30 @@ class ShardReader:
             yield self.read_unit(unit)
 
     def read_unit(self, unit: Unit) -> pa.Table:
-        """The encoded clips of a unit with the views drawn of each, flow cut down to the fields that these need.
+        """The encoded clips of a unit, each with its views and only the flow fields that they need.
 
         Raises:
-            ShardError: the shard is missing, damaged or another one.
+            ShardError: the shard is missing, damaged or not the one in the manifest.
         """
         rows = self._read_rows(unit)
         views = [self._views(self._passes[unit.pass_index], clip_id, clip) for clip_id, clip in rows]
         fields: list[list[int]] = []
-        for (_, clip), of_clip in zip(rows, views, strict=True):
-            times = np.concatenate([view.times for view in of_clip])
+        for (_, clip), clip_views in zip(rows, views, strict=True):
+            times = np.concatenate([view.times for view in clip_views])
             needed = needed_fields(times, config=self._config.sampling, num_frames=clip.num_frames)
             fields.append(needed if self._want_flow else [])
         return encoded_block(unit, [clip for _, clip in rows], views=views, fields=fields)
 
     def decode_unit(self, unit: Unit) -> Iterator[pa.Table]:
-        """The samples of a unit, decoded, a clip at a time: each is megabytes.
+        """The decoded samples of a unit, one clip per block, as each takes megabytes.
 
         Raises:
-            ShardError: the shard is missing, damaged or another one.
+            ShardError: the shard is missing, damaged or not the one in the manifest.
             DecodeError: a clip is damaged; names it with shard and row.
         """
         for row in rows_of(self.read_unit(unit)):
             if row.encoded is None:
-                raise ValueError("an encoded row was expected")
+                raise ValueError("expected an encoded row")
             rgb, flow = self._buffers.streams(len(row.views))
             try:
                 decode_views(
@@ -121,5 +121,5 @@ class ShardReader:
             try:
                 return read(str(entry))
             except ShardError:
-                cache.drop(entry)  # it was whole when it came: this disk is to blame
+                cache.drop(entry)  # its checksum matched on arrival: the local disk has damaged it
         return read()

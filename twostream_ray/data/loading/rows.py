@@ -1,4 +1,4 @@
-"""Arrow tables of clips: what a reading task streams to its worker, encoded, or decoded into samples."""
+"""Arrow schema of the blocks that reading tasks stream to their worker: encoded clips, or decoded samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from twostream_ray.data.encoded_clip import EncodedClip
 from twostream_ray.data.loading.lanes import Unit
-from twostream_ray.data.loading.packed_clip import NUMBERS_A_VIEW, PackedClip, crop_numbers
+from twostream_ray.data.loading.packed_clip import NUMBERS_PER_VIEW, PackedClip, crop_numbers
 from twostream_ray.data.shards.shards import binary_values
 from twostream_ray.data.views import View
 
@@ -33,34 +33,35 @@ _SCHEMA = pa.schema(
         ("flow", pa.list_(pa.large_binary())),
     ]
 )
-"""Of encoded clips; `times` packs those of the row's views one after the other, `crops` seven numbers of each view."""
+"""Schema of encoded clips. Packed columns: `times` (views * T), snippet times view by view; `crops` (views * 7), see
+`PackedClip.crops`; `fields` and `flow` (F), indices and JPEGs of the flow fields."""
 
 _SHAPE = ("num_frames", "height", "width")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A clip at its worker: encoded, with the views that were drawn of it, or decoded."""
+    """A clip received by its worker: encoded with its views, or decoded."""
 
     pass_index: int
-    """Index of the pass among those of its loader."""
+    """Index of the pass in its loader."""
     lane: int
     """Index of the lane."""
     clip: int
-    """Position in the index."""
+    """Position in the shard set's index."""
     packed: PackedClip | None = None
-    """The clip, with the flow fields that its views need, and the views; None where it is decoded already."""
+    """The encoded clip, its views and the flow fields that they need; None if it is already decoded."""
     decoded: tuple[memoryview | None, memoryview | None] = (None, None)
-    """The bytes of RGB (views, T, 3, H, W) and of flow (views, T, 2L, H, W)."""
+    """Bytes of RGB (views, T, 3, H, W) and of flow (views, T, 2L, H, W) uint8."""
 
     @property
     def encoded(self) -> EncodedClip | None:
-        """The clip, parsed anew at each call; None where it is decoded already."""
+        """The encoded clip, parsed on every access; None if it is already decoded."""
         return None if self.packed is None else self.packed.encoded()
 
     @property
     def views(self) -> tuple[View, ...]:
-        """What its samples show of an encoded clip, parsed anew at each call."""
+        """The views of an encoded clip, parsed on every access."""
         return () if self.packed is None else self.packed.views()
 
 
@@ -71,7 +72,14 @@ def encoded_block(
     views: Sequence[Sequence[View]],
     fields: Sequence[Sequence[int]],
 ) -> pa.Table:
-    """A unit's clips with the views drawn of each, and the flow fields that these need, by their indices."""
+    """A block of a unit's clips.
+
+    Args:
+        unit: where the clips belong.
+        clips: the encoded clips.
+        views: of each clip.
+        fields: indices of the flow fields to include of each clip.
+    """
     contents = [clip.flow[index] for clip, needed in zip(clips, fields, strict=True) if clip.flow for index in needed]
     flow = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *map(len, fields)]), pa.int32()), _binary(contents))
     values: list[Any] = [
@@ -79,8 +87,8 @@ def encoded_block(
         [unit.lane] * len(clips),
         unit.clips,
         *([getattr(clip, name) for clip in clips] for name in ("num_frames", "height", "width", "fps")),
-        [np.concatenate([view.times for view in of_clip]) for of_clip in views],
-        [crop_numbers(of_clip) for of_clip in views],
+        [np.concatenate([view.times for view in clip_views]) for clip_views in views],
+        [crop_numbers(clip_views) for clip_views in views],
     ]
     columns = [pa.array(column, field.type) for column, field in zip(values, _SCHEMA, strict=False)]
     video = _binary([clip.video or b"" for clip in clips])
@@ -88,7 +96,7 @@ def encoded_block(
 
 
 def decoded_block(row: Row, *, rgb: NDArray[np.uint8] | None, flow: NDArray[np.uint8] | None) -> pa.Table:
-    """A row's decoded streams, not copied; a stream that is not wanted is None."""
+    """A block of one row with its decoded streams, (views, T, C, H, W) uint8 or None, zero-copy."""
     columns = [
         pa.array([row.pass_index], pa.int32()),
         pa.array([row.lane], pa.int32()),
@@ -99,12 +107,12 @@ def decoded_block(row: Row, *, rgb: NDArray[np.uint8] | None, flow: NDArray[np.u
 
 
 def _binary(values: Sequence[bytes | memoryview]) -> pa.Array:
-    """Values as a large_binary array, copied once: Arrow's builder copies whenever it grows, and faults pages anew."""
+    """Values as a large_binary array with a single copy: Arrow's builder copies again whenever it grows."""
     return _of_buffer(b"".join(values), np.cumsum([0, *map(len, values)], dtype=np.int64))
 
 
 def _one_value(stream: NDArray[np.uint8] | None) -> pa.Array:
-    """An array's bytes as a column of one row, not copied."""
+    """An array's bytes as a large_binary column of one row, zero-copy."""
     if stream is None:
         return pa.nulls(1, pa.large_binary())
     return _of_buffer(stream, np.array([0, stream.nbytes], np.int64))
@@ -116,7 +124,7 @@ def _of_buffer(content: bytes | NDArray[np.uint8], ends: NDArray[np.int64]) -> p
 
 
 def rows_of(block: pa.Table) -> Iterator[Row]:
-    """The rows of a block; encoded clips and decoded samples refer to the block's memory."""
+    """The rows of a block, zero-copy: they refer to the block's memory."""
     if "rgb" in block.column_names:
         for index in range(block.num_rows):
             position = {name: block[name][index].as_py() for name in ("pass_index", "lane", "clip")}
@@ -132,27 +140,27 @@ def _packed_rows(batch: pa.RecordBatch) -> Iterator[Row]:
     times, crops, fields = (_int_lists(batch[name]) for name in ("times", "crops", "fields"))
     videos = binary_values(batch["video"])
     _, ends, content = batch["flow"].values.buffers()
-    whole = memoryview(b"" if content is None else content).cast("B")
+    buffer = memoryview(b"" if content is None else content).cast("B")
     all_ends = np.zeros(1, np.int64) if ends is None else np.frombuffer(ends, np.int64)[batch["flow"].values.offset :]
-    of_row = batch["flow"].offsets.to_numpy()
+    row_offsets = batch["flow"].offsets.to_numpy()
     for index in range(batch.num_rows):
-        bounds = all_ends[of_row[index] : of_row[index + 1] + 1]
+        bounds = all_ends[row_offsets[index] : row_offsets[index + 1] + 1]
         yield Row(
             **{name: numbers[name][index] for name in ("pass_index", "lane", "clip")},
             packed=PackedClip(
                 **{name: numbers[name][index] for name in (*_SHAPE, "fps")},
                 times=times[index],
-                crops=crops[index].reshape(-1, NUMBERS_A_VIEW),
+                crops=crops[index].reshape(-1, NUMBERS_PER_VIEW),
                 fields=fields[index],
                 ends=bounds - bounds[0],
                 video=videos[index],
-                flow=whole[bounds[0] : bounds[-1]],
+                flow=buffer[bounds[0] : bounds[-1]],
             ),
         )
 
 
 def _int_lists(lists: pa.ListArray) -> list[NDArray[np.int64]]:
-    """The lists of a column as arrays."""
+    """The lists of a list<int> column as int64 arrays."""
     values = lists.values.to_numpy().astype(np.int64)
     ends = lists.offsets.to_numpy().tolist()
     return [values[start:end] for start, end in pairwise(ends)]

@@ -1,4 +1,4 @@
-"""Disk cache of decoded samples: each is decoded once on a machine for all runs that draw the same ones."""
+"""Disk cache of decoded samples, shared by all runs on a machine that draw the same samples."""
 
 from __future__ import annotations
 
@@ -25,19 +25,24 @@ _CHECKSUM_BYTES = 4
 
 
 class SampleCache:
-    """A directory of decoded samples within a limit, for any number of threads and processes.
+    """A size-limited directory of decoded samples; safe for concurrent threads and processes.
 
-    A sample is named by all that it depends on, so trainings that differ in their networks alone share it. When two
-    want one at the same moment, the second waits for the first. When the limit is reached or the disk too full, a
-    warning says so and further samples are decoded every time: what came first stays, for the first epochs are those
-    that every trial of a search trains on.
+    The key of a sample covers everything that it depends on, so runs that differ only in their networks share it. If
+    two processes miss the same sample at once, the second waits for the first. There is no eviction: once the limit is
+    reached or the disk too full, a warning is logged and further samples are decoded every time. The oldest samples are
+    the most useful, as every trial of a search trains on the first epochs.
     """
 
     def __init__(self, directory: str, *, limit_bytes: int, depends_on: Mapping[str, Any]) -> None:
-        """`depends_on`: all that makes samples of a clip differ except their `names`, in JSON's types.
+        """Open or create the cache.
+
+        Args:
+            directory: of the cache; may be shared by caches of other settings.
+            limit_bytes: size of the directory at most.
+            depends_on: everything besides pass, clip and stream that determines samples, as JSON values.
 
         Raises:
-            StorageError: the directory cannot be made, or holds something else.
+            StorageError: the directory cannot be created, or is not a cache.
         """
         identity = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
         self._root, self._limit = Path(directory).expanduser().absolute(), limit_bytes
@@ -49,40 +54,48 @@ class SampleCache:
                 made.mkdir(exist_ok=True)
         except OSError as error:
             raise StorageError(
-                f"data.sample_cache wants a directory that can be written, got {directory} ({error.strerror}): name "
-                "another, or leave it out"
+                f"data.sample_cache must be a writable directory, got {directory} ({error.strerror}): set another, or "
+                "leave it out"
             ) from error
 
-    def fill(self, drawn: str, clip: str, streams: Mapping[str, tuple[NDArray[np.uint8], Decode]]) -> bool:
-        """Have a clip's samples of a pass in arrays, stream -> (contiguous (views, T, C, H, W), what decodes into it).
+    def fill(self, pass_name: str, clip: str, streams: Mapping[str, tuple[NDArray[np.uint8], Decode]]) -> bool:
+        """Read a clip's samples from the cache, or decode and store them.
 
-        Returns whether something had to be decoded.
+        Args:
+            pass_name: identifies the random draws of the pass.
+            clip: identifies the clip.
+            streams: stream -> (contiguous output (views, T, C, H, W) uint8, function that decodes into it).
+
+        Returns:
+            Whether anything was decoded.
         """
 
         def missing() -> list[str]:
-            return [stream for stream, (out, _) in streams.items() if not _read(self._entry(drawn, stream, clip), out)]
+            return [
+                stream for stream, (out, _) in streams.items() if not _read(self._entry(pass_name, stream, clip), out)
+            ]
 
         if not missing():
             return False
-        # Few files for many samples: another one of the same lock waits for milliseconds.
-        with locked(self._locks / str(zlib.crc32(f"{drawn}/{clip}".encode()) % _LOCKS)):
+        # Lock striping: samples that share a lock file wait for each other only for milliseconds.
+        with locked(self._locks / str(zlib.crc32(f"{pass_name}/{clip}".encode()) % _LOCKS)):
             wanted = missing()
             for stream in wanted:
                 out, decode = streams[stream]
                 decode(out)
                 if not self._full:
-                    self._keep(self._entry(drawn, stream, clip), out)
+                    self._store(self._entry(pass_name, stream, clip), out)
         return bool(wanted)
 
-    def _entry(self, drawn: str, stream: str, clip: str) -> Path:
-        return self._samples / f"{drawn}-{stream}" / clip
+    def _entry(self, pass_name: str, stream: str, clip: str) -> Path:
+        return self._samples / f"{pass_name}-{stream}" / clip
 
-    def _keep(self, entry: Path, out: NDArray[np.uint8]) -> None:
+    def _store(self, entry: Path, out: NDArray[np.uint8]) -> None:
         partial = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
         try:
             reason = self._reserve(out.nbytes)
             if reason:
-                self._stop_keeping(reason)
+                self._stop_storing(reason)
                 return
             entry.parent.mkdir(exist_ok=True)
             with new_file(partial) as file:
@@ -90,17 +103,17 @@ class SampleCache:
                 file.write(_checksum(out))
             partial.replace(entry)
         except OSError as error:
-            # It only saves time: whatever is wrong with the disk, training continues.
-            self._stop_keeping(f"it cannot be written ({error.strerror})")
+            # The cache only saves time: training continues whatever is wrong with the disk.
+            self._stop_storing(f"it cannot be written ({error.strerror})")
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
 
-    def _stop_keeping(self, reason: str) -> None:
+    def _stop_storing(self, reason: str) -> None:
         self._full = True
         warn_once(f"data.sample_cache {self._root} takes no more samples, the others are decoded every time: {reason}")
 
     def _reserve(self, size: int) -> str | None:
-        """Count a sample in, or say why there is no room for it."""
+        """Reserve space for a sample, or return why there is none."""
         reason = reason_to_add_nothing(self._root, size)
         if reason:
             return reason
@@ -115,15 +128,15 @@ class SampleCache:
 
 
 def _read(entry: Path, out: NDArray[np.uint8]) -> bool:
-    """Read a kept sample into `out`; False if it is not there, not of this length, or has another checksum."""
+    """Read a cached sample into `out`; False if it is missing, has another length or another checksum."""
     try:
         with opened(entry) as file:
-            whole = file.readinto(out.data.cast("B")) == out.nbytes
-            return whole and file.read(_CHECKSUM_BYTES + 1) == _checksum(out)
+            is_complete = file.readinto(out.data.cast("B")) == out.nbytes
+            return is_complete and file.read(_CHECKSUM_BYTES + 1) == _checksum(out)
     except OSError:
         return False
 
 
 def _checksum(out: NDArray[np.uint8]) -> bytes:
-    """The checksum at the end of a sample's file; 1 ms a megabyte."""
+    """CRC-32 at the end of a sample's file; takes 1 ms per megabyte."""
     return zlib.crc32(out.data).to_bytes(_CHECKSUM_BYTES, "big")

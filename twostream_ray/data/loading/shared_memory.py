@@ -1,7 +1,7 @@
-"""Shared memory: pieces of one anonymous file that this process and its decoder processes map.
+"""Shared memory of a worker and its decoder processes: mapped blocks of one anonymous file (memfd).
 
-An open descriptor is all that keeps the file: nothing is left behind, however the processes end, and /dev/shm's size,
-64 MB in many containers, does not matter.
+The kernel frees the file with its last descriptor, so nothing is left behind if processes crash, and the size of
+/dev/shm, 64 MB in many containers, does not matter.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ALIGNMENT = 1 << 21
-"""Bytes; a multiple of every system's granularity of mapping, and the size of x86's large pages."""
+"""Bytes; a multiple of every system's page size, and the size of x86's huge pages."""
 _KEPT_MAPPINGS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Bytes of a piece of shared memory, as another process finds them."""
+    """Location of a uint8 array in shared memory, valid in any process."""
 
     piece: int
-    """Where in the file the piece begins."""
+    """Offset of the block in the file."""
     piece_bytes: int
-    """Its length."""
+    """Size of the block."""
     start: int
-    """Where in the piece the region begins."""
+    """Offset of the array in the block."""
     shape: tuple[int, ...]
-    """Of the array of uint8 that it holds."""
+    """Shape of the array."""
 
 
 class SharedMemory:
-    """Memory that grows by pieces; any thread may ask for them. A child gets its descriptor, `fd`."""
+    """Allocator of shared memory, thread-safe; child processes map it by its descriptor `fd`."""
 
     def __init__(self) -> None:
         if hasattr(os, "memfd_create"):
@@ -51,7 +51,7 @@ class SharedMemory:
         self._pieces: dict[int, tuple[mmap.mmap, int, int]] = {}
 
     def allocate(self, size: int) -> NDArray[np.uint8]:
-        """A piece of so many bytes, zeros."""
+        """A zeroed block, (size,) uint8."""
         with self._lock:
             offset, self._end = self._end, self._end + -(-size // _ALIGNMENT) * _ALIGNMENT
             os.ftruncate(self.fd, self._end)
@@ -62,37 +62,37 @@ class SharedMemory:
         return piece
 
     def free(self, piece: NDArray[np.uint8]) -> None:
-        """Give a piece's pages back to the system; nobody may use it any more."""
+        """Return a block's pages to the system; it must not be used afterwards."""
         with self._lock:
             mapping, _, _ = self._pieces.pop(_address(piece))
         if hasattr(mmap, "MADV_REMOVE"):
             mapping.madvise(mmap.MADV_REMOVE)
 
     def locate(self, array: NDArray[np.uint8]) -> Region:
-        """Where a contiguous array that is in a piece is.
+        """Location of a contiguous array that was allocated here.
 
         Raises:
-            ValueError: it is in none.
+            ValueError: the array is not contiguous, or not in this memory.
         """
         address = _address(array)
         if not array.flags.c_contiguous:
-            raise ValueError("a contiguous array was wanted")
+            raise ValueError("expected a contiguous array")
         with self._lock:
             for start, (_, offset, size) in self._pieces.items():
                 if start <= address and address + array.nbytes <= start + size:
                     return Region(piece=offset, piece_bytes=size, start=address - start, shape=array.shape)
-        raise ValueError("an array in shared memory was wanted")
+        raise ValueError("expected an array in shared memory")
 
 
 class SharedMemoryView:
-    """The same memory in a child, by the descriptor that it was given."""
+    """Access to the shared memory from a child process, by an inherited descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._mappings: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
     def array(self, region: Region) -> NDArray[np.uint8]:
-        """The array in a region."""
+        """The uint8 array at a location."""
         key = (region.piece, region.piece_bytes)
         piece = self._mappings.get(key)
         if piece is None:

@@ -1,6 +1,6 @@
-"""Staging buffers: page-locked memory that batches pass through on their way to a GPU, allocated once and reused.
+"""Pinned staging buffers for host-to-device copies, allocated once and reused.
 
-Page-locking takes about 0.7 s a gigabyte, longer than a step; a copy out of pageable memory makes the host wait.
+Pinning memory takes about 0.7 s per gigabyte, longer than a step; copies from pageable memory block the host.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _BUFFERS_PER_ARRAY = 2
-"""One that is filled while the other is copied."""
+"""Double buffering: one is filled while the other is copied."""
 
 
 class CopyEvent(Protocol):
-    """What is used of `torch.cuda.Event`."""
+    """The part of `torch.cuda.Event` that is used here."""
 
     def record(self) -> object:
-        """Mark the end of what is queued on the current stream."""
+        """Record the event on the current stream."""
 
     def synchronize(self) -> object:
-        """Wait until what was marked is done."""
+        """Wait until all work before the event is done."""
 
 
 def page_locked(size: int) -> Tensor:
-    """So many bytes that a GPU reads by itself."""
+    """Pinned host memory, (size,) uint8."""
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
@@ -40,10 +40,10 @@ class _Buffer:
 
 
 class StagingBuffers:
-    """Two buffers for each array of a batch, used in turn by one thread, as large as the largest that came.
+    """Two alternating buffers per array of a batch, for one thread; they grow to the largest array seen.
 
-    A smaller array, as at the end of a pass, takes a part of its buffer. A buffer is filled again only once the copy
-    out of it is done.
+    A smaller array, as at the end of a pass, uses a part of its buffer. A buffer is refilled only after the copy from
+    it has finished.
     """
 
     def __init__(
@@ -52,14 +52,20 @@ class StagingBuffers:
         allocate: Callable[[int], Tensor] = page_locked,
         event: Callable[[], CopyEvent] = torch.cuda.Event,
     ) -> None:
-        """`allocate` gives uint8 memory of so many bytes; an `event` marks the end of a copy on the current stream."""
+        """`allocate` returns (size,) uint8 memory; `event` creates the event that marks the end of a copy."""
         self._allocate, self._event = allocate, event
         self._buffers: dict[str, list[_Buffer]] = {}
         self.allocations = 0
-        """Buffers that were allocated so far, the ones that were too small among them."""
+        """Buffers allocated so far, including outgrown ones."""
 
     def to(self, device: torch.device, *, name: str, array: NDArray[Any]) -> Tensor:
-        """Begin to copy the array of a batch that has this name to a device, on the current stream."""
+        """Start an asynchronous copy of an array to a device, on the current stream.
+
+        Args:
+            device: a CUDA device.
+            name: of the array in its batch; each name has its own buffers.
+            array: of any shape and dtype.
+        """
         buffer = self._next(name, max(array.nbytes, 1))
         source = torch.from_numpy(np.ascontiguousarray(array))
         staged = buffer.memory[: array.nbytes].view(source.dtype).view(source.shape)

@@ -1,7 +1,7 @@
-"""DataLoader for a plain PyTorch loop: an epoch of normalised tensors an iteration, without a Ray cluster.
+"""DataLoader for a plain PyTorch training loop: each iteration is an epoch of normalised tensors; needs no Ray cluster.
 
-The samples are those of `SnippetLoader`, which distributed training reads: a draw is a function of (seed, epoch, clip
-id), so a loop of one's own and `train` see the same pictures.
+Samples equal those of `SnippetLoader` in distributed training: random draws are a function of (seed, epoch, clip id),
+so a custom loop and `train` see the same crops.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from twostream_ray.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorBatch:
-    """Samples side by side on the loader's device, as networks take them."""
+    """A batch of normalised network inputs on the loader's device."""
 
     rgb: Tensor | None
-    """(B, T, 3, H, W) float32: levels less ImageNet's mean over its deviation; None where it is not wanted."""
+    """(B, T, 3, H, W) float32, normalised by ImageNet's mean and standard deviation; None if not requested."""
 
     flow: Tensor | None
-    """(B, T, 2L, H, W) float32, x1 y1 x2 y2 ...: 0 where nothing moves, 1 for 57.6 levels of the flow contract's
-    256; None where it is not wanted."""
+    """(B, T, 2L, H, W) float32, x1 y1 x2 y2 ...: 0 for no motion, 1 for 57.6 of the flow contract's 256 levels; None if
+    not requested."""
 
     labels: Tensor
     """(B,) int64: indices into the shard set's `classes`."""
 
     clip_ids: tuple[str, ...]
-    """The clip that each sample shows, B of them."""
+    """The clip id of each sample, B of them."""
 
 
 class TensorLoader:
-    """Batches of a split; every iteration is an epoch, and the next one draws anew, as `set_epoch` says.
+    """Batches of a split; every iteration is one epoch with new random draws (see `set_epoch`).
 
-    In training a clip is one sample, its view drawn anew each epoch, in an order that is shuffled. Otherwise clips
-    come in order, each with its `data.sampling.test_times` evenly spaced views, one after the other: their scores are
-    to be averaged over `clip_ids`.
+    In training, clips are shuffled and each is one sample with a random view. Otherwise clips come in index order, each
+    as `data.sampling.test_times` consecutive samples of evenly spaced views, whose scores are to be averaged by
+    `clip_ids`.
     """
 
     def __init__(
@@ -62,20 +62,29 @@ class TensorLoader:
         want_rgb: bool = True,
         want_flow: bool = True,
     ) -> None:
-        """`batch` counts clips; of `config` the samples, lanes, decoding and caches are read.
+        """Prepare the loader; reading starts with iteration.
 
-        Where `config.lanes` does not divide the batch their greatest common divisor is taken for it.
+        Args:
+            shard_set: the shards to read.
+            config: data settings; if its lanes do not divide the batch, their greatest common divisor is used instead.
+            split: name of the split.
+            batch: clips per batch, at least 1.
+            device: where the tensors are created.
+            seed: of order and views.
+            training: whether to shuffle and draw random views.
+            want_rgb: whether to return RGB frames.
+            want_flow: whether to return flow.
 
         Raises:
-            ConfigError: batch is less than 1, no stream is wanted, or CUDA is and there is none.
+            ConfigError: batch is less than 1, no stream is requested, or CUDA is not available.
             ShardError: the set has no such split.
         """
         if batch < 1:
             raise ConfigError(f"batch must be at least 1 clip, got {batch}")
         if not (want_rgb or want_flow):
-            raise ConfigError("a stream is wanted: leave want_rgb or want_flow out")
+            raise ConfigError("at least one of want_rgb and want_flow must be True")
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device {device} was wanted, torch sees no GPU here: use cpu")
+            raise ConfigError(f"device {device} requested, but torch sees no GPU: use cpu")
         num_clips = len(shard_set.split(split))
         choice = choose_decode_at(config, device, want_flow=want_flow)
         self._config = replace(config, decode_at=choice.at, lanes=math.gcd(config.lanes, batch))
@@ -87,24 +96,28 @@ class TensorLoader:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names by label."""
+        """The K class names; labels are indices into them."""
         return self._shard_set.classes
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of this epoch, from 0: to resume, or to draw an epoch again."""
+        """Set the epoch, from 0, of the next iteration: to resume, or to repeat an epoch.
+
+        Raises:
+            ConfigError: the epoch is negative.
+        """
         if epoch < 0:
             raise ConfigError(f"an epoch must be at least 0, got {epoch}")
         self._epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches per epoch."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[TensorBatch]:
         """The batches of the next epoch.
 
         Raises:
-            ShardError: a shard is missing, damaged or another one.
+            ShardError: a shard is missing, damaged or not the one in the manifest.
             DecodeError: a clip is damaged; names it with shard and row.
         """
         epoch, self._epoch = self._epoch, self._epoch + 1
@@ -120,7 +133,7 @@ class TensorLoader:
             through_ray=False,
             **self._want,
         )
-        # An epoch that is left early ends its threads and processes at once.
+        # Leaving an epoch early stops its threads and processes at once.
         with closing(iter(loader)) as passes:
             for _, batches in passes:
                 for batch in on_device(batches, self._device):

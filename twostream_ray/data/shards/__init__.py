@@ -1,1 +1,1 @@
-"""The shard format: Parquet files of encoded clips with optical flow, a manifest and an index."""
+"""Shard format: content-addressed Parquet files of encoded clips and optical flow, with a manifest and an index."""

@@ -1,4 +1,4 @@
-"""Whole shards of an object store kept on this machine's disk, each fetched once for all its processes."""
+"""Local disk cache of shards from an object store: LRU eviction, shared by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PARTIAL = re.compile(r"[0-9a-f]{64}\.partial")
 _LOCK = re.compile(r"[0-9a-f]{64}\.lock")
 
 _IDLE_S = 3600.0
-"""Entries read within this time stay: a pass over more shards than fit would otherwise throw out what it needs next."""
+"""Entries read within this time are not evicted: a pass over more shards than fit would evict what it needs next."""
 
 
 class ShardCache:
-    """A directory of shards named by their sha256, within a limit, for any number of processes and shard sets.
+    """A size-limited directory of shards named by their SHA-256, for any number of processes and shard sets.
 
     Where the limit is reached or the disk too full, entries unread for an hour make room, the longest unread first; if
     there are none, further shards are read from the store as without a cache, and a warning says so.
@@ -34,21 +34,21 @@ class ShardCache:
         self._directory, self._limit = Path(directory).expanduser().absolute(), limit_bytes
 
     def fetch(self, uri: str, *, sha256: str, size: int) -> Path | None:
-        """The shard on this machine, fetched if need be; None if there is no room for it.
+        """Path of the shard on the local disk, downloaded if necessary; None if there is no room for it.
 
         Raises:
-            ShardError: what the store gave does not have this sha256, or this is none.
-            StorageError: the store cannot be read, or the directory not written, or it holds something else.
+            ShardError: the download does not have this SHA-256, or `sha256` is malformed.
+            StorageError: the store cannot be read, the directory cannot be written, or is not a cache.
         """
         if not _ENTRY.fullmatch(sha256):
             raise ShardError(
-                f"the sha256 of {uri} was wanted as 64 hexadecimal digits, got {sha256[:100]!r}: ingest again"
+                f"expected the sha256 of {uri} as 64 hexadecimal digits, got {sha256[:100]!r}: ingest again"
             )
         entry = self._directory / sha256
         if _touched(entry):
             return entry
         claim(self._directory, setting="data.cache")
-        # The second process waits for the first; the lock of one that dies is free.
+        # A second process waits for the first; a lock is released when its process dies.
         with locked(self._directory / f"{sha256}.lock"):
             if _touched(entry):
                 return entry
@@ -60,7 +60,7 @@ class ShardCache:
                     partial.replace(entry)
                     return entry
             except (OSError, StorageError) as error:
-                # It only saves time: without room on this disk the shard is read from the store.
+                # The cache only saves time: with a full disk the shard is read from the store.
                 if not is_disk_full(error):
                     raise
                 reason = "its disk is full"
@@ -70,11 +70,11 @@ class ShardCache:
         return None
 
     def drop(self, entry: Path) -> None:
-        """Forget an entry that turned out to be damaged."""
+        """Delete a damaged entry."""
         entry.unlink(missing_ok=True)
 
     def _reserve(self, partial: Path, size: int) -> str | None:
-        """Make room, and take it by a file of the size that is to come; or say why there is none."""
+        """Evict entries and preallocate the partial file; returns why there is no room, or None."""
         with locked(self._directory / "lock"):
             entries = {}
             taken = 0
@@ -93,7 +93,7 @@ class ShardCache:
                 if taken + size <= self._limit and reason_to_add_nothing(self._directory, size) is None:
                     break
                 if entries[path].st_mtime < time.time() - _IDLE_S:
-                    # Who reads it at this moment keeps it until the file is closed.
+                    # A process that has it open can read on until it closes the file.
                     path.unlink(missing_ok=True)
                     taken -= entries[path].st_size
             if taken + size > self._limit:
@@ -111,13 +111,13 @@ def _copy(uri: str, path: Path, *, sha256: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise ShardError(
-            f"{uri} with sha256 {sha256[:12]} was wanted, as its manifest says; it has {found[:12]}: it is damaged, "
+            f"{uri} should have sha256 {sha256[:12]} by its manifest, got {found[:12]}: it is damaged, "
             "delete it and ingest again"
         )
 
 
 def _touched(entry: Path) -> bool:
-    """Whether the entry is there; if so it counts as read now. A link in its place is none."""
+    """Whether the entry exists as a regular file; if so, update its access time."""
     if _status(entry) is None:
         return False
     with suppress(FileNotFoundError):
@@ -135,7 +135,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _left_behind(path: Path) -> bool:
-    """Whether the process that was fetching it is gone; its lock goes then."""
+    """Whether the process that was downloading it has died; if so, its lock file is removed."""
     try:
         with locked(path.with_suffix(".lock"), wait=False):
             return True

@@ -1,4 +1,4 @@
-"""Hold-out validation: a training split in two parts by group, named by how it is divided.
+"""Hold-out validation: divides a training split by groups into training and validation parts with deterministic names.
 
 `train1.training-0.1` and `train1.validation-0.1` are the parts of train1 where a tenth of a class's groups validates.
 A part's name says all that it depends on, so that every worker, every trial of a search and every later evaluation has
@@ -24,25 +24,25 @@ class Part:
     """One of the two parts of a split."""
 
     split: str
-    """The split that is divided."""
+    """Name of the whole split."""
 
     is_validation: bool
-    """The part that validates, not the one that is trained on."""
+    """True for the validation part, False for the training part."""
 
     fraction: float
-    """Of each class's groups that validate, in (0, 1)."""
+    """Fraction of each class's groups in the validation part, in (0, 1)."""
 
     seed: int
-    """Fixes which groups validate."""
+    """Seed of the division."""
 
     @property
     def name(self) -> str:
-        """The name that stands for it wherever a split is named."""
+        """The part's name, accepted wherever a split is named."""
         fraction = f"{self.fraction:.12f}".rstrip("0")
         return f"{self.split}.{_PARTS[self.is_validation]}-{fraction}" + (f"-{self.seed}" if self.seed else "")
 
     def of(self, clips: Iterable[tuple[int, str, str]]) -> list[int]:
-        """Those of the split's clips that are in this part, given as (position, class, group); in their order.
+        """Positions of the split's clips that are in this part, given (position, class, group) of all; order is kept.
 
         A class of two groups or more has one in each part, a class of one group validates nothing.
         """
@@ -56,7 +56,7 @@ class Part:
 
 
 def part_named(name: str) -> Part | None:
-    """The part that a name stands for; None for the name of a whole split."""
+    """Parse the name of a part; None for the name of a whole split."""
     match = _PART.fullmatch(name)
     if match is None or not 0 < float(match["fraction"]) < 1:
         return None

@@ -1,7 +1,7 @@
-"""The index of a shard set: a row per clip, read a batch at a time into the narrowest columns that hold it.
+"""Index of a shard set: one row per clip, read batch-wise into columns of the narrowest integer types.
 
-Of 100 million clips it takes 4 GB, two thirds of which are their names, and a minute is too long to read it: nothing
-here makes a Python object of a clip. That no name comes twice is seen from their hashes.
+For 100 million clips it takes 4 GB, two thirds of it clip ids, and must be read in well under a minute: no code
+here creates a Python object per clip. Duplicate ids are found by their hashes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twostream_ray.errors import ShardError
 from twostream_ray.redaction import one_line
 
 LIMIT_BYTES = 64 << 30
-"""Room for some billion clips; a file that is larger is none of ours."""
+"""Maximum file size, enough for a billion clips."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -36,11 +36,11 @@ INDEX_SCHEMA = pa.schema(
 """The file's columns."""
 
 INDEX_SCHEMA_WITH_GROUPS = INDEX_SCHEMA.append(pa.field("group", pa.string()))
-"""Its columns where groups of clips are other than clips' names say."""
+"""The file's columns if groups differ from those parsed from clip ids."""
 
 _NUMBERS = ("label", "num_frames", "shard", "row")
 _AT_ONCE = 1 << 17
-"""Clips that are read together: their numbers fit into a processor's cache."""
+"""Clips per batch: their columns fit into a processor's cache."""
 _FEW = 1 << 24
 _WORD_BYTES = 8
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -48,13 +48,13 @@ _MASKS = np.array([(1 << 8 * count) - 1 for count in range(_WORD_BYTES + 1)], np
 
 
 def read_index(file: BinaryIO, manifest: Manifest, *, where: str) -> pa.Table:
-    """The index from an open index.parquet: every clip once, in a row that there is, with a label of a class.
+    """Read and validate an open index.parquet: unique clips, existing rows, labels in range.
 
-    Integers have 16 bits where these suffice, and `splits` is a dictionary, of which there are as many values as ways
-    to belong to splits.
+    Integers are 16-bit where possible, and `splits` is dictionary-encoded, with one value per distinct list of
+    splits.
 
     Raises:
-        ShardError: it is no index, or contradicts its manifest.
+        ShardError: the file is not an index, or contradicts its manifest.
     """
     try:
         parquet = pq.ParquetFile(file, pre_buffer=False)  # which would read whole row groups ahead of the batches
@@ -79,13 +79,13 @@ def read_index(file: BinaryIO, manifest: Manifest, *, where: str) -> pa.Table:
                 batch = following.result()
     except (OSError, UnicodeDecodeError, MemoryError, pa.ArrowException) as error:
         raise ShardError(
-            f"an index of shards was wanted at {where} ({one_line(error)}): run `twostream ingest` again"
+            f"{where} is not a readable index of shards ({one_line(error)}): run `twostream ingest` again"
         ) from error
     return reading.table()
 
 
 class _Reading:
-    """What has been read of an index so far, held against its manifest."""
+    """Accumulates the batches of an index and checks them against its manifest."""
 
     def __init__(self, manifest: Manifest, *, where: str) -> None:
         self._manifest, self._where = manifest, where
@@ -98,7 +98,7 @@ class _Reading:
         self._last_position, self._is_in_order = -1, True
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Take the next rows.
+        """Append a batch.
 
         Raises:
             ShardError: they contradict the manifest.
@@ -143,7 +143,7 @@ class _Reading:
         """The index.
 
         Raises:
-            ShardError: it contradicts its manifest as a whole.
+            ShardError: its totals contradict the manifest, or a clip is repeated.
         """
         self._refuse("clips", self._num_read < self._manifest.clips)
         self._refuse("num_frames", self._num_frames != self._manifest.frames)
@@ -163,14 +163,14 @@ class _Reading:
         return pa.table({name: columns.get(name, pa.chunked_array([], pa.string())) for name in order})
 
     def _has_repeated_position(self) -> bool:
-        """Those of an index are in order, and need not be sorted."""
+        """Whether two clips have one position; sorting is needed only if the file is not in order."""
         if self._is_in_order:
             return False
         positions = self._numbers["shard"].astype(np.int64) << 32 | self._numbers["row"]
         return len(np.unique(positions)) < len(positions)
 
     def _has_repeated_name(self) -> bool:
-        """Whether two clips have one name: two of one hash are compared letter by letter."""
+        """Whether two clips have one id: only ids with equal hashes are compared."""
         self._hashes.sort()
         suspects = np.unique(self._hashes[1:][self._hashes[1:] == self._hashes[:-1]])
         found: set[str] = set()
@@ -197,7 +197,7 @@ def splits_by_code(splits: pa.Array) -> tuple[NDArray[Any], list[list[str]]]:
     lengths = ends - starts
     base, count = len(names.dictionary) + 1, 1
     codes = np.zeros(len(splits), np.int64)
-    # The n-th names of the lists are the n-th digits of a number, made small again before each further one.
+    # A list is encoded as a number whose n-th digit is its n-th name, renumbered densely after each digit.
     for digit in range(int(lengths.max(initial=0))):
         has = lengths > digit
         codes *= base
@@ -210,7 +210,7 @@ def splits_by_code(splits: pa.Array) -> tuple[NDArray[Any], list[list[str]]]:
 
 
 def _numbered(values: NDArray[np.int64], *, below: int) -> NDArray[np.int64]:
-    """Distinct values as 0, 1, ... in their order; they are at least 0 and `below` this."""
+    """Dense ranks 0, 1, ... of values in [0, below)."""
     if below > _FEW:
         return np.unique(values, return_inverse=True)[1]
     is_there = np.zeros(below, np.bool_)
@@ -219,7 +219,7 @@ def _numbered(values: NDArray[np.int64], *, below: int) -> NDArray[np.int64]:
 
 
 def _copied(texts: pa.Array) -> pa.Array:
-    """The same texts in memory of their own: what Arrow's pool reads into is a quarter larger."""
+    """A compact copy of a string array: Arrow's read buffers are a quarter larger."""
     _, ends, content = texts.buffers()
     bounds = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     letters = np.frombuffer(content or b"", np.uint8)[bounds[0] : bounds[-1]]
@@ -227,7 +227,7 @@ def _copied(texts: pa.Array) -> pa.Array:
 
 
 def text_hashes(texts: pa.Array) -> NDArray[np.uint64]:
-    """A 64-bit hash of each text, (N,): its words of 8 bytes multiplied in one after the other (as FNV does bytes)."""
+    """64-bit hash of each string, (N,): FNV-style multiplicative hashing over words of 8 bytes."""
     _, ends, content = texts.buffers()
     bounds = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
     starts, lengths = bounds[:-1], np.diff(bounds)
@@ -236,7 +236,7 @@ def text_hashes(texts: pa.Array) -> NDArray[np.uint64]:
         return hashes
     padded = np.zeros(int(bounds[-1] - bounds[0]) + _WORD_BYTES, np.uint8)
     padded[:-_WORD_BYTES] = np.frombuffer(content, np.uint8)[bounds[0] : bounds[-1]]
-    # A word begins at every byte.
+    # Overlapping view: words[i] are the 8 bytes from byte i on.
     words: NDArray[np.uint64] = np.ndarray((len(padded) - _WORD_BYTES + 1,), "<u8", padded, strides=(1,))
     starts = starts - bounds[0]
     at, done = np.flatnonzero(lengths > 0), 0
@@ -250,7 +250,7 @@ def text_hashes(texts: pa.Array) -> NDArray[np.uint64]:
 
 
 def names_at(names: pa.ChunkedArray, positions: Sequence[int] | NDArray[np.int64]) -> Iterator[str]:
-    """Texts at positions of a column. Arrow's own `take` makes one array of all chunks first, and fails above 2 GiB."""
+    """Strings at positions of a column; Arrow's `take` concatenates all chunks first and fails above 2 GiB."""
     for position in positions:
         name: str = names[int(position)].as_py()
         yield name

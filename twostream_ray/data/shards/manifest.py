@@ -1,4 +1,4 @@
-"""The manifest of a shard set: what it says, checked where it is read."""
+"""Manifest of a shard set: parsing and validation of manifest.json."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from twostream_ray.storage import json_files
 from twostream_ray.storage.json_files import COUNT, MOST, SHA256, WORD, list_of, record
 
 FORMAT = 2
-"""Version of the layout; another one is refused."""
+"""Version of the file layout; any other version is refused."""
 
 SHARD_NAME = {"type": "string", "pattern": r"^[0-9a-f]{16}-[0-9]{1,9}\.parquet\Z"}
-"""The name of a shard's file: content address and number of rows. Nothing else becomes part of a path."""
+"""File name of a shard: content address and number of rows. Only such names are joined to paths."""
 
 _SHARD_NAME, _SHA256 = (re.compile(schema["pattern"]) for schema in (SHARD_NAME, SHA256))
 
@@ -52,7 +52,7 @@ _MANIFEST = record(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What manifest.json says, checked; the fields are those of ShardSet."""
+    """The validated content of manifest.json; the fields are those of ShardSet."""
 
     hash: str
     classes: tuple[str, ...]
@@ -72,10 +72,10 @@ class Manifest:
 
 
 def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream ingest` again") -> Manifest:
-    """A manifest from the bytes of manifest.json.
+    """Parse and validate the bytes of manifest.json.
 
     Raises:
-        ShardError: it is none, one of another version, or its parts contradict each other.
+        ShardError: not a manifest, another version, or inconsistent.
     """
     terms: dict[str, Any] = {"where": where, "what": "a manifest of shards", "way_out": way_out, "error": ShardError}
     values = json_files.parse_json(content, _FORMAT_ONLY, **terms)
@@ -84,7 +84,7 @@ def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream 
             f"{where} has format {values['format']}, this version reads format {FORMAT}: ingest into another --out"
         )
     shards = values.get("shards")
-    # Of 100 million clips there are 800,000 shards, which a JSON Schema takes half a minute for.
+    # 100 million clips make 800,000 shards, which take half a minute to validate by JSON Schema.
     are_right = isinstance(shards, list) and all(map(_is_shard, shards))
     json_files.check(values | {"shards": []} if are_right else values, _MANIFEST, **terms)
     contract = FlowContract.from_dict(values["flow_contract"])
@@ -100,7 +100,7 @@ def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream 
         "clips": values["clips"] != sum(shard["rows"] for shard in shards),
     }
     if wrong := [name for name, differs in contradictions.items() if differs]:
-        raise ShardError(f"a manifest of shards was wanted at {where}, its {wrong[0]} contradicts the rest: {way_out}")
+        raise ShardError(f"{where} is not a valid manifest, its {wrong[0]} contradicts the rest: {way_out}")
     return Manifest(
         hash=hashlib.sha256(content).hexdigest(),
         classes=tuple(values["classes"]),
@@ -121,7 +121,7 @@ def read_manifest(content: bytes, *, where: str, way_out: str = "run `twostream 
 
 
 def _is_shard(value: Any) -> bool:
-    """Whether the schema of a shard takes it for one: a few things that are right it leaves to the schema itself."""
+    """Fast equivalent of a shard's JSON Schema; stricter in rare cases, which then go through the schema."""
     return (
         isinstance(value, dict)
         and {"name", "rows", "bytes", "sha256"} <= value.keys()
@@ -137,6 +137,6 @@ def _is_shard(value: Any) -> bool:
 
 
 def named_columns(schema: pa.Schema) -> str:
-    """A schema in one line, for people."""
+    """A schema as one line for messages."""
     text = ", ".join(f"{field.name} {field.type}" for field in schema)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,4 +1,4 @@
-"""Quarantine table of a shard set: which videos could not be used, why, and which splits they are of."""
+"""Quarantine table of a shard set: unusable videos with their reasons and splits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_quarantine(shard_set: ShardSet, *, split: str) -> tuple[Mapping[str, str], ...]:
-    """clip_id, uri and reason of each video of a split that could not be used, in order of the URI.
+    """clip_id, uri and reason of each quarantined video of a split, sorted by URI.
 
     () with a warning where the table is not that of the manifest, which has their number in any case: an ingest has
     added to the shards since, or one of before did not say which splits a video is of.

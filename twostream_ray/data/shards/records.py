@@ -1,7 +1,7 @@
-"""Records of finished shards: what a later ingest keeps of a shard set, and which files there it may delete.
+"""Incremental ingest: records of finished shards decide which are kept, which are stale and what may be deleted.
 
-Nothing is deleted but what a record of this set names, by a name that only ingest gives, in the size that it wrote,
-and that is a shard by its own footer. Any other file is left alone and reported.
+A file is deleted only if a record of this set names it, its name has the form that ingest gives, its size is the
+recorded one, and its footer is that of a shard. Any other file is left alone and reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUARANTINE_COLUMNS = ("clip_id", "uri", "reason", "sha256", "splits")
 _KEY = r"[0-9a-f]{16}"
 _RECORD_NAME = re.compile(rf"({_KEY})\.json")
 _PARTIAL_NAME = re.compile(rf"\.{_KEY}(-\d+\.parquet|\.json)\.[0-9a-f]{{8}}\.partial")
-"""What `storage.write_bytes` and `write_file` leave behind when they are killed."""
+"""Partial files of a killed `storage.write_bytes` or `write_file`."""
 
 _PLACE = {"type": "string", "maxLength": 10_000}
 _IDENTITY = {
@@ -80,49 +80,49 @@ _RECORD = record(
 
 
 def clip_identity(clip: Clip) -> list[Any]:
-    """What makes a clip the same one in a later ingest: name, size, label and splits."""
+    """Identity of a clip across ingests: name, size, label and splits."""
     return [clip.clip_id, clip.size_bytes, clip.label, clip.class_name, list(clip.splits)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StaleShard:
-    """A finished shard that is not what the catalog and the settings ask for now."""
+    """A finished shard that no longer matches the catalog or the settings."""
 
     record: Mapping[str, Any]
     """Its record."""
 
     why: str
-    """What has changed, as "a video has changed"."""
+    """The reason, for example "a video has changed"."""
 
     example: str
-    """A clip or a value that shows it."""
+    """A clip or value to which it applies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
-    """What earlier ingests left in a directory or prefix."""
+class IngestState:
+    """State of an output directory or prefix after earlier ingests."""
 
     out: str
     """Directory or s3:// prefix."""
 
     kept: list[dict[str, Any]]
-    """Records of shards that hold exactly what is still asked for."""
+    """Records of shards that still match the catalog and the settings."""
 
     stale: list[StaleShard]
-    """Shards that go once there are others."""
+    """Shards to delete once their replacements are written."""
 
     sizes: Mapping[str, int]
     """Every file in shards/, with its size in bytes."""
 
     partial: tuple[str, ...]
-    """What writing left when it was killed, below it."""
+    """Partial files of interrupted writes, relative to `out`."""
 
     foreign: tuple[str, ...]
     """Files in parts/ and shards/ that no record names."""
 
 
-def survey(out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frames: int | None = None) -> Standing:
-    """Read the records in `out` and hold them against what is asked for now. Nothing is changed.
+def survey(out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frames: int | None = None) -> IngestState:
+    """Compare the records in `out` with the catalog and the settings; read-only.
 
     A shard that lacks clips which were too long is stale when the limit is another now, and one that lacks clips which
     could not be read is stale in any case: they are tried again.
@@ -155,7 +155,7 @@ def survey(out: str, *, clips: Sequence[Clip], contract: FlowContract, max_frame
     partial = [f"{folder}/{name}" for folder, found in (("parts", names), ("shards", sizes)) for name in found]
     partial = [path for path in partial if _PARTIAL_NAME.fullmatch(path.partition("/")[2])]
     foreign = [*of_others, *(f"shards/{name}" for name in sizes if name not in recorded)]
-    return Standing(
+    return IngestState(
         out=out,
         kept=kept,
         stale=stale,
@@ -172,7 +172,7 @@ def _listed(out: str, folder: str) -> dict[str, int]:
 
 
 def _read_record(out: str, name: str) -> dict[str, Any] | None:
-    """A record, or None for a file that is none, or one of another version."""
+    """A record; None for any other file, and for a record of another version."""
     match = _RECORD_NAME.fullmatch(name)
     if match is None:
         return None
@@ -191,7 +191,7 @@ def _read_record(out: str, name: str) -> dict[str, Any] | None:
     ids = [entry["identity"][0] for entry in values["clips"] + values["quarantined"]]
     if (values["key"], values["shard"]) != (match[1], shard) or len(set(ids)) < len(ids):
         raise ShardError(
-            f"{terms['what']} was wanted at {uri}, its key, shard and clips contradict each other: {terms['way_out']}"
+            f"{uri} is not a valid record, its key, shard and clips contradict each other: {terms['way_out']}"
         )
     return values
 
@@ -204,10 +204,10 @@ def _what_has_changed(
     contract: FlowContract,
     max_frames: int | None,
 ) -> tuple[str, str] | None:
-    """Why a finished shard is not what is asked for, and an example; None if it is."""
+    """Why a finished shard is stale, and an example; None if it is up to date."""
     found = FlowContract.from_dict(values["flow_contract"])
     if found != contract:
-        return "flow of another kind is wanted", differences(found, contract)
+        return "its flow contract differs", differences(found, contract)
     if values["shard"] is not None and sizes.get(values["shard"]) != values["bytes"]:
         return "the file is not there in the size that was written", values["shard"]
     for entry in values["clips"]:
@@ -230,7 +230,7 @@ def _what_has_changed(
 
 
 def _was_away(reason: str, clip: Clip) -> bool:
-    """Whether a clip that was listed could not be had then; flow images that were never made are no such case."""
+    """Whether a listed clip was unavailable then; missing flow images do not count."""
     return reason.startswith((AccessError.__name__, MissingError.__name__)) and not any(
         uri in reason for uri in clip.flow_uris
     )
@@ -240,9 +240,10 @@ def _ids(entries: Sequence[Mapping[str, Any]]) -> set[str]:
     return {entry["identity"][0] for entry in entries}
 
 
-def refuse_loss(standing: Standing, *, clips: Sequence[Clip], root: str, replaced: bool) -> None:
+def refuse_loss(standing: IngestState, *, clips: Sequence[Clip], root: str, replaced: bool) -> None:
     """Refuse to bring a shard set up to date where that would drop finished shards of another data set, or of a folder
-    that may only be away at the moment, unless they are to be `replaced`; and where it would overwrite files of others.
+    that may only be unavailable at the moment, unless they are to be `replaced`; and where it would overwrite files
+    that are not part of a shard set.
 
     Raises:
         ConfigError: it would; the message says what is there.
@@ -286,7 +287,7 @@ def refuse_loss(standing: Standing, *, clips: Sequence[Clip], root: str, replace
 
 
 def _refuse_files_of_others(out: str, *, replaced: bool) -> set[str]:
-    """Refuse to write over a manifest, index or table that ingest did not write; gives the shards that are named."""
+    """Refuse to overwrite files that ingest did not write; returns the shard names in the existing manifest."""
     named: set[str] = set()
     uri = storage.join(out, "manifest.json")
     way_out = "move it away, or choose another --out"
@@ -337,10 +338,10 @@ def _footer(uri: str) -> pa.Schema:
     return storage.patiently(read, uri=uri)
 
 
-def delete_stale(standing: Standing, *, written: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Delete stale shards and their records, except what is among the `written` records; sentences on what went.
+def delete_stale(standing: IngestState, *, written: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Delete stale shards and their records, except those in `written`; returns notes on deleted and foreign files.
 
-    To be called once the new manifest is there.
+    Call it only after the new manifest is written.
 
     Raises:
         StorageError: `out` cannot be written.
@@ -364,7 +365,7 @@ def delete_stale(standing: Standing, *, written: Sequence[Mapping[str, Any]]) ->
 
 
 def stale_notes(stale: Sequence[StaleShard], verb: str) -> list[str]:
-    """How many finished shards go and why, in sentences: the `verb` is "will go" or "went"."""
+    """Sentences on how many finished shards are deleted and why; the `verb` is "will go" or "went"."""
     with_rows = [one for one in stale if one.record["shard"] is not None]
     examples = {one.why: one.example for one in reversed(with_rows)}
     counts = Counter(one.why for one in with_rows)

@@ -1,4 +1,4 @@
-"""The tasks of ingest: a clip from its source to its encoded streams by a decoding child, and clips into a shard."""
+"""Tasks of ingest: prepare one clip (decode, compute flow, encode, in a sandboxed process); write prepared clips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twostream_ray.errors import AccessError, VideoError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedClip:
-    """A clip ready to be a row of its shard, or why it cannot be one."""
+    """A clip ready to be written to its shard, or the reason to quarantine it."""
 
     encoded: EncodedClip | None
     """Both streams; None for a video that is to be quarantined."""
@@ -30,7 +30,7 @@ class PreparedClip:
 
 
 def task_memory(max_frames: int) -> int:
-    """Bytes that a task and its decoding child take at most, declared to Ray.
+    """Peak memory of a task and its decoding child in bytes, reserved with Ray.
 
     Seen on clips of 342 x 256 px: 200 MB and 100 MB at rest; for each byte of the longest clip, encoded to about 8 kB a
     frame, one in the child and four in the task. A limit set high to mean none must leave tasks that find a node.
@@ -57,7 +57,7 @@ def prepare_for_shard(clip: Clip, *, contract: FlowContract, max_frames: int) ->
 def write_shard(
     plan: ShardPlan, prepared: Iterable[PreparedClip], *, out: str, contract: FlowContract, max_frames: int
 ) -> dict[str, Any]:
-    """Store a shard of the plan's clips, `prepared` in the plan's order and taken one at a time; returns its record.
+    """Write a shard from clips `prepared` in the plan's order, consumed one at a time; returns its record.
 
     Raises:
         StorageError: `out` cannot be written.

@@ -1,4 +1,4 @@
-"""Shards of encoded clips with their flow: what a set of them consists of, and reading it.
+"""Sharded dataset format (Parquet): layout of a shard set of encoded clips and flow, and its reader.
 
 A shard set is a directory or prefix:
 
@@ -41,7 +41,7 @@ from twostream_ray.redaction import one_line
 from twostream_ray.storage import json_files
 
 ROWS_PER_GROUP = 16
-"""Rows read together: few requests to an object store, little memory."""
+"""Rows per Parquet row group, the unit of reading: few requests to an object store, little memory."""
 
 
 SCHEMA = pa.schema(
@@ -77,13 +77,13 @@ def fields_crc32(fields: Iterable[bytes | memoryview]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSet:
-    """A manifest and its index read back: the clips and the shard and row of each."""
+    """An opened shard set: its manifest and its index of clips."""
 
     uri: str
     """Directory or prefix of the set."""
 
     hash: str
-    """sha256 of manifest.json: names the data exactly."""
+    """SHA-256 of manifest.json, which identifies the data."""
 
     classes: tuple[str, ...]
     """Class names by label."""
@@ -92,7 +92,7 @@ class ShardSet:
     """Classes of each data set, in their order; () is one data set."""
 
     contract: FlowContract
-    """How the flow was made."""
+    """Algorithm and coding of the flow."""
 
     shard_names: tuple[str, ...]
     """File names below shards/."""
@@ -104,7 +104,7 @@ class ShardSet:
     """Size of each of these files."""
 
     quarantined: Mapping[str, int]
-    """Videos of each split that could not be used."""
+    """Split -> number of quarantined videos."""
 
     index: pa.Table
     """One row per clip: clip_id, label, splits, num_frames, shard, row, and group where names do not say it."""
@@ -126,7 +126,7 @@ class ShardSet:
         return list(names_at(self.index["clip_id"], positions))
 
     def groups(self, positions: Sequence[int] | NDArray[np.int64]) -> list[str]:
-        """The source that each of these clips was cut from: as the index says, or as the clip's name does."""
+        """The source that each clip was cut from, by the index's group column or else parsed from the clip id."""
         if "group" in self.index.column_names:
             return list(names_at(self.index["group"], positions))
         return [group_of_name(name) for name in names_at(self.index["clip_id"], positions)]
@@ -161,12 +161,12 @@ class ShardSet:
             members = self._members[name] = self._part(part)
         if members is None:
             known = ", ".join(self.split_names) or "no clips"
-            raise ShardError(f"split {name!r} was wanted of {self.uri}, it has {known}")
+            raise ShardError(f"{self.uri} has no split {name!r}, it has {known}")
         return members
 
     @property
     def split_names(self) -> list[str]:
-        """The splits that there are, in the order of their names."""
+        """Names of the splits, sorted."""
         return sorted(name for name in self._members if part_named(name) is None)
 
     def _part(self, part: Part) -> NDArray[np.int64]:
@@ -183,12 +183,12 @@ class ShardSet:
         return clips
 
     def locate(self, clip: int) -> str:
-        """A clip in words, by its position in the index: its name, and the shard and row that it is stored in."""
+        """Clip id, row and shard of a clip, by its position in the index, for messages."""
         row = self.index.slice(clip, 1).to_pylist()[0]
         return f"clip {row['clip_id']}, row {row['row']} of {self.uri}/shards/{self.shard_names[row['shard']]}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: what is computed from them is megabytes, and few tasks want it."""
+        """Pickle the fields only: cached properties are megabytes, and few tasks need them."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
@@ -207,7 +207,7 @@ def open_shards(uri: str) -> ShardSet:
     manifest_uri, index_uri = (storage.join(path, name) for name in ("manifest.json", "index.parquet"))
     if not storage.exists(manifest_uri):
         raise ShardError(
-            f"shards were wanted at {uri}, there is no manifest.json: run `twostream ingest` first, or check the path"
+            f"no shards at {uri}, it has no manifest.json: run `twostream ingest` first, or check the path"
         )
     content = storage.read_bytes(manifest_uri, limit_bytes=json_files.LIMIT_BYTES)
     manifest = read_manifest(content, where=manifest_uri)
@@ -261,7 +261,7 @@ def read_clips(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What the manifest and the index say of rows of a shard."""
+    """Expected content of rows of a shard, from the manifest and the index."""
 
     bytes: int
     """Size of the file."""
@@ -292,17 +292,17 @@ def read_row_group(
         StorageError: its store or disk does not answer.
     """
     named = named or shard_uri
-    here = f"{named}, row group {group},"
+    group_name = f"{named}, row group {group},"
     columns = ["clip_id", "label", "num_frames", "height", "width", "fps"]
     columns += ["video", "video_crc32"] * want_rgb + ["flow", "flow_crc32"] * want_flow
 
     def read() -> pa.Table:
-        return _read_columns(shard_uri, group, columns, rows=rows, expected=expected, here=here)
+        return _read_columns(shard_uri, group, columns, rows=rows, expected=expected, group_name=group_name)
 
     try:
         table = storage.patiently(read, uri=shard_uri)
     except (OSError, UnicodeDecodeError, pa.ArrowException, AccessError) as error:
-        raise _unreadable(error, here=here, uri=shard_uri) from error
+        raise _unreadable(error, group_name=group_name, uri=shard_uri) from error
     for number, row in enumerate(rows):
         where = f"{named}, row {group * ROWS_PER_GROUP + row}"
         clip_id, label, frames = (table[name][row].as_py() for name in ("clip_id", "label", "num_frames"))
@@ -334,45 +334,45 @@ def read_row_group(
         yield clip_id, EncodedClip(video=video, flow=fields, num_frames=frames, height=height, width=width, fps=fps)
 
 
-def _unreadable(error: Exception, *, here: str, uri: str) -> StorageError | ShardError:
-    """Why rows cannot be read: a store that is away may come back, a shard that is damaged does not."""
-    said = f"{here} cannot be read ({one_line(error, longest=200)})"
+def _unreadable(error: Exception, *, group_name: str, uri: str) -> StorageError | ShardError:
+    """The error for unreadable rows: StorageError for an outage, which may be retried, ShardError for damage."""
+    said = f"{group_name} cannot be read ({one_line(error, longest=200)})"
     if storage.is_outage(error, uri=uri):
         return StorageError(f"{said}: the store or the disk does not answer, see to it and run the same command again")
     return ShardError(f"{said}: ingest again")
 
 
 def binary_values(array: pa.Array) -> list[memoryview]:
-    """The values of a large_binary array, not copied, nor wrapped by Arrow one by one, which costs 2 us each."""
+    """Zero-copy values of a large_binary array, without Arrow's scalars, which cost 2 us each."""
     _, ends, content = array.buffers()
     if content is None:
         return [memoryview(b"")] * len(array)
-    whole = memoryview(content).cast("B")
-    uris = np.frombuffer(ends, np.int64)[array.offset : array.offset + len(array) + 1].tolist()
-    return [whole[start:end] for start, end in pairwise(uris)]
+    buffer = memoryview(content).cast("B")
+    offsets = np.frombuffer(ends, np.int64)[array.offset : array.offset + len(array) + 1].tolist()
+    return [buffer[start:end] for start, end in pairwise(offsets)]
 
 
 def _read_columns(
-    shard_uri: str, group: int, columns: list[str], *, rows: Sequence[int], expected: Expected | None, here: str
+    shard_uri: str, group: int, columns: list[str], *, rows: Sequence[int], expected: Expected | None, group_name: str
 ) -> pa.Table:
     with storage.open_regular(shard_uri) as opened:
         if expected is not None and opened.size() != expected.bytes:
             raise ShardError(
-                f"{here} cannot be read (it is of a file of {opened.size()} bytes, its manifest says "
+                f"{group_name} cannot be read (its file has {opened.size()} bytes, its manifest says "
                 f"{expected.bytes}): it is damaged or another one, ingest again"
             )
-        # Few large requests to a store; from a disk it would only be another copy (35 ms instead of 4 for 19 MB).
+        # Pre-buffering makes few large requests to a store; from a disk it is a needless copy (19 MB: 35 ms, not 4).
         file = pq.ParquetFile(opened, pre_buffer=storage.is_s3(shard_uri))
         if not file.schema_arrow.equals(SCHEMA):
             raise ShardError(
-                f"{here} is of no shard, it has the columns {named_columns(file.schema_arrow)}: ingest again"
+                f"{group_name} is not in a shard, the file has columns {named_columns(file.schema_arrow)}: ingest again"
             )
         stored = (file.schema_arrow.metadata or {}).get(b"flow_contract", b"")
         if expected is not None and not _is_contract(stored, expected.contract):
-            raise ShardError(f"{here} has flow of another kind than its manifest says: ingest again")
+            raise ShardError(f"{group_name} has another flow contract than its manifest: ingest again")
         if group >= file.num_row_groups or max(rows) >= file.metadata.row_group(group).num_rows:
             raise ShardError(
-                f"{here} has fewer rows than its manifest says ({file.metadata.num_rows} in all): ingest again"
+                f"{group_name} has fewer rows than its manifest says ({file.metadata.num_rows} in all): ingest again"
             )
         table = file.read_row_group(group, columns=columns)
         table.validate(full=True)
@@ -380,7 +380,7 @@ def _read_columns(
     if "flow" in columns and any(chunk.flatten().null_count for chunk in table["flow"].chunks):
         empty.append("flow")
     if empty or len(table) <= max(rows):
-        raise ShardError(f"{here} has rows without {', '.join(empty) or 'content'}: ingest again")
+        raise ShardError(f"{group_name} has rows without {', '.join(empty) or 'content'}: ingest again")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Verification of a shard set: every file against its sha256, every row against the index and its checksums."""
+"""Integrity check of a shard set: every file against its SHA-256, every row against the index and its checksums."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def verify_shards(
     progress: Callable[[int, int], None] | None = None,
     check_video: CheckVideo | None = None,
 ) -> None:
-    """Hold every shard against the manifest's sha256, and every row against the index and its own checksums.
+    """Check every shard against the manifest's SHA-256, and every row against the index and its own checksums.
 
     `progress` is called with (shards done, shards in all); `check_video` with each clip, once its shard's sha256 was
     found right.
@@ -52,7 +52,7 @@ def verify_shards(
 
 
 def _verify_labels(shard_set: ShardSet, members: list[int], content: pa.Buffer, *, uri: str) -> None:
-    """Hold what a shard says of its rows' classes and splits against what training reads of the index."""
+    """Check the classes and splits stored in a shard against the index, which training reads."""
     table = pq.read_table(pa.BufferReader(content), columns=["clip_id", "class_name", "splits"])
     if len(table) != len(members):
         raise ShardError(f"{uri} has {len(table)} rows, the index {len(members)}: ingest again")
@@ -70,7 +70,7 @@ def _verify_labels(shard_set: ShardSet, members: list[int], content: pa.Buffer, 
 
 
 def _check_videos(content: pa.Buffer, check_video: CheckVideo, *, uri: str) -> None:
-    """Hand out the clips of a shard, from the very bytes whose sha256 was found right."""
+    """Call `check_video` for the clips of a shard, from the bytes whose SHA-256 was verified."""
     file = pq.ParquetFile(pa.BufferReader(content))
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=["clip_id", "num_frames", "video"])

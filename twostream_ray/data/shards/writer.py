@@ -1,4 +1,4 @@
-"""Writing shards: which clips go where, rows, the record of each finished shard, the manifest over all."""
+"""Shard writer: plans shards, writes rows and a record per shard, then index, quarantine table and manifest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ShardPlan:
     the encoder."""
 
     clips: tuple[Clip, ...]
-    """Rows to be, less those that turn out bad."""
+    """The rows, in order, except those that turn out to be unusable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +87,7 @@ class ShardWriter:
         self._writer = pq.ParquetWriter(
             self._shard,
             SCHEMA.with_metadata({b"flow_contract": json.dumps(contract.to_dict(), sort_keys=True).encode()}),
-            # Pictures are compressed already: another layer only costs time.
+            # Video and JPEG are compressed already.
             compression="none",
             use_dictionary=["class_name"],
             write_statistics=["clip_id", "label", "num_frames"],
@@ -182,17 +182,17 @@ class ShardWriter:
 
 
 def record_of_missing(clips: Sequence[Clip]) -> dict[str, Any]:
-    """What `write_manifest` takes for clips that a list names and that are not there: all of them in quarantine.
+    """A record that quarantines listed clips whose file is missing, for `write_manifest`.
 
-    It is not stored, as those of shards are: a later ingest looks again.
+    Unlike records of shards it is not stored, so a later ingest checks again.
     """
-    reason = f"{MissingError.__name__}: a list names it and it is not there: add it, or take its line out"
+    reason = f"{MissingError.__name__}: a list names it, but it does not exist: add it, or remove its line"
     quarantined = [{"identity": clip_identity(clip), "uri": clip.uri, "reason": reason, "sha256": ""} for clip in clips]
     return {"key": "", "shard": None, "bytes": 0, "clips": [], "quarantined": quarantined}
 
 
 def write_quarantine(out: str, *, parts: Sequence[dict[str, Any]]) -> None:
-    """Write the quarantine table alone.
+    """Write quarantine.csv.
 
     Raises:
         StorageError: `out` cannot be written.
@@ -211,7 +211,7 @@ def write_manifest(
     groups: Mapping[str, str] | None = None,
     data_set: str = "",
 ) -> None:
-    """Write index, quarantine table and manifest over finished shards, in an order that depends on content alone.
+    """Write index, quarantine table and manifest of finished shards, in an order that depends only on their content.
 
     `groups`: clip id -> the source that it was cut from, where that is known; the index has a column of them where one
     is another than the clip's name says. `data_set`: its name; without one the manifest is as it was before.

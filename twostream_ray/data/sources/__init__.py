@@ -1,1 +1,1 @@
-"""Dataset catalogs: which labelled clips there are, by folders, lists and tables; synthetic videos."""
+"""Dataset catalogs: labelled clips from folder layouts, split lists and tables; a synthetic dataset."""

@@ -1,7 +1,7 @@
-"""Data set layouts and split lists -> a table of labelled clips.
+"""Dataset catalog: reads folder layouts and split lists (UCF101, HMDB51, Kinetics, CSV) into a table of labelled clips.
 
-Split membership is data: a clip of UCF101 is listed once with its role in all three official splits, so that one
-ingest serves them all. Nothing here touches a disk or a bucket: listing files and reading lists are handed in.
+A clip of UCF101 appears once, with its role in all three official splits, so that one ingest serves them all. This
+module does no I/O itself: the functions that list files and read lists are passed in.
 """
 
 from collections import Counter
@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from twostream_ray.data.sources.classes import alike, in_order
+from twostream_ray.data.sources.classes import in_order, merge_equivalent_names
 from twostream_ray.data.sources.folders import (
     FlowImages,
-    Found,
-    as_on_disk,
+    FolderScan,
     find_flow_images,
+    match_files,
     memberships_of_folders,
     scan,
 )
@@ -36,57 +36,56 @@ from twostream_ray.settings.bounds import require_within
 from twostream_ray.settings.names import require_name
 
 _LONGEST_NAME = 1000
-"""Characters: what the manifest of a shard set may hold."""
+"""Characters: the maximum length of a class name in the manifest of a shard set."""
 _SUM_TOLERANCE = 5e-3
-"""Of shares that are to add up to 1: thirds are written as 0.333."""
+"""Shares must add up to 1 within this tolerance: thirds are written as 0.333."""
 
 Layout = Literal["folder", "ucf101", "hmdb51", "kinetics", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogConfig:
-    """Where a data set's videos and lists are, and in which layout."""
+    """Location and layout of a data set's videos and split lists."""
 
     layout: Layout = "folder"
     """folder: ROOT/split/class/video, or ROOT/class/video; ucf101, hmdb51: ROOT/class/video with the official lists;
-    kinetics: videos ID_SSSSSS_EEEEEE anywhere below ROOT; table: whatever the table names. Classes are those of listed
-    clips or, without lists, of videos. In every layout a class must be listed in each train split there is, and one
-    none of whose clips is here keeps its number, which is said; a folder without videos is no class, and is said."""
+    kinetics: videos ID_SSSSSS_EEEEEE anywhere below ROOT; table: the videos that the table names. Classes come from the
+    lists or, without lists, from the folders of videos. In every layout each class must have a clip in every train
+    split. A listed class without any video keeps its label and is reported; a folder without videos is not a class and
+    is reported."""
 
     root: str
     """Directory or s3:// prefix of the videos."""
 
     lists: str | None = None
-    """ucf101: the directory with classInd.txt, trainlist0N.txt and testlist0N.txt. hmdb51: that with
+    """ucf101: the directory with classInd.txt, trainlist0N.txt and testlist0N.txt. hmdb51: the directory with
     CLASS_test_splitN.txt. kinetics: a CSV file with label, youtube_id, time_start, time_end, split, or a directory of
-    such. table: a CSV or Parquet file with uri, label, split (or subset), group (the source that clips were cut from).
-    folder: a file with lines `class/video split`
-    for ROOT/class/video; without it see `split`. Classes that no list numbers are
-    ordered by name, as numbers where all are numbers."""
+    such files. table: a CSV or Parquet file with uri, label, split (or subset), group (the source that clips were cut
+    from). folder: a file with lines `class/video split` for ROOT/class/video; without it see `split`. Unless a list
+    numbers the classes, they are sorted by name, or numerically if all names are numbers."""
 
     split: tuple[float, ...] = ()
-    """Shares of train, val and test, as [0.7, 0.15, 0.15], or of train and test, as [0.8, 0.2], in (0, 1), for
-    ROOT/class/video and for a table without a column split; by default all clips are then in one split "all". Every
-    class is cut at these shares, by groups: clips of one source (v_..._g08_c01.avi, the names of HMDB51 and Kinetics, a
-    table's column group; a clip else) stay together. Clips that are added move at most one group of their class from
-    a split to the next."""
+    """Fractions of train, val and test, as [0.7, 0.15, 0.15], or of train and test, as [0.8, 0.2], each in (0, 1), for
+    ROOT/class/video and for a table without a split column; by default all clips are then in one split "all". The split
+    is stratified by class and keeps groups together: clips cut from one source (v_..._g08_c01.avi, the names of HMDB51
+    and Kinetics, a table's group column; otherwise each clip is its own group). Adding clips moves at most one group
+    per class from a split to the next."""
 
     split_seed: int = 0
-    """Fixes which clips `split` takes for which split."""
+    """Seed of the random split by `split`."""
 
     frames: bool = False
     """Clips are folders of numbered images (ROOT/class/clip/img_00001.jpg) instead of videos; lists name the videos
-    or the folders, which may then also be directly below ROOT. They count as 25 frames per second."""
+    or the folders, which may then also be directly below ROOT. Their frame rate is taken to be 25 frames per second."""
 
     flow_images: str | None = None
-    """Directory or s3:// prefix of flow images that exist already and are taken instead of computed:
-    CLIP/flow_x_00001.jpg and flow_y_00001.jpg, or u/CLIP/frame000001.jpg and v/CLIP/..., CLIP with or without its class
-    folder. Say how they were made in flow.algorithm, flow.bound_px, flow.short_side_px and, as a rule, flow.coding
-    legacy255."""
+    """Directory or s3:// prefix of existing flow images, used instead of computing flow: CLIP/flow_x_00001.jpg and
+    flow_y_00001.jpg, or u/CLIP/frame000001.jpg and v/CLIP/..., CLIP with or without its class folder. Describe how they
+    were made in flow.algorithm, flow.bound_px, flow.short_side_px and, usually, flow.coding legacy255."""
 
     name: str = ""
-    """Name of the data set: wanted, and different, where several are ingested together. What is trained on it is
-    registered under this name."""
+    """Name of the data set; required, and unique, if several are ingested together. Models trained on it are registered
+    under this name."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
@@ -96,7 +95,7 @@ class CatalogConfig:
         wanted = {
             "ucf101": "the directory with classInd.txt, trainlist01.txt and testlist01.txt",
             "hmdb51": "the directory with CLASS_test_split1.txt for every class",
-            "kinetics": "a CSV file with label, youtube_id, time_start, time_end and split, or a directory of such",
+            "kinetics": "a CSV file with label, youtube_id, time_start, time_end and split, or a directory of them",
             "table": "a CSV or Parquet file with uri, label and split",
         }
         if self.layout in wanted and not self.lists:
@@ -113,14 +112,14 @@ class CatalogConfig:
             )
         if self.split and (self.layout not in ("folder", "table") or (self.layout == "folder" and self.lists)):
             raise ConfigError(
-                f"catalog.split is for ROOT/class/video, and for a table without splits; with catalog.layout "
-                f"{self.layout} and catalog.lists {self.lists} these say the splits: leave catalog.split out"
+                f"catalog.split is for ROOT/class/video and for a table without splits; with catalog.layout "
+                f"{self.layout} and catalog.lists {self.lists} the lists define the splits: leave catalog.split out"
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A labelled video that is there to be read."""
+    """A labelled video of the catalog."""
 
     uri: str
     """Path or s3:// URI of the video file."""
@@ -135,54 +134,55 @@ class Clip:
     """Index of the class in Catalog.classes, in [0, K)."""
 
     splits: tuple[str, ...]
-    """The splits it belongs to: ("train",), or ("train1", "test2", "train3") for UCF101's three official splits."""
+    """The splits that it belongs to: ("train",), or ("train1", "test2", "train3") for UCF101's three official splits.
+    """
 
     size_bytes: int
-    """Size of the video file, or of all images, and of its flow images: a later ingest sees that they changed."""
+    """Size of the video file, or of all its images, plus its flow images; a later ingest detects changes by it."""
 
     group: str = ""
-    """The source that it was cut from: clips of a group stay together where a split is divided. "": only itself."""
+    """The source that it was cut from: clips of a group stay together in a random split. "": a group of its own."""
 
     flow_uris: tuple[str, ...] = ()
-    """Folders of the flow images that exist already, x then y; () has flow computed."""
+    """Folders of existing flow images, x then y; () means that flow is computed."""
 
     frames: bool = False
-    """The uri is a folder of images."""
+    """Whether the uri is a folder of images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalog:
-    """The clips of a data set, and what the reader of the report should know about them."""
+    """The clips of a data set, and notes about them for the report of ingest."""
 
     clips: tuple[Clip, ...]
     """Sorted by clip_id."""
 
     classes: tuple[str, ...]
-    """Class names; a clip's label is the index."""
+    """The K class names; a clip's label is an index into them."""
 
     notes: tuple[str, ...]
     """Sentences for the report, such as "13291 of 13320 listed clips are not under videos"."""
 
     head_classes: tuple[int, ...] = ()
-    """Classes of each data set, in the order of `classes`; () is one data set."""
+    """Number of classes of each data set, in the order of `classes`; () for a single data set."""
 
     missing: tuple[Clip, ...] = ()
-    """Clips that a list or table names and that are not there, of 0 bytes, sorted by clip_id: for quarantine."""
+    """Listed clips whose file is missing, with size 0, sorted by clip_id: for quarantine."""
 
 
 def read_catalogs(configs: Sequence[CatalogConfig], *, list_files: ListFiles, read_bytes: ReadBytes) -> Catalog:
     """One catalog over several data sets, for multi-task training (Simonyan and Zisserman 2014, sec. 4).
 
-    Classes follow one another data set by data set. With more than one, a clip's id and a class's name begin with the
+    Classes are concatenated data set by data set. With more than one, clip ids and class names are prefixed with the
     name of the data set.
 
     Raises:
-        ConfigError: several data sets lack names of their own.
+        ConfigError: several data sets without distinct names.
         CatalogError: as `read_catalog`.
     """
     names = [config.name for config in configs]
     if len(configs) > 1 and (not all(names) or len(set(names)) < len(names)):
-        raise ConfigError(f"several data sets want catalog names of their own, got {', '.join(map(repr, names))}")
+        raise ConfigError(f"several data sets need distinct catalog names, got {', '.join(map(repr, names))}")
     read = [read_catalog(config, list_files=list_files, read_bytes=read_bytes) for config in configs]
     if len(configs) == 1:
         return read[0]
@@ -196,10 +196,10 @@ def read_catalogs(configs: Sequence[CatalogConfig], *, list_files: ListFiles, re
                 label=start + clip.label,
                 group=f"{name}/{clip.group}",
             )
-            for name, start, those in zip(names, starts, of_each, strict=True)
-            for clip in those
+            for name, start, catalog_clips in zip(names, starts, clips_by_catalog, strict=True)
+            for clip in catalog_clips
         ]
-        for of_each in ([one.clips for one in read], [one.missing for one in read])
+        for clips_by_catalog in ([catalog.clips for catalog in read], [catalog.missing for catalog in read])
     )
     named = list(zip(names, read, strict=True))
     return Catalog(
@@ -214,12 +214,12 @@ def read_catalogs(configs: Sequence[CatalogConfig], *, list_files: ListFiles, re
 def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: ReadBytes) -> Catalog:
     """Read a data set's folders and lists into a table of labelled clips.
 
-    Files that are no videos (by suffix), videos in no list and listed videos that are not there are counted in the
-    notes, the last ones are `missing`; whatever would make a label or a split wrong is an error.
+    Files that are not videos (by suffix), videos in no list, and listed videos whose file is missing are counted in the
+    notes, and the last are `missing`; anything that would make a label or a split wrong is an error.
 
     Raises:
         CatalogError: no video, a video outside the layout, a malformed line, an unknown class or split, a clip listed
-            twice or in train and test of one split, a class that a train split does not list, no flow image at all.
+            twice or in train and test of one split, a class without a clip in a train split, no flow image at all.
     """
     below = scan(config.root, frames=config.frames, list_files=list_files)
     videos, notes = below.videos, below.notes
@@ -232,13 +232,13 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
     notes += more_notes
     _refuse_unlearnable_classes(classes, memberships=memberships)
 
-    on_disk, spelling_notes = as_on_disk(memberships, videos=videos, frames=config.frames)
+    on_disk, spelling_notes = match_files(memberships, videos=videos, frames=config.frames)
     by_path = _group_by_clip(on_disk)
     present = sorted(by_path.keys() & videos.keys())
     if not present:
         raise CatalogError(
             f"none of the {len(by_path)} clips listed in {config.lists} is under {config.root}: wanted for example "
-            f"{min(by_path)}, found for example {min(videos)}; set catalog.root to the directory that holds the classes"
+            f"{min(by_path)}, found for example {min(videos)}; set catalog.root to the directory of the class folders"
         )
     flow_images: dict[str, FlowImages] = {}
     if config.flow_images is not None:
@@ -265,9 +265,9 @@ def read_catalog(config: CatalogConfig, *, list_files: ListFiles, read_bytes: Re
 
 
 def _labelled(
-    config: CatalogConfig, below: Found, *, list_files: ListFiles, read_bytes: ReadBytes
+    config: CatalogConfig, below: FolderScan, *, list_files: ListFiles, read_bytes: ReadBytes
 ) -> tuple[dict[str, str], Sequence[Membership], list[str]]:
-    """Each class in the order of labels with where it is named, the clips' classes and splits, and notes."""
+    """Class name -> the place that names it, in label order; the clips' classes and splits; notes."""
     lists = config.lists
     notes: list[str] = []
     if lists is None:
@@ -275,7 +275,7 @@ def _labelled(
             config.root, videos=below.videos, directories=below.directories
         )
         notes += more_notes
-        memberships, more_notes = _one_spelling_a_class(memberships)
+        memberships, more_notes = _merge_class_spellings(memberships)
         return (
             dict.fromkeys(in_order({m.class_name for m in memberships}), config.root),
             memberships,
@@ -295,7 +295,7 @@ def _labelled(
         notes += more_notes
     else:
         memberships = read_split_list(lists, read_bytes=read_bytes, frames=config.frames)
-    memberships, more_notes = _one_spelling_a_class(memberships)
+    memberships, more_notes = _merge_class_spellings(memberships)
     first = {m.class_name: m.where for m in reversed(memberships)}
     return {name: first[name] for name in in_order(first)}, memberships, notes + more_notes
 
@@ -303,7 +303,7 @@ def _labelled(
 def _notes_on_absent(
     config: CatalogConfig, classes: Mapping[str, str], clips: Sequence[Clip], *, listed: set[str], found: set[str]
 ) -> list[str]:
-    """What lists and folders have that the other has not, classes without a clip among it, whatever the layout."""
+    """Notes on listed clips without a file, files in no list, and classes without a clip."""
     notes = []
     if missing := sorted(listed - found):
         notes.append(
@@ -314,16 +314,16 @@ def _notes_on_absent(
     seen = {clip.class_name for clip in clips}
     if absent := [name for name in classes if name not in seen]:
         notes.append(
-            f"{len(absent)} of {len(classes)} classes have no clip here and keep their numbers, for example "
+            f"{len(absent)} of {len(classes)} classes have no clip and keep their labels, for example "
             f"{absent[0]} ({classes[absent[0]]})"
         )
     return notes
 
 
 def in_text_order(catalog: Catalog, configs: Sequence[CatalogConfig]) -> Catalog:
-    """The catalog with classes that are numbers in the order of texts (1, 10, 2), as they once were labelled.
+    """The catalog with numeric class names sorted as text (1, 10, 2), as earlier versions labelled them.
 
-    Lists of UCF101 say themselves how classes are numbered.
+    The lists of UCF101 number the classes themselves and are left alone.
     """
     sizes = catalog.head_classes or (len(catalog.classes),)
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
@@ -333,50 +333,50 @@ def in_text_order(catalog: Catalog, configs: Sequence[CatalogConfig]) -> Catalog
         classes += own if config.layout == "ucf101" else sorted(own)
     labels = {name: label for label, name in enumerate(classes)}
     clips, missing = (
-        tuple(replace(clip, label=labels[clip.class_name]) for clip in those)
-        for those in (catalog.clips, catalog.missing)
+        tuple(replace(clip, label=labels[clip.class_name]) for clip in group)
+        for group in (catalog.clips, catalog.missing)
     )
     return replace(catalog, classes=tuple(classes), clips=clips, missing=missing)
 
 
-def _one_spelling_a_class(memberships: Sequence[Membership]) -> tuple[list[Membership], list[str]]:
-    renamed, notes = alike({m.class_name for m in memberships})
+def _merge_class_spellings(memberships: Sequence[Membership]) -> tuple[list[Membership], list[str]]:
+    renamed, notes = merge_equivalent_names({m.class_name for m in memberships})
     return [replace(m, class_name=renamed.get(m.class_name, m.class_name)) for m in memberships], notes
 
 
 def _fold(split: str) -> str:
-    """The official split a split belongs to: "2" for test2 and test02, "" for train."""
+    """Number of the official split that a split belongs to: "2" for test2 and test02, "" for train."""
     match = SPLIT.fullmatch(split)
     return match[2] and str(int(match[2])) if match else ""
 
 
 def _refuse_unlearnable_classes(classes: Mapping[str, str], *, memberships: Sequence[Membership]) -> None:
-    """Every class must be listed in every train split, or it can only be answered wrongly; its name must fit."""
+    """Raise unless every class has a clip in every train split, and a name that fits into a manifest."""
     for name, where in classes.items():
         if len(name) > _LONGEST_NAME:
             raise CatalogError(
-                f"{where}: a class name of at most {_LONGEST_NAME} characters was wanted, {name[:60]!r}... has "
-                f"{len(name)}"
+                f"{where}: a class name may have at most {_LONGEST_NAME} characters, {name[:60]!r}... has {len(name)}: "
+                "shorten it"
             )
     for split in sorted({m.split for m in memberships if m.split.startswith("train")}):
         counts = Counter(m.class_name for m in memberships if m.split == split)
         for name, where in classes.items():
             if not counts[name]:
                 raise CatalogError(
-                    f"class {name!r} ({where}) has no clip in split {split}: give it some or take the class out"
+                    f"class {name!r} ({where}) has no clip in split {split}: add some or remove the class"
                 )
 
 
 def _group_by_clip(memberships: Sequence[Membership]) -> dict[str, list[Membership]]:
-    """Memberships of each clip; two classes, twice the same split, or two roles in one official split are refused."""
+    """Clip -> its memberships; refuses two classes, a repeated split, or two roles in one official split."""
     by_path: dict[str, list[Membership]] = {}
     for membership in memberships:
         earlier = by_path.setdefault(membership.path, [])
         for other in earlier:
             if other.class_name != membership.class_name:
                 raise CatalogError(
-                    f"{membership.where}: {membership.path} is of class {membership.class_name!r} and, at "
-                    f"{other.where}, of class {other.class_name!r}: a clip may have one class; remove one line"
+                    f"{membership.where}: {membership.path} has class {membership.class_name!r} and, at "
+                    f"{other.where}, class {other.class_name!r}: a clip may have one class; remove one line"
                 )
             if other.split == membership.split:
                 raise CatalogError(

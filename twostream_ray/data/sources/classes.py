@@ -1,4 +1,4 @@
-"""The order of a data set's classes, which gives them their labels, and names that only look different."""
+"""Class names: sorting, which assigns labels, and Unicode normalisation of names that look the same."""
 
 import re
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ _NUMBER = re.compile(r"[+-]?\d{1,300}(\.\d{1,300})?", re.ASCII)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names as they are numbered: as numbers where all are numbers (1, 2, 10), else as texts."""
+    """Names in label order: numerically if all are numbers (1, 2, 10), otherwise as text."""
     found = sorted(names)
     return sorted(found, key=float) if all(map(_NUMBER.fullmatch, found)) else found
 
 
-def alike(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Names that look the same -> the one to use, and notes on these and on names that nearly look the same.
+def merge_equivalent_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Canonically equivalent names -> the NFC form to use; notes on these and on names that are nearly the same.
 
-    macOS takes letters and their accents apart (NFD), other systems do not (NFC).
+    macOS decomposes accented letters in file names (NFD), other systems do not (NFC).
     """
     composed: dict[str, list[str]] = {}
     folded: dict[str, list[str]] = {}
@@ -26,12 +26,12 @@ def alike(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         folded.setdefault(_folded(name), []).append(name)
     several = {new: old for new, old in composed.items() if len(old) > 1}
     notes = [
-        f"class {new} is written in {len(old)} ways that look the same (NFC and NFD) and is taken as one"
+        f"class {new} is spelt in {len(old)} ways that look the same (NFC and NFD) and is treated as one class"
         for new, old in several.items()
     ]
     notes += [
-        f"classes {' and '.join(map(repr, near))} differ in case, blanks or leading zeros alone: rename one if they "
-        "are the same"
+        f"classes {' and '.join(map(repr, near))} differ only in case, blanks or leading zeros: rename one if they are "
+        "the same"
         for near in folded.values()
         if len(near) > 1
     ]

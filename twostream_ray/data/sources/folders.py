@@ -1,4 +1,4 @@
-"""The tree below a data set's root: videos or folders of frames, the classes their folders name, flow images."""
+"""ImageFolder-style layouts: scans ROOT/split/class/video or ROOT/class/video, folders of frames, and flow images."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,25 +15,30 @@ from twostream_ray.storage.local_files import LeftOut, is_hidden
 _MOST_SHOWN = 3
 _MOST_SUFFIXES = 8
 _LONGEST_PATH = 1000
-"""Characters: what the records of a shard set may hold."""
+"""Characters: the maximum length of a path in the records of a shard set."""
 _LARGEST_BYTES = 2**53
 _LONGEST_SUFFIX = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """What was found below a data set's root."""
+class FolderScan:
+    """The contents of a data set's root."""
 
     videos: dict[str, int]
-    """Videos, or folders of frames, with their sizes in bytes."""
+    """Relative path of each video, or folder of frames -> size in bytes."""
     directories: dict[str, str]
-    """What is or may be a directory that holds no video, and why, where the listing says it: "a link to nothing"."""
+    """Directories without a video, and unreadable entries that may be directories -> the reason, such as "a link to
+    nothing", or ""."""
     notes: list[str]
-    """Sentences on what is left out."""
+    """Sentences on skipped files."""
 
 
-def scan(root: str, *, frames: bool, list_files: ListFiles) -> Found:
-    """Videos, or folders of frames; directories without any that the listing names; notes on what is left out."""
+def scan(root: str, *, frames: bool, list_files: ListFiles) -> FolderScan:
+    """List the videos, or folders of frames, below a root, the directories without any, and notes on skipped files.
+
+    Raises:
+        CatalogError: there is no video.
+    """
     suffixes = IMAGE_SUFFIXES if frames else VIDEO_SUFFIXES
     videos: dict[str, int] = {}
     directories: dict[str, str] = {}
@@ -44,7 +49,7 @@ def scan(root: str, *, frames: bool, list_files: ListFiles) -> Found:
         path = entry[0]
         hidden = is_hidden(path)
         if not isinstance(entry, LeftOut) and (len(path) > _LONGEST_PATH or entry[1] > _LARGEST_BYTES):
-            entry = LeftOut(printable(path[:_LONGEST_PATH]), "its path or its size is beyond all bounds")
+            entry = LeftOut(printable(path[:_LONGEST_PATH]), "its path is too long or its size is implausible")
         if isinstance(entry, LeftOut):
             left_out.append(entry)
             if not hidden and _suffix(path) not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
@@ -72,10 +77,10 @@ def scan(root: str, *, frames: bool, list_files: ListFiles) -> Found:
         )
     if others:
         seen = "".join(f"; {note}" for note in _suffixes_of(others, unless_one=True))
-        notes.append(f"files that are no {kind}s, left out: {len(others)}, for example {min(others)}{seen}")
+        notes.append(f"files that are not {kind}s, left out: {len(others)}, for example {min(others)}{seen}")
     if frames and empty:
         notes.append(f"empty folders, left out: {len(empty)}, for example {min(empty)}")
-    return Found(videos=videos, directories=directories, notes=notes)
+    return FolderScan(videos=videos, directories=directories, notes=notes)
 
 
 def _notes_on_left_out(root: str, left_out: Sequence[LeftOut]) -> list[str]:
@@ -87,7 +92,7 @@ def _notes_on_left_out(root: str, left_out: Sequence[LeftOut]) -> list[str]:
 
 
 def _suffixes_of(paths: Sequence[str], *, unless_one: bool = False) -> list[str]:
-    """The most frequent suffixes of files that are not hidden, in a sentence; none where there are none."""
+    """A sentence on the most frequent suffixes of files that are not hidden; an empty list if there are none."""
     counts = Counter(_suffix(path)[:_LONGEST_SUFFIX] or "none" for path in paths if not is_hidden(path))
     if not counts or (unless_one and len(counts) == 1):
         return []
@@ -102,12 +107,13 @@ def _suffix(path: str) -> str:
 def memberships_of_folders(
     root: str, *, videos: Mapping[str, int], directories: Mapping[str, str]
 ) -> tuple[list[Membership], list[str]]:
-    """ROOT/split/class/video where all folders of ROOT that hold videos are named as splits, else ROOT/class/video.
+    """Classes and splits from folder names.
 
-    A video may be a folder of frames. A class folder without any is in the notes: a bucket has no such folders.
+    The layout is ROOT/split/class/video if all folders of ROOT with videos are named like splits, otherwise
+    ROOT/class/video. A video may be a folder of frames. Empty class folders are only noted: object stores have none.
 
     Raises:
-        CatalogError: a video is elsewhere, or a class or split folder cannot be read.
+        CatalogError: a video is outside the layout, or a class or split folder cannot be read.
     """
     top = {path.split("/")[0] for path in videos}
     by_split = {folder.casefold() for folder in top} <= ROLES.keys()
@@ -120,7 +126,7 @@ def memberships_of_folders(
             names = " ".join(sorted(folder for folder in top if folder.casefold() in ROLES))
             raise CatalogError(
                 f"{path} under {root} does not fit {wanted}: "
-                + (f"beside the splits {names} only split folders may hold videos; " if names and not by_split else "")
+                + (f"next to the splits {names} only split folders may hold videos; " if names and not by_split else "")
                 + f"wanted split/class/video with splits named {' '.join(ROLES)}, or class/video; move it"
             )
         split = ROLES[parts[0].casefold()] if by_split else "all"
@@ -132,32 +138,32 @@ def memberships_of_folders(
         is_class = directory not in filled and directory.count("/") == depth - 2 and directory != "."
         is_split = by_split and why and directory not in top
         if (is_class or is_split) and (not by_split or directory.split("/")[0].casefold() in ROLES):
-            if why:  # there may be videos
+            if why:  # it may contain videos
                 raise CatalogError(
-                    f"{'class' if is_class else 'split'} folder {directory} under {root} cannot be read ({why}): mend "
+                    f"{'class' if is_class else 'split'} folder {directory} under {root} cannot be read ({why}): fix "
                     "or remove it"
                 )
             empty.append(directory)
     notes = []
     if empty:
-        notes.append(f"{len(empty)} class folders hold no video and name no class, for example {empty[0]}")
+        notes.append(f"{len(empty)} class folders have no video and are not classes, for example {empty[0]}")
     if by_split:
         return memberships, notes
     return memberships, [
         *notes,
-        f'there is neither a split folder nor a split list: every clip is in the split "all"; {TO_SPLIT}, or '
-        "catalog.lists a file with lines `class/video split`",
+        f'there is neither a split folder nor a split list: every clip is in the split "all"; {TO_SPLIT}, or set '
+        "catalog.lists to a file with lines `class/video split`",
     ]
 
 
-def as_on_disk(
+def match_files(
     memberships: Sequence[Membership], *, videos: Mapping[str, int], frames: bool
 ) -> tuple[list[Membership], list[str]]:
-    """Listed names as they are on disk, and notes on how many are spelt otherwise there.
+    """Match listed paths to the files on disk, and note how many are spelt differently.
 
-    Copies of UCF101's lists differ from its archive in HandStand and Handstand; macOS takes letters and their accents
-    apart (NFD), tables may write a blank as %20 and a slash as Windows does. A folder of frames has no suffix, and may
-    are directly below the root.
+    Copies of UCF101's lists differ from its archive in HandStand and Handstand; macOS decomposes accented letters
+    (NFD); tables may percent-encode paths or use backslashes. A folder of frames has no suffix and may be directly
+    below the root.
     """
     folded: dict[str, list[str]] = {}
     for video in videos:
@@ -166,7 +172,9 @@ def as_on_disk(
     respelt = 0
     otherwise: list[tuple[str, str]] = []
     for m in memberships:
-        names, *more = ([spelling] if not frames else _tails(_less_suffix(spelling)) for spelling in _spellings(m))
+        names, *more = (
+            [spelling] if not frames else _path_tails(_without_suffix(spelling)) for spelling in _spellings(m)
+        )
         path = next((name for name in names if name in videos), None)
         if path is None:
             spelt = [name for tails in more for name in tails]
@@ -181,18 +189,18 @@ def as_on_disk(
         found.append(m if path == m.path else replace(m, path=path or names[0]))
     notes = []
     if respelt:
-        notes.append(f"lines that spell a file in another case than it has: {respelt}; the file's own name is used")
+        notes.append(f"lines that differ from the file's name in case: {respelt}; the file's name is used")
     if otherwise:
         line, file = otherwise[0]
         notes.append(
-            f"lines that spell a file otherwise than it is (percent signs, backslashes or accents): {len(otherwise)}, "
-            f"for example {printable(line)} for {printable(file)}; the file's own name is used"
+            f"lines that differ from the file's name in percent signs, backslashes or accents: {len(otherwise)}, "
+            f"for example {printable(line)} for {printable(file)}; the file's name is used"
         )
     return found, notes
 
 
 def _spellings(m: Membership) -> list[str]:
-    """The listed path, and what else it may stand for."""
+    """The listed path and its alternative spellings."""
     slashed = m.path.replace("\\", "/")
     more = (
         m.other_path,
@@ -204,24 +212,30 @@ def _spellings(m: Membership) -> list[str]:
 
 
 def _folded(path: str) -> str:
-    """The same for names that differ in case and in how accents are written alone."""
+    """A key that is equal for paths that differ only in case and Unicode normalisation form."""
     return normalize("NFC", normalize("NFC", path).casefold())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowImages:
-    """Folders of the flow images of a clip."""
+    """Folders of a clip's flow images."""
 
     uris: tuple[str, str]
+    """Folders of the x and the y images; may be the same."""
     size_bytes: int
+    """Total size of the images."""
 
 
 def find_flow_images(
     root: str, *, clips: Sequence[str], list_files: ListFiles
 ) -> tuple[dict[str, FlowImages], list[str]]:
-    """Folders u/CLIP and v/CLIP, or CLIP for both, of each clip; CLIP may lack leading folders where none shares it.
+    """Find each clip's flow images in u/CLIP and v/CLIP, or in CLIP for both components.
 
-    A clip without any keeps the folder where they were wanted: ingest quarantines it.
+    CLIP may lack leading folders if the rest is unambiguous. A clip without flow images gets the folder in which they
+    were expected: ingest quarantines it.
+
+    Raises:
+        CatalogError: no clip has flow images.
     """
     sizes: Counter[str] = Counter()
     left_out: list[LeftOut] = []
@@ -232,7 +246,7 @@ def find_flow_images(
             sizes[str(PurePosixPath(entry[0]).parent)] += entry[1]
     notes = _notes_on_left_out(root, left_out)
     base = root.rstrip("/")
-    tails = {clip: _tails(_less_suffix(clip)) for clip in clips}
+    tails = {clip: _path_tails(_without_suffix(clip)) for clip in clips}
     shared = Counter(tail for names in tails.values() for tail in names)
     found: dict[str, FlowImages] = {}
     missing: list[str] = []
@@ -262,12 +276,12 @@ def find_flow_images(
     return found, notes
 
 
-def _tails(path: str) -> list[str]:
-    """The path, and what is left of it without its leading folders."""
+def _path_tails(path: str) -> list[str]:
+    """The path, then the path without its first folder, without its first two, and so on."""
     parts = path.split("/")
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
-def _less_suffix(path: str) -> str:
+def _without_suffix(path: str) -> str:
     suffix = PurePosixPath(path).suffix
     return path[: -len(suffix)] if suffix.lower() in VIDEO_SUFFIXES else path

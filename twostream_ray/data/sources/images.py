@@ -1,6 +1,6 @@
-"""Frames and flow extracted into folders of images: which files they are, in order and without gaps.
+"""Image sequences: frames and flow extracted into folders of numbered images, read in order and checked for gaps.
 
-The folders of the usual extraction tools: frames CLIP/img_00001.jpg (any prefix, any number of digits); flow
+Layouts of the usual extraction tools: frames CLIP/img_00001.jpg (any prefix, any number of digits); flow
 CLIP/flow_x_00001.jpg and CLIP/flow_y_00001.jpg (or x_, y_), or u/CLIP/frame000001.jpg and v/CLIP/frame000001.jpg.
 """
 
@@ -22,11 +22,11 @@ _LIMIT_BYTES = 64 << 20
 
 
 def read_frames(folder: str, *, name: str) -> list[bytes]:
-    """The images of a clip's folder in the order of their numbers; those of flow beside them are not frames.
+    """Contents of the frame images in a clip's folder, by number; flow images in the same folder are ignored.
 
     Raises:
-        AccessError: there is no such folder.
-        DecodeError: there is no numbered image, several kinds of them, or a number is missing or there twice.
+        AccessError: the folder does not exist.
+        DecodeError: no numbered image, several prefixes, or a missing or repeated number.
     """
     kinds = _by_prefix(folder, name=name)
     for pair in _COMPONENTS:
@@ -36,19 +36,19 @@ def read_frames(folder: str, *, name: str) -> list[bytes]:
 
 
 def read_flow(x_folder: str, y_folder: str, *, name: str) -> list[tuple[bytes, bytes]]:
-    """The x and y images of a clip's flow, field by field, from one folder or two.
+    """Contents of the (x, y) images of a clip's flow, field by field, from one folder or two.
 
     Raises:
-        AccessError: a folder is not there.
-        DecodeError: x and y do not go together, or a number is missing or there twice.
+        AccessError: a folder does not exist.
+        DecodeError: x and y images without a counterpart, or a missing or repeated number.
     """
     if x_folder == y_folder:
         kinds = _by_prefix(x_folder, name=name)
         pair = next((pair for pair in _COMPONENTS if all(prefix in kinds for prefix in pair)), None)
         if pair is None:
             raise DecodeError(
-                f"{name}: flow images flow_x_00001.jpg and flow_y_00001.jpg were wanted at {x_folder}, it has "
-                f"{', '.join(map(repr, sorted(kinds))) or 'none'}"
+                f"{name}: expected flow images flow_x_00001.jpg and flow_y_00001.jpg in {x_folder}, found prefixes "
+                f"{', '.join(map(repr, sorted(kinds))) or 'none'}: check catalog.flow_images"
             )
         x, y = (kinds[prefix] for prefix in pair)
     else:
@@ -56,8 +56,8 @@ def read_flow(x_folder: str, y_folder: str, *, name: str) -> list[tuple[bytes, b
     in_order = _in_order(x, x_folder, name=name), _in_order(y, y_folder, name=name)
     if unpaired := x.keys() ^ y.keys():
         raise DecodeError(
-            f"{name}: x and y images of flow with the same numbers were wanted, {min(unpaired)} is in "
-            f"{x_folder if min(unpaired) in x else y_folder} for one of them only"
+            f"{name}: expected x and y flow images with the same numbers, {min(unpaired)} has only one, in "
+            f"{x_folder if min(unpaired) in x else y_folder}: add the other or remove it"
         )
     left, right = map(_read_all, in_order)
     return list(zip(left, right, strict=True))
@@ -70,7 +70,7 @@ def _by_prefix(folder: str, *, name: str) -> dict[str, dict[int, str]]:
         file, match = entry[0], _NUMBERED.fullmatch(entry[0])
         if match and isinstance(entry, LeftOut):
             raise DecodeError(
-                f"{name}: images were wanted in {folder}, {file} is none ({entry.why}): mend or remove it"
+                f"{name}: expected images in {folder}, {file} cannot be read ({entry.why}): fix or remove it"
             )
         if match and "/" not in file and not file.startswith("."):
             files, number = kinds.setdefault(match["prefix"], {}), int(match["number"])
@@ -83,26 +83,26 @@ def _by_prefix(folder: str, *, name: str) -> dict[str, dict[int, str]]:
 def _only(kinds: dict[str, dict[int, str]], folder: str, *, name: str) -> dict[int, str]:
     if len(kinds) != 1:
         raise DecodeError(
-            f"{name}: a folder of images numbered with one prefix was wanted at {folder}, it has "
-            f"{', '.join(map(repr, sorted(kinds))) or 'none'}"
+            f"{name}: expected numbered images with one prefix in {folder}, found prefixes "
+            f"{', '.join(map(repr, sorted(kinds))) or 'none'}: remove the others"
         )
     (numbered,) = kinds.values()
     return numbered
 
 
 def _in_order(numbered: dict[int, str], folder: str, *, name: str) -> list[str]:
-    """Files by number from 0 or 1 on: where the first ones are gone, all fields would belong to other frames."""
+    """Files by number, starting at 0 or 1: with the first ones missing, flow would be assigned to the wrong frames."""
     first, last = min(1, *numbered), max(numbered)
-    # The first one only: names that are dates span more numbers than can be looked at.
+    # Stops at the first gap: numbers that are dates span too large a range to list all gaps.
     missing = next((number for number in range(first, last + 1) if number not in numbered), None)
     if missing is not None:
         raise DecodeError(
-            f"{name}: images numbered without a gap were wanted in {folder}, {missing} is missing of {first}..{last}"
+            f"{name}: expected images numbered without a gap in {folder}, {missing} is missing of {first}..{last}"
         )
     return [storage.join(folder, numbered[number]) for number in sorted(numbered)]
 
 
 def _read_all(uris: Sequence[str]) -> list[bytes]:
-    """A store answers many small requests side by side, one after the other they take seconds a clip."""
+    """Read many small files in parallel: one after the other, requests to an object store take seconds per clip."""
     with ThreadPoolExecutor(_READERS, thread_name_prefix="images") as threads:
         return list(threads.map(partial(storage.read_bytes, limit_bytes=_LIMIT_BYTES), uris))

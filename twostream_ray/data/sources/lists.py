@@ -1,7 +1,7 @@
-"""The formats in which data sets list their clips, classes and splits.
+"""Parsers for annotation files: split lists of UCF101, HMDB51 and Kinetics, and CSV or Parquet tables.
 
 UCF101: Soomro, Zamir and Shah 2012. HMDB51: Kuehne et al. 2011. Kinetics: Kay et al. 2017. Every line becomes a
-membership that knows where it was read, so that whatever is wrong later can be named by file and line.
+`Membership` with its file and line number, for error messages.
 """
 
 import os
@@ -21,25 +21,25 @@ from twostream_ray.storage.local_files import FILE_URI, LeftOut
 ListFiles = Callable[[str], Iterable[tuple[str, int] | LeftOut]]
 """Directory or s3:// prefix -> (relative posix path, size in bytes) of every file below it.
 
-A directory may be given as a path that ends in "/" (object stores keep such markers): then an empty class is seen. What
-is neither file nor directory may be given as a `LeftOut`: then the notes name it.
+It may also yield directories, as paths that end in "/" (object stores keep such markers), so that empty classes are
+noticed, and a `LeftOut` for what is neither file nor directory, to be named in the notes.
 """
 
 TO_SPLIT = "to train, give --catalog.split '[0.7, 0.15, 0.15]' (train, val, test)"
-"""The way out where nothing says the splits."""
+"""The hint of notes on data sets without splits."""
 
 ReadBytes = Callable[[str], bytes]
 """Path or URI of a list -> its content."""
 
 LIMIT_BYTES = 256 << 20
-"""No list of clips comes near it."""
+"""Maximum size of a list, far above that of any real one."""
 
 _CONTAINERS = (
     "3g2 3gp 3gpp asf avi dav divx dv f4v flv gif ivf m2p m2t m2ts m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf "
     "nut ogm ogv qt rm rmvb tod trp ts vob vro webm wmv wtv xvid y4m"
 )
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
-"""Containers with times that PyAV's build opens; raw streams (.h264, .m2v) have no frame rate."""
+"""Containers with timestamps that PyAV's build of FFmpeg opens; raw streams (.h264, .m2v) have no frame rate."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
@@ -53,7 +53,7 @@ ROLES = {
     "test": "test",
     "testing": "test",
 }
-"""How a split may be called, in any case -> what it is called here."""
+"""Accepted name of a split, case-insensitive -> its canonical name."""
 
 SPLIT = re.compile(r"(training|train|validation|validate|valid|val|testing|test)([0-9]{0,9})", re.IGNORECASE)
 _UCF101_LIST = re.compile(r"(train|test)list([0-9]{1,9})\.txt")
@@ -61,29 +61,35 @@ _UCF101_TRAIN_LINE = re.compile(r"(?P<path>.+?)\s+(?P<number>[0-9]{1,9})")
 _HMDB51_LIST = re.compile(r"([^/]+)_test_split([1-9][0-9]{0,8})\.txt")
 _HMDB51_ROLES = {"1": "train", "2": "test"}
 _TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
-_S3_BY_OTHER_NAMES = re.compile(r"s3[an]?://", re.IGNORECASE)
-_WHOLE = re.compile(r"([+-]?\d+)(\.0*)?", re.ASCII)
+_S3_SCHEMES = re.compile(r"s3[an]?://", re.IGNORECASE)
+_INTEGER = re.compile(r"([+-]?\d+)(\.0*)?", re.ASCII)
 _KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Membership:
-    """This video is in this split, says this line."""
+    """One line of a list: a video, its class and a split that it belongs to."""
 
     path: str
+    """Posix path relative to the root."""
     class_name: str
     split: str
     where: str
+    """File and line, for error messages."""
     other_path: str = ""
-    """The path as it would be if no sign of it stood for another; "" where that is the same."""
+    """The path without percent-decoding; "" if that is the same."""
     group: str = ""
-    """The source that it was cut from, as a table's column says; "" where none does."""
+    """The source that it was cut from, from a table's group column; "" if unknown."""
 
 
 def read_split_list(uri: str, *, read_bytes: ReadBytes, frames: bool = False) -> list[Membership]:
-    """Lines `class/video split`; the video's name may hold spaces, the split is train, val or test with a number.
+    """Read lines `class/video split`.
 
-    With `frames` the name may be that of a folder.
+    The video's name may contain spaces; the split is train, val or test, optionally with a number. With `frames` the
+    name may be that of a folder.
+
+    Raises:
+        CatalogError: a malformed line, or an empty list.
     """
     memberships: list[Membership] = []
     for where, line in _lines(uri, read_bytes=read_bytes):
@@ -102,9 +108,12 @@ def read_split_list(uri: str, *, read_bytes: ReadBytes, frames: bool = False) ->
 def read_ucf101_lists(
     directory: str, *, list_files: ListFiles, read_bytes: ReadBytes
 ) -> tuple[dict[str, str], list[Membership]]:
-    """Classes in classInd.txt's order, each with the line that names it, and every line of every train and test list.
+    """Read UCF101's lists: class -> the line that names it, in classInd.txt's order; all train and test list entries.
 
-    The label is that of the directory, for the archive itself has HandstandPushups/v_HandStandPushups_g01_c01.avi.
+    The class is the directory's name: the archive contains HandstandPushups/v_HandStandPushups_g01_c01.avi.
+
+    Raises:
+        CatalogError: a missing or malformed list, or lists that contradict each other.
     """
     base = directory.rstrip("/")
     found = {name for name, _ in list_files(directory)}
@@ -133,14 +142,14 @@ def read_ucf101_lists(
                 if match and positions[name] != int(match["number"]):
                     raise CatalogError(
                         f"{where}: class {name!r} is number {positions[name]} in {base}/classInd.txt, "
-                        f"the line says {match['number']}: the lists do not belong together"
+                        f"the line says {match['number']}: use lists of one release"
                     )
                 memberships.append(Membership(path=path, class_name=name, split=f"{role}{int(number)}", where=where))
     return classes, memberships
 
 
 def _read_class_index(uri: str, *, read_bytes: ReadBytes) -> dict[str, str]:
-    """Class name -> the line that names it; lines `number name`, numbered from 1 without a gap."""
+    """Read lines `number name`, numbered from 1 without a gap: class name -> the line that names it."""
     classes: dict[str, str] = {}
     for where, line in _lines(uri, read_bytes=read_bytes):
         number, _, name = line.partition(" ")
@@ -154,7 +163,7 @@ def _read_class_index(uri: str, *, read_bytes: ReadBytes) -> dict[str, str]:
 
 
 def _lines(uri: str, *, read_bytes: ReadBytes) -> Iterable[tuple[str, str]]:
-    """Non-blank lines with where they are; CRLF line ends and a byte order mark are dropped."""
+    """(file and line number, text) of every non-blank line; CRLF line ends and a byte order mark are dropped."""
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text_of(read_bytes(uri), where=uri)), start=1):
         if line.strip():
             yield f"{uri}, line {number}", line.strip()
@@ -165,14 +174,20 @@ def _is_class_and_video(path: str) -> bool:
 
 
 def _plain(path: str) -> str:
-    """A path as the listing has it: without ./ and with slashes."""
+    """A normalised posix path: without ./ and with slashes."""
     return posixpath.normpath(path if "/" in path else path.replace("\\", "/"))
 
 
 def read_hmdb51_lists(
     directory: str, *, list_files: ListFiles, read_bytes: ReadBytes
 ) -> tuple[dict[str, str], list[Membership]]:
-    """Lines `name code` of CLASS_test_splitN.txt: 1 trains, 2 tests, 0 takes no part; the class is the file's name."""
+    """Read HMDB51's lists CLASS_test_splitN.txt of lines `video code`: 1 is train, 2 is test, 0 is unused.
+
+    Returns class -> the lists that name it, in label order, and all train and test list entries.
+
+    Raises:
+        CatalogError: a missing list, or a malformed line.
+    """
     base = directory.rstrip("/")
     found = {
         (match[1], int(match[2])): name
@@ -205,10 +220,13 @@ def read_hmdb51_lists(
 def read_kinetics_lists(
     uri: str, *, videos: Mapping[str, int], list_files: ListFiles, read_bytes: ReadBytes
 ) -> tuple[list[Membership], list[str]]:
-    """Rows label, youtube_id, time_start, time_end, split of a CSV file, or of every CSV file of a directory.
+    """Read Kinetics' rows label, youtube_id, time_start, time_end, split from one CSV file or a directory of them.
 
-    A clip is the video ID_SSSSSS_EEEEEE (start and end in seconds), wherever it is below the root. Rows without
-    a label, as test lists have, are counted in a note.
+    A clip is the video ID_SSSSSS_EEEEEE (start and end in seconds), anywhere below the root. Rows without a label, as
+    in test lists, are counted in a note.
+
+    Raises:
+        CatalogError: no CSV file, a missing column, or a malformed row.
     """
     uris = {PurePosixPath(path).stem: path for path in sorted(videos)}
     files = (
@@ -243,11 +261,15 @@ def read_kinetics_lists(
 
 
 def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> tuple[list[Membership], list[str]]:
-    """Rows uri, label, split of a CSV or Parquet file; several splits are separated by ";" or blanks, none is "all".
+    """Read rows uri, label, split of a CSV or Parquet file, and notes.
 
-    A column group names the source that a clip was cut from.
-    The uri is relative to root, or the whole path of a video below it, or its file:// URI, percent-encoded (RFC 8089).
-    A table whose labels all are whole numbers may have them as 1.0, as pandas does where a cell is empty.
+    Several splits of a clip are separated by ";" or blanks; without any split the clip is in "all". An optional column
+    group names the source that a clip was cut from. The uri is relative to root, or the absolute path of a video below
+    it, or its file:// URI, percent-encoded (RFC 8089). Integer labels may be written as 1.0, as pandas writes a column
+    with empty cells.
+
+    Raises:
+        CatalogError: a missing column, a malformed row, a uri outside root, or an empty table.
     """
     table = read_rows(uri, read_bytes=read_bytes, columns=("uri", "label"), optional=("split", "group"))
     notes = _notes_on_splits(uri, table)
@@ -279,22 +301,22 @@ def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> tuple[list[Memb
 
 
 def _notes_on_splits(uri: str, table: Table) -> list[str]:
-    """A note where no row says a split; where only some do, the others are an error."""
+    """A note if no row has a split; if only some rows have one, the others are an error later."""
     if "split" in table.columns and any(row["split"] for _, row in table.rows):
         return []
     lack = "its column of splits is empty" if "split" in table.columns else f"no column {' or '.join(SPLIT_TITLES)}"
-    unread = f"; columns that are not read: {', '.join(table.unread)[:200]}" if table.unread else ""
+    unread = f"; ignored columns: {', '.join(table.unread)[:200]}" if table.unread else ""
     return [f'{uri}: {lack}, every clip is in the split "all"; {TO_SPLIT}{unread}']
 
 
 def _labels(table: Table) -> list[str]:
     labels = [row["label"] for _, row in table.rows]
-    whole = [_WHOLE.fullmatch(label) for label in labels]
-    return [match[1] for match in whole if match] if all(whole) else labels
+    integers = [_INTEGER.fullmatch(label) for label in labels]
+    return [match[1] for match in integers if match] if all(integers) else labels
 
 
 def _below(uri: str, *, root: str, own_part: Callable[[str], str | None]) -> tuple[str, str]:
-    """The path below root, "" if it is elsewhere, and the path if no percent sign stands for another sign."""
+    """The path relative to root, "" if it is outside, and the same without percent-decoding if that differs."""
     scheme = FILE_URI.match(uri)
     if scheme is None:
         return _relative(uri, root=root, own_part=own_part), ""
@@ -306,7 +328,7 @@ def _below(uri: str, *, root: str, own_part: Callable[[str], str | None]) -> tup
 
 def _relative(uri: str, *, root: str, own_part: Callable[[str], str | None]) -> str:
     base = root.rstrip("/") + "/"
-    uri = _S3_BY_OTHER_NAMES.sub("s3://", uri, count=1) if "://" in uri else uri
+    uri = _S3_SCHEMES.sub("s3://", uri, count=1) if "://" in uri else uri
     path = _normal(uri.removeprefix(base).lstrip("/") if uri.startswith(base) else uri)
     if path or "://" in uri or "://" in base or not uri.startswith("/"):
         return path
@@ -316,13 +338,13 @@ def _relative(uri: str, *, root: str, own_part: Callable[[str], str | None]) -> 
 
 
 def _normal(path: str) -> str:
-    """A relative path without ./ and a/../; "" if it leads elsewhere."""
+    """A relative path without ./ and a/../; "" if it leads outside."""
     normal = posixpath.normpath(path) if path and "://" not in path else ".."
     return "" if normal in (".", "..") or normal.startswith(("../", "/")) else normal
 
 
 def _below_the_same_directory(folder: str, *, root: str) -> str | None:
-    """The part of a directory's path that is below root by another name of root's, such as a link; None: it is not."""
+    """A directory's path relative to root after resolving symbolic links; None if it is outside root."""
     wanted = os.path.realpath(root)
     for above in (PurePosixPath(folder), *PurePosixPath(folder).parents):
         if os.path.realpath(above) == wanted:

@@ -1,4 +1,4 @@
-"""A catalog's clip opened as the source of its frames: a video file, or images, and the images of flow there are."""
+"""Opens a catalog clip for decoding: a local copy of its video file, or its frame images, and existing flow images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LARGEST_VIDEO_BYTES = 64 << 30
 
 @contextmanager
 def open_source(clip: Clip) -> Iterator[Source]:
-    """A clip's video as a file on this machine for as long as it is open, or its images; and its flow images.
+    """A clip's video as a local file for the duration of the block, or its images; and its flow images.
 
     Raises:
-        AccessError: something is not there.
-        DecodeError: images are missing in between.
+        AccessError: a file or folder does not exist.
+        DecodeError: an image of the sequence is missing.
     """
     flow = None
     if clip.flow_uris:
@@ -34,7 +34,7 @@ def open_source(clip: Clip) -> Iterator[Source]:
 
 
 def source_sha256(source: Source) -> str:
-    """sha256 over a source's video, or its images in order, and its flow images; 64 hexadecimal digits."""
+    """SHA-256 of a source's video, or of its images in order, and its flow images; 64 hexadecimal digits."""
     digest = hashlib.sha256()
     if isinstance(source.video, Path):
         with source.video.open("rb") as file:

@@ -1,8 +1,8 @@
 """Stratified group split by hash order (as scikit-learn's StratifiedGroupKFold, but stable when clips are added).
 
-The groups of a class stand in the order of a hash of seed, class and group, and the splits are cut from that order at
-the shares that were asked for. So a clip that is added to a group moves no other clip, and a group that is added to a
-class moves at most one group of that class across each cut, and none of another class.
+The groups of a class are sorted by a hash of seed, class and group, and that order is cut at the requested fractions.
+So adding a clip to a group moves no other clip, and adding a group to a class moves at most one group of that class
+across each cut, and none of another class.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from twostream_ray.data.sources.lists import Membership
 from twostream_ray.errors import CatalogError
 
 SPLITS_OF_SHARES = {2: ("train", "test"), 3: ("train", "val", "test")}
-"""Number of shares -> the splits that they are of."""
+"""Number of shares -> names of the splits."""
 
 _UCF101 = re.compile(r"_g(\d{2,6})(?=_|\Z)")
 _HMDB51 = re.compile(r"(?P<film>.+)_[hulf]_(?:nm|cm)_np\d{1,2}_(?:ba|fr|le|ri)_(?:bad|med|goo)_\d{1,6}")
@@ -28,10 +28,10 @@ _MOST_SHOWN = 3
 
 
 def group_of_name(clip: str) -> str:
-    """The source that a clip was cut from, as its path says; the path itself where it says none.
+    """The source that a clip was cut from, parsed from its file name; the path itself if the name has no known form.
 
-    UCF101: v_ApplyEyeMakeup_g08_c01.avi is of group 08 of its folder. HMDB51: what stands before _f_cm_np1_le_goo_0
-    names the film. Kinetics: ID_SSSSSS_EEEEEE is of the video ID.
+    UCF101: v_ApplyEyeMakeup_g08_c01.avi belongs to group 08 of its folder. HMDB51: the part before _f_cm_np1_le_goo_0
+    is the film. Kinetics: ID_SSSSSS_EEEEEE belongs to the video ID.
     """
     path = PurePosixPath(clip)
     if match := _UCF101.search(path.stem):
@@ -46,16 +46,19 @@ def group_of_name(clip: str) -> str:
 def splits_of_groups(
     class_groups: Mapping[str, set[str]], *, shares: Sequence[float], names: Sequence[str], seed: int
 ) -> dict[str, str]:
-    """Group -> its split: of each class's groups a share goes to each split, by number of groups.
+    """Assign each group to a split, so that each split gets its share of every class's groups.
 
-    A class with at least as many groups as there are splits has one in each of them; of fewer, the first split and then
-    the last have one. A group with clips of several classes counts for the class that has fewest groups.
+    A class with at least as many groups as there are splits has one in each; with fewer, first the first split and then
+    the last one get one. A group with clips of several classes counts for the class with the fewest groups.
 
     Args:
         class_groups: class -> its groups.
-        shares: one for each split, in (0, 1), that add up to 1.
-        names: the splits.
-        seed: fixes the order.
+        shares: one per split, in (0, 1), adding up to 1.
+        names: of the splits.
+        seed: of the hash order.
+
+    Returns:
+        Group -> split.
     """
     classes_of: dict[str, list[str]] = {}
     for name, groups in class_groups.items():
@@ -81,9 +84,9 @@ def _position(group: str, *, class_name: str, seed: int) -> bytes:
 
 
 def _in_shares(count: int, *, shares: Sequence[float], names: Sequence[str]) -> list[str]:
-    """The split of each of `count` groups in their order, the last split first.
+    """The split of each of `count` groups in hash order, the last split first.
 
-    From one count to the next no cut moves by more than one.
+    When `count` grows by one, no cut moves by more than one.
     """
     if count < len(names):
         return [names[-1], names[0]][2 - count :]
@@ -100,15 +103,21 @@ def _in_shares(count: int, *, shares: Sequence[float], names: Sequence[str]) -> 
 def split_by_shares(
     memberships: Sequence[Membership], shares: Sequence[float], *, seed: int, named_in: str
 ) -> tuple[list[Membership], list[str]]:
-    """Memberships of the split "all" in splits of these shares instead, and sentences on what became of them.
+    """Replace the split "all" by random splits of these shares, and report their sizes in notes.
+
+    Args:
+        memberships: all in the split "all".
+        shares: one per split, adding up to 1.
+        seed: of the hash order.
+        named_in: where the memberships were read, for the error message.
 
     Raises:
-        CatalogError: what is `named_in` says the splits itself.
+        CatalogError: the memberships already have splits.
     """
     if known := sorted({m.split for m in memberships} - {"all"}):
         raise CatalogError(
-            f"catalog.split is for clips whose split nothing says, {named_in} says the splits {', '.join(known)}: "
-            "leave catalog.split out, or set catalog.root to one split's folder, or take the column away"
+            f"catalog.split is for clips without splits, {named_in} already defines the splits {', '.join(known)}: "
+            "leave catalog.split out, or set catalog.root to one split's folder, or remove the split column"
         )
     names = SPLITS_OF_SHARES[len(shares)]
     class_groups: dict[str, set[str]] = {}
@@ -124,7 +133,7 @@ def split_by_shares(
 
 
 def _notes_on_classes(class_splits: Mapping[str, set[str]], *, names: Sequence[str]) -> list[str]:
-    """Sentences on the classes that some split has no clip of."""
+    """Sentences on classes that have no clip in some split."""
     lacking: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     for name, splits in sorted(class_splits.items()):
@@ -133,7 +142,7 @@ def _notes_on_classes(class_splits: Mapping[str, set[str]], *, names: Sequence[s
                 lacking[split] += 1
                 examples.setdefault(split, []).append(name)
     return [
-        f"{count} of {len(class_splits)} classes have too few groups of clips for one in split {split}: "
+        f"{count} of {len(class_splits)} classes have too few groups of clips to have one in split {split}: "
         f"{', '.join(examples[split][:_MOST_SHOWN])}{', ...' if count > _MOST_SHOWN else ''}"
         for split, count in lacking.items()
     ]

@@ -1,4 +1,4 @@
-"""Moving-shapes videos whose classes prove what each stream can know (after Feichtenhofer et al. 2016, sec. 3.1)."""
+"""Synthetic moving-shapes videos whose classes need appearance, motion or both (Feichtenhofer et al. 2016, 3.1)."""
 
 import json
 import multiprocessing
@@ -26,10 +26,10 @@ Group = Literal["appearance", "motion", "binding", "order"]
 
 SETTINGS_NAME = "synthetic.json"
 GENERATOR_VERSION = 2
-"""Raised whenever the same settings give other videos, so that an old directory is not taken for a new one."""
+"""Incremented whenever the same settings give different videos, so that an old directory is not reused."""
 
 HUES = ("red", "lime", "teal", "violet")
-"""Chroma directions a quarter turn apart, beginning at the red of BT.601."""
+"""Chroma directions 90 degrees apart, starting at the red of BT.601."""
 DIRECTIONS = ("right", "down", "left", "up")
 ORDERS = ("left_then_right", "right_then_left")
 CLASSES: dict[Group, tuple[str, ...]] = {
@@ -44,15 +44,16 @@ _STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
 """(dy, dx) of each direction, image coordinates: y grows downward."""
 _RED_ANGLE = np.deg2rad(108.0)
 _CHROMA_RADIUS = 36.0
-"""Distance from grey in the (Cb, Cr) plane, of 112: it outlives 4:2:0 and compression, and no luma used here clips."""
+"""Distance from grey in the (Cb, Cr) plane, of at most 112: survives 4:2:0 and compression without clipping any luma in
+`_LUMA_RANGE`."""
 _LUMA_RANGE = (76.0, 176.0)
 _NOISE_CELLS_PX = (2, 4, 8, 24)
 _NOISE_LUMA_STD = 9.0
 _NOISE_STD = 2.5
-"""Grey levels of fresh noise on every frame."""
+"""Standard deviation of independent per-frame noise, in grey levels."""
 _FORMS = ("disc", "square", "diamond")
 _CLIPS_WORTH_A_PROCESS = 40
-"""A process takes about as long to start as these take to write."""
+"""Starting a process takes about as long as writing this many clips."""
 
 _Window = tuple[slice, slice]
 """Rows and columns of an image."""
@@ -60,26 +61,26 @@ _Window = tuple[slice, slice]
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """What the moving-shapes videos show, how many there are, and the seed they are drawn from."""
+    """Content, number and seed of the moving-shapes videos."""
 
     group: Group = "binding"
     """What decides the class: the hue of one shape (appearance), its direction (motion), the direction of the red one
     of two shapes (binding), or whether a shape goes left before right (order)."""
 
     train_clips: int = 1200
-    """Clips for training; a multiple of the number of classes, which are exactly balanced."""
+    """Training clips; a multiple of the number of classes, which are exactly balanced."""
 
     val_clips: int = 200
-    """Clips for choosing between models; a multiple of the number of classes, 0 for none."""
+    """Validation clips; a multiple of the number of classes, 0 for none."""
 
     test_clips: int = 400
-    """Clips held back; a multiple of the number of classes, 0 for none."""
+    """Test clips; a multiple of the number of classes, 0 for none."""
 
     size_px: int = 96
     """Height and width of a frame; even, at least 48. Shapes and speeds grow with it."""
 
     num_frames: int | None = None
-    """Frames per clip, at least 11 (a stack of 10 flow fields); by default 16, and 64 in the group order."""
+    """Frames per clip, at least 11 (a stack of 10 flow fields); by default 16, and 64 in the group "order"."""
 
     fps: int = 25
     """Frames per second written into the files."""
@@ -115,56 +116,56 @@ class SyntheticConfig:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names of the group; a class's label is its index here."""
+        """Class names of the group; a label is an index into them."""
         return CLASSES[self.group]
 
     @property
     def frames_per_clip(self) -> int:
-        """The number of frames that a clip has, whether set or by default."""
+        """Frames per clip, as set or by default."""
         if self.num_frames is not None:
             return self.num_frames
         return 64 if self.group == "order" else 16
 
     def clips_in(self, split: str) -> int:
-        """How many clips a split (train, val, test) has."""
+        """Number of clips in a split (train, val, test)."""
         return {"train": self.train_clips, "val": self.val_clips, "test": self.test_clips}[split]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
-    """Make a small labelled data set of moving shapes, as real mp4 and avi files."""
+    """Generate a small labelled data set of moving shapes, as real mp4 and avi files."""
 
     out: str
-    """Directory for split/class/video."""
+    """Output directory; videos are written to split/class/video below it."""
 
     clips: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """What the videos show, and how many there are."""
+    """Content and number of the videos."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticSummary:
-    """What one call of `synthesize` left on disk."""
+    """Result of `synthesize`."""
 
     root: Path
-    """The directory that holds split/class/video."""
+    """The directory of split/class/video."""
     classes: tuple[str, ...]
-    """Class names, in the order of their labels."""
+    """Class names in label order."""
     num_clips: int
-    """Clips there are now."""
+    """Clips in the directory."""
     num_written: int
-    """Clips that this call had to write; 0 when all were there."""
+    """Clips written by this call; 0 if all existed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mover:
-    """One shape: its hue, its size, and where it is on every frame."""
+    """A moving shape: its hue, size and position in every frame."""
 
     hue: int
     """Index into HUES."""
     radius_px: int
-    """Half the side of its bounding box, which is 2 radius + 1 pixels wide."""
+    """The bounding box is 2 radius + 1 pixels wide."""
     centres_px: NDArray[np.int64]
-    """(F, 2) rows of (y, x): the box's centre in whole pixels; it may be outside the frame."""
+    """(F, 2) rows of (y, x): the box's centre in whole pixels; may be outside the frame."""
 
 
 def synthesize(
@@ -174,15 +175,20 @@ def synthesize(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SyntheticSummary:
-    """Write out_dir/split/class/index.mp4 or .avi and a JSON file of the settings; only what is missing.
+    """Write the missing clips to out_dir/split/class/index.mp4 or .avi, and the settings as JSON.
 
-    H.264 in MP4 and MPEG-4 in AVI take turns within each class. The files are the same bytes for the same settings and
-    library versions, whatever the number of `workers` (by default one process per core, started afresh: a script that
-    calls this needs its `if __name__ == "__main__":`). `progress` is called with the clips done and those
-    that were to do.
+    H.264 in MP4 and MPEG-4 in AVI alternate within each class. Files are byte-identical for the same settings and
+    library versions, regardless of the number of `workers`.
+
+    Args:
+        config: content, number and seed of the clips.
+        out_dir: a new or empty directory, or one of the same settings.
+        workers: processes, by default one per core; they are spawned, so a calling script needs its
+            `if __name__ == "__main__":` guard.
+        progress: called with (clips written, clips to write).
 
     Raises:
-        ConfigError: out_dir holds clips of other settings, or something else.
+        ConfigError: out_dir has clips of other settings, or something else.
         StorageError: out_dir cannot be written, or the disk is full.
     """
     clips = [(split, index) for split in SPLITS for index in range(config.clips_in(split))]
@@ -206,26 +212,26 @@ def synthesize(
 
 
 def clip_name(config: SyntheticConfig, split: str, index: int) -> Path:
-    """Path of clip `index` of a split below the root; label = index mod K, and the container gives no class away."""
+    """Relative path of clip `index` of a split; label = index mod K, and the container format is independent of it."""
     label, turn = index % len(config.classes), index // len(config.classes)
     return Path(split, config.classes[label], f"{index:05d}.{('mp4', 'avi')[turn % 2]}")
 
 
 def draw_clip(config: SyntheticConfig, split: str, index: int) -> NDArray[np.uint8]:
-    """The frames of one clip as YUV 4:2:0, shape (F, 3 H / 2, W): the luma plane, then Cb, then Cr.
+    """Frames of one clip as YUV 4:2:0, (F, 3 H / 2, W) uint8: the luma plane, then Cb, then Cr.
 
-    Luma is grey texture alone, of one kind for shapes and background; hue is in the chroma planes alone. So flow,
-    which is computed on luma, knows no hue, and one frame knows no motion.
+    Luma is grey texture with the same statistics for shapes and background; hue is in the chroma planes only. So flow,
+    which is computed on luma, has no information on hue, and a single frame has none on motion.
     """
     rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
     movers = draw_movers(config, index, rng=rng)
     size, num_frames = config.size_px, config.frames_per_clip
     largest = 2 * max(mover.radius_px for mover in movers) + 1
-    # Shapes are cut from the same sheet as the background: in one grey frame nothing but their edges gives them away.
+    # Shapes are cut from the same texture as the background: a single grey frame shows only their edges.
     sheet = grey_texture(size, size + largest, rng=rng)
     luma = np.repeat(sheet[None, :, :size], num_frames, axis=0)
     chroma = np.zeros((num_frames, 2, size, size), np.float32)
-    # Which shape is in front must not depend on which of them is the red one.
+    # Which shape is in front must be independent of the hues.
     for path in rng.permutation(len(movers)):
         mover = movers[path]
         side = 2 * mover.radius_px + 1
@@ -245,10 +251,10 @@ def draw_clip(config: SyntheticConfig, split: str, index: int) -> NDArray[np.uin
 
 
 def draw_movers(config: SyntheticConfig, index: int, *, rng: np.random.Generator) -> list[Mover]:
-    """The shapes of clip `index`: one, or in the group `binding` two, the red one first.
+    """The shapes of clip `index`: one, or in the group "binding" two, the red one first.
 
-    In `binding` the other shape's direction is the class XOR 1, 2 or 3 in turn: over any whole number of classes each
-    pair of directions {a, b} comes as often with red going a as with red going b, so motion alone knows 50 % at most.
+    In "binding" the other shape's direction is the class XOR 1, 2 or 3 in turn: each pair of directions {a, b} occurs
+    equally often with the red shape moving a and moving b, so motion alone gives at most 50 % accuracy.
     """
     label, turn = index % len(config.classes), index // len(config.classes)
     any_hue, any_direction = (int(draw) for draw in rng.integers(4, size=2))
@@ -278,19 +284,19 @@ def draw_movers(config: SyntheticConfig, index: int, *, rng: np.random.Generator
 
 
 def straight_path(num_frames: int, *, direction: int, speed_px: float) -> NDArray[np.float64]:
-    """Offsets (y, x) from the centre at the middle frame, shape (F, 2), at `speed_px` per frame.
+    """Offsets (y, x) from the position at the middle frame, shape (F, 2), at `speed_px` per frame.
 
-    The centre at the middle frame is what gets drawn at random: the frame that the spatial stream sees says nothing.
+    The position at the middle frame is random, so the frame that the spatial stream sees is independent of the class.
     """
     return (np.arange(num_frames) - num_frames // 2)[:, None] * (speed_px * _STEPS[direction])
 
 
 def order_path(num_frames: int, *, label: int, speed_px: float) -> NDArray[np.float64]:
-    """Offsets (y, x) of a shape that goes left, then right (label 0), or right, then left (label 1), shape (F, 2).
+    """Offsets (y, x) of a shape that moves left, then right (label 0), or right, then left (label 1), shape (F, 2).
 
-    Both are the same two halves of a clip, in the other order; a half rests, moves and rests again, for an eighth, a
-    quarter and an eighth of the clip, so that no short stack of flow fields sees both moves. Snippets at a stride of
-    a quarter of the clip are then the same four in both classes, and only their order differs.
+    Both classes have the same two halves of a clip, in opposite order. In each half the shape rests, moves and rests
+    for an eighth, a quarter and an eighth of the clip, so that no short stack of flow fields covers both moves.
+    Snippets at a stride of a quarter of the clip are the same four in both classes; only their order differs.
     """
     half = num_frames // 2
     rest = half // 4
@@ -301,7 +307,7 @@ def order_path(num_frames: int, *, label: int, speed_px: float) -> NDArray[np.fl
 
 
 def grey_texture(height_px: int, width_px: int, *, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Cluttered grey: noise of four scales under some rectangles of other brightness; (H, W), video-range luma."""
+    """Random grey texture: noise of four scales plus rectangles of random brightness; (H, W) float32 luma."""
     texture = np.full((height_px, width_px), sum(_LUMA_RANGE) / 2, np.float32)
     for cell_px in _NOISE_CELLS_PX:
         grid = rng.standard_normal((height_px // cell_px + 2, width_px // cell_px + 2), dtype=np.float32)
@@ -314,20 +320,20 @@ def grey_texture(height_px: int, width_px: int, *, rng: np.random.Generator) -> 
 
 
 def form_mask(form: str, *, radius_px: int) -> NDArray[np.float32]:
-    """How much of each pixel a disc, square or diamond covers, (2 radius + 1)^2 values in [0, 1]."""
+    """Anti-aliased coverage mask of a disc, square or diamond, (2 radius + 1, 2 radius + 1) values in [0, 1]."""
     y, x = np.abs(np.mgrid[-radius_px : radius_px + 1, -radius_px : radius_px + 1])
     distance = {"disc": np.hypot(y, x), "square": np.maximum(y, x) * 1.15, "diamond": (y + x) * 0.9}[form]
     return np.clip(radius_px + 0.5 - distance, 0, 1).astype(np.float32)
 
 
 def hue_vector(hue: int) -> NDArray[np.float32]:
-    """Unit vector (Cb, Cr) of a hue, shape (2,): no luma, a quarter turn from the next."""
+    """Unit vector (Cb, Cr) of a hue, shape (2,); consecutive hues are 90 degrees apart."""
     angle = _RED_ANGLE + hue * np.pi / 2
     return np.array([np.cos(angle), np.sin(angle)], np.float32)
 
 
 def _write_clip(config: SyntheticConfig, out_dir: Path, clip: tuple[str, int]) -> None:
-    """Draw and encode one (split, index); the file is there whole or not at all, so an interrupted run can resume."""
+    """Draw and encode one (split, index); the file is written atomically, so an interrupted run can resume."""
     from twostream_ray.data.video.files import write_video
 
     path = out_dir / clip_name(config, *clip)
@@ -341,16 +347,16 @@ def _write_clip(config: SyntheticConfig, out_dir: Path, clip: tuple[str, int]) -
 
 
 def _draw_centres(radii_px: NDArray[np.int64], *, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Centres (y, x) at the middle frame, one row a shape, anywhere in the frame but never one over another."""
-    room = radii_px[:, None] + size / 16
+    """Random centres (y, x) at the middle frame, one row per shape, without overlap."""
+    margin = radii_px[:, None] + size / 16
     while True:
-        centres = rng.uniform(room, size - room, size=(len(radii_px), 2))
+        centres = rng.uniform(margin, size - margin, size=(len(radii_px), 2))
         if len(radii_px) == 1 or np.abs(centres[0] - centres[1]).max() > radii_px.sum():
             return centres
 
 
 def _enlarge(grid: NDArray[np.float32], height_px: int, width_px: int, *, cell_px: int) -> NDArray[np.float32]:
-    """Interpolate a grid of values linearly, `cell_px` pixels from value to value; (H, W)."""
+    """Bilinear upsampling of a grid by a factor of `cell_px`; (H, W)."""
     y, y_share = np.divmod(np.arange(height_px), cell_px)
     x, x_share = np.divmod(np.arange(width_px), cell_px)
     rows = grid[y] + (y_share[:, None] / np.float32(cell_px)) * (grid[y + 1] - grid[y])
@@ -359,14 +365,14 @@ def _enlarge(grid: NDArray[np.float32], height_px: int, width_px: int, *, cell_p
 
 
 def _overlap(top: int, left: int, *, side: int, size: int) -> tuple[_Window, _Window]:
-    """The part of a frame that a box covers, and which part of the box that is; both empty when it is outside."""
+    """Intersection of a box with the frame, in frame and in box coordinates; both empty if it is outside."""
     y, y_end = min(max(top, 0), size), min(max(top + side, 0), size)
     x, x_end = min(max(left, 0), size), min(max(left + side, 0), size)
     return (slice(y, y_end), slice(x, x_end)), (slice(y - top, y_end - top), slice(x - left, x_end - left))
 
 
 def _claim(out_dir: Path, *, config: SyntheticConfig) -> None:
-    """Write the settings into out_dir, or check that they are those that its clips were made with."""
+    """Write the settings into out_dir, or check that its clips were made with the same settings."""
     settings = {"generator_version": GENERATOR_VERSION, "classes": list(config.classes), **asdict(config)}
     path = out_dir / SETTINGS_NAME
     if path.exists():
@@ -384,13 +390,11 @@ def _claim(out_dir: Path, *, config: SyntheticConfig) -> None:
         ]
         if others:
             raise ConfigError(
-                f"{out_dir} holds synthetic videos of other settings ({'; '.join(others)}): "
+                f"{out_dir} has synthetic videos of other settings ({'; '.join(others)}): "
                 "choose another directory, or delete this one"
             )
         return
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise ConfigError(
-            f"synthetic videos want a new or empty directory, {out_dir} holds something else: choose another"
-        )
+        raise ConfigError(f"synthetic videos need a new or empty directory, {out_dir} is not empty: choose another")
     out_dir.mkdir(parents=True, exist_ok=True)
     storage.write_bytes(str(path), (json.dumps(settings, indent=2) + "\n").encode())

@@ -1,1 +1,1 @@
-"""Video input and output: files to frames and back, in a process that may die."""
+"""Video decoding and encoding, sandboxed in child processes that may crash."""

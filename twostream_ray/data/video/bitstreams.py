@@ -1,7 +1,7 @@
-"""Parsing of coded video's headers: how many pictures a packet ought to give, whether zeros are padding or a hole.
+"""Bitstream parsers: number of pictures in a coded packet, and whether runs of zeros are padding or missing data.
 
 H.264 (ITU-T H.264, 7.3), HEVC (H.265, 7.3), MPEG-1 and 2 (H.262, 6.2), MPEG-4 Visual (ISO 14496-2, 6.2), VP8 (RFC 6386,
-9.1), VP9, GIF89a. A packet of another codec ought to give one picture.
+9.1), VP9, GIF89a. A packet of any other codec counts as one picture.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class PacketCounts:
     """Counts of the packets and pictures of one stream, packet by packet in the order of the file."""
 
     def __init__(self, codec: str, extradata: bytes | None, *, begins_anywhere: bool) -> None:
-        """The codec by FFmpeg's name, and what the container holds for its decoder.
+        """Start counting for a codec, by FFmpeg's name, with the container's extradata for its decoder.
 
         `begins_anywhere` is a container that may be cut in front of any packet: what comes before the first key picture
         is left out.
@@ -36,9 +36,9 @@ class PacketCounts:
         self.keys = 0
         """Packets that can be decoded without others."""
         self.least = 0
-        """Pictures that must come."""
+        """Minimum number of decoded pictures."""
         self.most = 0
-        """More where some refer to what was cut away in front: decoders show such pictures or leave them out."""
+        """Maximum number: leading pictures that refer to frames cut away may or may not be decoded."""
         self.hole: int | None = None
         """Picture in whose packet zeros stand where the codec has none: padding of NAL units or palettes is no hole."""
 
@@ -137,10 +137,10 @@ class _Mpeg4Reader(_NeverZeroReader):
         self._learn(start)
         if not planes and len(packet) > _LARGEST_UNCODED_BYTES:
             return 1
-        # A decoder gives one picture a packet: a second one comes with the next packet, behind the last one never.
-        there = self._waiting + sum(self._is_coded(plane) for plane in planes)
-        self._waiting = int(there > 1)
-        return int(there > 0)
+        # A decoder returns one picture per packet: a second one comes with the next packet, after the last one never.
+        pending = self._waiting + sum(self._is_coded(plane) for plane in planes)
+        self._waiting = int(pending > 1)
+        return int(pending > 0)
 
     def _is_coded(self, plane: bytes) -> bool:
         if self._time_bits is None:

@@ -1,4 +1,4 @@
-"""Captioned video: the classes of its windows drawn into every frame, as bars, and over time, as a strip of colours."""
+"""Video annotation: draws predicted classes into every frame as bars, and over time as a strip of colours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _INK, _PAPER, _PAPER_SHARE = (255, 255, 255), 24, 0.7
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caption:
-    """What is said of a part of a video."""
+    """Predicted classes of a time interval of a video."""
 
     start_seconds: float
     """Where it begins."""
@@ -47,7 +47,7 @@ def write_captioned(
     name: str,
     on_progress: Callable[[], object] | None = None,
 ) -> int:
-    """Write a video again with captions drawn in: H.264 in mp4 of its own size, upright, without sound; gives frames.
+    """Re-encode a video with captions: H.264 in MP4, original size, upright, no sound; returns the number of frames.
 
     A frame has the caption whose middle is nearest in time.
 
@@ -111,7 +111,7 @@ class _Drawing:
         return np.repeat(row[None], self._strip_px, axis=0)
 
     def on(self, frame: NDArray[np.uint8], *, seconds: float) -> NDArray[np.uint8]:
-        """A frame (H, W, 3) RGB with what is said of its time."""
+        """Draw the caption of a time into an RGB frame (H, W, 3) uint8."""
         import cv2
 
         if frame.shape[:2] != (self._height, self._width):
@@ -148,6 +148,6 @@ class _Drawing:
 
 
 def _plain(name: str) -> str:
-    """A name in the letters that OpenCV has: accents are left out, other signs become question marks."""
+    """A name in OpenCV's ASCII font: accents are removed, other characters become question marks."""
     apart = unicodedata.normalize("NFKD", name)
     return "".join(sign for sign in apart if not unicodedata.combining(sign)).encode("ascii", "replace").decode()

@@ -1,4 +1,4 @@
-"""Clips as shards hold them: encoding that seeks exactly, frames by index, the proof that they are the right ones."""
+"""Frame-exact H.264 clips: encoding with short GOPs, random access to frames by index, and its verification."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from twostream_ray.errors import DecodeError
 from twostream_ray.redaction import one_line
 
 GROUP_OF_PICTURES = 6
-"""Frames from one key frame to the next in re-encoded clips: what a seek decodes at most."""
+"""GOP size of re-encoded clips: the most frames that a seek decodes."""
 
 MIN_FRAMES = 2
 """A clip with fewer frames has no flow."""
@@ -83,12 +83,12 @@ def each_frame(
     """
     wanted = sorted(set(indices))
     if not wanted or wanted[0] < 0 or wanted[-1] >= num_frames:
-        raise DecodeError(f"frames in [0, {num_frames}) were wanted, got {list(indices)}")
+        raise DecodeError(f"frame indices must be in [0, {num_frames}), got {list(indices)}")
     try:
         view = memoryview(content)
         packets = packets_of(view)
         if len(packets.sizes) != num_frames:
-            raise DecodeError(f"a clip of {num_frames} frames was wanted, its video has {len(packets.sizes)}")
+            raise DecodeError(f"expected a clip of {num_frames} frames, its video has {len(packets.sizes)}")
         decoder = av.CodecContext.create("h264", "r")
         decoder.extradata = packets.extradata
         decoder.thread_count = 1
@@ -107,7 +107,7 @@ def each_frame(
                 picture = next(iter(decoder.decode(packet)), None)
             position = index
             if picture is None or picture.pts != index:
-                raise DecodeError(f"frame {index} of a clip was wanted, the decoder gives another")
+                raise DecodeError(f"expected frame {index} of a clip, the decoder returned another")
             yield index, convert(picture)
     except (av.FFmpegError, ValueError, IndexError) as error:
         raise DecodeError(f"frames {list(indices)} of a clip could not be decoded ({one_line(error)})") from error
@@ -116,7 +116,7 @@ def each_frame(
 def prove_seeking(
     content: bytes | memoryview, *, num_frames: int, on_progress: Callable[[], object] | None = None
 ) -> None:
-    """Hold frames fetched in random order against the clip decoded in order, and count them.
+    """Check that frames fetched in random order equal those decoded in order, and that none is missing.
 
     `on_progress` is called again and again.
 

@@ -1,4 +1,4 @@
-"""Child process in a sandbox, as its owner sees it: its start, bounds for each piece of work, answers in time."""
+"""Parent side of a sandboxed child process: start, resource limits per job, and answers with timeouts."""
 
 from __future__ import annotations
 
@@ -67,35 +67,35 @@ class ConfinedProcess:
             self.is_ready = True
 
     def allow_time(self, seconds: float, *, silence_s: float) -> None:
-        """Bound the time that it may take from now on, and the time without an answer.
+        """Limit its total time from now on, and the time without an answer.
 
         Raises:
             EOFError: it is gone.
         """
         self._watchdog = Watchdog(self.pid, silence_s=silence_s, total_s=seconds)
-        with _saying_what_is_not_bound("time"):
+        with _warn_if_unlimited("time"):
             limit_time(self.pid, seconds * (os.cpu_count() or 1))
 
     def allow_memory(self, size_bytes: int) -> None:
-        """Bound the address space that it may take beyond what it has now.
+        """Limit its address space beyond the present size.
 
         Raises:
             EOFError: it is gone.
         """
-        with _saying_what_is_not_bound("memory"):
+        with _warn_if_unlimited("memory"):
             limit_memory(self.pid, size_bytes)
 
     def allow_writing(self, wanted: bool) -> None:
-        """Whether it may write to files that it is lent.
+        """Allow or forbid writing to the file descriptors passed to it.
 
         Raises:
             EOFError: it is gone.
         """
-        with _saying_what_is_not_bound("writing"):
+        with _warn_if_unlimited("writing"):
             limit_writing(self.pid, allowed=wanted)
 
     def send_file(self, file: BinaryIO) -> None:
-        """Lend it an open file, which it could not open itself; `receive_file` there."""
+        """Pass it an open file descriptor, as it cannot open files itself; see `receive_file`."""
         socket.send_fds(self._files, [b"F"], [file.fileno()])
 
     def read(self, size: int) -> bytes:
@@ -125,7 +125,7 @@ class ConfinedProcess:
 
 
 @contextmanager
-def _saying_what_is_not_bound(what: str) -> Iterator[None]:
+def _warn_if_unlimited(what: str) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:

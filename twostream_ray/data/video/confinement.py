@@ -1,6 +1,6 @@
-"""Sandbox of a decoding process: no credentials, no other files, no network, no programs, and bounds on what it takes.
+"""Sandbox of a decoding process (Landlock, seccomp, rlimits): no credentials, other files, network or programs.
 
-Whatever a flaw in a decoder lets a video do, a process does it that holds that video and a pipe, and nothing else.
+A video that exploits a flaw in a decoder controls a process that has access to that video and a pipe only.
 """
 
 from __future__ import annotations

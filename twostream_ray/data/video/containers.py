@@ -1,4 +1,4 @@
-"""How long a video file says it is: RIFF (AVI), ISO base media (MP4, MOV; ISO 14496-12), Matroska and WebM, GIF."""
+"""Truncation check of containers: announced length in AVI (RIFF), MP4 and MOV (ISO 14496-12), Matroska, WebM, GIF."""
 
 from __future__ import annotations
 
@@ -104,17 +104,17 @@ def _end_of_boxes(file: BinaryIO, size: int, *, name: str) -> int:
         file.seek(end)
         head = file.read(16)
         kind = head[4:8]
-        whole = {b"moov", b"mdat"} <= seen or {b"moov", b"moof"} <= seen
+        is_complete = {b"moov", b"mdat"} <= seen or {b"moov", b"moof"} <= seen
         if len(head) < 8:
             # The rest of a box, if it has the zeros that one begins with.
-            is_box = any(head) and (not whole or not head[0])
+            is_box = any(head) and (not is_complete or not head[0])
             return end + 8 if is_box else size
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
         # 0 is a last box that reaches to the end of the file, whatever that is; behind the last one cameras and editors
         # leave what is none.
-        is_last = length < 8 or (end + length > size and whole and kind not in _MORE_BOXES)
+        is_last = length < 8 or (end + length > size and is_complete and kind not in _MORE_BOXES)
         if kind in _WITH_INDEX and (is_last or end + length <= size):
             index = _read_index(file, end, size - end if is_last else length, name=name)
             fragments = refuse_oversized(index, size=size, fragments=fragments, name=name)
@@ -129,7 +129,7 @@ def _end_of_boxes(file: BinaryIO, size: int, *, name: str) -> int:
 
 def _read_index(file: BinaryIO, start: int, length: int, *, name: str) -> bytes:
     if length > _LONGEST_INDEX_BYTES:
-        raise DecodeError(f"{name}: an index of at most {_LONGEST_INDEX_BYTES} bytes was wanted, it has {length}")
+        raise DecodeError(f"{name}: an index may have at most {_LONGEST_INDEX_BYTES} bytes, this has {length}")
     file.seek(start)
     return file.read(length)
 

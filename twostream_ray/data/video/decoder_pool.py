@@ -1,6 +1,6 @@
-"""Object pool of decoding children: warm processes, each lent to one thread at a time, so that several videos decode.
+"""Object pool of decoder processes: warm children, each used by one thread at a time, to decode videos in parallel.
 
-Children are made as they are wanted; a process that decodes one video at a time has one.
+Children are started on demand; a process that decodes one video at a time has one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Child = TypeVar("_Child", bound=Child)
 
 
 class DecoderPool(Generic[_Child]):
-    """At most so many children of this process; a fork of the process has children of its own."""
+    """A bounded pool of children of this process; after a fork, the new process has a pool of its own."""
 
     def __init__(self, make: Callable[[], _Child], *, most: int | None = None) -> None:
         """Start none yet.
@@ -65,8 +65,8 @@ class DecoderPool(Generic[_Child]):
             return [child.pid for child in [*self._idle, *self._lent] if child.is_usable]
 
     @contextmanager
-    def lend(self, cancelled: threading.Event | None = None) -> Iterator[_Child]:
-        """A child for the block, the one that worked last, once there is one.
+    def acquire(self, cancelled: threading.Event | None = None) -> Iterator[_Child]:
+        """Acquire a child for the block, the most recently used one, waiting until one is free.
 
         Raises:
             CancelledError: the work was no longer wanted while it waited.

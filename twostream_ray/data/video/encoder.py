@@ -1,4 +1,4 @@
-"""The H.264 encoder of stored clips: x264 parameters that give the same bytes on every x86 processor, and versions."""
+"""Reproducible H.264 encoding: x264 parameters for identical bytes on every x86 processor, and library versions."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ import av
 
 X264_PARAMS = "cpu-independent=1"
 """Left to itself x264 chooses other algorithms on other processors, and its AVX-512 code for the macroblock tree reads
-memory that nobody has written: the same frames then give other bytes on another machine, or in another order. It costs
+uninitialised memory: the same frames then give other bytes on another machine, or in another order. It costs
 nothing that can be measured (0.18, 0.42 and 1.4 ms a frame of 86x64, 170x128 and 342x256 px, before and after)."""
 
 

@@ -1,4 +1,4 @@
-"""Video files from arrays: H.264 in MP4 and MPEG-4 part 2 in AVI, the same bytes for the same frames and versions."""
+"""Video writer: arrays to H.264 in MP4 or MPEG-4 part 2 in AVI, reproducibly for the same library versions."""
 
 from __future__ import annotations
 

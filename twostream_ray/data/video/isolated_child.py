@@ -1,4 +1,4 @@
-"""The decoding child: what a process started by `isolation` does with bytes from outside, and how it answers.
+"""Child side of process isolation: decodes untrusted videos for `isolation` and answers over a pipe.
 
 A request is a length, JSON, and the parts whose sizes it names; answers are a letter each, JSON and parts. Meanwhile it
 says that it lives.
@@ -31,8 +31,8 @@ from twostream_ray.errors import DecodeError, EmptyClipError, TooLongError, Vide
 _PROBED_FRAMES = 12
 LENGTH = struct.Struct("<Q")
 """Before every JSON text: its bytes."""
-BEAT, CLIP, ERROR, END = b".", b"C", b"E", b"Z"
-"""Letters of answers: the child lives; a clip; the video cannot be used; all was answered."""
+HEARTBEAT, CLIP, ERROR, END = b".", b"C", b"E", b"Z"
+"""Type bytes of answers: the child is alive; a clip; the video is unusable; end of the answers."""
 ERRORS: dict[str, type[VideoError]] = {kind.__name__: kind for kind in (DecodeError, EmptyClipError, TooLongError)}
 """What may be wrong with a video, by the name that an answer has."""
 
@@ -44,8 +44,8 @@ def send(pipe: BinaryIO, content: bytes | memoryview) -> None:
 
 
 def answer_requests() -> None:
-    """What the child does until its parent closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
+    """Main loop of the child, until its parent closes the pipe or exits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     answers = os.fdopen(os.dup(1), "wb")
     # What libraries print must not get between the answers.
     os.dup2(2, 1)
@@ -78,7 +78,7 @@ def answer_requests() -> None:
 
 
 def _end_with_parent() -> None:
-    """A decoder that hangs would outlive a parent that is gone."""
+    """Exit when the parent does: a hanging decoder would outlive it."""
     poll = select.poll()
     poll.register(0, 0)  # reports the other end's closing whatever is asked for
     poll.poll()
@@ -86,7 +86,7 @@ def _end_with_parent() -> None:
 
 
 class _Beat:
-    """Says that the child lives, at most ten times a second."""
+    """Sends heartbeats, at most ten per second."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe, self._last = pipe, 0.0
@@ -94,7 +94,7 @@ class _Beat:
     def __call__(self) -> None:
         if time.monotonic() - self._last > 0.1:
             self._last = time.monotonic()
-            self._pipe.write(BEAT)
+            self._pipe.write(HEARTBEAT)
             self._pipe.flush()
 
 

@@ -1,4 +1,4 @@
-"""Process isolation: bytes from outside are decoded in a child process, which may crash or hang alone.
+"""Process isolation: untrusted videos are decoded in sandboxed child processes, whose crash or hang is contained.
 
 Children stay warm in a pool. Only lengths, JSON and encoded bytes come back from them: nothing is unpickled.
 """
@@ -20,20 +20,20 @@ from twostream_ray.data.flow import FlowContract
 from twostream_ray.data.video.captions import Caption
 from twostream_ray.data.video.confined_process import ConfinedProcess
 from twostream_ray.data.video.decoder_pool import DecoderPool
-from twostream_ray.data.video.isolated_child import BEAT, END, ERROR, ERRORS, LENGTH, send
+from twostream_ray.data.video.isolated_child import END, ERROR, ERRORS, HEARTBEAT, LENGTH, send
 from twostream_ray.data.video.prepare import Source
 from twostream_ray.data.video.raw_video import open_video
 from twostream_ray.data.video.windows import Window
 from twostream_ray.errors import DecodeError, TwoStreamError, VideoError
 
 _SILENCE_S = 60.0
-"""A child that says nothing for so long hangs: it says something after every packet and frame."""
+"""A child without a heartbeat for this long hangs: it sends one after every packet and frame."""
 _SECONDS, _SECONDS_PER_FRAME = 600.0, {"dis": 0.25}
 _SECONDS_PER_SLOW_FRAME = 10.0
 """What a clip may take in all, many times what it does: a second of TV-L1 on a free core, 0.01 of DIS."""
 _USUAL_FRAMES, _USUAL_SIDE_PX = 10_000, 256
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
-"""Signals that no decoder raises: the system lacked memory, or somebody ends processes. The video is not to blame."""
+"""Signals sent by the system (out of memory) or an administrator, so not caused by the video: it is tried again."""
 _MOST_MEMORY_BYTES = 4 << 30
 """Address space for one video beyond what the child has at rest: one of 4K takes 0.8 GB, one of 8K in HEVC 1.2 GB."""
 _BYTES_PER_FRAME = 32 << 10
@@ -79,7 +79,7 @@ def prepare_in_subprocess(
 def _in_child(
     work: Callable[[_Child], _Result], *, pool: Pool | None = None, cancelled: threading.Event | None = None
 ) -> _Result:
-    with (pool or _pool).lend(cancelled) as child:
+    with (pool or _pool).acquire(cancelled) as child:
         try:
             child.watch_for(cancelled)
             return work(child)
@@ -102,7 +102,7 @@ def windows_in_subprocess(
         DecodeError: the video cannot be decoded to its end, or its decoding crashed or hung; windows before were given.
         EmptyClipError: it has fewer than two frames.
     """
-    with _pool.lend() as child:
+    with _pool.acquire() as child:
         try:
             child.watch_for(None)
             for values, parts in child.answers(
@@ -123,7 +123,7 @@ def windows_in_subprocess(
 
 
 def caption_in_subprocess(path: Path, target: Path, captions: Sequence[Caption], *, name: str) -> int:
-    """`captions.write_captioned` in the child process; gives the number of frames.
+    """`captions.write_captioned` in the child process; returns the number of frames.
 
     Raises:
         DecodeError: the video cannot be decoded to its end, or its decoding crashed or hung.
@@ -151,7 +151,7 @@ class Cost:
     """Encoded size of both streams."""
 
 
-def probe_apart(source: bytes | Source, contract: FlowContract, *, name: str, max_frames: int) -> Cost:
+def probe_in_subprocess(source: bytes | Source, contract: FlowContract, *, name: str, max_frames: int) -> Cost:
     """Measure, in the child process, what the first frames of a video cost.
 
     Raises:
@@ -215,7 +215,7 @@ class _Child:
             process.allow_time(seconds, silence_s=_SILENCE_S)
             self._request(source, contract, name=name, target=target, **options)
             while True:
-                while (kind := read(1)) == BEAT:
+                while (kind := read(1)) == HEARTBEAT:
                     pass
                 if kind == END:
                     return
@@ -224,7 +224,7 @@ class _Child:
                     raise ERRORS[answer["kind"]](answer["message"])
                 sizes = answer.pop("sizes")
                 yield answer, [read(size) for size in sizes]
-                # The time that whoever takes the answers needs for each is not the child's.
+                # The consumer's time between two answers does not count.
                 process.allow_time(seconds, silence_s=_SILENCE_S)
         except (EOFError, BrokenPipeError, TimeoutError) as error:
             self.end()
@@ -237,11 +237,11 @@ class _Child:
             return _KilledError(f"{name}: the decoder crashed ({how})")
         if not self._process.is_ready:
             # No video is to blame.
-            return TwoStreamError(f"a process that decodes videos was wanted, none would start ({how}): see above why")
+            return TwoStreamError(f"the process that decodes videos does not start ({how}): its output above says why")
         if isinstance(error, TimeoutError):
             return DecodeError(f"{name}: {error}")
         if -status == signal.SIGXCPU:
-            return DecodeError(f"{name}: a clip that takes less of the processor was wanted, this takes longer")
+            return DecodeError(f"{name}: decoding exceeds the limit of CPU time: cut it into clips")
         return DecodeError(f"{name}: the decoder crashed ({how})")
 
     def _request(

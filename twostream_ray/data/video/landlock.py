@@ -1,4 +1,4 @@
-"""Landlock: a thread gives up opening files, but for reading below some directories, and ports (Linux 5.13)."""
+"""Landlock sandbox: restricts a thread to reading below given directories, without TCP ports (Linux 5.13)."""
 
 from __future__ import annotations
 

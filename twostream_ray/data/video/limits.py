@@ -1,4 +1,4 @@
-"""Upload limits: what one video may have before it is decoded whole; longer ones are answered in windows."""
+"""Size limits of a video that is decoded as a whole; longer ones are processed in windows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from twostream_ray.settings.bounds import require_within
 
 @dataclass(frozen=True, kw_only=True)
 class VideoLimits:
-    """What a video may have that is prepared as a whole."""
+    """Limits of a video that is prepared as a whole."""
 
     max_bytes: int = 4_000_000_000
-    """Size of its file."""
+    """Maximum file size in bytes."""
 
     max_seconds: float = 3600.0
-    """Time that it takes to play."""
+    """Maximum duration in seconds."""
 
     max_frames: int = 100_000
-    """Frames; prepared, they take about 10 kB each."""
+    """Maximum number of frames; a prepared frame takes about 10 kB."""
 
     def __post_init__(self) -> None:
         require_within(self, max_bytes="[1, 1_000_000_000_000]", max_seconds="(0, 1_000_000]")
@@ -33,5 +33,5 @@ class VideoLimits:
         """
         if size_bytes > self.max_bytes:
             raise TooLongError(
-                f"{name}: a file of at most {self.max_bytes} bytes was wanted, this has {size_bytes}: cut it into clips"
+                f"{name}: a file may have at most {self.max_bytes} bytes, this has {size_bytes}: cut it into clips"
             )

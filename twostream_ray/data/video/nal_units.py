@@ -1,4 +1,4 @@
-"""NAL units of H.264 (ITU-T H.264, 7.3) and HEVC (H.265, 7.3): which begin a picture, and what pads them."""
+"""NAL unit parser for H.264 (ITU-T H.264, 7.3) and HEVC (H.265, 7.3): picture starts, and padding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PROFILES_WITH_CHROMA = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134
 
 
 class Bits:
-    """Bits from the left; IndexError beyond the end."""
+    """Bit reader, most significant bit first; raises IndexError past the end."""
 
     def __init__(self, content: bytes, *, escaped: bool = True) -> None:
         """`escaped` is content of a NAL unit, in which a 3 keeps zeros from reading as a start code."""
@@ -37,7 +37,7 @@ class Bits:
 
 
 class Reader:
-    """Reads the headers in packets; this one is of a codec that is not looked into."""
+    """Counts pictures in packets; this base class serves codecs without a parser."""
 
     is_closed = True
     """Whether the stream's first picture says that none before it is referred to."""

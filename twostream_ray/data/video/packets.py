@@ -1,4 +1,4 @@
-"""Sample table of an MP4 file: where the coded frames are in a clip of a shard (ISO 14496-12).
+"""MP4 demuxer for stored clips: byte offsets of coded frames from the sample table (ISO 14496-12).
 
 Asking FFmpeg instead costs about a third of what a sample's frames take: it decodes some to see what they are.
 """
@@ -34,12 +34,12 @@ def packets_of(content: memoryview) -> Packets:
     """The index of an MP4 file of one H.264 stream, as `ClipWriter` writes it.
 
     Raises:
-        ValueError: it is none, or its index points outside of it.
+        ValueError: it is not such a file, or its index points outside of it.
     """
     boxes = {kind: content[start:end] for kind, start, end in _boxes(content, 0, len(content))}
     missing = [kind.decode() for kind in (b"stsd", b"stsz", b"stsc", b"stco") if kind not in boxes]
     if missing:
-        raise ValueError(f"an MP4 file with its index was wanted, box {missing[0]} is not there")
+        raise ValueError(f"expected an MP4 file with its index, box {missing[0]} is missing")
     sizes = _numbers(boxes[b"stsz"], first=3, columns=1)[:, 0]
     chunks = _numbers(boxes[b"stco"], first=2, columns=1)[:, 0]
     # Runs of chunks with equally many samples: (first chunk, samples a chunk, description).
@@ -58,7 +58,7 @@ def packets_of(content: memoryview) -> Packets:
     entry = boxes[b"stsd"][8:]
     codec = {kind: entry[start:end] for kind, start, end in _boxes(entry, _BEFORE_CODEC, len(entry))}
     if b"avcC" not in codec:
-        raise ValueError("a stream of H.264 was wanted, it has another codec")
+        raise ValueError("expected a stream of H.264, it has another codec")
     # Where no frames are named, none needs another.
     keys = _numbers(boxes[b"stss"], first=2, columns=1)[:, 0] - 1 if b"stss" in boxes else np.arange(len(sizes))
     return Packets(starts=starts, sizes=sizes, keys=keys, extradata=bytes(codec[b"avcC"]))

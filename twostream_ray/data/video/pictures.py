@@ -1,4 +1,4 @@
-"""Pictures into upright RGB arrays: frames of videos as players hold them, and images."""
+"""Conversion of video frames and image files to upright RGB arrays (display matrix, EXIF orientation)."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def read_image(content: bytes, *, name: str, grey: bool = False) -> NDArray[np.u
             picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(
                 content, colorspace="GRAY" if grey else "RGB", fastdct=False
             )
-            return picture[:, :, 0] if grey else _held_by_exif(content).turned(picture)
+            return picture[:, :, 0] if grey else _exif_orientation(content).apply(picture)
         with open_media(io.BytesIO(content), formats=_IMAGES) as container:
             size = container.streams.video[0].codec_context
             _refuse_more_pixels(size.width * size.height, name=name)
             frame = next(container.decode(video=0))
     except (av.FFmpegError, ValueError, IndexError, OSError, StopIteration) as error:
-        raise DecodeError(f"{name}: an image was wanted, {len(content)} bytes are none ({one_line(error)})") from error
+        raise DecodeError(f"{name}: not a readable image, {len(content)} bytes ({one_line(error)})") from error
     if frame.is_corrupt:
         raise DecodeError(f"{name}: the image is damaged")
     if not grey:
@@ -56,7 +56,7 @@ def read_image(content: bytes, *, name: str, grey: bool = False) -> NDArray[np.u
 
 def _refuse_more_pixels(pixels: int, *, name: str) -> None:
     if pixels > MAX_PIXELS:
-        raise DecodeError(f"{name}: an image of at most {MAX_PIXELS} pixels was wanted, this has {pixels}")
+        raise DecodeError(f"{name}: an image may have at most {MAX_PIXELS} pixels, this has {pixels}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class Orientation:
             return cls(False, a < 0, d < 0)
         return cls(True, c < 0, b < 0)
 
-    def turned(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A coded picture (H, W, 3) as it is to be shown."""
+    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn a coded picture (H, W, 3) upright."""
         if self == _UPRIGHT:
             return picture
         if self.transposed:
@@ -107,7 +107,7 @@ _NOTES_OF_JPEG = {bytes([marker]) for marker in (*range(0xE0, 0xF0), 0xFE)}
 _EXIF, _EXIF_ORIENTATION = b"Exif\0\0", 0x112
 
 
-def _held_by_exif(content: bytes) -> Orientation:
+def _exif_orientation(content: bytes) -> Orientation:
     """How a JPEG's camera was held (Exif 2.32, 4.6.4 A): decoders of JPEG leave that to the viewer."""
     at = 2
     while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] in _NOTES_OF_JPEG:
@@ -139,14 +139,14 @@ class RgbConverter:
     def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """(H, W, 3) uint8, as players show it."""
         picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray().astype(np.uint8, copy=False)
-        return Orientation.of(frame).turned(picture)
+        return Orientation.of(frame).apply(picture)
 
 
 def open_media(file: Any, *, formats: str) -> Any:
     """Open a file as one of FFmpeg's formats named; whatever it says, no other file or address is opened.
 
     Raises:
-        av.FFmpegError, ValueError: it is none of them.
+        av.FFmpegError, ValueError: it has none of these formats.
     """
     file.seek(0)
     options = {"protocol_whitelist": "none", "format_whitelist": formats, "max_pixels": str(MAX_PIXELS)}

@@ -1,4 +1,4 @@
-"""Preparation of a clip: a raw video decoded once and in order, its optical flow computed, both encoded for a shard."""
+"""Clip preparation: decodes a raw video once, in order, computes optical flow, and encodes both for a shard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twostream_ray.errors import DecodeError, EmptyClipError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A clip as it comes from outside."""
+    """A raw clip: a video file, or images, with or without existing flow images."""
 
     video: bytes | Path | BinaryIO | None = None
     """A video file's content; or its path on this machine, or the open file, which stays open: then it is never in
@@ -75,7 +75,7 @@ def prepare_clip(
                 on_progress()
             if builder.num_frames == first_frames:
                 break
-        return builder.finish(whole=first_frames is None)
+        return builder.finish(is_complete=first_frames is None)
 
 
 class FrameScaler:
@@ -148,15 +148,15 @@ class _ClipBuilder:
             return flow.encode_field(self._compute(previous, grey), self._contract)
         return _taken_field(self._taken_flow, len(self._fields), self._scale.size, self._contract, name=self._name)
 
-    def finish(self, *, whole: bool) -> EncodedClip:
-        """The clip; where it is the whole video, no image of flow may be left over but the one that some tools add."""
+    def finish(self, *, is_complete: bool) -> EncodedClip:
+        """The encoded clip; of a complete video at most one flow image may be unused, which some tools add."""
         if self._writer is None or not self._fields:
             raise EmptyClipError(
                 f"{self._name}: a clip needs at least {clips.MIN_FRAMES} frames, got {int(self._writer is not None)}"
             )
-        if self._taken_flow is not None and whole and len(self._taken_flow) > self.num_frames:
+        if self._taken_flow is not None and is_complete and len(self._taken_flow) > self.num_frames:
             raise DecodeError(
-                f"{self._name}: {len(self._fields)} fields of flow were wanted for {self.num_frames} frames, there are "
+                f"{self._name}: expected {len(self._fields)} fields of flow for {self.num_frames} frames, there are "
                 f"{len(self._taken_flow)} images: they belong to another video"
             )
         return EncodedClip(
@@ -177,15 +177,13 @@ def _taken_field(
     import cv2
 
     if index >= len(images):
-        raise DecodeError(
-            f"{name}: a field of flow was wanted for every pair of frames, there are {len(images)} images"
-        )
+        raise DecodeError(f"{name}: expected a field of flow for every pair of frames, there are {len(images)} images")
     x, y = (pictures.read_image(content, name=f"{name}, flow {index + 1}", grey=True) for content in images[index])
     if x.shape == size == y.shape:
         return flow.encode_levels(x, y, contract)
     if x.shape != y.shape or min(x.shape) != contract.short_side_px:
         raise DecodeError(
-            f"{name}: flow images of {size[0]}x{size[1]} were wanted like the stored frames, got "
+            f"{name}: expected flow images of {size[0]}x{size[1]} like the stored frames, got "
             f"{x.shape[0]}x{x.shape[1]} and {y.shape[0]}x{y.shape[1]}: set flow.short_side_px to {min(x.shape)}"
         )
     field = np.stack([flow.dequantise(component, contract) for component in (x, y)], axis=-1)

@@ -1,6 +1,6 @@
-"""Video and images as they come from outside, decoded once, whole and in order, into upright RGB frames.
+"""Decoder for untrusted videos and image sequences: sequential, complete, into upright RGB frames.
 
-It never follows what a file says about other files or addresses, as playlists and session descriptions do.
+References in a file to other files or addresses, as in playlists, are never followed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from twostream_ray.redaction import one_line
 from twostream_ray.storage.local_files import open_regular, reason
 
 _MOST_TIMES_AS_LONG = 64
-"""Times that a picture may be as long as it is short."""
+"""Maximum aspect ratio of a picture, in either direction."""
 _ISO_MEDIA = "mov"
 """MP4, MOV, 3GP, M4V, F4V: what phones and cameras write."""
 _CONTAINERS = (
@@ -57,7 +57,7 @@ _SAME_SHAPE = 0.02
 
 
 class Note(StrEnum):
-    """What a report says of videos that are used though not all is as it should be: "3 clips have ..."."""
+    """Remarks of a report on irregular videos that are used all the same: "3 clips have ..."."""
 
     SEVERAL_STREAMS = "several video streams, of which one was taken"
     INTERLACED = "interlaced frames, whose moving edges show combs: deinterlace the videos to be rid of them"
@@ -110,7 +110,7 @@ class FrameStream:
                 self._container = opened.enter_context(open_media(file, formats=formats))
                 self._stream: Any = self._container.streams[index]
             except (av.FFmpegError, ValueError, OSError) as error:
-                raise DecodeError(f"{name}: a video was wanted, {size} bytes are none ({one_line(error)})") from error
+                raise DecodeError(f"{name}: not a readable video, {size} bytes ({one_line(error)})") from error
             self._opened = opened.pop_all()
         self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         self._stream.codec_context.thread_count = 1  # others decode beside us; threads take memory and save little
@@ -135,13 +135,13 @@ class FrameStream:
         return (convert(frame) for frame in self.pictures())
 
     def _choose(self, container: Any) -> tuple[PacketCounts, int]:
-        """What the packets of the film come to, and its number among the streams."""
+        """Packet counts of the main video stream, and its index among the streams."""
         streams = [stream for stream in container.streams.video if not stream.disposition & _NO_FILM]
         if not streams:
-            raise DecodeError(f"{self._name}: a video stream was wanted, the file has none")
+            raise DecodeError(f"{self._name}: the file has no video stream")
         known = [stream for stream in streams if stream.codec_context is not None]
         if not known:
-            raise DecodeError(f"{self._name}: a video in a known codec was wanted, the file names none")
+            raise DecodeError(f"{self._name}: the file has no video in a known codec")
         by_stream = self._count(container, known)
         # A picture alone is a cover, whatever the file calls it.
         films = [stream for stream in known if by_stream[stream.index].packets > 1] or known
@@ -155,9 +155,7 @@ class FrameStream:
             self._notes.add(Note.SEVERAL_STREAMS)
         counts = by_stream[film.index]
         if film.codec_context.width * film.codec_context.height > MAX_PIXELS:
-            raise DecodeError(
-                f"{self._name}: frames of at most {MAX_PIXELS} pixels were wanted, the file has larger ones"
-            )
+            raise DecodeError(f"{self._name}: frames may have at most {MAX_PIXELS} pixels, the file has larger ones")
         if counts.hole is not None:
             raise DecodeError(f"{self._name}: frame {counts.hole} or one soon after is damaged: there are zeros")
         # An edit list takes packets out of the index, empty ones stand for dropped frames.
@@ -217,8 +215,7 @@ class FrameStream:
                     yield frame
         except (av.FFmpegError, ValueError, MemoryError) as error:
             raise DecodeError(
-                f"{self._name}: all frames were wanted, decoding broke after {decoded} of {counts.least} "
-                f"({one_line(error)})"
+                f"{self._name}: decoding failed after {decoded} of {counts.least} frames ({one_line(error)})"
             ) from error
         finally:
             self.close()
@@ -261,12 +258,12 @@ class _ShapeWatch:
             self.pixel_aspect = 1 / aspect if turned else aspect
             if not 1 / _MOST_TIMES_AS_LONG <= shape <= _MOST_TIMES_AS_LONG:
                 raise DecodeError(
-                    f"{name}: a picture at most {_MOST_TIMES_AS_LONG} times as long as short was wanted, this has "
+                    f"{name}: the aspect ratio of a picture may be at most {_MOST_TIMES_AS_LONG}, this has "
                     f"{frame.width}x{frame.height} pixels of {aspect}"
                 )
         elif abs(shape / self._shape - 1) > _SAME_SHAPE:
             raise DecodeError(
-                f"{name}: pictures of one shape were wanted, it changes from {self._first[0]}x{self._first[1]} to "
+                f"{name}: the shape of its pictures changes from {self._first[0]}x{self._first[1]} to "
                 f"{frame.width}x{frame.height} px (pixels {self._first[2]} and {aspect} as wide as high): cut the "
                 "video in two there"
             )
@@ -305,7 +302,7 @@ class ImageSequence:
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise DecodeError(
-                    f"{self._name}: frames of one size were wanted, frame {number} is "
+                    f"{self._name}: expected frames of one size, frame {number} is "
                     f"{frame.shape[1]}x{frame.shape[0]} px, the first {shape[1]}x{shape[0]} px"
                 )
             yield frame
@@ -322,30 +319,30 @@ def open_video(path: Path, *, name: str) -> BinaryIO:
     except AccessError as error:
         raise DecodeError(f"{name}: {error}") from error
     except OSError as error:
-        raise DecodeError(f"{name}: a video was wanted, its file cannot be opened: {reason(error)}") from error
+        raise DecodeError(f"{name}: its file cannot be opened: {reason(error)}") from error
 
 
 def refuse_more_frames(num_frames: int, limit: int | None, *, name: str) -> None:
-    """A clip may be so long.
+    """Raise if a clip has more frames than the limit.
 
     Raises:
         TooLongError: it is longer.
     """
     if limit is not None and num_frames > limit:
         raise TooLongError(
-            f"{name}: a clip of at most {limit} frames was wanted, this has {num_frames} or more: cut it into clips, "
+            f"{name}: a clip may have at most {limit} frames, this has {num_frames} or more: cut it into clips, "
             "or raise max_frames"
         )
 
 
 def refuse_longer(seconds: Fraction | float, limit: float | None, *, name: str) -> None:
-    """A clip may play for so long.
+    """Raise if a clip plays longer than the limit.
 
     Raises:
         TooLongError: it plays longer.
     """
     if limit is not None and seconds > limit:
         raise TooLongError(
-            f"{name}: a clip of at most {limit:g} s was wanted, this takes {float(seconds):.1f} s or more: cut it into "
+            f"{name}: a clip may take at most {limit:g} s, this takes {float(seconds):.1f} s or more: cut it into "
             "clips, or raise max_seconds"
         )

@@ -1,4 +1,4 @@
-"""Sample tables of ISO base media (MP4, MOV; ISO 14496-12): what is announced, before memory is taken for it.
+"""Decompression-bomb check for MP4 and MOV (ISO 14496-12): announced sample counts, before FFmpeg allocates for them.
 
 A table of equal samples is two numbers, for which FFmpeg makes an index of 24 bytes a sample: 1.7 kB took 3 GB.
 Boxes are found by their names, wherever they are, for FFmpeg enters them wherever they are.
@@ -63,7 +63,7 @@ def refuse_oversized(content: bytes, *, size: int, fragments: int = 0, name: str
 def _refuse(count: int, *, size: int, most: int, name: str) -> None:
     if count > min(size, most):
         raise DecodeError(
-            f"{name}: an index of at most {min(size, most)} samples was wanted for {size} bytes, {count} are named: "
+            f"{name}: an index of {size} bytes may have at most {min(size, most)} samples, {count} are announced: "
             "it is damaged"
         )
 

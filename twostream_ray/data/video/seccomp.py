@@ -1,4 +1,4 @@
-"""Seccomp: a process gives up system calls that decoding never makes (Linux 3.17, on x86-64 and AArch64).
+"""Seccomp filter: blocks system calls that decoding never makes (Linux 3.17, on x86-64 and AArch64).
 
 The filter lists what is refused, not what is allowed: which harmless calls a C library makes differs with its version.
 Calls that are newer than the list are refused as if the kernel did not know them.
@@ -51,10 +51,10 @@ _NEWEST = 462
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _THREAD = 0x10000
 _TERMINAL_INPUT = (0x5412, 0x541C)
-"""TIOCSTI and TIOCLINUX: typing for whoever sits before the terminal that standard error may be."""
+"""TIOCSTI and TIOCLINUX inject input into a terminal, which standard error may be."""
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-"""Instructions of classic BPF; each is 8 bytes: code, where to go on if true and if not, operand."""
+"""Instructions of classic BPF; each is 8 bytes: code, jump if true, jump if false, operand."""
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _SET_FILTER, _ALL_THREADS, _ALLOW_SPECULATION = 1, 1, 4

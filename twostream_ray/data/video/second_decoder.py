@@ -1,4 +1,4 @@
-"""Second decoder: frames of stored clips fetched by decord, which seeks in its own way, compared with PyAV's.
+"""Cross-check of frame seeking: frames of stored clips fetched by decord are compared with PyAV's.
 
 decord crashes on some files, so it runs in a child process, and only gets clips of shards whose sha256 was found right.
 """
@@ -72,7 +72,7 @@ class SecondDecoder:
             self.unread.append(name)
             return
         if theirs.shape != ours.shape:
-            raise DecodeError(f"frames of shape {ours.shape} were wanted of decord, it gives {theirs.shape}")
+            raise DecodeError(f"expected frames of shape {ours.shape} from decord, it returned {theirs.shape}")
         for index, one, other in zip(indices, ours, theirs, strict=True):
             difference = float(np.abs(one.astype(np.int16) - other).mean())
             if difference > _TOLERANCE_LEVELS:

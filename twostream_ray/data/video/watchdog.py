@@ -1,6 +1,6 @@
-"""Watchdog timer of a child process, in time of its own: what it computes and waits, not what others take from it.
+"""Watchdog timer of a child process that counts its own CPU and waiting time, not time taken by other processes.
 
-Clocks on the wall go on while a machine is suspended or its processes are stopped, and while others have its
+Wall clocks continue while a machine is suspended or its processes are stopped, and while others have its
 processors. A child is not to blame for that, and neither is the video that it decodes.
 """
 
@@ -55,7 +55,7 @@ class Watchdog:
             self._total += counted
             silence += counted
             if self._total > self._total_s:
-                raise TimeoutError(f"a clip that takes at most {self._total_s:.0f} s was wanted, this takes longer")
+                raise TimeoutError(f"decoding takes longer than {self._total_s:.0f} s: cut it into clips")
             if ready:
                 return
             if silence > self._silence_s:

@@ -1,4 +1,4 @@
-"""Sliding windows over a video of any length: decoded once and in order, each window a clip as if it had been cut out.
+"""Sliding windows over a video of any length, decoded once in a stream; each window equals a clip cut out there.
 
 Frame i is at i / fps seconds, by the video's mean frame rate. A window's flow is that between its own frames, so it is
 what a clip cut out there would have. What is behind the windows that are open is gone: memory does not grow with the

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from twostream_ray import storage
-from twostream_ray.data.loading.decode_device import engine_fault
+from twostream_ray.data.loading.decode_device import device_decoder_fault
 from twostream_ray.data.loading.device import on_device
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
@@ -250,7 +250,7 @@ def _own_loader(shard_set: ShardSet, data: DataConfig, *, workers: int, cores: i
 def _consume(shard_set: ShardSet, data: DataConfig, rank: int, workers: int, plan: _Plan) -> list[dict[str, float]]:
     """A training worker that only takes its batches; returns the times of each pass's first batch and end."""
     gpu = torch.device("cuda")
-    able = data.decode_at == "device" and torch.cuda.is_available() and engine_fault(gpu) is None
+    able = data.decode_at == "device" and torch.cuda.is_available() and device_decoder_fault(gpu) is None
     device = gpu if able else torch.device("cpu")
     passes = plan.warm_up + plan.measured
     loader = _loader(shard_set, data, passes=passes + 1, rank=rank, workers=workers)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from twostream_ray.data.loading.decode_choice import choose_decode_at
-from twostream_ray.data.loading.decode_device import engine_fault
+from twostream_ray.data.loading.decode_device import device_decoder_fault
 from twostream_ray.data.loading.device import DeviceBatch, on_device
 from twostream_ray.data.loading.lanes import Pass
 from twostream_ray.data.loading.pipeline import SnippetLoader
@@ -99,7 +99,7 @@ def benchmark_train(config: BenchmarkTrainConfig, *, progress: Progress | None =
         "Ray Train, memory": lambda: _in_ray(config, "memory", workers=workers),
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fault = engine_fault(device)
+    fault = device_decoder_fault(device)
     for at in ("device", "worker", "stream") if fault is None else ("worker", "stream"):
         fed = replace(config, data=replace(config.data, decode_at=at))
         ways[f"Ray Train, shards, decode_at {at}"] = lambda fed=fed: _in_ray(  # type: ignore[misc]

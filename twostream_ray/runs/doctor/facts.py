@@ -187,14 +187,14 @@ def accelerator_facts() -> AcceleratorFacts | None:
         total = float(torch.ones(1024, device=device).sum())
     except (RuntimeError, AssertionError) as error:
         return AcceleratorFacts(device="GPU", fault=one_line(error))
-    from twostream_ray.data.loading.decode_device import engine_fault
+    from twostream_ray.data.loading.decode_device import device_decoder_fault
     from twostream_ray.training.distributed import no_compiler
 
     return AcceleratorFacts(
         device=name,
         fault=None if total == 1024 else f"it adds 1,024 ones to {total:g}",
         nccl=".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None,
-        jpeg_fault=engine_fault(device),
+        jpeg_fault=device_decoder_fault(device),
         compiler_fault=no_compiler(device),
     )
 
