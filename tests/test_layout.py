@@ -76,6 +76,9 @@ UNWANTED = {
     *("Board", "Wish", "Draws", "Drawn", "Gauges", "Tally", "Contest", "Finding", "Journal", "place", "places"),
     *("means_something", "waits_for", "_crown", "_insisted", "_weightless", "prepare_apart", "alone", "hurried"),
     *("_Telling", "_TellTune", "_Keeper", "tell", "told", "recall", "tally", "tallies", "gauges", "wishes", "run_at"),
+    *("alike", "as_on_disk", "probe_apart", "one_ahead", "engine_fault", "share_of", "tallied", "show_field"),
+    *("_tails", "_less_suffix", "_held_by_exif", "_one_spelling_a_class", "_saying_what_is_not_bound", "of_each_field"),
+    *("_named_in", "_stop_keeping", "over_both", "_InnerLayer", "_KeptForBackward", "BEAT", "Given"),
 }
 """Names that say nothing to someone who knows Ray, PyTorch and MLflow."""
 
@@ -129,6 +132,39 @@ def names_given_in(path: Path) -> set[str]:
 def test_no_identifier_is_of_a_private_language() -> None:
     found = {str(path.relative_to(ROOT)): names_given_in(path) & UNWANTED for path in MODULES}
     assert {name: names for name, names in found.items() if names} == {}
+
+
+PHRASES = {
+    r"\b[Gg]ives whether\b": "returns whether",
+    r"\b[Ww]hoever\b": "any user (process, client) that",
+    r"\b(?:[Gg]oes|(?<!must )go) on(?= with|[.,;:)]|$)": "continue, resume",
+    r"\bcame to\b": "the result, the sum",
+    r"\b(?:cluster|files|scripts) of others\b": "a shared cluster, other users' files",
+    r"\bpapers' figures\b|\b[Tt]he figures (?:are|were)\b|\bno figure\b": "number, metric",
+    r"\bthat it is none\b|\b[Ee]rror: it is none\b": "it is not a ...",
+}
+"""Phrases of a private dialect -> the plain ones to use."""
+
+
+def texts_of(path: Path) -> list[str]:
+    """Docstrings and other text constants of a module, or a page without its code blocks."""
+    if path.suffix == ".py":
+        nodes = ast.walk(ast.parse(path.read_text()))
+        return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)]
+
+
+def test_no_docstring_message_or_page_has_a_phrase_of_a_private_language() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]!r}, better {plain!r}"
+        for path in sorted([*MODULES, *pages])
+        if path.name != "reference.md"
+        for text in texts_of(path)
+        for phrase, plain in PHRASES.items()
+        for match in re.finditer(phrase, text)
+    ]
+    assert found == []
 
 
 def test_every_module_says_in_a_sentence_what_it_is() -> None:
