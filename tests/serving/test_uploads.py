@@ -115,8 +115,8 @@ def test_a_packed_body_is_415(bounded: RunningService, video: bytes) -> None:
     [
         (b"", "undecodable", "empty"),
         (b"not a video at all", "undecodable", "not a readable video, 18 bytes"),
-        (b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", "undecodable", "are none"),
-        (b"ffconcat version 1.0\nfile /etc/passwd\n", "undecodable", "are none"),
+        (b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", "undecodable", "not a readable video"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "undecodable", "not a readable video"),
         (None, "undecodable", "video"),
     ],
 )
