@@ -159,7 +159,7 @@ def read_package(directory: Path) -> ModelPackage:
     settings = with_missing(values, _ADDED)
     del settings["format"]
     try:
-        if any(settings["model"][stream]["backbone"].startswith(TIMM) for stream in ("spatial", "temporal")):
+        if _names_timm(settings["model"]):
             require_timm()
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -167,6 +167,12 @@ def read_package(directory: Path) -> ModelPackage:
         return from_mapping(ModelPackage, settings, complete=True)
     except ConfigError as error:
         raise CheckpointError(f"{path} is damaged or was written by another version: {error}") from error
+
+
+def _names_timm(model: Any) -> bool:
+    """Whether a tower of these settings, which are not checked yet, is a network of timm."""
+    towers = [model.get(stream) for stream in ("spatial", "temporal")] if isinstance(model, dict) else []
+    return any(isinstance(tower, dict) and str(tower.get("backbone")).startswith(TIMM) for tower in towers)
 
 
 def check_model(directory: Path) -> ModelPackage:
