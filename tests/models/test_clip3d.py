@@ -117,7 +117,7 @@ def test_weights_of_another_network_or_with_what_is_no_number_are_refused() -> N
         build_network(model("r3d_18", width=4, weights="file"), num_classes=5, flow_length=2, read_bytes=narrow.get)
     state["video.stem.0.weight"] = torch.full_like(state["video.stem.0.weight"], torch.nan)
     broken = {"file": safetensors.torch.save(state)}
-    with pytest.raises(WeightsError, match=r"video\.stem\.0\.weight has values that are not finite"):
+    with pytest.raises(WeightsError, match=r"video\.stem\.0\.weight has NaN or infinite values"):
         build_network(model("r3d_18", width=4, weights="file"), num_classes=5, flow_length=2, read_bytes=broken.get)
 
 

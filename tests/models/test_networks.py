@@ -76,7 +76,7 @@ def test_larger_frames_give_the_mean_over_the_places_of_the_window() -> None:
 
 def test_a_missing_stream_is_refused_by_name() -> None:
     rgb, _ = snippets()
-    with pytest.raises(ConfigError, match="wants flow, got None"):
+    with pytest.raises(ConfigError, match="needs flow, got None"):
         built(fused_model())(rgb, None)
 
 
