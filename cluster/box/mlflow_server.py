@@ -74,7 +74,7 @@ class MlflowServer:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as response:  # noqa: S310
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as response:  # noqa: S310
                 return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False
