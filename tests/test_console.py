@@ -202,6 +202,18 @@ def test_a_reader_that_goes_away_ends_polling_without_a_traceback_and_the_block_
     assert len(calls) == 1 and capsys.readouterr().err == ""
 
 
+def test_an_error_of_what_is_polled_is_raised_behind_the_block_and_not_lost_in_its_thread() -> None:
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"), polled(fail, every_seconds=0.01):
+        time.sleep(0.2)
+    assert len(calls) == 1
+
+
 def test_a_closed_output_is_refused_and_not_taken_for_an_answer() -> None:
     for verb in ("predict video.mp4", "--help", "train"):
         done = run(f"$T {verb} >&-; echo $?")

@@ -119,6 +119,15 @@ def test_clips_of_kinetics_are_found_by_id_and_seconds_wherever_they_lie() -> No
     )
 
 
+def test_of_several_videos_of_a_clip_of_kinetics_the_one_of_its_class_is_taken_and_none_by_chance() -> None:
+    name, rows = "x_000001_000002", "a,x,1,2,train\n"
+    (clip,) = kinetics(rows, [f"a/{name}.mp4", f"b/{name}.mp4", f"{name}.webm"]).clips
+    assert clip.clip_id == f"a/{name}.mp4"
+    for paths in (["p/x.mp4", "q/x.mp4"], ["a/x.mp4", "a/x.webm"]):
+        with pytest.raises(CatalogError, match=rf"k.csv, line 2: one video {name} of class a was wanted, 2 have that"):
+            kinetics(rows, [path.replace("x.", f"{name}.") for path in paths])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

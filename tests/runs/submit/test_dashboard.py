@@ -80,6 +80,17 @@ def test_what_is_no_dashboard_is_said_to_be_none() -> None:
         Dashboard(url).versions()
 
 
+@pytest.mark.parametrize("content", [{}, [], "jobs", 3, ["x"], {"result": True}])
+def test_an_answer_of_another_shape_is_no_list_of_jobs_and_no_job(content: object) -> None:
+    answers: dict[str, tuple[int, object]] = {"/api/jobs/": (200, content), "/api/jobs/a": (200, content)}
+    with answering(answers) as url:
+        if content != []:
+            with pytest.raises(ClusterError, match="something else answers"):
+                Dashboard(url).jobs()
+        with pytest.raises(ClusterError, match="something else answers"):
+            Dashboard(url).job("a")
+
+
 def test_another_ray_or_python_is_refused_unless_it_is_wanted() -> None:
     with answering(versions("2.9.0", platform.python_version())) as url:
         with pytest.raises(ClusterError, match=r"other versions \(Ray 2\.9\.0 there, 2\..* here\): build"):

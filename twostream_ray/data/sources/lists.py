@@ -7,7 +7,7 @@ UCF101: Soomro, Zamir and Shah 2012. HMDB51: Kuehne et al. 2011. Kinetics: Kay e
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
@@ -222,13 +222,15 @@ def read_kinetics_lists(
 ) -> tuple[list[Membership], list[str]]:
     """Read Kinetics' rows label, youtube_id, time_start, time_end, split from one CSV file or a directory of them.
 
-    A clip is the video ID_SSSSSS_EEEEEE (start and end in seconds), anywhere below the root. Rows without a label, as
-    in test lists, are counted in a note.
+    A clip is the video ID_SSSSSS_EEEEEE (start and end in seconds), anywhere below the root; of several with that name,
+    the one in a folder named like its label. Rows without a label, as in test lists, are counted in a note.
 
     Raises:
-        CatalogError: no CSV file, a missing column, or a malformed row.
+        CatalogError: no CSV file, a missing column, a malformed row, or a clip that several videos could be.
     """
-    uris = {PurePosixPath(path).stem: path for path in sorted(videos)}
+    paths_of: dict[str, list[str]] = {}
+    for path in sorted(videos):
+        paths_of.setdefault(PurePosixPath(path).stem, []).append(path)
     files = (
         [uri]
         if uri.lower().endswith(_TABLE_SUFFIXES)
@@ -254,10 +256,22 @@ def read_kinetics_lists(
                     f"{where}: wanted seconds in time_start and time_end, got {row['time_start']!r} and "
                     f"{row['time_end']!r}"
                 ) from None
-            path = uris.get(stem, f"{row['label']}/{stem}.mp4")
+            path = _kinetics_video(paths_of.get(stem, []), stem=stem, label=row["label"], where=where)
             split = _split_of(row["split"], where=where)
             memberships.append(Membership(path=path, class_name=row["label"], split=split, where=where))
     return memberships, [f"{unlabelled} listed clips have no label and are left out"] if unlabelled else []
+
+
+def _kinetics_video(paths: Sequence[str], *, stem: str, label: str, where: str) -> str:
+    if len(paths) > 1:
+        own = [path for path in paths if PurePosixPath(path).parent.name == label]
+        if len(own) != 1:
+            raise CatalogError(
+                f"{where}: one video {stem} of class {label} was wanted, {len(paths)} have that name, as {paths[0]} "
+                f"and {paths[1]}: keep one, or move it into a folder {label}"
+            )
+        return own[0]
+    return paths[0] if paths else f"{label}/{stem}.mp4"
 
 
 def read_table(uri: str, *, root: str, read_bytes: ReadBytes) -> tuple[list[Membership], list[str]]:

@@ -208,23 +208,23 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
 def polled(poll: Callable[[], object], *, every_seconds: float) -> Iterator[None]:
     """Call `poll` repeatedly from a thread while the block runs, and once more when it ends without an error.
 
-    Polling stops after an error of Ray, which fails the block too, and when the output is closed.
+    Polling stops after an error of Ray, which fails the block too, and after any other error of `poll`.
 
     Raises:
-        BrokenPipeError: the reader of the output (head, less) has closed it; raised after the block.
+        Exception: what `poll` raised, after the block: BrokenPipeError if the output's reader (head, less) closed it.
     """
     from ray.exceptions import RayError
 
     ended = threading.Event()
-    closed: list[BrokenPipeError] = []
+    errors: list[Exception] = []
 
     def repeat() -> None:
         try:
             with suppress(RayError):
                 while not ended.wait(every_seconds):
                     poll()
-        except BrokenPipeError as error:
-            closed.append(error)
+        except Exception as error:  # noqa: BLE001  (raised below, where somebody sees it)
+            errors.append(error)
 
     thread = threading.Thread(target=repeat, name="progress", daemon=True)
     thread.start()
@@ -233,6 +233,6 @@ def polled(poll: Callable[[], object], *, every_seconds: float) -> Iterator[None
     finally:
         ended.set()
         thread.join(timeout=5)
-    if closed:
-        raise closed[0]
+    if errors:
+        raise errors[0]
     poll()

@@ -90,6 +90,8 @@ class Dashboard:
     def jobs(self) -> list[Job]:
         """All submitted jobs, the oldest first."""
         found = self._json("GET", "/api/jobs/")
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise self._not_a_dashboard()
         submitted = [one for one in found if one.get("type") == "SUBMISSION"]
         return sorted(submitted, key=lambda one: one.get("start_time") or 0)
 
@@ -105,7 +107,9 @@ class Dashboard:
                 f"the Ray cluster {self.url} has no job {name!r}: `twostream jobs` lists those it has; a "
                 "restarted cluster forgets its jobs"
             )
-        return dict(found)
+        if not isinstance(found, dict) or "status" not in found:
+            raise self._not_a_dashboard()
+        return found
 
     def has_package(self, name: str) -> bool:
         """Whether the cluster still has an uploaded package; asking keeps it for some minutes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -188,7 +189,7 @@ class _EarlyEnd:
     """The reader of the progress (head, less) has closed it: the run saves a checkpoint and stops."""
     recorded: threading.Event = field(default_factory=threading.Event)
     """Set while an epoch waits to be delivered to MLflow."""
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: deque[dict[str, str]] = field(default_factory=deque)
     """Tags that the MLflow run is still to get."""
 
     def raise_early(self, run: str) -> None:
@@ -221,7 +222,7 @@ def _events(
             mailbox.stop.remote()
         for event in ray.get(mailbox.take.remote()):
             if isinstance(event, DeviceSettingsChosen):
-                end.tags = device_tags(event)
+                end.tags.append(device_tags(event))
             match event:
                 case EpochRecorded():
                     end.recorded.set()
@@ -236,9 +237,8 @@ def _events(
         if end.recorded.is_set():
             end.recorded.clear()
             tracking.send(handle)
-        if end.tags:
-            tags, end.tags = end.tags, {}
-            tracking.tag_run(handle, tags)
+        while end.tags:
+            tracking.tag_run(handle, end.tags.popleft())
 
     # Two threads: MLflow may be slow, and progress must not wait for it.
     with polled(deliver, every_seconds=0.3), polled(read, every_seconds=0.3):
