@@ -26,7 +26,7 @@ def test_corrupt_videos_are_quarantined_with_reasons_and_the_run_goes_on(
         table = {Path(row["uri"]).name: row for row in csv.DictReader(file)}
     assert table.keys() == {path.name for path in bad}
     assert "a clip needs at least 2 frames, got 1" in table["frame_exceeds_screen.gif"]["reason"]
-    assert "decoding broke after 28 of 50" in table["corrupted.mp4"]["reason"]
+    assert "decoding failed after 28 of 50" in table["corrupted.mp4"]["reason"]
     assert "not a readable video, 0 bytes" in table["empty.mp4"]["reason"]
     assert all(len(row["sha256"]) == 64 for row in table.values())
 
