@@ -146,5 +146,5 @@ def test_answers_that_are_no_numbers_are_refused() -> None:
     network = network_of(late(streams="spatial"))
     sample = sample_for(network)
     assert sample.rgb is not None
-    with pytest.raises(CheckpointError, match="no finite numbers"):
+    with pytest.raises(CheckpointError, match="scores are not finite"):
         stream_contributions(network, sample_of({"spatial": sample.rgb * float("nan")}), class_index=0)

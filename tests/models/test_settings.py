@@ -27,7 +27,7 @@ RESNET = TowerConfig(backbone="resnet50", width=4)
             {"fusion": FusionConfig(layers=("relu5",))},
             r"model\.fusion\.layers: vgg16 has no layer 'relu5'; its layers are conv1_1, .*fc8",
         ),
-        ({"temporal": SMALL}, r"nothing like 'relu5_3'; its layers are conv1, bn1"),
+        ({"temporal": SMALL}, r"no counterpart of 'relu5_3'; its layers are conv1, bn1"),
         (
             {"fusion": FusionConfig(layers=("relu3_3",)), "temporal": VGG_M},
             r"got 256 at spatial relu3_3 and 512 at temporal relu3",

@@ -101,7 +101,7 @@ def test_a_byte_that_has_changed_on_the_disk_is_named_with_its_file_and_row(tmp_
 
 
 def test_words_for_wrong_keys_are_those_of_the_store() -> None:
-    (quoted,) = re.findall("`([^`]*)`", row("keys are wrong or have ended")[0])
+    (quoted,) = re.findall("`([^`]*)`", row("keys are wrong or have expired")[0])
     source = inspect.getsource(uris)
     assert quoted.partition(": ")[2] in source and "access denied" in quoted
 

@@ -107,7 +107,7 @@ def test_an_address_of_another_machine_is_refused(host: str, capsys: pytest.Capt
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--model", str(tmp_path / "none"), "--port", "0"]) == 2
-    assert "there is the directory does not exist: give models:/NAME@champion" in capsys.readouterr().err
+    assert "/none, the directory does not exist: give models:/NAME@champion" in capsys.readouterr().err
     assert main(["serve", "--port", "0", "--tracking.uri", f"sqlite:///{tmp_path}/none.db"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

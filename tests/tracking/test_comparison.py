@@ -57,7 +57,7 @@ def test_versions_are_found_by_number_and_alias(name: str, tracking: TrackingCon
 def test_of_several_measurements_the_one_that_the_champion_has_too_is_compared(
     name: str, tracking: TrackingConfig
 ) -> None:
-    with pytest.raises(RegistryError, match=rf"no measurement: `twostream evaluate --model 'models:/{name}/2'"):
+    with pytest.raises(RegistryError, match=rf"no measurement: run `twostream evaluate --model 'models:/{name}/2'"):
         comparable_measurement(name, 2, config=tracking)
     measure(name, 2, config=tracking, split="a split")
     assert comparable_measurement(name, 2, config=tracking).split == "a split"

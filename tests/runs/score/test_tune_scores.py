@@ -57,7 +57,7 @@ def test_choosing_and_quoting_on_the_same_real_clips_is_said_to_be_no_accuracy_t
     arguments = ["--choose.both", str(real / UCF101), "--out", str(tmp_path), "--of", "[logits]"]
     assert main(["tune-scores", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "201 settings in" in printed and "chosen: logits, temporal weight 0.24" in printed
+    assert "201 settings tried in" in printed and "chosen: logits, temporal weight 0.24" in printed
     assert "not an accuracy to quote: the setting was chosen on the same 3783 clips" in printed
     assert "choosing on the test split overestimates accuracy" in printed
     stored = json.loads((tmp_path / "fusion.json").read_text())
