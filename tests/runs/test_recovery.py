@@ -111,7 +111,7 @@ def test_words_for_wrong_keys_are_those_of_the_store() -> None:
 @pytest.mark.timeout(900)
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on_when_there_is_room(tmp_path: Path, videos: Path) -> None:
     _, by_itself, todo = row("a disk is full")
-    assert "half-written" in by_itself and "the same command" in todo
+    assert "no partial file" in by_itself and "the same command" in todo
     places = {"videos": videos, "out": tmp_path / "shards", "storage": tmp_path / "runs", "tmp": tmp_path}
     for place in (places["out"], places["storage"]):
         place.mkdir()
