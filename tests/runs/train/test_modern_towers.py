@@ -1,4 +1,4 @@
-"""The journey of a network of timm: trained, resumed, registered, used on raw video."""
+"""The journey of a network of timm, and of one over video: trained, resumed, registered, used on raw video."""
 
 from pathlib import Path
 
@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from small_networks import CLIP3D
 
 from twostream_ray.data.loading.settings import DataConfig
 from twostream_ray.data.sampling import SamplingConfig
 from twostream_ray.data.shards.shards import ShardSet
 from twostream_ray.data.transforms import TransformConfig
 from twostream_ray.inference import Classifier
-from twostream_ray.models.settings import FusionConfig, ModelConfig, TowerConfig
+from twostream_ray.models.settings import FusionConfig, ModelConfig, TemporalFusion, TowerConfig
 from twostream_ray.runs.experiment import ExperimentConfig
 from twostream_ray.runs.score.predict import pull
 from twostream_ray.runs.score.publish import publish_run
@@ -22,15 +23,21 @@ from twostream_ray.runs.workers import WorkersConfig
 from twostream_ray.tracking import TrackingConfig
 from twostream_ray.training.settings import TrainingConfig
 
+
+def fused(backbone: str, layer: str, temporal: TemporalFusion) -> ModelConfig:
+    tower = TowerConfig(backbone=backbone, dropout=0.0, drop_path=0.2)
+    fusion = FusionConfig(layers=(layer,), temporal=temporal, initialisation="identity")
+    return ModelConfig(spatial=tower, temporal=tower, fusion=fusion)
+
+
 MODELS = {
-    "convnext": ("timm:test_convnext", "stages_1", "conv3d"),
-    "vit": ("timm:test_vit", "blocks_3", "pool3d"),
+    "convnext": fused("timm:test_convnext", "stages_1", "conv3d"),
+    "vit": fused("timm:test_vit", "blocks_3", "pool3d"),
+    "clip3d": CLIP3D,
 }
 
 
 def experiment(kind: str, shard_set: ShardSet, folder: Path, *, name: str, epochs: int) -> ExperimentConfig:
-    backbone, layer, temporal = MODELS[kind]
-    tower = TowerConfig(backbone=backbone, dropout=0.0, drop_path=0.2)
     return ExperimentConfig(
         name=name,
         data=DataConfig(
@@ -40,11 +47,7 @@ def experiment(kind: str, shard_set: ShardSet, folder: Path, *, name: str, epoch
             ),
             transforms=TransformConfig(crop_px=96),
         ),
-        model=ModelConfig(
-            spatial=tower,
-            temporal=tower,
-            fusion=FusionConfig(layers=(layer,), temporal=temporal, initialisation="identity"),
-        ),
+        model=MODELS[kind],
         training=TrainingConfig(
             epochs=epochs,
             global_batch=16,
@@ -69,7 +72,7 @@ def weights(checkpoint: str) -> dict[str, torch.Tensor]:
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_network_of_timm_is_trained_resumed_bit_for_bit_registered_and_used_on_raw_video(
+def test_a_modern_network_is_trained_resumed_bit_for_bit_registered_and_used_on_raw_video(
     kind: str, shard_set: ShardSet, videos: Path, tmp_path: Path
 ) -> None:
     whole = train(experiment(kind, shard_set, tmp_path, name="whole", epochs=2))
