@@ -91,6 +91,18 @@ def test_an_answer_of_another_shape_is_no_list_of_jobs_and_no_job(content: objec
             Dashboard(url).job("a")
 
 
+def test_a_dashboard_that_has_just_started_is_asked_for_its_nodes_until_it_knows_one() -> None:
+    path = "/api/v0/nodes?detail=1&limit=1000"
+
+    def listed(*nodes: dict[str, str]) -> tuple[int, object]:
+        return 200, {"data": {"result": {"result": list(nodes)}}}
+
+    answers = {path: listed()}
+    with answering(answers) as url:
+        threading.Timer(0.7, answers.update, [{path: listed({"state": "ALIVE"}, {"state": "DEAD"})}]).start()
+        assert Dashboard(url).nodes() == [{"state": "ALIVE"}]
+
+
 def test_another_ray_or_python_is_refused_unless_it_is_wanted() -> None:
     with answering(versions("2.9.0", platform.python_version())) as url:
         with pytest.raises(ClusterError, match=r"other versions \(Ray 2\.9\.0 there, 2\..* here\): build"):

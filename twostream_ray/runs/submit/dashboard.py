@@ -26,6 +26,7 @@ _CONNECT_S = 5.0
 _UPLOAD_S = 600.0
 _AGENT_TIMEOUT_S = 90.0
 """How long the head of a new cluster may take until it accepts jobs."""
+_FIRST_NODE_S = 10.0
 _IDLE_S, _PROBE_EVERY_S, _PROBES = 20, 10, 3
 """TCP keep-alive: seconds of silence before the first probe, seconds between probes, probes until it counts as lost."""
 _CLOSE_TIMEOUT_S = 0.5
@@ -69,8 +70,16 @@ class Dashboard:
         return known | ({"python": str(python)} if python else {})
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are alive, each with node_ip, resources_total and labels."""
-        return [one for one in self.state("nodes") if one.get("state") == "ALIVE"]
+        """The nodes that are alive, each with node_ip, resources_total and labels.
+
+        Waits for the first: a dashboard that has just started knows none for some seconds.
+        """
+        deadline = time.monotonic() + _FIRST_NODE_S
+        while True:
+            alive = [one for one in self.state("nodes") if one.get("state") == "ALIVE"]
+            if alive or time.monotonic() > deadline:
+                return alive
+            time.sleep(0.5)
 
     def state(self, kind: str, **wanted: str) -> list[dict[str, Any]]:
         """Entries of Ray's state API (nodes, actors or placement_groups) whose fields equal `wanted`."""
