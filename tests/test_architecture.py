@@ -21,6 +21,7 @@ def test_imports_point_down() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "command"),
     [
@@ -71,6 +72,7 @@ def test_light_modules_and_commands_of_them_load_nothing_heavy(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_help_of_no_verb_loads_anything_heavy() -> None:
     """The parser is built: it executes the TYPE_CHECKING blocks of the modules that settings classes are in."""
     code = (

@@ -86,6 +86,7 @@ def test_a_model_whose_classes_name_no_data_set_numbers_its_answers(tmp_path: Pa
     assert [(head.name, head.classes) for head in prediction.heads] == [("1", ("a", "b")), ("2", ("c", "d", "e"))]
 
 
+@pytest.mark.slow
 def test_predict_prints_an_answer_for_each_data_set(tmp_path: Path, video: Path, capsys: CaptureFixture[str]) -> None:
     command = ["predict", str(video), "--model", str(stored_model(tmp_path))]
     assert main(command) == 0
@@ -104,6 +105,7 @@ def test_predict_prints_an_answer_for_each_data_set(tmp_path: Path, video: Path,
     assert "got 'hmdb51': it has shapes, stored" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "protocols"), [("fused", ["fast", "fusion_2016"]), ("late", ["paper_2014"])])
 def test_a_protocol_is_chosen_apart_from_what_the_model_was_trained_with(
     tmp_path: Path, video: Path, architecture: str, protocols: list[str]
@@ -128,6 +130,7 @@ def test_a_protocol_is_chosen_apart_from_what_the_model_was_trained_with(
         classifier.predict([video], protocol="paper_2041")
 
 
+@pytest.mark.slow
 def test_validation_is_the_mean_over_views_that_the_network_makes_in_training(tmp_path: Path, video: Path) -> None:
     for architecture in ("fused", "late"):
         folder = stored_model(tmp_path / architecture, architecture=architecture)
@@ -149,6 +152,7 @@ def test_validation_is_the_mean_over_views_that_the_network_makes_in_training(tm
             np.testing.assert_allclose(one, other[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_predict_takes_a_protocol_and_changes_of_it(tmp_path: Path, video: Path, capsys: CaptureFixture[str]) -> None:
     command = ["predict", str(video), "--model", str(stored_model(tmp_path)), "--format", "json"]
 
@@ -201,6 +205,7 @@ def test_predict_draws_its_classes_into_one_video_and_overwrites_its_own_files_a
     assert "video must be another file than the one to read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_video_beyond_the_limits_is_refused_with_the_way_out_and_spoils_no_other(tmp_path: Path, video: Path) -> None:
     folder, content = stored_model(tmp_path), video.read_bytes()
     bounds = {
@@ -217,6 +222,7 @@ def test_a_video_beyond_the_limits_is_refused_with_the_way_out_and_spoils_no_oth
     assert by_path.error is not None and "1000 bytes" in by_path.error
 
 
+@pytest.mark.slow
 def test_many_videos_are_answered_in_their_order_and_decoded_side_by_side(tmp_path: Path, video: Path) -> None:
     pool = decoder_pool(2)
     classifier = Classifier.load(stored_model(tmp_path), pool=pool)
@@ -228,6 +234,7 @@ def test_many_videos_are_answered_in_their_order_and_decoded_side_by_side(tmp_pa
     pool.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")
 def test_the_registered_model_takes_limits_and_versions_from_before_them_load(tmp_path: Path, video: Path) -> None:
     from mlflow.pyfunc import PythonModelContext

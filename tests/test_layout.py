@@ -89,6 +89,7 @@ def test_no_file_has_more_than_400_lines() -> None:
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
+@pytest.mark.slow
 def test_no_function_has_more_than_60_lines_without_a_reason() -> None:
     found = {}
     for path in MODULES:
@@ -129,6 +130,7 @@ def names_given_in(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_identifier_is_of_a_private_language() -> None:
     found = {str(path.relative_to(ROOT)): names_given_in(path) & UNWANTED for path in MODULES}
     assert {name: names for name, names in found.items() if names} == {}
@@ -154,6 +156,7 @@ def texts_of(path: Path) -> list[str]:
     return [re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)]
 
 
+@pytest.mark.slow
 def test_no_docstring_message_or_page_has_a_phrase_of_a_private_language() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     found = [

@@ -27,6 +27,7 @@ def commands(*, pasted: bool) -> Iterator[list[str]]:
                     yield words[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", list(commands(pasted=True)), ids=" ".join)
 def test_a_network_that_the_page_describes_can_be_described(
     command: list[str], capsys: pytest.CaptureFixture[str]
@@ -48,6 +49,7 @@ def test_a_command_that_wants_shards_asks_for_them_and_for_no_other_spelling(
     assert re.search(r"shards|no such|does not exist", said := capsys.readouterr().err) and "unknown" not in said, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers", "maps", "where"), NETWORKS, ids=[row[0] for row in NETWORKS])
 def test_layers_and_maps_are_those_that_the_page_names(name: str, layers: str, maps: str, where: str) -> None:
     tower = TowerConfig(backbone=f"timm:{name}")
@@ -66,6 +68,7 @@ def test_layers_and_maps_are_those_that_the_page_names(name: str, layers: str, m
     assert (where == "every layer" and at == named) or f"`{at[-1]}`" == where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", re.findall(r"\(`(\w+)`, `(\w+)`\)", PAGE)[0])
 def test_a_network_that_is_no_chain_is_refused_as_the_page_says(name: str) -> None:
     from twostream_ray.errors import ConfigError

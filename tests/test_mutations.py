@@ -262,6 +262,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("made", "name"), KINDS)
 def test_whole_files_are_read(made: str, name: str, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole / made, tmp_path / "a")
@@ -311,6 +312,7 @@ def hunt(made: str, name: str, *, whole: Path, root: Path, seed: int, mutants: i
     return refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("made", "name"), KINDS)
 def test_mutants_are_one_line_each_or_accepted(made: str, name: str, whole: Path, tmp_path: Path) -> None:
     few = _FEW.get(name, 24)

@@ -50,6 +50,7 @@ def test_every_recipe_says_in_its_first_line_what_it_is_for() -> None:
         recipes.summary("../secrets")
 
 
+@pytest.mark.slow
 def test_recipes_for_own_videos_download_nothing_on_a_cpu_and_fit_a_gpu() -> None:
     cpu, gpu = loaded("own_videos_cpu"), loaded("own_videos_gpu")
     for small in (cpu, loaded("convnext_fusion_small")):
@@ -58,6 +59,7 @@ def test_recipes_for_own_videos_download_nothing_on_a_cpu_and_fit_a_gpu() -> Non
     assert count_parameters(on_paper(gpu)) == count_parameters(on_paper(loaded("fusion_2016")))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_recipe(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[1]
     shutil.copytree(root / "twostream_ray", tmp_path / "twostream_ray", ignore=shutil.ignore_patterns("__pycache__"))
@@ -75,6 +77,7 @@ def test_every_paper_has_its_recipe() -> None:
     assert set(RECIPES) >= set(PAPERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_sample_of_the_recipe_goes_through_its_network(recipe: str) -> None:
     config = loaded(recipe)

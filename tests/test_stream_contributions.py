@@ -37,6 +37,7 @@ def sample_for(network: Network, *, seed: int = 1) -> Sample:
     return Sample(rgb if network.needs_rgb else None, flow if network.needs_flow else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_contributions_of_every_architecture_add_up_to_the_logit_within_one_percent(config: ModelConfig) -> None:
     network = network_of(config)

@@ -68,6 +68,7 @@ def test_every_view_has_the_logits_of_its_own_sample(clip: EncodedClip, model: M
         np.testing.assert_allclose(found, torch.cat(list(outputs.values())), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(CONFIGS)))
 def test_every_network_scores_by_every_protocol(clip: EncodedClip, number: int) -> None:
     network, package = made(replace(CONFIGS[number], num_classes=5))
@@ -136,6 +137,7 @@ def test_out_of_memory_halves_a_batch_and_goes_on(clip: EncodedClip) -> None:
     assert max(sizes) <= 3 and sum(sizes) == 8
 
 
+@pytest.mark.slow
 def test_a_view_that_fits_no_memory_is_refused(clip: EncodedClip) -> None:
     network, package = made()
 

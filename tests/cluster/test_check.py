@@ -250,6 +250,7 @@ def plant(copy: Path) -> Iterator[Callable[[Edit], None]]:
         path.write_text(text)
 
 
+@pytest.mark.slow
 def test_the_files_that_are_there_pass() -> None:
     assert cluster_check.check(ROOT, {}).mistakes == []
 
@@ -278,6 +279,7 @@ def test_a_planted_mistake_is_refused_without_kuberays_schemas(
     assert all("\n" not in mistake for mistake in mistakes)
 
 
+@pytest.mark.slow
 def test_a_network_of_timm_wants_an_image_with_timm(copy: Path, plant: Callable[[Edit], None]) -> None:
     plant((TRAIN, "--config fusion_2016", "--config convnext_fusion", ""))
     assert cluster_check.check(copy, {}).mistakes == []
@@ -302,6 +304,7 @@ def test_kuberays_schemas_refuse_what_the_table_of_fields_leaves_open(
     assert any("nodeAffinit" in mistake for mistake in cluster_check.check(copy, schemas).mistakes)
 
 
+@pytest.mark.slow
 def test_schemas_are_read_as_kuberay_publishes_them(schemas: dict[str, Any], tmp_path: Path) -> None:
     schema = json.loads(gzip.decompress((SCHEMAS / "rayjobs_v1.schema.json.gz").read_bytes()))
     definition = {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}}

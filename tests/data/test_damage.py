@@ -48,6 +48,7 @@ def damaged(content: bytes, kind: Damage, rng: np.random.Generator) -> bytes:
     return copy.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [7, 14])
@@ -80,6 +81,7 @@ def sheet(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(grey.astype(np.float32), (8, 6), interpolation=cv2.INTER_AREA)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("group", ["hmdb51", "kinetics_like", "codecs"])
 def test_frames_fetched_in_random_order_are_those_decoded_in_order(real: Path, group: str) -> None:

@@ -152,6 +152,7 @@ def other_memory() -> Iterator[Callable[[np.random.Generator], None]]:
         perturb(M_PERTURB, 0)
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_order_or_on_what_lay_in_memory(
     other_memory: Callable[[np.random.Generator], None],
 ) -> None:
@@ -165,6 +166,7 @@ def test_bytes_do_not_depend_on_order_or_on_what_lay_in_memory(
     assert [name for name, variants in found.items() if len(variants) > 1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or sys.platform != "linux", reason="promised for x86, tried on Linux"
 )

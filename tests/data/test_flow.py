@@ -185,6 +185,7 @@ def coded(field: NDArray[np.float32]) -> NDArray[np.float32]:
     return flow.dequantise(levels, FlowContract()).transpose(1, 2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "expected"), [("dis", "dis_medium"), ("tvl1", "tvl1_opencv5_default")])
 def test_error_on_middlebury_is_the_published_one(real: Path, algorithm: str, expected: str) -> None:
     frames, truth, known = rubberwhale(real)

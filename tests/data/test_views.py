@@ -117,6 +117,7 @@ def decoded_in_order(clip: EncodedClip) -> list[np.ndarray]:
     return list(FrameStream(clip.video))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["paper_2014", "fusion_2016", "st_resnet_2016", "validation"])
 def test_samples_of_a_protocol_are_those_frames_and_fields(crawling: EncodedClip, name: str) -> None:

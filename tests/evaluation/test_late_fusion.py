@@ -42,6 +42,7 @@ def blind_streams(labels: NDArray[Any], *, seed: int) -> list[NDArray[Any]]:
     return list(noise)
 
 
+@pytest.mark.slow
 def test_an_svm_joins_two_streams_that_are_half_blind_each() -> None:
     fit_labels, labels = np.arange(80) % 4, np.arange(60) % 4
     judged = blind_streams(labels, seed=1)
@@ -129,6 +130,7 @@ def test_mmaction2s_example_of_score_fusion_gives_its_numbers(real: Path, expect
     assert confusion.trace() / judged.sum() == pytest.approx(0.9180, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_an_svm_on_half_of_ucf101s_real_scores_beats_both_streams_and_their_mean_on_the_other(
     ucf101: dict[str, NDArray[Any]],

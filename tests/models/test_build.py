@@ -53,6 +53,7 @@ def test_the_default_network_compiles_whole_forward_and_backward() -> None:
     assert network.get_parameter("temporal.conv1_1.weight").grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_default_network_exports_for_any_number_of_samples() -> None:
     network = narrow_default().eval()
     samples = torch.export.Dim("samples")

@@ -110,6 +110,7 @@ def test_weights_of_this_package_and_of_safetensors_start_a_network_but_for_a_cl
     assert started.get_parameter("classifier.weight").shape[0] == 6
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_or_with_what_is_no_number_are_refused() -> None:
     state = built(CLIP3D).state_dict()
     narrow = {"file": safetensors.torch.save(built(model("r3d_18", width=2)).state_dict())}

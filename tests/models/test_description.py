@@ -191,6 +191,7 @@ def on_meta(config: ModelConfig) -> Network:
         return build_network(config, num_classes=5, flow_length=2, pretrained=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_training_step_takes_at_most_three_times_the_operations_of_its_forward_pass(config: ModelConfig) -> None:
     forward = describe(config, num_classes=5, flow_length=2, num_snippets=3, size_px=32)["gflops_forward"] * 1e9

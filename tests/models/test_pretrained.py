@@ -71,6 +71,7 @@ def test_a_tower_that_ends_early_ignores_the_weights_behind() -> None:
     assert torch.equal(tower.get_parameter("conv3.weight"), source.get_parameter("conv3.weight"))
 
 
+@pytest.mark.slow
 def test_imagenet_resnet50_computes_what_torchvisions_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = torchvision.models.resnet50().eval()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -84,6 +85,7 @@ def test_imagenet_resnet50_computes_what_torchvisions_does(tmp_path: Path, monke
         torch.testing.assert_close(ours(frames).flatten(1), theirs(frames), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_vgg16_with_torchvisions_names_computes_what_torchvisions_does() -> None:
     shape = [4, 4, "M", 8, 8, "M", 16, 16, 16, "M", 32, 32, 32, "M", 32, 32, 32, "M"]
     theirs = torchvision.models.VGG(torchvision.models.vgg.make_layers(shape)).eval()
@@ -196,6 +198,7 @@ def test_the_streams_of_a_checkpoint_of_this_package_start_a_tower_each() -> Non
                 assert torch.equal(values, network.state_dict()[f"{stream}.{name}"]), name
 
 
+@pytest.mark.slow
 def test_torchvisions_own_vgg16_file_starts_both_streams(tmp_path: Path) -> None:
     # Its real sizes; weights that torch has not filled cost no time to draw.
     with torch.device("meta"):

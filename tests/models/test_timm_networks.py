@@ -42,6 +42,7 @@ def test_a_tower_scores_as_the_network_of_timm(name: str) -> None:
         torch.testing.assert_close(grid(tower(frames)).flatten(1), features, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ("convnext_tiny", "vit_tiny_patch16_224", "resnet18", "swin_tiny_patch4_window7_224", NORM_IN_CLASSIFIER)
 )
@@ -77,6 +78,7 @@ def test_weights_do_not_depend_on_whether_the_layers_were_asked_for_before(name:
     assert all(torch.equal(first, second) for first, second in zip(weights(), weights(), strict=True))
 
 
+@pytest.mark.slow
 def test_layers_carry_timms_names_and_know_their_scale() -> None:
     assert [tuple(row) for row in layer_table("timm:convnext_tiny")] == [
         ("stem", 96, 4),
@@ -90,6 +92,7 @@ def test_layers_carry_timms_names_and_know_their_scale() -> None:
     assert list(layer_channels(CONVNEXT))[-3:] == ["pool5", "drop5", "fc8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reduction"), [("tf_efficientnetv2_s", 32), ("vit_small_patch14_dinov2", 14)])
 def test_scales_are_whole_also_of_networks_for_frames_that_they_do_not_divide(name: str, reduction: int) -> None:
     assert layer_table(f"timm:{name}")[-1].reduction == reduction

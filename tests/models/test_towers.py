@@ -48,6 +48,7 @@ def test_fully_connected_layers_over_larger_maps_are_those_of_every_window(backb
                 torch.testing.assert_close(sliding[:, :, top, left], tower(part, after="pool5")[:, :, 0, 0])
 
 
+@pytest.mark.slow
 def test_vgg16_over_a_frame_scores_as_on_the_crops_that_align() -> None:
     """VGG-16 slides by 32 px: its 2 x 2 scores of 256 x 256 px are those of the four 224 px crops 32 px apart.
 

@@ -86,6 +86,7 @@ _ROWS = re.findall(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "row"), _ROWS, ids=[recipe for recipe, _ in _ROWS])
 def test_the_costs_of_recipes_in_the_docs_are_what_describe_says(
     capsys: pytest.CaptureFixture[str], recipe: str, row: str

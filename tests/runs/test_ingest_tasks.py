@@ -66,6 +66,7 @@ def test_no_core_waits_while_clips_are_left_however_uneven_they_are(sizes: list[
     assert seconds <= sum(uneven[k % 997] for k in range(sum(sizes))) / cores + max(uneven)
 
 
+@pytest.mark.slow
 def test_a_thousand_shards_are_begun_few_at_a_time_also_behind_a_clip_that_never_ends() -> None:
     _, idle, held = simulated([128] * 1000, cores=16, seconds=[1.0])
     assert idle == 0 and held <= 3 * 128

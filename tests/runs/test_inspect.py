@@ -89,6 +89,7 @@ def two_clips(videos: Path, out: str, contract: FlowContract) -> None:
     write_manifest(out, parts=[part], classes=catalog.classes, contract=contract)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not second_decoder.is_installed(), reason="decord has wheels for x86-64 only")
 def test_verify_compares_frames_with_a_second_decoder_and_names_the_row_of_a_wrong_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -137,6 +138,7 @@ def test_nothing_but_an_earlier_picture_is_written_over(
     assert before is None or out.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_earlier_picture_is_written_over(videos: Path, tmp_path: Path) -> None:
     shards = str(tmp_path / "shards")
     two_clips(videos, shards, FlowContract(short_side_px=48))

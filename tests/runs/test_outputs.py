@@ -90,6 +90,7 @@ def test_a_file_that_no_verb_wrote_is_not_written_over(
     assert (out / name).read_bytes() == content
 
 
+@pytest.mark.slow
 def test_what_the_verb_wrote_itself_is_written_over(shards: ShardSet, tmp_path: Path) -> None:
     for verb in ("tune-scores", "inspect"):
         for _ in range(2):

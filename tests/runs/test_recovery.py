@@ -69,6 +69,7 @@ print(noise_shards(str(small), rows=(5, 3), num_fields=40).hash)
 """
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_nothing_half_written_is_taken_for_whole(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -149,6 +149,7 @@ def test_a_run_may_get_more_epochs_but_not_fewer_and_a_search_neither(tmp_path: 
         run.begun_with(asked(epochs + 5) | {"seed": 99})
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_gets_more_epochs_is_an_unfinished_one_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,7 @@ def long_video(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_a_signal_ends_the_service_when_what_has_begun_is_answered(tmp_path: Path, sent: signal.Signals) -> None:
     folder, content = stored_model(tmp_path / "model"), long_video(tmp_path)
@@ -75,6 +76,7 @@ def test_a_signal_ends_the_service_when_what_has_begun_is_answered(tmp_path: Pat
             socket.create_connection(("127.0.0.1", port), timeout=1)
 
 
+@pytest.mark.slow
 def test_what_takes_longer_than_the_service_may_wait_is_cut_off_and_told_so(tmp_path: Path) -> None:
     folder, content = stored_model(tmp_path / "model"), long_video(tmp_path)
     with started(folder, "--shutdown_seconds", "1", "--limits.receive_seconds", "600") as (process, port):

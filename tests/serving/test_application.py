@@ -10,6 +10,7 @@ from twostream_ray.serving.answers import EXAMPLE, ErrorAnswer, ModelAnswer, Pre
 from twostream_ray.serving.settings import ServeConfig
 
 
+@pytest.mark.slow
 def test_an_answer_is_what_the_classifier_says_of_the_video_and_names_its_version(
     service: RunningService, model_folder: Path, video: bytes
 ) -> None:
@@ -43,6 +44,7 @@ def test_scores_over_time_are_of_parts_of_the_video_in_order(service: RunningSer
         assert len(head["probabilities"]) == len(CLASSES) and sum(head["probabilities"]) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["fused", "late"])
 def test_shares_of_the_streams_add_up_to_one(tmp_path: Path, video: bytes, architecture: str) -> None:
     folder = stored_model(tmp_path, architecture=architecture)
@@ -52,6 +54,7 @@ def test_shares_of_the_streams_add_up_to_one(tmp_path: Path, video: bytes, archi
     assert architecture == "fused" or shares["method"] == "exact"
 
 
+@pytest.mark.slow
 def test_a_model_of_several_data_sets_answers_for_each_or_the_one_asked_for(tmp_path: Path, video: bytes) -> None:
     with running_service(ServeConfig(model=str(stored_model(tmp_path, head_classes=(1, 2))))) as running:
         heads = running.post("/predict", video).json["heads"]

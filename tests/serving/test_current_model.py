@@ -36,6 +36,7 @@ def until(true: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_the_champion_is_followed_and_every_answer_is_of_the_version_that_it_names(
     registry: tuple[TrackingConfig, dict[str, Path]], video: bytes
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_prepared_clip_is_an_mp4_where_it_is_asked_for(service: RunningServi
     assert uri.startswith("data:video/mp4;base64,") and base64.b64decode(uri.partition(",")[2])[4:8] == b"ftyp"
 
 
+@pytest.mark.slow
 def test_overlays_that_a_network_lacks_are_said_in_words(tmp_path: Path, video: bytes) -> None:
     with running_service(ServeConfig(model=str(stored_model(tmp_path, architecture="late")))) as running:
         reasons = running.post("/explain?moments=1", video).json["reasons"]
@@ -83,6 +84,7 @@ def test_a_protocol_of_many_views_is_explained_by_few(model_folder: Path) -> Non
         assert chosen.snippets == protocol.snippets and chosen.average == protocol.average
 
 
+@pytest.mark.slow
 def test_others_are_answered_between_the_passes_of_an_explanation(
     service: RunningService, video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +112,7 @@ def test_others_are_answered_between_the_passes_of_an_explanation(
     assert predicted < answered[0]
 
 
+@pytest.mark.slow
 def test_an_explanation_that_takes_too_long_is_504_and_ends(
     service: RunningService, video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

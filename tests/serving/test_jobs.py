@@ -33,6 +33,7 @@ def until(true: Any) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_one_video_more_than_may_wait_is_429_at_once_and_the_others_are_answered(
     model_folder: Path, video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +53,7 @@ def test_one_video_more_than_may_wait_is_429_at_once_and_the_others_are_answered
         assert (running.service.queue.begun, running.service.queue.running) == (0, 0)
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_504_and_its_work_ends(
     model_folder: Path, video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

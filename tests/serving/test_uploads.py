@@ -80,6 +80,7 @@ def test_the_same_video_gets_the_same_answer_however_it_comes(bounded: RunningSe
         assert other.json["heads"] == raw.json["heads"]
 
 
+@pytest.mark.slow
 def test_a_body_beyond_the_limit_is_413_before_it_comes(bounded: RunningService) -> None:
     refused = exchange(bounded.port, head("Content-Length: 201000000"))
     assert refused.startswith(b"HTTP/1.1 413") and b'"too_large"' in refused and b"at most 100000 bytes" in refused
@@ -128,6 +129,7 @@ def test_what_is_no_video_is_422_in_words(
     assert said in answer.message and "/tmp" not in answer.message and "root:" not in answer.message
 
 
+@pytest.mark.slow
 def test_a_video_that_plays_too_long_has_too_many_frames_or_too_few_is_422(model_folder: Path, video: bytes) -> None:
     limits = {"seconds": LimitsConfig(seconds=0.5), "frames": LimitsConfig(frames=10)}
     said = {
@@ -177,6 +179,7 @@ def test_only_uris_below_those_allowed_are_read(bounded: RunningService, service
     assert ask(service, {"uri": "/etc/hostname"}) == (415, "wrong_media")
 
 
+@pytest.mark.slow
 def test_a_sender_that_is_slow_is_408(bounded: RunningService) -> None:
     silent = exchange(bounded.port, head("Content-Length: 1000"), b"some", wait=0.01)
     assert silent.startswith(b"HTTP/1.1 408") and b'"slow_sender"' in silent
@@ -184,6 +187,7 @@ def test_a_sender_that_is_slow_is_408(bounded: RunningService) -> None:
     assert drips.startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_come_is_408_and_one_without_an_end_is_no_request(bounded: RunningService) -> None:
     started = time.monotonic()
     assert exchange(bounded.port, b"POST /pre").startswith(b"HTTP/1.1 408")
@@ -193,6 +197,7 @@ def test_a_head_that_does_not_come_is_408_and_one_without_an_end_is_no_request(b
     assert endless.startswith(b"HTTP/1.1 400") and b'"bad_parameter"' in endless
 
 
+@pytest.mark.slow
 def test_so_many_bodies_and_connections_are_taken_and_no_more(bounded: RunningService, video: bytes) -> None:
     answers: list[bytes] = []
     slow = [

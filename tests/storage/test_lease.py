@@ -112,6 +112,7 @@ def test_threads_of_one_process_exclude_each_other_too(tmp_path: Path) -> None:
     assert most == 1 and held_by >= 1
 
 
+@pytest.mark.slow
 def test_of_many_processes_that_begin_at_once_over_a_stale_lease_one_gets_it(tmp_path: Path) -> None:
     leave(tmp_path / "x", process_start=1)
     rivals = [

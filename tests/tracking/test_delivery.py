@@ -109,6 +109,7 @@ KILLED_AFTER = {"log_batch": 1, "write_ids": 0, "remove": 1, "delete": 1}
 """What is called in a replay, and how many of its calls are survived."""
 
 
+@pytest.mark.slow
 def test_a_replay_killed_at_any_point_leaves_nothing_twice(
     away_and_back: tuple[TrackingConfig, TrackingConfig], tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def test_an_absent_server_is_reported_once_and_holds_up_no_epoch(
     assert Outbox(run_uri=str(tmp_path)).count() == 200
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_and_says_nothing_costs_one_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +268,7 @@ def test_a_run_moves_to_another_server_with_its_parameters(tracking: TrackingCon
     assert client_for(moved.tracking_uri).get_run(moved.run_id).data.params == {"lr": "0.1"}
 
 
+@pytest.mark.slow
 def test_many_processes_that_log_into_one_journal_lose_and_double_nothing(
     tracking: TrackingConfig, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def registered(config: TrackingConfig, package: Path, *, name: str) -> tuple[Run
     return handle, version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["tracking", "server"])
 def test_version_carries_lineage_and_scores_and_can_be_pulled(
     store: str, package: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -101,6 +102,7 @@ def test_version_carries_lineage_and_scores_and_can_be_pulled(
     assert not (tmp_path / "elsewhere.db").exists()
 
 
+@pytest.mark.slow
 def test_registered_model_is_code_and_data_without_pickle(tracking: TrackingConfig, package: Path) -> None:
     handle, _ = registered(tracking, package, name="files")
     client = client_for(handle.tracking_uri)
@@ -189,6 +191,7 @@ def test_measurement_tag_survives_json(tracking: TrackingConfig, package: Path) 
     assert stored["metrics"] == {"top1": 0.875, "top5": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wh?t #1", "100%", "a%20b", "ünï cödé", "x:y@z", "a+b&c=d"])
 def test_a_model_from_a_folder_of_any_name_is_registered_and_pulled_whole(
     name: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking: TrackingConfig

@@ -196,6 +196,7 @@ def public() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="wants to become another user")
 def test_a_database_of_others_can_be_read_but_a_run_is_not_recorded_there(tmp_path: Path, public: Path) -> None:
     """As another user, for whom permissions hold."""

@@ -76,6 +76,7 @@ def test_what_the_settings_say_is_chosen_on_any_device() -> None:
     assert resolved(plain, torch.device("cuda", 0)) == plain
 
 
+@pytest.mark.slow
 def test_layout_and_compilation_leave_names_and_shapes_as_checkpoints_have_them() -> None:
     plain, changed = network(), network()
     prepared(changed, config=TrainingConfig(channels_last=True, compile=True), device=CPU)

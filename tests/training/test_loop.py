@@ -227,6 +227,7 @@ def test_channels_last_changes_the_layout_of_training_and_not_its_losses() -> No
     assert losses == pytest.approx(trained(small_network(), batches), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_as_an_eager_one_under_the_same_names() -> None:
     batches = [batch(8, seed=seed) for seed in range(3)]
     tower = TowerConfig(backbone="vgg_small", width=4, dropout=0)  # compiled dropout draws other numbers

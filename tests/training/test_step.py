@@ -154,6 +154,7 @@ def test_phases_are_timed_where_wanted() -> None:
     assert min(seconds.values()) > 0
 
 
+@pytest.mark.slow
 def test_50_steps_give_the_same_losses_bit_for_bit_with_the_same_seed() -> None:
     losses = []
     for _ in range(2):

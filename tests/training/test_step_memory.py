@@ -24,18 +24,21 @@ def taken(samples: int = 8, *, workers: int = 1, **training: Any) -> StepMemory:
     )
 
 
+@pytest.mark.slow
 def test_activations_grow_with_the_samples_and_the_state_does_not() -> None:
     small, large = taken(8), taken(16)
     assert large.state == pytest.approx(small.state, rel=0.01) and small.gradients == large.gradients
     assert (large.peak - large.state) == pytest.approx(2 * (small.peak - small.state), rel=0.1)
 
 
+@pytest.mark.slow
 def test_what_saves_memory_is_seen_to_save_it() -> None:
     plain = taken(32)
     assert taken(32, micro_batches=4).peak < 0.5 * plain.peak
     assert taken(32, precision="bfloat16").peak < 0.9 * plain.peak
 
 
+@pytest.mark.slow
 def test_state_is_weights_gradients_and_moments_and_what_is_wanted_beside_them() -> None:
     plain = taken()
     assert plain.state == pytest.approx(3 * plain.gradients, rel=0.05)
@@ -44,6 +47,7 @@ def test_state_is_weights_gradients_and_moments_and_what_is_wanted_beside_them()
     assert taken(workers=2).state == plain.state + plain.gradients
 
 
+@pytest.mark.slow
 def test_mixing_samples_takes_memory_for_a_moment_and_none_that_stays() -> None:
     plain, mixed = taken(), taken(mixup_alpha=0.2)
     assert mixed.state == pytest.approx(plain.state, rel=0.01) and plain.peak <= mixed.peak < 1.5 * plain.peak

@@ -11,6 +11,7 @@ def shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 120])
 def test_help_fits_the_terminal(
     columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -22,6 +23,7 @@ def test_help_fits_the_terminal(
         assert text == shown([*words, "--help"], capsys) and "\n\n\n" not in text
 
 
+@pytest.mark.slow
 def test_short_help_has_examples_first_then_settings_then_the_way_to_all(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,6 +37,7 @@ def test_short_help_has_examples_first_then_settings_then_the_way_to_all(
         assert (f"twostream {name} --help-all lists all" in text) == (verb.settings is not None)
 
 
+@pytest.mark.slow
 def test_an_option_and_its_value_stay_on_a_line_of_an_example(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

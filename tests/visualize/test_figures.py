@@ -76,6 +76,7 @@ def test_an_installed_font_is_taken_for_the_letters_it_has(
     assert figures._families(frozenset("走る")) == ("Squares",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["$x_1$", "$", "$$", r"$\frac{1}{0$", "a_b^c", "n\new\tlines", "\x1b[31mred", "x" * 5000, "\udcff", "‮gnp", ""],

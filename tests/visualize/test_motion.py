@@ -60,6 +60,7 @@ def test_the_contact_sheet_shows_every_frame_and_its_flow(tmp_path: Path) -> Non
     assert num_pixels(tmp_path / "s.png", tuple(beyond)) == pytest.approx(sum(areas), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_heading_takes_a_line_above_each_row_and_no_frame_away(tmp_path: Path) -> None:
     frames = np.full((6, 24, 32, 3), (10, 200, 30), dtype=np.uint8)
     flows = np.zeros((6, 24, 32, 2))

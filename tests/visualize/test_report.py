@@ -27,6 +27,7 @@ def test_a_bin_without_a_clip_has_no_bar(figures: list[Figure], tmp_path: Path) 
     assert len(figures[0].axes[0].patches) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "num_shown"), [(4, 4), (101, 101), (404, 120)])
 def test_the_weakest_classes_are_drawn_first_and_the_rest_is_counted(
     figures: list[Figure], tmp_path: Path, num_classes: int, num_shown: int

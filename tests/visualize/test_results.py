@@ -18,6 +18,7 @@ SPATIAL, TEMPORAL, NETWORK = "#d55e00", "#0072b2", "#222222"
 # -- confusion
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [101, 404])
 def test_a_perfect_network_has_one_dark_cell_per_class(tmp_path: Path, num_classes: int) -> None:
     names = [f"class number {label}" for label in range(num_classes)]
@@ -66,6 +67,7 @@ def test_only_classes_with_clips_have_a_row_and_others_that_were_predicted_a_gre
     assert figures[1].axes[0].get_title() == "top-1 85.7%: 12 of 14 clips right, 14 of the split's 16 scored"
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_most_frequent_confusions_are_listed_and_nothing_is_cut_off(
     figures: list[Figure], tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def lines_of_trials(figure: Figure) -> list[Any]:
 # -- any picture of a search
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.parametrize("num_trials", [0, 1, 200])
 def test_a_search_of_any_size_can_be_drawn_and_nothing_is_cut_off(
@@ -61,6 +62,7 @@ def test_a_search_of_any_size_can_be_drawn_and_nothing_is_cut_off(
     assert max(edges.shape) < 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", PICTURES)
 def test_long_names_and_values_are_shortened_and_no_formula_is_read_into_them(picture: Draw, tmp_path: Path) -> None:
     trials = search(12)
@@ -73,6 +75,7 @@ def test_long_names_and_values_are_shortened_and_no_formula_is_read_into_them(pi
     assert max(edges.shape) < 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", PICTURES)
 def test_every_picture_says_what_became_of_the_trials(picture: Draw, figures: list[Figure], tmp_path: Path) -> None:
     picture(search(14, failed=2), tmp_path / "p.png")
@@ -92,6 +95,7 @@ def test_settings_are_named_as_far_as_it_takes_to_tell_them_apart() -> None:
 # -- parallel coordinates
 
 
+@pytest.mark.slow
 def test_each_trial_is_a_line_and_only_settings_that_vary_have_an_axis(figures: list[Figure], tmp_path: Path) -> None:
     parallel_coordinates_picture(search(14), tmp_path / "p.png")
     assert len(lines_of_trials(figures[0])) == 14
@@ -150,6 +154,7 @@ def test_a_range_is_drawn_on_the_scale_that_it_was_searched_on(figures: list[Fig
 # -- importance
 
 
+@pytest.mark.slow
 def test_the_setting_that_decides_is_the_most_important() -> None:
     found = setting_importance(search(60))
     assert found is not None
@@ -161,11 +166,13 @@ def test_the_setting_that_decides_is_the_most_important() -> None:
     assert "training.momentum" not in found.settings
 
 
+@pytest.mark.slow
 def test_importance_is_the_same_every_time() -> None:
     trials = [{"a": number % 3, "score": 0.1 * (number % 4), "status": "finished"} for number in range(10)]
     assert setting_importance(trials) == setting_importance(trials)
 
 
+@pytest.mark.slow
 def test_importance_on_noise_says_that_nothing_is_known(figures: list[Figure], tmp_path: Path) -> None:
     draw = random.Random(1)
     trials = [trial | {"score": draw.random()} for trial in search(20)]

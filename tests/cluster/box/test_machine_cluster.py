@@ -82,6 +82,7 @@ def waiting(name: str, folder: Path) -> ServerProcess:
     return ServerProcess.started(name, [sys.executable, "-c", code], log=folder / f"{name}.log", environment=os.environ)
 
 
+@pytest.mark.slow
 def test_down_ends_what_was_started_with_its_children_and_another_process_of_a_used_id_is_left_alone(
     addresses: Addresses, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

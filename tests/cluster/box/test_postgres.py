@@ -24,6 +24,7 @@ def database() -> Iterator[Postgres]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_it_wants_the_password_and_gives_back_its_shared_memory(database: Postgres) -> None:
     before = set(Path("/dev/shm").iterdir())
     process = database.start()

@@ -60,6 +60,7 @@ def batches(draw: st.DrawFn) -> EncodedFlow:
     )
 
 
+@pytest.mark.slow
 @given(batch=batches())
 @settings(max_examples=60, deadline=None)
 def test_samples_are_bit_for_bit_those_of_the_cpu(batch: EncodedFlow) -> None:

@@ -34,6 +34,7 @@ def views_of(clip: EncodedClip, protocol: Protocol, config: SamplingConfig, crop
     return protocol_views(protocol, *shape, sampling_config=config, transform_config=transforms)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     protocol=st.builds(

@@ -81,6 +81,7 @@ def packed(shard_set: ShardSet) -> PackedClip:
     return row.packed
 
 
+@pytest.mark.slow
 def test_processes_give_the_samples_that_threads_give(shard_set: ShardSet) -> None:
     ways = [batches_of(loader_of(shard_set, decode_processes=number)) for number in (0, 1, 2)]
     assert len(ways[0]) == 6
@@ -173,6 +174,7 @@ def test_damage_names_clip_row_and_shard(shard_set: ShardSet, options: dict[str,
         batches_of(loader)
 
 
+@pytest.mark.slow
 def test_decoders_end_with_a_worker_that_is_killed(shard_set: ShardSet) -> None:
     script = (
         "import time; from twostream_ray.data.flow import FlowContract\n"
@@ -191,6 +193,7 @@ def test_decoders_end_with_a_worker_that_is_killed(shard_set: ShardSet) -> None:
     assert left == []
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_many_passes(shard_set: ShardSet) -> None:
     passes = [Pass(split="train", epoch=number, training=bool(number % 3)) for number in range(60)]
     config = replace(config_of(shard_set), decode_processes=2)

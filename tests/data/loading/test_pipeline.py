@@ -248,6 +248,7 @@ def test_each_pass_is_planned_once_and_each_view_drawn_once(tiny: ShardSet, monk
     assert Counter(drawn) == {f"{clip}.mp4": 2 for clip in range(50)}
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(data=st.data())
 def test_a_pass_broken_off_anywhere_and_resumed_by_other_workers_takes_every_clip_once(

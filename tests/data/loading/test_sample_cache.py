@@ -72,6 +72,7 @@ def test_runs_that_draw_the_same_samples_decode_each_once_and_test_views_once_fo
         assert again == plain and decoded == 0
 
 
+@pytest.mark.slow
 def test_samples_that_depend_on_other_settings_are_never_taken(shard_set: ShardSet, tmp_path: Path) -> None:
     cache = {"sample_cache": str(tmp_path)}
     drawn(shard_set, **cache)
@@ -167,6 +168,7 @@ def fill_all(directory: Path, log: Path) -> int:
         return sum(threads.map(fill, range(40)))
 
 
+@pytest.mark.slow
 def test_threads_and_processes_that_want_a_clip_at_the_same_time_decode_it_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with processes(3) as several:

@@ -77,6 +77,7 @@ def test_the_parts_are_the_same_in_every_process_and_differ_by_their_own_seed_al
     assert clips_of(shard_set, str(other.split_to_validate)) != clips_of(shard_set, str(data.split_to_validate))
 
 
+@pytest.mark.slow
 def test_nothing_but_settings_and_messages_reads_the_splits_as_they_are_named() -> None:
     """Where a part is cut it stands for them: split_to_train and split_to_validate say what to take."""
     package = Path(twostream_ray.__file__).parent

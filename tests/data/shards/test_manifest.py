@@ -185,6 +185,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return content[:start] + with_new[draw.choice(list(with_new))] + content[end:]
 
 
+@pytest.mark.slow
 def test_200_mutated_manifests_records_and_indexes_are_one_line_each_or_as_they_were(
     whole: ShardSet, copy: Path
 ) -> None:

@@ -301,6 +301,7 @@ def test_bad_settings_are_refused(settings: dict[str, str], message: str) -> Non
 # -- the official lists and real clips
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_official_lists_give_13320_clips_with_the_published_counts(real: Path) -> None:
     lists = real / "lists" / "ucf101_official_crlf"
@@ -320,6 +321,7 @@ def test_official_lists_give_13320_clips_with_the_published_counts(real: Path) -
     assert {clip.label for clip in catalog.clips if "v_HandStandPushups" in clip.clip_id} == {36}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_29_real_clips_get_the_labels_and_splits_of_the_official_lists(real: Path) -> None:
     def list_files(directory: str) -> Iterable[tuple[str, int]]:

@@ -29,6 +29,7 @@ def grey_video(path: Path, *, height: int, width: int, aspect: Fraction = Fracti
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (1080, 1920), (64, 48), (320, 180)])
 def test_classes_are_drawn_below_and_the_picture_above_stays_what_it_was(
     tmp_path: Path, height: int, width: int

@@ -83,6 +83,7 @@ def test_who_waits_for_a_child_can_be_called_off() -> None:
     pool.close()
 
 
+@pytest.mark.slow
 def test_videos_of_several_threads_decode_at_once() -> None:
     pool, content = decoder_pool(2), video(80)
     seen: set[int] = set()
@@ -99,6 +100,7 @@ def test_videos_of_several_threads_decode_at_once() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in seen)
 
 
+@pytest.mark.slow
 def test_decoding_that_is_called_off_ends_at_once_and_so_does_its_child() -> None:
     pool, cancelled, content = decoder_pool(1), threading.Event(), video(800)
     prepare_in_subprocess(video(3), CONTRACT, name="x", pool=pool)

@@ -69,6 +69,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", FILES)
 def test_files_that_are_no_whole_videos_are_refused_in_little_time_and_memory(kind: str) -> None:

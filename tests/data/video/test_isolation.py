@@ -70,6 +70,7 @@ def test_errors_keep_their_kind_and_their_one_line() -> None:
         prepare_in_subprocess(video(6), CONTRACT, name="x", max_frames=5)
 
 
+@pytest.mark.slow
 def test_a_crash_is_a_bad_video_and_the_next_one_gets_a_new_child() -> None:
     prepare_in_subprocess(video(3), CONTRACT, name="x")
     crashed, long = child_id(), video(1500)
@@ -80,6 +81,7 @@ def test_a_crash_is_a_bad_video_and_the_next_one_gets_a_new_child() -> None:
     assert child_id() != crashed
 
 
+@pytest.mark.slow
 def test_a_child_killed_from_outside_is_no_fault_of_the_video() -> None:
     prepare_in_subprocess(video(3), CONTRACT, name="x")
     killed, long = child_id(), video(1500)
@@ -98,6 +100,7 @@ def test_many_open_files_are_no_obstacle() -> None:
             file.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["time.sleep(99)", "while True: pass"])
 @pytest.mark.timeout(60)
 def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
@@ -110,6 +113,7 @@ def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, how: st
     assert prepare_in_subprocess(video(3), CONTRACT, name="x").num_frames == 3
 
 
+@pytest.mark.slow
 def test_a_clip_that_goes_on_and_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_in_subprocess(video(3), CONTRACT, name="x")
     monkeypatch.setattr(isolation, "_SECONDS", 0.2)
@@ -125,6 +129,7 @@ def test_notes_about_a_video_come_back_from_the_child() -> None:
     assert prepare_in_subprocess(file, CONTRACT, name="x", prove=True).notes == (Note.INTERLACED,)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_time_in_which_the_child_is_stopped_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_in_subprocess(video(3), CONTRACT, name="x")
@@ -136,6 +141,7 @@ def test_time_in_which_the_child_is_stopped_is_not_counted(monkeypatch: pytest.M
     assert child_id() == stopped
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_time_in_which_parent_and_child_are_stopped_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "video.mp4").write_bytes(video(400))
@@ -218,6 +224,7 @@ def test_a_script_without_a_main_guard_is_not_run_again_and_leaves_no_process(tm
     pytest.fail("the child is still there")
 
 
+@pytest.mark.slow
 def test_a_fork_has_a_child_of_its_own() -> None:
     prepare_in_subprocess(video(3), CONTRACT, name="x")
     mine = child_id()

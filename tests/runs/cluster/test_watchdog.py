@@ -16,6 +16,7 @@ def node(**processes: "subprocess.Popen[Any]") -> Any:
     return SimpleNamespace(all_processes={name: [SimpleNamespace(process=one)] for name, one in processes.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", ["raylet", "gcs_server"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_a_vital_process_that_dies_interrupts_whatever_is_waited_for_and_is_named(
@@ -48,6 +49,7 @@ def test_an_error_that_its_death_has_caused_gives_way_to_the_cause() -> None:
         raise RuntimeError("RPC error: recvmsg: connection reset by peer")
 
 
+@pytest.mark.slow
 def test_processes_that_got_sigterm_interrupt_as_ctrl_c_does() -> None:
     process = subprocess.Popen(["sleep", "1000"])
     with (
@@ -58,6 +60,7 @@ def test_processes_that_got_sigterm_interrupt_as_ctrl_c_does() -> None:
         time.sleep(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["raylet", "gcs_server"])
 def test_where_all_got_sigterm_one_that_ends_for_want_of_another_is_no_death(first: str) -> None:
     dies = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); raise SystemExit(1)"])
@@ -72,6 +75,7 @@ def test_where_all_got_sigterm_one_that_ends_for_want_of_another_is_no_death(fir
         time.sleep(60)
 
 
+@pytest.mark.slow
 def test_what_ends_of_ray_when_this_process_got_sigterm_got_it_too() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); raise SystemExit(1)"])
     with (
@@ -113,6 +117,7 @@ with watchdog.watched(node, folder="/logs", end=lambda: print("ended the others"
 """
 
 
+@pytest.mark.slow
 def test_a_block_that_cannot_be_interrupted_ends_with_its_process_and_one_line() -> None:
     ran = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 2

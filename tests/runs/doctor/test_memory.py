@@ -36,6 +36,7 @@ def config(*, batch: int, **training: object) -> ExperimentConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_step_that_is_larger_than_its_gpu_is_wrong_before_one_is_taken(shard_set: ShardSet) -> None:
     fits = memory_check(config(batch=32), shard_set, [HEALTHY])
     assert fits.status == "ok" and "a step of 16 clips per worker" in fits.found
@@ -44,6 +45,7 @@ def test_a_step_that_is_larger_than_its_gpu_is_wrong_before_one_is_taken(shard_s
     assert wrong.status == "wrong" and "micro_batches" in wrong.way_out and "1.0 GiB" in wrong.found
 
 
+@pytest.mark.slow
 def test_workers_of_one_cpu_node_take_its_memory_together(shard_set: ShardSet) -> None:
     together = memory_check(config(batch=32), shard_set, [CPU])
     assert "for 2 workers" in together.found and together.status == "ok"

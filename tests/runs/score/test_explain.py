@@ -43,6 +43,7 @@ def explain(folder: Path, out: Path, *more: str) -> int:
     return main(["explain", str(folder / "clip.mp4"), "--model", str(folder / "model"), "--out", str(out), *more])
 
 
+@pytest.mark.slow
 def test_a_page_says_why_and_shows_where_by_every_layer(
     folder: Path, tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:

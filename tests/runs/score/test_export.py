@@ -85,6 +85,7 @@ def test_the_runner_of_the_page_answers_as_the_classifier_without_torch(folder: 
     assert max(found.values()) - min(found.values()) > 0.05
 
 
+@pytest.mark.slow
 def test_a_torch_program_takes_any_number_of_views_and_names_no_file_of_this_machine(
     folder: Path, tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:

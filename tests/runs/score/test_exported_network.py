@@ -71,6 +71,7 @@ def written(path: Path, network: Network, package: ModelPackage, *, kind: Format
     return path
 
 
+@pytest.mark.slow
 def test_an_onnx_file_says_what_it_takes_and_nothing_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
     package = package_of(fused_model(temporal="conv3d"))
     path = written(tmp_path / "model.onnx", network_of(package), package, kind="onnx")
@@ -94,6 +95,7 @@ def test_an_onnx_file_says_what_it_takes_and_nothing_of_the_machine_that_wrote_i
     assert difference < 1e-5 and count == 9
 
 
+@pytest.mark.slow
 def test_another_networks_answers_are_far_from_these_and_broken_ones_infinitely(tmp_path: Path) -> None:
     package = package_of(late(streams="temporal"))
     network, other = network_of(package), network_of(package)

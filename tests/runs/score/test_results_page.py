@@ -41,6 +41,7 @@ def page_of(
     return page, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [4, 101])
 def test_a_page_says_what_was_measured_how_right_it_is_and_how_sure_that_is(tmp_path: Path, num_classes: int) -> None:
     page, report = page_of(tmp_path, num_classes=num_classes)
@@ -58,6 +59,7 @@ def test_a_page_says_what_was_measured_how_right_it_is_and_how_sure_that_is(tmp_
     assert len(page) < 1_000_000
 
 
+@pytest.mark.slow
 def test_names_of_classes_and_clips_are_no_markup(tmp_path: Path) -> None:
     plain, _ = page_of(tmp_path)
     hostile, _ = page_of(tmp_path, name="<script>alert('x')</script>\"&")

@@ -78,6 +78,7 @@ def test_the_same_scores_are_the_same_bytes(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_scores_of_two_towers_are_a_table_of_one_view(real: Path, tmp_path: Path) -> None:
     with np.load(real / "scores/ucf101_split1_two_stream_minli.npz") as arrays:
@@ -207,6 +208,7 @@ def test_a_part_that_is_damaged_doubled_or_of_another_table_is_named(tmp_path: P
         read_table(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_bit_that_was_lost_is_found_or_changes_nothing(tmp_path: Path) -> None:
     write_table(tmp_path, LOGITS)
     (_, part, _), rng = parts(tmp_path), np.random.default_rng(0)

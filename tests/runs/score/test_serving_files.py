@@ -79,6 +79,7 @@ def test_every_form_of_import_is_followed(tmp_path: Path, code: str, expected: s
     assert set(serving_files(entry)) == {f"twostream_ray/{name}.py" for name in expected}
 
 
+@pytest.mark.slow
 def test_a_model_predicts_with_these_files_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tower = TowerConfig(backbone="vgg_small", width=4)

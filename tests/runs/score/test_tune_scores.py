@@ -177,6 +177,7 @@ def two_data_sets(tmp_path: Path, part: str, *, seed: int) -> StreamScoresConfig
     return StreamScoresConfig(**files)
 
 
+@pytest.mark.slow
 def test_a_setting_is_chosen_over_all_data_sets_and_told_on_each_or_chosen_for_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +244,7 @@ def test_scores_of_evaluate_are_what_is_wanted(shard_set: ShardSet, tmp_path: Pa
     assert tuned.notes == ()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_table_of_two_towers_gives_what_the_same_scores_in_an_npz_give(real: Path, tmp_path: Path) -> None:
     with np.load(real / UCF101) as arrays:

@@ -146,6 +146,7 @@ def test_a_space_that_makes_no_sense_is_refused(written: dict[str, Any], message
         Space(written, base=BASE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("searcher", ["tpe", "random"])
 def test_ranges_are_kept_and_whole_numbers_stay_whole(searcher: Any) -> None:
     written = {
@@ -231,6 +232,7 @@ def test_a_resumed_search_proposes_as_one_that_was_never_broken_off(objective: A
         resumed.observe(number, score(proposal.settings))
 
 
+@pytest.mark.slow
 def test_tpe_finds_what_is_good_more_often_than_chance_and_keeps_away_from_what_is_refused() -> None:
     written = {
         "training.learning_rate": {"low": 0.001, "high": 1.0, "log": True},

@@ -72,6 +72,7 @@ def test_no_cluster_is_one_line_that_names_the_ways_to_one() -> None:
         Dashboard("127.0.0.1:1").versions()
 
 
+@pytest.mark.slow
 def test_what_is_no_dashboard_is_said_to_be_none() -> None:
     for content in ("<html>", [1], {"version": 1}):
         with answering({"/api/version": (200, content)}) as url, pytest.raises(ClusterError, match="something else"):
@@ -80,6 +81,7 @@ def test_what_is_no_dashboard_is_said_to_be_none() -> None:
         Dashboard(url).versions()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [{}, [], "jobs", 3, ["x"], {"result": True}])
 def test_an_answer_of_another_shape_is_no_list_of_jobs_and_no_job(content: object) -> None:
     answers: dict[str, tuple[int, object]] = {"/api/jobs/": (200, content), "/api/jobs/a": (200, content)}
@@ -91,6 +93,7 @@ def test_an_answer_of_another_shape_is_no_list_of_jobs_and_no_job(content: objec
             Dashboard(url).job("a")
 
 
+@pytest.mark.slow
 def test_a_dashboard_that_has_just_started_is_asked_for_its_nodes_until_it_knows_one() -> None:
     path = "/api/v0/nodes?detail=1&limit=1000"
 
@@ -103,6 +106,7 @@ def test_a_dashboard_that_has_just_started_is_asked_for_its_nodes_until_it_knows
         assert Dashboard(url).nodes() == [{"state": "ALIVE"}]
 
 
+@pytest.mark.slow
 def test_another_ray_or_python_is_refused_unless_it_is_wanted() -> None:
     with answering(versions("2.9.0", platform.python_version())) as url:
         with pytest.raises(ClusterError, match=r"other versions \(Ray 2\.9\.0 there, 2\..* here\): build"):
@@ -183,6 +187,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", at_once)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hasty")
 def test_a_job_that_is_silent_is_followed_to_its_end_by_one_connection() -> None:
     lines: list[str] = []

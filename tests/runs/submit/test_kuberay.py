@@ -21,6 +21,7 @@ def written(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return dict(yaml.safe_load(path.read_text()))
 
 
+@pytest.mark.slow
 def test_the_rayjob_is_of_kuberays_own_schema(tmp_path: Path) -> None:
     if not SCHEMA.is_file():
         pytest.skip("KubeRay's schemas: ../shared/reference/kuberay is not there")

@@ -230,6 +230,7 @@ def test_a_run_starts_from_another_run_and_its_resumption_from_its_own_checkpoin
     assert again.history == second.history
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_fit_is_refused_by_the_command_before_a_cluster_starts(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

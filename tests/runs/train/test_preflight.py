@@ -97,6 +97,7 @@ def test_a_shard_that_is_gone_or_cut_is_named_before_anything_starts(
     assert f"{first.name}, it is missing (so are 2 of 2 shards)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["train", "tune"])
 def test_a_wrong_setting_is_refused_without_loading_torch_ray_or_mlflow(
     verb: str, shards: Path, tmp_path: Path
